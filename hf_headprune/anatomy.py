@@ -1,0 +1,385 @@
+"""Where the attention heads and FFN units of each model family are; the only file with module paths.
+
+A further family is one more entry in `FAMILIES`; no other file changes. Nothing here computes with tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_headprune.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+SiteKind = Literal["encoder", "decoder", "cross", "ffn"]
+PRUNABLE_PREFIX = "prunable_"
+
+
+@dataclass(frozen=True)
+class AttentionNames:
+    """Names of one attention block below its layer.
+
+    Attributes:
+        site: Path of the block; it is the site's name.
+        core: Module that computes the heads. It is replaced when no head stays.
+        query, key, value: Linear modules whose rows belong to the heads.
+        output: Linear module whose columns belong to the heads.
+        num_heads: Field of the configuration that holds the number of heads.
+        kind: Role of the block.
+        own_field: Field of the pruned configuration, where `num_heads` names a field that another block uses too.
+        optional: Whether a model of the family may lack the block.
+    """
+
+    site: str
+    core: str
+    query: str
+    key: str
+    value: str
+    output: str
+    num_heads: str
+    kind: SiteKind
+    own_field: str | None = None
+    optional: bool = False
+
+    @property
+    def field(self) -> str:
+        """Field of a layer's entry in `per_layer_config` that holds the number of heads kept."""
+        return self.own_field or self.num_heads
+
+
+@dataclass(frozen=True)
+class FFNNames:
+    """Names of one feed-forward block below its layer: `down(activation(up(x)))`.
+
+    Attributes:
+        site: Path that names the site.
+        up: Linear module whose rows are the units.
+        down: Linear module whose columns are the units.
+        width: Field of the configuration that holds the number of units.
+    """
+
+    site: str
+    up: str
+    down: str
+    width: str
+
+    @property
+    def field(self) -> str:
+        """Field of a layer's entry in `per_layer_config` that holds the number of units kept."""
+        return self.width
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of equal layers: its path below the base model and the blocks of each layer."""
+
+    layers: str
+    attentions: tuple[AttentionNames, ...]
+    ffn: FFNNames
+
+
+@dataclass(frozen=True)
+class Family:
+    """Declaration of a model family.
+
+    Attributes:
+        model_type: `config.model_type` of the dense model.
+        stacks: The stacks of layers, in the order of the forward pass.
+        hidden_size: Field of the configuration that holds the width of the residual stream.
+    """
+
+    model_type: str
+    stacks: tuple[Stack, ...]
+    hidden_size: str = "hidden_size"
+
+    @property
+    def prunable_type(self) -> str:
+        """`config.model_type` of the pruned model."""
+        return PRUNABLE_PREFIX + self.model_type
+
+
+def _bert_layout(*, kind: SiteKind = "encoder") -> Stack:
+    def attention(name: str, role: SiteKind, own_field: str | None = None) -> AttentionNames:
+        return AttentionNames(
+            site=name,
+            core=f"{name}.self",
+            query=f"{name}.self.query",
+            key=f"{name}.self.key",
+            value=f"{name}.self.value",
+            output=f"{name}.output.dense",
+            num_heads="num_attention_heads",
+            kind=role,
+            own_field=own_field,
+            optional=own_field is not None,
+        )
+
+    return Stack(
+        layers="encoder.layer",
+        attentions=(attention("attention", kind), attention("crossattention", "cross", "num_cross_attention_heads")),
+        ffn=FFNNames(site="intermediate", up="intermediate.dense", down="output.dense", width="intermediate_size"),
+    )
+
+
+def _bart_stack(side: Literal["encoder", "decoder"]) -> Stack:
+    def attention(name: str, role: SiteKind, own_field: str | None = None) -> AttentionNames:
+        return AttentionNames(
+            site=name,
+            core=name,
+            query=f"{name}.q_proj",
+            key=f"{name}.k_proj",
+            value=f"{name}.v_proj",
+            output=f"{name}.out_proj",
+            num_heads=f"{side}_attention_heads",
+            kind=role,
+            own_field=own_field,
+        )
+
+    attentions = [attention("self_attn", side)]
+    if side == "decoder":
+        attentions.append(attention("encoder_attn", "cross", "cross_attention_heads"))
+    return Stack(
+        layers=f"{side}.layers",
+        attentions=tuple(attentions),
+        ffn=FFNNames(site="fc1", up="fc1", down="fc2", width=f"{side}_ffn_dim"),
+    )
+
+
+_DISTILBERT_STACK = Stack(
+    layers="transformer.layer",
+    attentions=(
+        AttentionNames(
+            site="attention",
+            core="attention",
+            query="attention.q_lin",
+            key="attention.k_lin",
+            value="attention.v_lin",
+            output="attention.out_lin",
+            num_heads="n_heads",
+            kind="encoder",
+        ),
+    ),
+    ffn=FFNNames(site="ffn", up="ffn.lin1", down="ffn.lin2", width="hidden_dim"),
+)
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("bert", (_bert_layout(),)),
+        Family("roberta", (_bert_layout(),)),
+        Family("distilbert", (_DISTILBERT_STACK,), hidden_size="dim"),
+        Family("marian", (_bart_stack("encoder"), _bart_stack("decoder")), hidden_size="d_model"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One prunable block of a live model. All paths are relative to the base model.
+
+    Attributes:
+        name: Path of the block, such as "encoder.layer.3.attention".
+        kind: "encoder", "decoder" or "cross" for attention, "ffn" for a feed-forward block.
+        layer: Zero-based index in its stack.
+        units: Number of heads or FFN units that the live model has.
+        unit_width: Columns of the output projection per unit: `head_dim`, or 1 for FFN units.
+        inputs: Paths of the linear modules whose rows are cut: query, key and value, or the first FFN matrix.
+        output: Path of the linear module whose columns are cut.
+        core: Path of the module that is replaced when no unit stays; for FFN the first matrix.
+        field: Field of the layer's entry in `per_layer_config` that holds the number of units.
+        dense_field: Field of the dense configuration that holds the number of units of the unpruned model.
+        hidden_size: Width of the residual stream.
+        parameters_per_unit: Parameters that leave with one unit, biases included.
+        bytes_per_unit: Bytes of those parameters at their present dtype.
+    """
+
+    name: str
+    kind: SiteKind
+    layer: int
+    units: int
+    unit_width: int
+    inputs: tuple[str, ...]
+    output: str
+    core: str
+    field: str
+    dense_field: str
+    hidden_size: int
+    parameters_per_unit: int
+    bytes_per_unit: int
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether the units are attention heads."""
+        return self.kind != "ffn"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Every site of a live model, and the totals that `cost` starts from.
+
+    Attributes:
+        model_type: Family, without the prefix of pruned models.
+        sites: Sites in the order of the forward pass; the order of all score vectors over heads.
+        num_parameters: Parameters of the whole model, tied ones counted once.
+        num_bytes: Bytes of all tensors that `save_pretrained` writes, tied ones counted once.
+    """
+
+    model_type: str
+    sites: tuple[Site, ...]
+    num_parameters: int
+    num_bytes: int
+
+    @property
+    def attention_sites(self) -> tuple[Site, ...]:
+        """Sites whose units are heads."""
+        return tuple(site for site in self.sites if site.is_attention)
+
+    @property
+    def ffn_sites(self) -> tuple[Site, ...]:
+        """Sites whose units are FFN units."""
+        return tuple(site for site in self.sites if not site.is_attention)
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of all sites together."""
+        return sum(site.units for site in self.attention_sites)
+
+
+def family_of(model_or_config: Any) -> Family:
+    """Returns the declaration of a model's family.
+
+    Args:
+        model_or_config: A Transformers model or configuration, dense or pruned.
+
+    Raises:
+        UnsupportedModelError: No family of that `model_type` is declared.
+    """
+    config = getattr(model_or_config, "config", model_or_config)
+    model_type = getattr(config, "model_type", None)
+    name = model_type.removeprefix(PRUNABLE_PREFIX) if isinstance(model_type, str) else model_type
+    if name not in FAMILIES:
+        raise UnsupportedModelError(
+            f"{type(model_or_config).__name__}: no declaration says where its heads are (model_type {model_type!r}). "
+            f"Supported: {', '.join(sorted(FAMILIES))}. A further family is one more entry in "
+            "hf_headprune.anatomy.FAMILIES."
+        )
+    return FAMILIES[name]
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Returns the module below which the paths of all sites start."""
+    return getattr(model, "base_model", model)
+
+
+def anatomy_of(model: nn.Module) -> Anatomy:
+    """Finds the heads and FFN units of a live model, dense or already pruned.
+
+    Args:
+        model: A Transformers model of a declared family, with or without a task head.
+
+    Raises:
+        UnsupportedModelError: The family is unknown, or the model lacks a module that its declaration names.
+    """
+    family = family_of(model)
+    base = base_model(model)
+    sites = tuple(_sites(family, base, model.config))
+    if not sites:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: none of the stacks {[stack.layers for stack in family.stacks]} exists in "
+            f"{type(base).__name__}. Pass the Transformers model itself, not a wrapper around it."
+        )
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    saved = {
+        tensor.data_ptr() or id(tensor): tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name not in ignored
+    }
+    return Anatomy(
+        model_type=family.model_type,
+        sites=sites,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in saved.values()),
+    )
+
+
+def dense_head_dim(config: Any, num_heads_field: str, hidden_field: str) -> int:
+    """Returns the width of one head: `config.head_dim` where a pruned configuration states it."""
+    stated = getattr(config, "head_dim", None)
+    return stated or getattr(config, hidden_field) // getattr(config, num_heads_field)
+
+
+def _sites(family: Family, base: nn.Module, config: Any) -> Iterator[Site]:
+    present = dict(base.named_modules())
+    hidden_size = getattr(config, family.hidden_size)
+    for stack in family.stacks:
+        layers: Any = present.get(stack.layers, ())
+        for index in range(len(layers)):
+            prefix = f"{stack.layers}.{index}"
+            for names in stack.attentions:
+                if f"{prefix}.{names.site}" not in present and names.optional:
+                    continue
+                yield _site(
+                    present,
+                    prefix,
+                    names,
+                    layer=index,
+                    inputs=(names.query, names.key, names.value),
+                    unit_width=dense_head_dim(config, names.num_heads, family.hidden_size),
+                    hidden_size=hidden_size,
+                )
+            yield _site(
+                present, prefix, stack.ffn, layer=index, inputs=(stack.ffn.up,), unit_width=1, hidden_size=hidden_size
+            )
+
+
+def _site(
+    present: dict[str, nn.Module],
+    prefix: str,
+    names: AttentionNames | FFNNames,
+    *,
+    layer: int,
+    inputs: tuple[str, ...],
+    unit_width: int,
+    hidden_size: int,
+) -> Site:
+    is_attention = isinstance(names, AttentionNames)
+    output_path = f"{prefix}.{names.output if is_attention else names.down}"
+    if output_path not in present:
+        raise UnsupportedModelError(
+            f"{prefix}.{names.site}: the declaration names {output_path!r}, which this model does not have. "
+            "Its layers differ from the family's; prune a model of the family's original layout."
+        )
+    output: Any = present[output_path]
+    units = output.in_features // unit_width
+    input_paths = tuple(f"{prefix}.{path}" for path in inputs)
+    tensors = _tensors_per_unit(present, input_paths, output) if units else []
+    return Site(
+        name=f"{prefix}.{names.site}",
+        kind=names.kind if is_attention else "ffn",
+        layer=layer,
+        units=units,
+        unit_width=unit_width,
+        inputs=input_paths,
+        output=output_path,
+        core=f"{prefix}.{names.core if is_attention else names.up}",
+        field=names.field,
+        dense_field=names.num_heads if is_attention else names.width,
+        hidden_size=hidden_size,
+        parameters_per_unit=sum(tensor.numel() for tensor in tensors) // max(units, 1),
+        bytes_per_unit=sum(tensor.numel() * tensor.element_size() for tensor in tensors) // max(units, 1),
+    )
+
+
+def _tensors_per_unit(present: dict[str, nn.Module], inputs: tuple[str, ...], output: Any) -> list[Any]:
+    missing = [path for path in inputs if path not in present]
+    if missing:
+        raise UnsupportedModelError(
+            f"The declaration names {missing}, which this model does not have although its output projection has "
+            "units. Prune a model of the family's original layout."
+        )
+    linears: list[Any] = [present[path] for path in inputs]
+    tensors = [linear.weight for linear in linears] + [linear.bias for linear in linears if linear.bias is not None]
+    return [*tensors, output.weight]

@@ -1,0 +1,73 @@
+"""Parameters, MACs and bytes of a plan; pure arithmetic on the anatomy of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_headprune.errors import InvalidSettingError
+
+if TYPE_CHECKING:
+    from hf_headprune.anatomy import Anatomy, Site
+    from hf_headprune.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs.
+
+    Attributes:
+        parameters: Parameters of the whole pruned model, tied ones counted once.
+        size_bytes: Bytes of the tensors in its `model.safetensors`, without the file's header.
+        macs: Multiply-accumulates of all attention and FFN blocks for one sequence, see `cost_of`.
+    """
+
+    parameters: int
+    size_bytes: int
+    macs: int
+
+    @property
+    def size_mib(self) -> float:
+        """Size in MiB."""
+        return self.size_bytes / 2**20
+
+
+def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: int | None = None) -> Cost:
+    """Counts what stays of a model under a plan, exactly.
+
+    MACs are those of the linear maps and of the two attention products of every site. Embeddings, normalisation,
+    pooler and task heads are left out: pruning does not change them.
+
+    Args:
+        plan: What stays; made for a model of this anatomy.
+        anatomy: Of the model before the plan is applied.
+        seq_len: Tokens of one (source) sequence.
+        target_len: Tokens of the decoder's sequence; equal to `seq_len` when left out.
+
+    Raises:
+        InvalidPlanError: The plan was made for another anatomy.
+        InvalidSettingError: A length is below one.
+    """
+    target_len = seq_len if target_len is None else target_len
+    if min(seq_len, target_len) < 1:
+        raise InvalidSettingError(f"cost_of: lengths must be at least 1 token, received {seq_len} and {target_len}.")
+    plan.check_fits(anatomy)
+    kept = {site.name: len(plan.kept(site.name)) for site in anatomy.sites}
+    removed = {site.name: site.units - kept[site.name] for site in anatomy.sites}
+    return Cost(
+        parameters=anatomy.num_parameters - sum(s.parameters_per_unit * removed[s.name] for s in anatomy.sites),
+        size_bytes=anatomy.num_bytes - sum(s.bytes_per_unit * removed[s.name] for s in anatomy.sites),
+        macs=sum(kept[site.name] * macs_per_unit(site, seq_len, target_len) for site in anatomy.sites),
+    )
+
+
+def macs_per_unit(site: Site, seq_len: int, target_len: int) -> int:
+    """Counts the multiply-accumulates that one unit of a site costs for one sequence."""
+    is_decoder = site.kind in ("decoder", "cross") or (site.kind == "ffn" and site.name.startswith("decoder."))
+    queries = target_len if is_decoder else seq_len
+    keys = seq_len if site.kind in ("encoder", "cross") else queries
+    if not site.is_attention:
+        return queries * 2 * site.hidden_size
+    projections = 2 * (queries + keys) * site.hidden_size * site.unit_width  # query and output, key and value
+    products = 2 * queries * keys * site.unit_width
+    return projections + products

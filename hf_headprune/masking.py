@@ -1,0 +1,87 @@
+"""Close units in a live model, reversibly: same shapes, the closed units contribute exactly zero.
+
+A unit is closed at the input of its site's output projection, where its contribution is still separate from that
+of the other units. Closing it there equals cutting it out (see `hf_headprune.shrink.surgery`).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.anatomy import anatomy_of, base_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+    from hf_headprune.anatomy import Site
+    from hf_headprune.plan import PruningPlan
+
+
+class UnitScale:
+    """Forward pre-hook of an output projection: multiplies the slice of each unit by a factor.
+
+    Attributes:
+        scale: Factors of shape `(units,)`, or None to leave the input alone. Whoever attached the hook may change it
+            at any time; gradients reach it when it requires them.
+        unit_width: Columns per unit.
+    """
+
+    def __init__(self, unit_width: int, scale: torch.Tensor | None = None) -> None:
+        """Stores the width of a unit and its first factors."""
+        self.unit_width = unit_width
+        self.scale = scale
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Scales the first argument, of shape `(..., units * unit_width)`."""
+        if self.scale is None:
+            return None
+        hidden = args[0]
+        scale = self.scale.to(dtype=hidden.dtype, device=hidden.device)
+        if self.unit_width > 1:
+            scale = scale.repeat_interleave(self.unit_width)  # (units * unit_width,)
+        return (hidden * scale, *args[1:])
+
+
+def attach(model: nn.Module, site: Site, hook: UnitScale) -> RemovableHandle:
+    """Attaches a scale to the output projection of one site and returns the handle that removes it."""
+    return base_model(model).get_submodule(site.output).register_forward_pre_hook(hook)
+
+
+@contextmanager
+def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
+    """Closes the units that a plan removes, for the length of a `with` block.
+
+    The model keeps its shapes and its training mode; leaving the block restores it, after an error too. Closed units
+    take no part in the output and receive no gradient from it.
+
+    Args:
+        model: Live model of the anatomy that the plan was made for.
+        plan: What stays open.
+
+    Yields:
+        The model itself.
+
+    Raises:
+        InvalidPlanError: The plan does not fit the model.
+    """
+    anatomy = anatomy_of(model)
+    plan.check_fits(anatomy)
+    device = next(model.parameters()).device
+    handles = []
+    try:
+        for site in anatomy.sites:
+            kept = plan.kept(site.name)
+            if len(kept) < site.units:
+                scale = torch.zeros(site.units, device=device)
+                scale[list(kept)] = 1.0
+                handles.append(attach(model, site, UnitScale(site.unit_width, scale)))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()

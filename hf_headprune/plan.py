@@ -1,0 +1,202 @@
+"""PruningPlan: which heads and FFN units stay, per site; frozen, JSON, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_headprune.anatomy import Anatomy, anatomy_of
+from hf_headprune.errors import InvalidPlanError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PLAN_FORMAT = "hf_headprune.plan/1"
+_PLAN_FIELDS = ("model_type", "num_heads", "num_ffn", "kept_heads", "kept_ffn")
+
+
+@dataclass(frozen=True, eq=True)
+class PruningPlan:
+    """What stays of a model. Units are numbered from zero within their site, as the live model has them.
+
+    A site is the module path below the base model, such as "encoder.layer.3.attention".
+
+    Attributes:
+        model_type: Family of the model that the plan was made for.
+        num_heads: `{site: heads present}` before pruning.
+        num_ffn: `{site: FFN units present}` before pruning.
+        kept_heads: `{site: heads that stay}`, ascending.
+        kept_ffn: `{site: FFN units that stay}`, ascending.
+
+    Raises:
+        InvalidPlanError: A site is unknown or missing, or an index is out of range, repeated or no integer; the
+            message lists every offender.
+    """
+
+    model_type: str
+    num_heads: Mapping[str, int]
+    num_ffn: Mapping[str, int]
+    kept_heads: Mapping[str, tuple[int, ...]]
+    kept_ffn: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        """Freezes the mappings and checks every site."""
+        problems = _problems("kept_heads", self.num_heads, self.kept_heads)
+        problems += _problems("kept_ffn", self.num_ffn, self.kept_ffn)
+        if problems:
+            raise InvalidPlanError("PruningPlan: " + "; ".join(sorted(problems)))
+        for field in ("num_heads", "num_ffn"):
+            object.__setattr__(self, field, MappingProxyType(dict(getattr(self, field))))
+        for field, sizes in (("kept_heads", self.num_heads), ("kept_ffn", self.num_ffn)):
+            kept = getattr(self, field)
+            object.__setattr__(self, field, MappingProxyType({site: tuple(sorted(kept[site])) for site in sizes}))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> PruningPlan:
+        """Returns the plan that keeps all that the live model has.
+
+        Raises:
+            UnsupportedModelError: The model's family is not declared.
+        """
+        return cls.full(anatomy_of(model))
+
+    @classmethod
+    def full(cls, anatomy: Anatomy) -> PruningPlan:
+        """Returns the plan that keeps every unit of every site."""
+        num_heads = {site.name: site.units for site in anatomy.attention_sites}
+        num_ffn = {site.name: site.units for site in anatomy.ffn_sites}
+        return cls(
+            model_type=anatomy.model_type,
+            num_heads=num_heads,
+            num_ffn=num_ffn,
+            kept_heads={site: tuple(range(units)) for site, units in num_heads.items()},
+            kept_ffn={site: tuple(range(units)) for site, units in num_ffn.items()},
+        )
+
+    def replace(
+        self,
+        *,
+        kept_heads: Mapping[str, Iterable[int]] | None = None,
+        kept_ffn: Mapping[str, Iterable[int]] | None = None,
+    ) -> PruningPlan:
+        """Returns a copy in which the named sites keep exactly the given units; other sites stay as they are.
+
+        Raises:
+            InvalidPlanError: A site is unknown or an index is not one of its units.
+        """
+        return PruningPlan(
+            model_type=self.model_type,
+            num_heads=self.num_heads,
+            num_ffn=self.num_ffn,
+            kept_heads=_merged(self.kept_heads, kept_heads),
+            kept_ffn=_merged(self.kept_ffn, kept_ffn),
+        )
+
+    @property
+    def num_kept_heads(self) -> int:
+        """Heads that stay, over all sites."""
+        return sum(map(len, self.kept_heads.values()))
+
+    @property
+    def num_removed_heads(self) -> int:
+        """Heads that go, over all sites."""
+        return sum(self.num_heads.values()) - self.num_kept_heads
+
+    @property
+    def num_kept_ffn(self) -> int:
+        """FFN units that stay, over all sites."""
+        return sum(map(len, self.kept_ffn.values()))
+
+    @property
+    def num_removed_ffn(self) -> int:
+        """FFN units that go, over all sites."""
+        return sum(self.num_ffn.values()) - self.num_kept_ffn
+
+    def kept(self, site: str) -> tuple[int, ...]:
+        """Returns the units of any site that stay, ascending."""
+        return self.kept_heads[site] if site in self.kept_heads else self.kept_ffn[site]
+
+    def to_json(self) -> str:
+        """Returns the plan as JSON text that `from_json` reads back to an equal plan."""
+        content: dict[str, Any] = {"format": PLAN_FORMAT, "model_type": self.model_type}
+        content |= {field: dict(getattr(self, field)) for field in _PLAN_FIELDS[1:]}
+        return json.dumps(content, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InvalidPlanError: The text is no JSON, has another format, or its fields are missing or unknown.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidPlanError(
+                f"PruningPlan.from_json: not JSON ({error}). Pass the text that to_json returned."
+            ) from error
+        if not isinstance(content, dict) or content.get("format") != PLAN_FORMAT:
+            received = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise InvalidPlanError(
+                f"PruningPlan.from_json: format must be {PLAN_FORMAT!r}, received {received!r}. Pass the text that "
+                "to_json returned, written by a version that knows this format."
+            )
+        given = set(content) - {"format"}
+        if given != set(_PLAN_FIELDS):
+            raise InvalidPlanError(
+                f"PruningPlan.from_json: missing fields {sorted(set(_PLAN_FIELDS) - given)}, unknown fields "
+                f"{sorted(given - set(_PLAN_FIELDS))}. Pass the text that to_json returned."
+            )
+        return cls(**{field: content[field] for field in _PLAN_FIELDS})
+
+    def check_fits(self, anatomy: Anatomy) -> None:
+        """Checks that the plan was made for a model of exactly this anatomy.
+
+        Raises:
+            InvalidPlanError: The family, a site or a number of units differs; the message lists every difference.
+        """
+        problems = []
+        if self.model_type != anatomy.model_type:
+            problems.append(f"the plan is for model_type {self.model_type!r}, the model is {anatomy.model_type!r}")
+        planned = {**self.num_heads, **self.num_ffn}
+        present = {site.name: site.units for site in anatomy.sites}
+        for site in sorted(planned.keys() | present.keys()):
+            if planned.get(site) != present.get(site):
+                problems.append(f"{site}: the plan counts {planned.get(site)} units, the model has {present.get(site)}")
+        if problems:
+            raise InvalidPlanError(
+                f"This plan does not fit the model: {'; '.join(problems)}. Make it from PruningPlan.of(model) of the "
+                "very model that it is applied to."
+            )
+
+    def __hash__(self) -> int:
+        """Equal plans have equal hashes."""
+        return hash(self.to_json())
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        """Copies and pickles go through JSON, since read-only mappings can't be pickled."""
+        return PruningPlan.from_json, (self.to_json(),)
+
+
+def _problems(
+    field: Literal["kept_heads", "kept_ffn"], sizes: Mapping[str, int], kept: Mapping[str, Iterable[int]]
+) -> list[str]:
+    problems = [f"{field}: unknown site {site!r} (sites: {', '.join(sizes)})" for site in kept if site not in sizes]
+    problems += [f"{field}: site {site!r} is missing" for site in sizes if site not in kept]
+    for site in sizes.keys() & kept.keys():
+        indices = list(kept[site])
+        wrong = [i for i in indices if type(i) is not int or not 0 <= i < sizes[site]]
+        if wrong:
+            problems.append(f"{field}: {site} has units 0..{sizes[site] - 1}, received {wrong}")
+        elif len(set(indices)) != len(indices):
+            problems.append(f"{field}: {site} lists a unit twice, received {indices}")
+    return problems
+
+
+def _merged(
+    present: Mapping[str, tuple[int, ...]], changes: Mapping[str, Iterable[int]] | None
+) -> dict[str, tuple[int, ...]]:
+    return {**present, **{site: tuple(units) for site, units in (changes or {}).items()}}
