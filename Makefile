@@ -1,0 +1,65 @@
+# `make demo` and `make test` need Python 3.11+ and a package registry, nothing else; each makes its own .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The oldest supported Transformers is written once, in pyproject.toml.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+# The models of the tests are tiny: a second thread costs more than it gives.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+# What has to hold at both ends of the supported range: the families, the surgery, and the journey through the Trainer.
+CONTRACTS = $(wildcard $(addprefix tests/test_,contracts.py surgery.py families.py modeling.py journey.py callback.py masking.py plan.py))
+TESTS ?=
+# Pins that belong to one version of Transformers; another version brings its own.
+UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transformers)==
+
+.PHONY: demo test check static format install test-oldest test-newest contracts-oldest clean help
+
+help:
+	@echo "make demo         fine-tune, prune, search, save and reload a real BERT; about five minutes on 2 cores"
+	@echo "make test         the whole test suite"
+	@echo "make check        formatting, lint, types and the tests; what CI runs"
+	@echo "make test-oldest  the suite on the oldest supported Transformers ($(OLDEST))"
+	@echo "make test-newest  the suite on the newest Transformers of the registry"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: install
+	$(BIN)/python -m hf_headprune.demo $(ARGS)
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest $(TESTS)
+
+static: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: static test
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv-oldest/.installed: REQUIREMENT = transformers==$(OLDEST)
+.venv-newest/.installed: REQUIREMENT = transformers
+.venv-oldest/.installed .venv-newest/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	grep -vE '$(UNPINNED)' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt \
+		--upgrade "$(REQUIREMENT)" --editable ".[test]"
+	@touch $@
+
+test-oldest test-newest: test-%: .venv-%/.installed
+	$(TEST_ENV) .venv-$*/bin/python -m pytest $(TESTS)
+
+contracts-oldest: .venv-oldest/.installed
+	$(TEST_ENV) .venv-oldest/bin/python -m pytest $(CONTRACTS)
+
+clean:
+	rm -rf .venv .venv-oldest .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis build demo-output
