@@ -37,6 +37,10 @@ class UnitScale:
         self.unit_width = unit_width
         self.scale = scale
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry the factors without their graph, which torch refuses to copy."""
+        return {"unit_width": self.unit_width, "scale": None if self.scale is None else self.scale.detach()}
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Scales the first argument, of shape `(..., units * unit_width)`."""
         if self.scale is None:

@@ -1,0 +1,1 @@
+"""Learn which heads matter while the model is fine-tuned."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each script measures what docs/results.md quotes, and writes benchmarks/results/*.json."""

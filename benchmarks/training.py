@@ -1,0 +1,78 @@
+"""One fine-tuning run of MiniLM with or without gates; the benchmarks' common recipe."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from benchmarks.tasks import Task, minilm, minilm_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerCallback
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that every method of a comparison shares."""
+
+    epochs: float = 2.0
+    max_steps: int = -1
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    warmup_steps: float = 0.06
+    bf16: bool = True
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """Share of right predictions, in percent."""
+    return {"accuracy": 100.0 * float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
+
+
+def build_trainer(
+    task: Task, recipe: Recipe, *, seed: int, callback: TrainerCallback | None, model: PreTrainedModel | None = None
+) -> Trainer:
+    """Builds a Trainer whose data order, dropout and fresh head depend on the seed alone."""
+    logging.set_verbosity_error()
+    set_seed(seed)
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(prefix="headprune-bench-"),
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        learning_rate=recipe.learning_rate,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=64,
+        warmup_steps=recipe.warmup_steps,
+        bf16=recipe.bf16,
+        use_cpu=True,
+        seed=seed,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+    )
+    return Trainer(
+        model=model or minilm(task.num_labels),
+        args=arguments,
+        train_dataset=task.train,
+        eval_dataset=task.dev,
+        data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(minilm_path())),
+        compute_metrics=accuracy,
+        callbacks=[] if callback is None else [callback],
+    )
+
+
+def train_and_score(trainer: Trainer, task: Task) -> dict[str, float]:
+    """Trains and returns accuracies (percent) on dev and test, and the seconds that training took."""
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    scores = {split: trainer.evaluate(getattr(task, split))["eval_accuracy"] for split in ("dev", "test")}
+    return {**scores, "train_seconds": seconds}

@@ -1,0 +1,154 @@
+"""What the callback needs of the Trainer, and how it gets it."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer
+
+from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluator, length_sorted_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import TrainerCallback
+
+CLASSIFICATION_METRICS = (None, "accuracy", "eval_accuracy")
+
+
+def calling_trainer(callback: TrainerCallback) -> Trainer:
+    """Returns the Trainer that is calling one of the callback's hooks.
+
+    The host hands callbacks its state but not itself, and both its log (`Trainer.log`) and its loss live there. So
+    the Trainer is looked up among the callers: the one whose callbacks contain this very object.
+
+    Raises:
+        TrainingStateError: No such Trainer is calling.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, Trainer) and any(c is callback for c in candidate.callback_handler.callbacks):
+            return candidate
+        frame = frame.f_back  # type: ignore[assignment]
+    raise TrainingStateError(
+        f"{type(callback).__name__} was called by no Trainer that holds it. "
+        "Pass it to the Trainer: Trainer(..., callbacks=[HeadPruneCallback()])."
+    )
+
+
+def require_plain_construction(trainer: Trainer) -> None:
+    """Refuses ways to build a Trainer in which scores added to the model would get lost.
+
+    Raises:
+        TrainingStateError: The Trainer re-makes the model (`model_init`), was given a finished optimizer, or would
+            replicate the model over several devices in one process.
+    """
+    if trainer.model_init is not None:
+        raise TrainingStateError(
+            "Trainer(model_init=...) makes a new model at every train(), without the gates that were added to the "
+            "first one. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
+        )
+    if trainer.optimizer is not None:
+        raise TrainingStateError(
+            "Trainer(optimizers=(optimizer, ...)) was given an optimizer that was built before the gates existed, so "
+            "their scores would never be trained. Leave the optimizer to the Trainer (optim=..., or override "
+            "create_optimizer), or use HeadPruneCallback(gates=None)."
+        )
+    if trainer.args.n_gpu > 1:
+        raise TrainingStateError(
+            f"One process with {trainer.args.n_gpu} devices replicates the model in every forward pass and loses the "
+            "gates. Start one process per device (torchrun or accelerate launch)."
+        )
+
+
+def require_search_data(trainer: Trainer) -> None:
+    """Refuses a search without one labelled data set to search on.
+
+    Raises:
+        InvalidSettingError: `eval_dataset` is missing, empty, or a mapping of several.
+    """
+    dataset = trainer.eval_dataset
+    if dataset is None or isinstance(dataset, dict) or (hasattr(dataset, "__len__") and len(dataset) == 0):
+        received = "none" if dataset is None else f"{type(dataset).__name__} with {len(dataset)} entries"
+        raise InvalidSettingError(
+            "HeadPruneCallback(search=...): the search after training needs one non-empty eval_dataset with labels, "
+            f"received {received}. Pass Trainer(eval_dataset=...), or HeadPruneCallback(search=None) to cut exactly "
+            "what the gates learned."
+        )
+
+
+def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
+    """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state."""
+    loader = trainer.callback_handler.train_dataloader
+    dataset, size = loader.dataset, trainer.args.per_device_train_batch_size
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        examples: Iterator[Any] = (dataset[i] for i in order[:count].tolist())
+    else:
+        examples = islice(iter(dataset), count)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        while chunk := list(islice(examples, size)):
+            yield trainer._prepare_inputs(loader.collate_fn(chunk))
+
+
+def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
+    """Returns the loss that the Trainer would train on: of any subclass, with its precision."""
+    with trainer.compute_loss_context_manager():
+        return trainer.compute_loss(trainer.model, batch)
+
+
+def in_optimizer(parameter: torch.nn.Parameter, optimizer: Any) -> bool:
+    """Tells whether an optimizer trains a parameter."""
+    return any(p is parameter for group in optimizer.param_groups for p in group["params"])
+
+
+def make_evaluator(trainer: Trainer, metric: str | None) -> tuple[Any, str, int]:
+    """Makes the function that measures a plan on `eval_dataset`.
+
+    Single-label classification by accuracy is measured example by example. Everything else is measured by the
+    Trainer's own evaluation loop and `compute_metrics`.
+
+    Returns:
+        The evaluator, the name of its metric, and the number of examples.
+
+    Raises:
+        InvalidSettingError: The metric is not among those that an evaluation returns.
+    """
+    loader = trainer.get_eval_dataloader()
+    examples = len(loader.dataset)
+    if metric in CLASSIFICATION_METRICS and _classifies(trainer.model):
+        batches = length_sorted_batches(
+            loader.dataset, loader.collate_fn, batch_size=trainer.args.per_device_eval_batch_size
+        )
+        return ClassificationEvaluator(trainer.model, batches), "accuracy", examples
+    name = metric or trainer.args.metric_for_best_model or "loss"
+    key = name if name.startswith("eval_") else f"eval_{name}"
+    higher = key != "eval_loss" if trainer.args.greater_is_better is None else trainer.args.greater_is_better
+
+    def measure() -> float:
+        handler, trainer.callback_handler.callbacks = trainer.callback_handler.callbacks, []
+        try:
+            metrics = trainer.evaluation_loop(loader, "Search", metric_key_prefix="eval").metrics
+        finally:
+            trainer.callback_handler.callbacks = handler
+        if key not in metrics:
+            raise InvalidSettingError(
+                f"AStarSearch(metric={name!r}): an evaluation returns {sorted(metrics)}. Name one of them, or pass "
+                "the Trainer a compute_metrics that returns it."
+            )
+        return float(metrics[key])
+
+    return MetricEvaluator(measure, trainer.model, higher_is_better=higher), name, examples
+
+
+def _classifies(model: Any) -> bool:
+    is_sequence_classifier = "ForSequenceClassification" in type(model).__name__
+    return is_sequence_classifier and model.config.problem_type in (None, "single_label_classification") and (
+        model.config.num_labels > 1
+    )

@@ -1,0 +1,252 @@
+"""GateBank: the learned scores of all heads of one model, and the gates that they open and close."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hf_headprune.anatomy import base_model
+from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
+from hf_headprune.masking import UnitScale, attach
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.utils.hooks import RemovableHandle
+
+    from hf_headprune.anatomy import Anatomy
+    from hf_headprune.learn.schedules import GateSchedule, Phase
+    from hf_headprune.learn.settings import BudgetGroup, SubsetGates
+
+BANK_NAME = "headprune_gates"
+
+
+class _ScaleWithoutGradient(torch.autograd.Function):
+    """`multiplier * raw` whose backward passes the gradient unmultiplied.
+
+    A step of any optimizer on `raw` is then `multiplier` times larger on the product: a learning rate of its own for
+    one parameter, without a parameter group of its own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: torch.Tensor, multiplier: float) -> torch.Tensor:
+        del ctx
+        return raw * multiplier
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        del ctx
+        return grad_outputs[0], None
+
+
+class GateBank(nn.Module):
+    """Scores and gates of all heads. It lives inside the base model, so that the Trainer trains, saves and resumes it.
+
+    Training uses soft, noisy gates until the choice is decided; evaluation always uses the hard top-K without noise.
+
+    Attributes:
+        importance_bias: Scores divided by `multiplier`, shape `(num_heads,)`, always float32. ("bias" in the name is
+            what keeps the Trainer's weight decay away.)
+        kept: The decided choice, ones and zeros of shape `(num_heads,)`.
+        decided: Whether `kept` holds.
+        steps: Optimizer steps begun; tells whether a resumed checkpoint carried this bank.
+    """
+
+    importance_bias: nn.Parameter
+    kept: torch.Tensor
+    decided: torch.Tensor
+    steps: torch.Tensor
+
+    def __init__(
+        self, groups: Sequence[BudgetGroup], settings: SubsetGates, *, multiplier: float, seed: int
+    ) -> None:
+        """Makes closed-form initial scores; gradient importance comes later, through `set_scores`.
+
+        Args:
+            groups: Which heads share which budget; together all heads once.
+            settings: Of the gates.
+            multiplier: Learning rate of the scores over that of the run.
+            seed: Of noise and random initial scores.
+        """
+        super().__init__()
+        self.groups = tuple(groups)
+        self.settings = settings
+        self.multiplier = multiplier
+        self.seed = seed
+        num_heads = sum(len(group.positions) for group in self.groups)
+        self.importance_bias = nn.Parameter(torch.zeros(num_heads))
+        self.register_buffer("kept", torch.ones(num_heads))
+        self.register_buffer("decided", torch.tensor(False))
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("noise", torch.zeros(num_heads, dtype=torch.float64), persistent=False)
+        self.phase: Phase = "open"
+        self.temperature = settings.temperature[0]
+        self.probe: torch.Tensor | None = None
+        self.scales: list[UnitScale] = []
+        self.heads_per_site: list[int] = []
+        self.handles: list[RemovableHandle] = []
+        self.reset()
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of the model, open or closed."""
+        return self.importance_bias.numel()
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """Importance w of all heads, shape `(num_heads,)`, float32, with gradient."""
+        return _ScaleWithoutGradient.apply(self.importance_bias, self.multiplier)
+
+    def set_scores(self, scores: torch.Tensor) -> None:
+        """Overwrites the scores, shape `(num_heads,)`."""
+        with torch.no_grad():
+            self.importance_bias.copy_(scores / self.multiplier)
+
+    def reset(self) -> None:
+        """Starts over: initial scores, nothing decided."""
+        uniform = torch.rand(self.num_heads, generator=torch.Generator().manual_seed(self.seed)) - 0.5
+        is_random = self.settings.initial_scores == "random"
+        self.set_scores(uniform.to(self.importance_bias.device) * (self.settings.initial_spread if is_random else 0.0))
+        self.kept.fill_(1.0)
+        self.decided.fill_(False)
+        self.steps.fill_(0)
+
+    def begin_step(self, step: int, schedule: GateSchedule) -> None:
+        """Sets phase, temperature and noise of one optimizer step; the same for all its micro-batches and ranks."""
+        self.phase = schedule.phase(step)
+        self.temperature = schedule.temperature(step)
+        self.steps.fill_(step + 1)
+        if self.phase == "decided":
+            self.decide()
+        elif self.phase == "learn":
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            self.noise.copy_(NOISE[self.settings.estimator](self.num_heads, generator))
+
+    def decide(self) -> None:
+        """Fixes the hard choice, once: a choice that a checkpoint brought along stays."""
+        if not self.decided:
+            self.kept.copy_(self.hard_mask())
+            self.decided.fill_(True)
+
+    @torch.no_grad()
+    def hard_mask(self) -> torch.Tensor:
+        """Returns the heads that stay, ones and zeros of shape `(num_heads,)`: the decided ones, else top-K(w)."""
+        undecided = self._per_group(lambda positions, kept: top_k_mask(self.scores[positions], kept))
+        return torch.where(self.decided, self.kept, undecided.to(self.kept.dtype))
+
+    def soft_gates(self, *, noise_free: bool = False) -> torch.Tensor:
+        """Returns the gates of this step, shape `(num_heads,)`, float32, with gradient to the scores."""
+        scores, estimate = self.scores, GATES[self.settings.estimator]
+        noise = torch.zeros_like(self.noise) if noise_free else self.noise
+        if self.settings.max_score_grad_norm is not None and scores.requires_grad:
+            scores.register_hook(_clip_to(self.settings.max_score_grad_norm))
+
+        def gates(positions: torch.Tensor, kept: int) -> torch.Tensor:
+            return estimate(scores[positions], noise[positions], kept=kept, temperature=self.temperature)
+
+        return self._per_group(gates).float()
+
+    def gates(self) -> torch.Tensor | None:
+        """Returns the factors that the next forward pass uses, or None when all heads are open."""
+        if self.probe is not None:
+            return self.probe
+        if not self.training:
+            return self.hard_mask()
+        if self.phase == "decided":
+            return self.kept
+        return self.soft_gates() if self.phase == "learn" else None
+
+    def add_penalty_grad(self) -> None:
+        """Adds the penalty's gradient to the scores' gradient, for estimators that have one."""
+        grad = self.importance_bias.grad
+        if self.settings.estimator != "hard_concrete" or self.phase != "learn" or grad is None:
+            return
+        for group in self.groups:
+            positions = self._positions(group)
+            scores = self.scores.detach()[positions]
+            grad[positions] += hard_concrete_penalty_grad(scores, kept=group.kept, strength=self.settings.penalty)
+
+    def refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook of the base model: computes the gates once and hands each site its slice."""
+        del module, args
+        factors = self.gates()
+        slices = [None] * len(self.scales) if factors is None else factors.split(self.heads_per_site)
+        for scale, factor in zip(self.scales, slices, strict=True):
+            scale.scale = factor
+
+    def attach(self, model: nn.Module, anatomy: Anatomy) -> None:
+        """Joins the base model as a submodule and hooks every attention site."""
+        base = base_model(model)
+        base.add_module(BANK_NAME, self)
+        self.to(next(model.parameters()).device)
+        self.heads_per_site = [site.units for site in anatomy.attention_sites]
+        self.scales = [UnitScale(site.unit_width) for site in anatomy.attention_sites]
+        self.handles = [base.register_forward_pre_hook(self.refresh)]
+        self.handles += [
+            attach(model, site, scale) for site, scale in zip(anatomy.attention_sites, self.scales, strict=True)
+        ]
+
+    def detach(self, model: nn.Module) -> None:
+        """Leaves the model as it was before `attach`; the weights keep what they learned."""
+        for handle in self.handles:
+            handle.remove()
+        delattr(base_model(model), BANK_NAME)
+
+    def _per_group(self, function: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
+        if len(self.groups) == 1:
+            group = self.groups[0]
+            return function(self._positions(group), group.kept)
+        parts = [(self._positions(group), group.kept) for group in self.groups]
+        order = torch.argsort(torch.cat([positions for positions, _ in parts]))
+        return torch.cat([function(positions, kept) for positions, kept in parts])[order]
+
+    def _positions(self, group: BudgetGroup) -> torch.Tensor:
+        return torch.tensor(group.positions, device=self.importance_bias.device, dtype=torch.long)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GateBank:  # noqa: FBT001, FBT002 - signature of nn.Module
+        """Moves between devices, but keeps the scores in float32 when the model is cast to half precision."""
+        exact = self.importance_bias.detach().clone()
+        super()._apply(fn, recurse)
+        if self.importance_bias.dtype != torch.float32:
+            self.importance_bias.data = exact.to(self.importance_bias.device)
+            self.kept = self.kept.float()
+            self.noise = self.noise.double()
+        return self
+
+
+def _clip_to(max_norm: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def clip(grad: torch.Tensor) -> torch.Tensor:
+        return grad * (max_norm / grad.norm().clamp_min(max_norm))
+
+    return clip
+
+
+def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, float]:
+    """Returns what a training log should show of the gates, as scalars.
+
+    Keys: `temperature`; `expected_heads/<site>` (noise-free soft gates, summed); `hard_heads/<site>` (what evaluation
+    uses); `sample_overlap` (share of the K largest noisy scores that are among the K largest scores); `kth_gap`
+    (score of the last head kept minus that of the first one closed, smallest over the budgets).
+    """
+    with torch.no_grad():
+        hard, scores, noisy = bank.hard_mask(), bank.scores, bank.scores + bank.noise
+        overlap = kept = 0.0
+        gaps = []
+        for group in bank.groups:
+            positions = torch.tensor(group.positions, device=scores.device)
+            top = top_k_mask(scores[positions], group.kept)
+            overlap += float((top * top_k_mask(noisy[positions].to(top.dtype), group.kept)).sum())
+            kept += group.kept
+            ordered = torch.sort(scores[positions], descending=True).values
+            if 0 < group.kept < len(group.positions):
+                gaps.append(float(ordered[group.kept - 1] - ordered[group.kept]))
+        expected = hard if bank.phase == "decided" else bank.soft_gates(noise_free=True)
+    sums = {
+        "expected_heads": [float(part.sum()) for part in expected.split(bank.heads_per_site)],
+        "hard_heads": [float(part.sum()) for part in hard.split(bank.heads_per_site)],
+    }
+    quantities = {f"{key}/{site}": value for key, values in sums.items() for site, value in zip(site_names, values, strict=True)}
+    quantities |= {"temperature": bank.temperature, "sample_overlap": overlap / max(kept, 1.0)}
+    return quantities | ({"kth_gap": min(gaps)} if gaps else {})

@@ -1,0 +1,193 @@
+"""SubsetGates: the settings of the learned head gates, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.learn.estimators import Estimator
+from hf_headprune.learn.schedules import GateSchedule
+
+if TYPE_CHECKING:
+    from hf_headprune.anatomy import Anatomy
+
+Budget = int | float | Mapping[str, int | float]
+InitialScores = Literal["gradient", "zeros", "random"]
+Mode = Literal["joint", "pipelined"]
+ATTENTION_KINDS = ("encoder", "decoder", "cross")
+
+
+@dataclass(frozen=True)
+class BudgetGroup:
+    """Heads that share one budget: their positions among all heads of the model, and how many of them stay."""
+
+    positions: tuple[int, ...]
+    kept: int
+
+
+@dataclass(frozen=True)
+class SubsetGates:
+    """Learned gates that keep exactly a given number of heads (Differentiable Subset Pruning).
+
+    Fractions of the run are fractions of its optimizer steps. The run has three parts: all heads open; gates learn
+    while the temperature falls; the hard choice is fixed and a plain model of K heads trains on.
+
+    Attributes:
+        kept_heads: Heads that stay over the whole model: a number, or a fraction between 0.0 and 1.0 of all heads
+            (rounded to the nearest number). A mapping from "encoder", "decoder" and "cross" to either gives each kind
+            of attention a budget of its own; kinds left out keep all their heads.
+        estimator: Relaxation, see `hf_headprune.learn.estimators`.
+        mode: "joint" trains weights and scores together; "pipelined" freezes the (fine-tuned) weights and trains
+            the scores alone.
+        score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule.
+        temperature: First and last temperature; in between it falls geometrically.
+        open_until: Fraction of the run in which all heads are open and only weights train.
+        cooled_by: Fraction of the run at which the last temperature is reached; `decided_by` when left out.
+        decided_by: Fraction of the run at which the hard choice is fixed.
+        initial_scores: Where the scores start, when `open_until` is over: "gradient" importance on training examples
+            (standardised, times `initial_spread`), "zeros", or "random" (uniform in +-0.5 times `initial_spread`).
+        initial_spread: Scale of the initial scores.
+        scoring_examples: Training examples that "gradient" looks at.
+        max_score_grad_norm: Clips the norm of the scores' gradient alone; None leaves it to the Trainer.
+        penalty: Strength of the penalty that steers `hard_concrete` towards the budget.
+        seed: Of noise and random scores; the Trainer's seed when left out.
+
+    Raises:
+        InvalidSettingError: A value is out of range.
+
+    Source: Li et al. 2021, arXiv 2108.04657.
+    """
+
+    kept_heads: Budget = 0.5
+    estimator: Estimator = "sigmoid"
+    mode: Mode = "joint"
+    score_learning_rate: float = 0.1
+    temperature: tuple[float, float] = (3.0, 0.05)
+    open_until: float = 0.1
+    cooled_by: float | None = None
+    decided_by: float = 0.65
+    initial_scores: InitialScores = "gradient"
+    initial_spread: float = 1.0
+    scoring_examples: int = 256
+    max_score_grad_norm: float | None = 1.0
+    penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every value that does not depend on the model."""
+        cooled = self.decided_by if self.cooled_by is None else self.cooled_by
+        budgets = self.kept_heads if isinstance(self.kept_heads, Mapping) else {"kept_heads": self.kept_heads}
+        rules = {
+            f"estimator must be one of {get_args(Estimator)}": self.estimator in get_args(Estimator),
+            f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
+            f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
+            "score_learning_rate must be above 0": self.score_learning_rate > 0,
+            "temperature must be two numbers, first >= last > 0": self.temperature[0] >= self.temperature[-1] > 0
+            and len(self.temperature) == 2,
+            "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": 0.0
+            <= self.open_until
+            <= cooled
+            <= self.decided_by
+            <= 1.0,
+            "initial_spread must not be negative": self.initial_spread >= 0,
+            "scoring_examples must be at least 1": self.scoring_examples >= 1,
+            "max_score_grad_norm must be above 0 or None": self.max_score_grad_norm is None
+            or self.max_score_grad_norm > 0,
+            "penalty must not be negative": self.penalty >= 0,
+            f"kept_heads names kinds of attention: {ATTENTION_KINDS}": not isinstance(self.kept_heads, Mapping)
+            or set(self.kept_heads) <= set(ATTENTION_KINDS),
+            "kept_heads must be whole numbers >= 0 or fractions from 0.0 to 1.0": all(map(_is_budget, budgets.values())),
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise InvalidSettingError(f"SubsetGates: {'; '.join(broken)}. Received {self!r}.")
+
+    @classmethod
+    def paper_mnli(cls, kept_heads: Budget, *, mode: Mode = "joint") -> SubsetGates:
+        """Returns the paper's own setting for BERT-base on MNLI, as published code runs it.
+
+        Use it with learning rate 2e-5, batch 32, 3 epochs (joint) or 1 epoch (pipelined), linear decay, no warm-up.
+
+        Source: Li et al. 2021, arXiv 2108.04657, and its code: tau 1000 -> 1e-8 over 25 000 of 36 800 steps (joint)
+        or 8 333 of 12 272 (pipelined), learning rate 0.5, noise until the end.
+        """
+        cooled = 25_000 / 36_800 if mode == "joint" else 8_333 / 12_272
+        return cls._paper(kept_heads, mode, learning_rate=0.5, temperature=(1000.0, 1e-8), cooled_by=cooled)
+
+    @classmethod
+    def paper_iwslt(cls, kept_heads: Budget, *, mode: Mode = "joint") -> SubsetGates:
+        """Returns the paper's own setting for translation (IWSLT'14), as published code runs it.
+
+        The paper's learning rate of the scores is constant and theirs decay with the run's schedule here.
+
+        Source: Li et al. 2021, arXiv 2108.04657, and its code: tau 0.1 -> 1e-8 over 15 000 updates of about 60 epochs.
+        """
+        return cls._paper(kept_heads, mode, learning_rate=0.2, temperature=(0.1, 1e-8), cooled_by=0.25)
+
+    @classmethod
+    def _paper(
+        cls, kept_heads: Budget, mode: Mode, *, learning_rate: float, temperature: tuple[float, float], cooled_by: float
+    ) -> SubsetGates:
+        return cls(
+            kept_heads=kept_heads,
+            estimator="dsp",
+            mode=mode,
+            score_learning_rate=learning_rate,
+            temperature=temperature,
+            open_until=0.0,
+            cooled_by=cooled_by,
+            decided_by=1.0,
+            initial_scores="random",
+            max_score_grad_norm=None,
+        )
+
+    def schedule(self, max_steps: int) -> GateSchedule:
+        """Returns the schedule of a run of `max_steps` optimizer steps."""
+        cooled = self.decided_by if self.cooled_by is None else self.cooled_by
+        return GateSchedule(
+            open_steps=round(self.open_until * max_steps),
+            cooled_step=round(cooled * max_steps),
+            decided_step=round(self.decided_by * max_steps),
+            start_temperature=self.temperature[0],
+            end_temperature=self.temperature[1],
+        )
+
+    def budget_groups(self, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
+        """Turns the budget into numbers of heads for one model.
+
+        Raises:
+            InvalidSettingError: More heads are asked for than there are, or a kind of attention that the model lacks.
+        """
+        kinds = [site.kind for site in anatomy.attention_sites for _ in range(site.units)]
+        if not isinstance(self.kept_heads, Mapping):
+            return (BudgetGroup(tuple(range(len(kinds))), _count(self.kept_heads, len(kinds), "the model")),)
+        missing = sorted(set(self.kept_heads) - set(kinds))
+        if missing:
+            raise InvalidSettingError(
+                f"SubsetGates.kept_heads: the model has no {missing} attention, only {sorted(set(kinds))}. "
+                "Name only kinds that the model has."
+            )
+        groups = []
+        for kind in dict.fromkeys(kinds):
+            positions = tuple(i for i, present in enumerate(kinds) if present == kind)
+            wanted = self.kept_heads.get(kind, len(positions))
+            groups.append(BudgetGroup(positions, _count(wanted, len(positions), f"its {kind} attention")))
+        return tuple(groups)
+
+
+def _is_budget(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    return (isinstance(value, int) and value >= 0) or (isinstance(value, float) and 0.0 <= value <= 1.0)
+
+
+def _count(wanted: float, present: int, where: str) -> int:
+    kept = wanted if isinstance(wanted, int) else int(wanted * present + 0.5)
+    if kept > present:
+        raise InvalidSettingError(
+            f"SubsetGates.kept_heads: {kept} heads are to stay, but {where} has {present}. "
+            f"Ask for at most {present}, or for a fraction from 0.0 to 1.0."
+        )
+    return kept
