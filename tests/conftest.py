@@ -1,0 +1,157 @@
+"""Tiny seeded models of every family: 2 layers x 4 heads, hidden 32, FFN 64, 100 tokens, non-zero biases, evaluation mode."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+VOCAB_SIZE = 100
+PAD, BOS, EOS = 0, 1, 2
+FAMILY_NAMES = ("bert", "roberta", "distilbert", "marian")
+
+
+def tiny_bert(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
+    """A BERT; `task` is the end of the class name after "For", or None for the base model."""
+    config = transformers.BertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=settings.pop("num_hidden_layers", 2),
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        **settings,
+    )
+    return _seeded("BertModel" if task is None else f"BertFor{task}", config, seed)
+
+
+def tiny_bert_decoder(*, seed: int = 0, **settings: Any) -> Any:
+    """A BERT language model with causal self-attention and, unless told otherwise, cross-attention."""
+    settings.setdefault("add_cross_attention", True)
+    config = transformers.BertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        is_decoder=True,
+        **settings,
+    )
+    return _seeded("BertLMHeadModel", config, seed)
+
+
+def tiny_roberta(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
+    config = transformers.RobertaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        type_vocab_size=1,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        **settings,
+    )
+    return _seeded("RobertaModel" if task is None else f"RobertaFor{task}", config, seed)
+
+
+def tiny_distilbert(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
+    config = transformers.DistilBertConfig(
+        vocab_size=VOCAB_SIZE, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64, **settings
+    )
+    return _seeded("DistilBertModel" if task is None else f"DistilBertFor{task}", config, seed)
+
+
+def tiny_marian(class_name: str = "MarianMTModel", *, seed: int = 0, **settings: Any) -> Any:
+    config = transformers.MarianConfig(
+        vocab_size=VOCAB_SIZE,
+        d_model=32,
+        encoder_layers=settings.pop("encoder_layers", 2),
+        decoder_layers=settings.pop("decoder_layers", 2),
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=BOS,
+        forced_eos_token_id=None,
+        **settings,
+    )
+    return _seeded(class_name, config, seed)
+
+
+def text_inputs(*, seed: int = 1, batch: int = 3, length: int = 9) -> dict[str, torch.Tensor]:
+    """Token ids `(batch, length)` without special ones, the last sequence padded by a third."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(3, VOCAB_SIZE, (batch, length), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    input_ids[-1, -(length // 3) :] = PAD
+    attention_mask[-1, -(length // 3) :] = 0
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def translation_inputs(*, seed: int = 1, batch: int = 3, length: int = 9) -> dict[str, torch.Tensor]:
+    """Source ids as in `text_inputs` and target ids `(batch, length - 2)`."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    target = torch.randint(3, VOCAB_SIZE, (batch, length - 2), generator=generator)
+    return {**text_inputs(seed=seed, batch=batch, length=length), "decoder_input_ids": target}
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """How tests make a model of one family and its inputs."""
+
+    name: str
+    make: Callable[..., Any]
+    inputs: Callable[..., dict[str, torch.Tensor]]
+
+
+TINY_FAMILIES = {
+    "bert": TinyFamily("bert", tiny_bert, text_inputs),
+    "roberta": TinyFamily("roberta", tiny_roberta, text_inputs),
+    "distilbert": TinyFamily("distilbert", tiny_distilbert, text_inputs),
+    "marian": TinyFamily("marian", tiny_marian, translation_inputs),
+}
+
+
+@pytest.fixture(params=FAMILY_NAMES)
+def tiny_family(request: pytest.FixtureRequest) -> TinyFamily:
+    """Every family in turn: `tiny_family.make()`, `tiny_family.inputs()`."""
+    return TINY_FAMILIES[request.param]
+
+
+@pytest.fixture
+def any_model(tiny_family: TinyFamily) -> Any:
+    """A tiny model of every family in turn, in evaluation mode."""
+    return tiny_family.make()
+
+
+@pytest.fixture
+def any_inputs(tiny_family: TinyFamily) -> dict[str, torch.Tensor]:
+    """Inputs for `any_model`."""
+    return tiny_family.inputs()
+
+
+def _seeded(class_name: str, config: Any, seed: int) -> Any:
+    torch.manual_seed(seed)
+    model = getattr(transformers, class_name)(config)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 and name.endswith("bias"):  # fresh biases are zero, which hides wrong folding
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
