@@ -6,7 +6,7 @@ A further family is one more entry in `FAMILIES`; no other file changes. Nothing
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hf_headprune.errors import UnsupportedModelError
 
@@ -50,6 +50,16 @@ class AttentionNames:
         """Field of a layer's entry in `per_layer_config` that holds the number of heads kept."""
         return self.own_field or self.num_heads
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Linear modules whose rows belong to the heads."""
+        return (self.query, self.key, self.value)
+
+    @property
+    def dense_field(self) -> str:
+        """Field of the dense configuration that holds the number of heads."""
+        return self.num_heads
+
 
 @dataclass(frozen=True)
 class FFNNames:
@@ -66,6 +76,27 @@ class FFNNames:
     up: str
     down: str
     width: str
+    kind: ClassVar[SiteKind] = "ffn"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Linear modules whose rows belong to the units."""
+        return (self.up,)
+
+    @property
+    def core(self) -> str:
+        """Module that is replaced when no unit stays."""
+        return self.up
+
+    @property
+    def output(self) -> str:
+        """Linear module whose columns belong to the units."""
+        return self.down
+
+    @property
+    def dense_field(self) -> str:
+        """Field of the dense configuration that holds the number of units."""
+        return self.width
 
     @property
     def field(self) -> str:
@@ -326,13 +357,10 @@ def _sites(family: Family, base: nn.Module, config: Any) -> Iterator[Site]:
                     prefix,
                     names,
                     layer=index,
-                    inputs=(names.query, names.key, names.value),
                     unit_width=dense_head_dim(config, names.num_heads, family.hidden_size),
                     hidden_size=hidden_size,
                 )
-            yield _site(
-                present, prefix, stack.ffn, layer=index, inputs=(stack.ffn.up,), unit_width=1, hidden_size=hidden_size
-            )
+            yield _site(present, prefix, stack.ffn, layer=index, unit_width=1, hidden_size=hidden_size)
 
 
 def _site(
@@ -341,12 +369,10 @@ def _site(
     names: AttentionNames | FFNNames,
     *,
     layer: int,
-    inputs: tuple[str, ...],
     unit_width: int,
     hidden_size: int,
 ) -> Site:
-    is_attention = isinstance(names, AttentionNames)
-    output_path = f"{prefix}.{names.output if is_attention else names.down}"
+    output_path = f"{prefix}.{names.output}"
     if output_path not in present:
         raise UnsupportedModelError(
             f"{prefix}.{names.site}: the declaration names {output_path!r}, which this model does not have. "
@@ -354,19 +380,19 @@ def _site(
         )
     output: Any = present[output_path]
     units = output.in_features // unit_width
-    input_paths = tuple(f"{prefix}.{path}" for path in inputs)
+    input_paths = tuple(f"{prefix}.{path}" for path in names.inputs)
     tensors = _tensors_per_unit(present, input_paths, output) if units else []
     return Site(
         name=f"{prefix}.{names.site}",
-        kind=names.kind if is_attention else "ffn",
+        kind=names.kind,
         layer=layer,
         units=units,
         unit_width=unit_width,
         inputs=input_paths,
         output=output_path,
-        core=f"{prefix}.{names.core if is_attention else names.up}",
+        core=f"{prefix}.{names.core}",
         field=names.field,
-        dense_field=names.num_heads if is_attention else names.width,
+        dense_field=names.dense_field,
         hidden_size=hidden_size,
         parameters_per_unit=sum(tensor.numel() for tensor in tensors) // max(units, 1),
         bytes_per_unit=sum(tensor.numel() * tensor.element_size() for tensor in tensors) // max(units, 1),

@@ -30,3 +30,7 @@ class TrainingStateError(HeadPruneError, RuntimeError):
 
 class SearchStateError(HeadPruneError, RuntimeError):
     """The saved state of a search does not belong to this search, or is damaged."""
+
+
+class MissingExtraError(HeadPruneError, ImportError):
+    """A function needs a package that only an extra of this library installs."""

@@ -1,0 +1,1 @@
+"""Say what was done: the report, measured latency, and the plots."""

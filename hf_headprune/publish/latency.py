@@ -1,0 +1,167 @@
+"""Measured latency of two models under equal conditions, in turns, with quartiles."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.publish.measurements import LatencyChange, LatencySample
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+_SHORTEST_RUN_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class LatencySettings:
+    """Conditions of a measurement.
+
+    Attributes:
+        batch_size: Sequences per batch.
+        seq_len: Tokens per sequence.
+        runs: Measurements of each model; at least 5, so that quartiles mean something.
+        threads: Threads that torch uses on the CPU; None leaves the number as it is.
+        seed: Of the random tokens.
+
+    Raises:
+        InvalidSettingError: A number is too small.
+    """
+
+    batch_size: int = 8
+    seq_len: int = 128
+    runs: int = 15
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for name, least in (("batch_size", 1), ("seq_len", 1), ("runs", 5), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InvalidSettingError(f"LatencySettings: {name} must be at least {least}, received {value}.")
+
+
+def measure_latency(
+    before: nn.Module,
+    after: nn.Module,
+    settings: LatencySettings | None = None,
+    *,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+) -> LatencyChange:
+    """Measures the forward pass of two models in turns, so that a busy machine slows both alike.
+
+    Both run in evaluation mode without gradients, at their present dtype; their training mode is restored.
+
+    Args:
+        before: The model with everything that it had.
+        after: The pruned model, on the same device.
+        settings: Conditions; defaults when left out.
+        inputs: Keyword arguments of the forward pass, batch first; random tokens without padding when left out.
+
+    Raises:
+        InvalidSettingError: The models are on different devices or of different dtypes.
+    """
+    settings = settings or LatencySettings()
+    places = {(parameter.device.type, parameter.dtype) for model in (before, after) for parameter in model.parameters()}
+    if len(places) != 1:
+        raise InvalidSettingError(
+            f"measure_latency: both models must be on one device and of one dtype, found {sorted(map(str, places))}. "
+            "Move them with .to() first."
+        )
+    device, dtype = places.pop()
+    inputs = dict(inputs) if inputs is not None else random_inputs(before, settings)
+    batch_size, seq_len = next(iter(inputs.values())).shape[:2]
+    threads = settings.threads or torch.get_num_threads()
+    samples = _in_turns((before, after), inputs, settings.runs, threads)
+    return LatencyChange(
+        before=_sample(samples[0]),
+        after=_sample(samples[1]),
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        batch_size=batch_size,
+        seq_len=seq_len,
+        threads=threads,
+        runs=settings.runs,
+    )
+
+
+def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torch.Tensor]:
+    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all of them attended to.
+
+    An encoder-decoder gets as many tokens on the decoder's side.
+
+    Raises:
+        InvalidSettingError: The model's configuration has no vocabulary, or the sequence is longer than its positions.
+    """
+    config: Any = model.config
+    vocab_size = getattr(config, "vocab_size", None)
+    if not vocab_size:
+        raise InvalidSettingError(
+            f"random_inputs: {type(model).__name__} takes no tokens (its config has no vocab_size). Pass `inputs`."
+        )
+    # A position offset (as RoBERTa has) makes the longest sequence a few tokens shorter than the table.
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and settings.seq_len > positions:
+        raise InvalidSettingError(
+            f"random_inputs: seq_len must be at most {positions}, the positions of {type(model).__name__}, received "
+            f"{settings.seq_len}. Measure a shorter sequence."
+        )
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (settings.batch_size, settings.seq_len)
+    tokens = torch.randint(vocab_size, shape, generator=generator)
+    padding = getattr(config, "pad_token_id", None)
+    if padding is not None:
+        tokens[tokens == padding] = (padding + 1) % vocab_size
+    tokens = tokens.to(device)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = tokens
+    return inputs
+
+
+def _in_turns(
+    models: tuple[nn.Module, nn.Module], inputs: dict[str, torch.Tensor], runs: int, threads: int
+) -> tuple[list[float], list[float]]:
+    modes = [model.training for model in models]
+    timers = [
+        Timer("forward()", globals={"forward": _Forward(model.eval(), inputs)}, num_threads=threads) for model in models
+    ]
+    samples: tuple[list[float], list[float]] = ([], [])
+    try:
+        first = [timer.timeit(1).mean for timer in timers]  # also warms up; not counted
+        number = max(1, round(_SHORTEST_RUN_SECONDS / min(first)))
+        for _ in range(runs):
+            for timer, taken in zip(timers, samples, strict=True):
+                taken.append(timer.timeit(number).mean * 1000)
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+    logger.debug("Latency, ms: before %s, after %s", *samples)
+    return samples
+
+
+class _Forward:
+    def __init__(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+        self.model = model
+        self.inputs = inputs
+
+    def __call__(self) -> None:
+        with torch.inference_mode():
+            self.model(**self.inputs)
+
+
+def _sample(milliseconds: list[float]) -> LatencySample:
+    low, median, high = torch.tensor(milliseconds, dtype=torch.float64).quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    )
+    return LatencySample(median_ms=float(median), lower_quartile_ms=float(low), upper_quartile_ms=float(high))

@@ -1,0 +1,221 @@
+"""PruningReport: what was removed, what it cost and what it saved; plain data, JSON, and a short table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune.cost import Cost, cost_of
+from hf_headprune.errors import HeadPruneError, InvalidSettingError
+from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.layout import groups_of
+from hf_headprune.publish.measurements import Effort, LatencyChange, LatencySample, MetricChange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hf_headprune.anatomy import Anatomy
+
+REPORT_FORMAT = "hf_headprune.report/1"
+_MEASURED = ("before", "after", "seq_len", "metric", "latency", "effort")
+_WIDTH = 100
+_LAYERS_PER_ROW = 12
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What a pruned model lost and what it gained.
+
+    Attributes:
+        plan: What stayed.
+        before: Cost of the model with everything that it had.
+        after: Cost under the plan.
+        seq_len: Tokens per sequence that the MACs are counted for.
+        metric: The metric before and after, or None when nothing was measured.
+        latency: Measured latency before and after, or None.
+        effort: What training and search took.
+    """
+
+    plan: PruningPlan
+    before: Cost
+    after: Cost
+    seq_len: int
+    metric: MetricChange | None = None
+    latency: LatencyChange | None = None
+    effort: Effort = field(default_factory=Effort)
+
+    @classmethod
+    def of(
+        cls,
+        plan: PruningPlan,
+        anatomy: Anatomy,
+        *,
+        seq_len: int = 128,
+        metric: MetricChange | None = None,
+        latency: LatencyChange | None = None,
+        effort: Effort | None = None,
+    ) -> PruningReport:
+        """Counts the costs of a plan and puts the measurements beside them.
+
+        Args:
+            plan: What stays.
+            anatomy: Of the model before the cut.
+            seq_len: Tokens per sequence for counting MACs.
+            metric: The metric before and after the cut.
+            latency: Measured latency before and after the cut.
+            effort: What training and search took.
+
+        Raises:
+            InvalidPlanError: The plan was made for another anatomy.
+            InvalidSettingError: `seq_len` is below one.
+        """
+        before = cost_of(PruningPlan.full(anatomy), anatomy, seq_len=seq_len)
+        after = cost_of(plan, anatomy, seq_len=seq_len)
+        return cls(plan, before, after, seq_len, metric, latency, effort or Effort())
+
+    def to_json(self) -> str:
+        """Returns the report as JSON text that `from_json` reads back to an equal report."""
+        content: dict[str, Any] = {"format": REPORT_FORMAT, "plan": json.loads(self.plan.to_json())}
+        content |= {name: _plain(getattr(self, name)) for name in _MEASURED}
+        return json.dumps(content, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningReport:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InvalidSettingError: The text is no JSON, has another format, or a field is missing, unknown or malformed.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidSettingError(
+                f"PruningReport.from_json: not JSON ({error}). Pass the text that to_json returned."
+            ) from error
+        received = content.get("format") if isinstance(content, dict) else type(content).__name__
+        if received != REPORT_FORMAT:
+            raise InvalidSettingError(
+                f"PruningReport.from_json: format must be {REPORT_FORMAT!r}, received {received!r}. Pass the text that "
+                "to_json returned, written by a version that knows this format."
+            )
+        try:
+            return cls(**{name: _field(name, value) for name, value in content.items() if name != "format"})
+        except (HeadPruneError, TypeError, KeyError) as error:
+            raise InvalidSettingError(
+                f"PruningReport.from_json: a field is missing, unknown or malformed ({error}). Pass the text that "
+                "to_json returned."
+            ) from error
+
+    def to_text(self) -> str:
+        """Returns a table for people: at most 100 columns, one column per layer, a dozen layers a row."""
+        blocks = [self._headline(), [*self._totals()], [*self._layers()], [*self._notes()]]
+        return "\n\n".join("\n".join(block) for block in blocks if block)
+
+    def _headline(self) -> list[str]:
+        plan = self.plan
+        heads, ffn = sum(plan.num_heads.values()), sum(plan.num_ffn.values())
+        removed = f"{plan.num_removed_heads:,} of {heads:,} heads and {plan.num_removed_ffn:,} of {ffn:,} FFN units"
+        return [f"{plan.model_type}: {removed} removed"]
+
+    def _totals(self) -> Iterator[str]:
+        yield _row("", "before", "after", "change")
+        for name, counts in (
+            ("heads", (sum(self.plan.num_heads.values()), self.plan.num_kept_heads)),
+            ("FFN units", (sum(self.plan.num_ffn.values()), self.plan.num_kept_ffn)),
+            ("parameters", (self.before.parameters, self.after.parameters)),
+            (f"million MACs at length {self.seq_len}", (self.before.macs / 1e6, self.after.macs / 1e6)),
+        ):
+            yield _row(name, f"{counts[0]:,.0f}", f"{counts[1]:,.0f}", _percent(*counts))
+        sizes = self.before.size_mib, self.after.size_mib
+        yield _row("weights, MiB", f"{sizes[0]:.1f}", f"{sizes[1]:.1f}", _percent(*sizes))
+        if self.latency:
+            before, after = self.latency.before, self.latency.after
+            medians = f"{before.median_ms:.2f}", f"{after.median_ms:.2f}"
+            yield _row("latency, ms (median)", *medians, self.latency.verdict)
+            yield _row(
+                "  quartiles", *(f"{s.lower_quartile_ms:.2f} .. {s.upper_quartile_ms:.2f}" for s in (before, after))
+            )
+        if self.metric:
+            before_value, after_value = self.metric.before, self.metric.after
+            name = f"{self.metric.name} ({self.metric.split})"
+            yield _row(name, f"{before_value:.4f}", f"{after_value:.4f}", f"{after_value - before_value:+.4f}")
+
+    def _layers(self) -> Iterator[str]:
+        for group in groups_of(self.plan):
+            sizes = self.plan.num_heads if group.is_attention else self.plan.num_ffn
+            totals = {sizes[site] for site in group.sites}
+            uniform = f" of {totals.pop():,}" if len(totals) == 1 else ""
+            cells = [str(len(self.plan.kept(site))) + ("" if uniform else f"/{sizes[site]}") for site in group.sites]
+            for start in range(0, len(cells), _LAYERS_PER_ROW):
+                row = cells[start : start + _LAYERS_PER_ROW]
+                span = f", layers {start}-{start + len(row) - 1}" if len(cells) > _LAYERS_PER_ROW else ", by layer"
+                label = f"kept {group.title}{uniform}{span}" if start == 0 else f"  {span.strip(', ')}"
+                yield f"{label:<38}" + "".join(f"{cell:>5}" for cell in row)
+
+    def _notes(self) -> Iterator[str]:
+        for note in (self._metric_note(), self._latency_note(), self._effort_note()):
+            yield from textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
+
+    def _metric_note(self) -> str:
+        if not self.metric:
+            return "Metric: not measured."
+        return (
+            f"Metric: {self.metric.name} on {self.metric.num_examples:,} examples ({self.metric.split}). It describes "
+            "these examples, which the choice of heads may have seen; it is no promise about unseen data."
+        )
+
+    def _latency_note(self) -> str:
+        if not self.latency:
+            return "Latency: not measured."
+        m = self.latency
+        plural = "s" if m.threads > 1 else ""
+        threads = f", {m.threads} thread{plural}" if m.device == "cpu" else ""
+        return (
+            f"Latency: {m.device}, {m.dtype}, batch {m.batch_size} x length {m.seq_len}{threads}; {m.runs} runs of "
+            "each model in turns."
+        )
+
+    def _effort_note(self) -> str:
+        effort = self.effort
+        parts = []
+        if effort.training_seconds is not None:
+            parts.append(f"training {effort.training_seconds:,.0f} s")
+        if effort.evaluations is not None:
+            parts.append(f"search {effort.evaluations:,} plans evaluated")
+        if effort.search_seconds is not None:
+            parts.append(f"search {effort.search_seconds:,.0f} s")
+        if effort.optimality:
+            parts.append(effort.optimality)
+        return f"Effort: {'; '.join(parts)}." if parts else ""
+
+
+def _row(name: str, before: str, after: str, change: str = "") -> str:
+    return f"{name:<38}{before:>20}{after:>20}{change:>20}".rstrip()
+
+
+def _percent(before: float, after: float) -> str:
+    return f"{(after - before) / before:+.1%}" if after != before else "unchanged"
+
+
+def _plain(value: Cost | MetricChange | LatencyChange | Effort | int | None) -> Any:
+    return value if value is None or isinstance(value, int) else dataclasses.asdict(value)
+
+
+def _field(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name == "plan":
+        return PruningPlan.from_json(json.dumps(value))
+    if name == "latency":
+        value = {**value, "before": LatencySample(**value["before"]), "after": LatencySample(**value["after"])}
+    kinds: dict[str, Any] = {
+        "before": Cost,
+        "after": Cost,
+        "metric": MetricChange,
+        "latency": LatencyChange,
+        "effort": Effort,
+    }
+    return kinds[name](**value) if name in kinds else value
