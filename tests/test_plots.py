@@ -1,5 +1,7 @@
 """Plots: they are written, show what the plan says, and say what is missing."""
 
+from dataclasses import dataclass
+
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
@@ -10,7 +12,14 @@ from hf_headprune.errors import InvalidPlanError, InvalidSettingError, MissingEx
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import plots
 from hf_headprune.publish.layout import groups_of
-from hf_headprune.publish.plots import FrontierPoint, plot_frontier, plot_head_map
+from hf_headprune.publish.plots import plot_frontier, plot_head_map
+
+
+@dataclass(frozen=True)
+class Step:
+    gain: float
+    metric: float
+    feasible: bool
 
 
 def marian_plan(layers: int = 2, heads: int = 4, units: int = 8) -> PruningPlan:
@@ -98,8 +107,8 @@ def test_the_head_map_accepts_a_model_that_was_pruned_before_and_lost_a_whole_la
     assert plot_head_map(plan, tmp_path / "map.png").stat().st_size > 1000
 
 
-def test_the_frontier_separates_plans_by_the_threshold_and_marks_the_chosen_one(tmp_path, figures):
-    history = [FrontierPoint(0, 0.9), FrontierPoint(3, 0.89), FrontierPoint(5, 0.7), FrontierPoint(4, 0.885)]
+def test_the_frontier_tells_plans_that_hold_from_those_that_do_not_and_marks_the_chosen_one(tmp_path, figures):
+    history = [Step(0, 0.9, True), Step(3, 0.89, True), Step(5, 0.7, False), Step(4, 0.885, True)]
     path = plot_frontier(history, tmp_path / "frontier.png", threshold=0.88, chosen=history[3])
     with Image.open(path) as image:
         assert min(image.size) > 200
@@ -113,7 +122,7 @@ def test_the_frontier_separates_plans_by_the_threshold_and_marks_the_chosen_one(
 
 
 def test_the_frontier_of_a_search_that_found_nothing_is_drawn_too(tmp_path):
-    assert plot_frontier([FrontierPoint(1, 0.1)], tmp_path / "f.png", threshold=0.5).exists()
+    assert plot_frontier([Step(1, 0.1, False)], tmp_path / "f.png", threshold=0.5).exists()
 
 
 def test_the_frontier_refuses_an_empty_history(tmp_path):

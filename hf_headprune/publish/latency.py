@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _SHORTEST_RUN_SECONDS = 0.02
+_LEAST_RUNS = 5
+_DEFAULT_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class LatencySettings:
 
     Attributes:
         batch_size: Sequences per batch.
-        seq_len: Tokens per sequence.
+        seq_len: Tokens per sequence; None takes 128, or half of the model's positions where it has fewer than 256.
         runs: Measurements of each model; at least 5, so that quartiles mean something.
+        max_seconds: Time after which no further run is begun, except that there are always 5 of each model.
         threads: Threads that torch uses on the CPU; None leaves the number as it is.
         seed: Of the random tokens.
 
@@ -37,20 +41,21 @@ class LatencySettings:
     """
 
     batch_size: int = 8
-    seq_len: int = 128
+    seq_len: int | None = None
     runs: int = 15
+    max_seconds: float = 20.0
     threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        for name, least in (("batch_size", 1), ("seq_len", 1), ("runs", 5), ("threads", 1)):
+        for name, least in (("batch_size", 1), ("seq_len", 1), ("runs", _LEAST_RUNS), ("threads", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InvalidSettingError(f"LatencySettings: {name} must be at least {least}, received {value}.")
 
 
-def measure_latency(
+def compare_latency(
     before: nn.Module,
     after: nn.Module,
     settings: LatencySettings | None = None,
@@ -74,14 +79,14 @@ def measure_latency(
     places = {(parameter.device.type, parameter.dtype) for model in (before, after) for parameter in model.parameters()}
     if len(places) != 1:
         raise InvalidSettingError(
-            f"measure_latency: both models must be on one device and of one dtype, found {sorted(map(str, places))}. "
+            f"compare_latency: both models must be on one device and of one dtype, found {sorted(map(str, places))}. "
             "Move them with .to() first."
         )
     device, dtype = places.pop()
     inputs = dict(inputs) if inputs is not None else random_inputs(before, settings)
     batch_size, seq_len = next(iter(inputs.values())).shape[:2]
     threads = settings.threads or torch.get_num_threads()
-    samples = _in_turns((before, after), inputs, settings.runs, threads)
+    samples = _in_turns((before, after), inputs, settings, threads)
     return LatencyChange(
         before=_sample(samples[0]),
         after=_sample(samples[1]),
@@ -90,7 +95,7 @@ def measure_latency(
         batch_size=batch_size,
         seq_len=seq_len,
         threads=threads,
-        runs=settings.runs,
+        runs=len(samples[0]),
     )
 
 
@@ -110,14 +115,15 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
         )
     # A position offset (as RoBERTa has) makes the longest sequence a few tokens shorter than the table.
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and settings.seq_len > positions:
+    seq_len = settings.seq_len or min(_DEFAULT_LENGTH, max(1, (positions or 2 * _DEFAULT_LENGTH) // 2))
+    if positions is not None and seq_len > positions:
         raise InvalidSettingError(
             f"random_inputs: seq_len must be at most {positions}, the positions of {type(model).__name__}, received "
-            f"{settings.seq_len}. Measure a shorter sequence."
+            f"{seq_len}. Measure a shorter sequence."
         )
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(settings.seed)
-    shape = (settings.batch_size, settings.seq_len)
+    shape = (settings.batch_size, seq_len)
     tokens = torch.randint(vocab_size, shape, generator=generator)
     padding = getattr(config, "pad_token_id", None)
     if padding is not None:
@@ -130,7 +136,7 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
 
 
 def _in_turns(
-    models: tuple[nn.Module, nn.Module], inputs: dict[str, torch.Tensor], runs: int, threads: int
+    models: tuple[nn.Module, nn.Module], inputs: dict[str, torch.Tensor], settings: LatencySettings, threads: int
 ) -> tuple[list[float], list[float]]:
     modes = [model.training for model in models]
     timers = [
@@ -140,7 +146,10 @@ def _in_turns(
     try:
         first = [timer.timeit(1).mean for timer in timers]  # also warms up; not counted
         number = max(1, round(_SHORTEST_RUN_SECONDS / min(first)))
-        for _ in range(runs):
+        started = time.perf_counter()
+        for run in range(settings.runs):
+            if run >= _LEAST_RUNS and time.perf_counter() - started > settings.max_seconds:
+                break
             for timer, taken in zip(timers, samples, strict=True):
                 taken.append(timer.timeit(number).mean * 1000)
     finally:

@@ -109,7 +109,7 @@ class Effort:
         training_seconds: Wall time of training, in seconds.
         search_seconds: Wall time of the search, in seconds.
         evaluations: Plans that the search evaluated.
-        optimality: What the search may claim about its plan, as a phrase, such as "stopped by its budget; no claim".
+        optimality: What the search may claim about its plan: "proved", "under heredity", "budget", or other words.
     """
 
     training_seconds: float | None = None

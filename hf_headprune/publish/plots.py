@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_headprune.errors import InvalidSettingError, MissingExtraError
 from hf_headprune.publish.layout import SiteGroup, groups_of
@@ -32,17 +31,20 @@ _MUTED = "#6E6E6E"
 _CELL_INCHES = 0.34
 
 
-@dataclass(frozen=True)
-class FrontierPoint:
-    """One plan that the search evaluated on the whole search split.
+class Evaluation(Protocol):
+    """One plan that the search evaluated, such as a step of its history."""
 
-    Attributes:
-        removed: What the plan saves, in the unit of the x axis, such as heads removed.
-        metric: Its metric.
-    """
+    @property
+    def gain(self) -> float:
+        """What the plan saves, in the unit of the x axis, such as heads removed."""
 
-    removed: float
-    metric: float
+    @property
+    def metric(self) -> float:
+        """Its metric on the search split."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the constraint holds."""
 
 
 def plot_head_map(plan: PruningPlan, path: str | Path, *, title: str | None = None) -> Path:
@@ -89,11 +91,11 @@ def plot_head_map(plan: PruningPlan, path: str | Path, *, title: str | None = No
 
 
 def plot_frontier(
-    history: Sequence[FrontierPoint],
+    history: Sequence[Evaluation],
     path: str | Path,
     *,
     threshold: float,
-    chosen: FrontierPoint | None = None,
+    chosen: Evaluation | None = None,
     metric_name: str = "accuracy",
     unit_name: str = "heads removed",
 ) -> Path:
@@ -119,19 +121,19 @@ def plot_frontier(
         raise InvalidSettingError("plot_frontier: the history is empty, received no plan. Plot a search that has run.")
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
-    feasible = [point for point in history if point.metric >= threshold]
-    infeasible = [point for point in history if point.metric < threshold]
+    feasible = [point for point in history if point.feasible]
+    infeasible = [point for point in history if not point.feasible]
     _scatter(axis, feasible, marker="o", color=_KEPT, s=22, alpha=0.55, linewidths=0, label="holds the constraint")
     _scatter(axis, infeasible, marker="x", color=_INFEASIBLE, s=22, alpha=0.55, linewidths=1.1, label="breaks it")
     path_of_best = _best_so_far(feasible)
     if len(path_of_best) > 1:
-        xs, ys = [point.removed for point in path_of_best], [point.metric for point in path_of_best]
+        xs, ys = [point.gain for point in path_of_best], [point.metric for point in path_of_best]
         axis.plot(xs, ys, color=_KEPT, linewidth=1.4, label="best so far")
     axis.axhline(threshold, color=_TEXT, linewidth=1, linestyle=(0, (5, 3)), label=f"threshold {threshold:.4f}")
     if chosen is not None:
-        label = f"chosen: {chosen.removed:g} {unit_name}, {chosen.metric:.4f}"
+        label = f"chosen: {chosen.gain:g} {unit_name}, {chosen.metric:.4f}"
         axis.scatter(
-            [chosen.removed], [chosen.metric], marker="*", s=190, color=_CHOSEN, edgecolors=_TEXT, zorder=5, label=label
+            [chosen.gain], [chosen.metric], marker="*", s=190, color=_CHOSEN, edgecolors=_TEXT, zorder=5, label=label
         )
     axis.set_xlabel(unit_name, color=_TEXT)
     axis.set_ylabel(f"{metric_name} on the search split", color=_TEXT)
@@ -189,17 +191,17 @@ def _dress(axis: Any) -> None:
     axis.tick_params(length=0, colors=_MUTED, labelsize=9)
 
 
-def _best_so_far(feasible: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    best: list[FrontierPoint] = []
+def _best_so_far(feasible: Sequence[Evaluation]) -> list[Evaluation]:
+    best: list[Evaluation] = []
     for point in feasible:
-        if not best or point.removed > best[-1].removed:
+        if not best or point.gain > best[-1].gain:
             best.append(point)
     return best
 
 
-def _scatter(axis: Any, points: Sequence[FrontierPoint], **style: Any) -> None:
+def _scatter(axis: Any, points: Sequence[Evaluation], **style: Any) -> None:
     if points:
-        axis.scatter([point.removed for point in points], [point.metric for point in points], **style)
+        axis.scatter([point.gain for point in points], [point.metric for point in points], **style)
 
 
 def _write(figure: Any, path: str | Path) -> Path:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 REPORT_FORMAT = "hf_headprune.report/1"
 _MEASURED = ("before", "after", "seq_len", "metric", "latency", "effort")
 _WIDTH = 100
+_OPTIMALITY = {
+    "proved": "proved: every larger removal was evaluated and fails",
+    "under heredity": "the largest removal if subsets of what holds hold too, which real models violate",
+    "budget": "its budget of evaluations ended it, larger removals may exist",
+}
 _LAYERS_PER_ROW = 12
 
 
@@ -188,7 +193,7 @@ class PruningReport:
         if effort.search_seconds is not None:
             parts.append(f"search {effort.search_seconds:,.0f} s")
         if effort.optimality:
-            parts.append(effort.optimality)
+            parts.append(_OPTIMALITY.get(effort.optimality, effort.optimality))
         return f"Effort: {'; '.join(parts)}." if parts else ""
 
 
