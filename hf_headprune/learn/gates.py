@@ -180,7 +180,7 @@ class GateBank(nn.Module):
         """Joins the base model as a submodule and hooks every attention site."""
         base = base_model(model)
         base.add_module(BANK_NAME, self)
-        self.to(next(model.parameters()).device)
+        self.train(model.training).to(next(model.parameters()).device)
         self.heads_per_site = [site.units for site in anatomy.attention_sites]
         self.scales = [UnitScale(site.unit_width) for site in anatomy.attention_sites]
         self.handles = [base.register_forward_pre_hook(self.refresh)]

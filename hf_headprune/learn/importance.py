@@ -52,7 +52,7 @@ def gradient_importance(
             (grad,) = torch.autograd.grad(loss, bank.probe, allow_unused=True) if loss.requires_grad else (None,)
             if grad is None or not bool(torch.isfinite(grad).all()):
                 raise TrainingStateError(
-                    f"Scoring heads: the loss of a training batch ({float(loss)}) gives "
+                    f"Scoring heads: the loss of a training batch ({loss.item()}) gives "
                     f"{'no' if grad is None else 'a non-finite'} gradient for the gates. Check that the loss comes "
                     "from the model's forward pass and is finite, or use SubsetGates(initial_scores='zeros')."
                 )

@@ -1,0 +1,339 @@
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.callback.finish import REPORT_NAME
+from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
+from hf_headprune.learn.gates import BANK_NAME
+from hf_headprune.learn.settings import SubsetGates
+from hf_headprune.masking import masked
+from hf_headprune.plan import PruningPlan
+from hf_headprune.search.settings import AStarSearch
+from tests.conftest import VOCAB_SIZE, text_inputs, tiny_bert
+
+GATES = SubsetGates(kept_heads=3, scoring_examples=16)
+
+
+def _examples(count: int, seed: int) -> list[dict]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCAB_SIZE, (count, 6), generator=generator)
+    return [{"input_ids": row.tolist(), "attention_mask": [1] * 6, "labels": int(row[0] > 50)} for row in ids]
+
+
+def _trainer(tmp_path, callback, *, model=None, trainer_class=Trainer, callbacks=(), **settings):
+    arguments = {
+        "output_dir": str(tmp_path),
+        "max_steps": 12,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 3,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    } | settings
+    data = {"train_dataset": _examples(64, 0), "eval_dataset": _examples(24, 1)}
+    data |= {key: arguments.pop(key) for key in ("eval_dataset", "compute_metrics", "optimizers") if key in arguments}
+    chosen = [*([] if callback is None else [callback]), *callbacks]
+    return trainer_class(
+        model=model or tiny_bert(), args=TrainingArguments(**arguments), callbacks=chosen, **data
+    )
+
+
+def _accuracy(prediction):
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def test_without_arguments_it_trains_searches_cuts_and_saves_a_smaller_model_that_reloads(tmp_path, capsys):
+    callback = HeadPruneCallback()
+    trainer = _trainer(tmp_path / "run", callback)
+    dense_bytes = anatomy_of(tiny_bert()).num_bytes
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        here = trainer.model.eval()(**text_inputs()).logits
+        assert torch.equal(here, reloaded.eval()(**text_inputs()).logits)
+    assert type(trainer.model).__name__ == "PrunableBertForSequenceClassification"
+    assert callback.plan.num_kept_heads <= 4
+    assert anatomy_of(reloaded).num_bytes == callback.report.after.size_bytes < dense_bytes
+    assert BANK_NAME not in "".join(reloaded.state_dict())
+    assert callback.report.to_text() in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / REPORT_NAME).read_text()) == json.loads(callback.report.to_json())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"gradient_checkpointing": True},
+        {"bf16": True},
+        {"max_grad_norm": 0.0},
+        {"max_grad_norm": 0.1},
+        {"label_smoothing_factor": 0.1},
+        {"optim": "adafactor"},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 3},
+        {"torch_empty_cache_steps": 2},
+    ],
+    ids=str,
+)
+def test_it_works_with_the_trainers_features(tmp_path, settings):
+    callback = HeadPruneCallback(gates=GATES, search=None)
+    trainer = _trainer(tmp_path, callback, **settings)
+    start = callback._bank.scores.detach().clone()
+    trainer.train()
+    assert callback.plan.num_kept_heads == 3
+    assert anatomy_of(trainer.model).num_heads == 3
+    assert not torch.equal(start, callback._bank.scores.detach())
+    assert bool(torch.isfinite(trainer.model(**text_inputs()).logits).all())
+
+
+@pytest.mark.parametrize("estimator", ["sigmoid", "dsp", "ste", "hard_concrete"])
+def test_every_estimator_ends_with_exactly_the_budget(tmp_path, estimator):
+    gates = SubsetGates(kept_heads=5, estimator=estimator, scoring_examples=8)
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=gates, search=None))
+    trainer.train()
+    assert anatomy_of(trainer.model).num_heads == 5
+
+
+def test_the_papers_setting_runs_and_meets_the_budget(tmp_path):
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=SubsetGates.paper_mnli(2), search=None))
+    trainer.train()
+    assert anatomy_of(trainer.model).num_heads == 2
+
+
+def test_pipelined_training_moves_the_scores_and_no_weight(tmp_path):
+    model = tiny_bert()
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=8, mode="pipelined", scoring_examples=8), search=None
+    )
+    trainer = _trainer(tmp_path, callback, model=model)
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, weights[name])
+        assert parameter.requires_grad
+
+
+def test_a_run_killed_and_resumed_ends_with_the_same_choice_and_weights(tmp_path):
+    def run(folder, *, stop_at=None, resume=None):
+        class Kill(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if state.global_step == stop_at:
+                    raise KeyboardInterrupt
+
+        callback = HeadPruneCallback(gates=SubsetGates(kept_heads=3, scoring_examples=16), search=None)
+        extra = {"save_strategy": "steps", "save_steps": 4, "seed": 7}
+        trainer = _trainer(folder, callback, callbacks=[Kill()], **extra)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model, callback
+
+    whole, whole_callback = run(tmp_path / "whole")
+    for stop_at, checkpoint in ((6, 4), (11, 8)):
+        folder = tmp_path / f"killed-{stop_at}"
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, stop_at=stop_at)
+        resumed, callback = run(folder, resume=str(folder / f"checkpoint-{checkpoint}"))
+        assert callback.plan == whole_callback.plan
+        for name, parameter in whole.named_parameters():
+            assert torch.equal(parameter, resumed.get_parameter(name)), name
+
+
+def test_the_best_model_that_the_trainer_brings_back_meets_the_budget_and_is_the_one_that_was_measured(tmp_path):
+    callback = HeadPruneCallback(gates=GATES, search=None)
+    trainer = _trainer(
+        tmp_path,
+        callback,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        compute_metrics=_accuracy,
+    )
+    trainer.train()
+    assert anatomy_of(trainer.model).num_heads == 3
+    assert trainer.evaluate()["eval_accuracy"] == pytest.approx(trainer.state.best_metric)
+
+
+def test_a_trainer_subclass_with_its_own_loss_trains_the_scores(tmp_path):
+    class Weighted(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            loss = nn.functional.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 3.0]))
+            return (loss, outputs) if return_outputs else loss
+
+    callback = HeadPruneCallback(gates=GATES, search=None)
+    trainer = _trainer(tmp_path, callback, trainer_class=Weighted)
+    trainer.train()
+    assert anatomy_of(trainer.model).num_heads == 3
+    assert float(callback._bank.scores.detach().std()) > 0
+
+
+def test_the_gates_are_logged_through_the_trainer_so_that_trackers_see_them(tmp_path):
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.extend(logs)
+
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=None), callbacks=[Tracker()])
+    trainer.train()
+    keys = {
+        "headprune/temperature",
+        "headprune/sample_overlap",
+        "headprune/kth_gap",
+        "headprune/expected_heads/encoder.layer.0.attention",
+        "headprune/hard_heads/encoder.layer.1.attention",
+    }
+    assert keys <= set(seen)
+    assert keys <= {key for entry in trainer.state.log_history for key in entry}
+
+
+def test_evaluation_during_training_uses_the_hard_choice_without_noise(tmp_path):
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=3, decided_by=1.0, scoring_examples=8), search=None)
+    trainer = _trainer(tmp_path, callback, compute_metrics=_accuracy)
+    checked = []
+
+    class Check(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            model, bank = trainer.model.eval(), callback._bank
+            parts = bank.hard_mask().split(bank.heads_per_site)
+            sites = [site.name for site in anatomy_of(model).attention_sites]
+            kept = {site: part.nonzero().flatten().tolist() for site, part in zip(sites, parts, strict=True)}
+            with torch.no_grad():
+                gated = model(**text_inputs()).logits
+                bank.probe = torch.ones(8)
+                with masked(model, PruningPlan.of(model).replace(kept_heads=kept)):
+                    checked.append(torch.equal(gated, model(**text_inputs()).logits))
+                bank.probe = None
+
+    trainer.add_callback(Check())
+    trainer.train()
+    assert checked == [True] * 12
+
+
+def test_weight_decay_stays_away_from_the_scores(tmp_path):
+    callback = HeadPruneCallback(gates=GATES, search=None)
+    trainer = _trainer(tmp_path, callback, weight_decay=0.5)
+    trainer.create_optimizer()
+    decays = {
+        group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+        if parameter is callback._bank.importance_bias
+    }
+    assert decays == {0.0}
+
+
+def test_searching_only_leaves_training_alone_and_still_cuts(tmp_path):
+    callback = HeadPruneCallback(gates=None, search=AStarSearch(max_drop=1.0, max_evaluations=20))
+    trainer = _trainer(tmp_path, callback)
+    trainer.train()
+    assert callback.search_result is not None
+    assert anatomy_of(trainer.model).num_heads == callback.plan.num_kept_heads < 8
+
+
+def test_the_search_can_follow_any_metric_of_the_trainers_evaluation(tmp_path):
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(metric="shifted", max_drop=0.5, max_evaluations=6))
+    trainer = _trainer(
+        tmp_path, callback, compute_metrics=lambda prediction: {"shifted": 5 + _accuracy(prediction)["accuracy"]}
+    )
+    trainer.train()
+    assert 5.0 <= callback.report.metric.after <= 6.0
+
+
+@pytest.mark.parametrize("removed", [{"gates": None, "search": None}, {"gates": 5}, {"search": "astar"}])
+def test_wrong_parts_are_refused_at_construction(removed):
+    HeadPruneCallback(gates=GATES, search=None)
+    with pytest.raises(InvalidSettingError, match="HeadPruneCallback"):
+        HeadPruneCallback(**removed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"eval_dataset": None}, "needs one non-empty eval_dataset.*received none"),
+        ({"eval_dataset": []}, "needs one non-empty eval_dataset"),
+        ({"eval_dataset": {"a": _examples(4, 0)}}, "needs one non-empty eval_dataset"),
+    ],
+)
+def test_a_search_without_data_is_refused_when_the_trainer_is_built(tmp_path, settings, rule):
+    with pytest.raises(InvalidSettingError, match=rule):
+        _trainer(tmp_path, HeadPruneCallback(), **settings)
+
+
+def test_a_budget_out_of_range_is_refused_when_the_trainer_is_built(tmp_path):
+    with pytest.raises(InvalidSettingError, match="9 heads are to stay, but the model has 8"):
+        _trainer(tmp_path, HeadPruneCallback(gates=SubsetGates(kept_heads=9)))
+
+
+def test_an_unknown_family_is_refused_when_the_trainer_is_built(tmp_path):
+    model = tiny_bert()
+    model.config.model_type = "unheard_of"
+    with pytest.raises(UnsupportedModelError, match="unheard_of.*Supported: bert"):
+        _trainer(tmp_path, HeadPruneCallback(), model=model)
+
+
+def test_a_callback_added_after_construction_is_refused_before_training(tmp_path):
+    trainer = _trainer(tmp_path, None)
+    trainer.add_callback(HeadPruneCallback())
+    with pytest.raises(TrainingStateError, match="after the Trainer was built.*callbacks="):
+        trainer.train()
+
+
+def test_an_optimizer_built_before_the_gates_is_refused(tmp_path):
+    model = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with pytest.raises(TrainingStateError, match="built before the gates existed"):
+        _trainer(tmp_path, HeadPruneCallback(), model=model, optimizers=(optimizer, None))
+
+
+def test_an_optimizer_without_the_scores_is_refused(tmp_path):
+    class Head(Trainer):
+        def create_optimizer(self, model=None):
+            self.optimizer = torch.optim.AdamW(self.model.classifier.parameters(), lr=1e-3)
+            return self.optimizer
+
+    trainer = _trainer(tmp_path, HeadPruneCallback(), trainer_class=Head)
+    with pytest.raises(TrainingStateError, match="does not hold the gates' scores"):
+        trainer.train()
+
+
+def test_training_again_after_the_cut_is_refused_and_a_new_trainer_prunes_further(tmp_path):
+    first = _trainer(tmp_path, HeadPruneCallback(gates=SubsetGates(kept_heads=5, scoring_examples=8), search=None))
+    first.train()
+    with pytest.raises(TrainingStateError, match="already cut.*new Trainer"):
+        first.train()
+    second = _trainer(
+        tmp_path,
+        HeadPruneCallback(gates=SubsetGates(kept_heads=2, scoring_examples=8), search=None),
+        model=first.model,
+    )
+    second.train()
+    assert anatomy_of(second.model).num_heads == 2
+
+
+def test_resuming_from_a_checkpoint_without_gates_is_refused(tmp_path):
+    plain = _trainer(tmp_path, None, save_strategy="steps", save_steps=4, max_steps=4)
+    plain.train()
+    gated = _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=None))
+    logging.disable(logging.WARNING)
+    with pytest.raises(TrainingStateError, match="Resumed at step 4, but the gates .* have seen 0"):
+        gated.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    logging.disable(logging.NOTSET)
+
+
+def test_one_callback_serves_one_trainer(tmp_path):
+    callback = HeadPruneCallback(gates=GATES, search=None)
+    _trainer(tmp_path, callback)
+    with pytest.raises(TrainingStateError, match="serves one Trainer"):
+        _trainer(tmp_path, callback)

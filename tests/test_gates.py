@@ -1,0 +1,229 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.learn.gates import BANK_NAME, GateBank, gate_quantities
+from hf_headprune.learn.importance import PROBE_LEVEL, gradient_importance, standardised
+from hf_headprune.learn.settings import SubsetGates
+from hf_headprune.masking import masked
+from hf_headprune.plan import PruningPlan
+from tests.conftest import text_inputs, tiny_bert, tiny_marian
+
+
+def _gated(model=None, **settings):
+    model = tiny_bert() if model is None else model
+    gates = SubsetGates(**({"kept_heads": 3, "open_until": 0.0} | settings))
+    anatomy = anatomy_of(model)
+    bank = GateBank(gates.budget_groups(anatomy), gates, multiplier=2000.0, seed=0)
+    bank.attach(model, anatomy)
+    return model, bank, gates.schedule(100)
+
+
+def _loss(model, inputs):
+    return model(**inputs, labels=torch.zeros(len(inputs["input_ids"]), dtype=torch.long)).loss
+
+
+@pytest.mark.parametrize("kept", range(9))
+def test_evaluation_uses_exactly_the_top_k_heads_without_noise(kept):
+    model, bank, schedule = _gated(kept_heads=kept)
+    bank.set_scores(torch.randn(8, generator=torch.Generator().manual_seed(kept)))
+    bank.begin_step(10, schedule)
+    closed = bank.hard_mask()
+    assert int(closed.sum()) == kept
+    heads = {site.name: part for site, part in zip(anatomy_of(model).attention_sites, closed.split(4), strict=True)}
+    plan = PruningPlan.of(model).replace(kept_heads={k: v.nonzero().flatten().tolist() for k, v in heads.items()})
+    with torch.no_grad():
+        gated = model(**text_inputs()).logits
+        assert torch.equal(gated, model(**text_inputs()).logits)
+        bank.detach(model)
+        with masked(model, plan):
+            assert torch.equal(gated, model(**text_inputs()).logits)
+
+
+def test_detaching_leaves_the_model_as_it_was():
+    model = tiny_bert()
+    names = [name for name, _ in model.named_parameters()]
+    with torch.no_grad():
+        before = model(**text_inputs()).logits
+    _, bank, _ = _gated(model)
+    bank.detach(model)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert BANK_NAME not in dict(model.base_model.named_children())
+    with torch.no_grad():
+        assert torch.equal(before, model(**text_inputs()).logits)
+
+
+@pytest.mark.parametrize("estimator", ["sigmoid", "dsp", "ste", "hard_concrete"])
+def test_one_training_step_gives_every_estimator_a_finite_gradient(estimator):
+    model, bank, schedule = _gated(estimator=estimator)
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    model.train()
+    bank.begin_step(30, schedule)
+    _loss(model, text_inputs()).backward()
+    grad = bank.importance_bias.grad
+    assert bool(torch.isfinite(grad).all())
+    assert float(grad.abs().max()) > 0
+    assert float(grad.norm()) <= 1.0 + 1e-6
+
+
+def test_the_penalty_of_hard_concrete_gates_pushes_towards_the_budget():
+    _, bank, schedule = _gated(estimator="hard_concrete", kept_heads=1, penalty=5.0)
+    bank.begin_step(30, schedule)
+    bank.importance_bias.grad = torch.zeros(8)
+    bank.add_penalty_grad()
+    assert bool((bank.importance_bias.grad > 0).all())
+
+
+def test_a_learning_rate_multiplier_is_the_same_as_a_larger_learning_rate():
+    _, bank, _ = _gated()
+    direct = nn.Parameter(torch.zeros(8))
+    optimizers = [torch.optim.AdamW([bank.importance_bias], lr=1e-4), torch.optim.AdamW([direct], lr=1e-4 * 2000.0)]
+    for parameter_group in (optimizers[0].param_groups + optimizers[1].param_groups):
+        parameter_group["weight_decay"] = 0.0
+        parameter_group["eps"] = 0.0
+    target = torch.linspace(-1, 1, 8)
+    for _ in range(5):
+        for optimizer, values in zip(optimizers, (bank.scores, direct), strict=True):
+            optimizer.zero_grad()
+            ((values - target) ** 3).sum().backward()
+            optimizer.step()
+    assert torch.allclose(bank.scores, direct, atol=1e-5)
+
+
+def test_noise_is_the_same_for_a_step_whatever_came_before():
+    _, first, schedule = _gated()
+    _, second, _ = _gated()
+    for step in range(5):
+        first.begin_step(step, schedule)
+    second.begin_step(4, schedule)
+    assert torch.equal(first.noise, second.noise)
+    first.begin_step(5, schedule)
+    assert not torch.equal(first.noise, second.noise)
+
+
+def test_the_decided_choice_stays_when_the_scores_move_on():
+    _, bank, schedule = _gated()
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    bank.begin_step(65, schedule)
+    bank.set_scores(torch.linspace(1, -1, 8))
+    assert bank.hard_mask().tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_a_checkpoint_from_before_the_decision_brings_its_own_choice_back():
+    model, bank, schedule = _gated()
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    bank.begin_step(20, schedule)
+    early = copy.deepcopy(model.state_dict())
+    bank.set_scores(torch.linspace(1, -1, 8))
+    bank.begin_step(65, schedule)
+    model.load_state_dict(early)
+    assert bank.hard_mask().tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert int(bank.hard_mask().sum()) == 3
+
+
+def test_a_copied_model_has_gates_of_its_own():
+    model, bank, schedule = _gated()
+    model.train()
+    bank.begin_step(30, schedule)
+    model(**text_inputs())
+    twin = copy.deepcopy(model)
+    getattr(twin.base_model, BANK_NAME).set_scores(torch.linspace(1, -1, 8))
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    with torch.no_grad():
+        assert not torch.equal(model.eval()(**text_inputs()).logits, twin.eval()(**text_inputs()).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_stay_in_fp32_when_the_model_is_cast(dtype):
+    model, bank, _ = _gated()
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    model.to(dtype)
+    assert bank.importance_bias.dtype == torch.float32
+    assert torch.allclose(bank.scores, torch.linspace(-1, 1, 8))
+
+
+def test_each_kind_of_attention_can_have_its_own_budget():
+    model, bank, _ = _gated(tiny_marian(), kept_heads={"encoder": 2, "cross": 0.25})
+    bank.set_scores(torch.randn(24, generator=torch.Generator().manual_seed(0)))
+    kinds = [site.kind for site in anatomy_of(model).attention_sites for _ in range(4)]
+    kept = {kind: sum(k for k, each in zip(bank.hard_mask().tolist(), kinds, strict=True) if each == kind) for kind in kinds}
+    assert kept == {"encoder": 2, "decoder": 8, "cross": 2}
+
+
+def test_the_logged_quantities_describe_the_gates():
+    _, bank, schedule = _gated()
+    bank.set_scores(torch.tensor([8.0, 1.0, 1.0, 1.0, 1.0, 1.0, 7.0, 6.0]))
+    bank.begin_step(64, schedule)
+    quantities = gate_quantities(bank, ["a", "b"])
+    assert (quantities["hard_heads/a"], quantities["hard_heads/b"]) == (1.0, 2.0)
+    assert quantities["expected_heads/a"] + quantities["expected_heads/b"] == pytest.approx(3.0, abs=1e-5)
+    assert quantities["kth_gap"] == pytest.approx(5.0)
+    assert 0.0 <= quantities["sample_overlap"] <= 1.0
+    assert quantities["temperature"] == bank.temperature
+
+
+def test_gradient_importance_is_the_slope_of_the_loss_in_each_gate():
+    model, bank, _ = _gated()
+    inputs, step = text_inputs(), 1e-3
+
+    def loss_at(position: int, shift: float) -> float:
+        bank.probe = torch.full((8,), PROBE_LEVEL)
+        bank.probe[position] += shift
+        with torch.no_grad():
+            return float(_loss(model, inputs))
+
+    importance = gradient_importance(model, bank, [inputs, inputs], lambda batch: _loss(model, batch))
+    slopes = [abs(loss_at(i, step) - loss_at(i, -step)) / (2 * step) for i in range(8)]
+    assert importance.tolist() == pytest.approx([2 * slope for slope in slopes], rel=0.05, abs=1e-4)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_scoring_refuses_a_loss_that_does_not_depend_on_the_heads():
+    model, bank, _ = _gated()
+    constant = nn.Parameter(torch.ones(()))
+    with pytest.raises(TrainingStateError, match=r"gives no gradient for the gates.*initial_scores"):
+        gradient_importance(model, bank, [0], lambda _: constant * 2)
+
+
+def test_standardised_importance_keeps_the_order_whatever_its_scale():
+    scores = standardised(torch.tensor([1e-8, 1e-3, 5.0, 0.0]))
+    assert scores.argsort().tolist() == [3, 0, 1, 2]
+    assert float(scores.mean()) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"kept_heads": -1}, "kept_heads must be"),
+        ({"kept_heads": 1.5}, "kept_heads must be"),
+        ({"kept_heads": True}, "kept_heads must be"),
+        ({"kept_heads": {"middle": 3}}, "kinds of attention"),
+        ({"estimator": "topk"}, "estimator must be one of"),
+        ({"mode": "both"}, "mode must be one of"),
+        ({"score_learning_rate": 0.0}, "score_learning_rate"),
+        ({"temperature": (0.05, 3.0)}, "first >= last > 0"),
+        ({"open_until": 0.7}, "open_until <= cooled_by"),
+        ({"decided_by": 1.1}, "decided_by <= 1"),
+        ({"scoring_examples": 0}, "scoring_examples"),
+        ({"max_score_grad_norm": 0.0}, "max_score_grad_norm"),
+        ({"penalty": -1.0}, "penalty"),
+    ],
+)
+def test_wrong_settings_are_refused_at_construction(wrong, rule):
+    SubsetGates(kept_heads=3)
+    with pytest.raises(InvalidSettingError, match=rule):
+        SubsetGates(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("budget", "rule"), [(9, "9 heads are to stay, but the model has 8"), ({"cross": 1}, r"no \['cross'\] attention")]
+)
+def test_a_budget_that_the_model_cannot_meet_is_refused(budget, rule):
+    anatomy = anatomy_of(tiny_bert())
+    assert SubsetGates(kept_heads=8).budget_groups(anatomy)[0].kept == 8
+    with pytest.raises(InvalidSettingError, match=rule):
+        SubsetGates(kept_heads=budget).budget_groups(anatomy)

@@ -1,0 +1,41 @@
+import pytest
+
+from hf_headprune.learn.schedules import GateSchedule, geometric
+from hf_headprune.learn.settings import SubsetGates
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"), [(-1.0, 100.0), (0.0, 100.0), (0.5, 10.0), (1.0, 1.0), (2.0, 1.0)]
+)
+def test_the_temperature_falls_geometrically_between_its_ends(progress, expected):
+    assert geometric(100.0, 1.0, progress) == pytest.approx(expected)
+
+
+def test_a_run_is_open_then_learns_then_is_decided():
+    schedule = GateSchedule(
+        open_steps=10, cooled_step=60, decided_step=60, start_temperature=3.0, end_temperature=0.05
+    )
+    assert [schedule.phase(step) for step in (0, 9, 10, 59, 60, 99)] == [
+        "open",
+        "open",
+        "learn",
+        "learn",
+        "decided",
+        "decided",
+    ]
+    assert schedule.temperature(10) == pytest.approx(3.0)
+    assert schedule.temperature(60) == pytest.approx(0.05)
+
+
+def test_the_papers_setting_cools_to_its_end_and_stays_noisy_until_the_end():
+    schedule = SubsetGates.paper_mnli(36).schedule(36_800)
+    assert schedule.cooled_step == 25_000
+    assert schedule.temperature(0) == pytest.approx(1000.0)
+    assert schedule.temperature(25_000) == pytest.approx(1e-8)
+    assert schedule.phase(36_799) == "learn"
+
+
+@pytest.mark.parametrize("decided_by", [0.0, 1.0])
+def test_degenerate_schedules_are_valid(decided_by):
+    schedule = SubsetGates(open_until=0.0, decided_by=decided_by).schedule(100)
+    assert schedule.phase(0) == ("decided" if decided_by == 0.0 else "learn")
