@@ -31,7 +31,7 @@ class AttentionNames:
         num_heads: Field of the configuration that holds the number of heads.
         kind: Role of the block.
         own_field: Field of the pruned configuration, where `num_heads` names a field that another block uses too.
-        optional: Whether a model of the family may lack the block.
+        enabled_by: Field of the configuration without which a model of the family lacks the block.
     """
 
     site: str
@@ -43,7 +43,12 @@ class AttentionNames:
     num_heads: str
     kind: SiteKind
     own_field: str | None = None
-    optional: bool = False
+    enabled_by: str | None = None
+
+    @property
+    def optional(self) -> bool:
+        """Whether a model of the family may lack the block."""
+        return self.enabled_by is not None
 
     @property
     def field(self) -> str:
@@ -106,11 +111,12 @@ class FFNNames:
 
 @dataclass(frozen=True)
 class Stack:
-    """A list of equal layers: its path below the base model and the blocks of each layer."""
+    """A list of equal layers: its path below the base model, the blocks of each layer, and its depth's field."""
 
     layers: str
     attentions: tuple[AttentionNames, ...]
     ffn: FFNNames
+    depth: str = "num_hidden_layers"
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def _bert_layout(*, kind: SiteKind = "encoder") -> Stack:
             num_heads="num_attention_heads",
             kind=role,
             own_field=own_field,
-            optional=own_field is not None,
+            enabled_by="add_cross_attention" if own_field else None,
         )
 
     return Stack(
@@ -176,6 +182,7 @@ def _bart_stack(side: Literal["encoder", "decoder"]) -> Stack:
         layers=f"{side}.layers",
         attentions=tuple(attentions),
         ffn=FFNNames(site="fc1", up="fc1", down="fc2", width=f"{side}_ffn_dim"),
+        depth=f"{side}_layers",
     )
 
 
@@ -194,6 +201,7 @@ _DISTILBERT_STACK = Stack(
         ),
     ),
     ffn=FFNNames(site="ffn", up="ffn.lin1", down="ffn.lin2", width="hidden_dim"),
+    depth="n_layers",
 )
 
 FAMILIES: dict[str, Family] = {

@@ -1,4 +1,4 @@
-"""Tiny seeded models of every family: 2 layers x 4 heads, hidden 32, FFN 64, 100 tokens, non-zero biases, evaluation mode."""
+"""Tiny seeded models of every family: 2 layers x 4 heads, hidden 32, FFN 64, non-zero biases, evaluation mode."""
 
 from __future__ import annotations
 
