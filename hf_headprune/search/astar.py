@@ -1,0 +1,251 @@
+"""Anytime A* over sets of removed units. It knows sets and a function that measures them, never a model.
+
+Prior art that this formulation stays clear of: the method of arXiv 2110.15225 is patented (US 12,417,357 B1). It
+carries the accuracy cost of each head over to the next iteration and recomputes only those heads whose carried cost
+is under the remaining budget. Here feasibility is a property of whole sets, each measured by itself; no unit is ever
+excluded, and what earlier sets showed only orders the candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.search.bounds import best_consistent, sets_by_gain
+from hf_headprune.search.frontier import Frontier
+from hf_headprune.search.journal import Journal, fingerprint_of
+from hf_headprune.search.ledger import BudgetSpent, Ledger
+from hf_headprune.search.problem import SearchResult, to_mask, units_of
+from hf_headprune.search.surrogate import Surrogate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hf_headprune.search.ledger import Evaluated
+    from hf_headprune.search.problem import OnProgress, Optimality, SearchProblem
+    from hf_headprune.search.settings import AStarSearch
+
+MAX_PROVABLE_UNITS = 24
+BOUND_NODES = 2000
+SWAP_RESTORES = 16
+SWAP_REMOVALS = 6
+
+
+def search(
+    problem: SearchProblem,
+    settings: AStarSearch,
+    *,
+    journal: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> SearchResult:
+    """Finds the set of removed units with the largest gain whose metric loses at most `max_drop` against the start.
+
+    The set returned was evaluated; the start itself is returned where nothing better was found. The same problem,
+    settings and seed give the same result, also when the search was killed and started again with its journal, which
+    spares every evaluation already made. A search may be continued with a larger `max_evaluations`.
+
+    Args:
+        problem: Units and the function that measures sets of them.
+        settings: Constraint, objective and budget.
+        journal: File that holds the state; made where it does not exist. None keeps no state.
+        on_progress: Called after each evaluation.
+
+    Raises:
+        InvalidSettingError: No budget is given for too many units, or a measurement is malformed.
+        SearchStateError: The journal belongs to another search or is damaged.
+    """
+    if settings.max_evaluations is None and problem.num_units > MAX_PROVABLE_UNITS:
+        raise InvalidSettingError(
+            f"search: max_evaluations=None asks for a proof, which takes up to 2^n evaluations; at most "
+            f"{MAX_PROVABLE_UNITS} units allow it, received {problem.num_units}. Give a number of evaluations."
+        )
+    start = to_mask(problem.start)
+    opened = None if journal is None else Journal(journal, _fingerprint(problem, settings))
+    ledger = Ledger(problem, settings, start=start, journal=opened, on_progress=on_progress)
+    run = _Run(problem, settings, ledger)
+    try:
+        run.first_answers()
+        run.improve()
+        run.close()
+    except BudgetSpent:
+        pass
+    return _result(ledger)
+
+
+class _Run:
+    """One search: first answers along a path, weighted A* from there, and the proof at the end."""
+
+    def __init__(self, problem: SearchProblem, settings: AStarSearch, ledger: Ledger) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._has_scores = problem.scores is not None
+        self._rng = np.random.default_rng(settings.seed)
+        self._surrogate = Surrogate(ledger.gains, problem.scores, self._rng)
+        self._frontier = Frontier(ledger, settings)
+        self._frontier.push(ledger.reference)
+        self._leapt: set[int] = set()
+
+    def first_answers(self) -> None:
+        """Finds feasible sets soon: a bisection along the scores, then one along the surrogate's greedy path."""
+        start = self._ledger.reference
+        if self._has_scores:
+            self._bisect(self._surrogate.path(start))
+        for unit in self._singles():
+            self._surrogate.learn(start, self._evaluate(start.mask | 1 << unit))
+        self._bisect(self._surrogate.path(start))
+
+    def improve(self) -> None:
+        """Runs weighted A* for each weight until no open set can beat the incumbent under heredity.
+
+        What is left of the budget goes to neighbours of the incumbent, from which A* goes on.
+        """
+        for weight in self._settings.weights:
+            self._frontier.reweigh(weight)
+            self._drain()
+        while not self._can_afford_the_rest() and (swaps := self._swaps(self._ledger.incumbent)):
+            self._evaluate_best(self._ledger.incumbent, swaps)
+            self._drain()
+
+    def close(self) -> None:
+        """Evaluates what could still beat the incumbent: first what heredity allows, then, if affordable, the rest."""
+        ledger = self._ledger
+        while True:
+            bound, mask = best_consistent(
+                ledger.gains, ledger.nogoods, above=ledger.incumbent.gain, max_nodes=BOUND_NODES
+            )
+            if mask is None and bound > ledger.incumbent.gain and not self._can_afford_the_rest():
+                return
+            if mask is None:
+                break
+            ledger.evaluate(mask)
+        if self._can_afford_the_rest():
+            for mask in sets_by_gain(ledger.gains):
+                if ledger.gains.of(mask) <= ledger.incumbent.gain:
+                    return
+                ledger.evaluate(mask)
+
+    def _singles(self) -> list[int]:
+        """Returns the units to remove one at a time, so that at least half of the budget is left for sets."""
+        units = self._surrogate.prior_order(self._ledger.reference.mask)
+        limit = self._settings.max_evaluations
+        if limit is None or len(units) <= limit // 2:
+            return units
+        return [] if self._has_scores else units[: limit // 2]
+
+    def _bisect(self, path: list[int]) -> None:
+        low, high = -1, len(path)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._evaluate(path[middle]).feasible:
+                low = middle
+            else:
+                high = middle
+
+    def _drain(self) -> None:
+        """Expands open sets until none can beat the incumbent under heredity."""
+        frontier = self._frontier
+        while (node := frontier.pop()) is not None:
+            swaps = self._swaps(node) if node is self._ledger.incumbent else []
+            self._evaluate_best(node, frontier.children(node) + swaps)
+            self._leap()
+            if frontier.children(node):
+                frontier.push(node)
+
+    def _leap(self) -> None:
+        """Goes on from a new incumbent along the greedy path, two units first, then twice as far while it holds."""
+        incumbent = self._ledger.incumbent
+        if incumbent.mask in self._leapt:
+            return
+        self._leapt.add(incumbent.mask)
+        path = self._surrogate.path(incumbent)
+        place = 1
+        while place < len(path) and self._evaluate(path[place]).feasible:
+            place = 2 * place + 1
+
+    def _evaluate_best(self, node: Evaluated, targets: list[int]) -> None:
+        """Evaluates the most promising neighbours of a set, and a few at random."""
+        ranked = self._surrogate.ranked(node, targets)
+        chosen, others = ranked[: self._settings.children_per_step], ranked[self._settings.children_per_step :]
+        count = min(self._settings.random_children, len(others))
+        chosen += [others[i] for i in sorted(self._rng.choice(len(others), size=count, replace=False))]
+        for mask in chosen:
+            self._surrogate.learn(node, self._evaluate(mask))
+
+    def _swaps(self, node: Evaluated) -> list[int]:
+        """Returns sets that restore one unit of a set and remove one or two others, and gain more than it."""
+        free = self._surrogate.prior_order(node.mask)
+        singles = [node.mask | 1 << unit for unit in free]
+        best = [mask & ~node.mask for mask in self._surrogate.ranked(node, singles)[:SWAP_REMOVALS]]
+        added = [first | second for place, first in enumerate(best) for second in best[place:]]
+        removed = list(units_of(node.mask))
+        self._rng.shuffle(removed)
+        swaps = {node.mask & ~(1 << unit) | units for unit in removed[:SWAP_RESTORES] for units in added}
+        gains = self._ledger.gains
+        return sorted(mask for mask in swaps if mask not in self._ledger and gains.of(mask) > node.gain)
+
+    def _evaluate(self, mask: int) -> Evaluated:
+        is_new = mask not in self._ledger
+        evaluated = self._ledger.evaluate(mask)
+        if is_new:
+            self._frontier.push(evaluated)
+        return evaluated
+
+    def _can_afford_the_rest(self) -> bool:
+        """Tells whether every set that gains more than the incumbent can still be evaluated."""
+        ledger = self._ledger
+        if ledger.remaining is None:
+            return True
+        missing = 0
+        for mask in sets_by_gain(ledger.gains):
+            if ledger.gains.of(mask) <= ledger.incumbent.gain:
+                return True
+            missing += mask not in ledger
+            if missing > ledger.remaining:
+                return False
+        return True
+
+
+def _fingerprint(problem: SearchProblem, settings: AStarSearch) -> str:
+    course = dataclasses.asdict(settings)
+    del course["max_evaluations"]  # a search may be continued with a larger budget
+    return fingerprint_of(
+        {
+            "gains": [str(gain) for gain in problem.gains],
+            "start": sorted(problem.start),
+            "scores": None if problem.scores is None else problem.scores.tolist(),
+            "settings": course,
+            "measured": problem.fingerprint,
+        }
+    )
+
+
+def _optimality(ledger: Ledger) -> tuple[Optimality, int]:
+    """Returns what is proved about the incumbent, and an upper bound on the gain."""
+    best = ledger.incumbent.gain
+    for mask in sets_by_gain(ledger.gains):
+        if ledger.gains.of(mask) <= best:
+            return "proved", best
+        if mask not in ledger:
+            break
+    bound, _ = best_consistent(ledger.gains, ledger.nogoods, above=best, max_nodes=BOUND_NODES)
+    return ("under heredity", best) if bound <= best else ("budget", bound)
+
+
+def _result(ledger: Ledger) -> SearchResult:
+    best = ledger.incumbent
+    optimality, bound = _optimality(ledger)
+    return SearchResult(
+        removed=frozenset(units_of(best.mask)),
+        measurement=best.measurement,
+        reference=ledger.reference.measurement,
+        threshold=ledger.threshold,
+        gain=ledger.gains.value(best.gain),
+        evaluations=len(ledger),
+        history=tuple(ledger.history),
+        optimality=optimality,
+        upper_bound=ledger.gains.value(bound),
+        heredity_violations=ledger.heredity_violations(),
+    )

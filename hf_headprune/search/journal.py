@@ -1,0 +1,134 @@
+"""State of a search on disk: one line per evaluation, appended and synchronised before the search goes on."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_headprune.errors import SearchStateError
+from hf_headprune.search.problem import Measurement, to_mask, units_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JOURNAL_FORMAT = "hf_headprune.search/1"
+
+
+def fingerprint_of(content: Any) -> str:
+    """Returns the sha256 of JSON-able content, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """Measurements of a search, kept in an append-only file.
+
+    The first line says which search the file belongs to. A search that was killed while a line was being written
+    leaves a last line without an end; it is dropped. Every other damage is an error.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        """Opens a journal, or starts one.
+
+        Args:
+            path: Of the file; its folder is created.
+            fingerprint: Of everything that decides the course of the search.
+
+        Raises:
+            SearchStateError: The file belongs to another search, is damaged, or is no journal.
+        """
+        self.path = path
+        self._measured: dict[int, Measurement] = {}
+        header = _line({"format": JOURNAL_FORMAT, "fingerprint": fingerprint})
+        content = path.read_bytes() if path.exists() else b""
+        complete, newline, _ = content.rpartition(b"\n")
+        if not newline:
+            if not header.startswith(content):
+                raise SearchStateError(
+                    f"{path}: the first line must be the header of a search journal, received {content[:60]!r}. "
+                    "Pass the path of a journal or of a file that does not exist yet."
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+            self._append(header)
+            return
+        lines = complete.split(b"\n")
+        self._check_header(lines[0], fingerprint)
+        for number, line in enumerate(lines[1:], start=2):
+            self._read(line, number)
+        if len(complete) + 1 < len(content):
+            with path.open("r+b") as file:
+                file.truncate(len(complete) + 1)
+
+    def __len__(self) -> int:
+        """Measurements in the journal."""
+        return len(self._measured)
+
+    def get(self, mask: int) -> Measurement | None:
+        """Returns the measurement of a set, or None where it has not been measured."""
+        return self._measured.get(mask)
+
+    def add(self, mask: int, measurement: Measurement) -> None:
+        """Writes a measurement; it is on disk when this returns."""
+        margins = measurement.margins
+        encoded = None if margins is None else base64.b64encode(margins.astype("<f4").tobytes()).decode()
+        self._append(_line({"removed": units_of(mask), "metric": measurement.metric, "margins": encoded}))
+        self._measured[mask] = measurement
+
+    def _append(self, line: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _check_header(self, line: bytes, fingerprint: str) -> None:
+        header = self._content(line, 1)
+        if header.get("format") != JOURNAL_FORMAT:
+            raise SearchStateError(
+                f"{self.path}: format must be {JOURNAL_FORMAT!r}, received {header.get('format')!r}. Pass the path of "
+                "a journal or of a file that does not exist yet."
+            )
+        if header.get("fingerprint") != fingerprint:
+            raise SearchStateError(
+                f"{self.path}: the journal belongs to another search (fingerprint {header.get('fingerprint')!r}, this "
+                f"search has {fingerprint!r}): the units, the settings, the start, the scores, the weights or the data "
+                "differ. Continue with the same ones, or pass a path that does not exist yet."
+            )
+
+    def _read(self, line: bytes, number: int) -> None:
+        entry = self._content(line, number)
+        try:
+            encoded = entry["margins"]
+            margins = None if encoded is None else np.frombuffer(base64.b64decode(encoded), dtype="<f4")
+            self._measured[to_mask(entry["removed"])] = Measurement(float(entry["metric"]), margins)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(number, repr(error)) from error
+
+    def _content(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            raise self._damaged(number, "it is not JSON") from error
+        if not isinstance(content, dict) or content.pop("crc32", None) != _checksum(content):
+            raise self._damaged(number, "its checksum does not match")
+        return content
+
+    def _damaged(self, number: int, reason: str) -> SearchStateError:
+        return SearchStateError(
+            f"{self.path}, line {number}: the journal is damaged: {reason}. Delete this line and all that follow to "
+            "continue from there, or pass a path that does not exist yet."
+        )
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    plain = json.loads(json.dumps(content))
+    return json.dumps({**plain, "crc32": _checksum(plain)}).encode() + b"\n"

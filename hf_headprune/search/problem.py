@@ -1,0 +1,204 @@
+"""What a search is asked and what it answers: plain data, no model.
+
+Units are numbered from zero. A set of removed units is a `frozenset` outside and a bit mask inside the search.
+A search strategy is a function of a `SearchProblem` and its settings that returns a `SearchResult`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from hf_headprune.errors import InvalidSettingError
+
+Optimality = Literal["proved", "under heredity", "budget"]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What the evaluation of one set of removed units found.
+
+    Attributes:
+        metric: Higher is better.
+        margins: Per example the gold logit minus the best other one, shape `(num_examples,)`, in the same order at
+            each evaluation; or None. They only order the search.
+    """
+
+    metric: float
+    margins: np.ndarray | None = None
+
+
+Measure = Callable[[frozenset[int]], Measurement]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchProblem:
+    """A function of sets of removed units, to be searched.
+
+    Attributes:
+        gains: What the removal of each unit saves, `(num_units,)`, positive.
+        measure: Evaluates a set of removed units.
+        start: Units that are removed in the reference. The search may restore them.
+        scores: Importance of each unit, `(num_units,)`, or None. The lowest is removed first.
+        fingerprint: Identifies what `measure` measures, weights and data, in a journal.
+
+    Raises:
+        InvalidSettingError: A gain is not positive, a unit does not exist, or the shapes differ.
+    """
+
+    gains: tuple[float, ...]
+    measure: Measure
+    start: frozenset[int] = frozenset()
+    scores: np.ndarray | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        """Freezes the containers and checks them."""
+        object.__setattr__(self, "gains", tuple(self.gains))
+        object.__setattr__(self, "start", frozenset(self.start))
+        wrong = [gain for gain in self.gains if not (np.isfinite(gain) and gain > 0)]
+        if wrong or not self.gains:
+            raise InvalidSettingError(
+                f"SearchProblem: gains must be positive numbers, at least one, received {wrong or 'none'}. "
+                "Leave out units whose removal saves nothing."
+            )
+        unknown = sorted(unit for unit in self.start if not 0 <= unit < self.num_units)
+        if unknown:
+            raise InvalidSettingError(
+                f"SearchProblem: start must name units 0..{self.num_units - 1}, received {unknown}. "
+                "Number the units in the order of gains."
+            )
+        if self.scores is not None:
+            scores = np.asarray(self.scores, dtype=np.float64)
+            if scores.shape != (self.num_units,) or not np.isfinite(scores).all():
+                raise InvalidSettingError(
+                    f"SearchProblem: scores must be {self.num_units} finite numbers, received shape {scores.shape} "
+                    f"with {int((~np.isfinite(scores)).sum())} that are not finite. Give one score per unit, or None."
+                )
+            object.__setattr__(self, "scores", scores)
+
+    @property
+    def num_units(self) -> int:
+        """Units of the problem."""
+        return len(self.gains)
+
+
+@dataclass(frozen=True)
+class SearchStep:
+    """One evaluation.
+
+    Attributes:
+        index: Number of the evaluation, from zero; zero is the reference.
+        removed: Units removed, ascending.
+        metric: What was measured.
+        feasible: Whether the constraint holds.
+        gain: What the removal saves.
+        is_incumbent: Whether the set became the best one known.
+    """
+
+    index: int
+    removed: tuple[int, ...]
+    metric: float
+    feasible: bool
+    gain: float
+    is_incumbent: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a running search, after each evaluation.
+
+    Attributes:
+        step: The evaluation that just ended.
+        best: The best evaluation so far.
+        evaluations: Evaluations so far.
+        max_evaluations: Evaluations allowed, or None.
+        replayed: Whether the evaluation came from the journal.
+    """
+
+    step: SearchStep
+    best: SearchStep
+    evaluations: int
+    max_evaluations: int | None
+    replayed: bool
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """Outcome of a search.
+
+    Attributes:
+        removed: The best set found; the start where nothing better was.
+        measurement: Of exactly this set.
+        reference: Of the start.
+        threshold: Least metric that is feasible, `reference.metric - max_drop`.
+        gain: What the removal of the set saves.
+        evaluations: Sets evaluated, those replayed from a journal included.
+        history: Every evaluation in its order.
+        optimality: "proved": every set with a larger gain was evaluated and fails. "under heredity": every set with a
+            larger gain contains one that was evaluated and fails, so the set is optimal if subsets of feasible sets
+            are feasible, which real models violate; see `heredity_violations`. "budget": neither.
+        upper_bound: Largest gain of any feasible set, under the same assumption; without it where proved.
+        heredity_violations: Evaluated infeasible sets that have an evaluated feasible strict superset.
+    """
+
+    removed: frozenset[int]
+    measurement: Measurement
+    reference: Measurement
+    threshold: float
+    gain: float
+    evaluations: int
+    history: tuple[SearchStep, ...]
+    optimality: Optimality
+    upper_bound: float
+    heredity_violations: int
+
+
+def to_mask(units: Iterable[int]) -> int:
+    """Returns the bit mask of a set of units."""
+    return sum(1 << unit for unit in set(units))
+
+
+def units_of(mask: int) -> tuple[int, ...]:
+    """Returns the units of a bit mask, ascending."""
+    units = []
+    while mask:
+        lowest = mask & -mask
+        units.append(lowest.bit_length() - 1)
+        mask ^= lowest
+    return tuple(units)
+
+
+def checked_measurement(measured: Any, removed: tuple[int, ...], num_examples: int | None) -> Measurement:
+    """Returns a measurement with its margins as float32, so that a replayed one is the same to the last bit.
+
+    Args:
+        measured: What the function that measures returned.
+        removed: The set that was measured.
+        num_examples: Margins that the reference has; None for no margins, -1 for the reference itself.
+
+    Raises:
+        InvalidSettingError: It is no `Measurement`, or the number of margins differs from that of the reference.
+    """
+    if not isinstance(measured, Measurement):
+        raise InvalidSettingError(
+            f"search: measure must return a Measurement, received {type(measured).__name__} for {list(removed)}. "
+            "Wrap the number: Measurement(metric=...)."
+        )
+    margins = None if measured.margins is None else np.array(measured.margins, dtype=np.float32)
+    received = None if margins is None else margins.size
+    if (margins is not None and margins.ndim != 1) or num_examples not in (-1, received):
+        shape = None if margins is None else margins.shape
+        raise InvalidSettingError(
+            f"search: margins must have the reference's shape ({num_examples},), received {shape} for "
+            f"{list(removed)}. Return one margin per example in the same order each time, or always None."
+        )
+    if margins is not None:
+        margins.setflags(write=False)
+    return Measurement(metric=float(measured.metric), margins=margins)

@@ -1,0 +1,88 @@
+"""The user's settings of the search, checked at construction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from hf_headprune.errors import InvalidSettingError
+
+Objective = Literal["heads", "parameters", "macs"]
+
+
+@dataclass(frozen=True)
+class AStarSearch:
+    """Settings of the search for the largest set of units whose removal costs at most `max_drop` of a metric.
+
+    Attributes:
+        max_drop: Largest loss of the metric that is allowed, absolute: 0.01 is one point of accuracy.
+        objective: What to remove most of: "heads", "parameters" or "macs".
+        metric: Name of the metric; None leaves the choice to the caller (accuracy for classification).
+        max_evaluations: Sets that may be evaluated, the reference included. None goes on until the optimum is proved,
+            which is possible for few units only.
+        weights: Falling weights w of the anytime search. A large one dives, 1 makes the estimate admissible.
+        children_per_step: Sets evaluated each time a set is expanded, the most promising ones first.
+        random_children: Sets evaluated beside those at random: they audit the order.
+        slack: How far below the constraint a set may be and still be expanded. Removing a unit from a set that misses
+            the constraint can meet it again, so a little slack finds more.
+        seed: Of all random choices.
+        max_open: Sets that wait for expansion at most; the least promising are dropped beyond it.
+
+    Raises:
+        InvalidSettingError: A setting is out of range.
+
+    Source:
+        Weighted anytime search in the manner of ARA* (Likhachev, Gordon and Thrun, NIPS 2003). Parnami, Singh and
+        Joshi (arXiv 2110.15225) were the first to prune attention heads with A*.
+    """
+
+    max_drop: float = 0.01
+    objective: Objective = "heads"
+    metric: str | None = None
+    max_evaluations: int | None = 150
+    weights: tuple[float, ...] = (3.0, 2.0, 1.5, 1.0)
+    children_per_step: int = 6
+    random_children: int = 1
+    slack: float = 0.01
+    seed: int = 0
+    max_open: int = 1000
+
+    def __post_init__(self) -> None:
+        """Checks every setting."""
+        for name, (holds, rule) in self._rules().items():
+            if not holds:
+                raise InvalidSettingError(
+                    f"AStarSearch: {name} must be {rule}, received {getattr(self, name)!r}. Change {name}, or leave it "
+                    f"out for its default {type(self).__dataclass_fields__[name].default!r}."
+                )
+
+    def _rules(self) -> dict[str, tuple[bool, str]]:
+        """Returns for each setting whether its rule holds, and the rule in words."""
+        drop_rule = "a finite number of at least 0 (absolute: 0.01 is one point of accuracy)"
+        weights = self.weights
+        falling = isinstance(weights, tuple) and len(weights) > 0 and all(map(_is_real, weights))
+        falling = falling and weights[-1] == 1 and list(weights) == sorted(weights, reverse=True)
+        rules = {
+            "max_drop": (_is_real(self.max_drop) and self.max_drop >= 0, drop_rule),
+            "objective": (self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
+            "metric": (self.metric is None or isinstance(self.metric, str), "a name, or None"),
+            "max_evaluations": (
+                self.max_evaluations is None or _is_integer(self.max_evaluations, at_least=1),
+                "an integer of at least 1 (the first evaluation is that of the reference), or None",
+            ),
+            "weights": (falling, "a tuple of falling numbers that ends with 1.0, which makes the estimate admissible"),
+            "slack": (_is_real(self.slack) and self.slack >= 0, drop_rule),
+        }
+        for name, least in (("children_per_step", 1), ("random_children", 0), ("seed", 0), ("max_open", 1)):
+            holds = _is_integer(getattr(self, name), at_least=least)
+            rules[name] = (holds, f"an integer of at least {least}")
+        return rules
+
+
+def _is_real(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _is_integer(number: Any, *, at_least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= at_least
