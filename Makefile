@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(BIN)/python -m hf_headprune.demo $(ARGS)
+	$(BIN)/python examples/demo.py $(ARGS)
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest $(TESTS)
