@@ -1,0 +1,238 @@
+"""Configurations of pruned models, generated from the declared families, and the rules that they obey.
+
+The numbers of each layer are in Transformers' own `per_layer_config`; the fields of the dense configuration keep the
+dense numbers, from which the skeleton of the model is built.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from hf_headprune.anatomy import FAMILIES, family_of
+from hf_headprune.errors import InvalidConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hf_headprune.anatomy import AttentionNames, Family
+
+
+class PrunableConfig:
+    """What all generated configurations share; mixed into the dense configuration class of each family.
+
+    Attributes:
+        head_dim: Width of one head, which the numbers of heads no longer imply.
+    """
+
+    # The modeling code reads the dense numbers while it builds the skeleton that is then resized, layer by layer.
+    allow_global_per_layer_attribute_access = True
+    head_dim: int | None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fills in the numbers that the dense configuration implies, then checks all."""
+        complete_config_(self)
+        check_dense_numbers(self)
+        super().__post_init__(**kwargs)  # type: ignore[misc] # every class that this is mixed into has it
+
+    def __getattribute__(self, name: str) -> Any:
+        """Reads a field without the warning that its number may differ between layers, which is the point here."""
+        renamed = object.__getattribute__(self, "attribute_map").get(name, name)
+        return object.__getattribute__(self, renamed)
+
+    @property
+    def per_layer_config(self) -> Any:
+        """The configuration of each layer, where `[i]` has the numbers of layer i."""
+        return PretrainedConfig.per_layer_config.fget(self)
+
+    @per_layer_config.setter
+    def per_layer_config(self, entries: Any) -> None:
+        if entries is not None:
+            entries = checked_entries(self, entries)
+        PretrainedConfig.per_layer_config.fset(self, entries)
+
+
+@dataclass(frozen=True)
+class _FieldRule:
+    """Where a field of a layer's entry applies and how much it may say."""
+
+    dense_number: int
+    num_layers: int
+    place: str
+
+
+def complete_config_(config: Any) -> None:
+    """Sets, in place, the fields of a pruned configuration that are not given and that the dense ones imply."""
+    family = family_of(config)
+    first = family.stacks[0].attentions[0]
+    if config.head_dim is None:
+        config.head_dim = getattr(config, family.hidden_size) // getattr(config, first.num_heads)
+    for names in _own_fields(family):
+        if getattr(config, names.field) is None:
+            setattr(config, names.field, getattr(config, names.num_heads))
+    if len(family.stacks) > 1 and config.num_hidden_layers is None:
+        config.num_hidden_layers = _deepest(config, family)
+
+
+def check_dense_numbers(config: Any) -> None:
+    """Checks that the numbers outside `per_layer_config` are those of one dense model.
+
+    Raises:
+        InvalidConfigError: They contradict each other; the message lists every rule that is broken.
+    """
+    family = family_of(config)
+    hidden_size = getattr(config, family.hidden_size)
+    problems = []
+    for names in {names.num_heads: names for stack in family.stacks for names in stack.attentions}.values():
+        num_heads = getattr(config, names.num_heads)
+        if num_heads * config.head_dim != hidden_size:
+            problems.append(
+                f"{names.num_heads} x head_dim must be {family.hidden_size} = {hidden_size}, the numbers of the dense "
+                f"model; received {num_heads} x {config.head_dim}"
+            )
+    for names in _own_fields(family):
+        if getattr(config, names.field) != getattr(config, names.num_heads):
+            problems.append(
+                f"{names.field} must be {names.num_heads} = {getattr(config, names.num_heads)}, the number of the "
+                f"dense model; received {getattr(config, names.field)}"
+            )
+    if len(family.stacks) > 1 and config.num_hidden_layers != _deepest(config, family):
+        problems.append(
+            f"num_hidden_layers must be {_deepest(config, family)}, the depth of the deeper stack; received "
+            f"{config.num_hidden_layers}"
+        )
+    if problems:
+        raise InvalidConfigError(
+            f"{type(config).__name__}: {'; '.join(problems)}. Fewer heads or units of a layer belong in "
+            "per_layer_config."
+        )
+
+
+def checked_entries(config: Any, entries: Any) -> dict[int, dict[str, int]]:
+    """Checks `per_layer_config` and returns it with integer keys.
+
+    Args:
+        config: Configuration that it belongs to, with its dense numbers set.
+        entries: `{layer: {field: heads or units kept}}`; layers as integers or their decimal strings.
+
+    Raises:
+        InvalidConfigError: At least one entry breaks a rule; the message names layer and rule of each.
+    """
+    if not isinstance(entries, Mapping):
+        raise InvalidConfigError(
+            f"{type(config).__name__}: per_layer_config must map layers to their numbers, received {entries!r}."
+        )
+    rules = _field_rules(config)
+    checked: dict[int, dict[str, int]] = {}
+    problems: list[str] = []
+    for key, entry in entries.items():
+        layer = _layer_index(key)
+        if layer is None or layer in checked:
+            problems.append(f"layer {key!r}: the key must be the zero-based index of a layer, each layer once")
+        elif not isinstance(entry, Mapping):
+            problems.append(f"layer {layer}: the entry must map fields to numbers, received {entry!r}")
+        else:
+            checked[layer] = {field: number for field, number in entry.items() if field != "skip"}
+            problems += _entry_problems(layer, entry, rules)
+    if problems:
+        raise InvalidConfigError(
+            f"{type(config).__name__}: per_layer_config: {'; '.join(problems)}. Use the configuration that was saved "
+            "with the pruned weights."
+        )
+    return checked
+
+
+def to_prunable(config: Any, entries: Mapping[int, Mapping[str, int]]) -> Any:
+    """Returns the configuration of a pruned model; the one that is given stays as it is.
+
+    Args:
+        config: Of the live model, dense or already pruned.
+        entries: `{layer: {field: heads or units kept}}` of the sites of the live model; they replace earlier ones.
+
+    Raises:
+        InvalidConfigError: An entry breaks a rule.
+    """
+    pruned = copy.deepcopy(config)
+    present = pruned.to_dict().get("per_layer_config") or {}
+    merged = {int(layer): dict(entry) for layer, entry in present.items()}
+    for layer, entry in entries.items():
+        merged[layer] = merged.get(layer, {}) | dict(entry)
+    pruned.__class__ = PRUNABLE_CONFIGS[family_of(config).model_type]
+    complete_config_(pruned)
+    check_dense_numbers(pruned)
+    pruned.per_layer_config = merged
+    return pruned
+
+
+def _own_fields(family: Family) -> list[AttentionNames]:
+    return [names for stack in family.stacks for names in stack.attentions if names.own_field]
+
+
+def _deepest(config: Any, family: Family) -> int:
+    return max(getattr(config, stack.depth) for stack in family.stacks)
+
+
+def _field_rules(config: Any) -> dict[str, _FieldRule]:
+    rules: dict[str, _FieldRule] = {}
+    for stack in family_of(config).stacks:
+        depth = getattr(config, stack.depth)
+        for names in stack.attentions:
+            enabled = names.enabled_by is None or getattr(config, names.enabled_by, False)
+            place = stack.layers if enabled else f"{stack.layers} without {names.enabled_by}"
+            rules[names.field] = _FieldRule(getattr(config, names.num_heads), depth if enabled else 0, place)
+        rules[stack.ffn.field] = _FieldRule(getattr(config, stack.ffn.width), depth, stack.layers)
+    return rules
+
+
+def _layer_index(key: Any) -> int | None:
+    if isinstance(key, str) and key.isdecimal():
+        return int(key)
+    return key if type(key) is int else None
+
+
+def _entry_problems(layer: int, entry: Mapping[str, Any], rules: Mapping[str, _FieldRule]) -> Iterator[str]:
+    for field, number in entry.items():
+        rule = rules.get(field)
+        if field == "skip":
+            if number:
+                yield f"layer {layer}: skip {number!r} is not supported; a block without units has the number 0"
+        elif rule is None:
+            yield f"layer {layer}: unknown field {field!r} (known: {', '.join(rules)})"
+        elif not 0 <= layer < rule.num_layers:
+            yield f"layer {layer}: {rule.place} has {rule.num_layers} layers with {field}"
+        elif type(number) is not int or not 0 <= number <= rule.dense_number:
+            yield (
+                f"layer {layer}: {field} must be an integer from 0 to {rule.dense_number}, the number of the dense "
+                f"model; received {number!r}"
+            )
+
+
+def _config_class(family: Family) -> type[Any]:
+    dense = CONFIG_MAPPING[family.model_type]
+    optional = ["head_dim", *(names.field for names in _own_fields(family))]
+    attribute_map = dict(dense.attribute_map)
+    if len(family.stacks) > 1:
+        # Transformers lets this field bound the layers of `per_layer_config`; the dense class maps it to one stack.
+        attribute_map.pop("num_hidden_layers", None)
+        optional.append("num_hidden_layers")
+    name = f"Prunable{dense.__name__}"
+    fields: dict[str, Any] = dict.fromkeys(optional)
+    namespace = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"Configuration of a pruned model; see `{dense.__name__}` for the fields of the dense one.",
+        "__annotations__": dict.fromkeys(optional, int | None),
+        "model_type": family.prunable_type,
+        "attribute_map": attribute_map,
+        **fields,
+    }
+    return strict(type(name, (PrunableConfig, dense), namespace))
+
+
+PRUNABLE_CONFIGS: dict[str, type[Any]] = {family.model_type: _config_class(family) for family in FAMILIES.values()}
+globals().update({cls.__name__: cls for cls in PRUNABLE_CONFIGS.values()})  # pickles find a class by module and name

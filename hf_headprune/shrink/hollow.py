@@ -1,0 +1,146 @@
+"""What is left of a block that has lost all its units: modules without query, key, value or FFN parameters.
+
+The bias of the output projection is all that such a block still contributes.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import EncoderDecoderCache
+
+
+class BiasOnly(nn.Module):
+    """Stands for an output projection without columns: `(..., 0)` → `(..., out_features)`, the bias everywhere.
+
+    The bias keeps its name in the state dict.
+
+    Attributes:
+        in_features: Zero, where a linear module states its columns.
+        out_features: Width of the residual stream.
+        bias: Parameter of shape `(out_features,)`, or None.
+    """
+
+    in_features = 0
+
+    def __init__(self, out_features: int, bias: nn.Parameter | None) -> None:
+        """Takes over the bias itself, not a copy."""
+        super().__init__()
+        self.out_features = out_features
+        self.register_parameter("bias", bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the bias at every position of `hidden`, whose last dimension is empty."""
+        shape = (*hidden.shape[:-1], self.out_features)
+        if self.bias is None:
+            return hidden.new_zeros(shape)
+        return self.bias.expand(shape)
+
+    def extra_repr(self) -> str:
+        """Shows the shape as linear modules do."""
+        return f"in_features=0, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class NoUnits(nn.Module):
+    """Stands for the first FFN matrix without rows: `(..., in_features)` → `(..., 0)`."""
+
+    out_features = 0
+
+    def __init__(self, in_features: int) -> None:
+        """Keeps the width of the input for its representation only."""
+        super().__init__()
+        self.in_features = in_features
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns an empty tensor that carries the shape, dtype and device of `hidden`."""
+        return hidden[..., :0]
+
+    def extra_repr(self) -> str:
+        """Shows the shape as linear modules do."""
+        return f"in_features={self.in_features}, out_features=0"
+
+
+class HeadlessAttention:
+    """Forward of an attention core without heads; mixed into the class of the core that it stands for.
+
+    It stays a subclass of that class because Transformers finds the modules whose attentions it records by class:
+    a block without heads then reports attentions of shape `(batch, 0, queries, keys)` instead of vanishing from the
+    tuple. It still fills the key-value cache, with one placeholder number per token: the cache of the first layer is
+    where the model reads how many tokens it has already seen.
+    """
+
+    dense_class: type[nn.Module]
+    config: Any
+    layer_idx: int | None
+    _output_name: str | None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        key_value_states: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns what zero heads contribute.
+
+        Args:
+            hidden_states: Queries, `(batch, queries, hidden_size)`.
+            *args: Ignored, such as a mask.
+            key_value_states: Source of keys of cross-attention, `(batch, keys, hidden_size)`, in BART-like families.
+            encoder_hidden_states: The same in BERT-like families.
+            past_key_values: Cache to keep in step.
+            **kwargs: Ignored.
+        """
+        memory = encoder_hidden_states if key_value_states is None else key_value_states
+        num_keys = hidden_states.shape[1] if memory is None else memory.shape[1]
+        if past_key_values is not None:
+            num_keys = self._keep_cache_in_step(past_key_values, hidden_states, num_keys, is_cross=memory is not None)
+        context = hidden_states[..., :0]  # (batch, queries, 0)
+        output = context if self._output_name is None else getattr(self, self._output_name)(context)
+        if self.config._attn_implementation != "eager":
+            return output, None
+        return output, hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], num_keys)
+
+    def _keep_cache_in_step(self, cache: Any, hidden_states: torch.Tensor, num_keys: int, *, is_cross: bool) -> int:
+        placeholder = hidden_states.new_zeros(hidden_states.shape[0], 1, num_keys, 1)
+        if not is_cross:
+            own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+            return own.update(placeholder, placeholder, self.layer_idx)[0].shape[2]
+        if isinstance(cache, EncoderDecoderCache) and not cache.is_updated.get(self.layer_idx):
+            cache.cross_attention_cache.update(placeholder, placeholder, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
+        return num_keys
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copies and pickles name the class by what it is made from, since it has no module of its own."""
+        return _blank_headless, (self.dense_class,), self.__dict__.copy()
+
+
+@functools.cache
+def headless_class(dense_class: type[nn.Module]) -> type[nn.Module]:
+    """Returns the headless subclass of an attention core's class, always the same one."""
+    return type(f"Headless{dense_class.__name__}", (HeadlessAttention, dense_class), {"dense_class": dense_class})
+
+
+def hollow_attention_(core: nn.Module, *, projections: tuple[str, ...], output_name: str | None) -> None:
+    """Turns an attention core, in place, into one without heads.
+
+    Args:
+        core: Module that computes the heads.
+        projections: Names of its query, key and value modules, which go.
+        output_name: Name of the output projection where it is a part of the core.
+    """
+    for name in projections:
+        delattr(core, name)
+    core._output_name = output_name  # type: ignore[assignment] # nn.Module annotates attributes as tensors or modules
+    core.__class__ = headless_class(type(core))
+
+
+def _blank_headless(dense_class: type[nn.Module]) -> nn.Module:
+    cls = headless_class(dense_class)
+    return cls.__new__(cls)

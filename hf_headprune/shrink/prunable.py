@@ -1,0 +1,192 @@
+"""Classes of pruned models, one for each task class of every declared family, and their registration.
+
+A class builds the skeleton of its dense sibling and resizes it to its configuration, so that no model code is copied.
+`from_pretrained` builds it without memory; nothing is wasted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TOKENIZER_MAPPING, AutoConfig, AutoTokenizer
+from transformers.models.auto import modeling_auto
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from hf_headprune.anatomy import FAMILIES, anatomy_of, base_model, family_of
+from hf_headprune.errors import InvalidConfigError, UnsupportedModelError
+from hf_headprune.shrink.config import PRUNABLE_CONFIGS, PrunableConfig, check_dense_numbers, checked_entries
+from hf_headprune.shrink.resize import cut_site_
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import nn
+
+    from hf_headprune.anatomy import Site
+
+SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
+
+
+class PrunableModel:
+    """What all generated model classes share; mixed into the dense class of each task."""
+
+    config_class: type[Any]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        """Builds the dense skeleton and resizes it to the configuration.
+
+        Raises:
+            InvalidConfigError: The configuration is of another class or breaks a rule.
+        """
+        if not isinstance(config, self.config_class):
+            raise InvalidConfigError(
+                f"{type(self).__name__}: the configuration must be a {self.config_class.__name__}, received a "
+                f"{type(config).__name__}. Build the dense model and call prune_model_, or pass a "
+                f"{self.config_class.__name__} with per_layer_config."
+            )
+        check_dense_numbers(config)
+        checked_entries(config, config.to_dict().get("per_layer_config") or {})
+        super().__init__(config, *args, **kwargs)
+        resize_to_config_(self)  # type: ignore[arg-type] # every class that this is mixed into is a model
+        adopt_classes_(self)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads as Transformers does, and refuses weights that don't match the configuration.
+
+        Args:
+            *args: As in Transformers.
+            **kwargs: As in Transformers. `ignore_mismatched_sizes` concerns the task head alone: a layer whose weights
+                don't match would otherwise be initialised at random without a word.
+
+        Raises:
+            InvalidConfigError: A weight is missing, left over, or of another shape; the message names it.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        accepts_new_head = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        problems = sorted(_weight_problems(model, info, accepts_new_head=accepts_new_head))
+        if problems:
+            raise InvalidConfigError(
+                f"{cls.__name__}: the weights don't match the configuration: {'; '.join(problems)}. {SOURCE_OF_SIZES}"
+            )
+        return (model, info) if wants_info else model
+
+
+def resize_to_config_(model: nn.Module) -> None:
+    """Cuts a freshly built skeleton, in place, to the numbers of its configuration, keeping the first units."""
+    config: Any = model.config
+    base = base_model(model)
+    for site in anatomy_of(model).sites:
+        cut_site_(base, site, range(getattr(config.per_layer_config[site.layer], site.field)))
+
+
+def adopt_classes_(model: nn.Module) -> None:
+    """Turns a model and its base model, in place, into their `Prunable*` classes where they are dense ones."""
+    for module in (model, base_model(model)):
+        module.__class__ = PRUNABLE_OF.get(type(module), type(module))
+
+
+def prunable_class(model: nn.Module) -> type[Any]:
+    """Returns the class that a model has after pruning, which may be its own.
+
+    Raises:
+        UnsupportedModelError: The model's class is no class of Transformers with a prunable sibling.
+    """
+    family = family_of(model)
+    if isinstance(model, PrunableModel):
+        return type(model)
+    if type(model) not in PRUNABLE_OF:
+        known = sorted(dense.__name__ for dense, cls in PRUNABLE_OF.items() if family_of(cls.config_class) is family)
+        raise UnsupportedModelError(
+            f"{type(model).__module__}.{type(model).__qualname__} has no prunable sibling, so it could not be loaded "
+            f"again. Classes of this family that have one: {', '.join(known)}. Unwrap the model first (adapters, "
+            "torch.compile, DataParallel), or prune its Transformers model."
+        )
+    return PRUNABLE_OF[type(model)]
+
+
+def register_auto_classes() -> None:
+    """Makes `AutoConfig`, `AutoModel…` and `AutoTokenizer` know pruned checkpoints; calling it again is harmless."""
+    for model_type, config_class in PRUNABLE_CONFIGS.items():
+        AutoConfig.register(FAMILIES[model_type].prunable_type, config_class, exist_ok=True)
+        tokenizer = TOKENIZER_MAPPING.get(_dense_config(config_class), None)
+        if tokenizer is not None:
+            tokenizers = tokenizer if isinstance(tokenizer, tuple) else (None, tokenizer)
+            AutoTokenizer.register(
+                config_class,
+                slow_tokenizer_class=tokenizers[0],
+                fast_tokenizer_class=tokenizers[1],
+                exist_ok=True,
+            )
+        for auto_class, dense_class in _task_classes(_dense_config(config_class)):
+            auto_class.register(config_class, PRUNABLE_OF[dense_class], exist_ok=True)
+
+
+def _dense_config(config_class: type[Any]) -> type[Any]:
+    return next(cls for cls in config_class.__mro__ if cls not in (config_class, PrunableConfig))
+
+
+def _task_classes(dense_config: type[Any]) -> Iterator[tuple[Any, type[Any]]]:
+    for auto_class in vars(modeling_auto).values():
+        mapping = getattr(auto_class, "_model_mapping", None)
+        if not isinstance(auto_class, type) or mapping is None:
+            continue
+        found = mapping.get(dense_config, ())
+        for dense_class in found if isinstance(found, (tuple, list)) else (found,):
+            yield auto_class, dense_class
+
+
+def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
+    name = f"Prunable{dense_class.__name__}"
+    namespace = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"`{dense_class.__name__}` whose layers have the numbers of heads and FFN units of its config.",
+        "config_class": config_class,
+    }
+    cls = type(name, (PrunableModel, dense_class), namespace)
+    # Transformers registers what a model can record when it is constructed; a model that has become an instance
+    # of this class by pruning never is.
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)
+    return cls
+
+
+def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head: bool) -> Iterator[str]:
+    stacks = tuple(f"{stack.layers}." for stack in family_of(model).stacks)
+    sites = anatomy_of(model).sites
+    for key in info["missing_keys"]:
+        if _in_layers(key, stacks):
+            yield f"{_where(key, sites)} is missing from the weights"
+    for key in info["unexpected_keys"]:
+        if _in_layers(key, stacks):
+            yield f"{_where(key, sites)} has weights, but no place in the configuration"
+    for key, saved, expected in info["mismatched_keys"]:
+        if _in_layers(key, stacks) or not accepts_new_head:
+            yield f"{_where(key, sites)} has shape {tuple(saved)} in the weights and {tuple(expected)} by configuration"
+
+
+def _in_layers(key: str, stacks: tuple[str, ...]) -> bool:
+    return any(f".{stack}" in f".{key}" for stack in stacks)
+
+
+def _where(key: str, sites: Iterable[Site]) -> str:
+    for site in sites:
+        if any(f".{path}." in f".{key}" for path in (*site.inputs, site.output)):
+            return f"layer {site.layer}: {key} ({site.field})"
+    return key
+
+
+PRUNABLE_OF: dict[type[Any], type[Any]] = {
+    dense_class: _model_class(dense_class, config_class)
+    for config_class in PRUNABLE_CONFIGS.values()
+    for dense_class in dict.fromkeys(dense for _, dense in _task_classes(_dense_config(config_class)))
+}
+PRUNABLE_CLASSES: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (*PRUNABLE_CONFIGS.values(), *PRUNABLE_OF.values())
+}
+"""Every generated class by its name: what the front door offers."""
+
+globals().update(PRUNABLE_CLASSES)  # pickles find a class by module and name

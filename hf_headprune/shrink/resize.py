@@ -1,0 +1,119 @@
+"""Cut the tensors of one site: rows of its input modules, columns of its output projection."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hf_headprune.anatomy import base_model
+from hf_headprune.errors import UnsupportedModelError
+from hf_headprune.masking import UnitScale
+from hf_headprune.shrink.hollow import BiasOnly, NoUnits, hollow_attention_
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from hf_headprune.anatomy import Site
+
+
+def cut_site_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
+    """Cuts a site, in place, down to the given units.
+
+    Linear modules stay the same objects, with new parameters that keep dtype, device and `requires_grad`. A site that
+    loses all its units keeps nothing but the bias of its output projection.
+
+    Args:
+        base: Base model, below which the paths of the site start.
+        site: What to cut, as `anatomy_of` finds it in this model.
+        kept: Units that stay, ascending.
+    """
+    if len(kept) == site.units:
+        return
+    if kept:
+        columns = _columns(kept, site.unit_width)
+        for path in site.inputs:
+            _keep_rows_(base.get_submodule(path), columns)
+        _keep_columns_(base.get_submodule(site.output), columns)
+        return
+    output = base.get_submodule(site.output)
+    _replace_(base, site.output, BiasOnly(output.weight.shape[0], output.bias).train(output.training))
+    if site.is_attention:
+        prefix = f"{site.core}."
+        is_part = site.output.startswith(prefix)
+        hollow_attention_(
+            base.get_submodule(site.core),
+            projections=tuple(path.removeprefix(prefix) for path in site.inputs),
+            output_name=site.output.removeprefix(prefix) if is_part else None,
+        )
+    else:
+        up = base.get_submodule(site.core)
+        _replace_(base, site.core, NoUnits(up.weight.shape[1]).train(up.training))
+
+
+def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
+    """Checks that every module of the sites is a plain linear module whose tensors are here, whole and its own.
+
+    Raises:
+        UnsupportedModelError: At least one is not; the message lists every offender.
+    """
+    base = base_model(model)
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    problems: list[str] = []
+    for site in sites:
+        width = site.units * site.unit_width
+        for path in site.inputs:
+            problems += _problems(path, base.get_submodule(path), (width, None), owners)
+        problems += _problems(site.output, base.get_submodule(site.output), (None, width), owners)
+    if problems:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} can't be cut: only plain torch.nn.Linear modules with their own whole weights "
+            f"can. {'; '.join(problems)}. Merge adapters, remove gates and parametrizations, dequantize or gather "
+            "the weights first."
+        )
+
+
+def _problems(path: str, linear: Any, expected: tuple[int | None, int | None], owners: Counter[int]) -> Iterator[str]:
+    if type(linear) is not nn.Linear:
+        yield f"{path} is a {type(linear).__module__}.{type(linear).__qualname__}"
+        return
+    if "weight" not in linear._parameters or type(linear.weight.data) is not torch.Tensor:
+        yield f"{path}.weight is no ordinary parameter"
+        return
+    shape = tuple(linear.weight.shape)
+    wanted = tuple(size if want is None else want for size, want in zip(shape, expected, strict=False))
+    if len(shape) != len(expected) or shape != wanted:
+        yield f"{path}.weight has shape {shape} instead of {wanted}"
+    if any(owners[id(parameter)] > 1 for parameter in linear.parameters()):
+        yield f"{path} shares a parameter with another module"
+    if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in linear._forward_pre_hooks.values()):
+        yield f"{path} still carries gates or a mask"
+
+
+def _columns(kept: Sequence[int], unit_width: int) -> torch.Tensor:
+    first = torch.tensor(kept, device="cpu").unsqueeze(1) * unit_width  # (kept, 1)
+    return (first + torch.arange(unit_width, device="cpu")).flatten()  # (kept * unit_width,)
+
+
+def _keep_rows_(linear: Any, rows: torch.Tensor) -> None:
+    linear.weight = _selected(linear.weight, 0, rows)
+    if linear.bias is not None:
+        linear.bias = _selected(linear.bias, 0, rows)
+    linear.out_features = len(rows)
+
+
+def _keep_columns_(linear: Any, columns: torch.Tensor) -> None:
+    linear.weight = _selected(linear.weight, 1, columns)
+    linear.in_features = len(columns)
+
+
+def _selected(parameter: nn.Parameter, dim: int, index: torch.Tensor) -> nn.Parameter:
+    index = torch.empty_like(index, device="meta") if parameter.is_meta else index.to(parameter.device)
+    return nn.Parameter(parameter.data.index_select(dim, index).contiguous(), requires_grad=parameter.requires_grad)
+
+
+def _replace_(base: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(base.get_submodule(parent), name, module)

@@ -1,0 +1,153 @@
+"""Cut a live model down to a plan, in place, and prove on a probe batch that it computes what the mask computed."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.errors import HeadPruneError
+from hf_headprune.masking import masked
+from hf_headprune.shrink.config import to_prunable
+from hf_headprune.shrink.prunable import adopt_classes_, prunable_class
+from hf_headprune.shrink.resize import check_can_cut, cut_site_
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hf_headprune.anatomy import Anatomy
+    from hf_headprune.plan import PruningPlan
+
+logger = logging.getLogger(__name__)
+
+PROBE_BATCH = 2
+PROBE_LENGTH = 8
+_MAX_RELATIVE_ERROR = 1e-3
+_MAX_RELATIVE_ERROR_OF_HALF_PRECISION = 0.1  # rounding differs with the order of summation and grows with depth
+
+
+def prune_model_(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Removes, in place, what a plan does not keep: smaller weights, `Prunable*` class and configuration.
+
+    Everything is validated before the first tensor changes. The result computes what the model computed under
+    `masked(model, plan)`; that is checked on a small random batch. Training mode, dtype, device, `requires_grad` and
+    tied embeddings stay as they are; an optimizer made before still holds the old parameters, so make it afterwards.
+
+    Args:
+        model: Transformers model of a declared family, with or without a task head, dense or already pruned.
+        plan: What stays, made for this very model.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedModelError: The model's class has no prunable sibling, or a module is no plain linear module.
+        InvalidPlanError: The plan was made for another model.
+        HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
+    """
+    target = prunable_class(model)
+    anatomy = anatomy_of(model)
+    plan.check_fits(anatomy)
+    check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
+    configs = _pruned_configs(model, plan, anatomy)
+    with masked(model, plan):
+        expected = _probe(model)
+
+    base = base_model(model)
+    for site in anatomy.sites:
+        cut_site_(base, site, plan.kept(site.name))
+    _replace_configs_(model, configs)
+    adopt_classes_(model)
+
+    _check_same(expected, _probe(model), model)
+    logger.info("%s: kept %d heads and %d FFN units", target.__name__, plan.num_kept_heads, plan.num_kept_ffn)
+    return model
+
+
+def _pruned_configs(model: nn.Module, plan: PruningPlan, anatomy: Anatomy) -> dict[int, Any]:
+    """Returns the new configuration for each one that a module holds, by the identity of the old one."""
+    entries: dict[int, dict[str, int]] = {}
+    for site in anatomy.sites:
+        entries.setdefault(site.layer, {})[site.field] = len(plan.kept(site.name))
+    held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_config(value)}
+    return {key: to_prunable(config, entries) for key, config in held.items()}
+
+
+def _replace_configs_(model: nn.Module, configs: dict[int, Any]) -> None:
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if _is_config(value):
+                setattr(module, name, configs[id(value)])
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, PretrainedConfig)
+
+
+@torch.no_grad()
+def _probe(model: nn.Module) -> torch.Tensor | None:
+    """Returns the last hidden state of a small random batch, `(batch, tokens, hidden)`; None on the meta device."""
+    base: Any = base_model(model)
+    if next(model.parameters()).is_meta:
+        return None
+    with _evaluating(model):
+        output = base(**_probe_inputs(base), return_dict=True)
+    return output.last_hidden_state.float()
+
+
+def _probe_inputs(base: Any) -> dict[str, torch.Tensor]:
+    """Returns random token ids, the last sequence padded, and all that a decoder needs besides."""
+    config = base.config
+    embeddings = base.get_input_embeddings()
+    device, dtype = embeddings.weight.device, embeddings.weight.dtype
+    generator = torch.Generator().manual_seed(0)
+    length = max(1, min(PROBE_LENGTH, config.max_position_embeddings - 2))  # RoBERTa keeps two positions for padding
+
+    def tokens() -> torch.Tensor:
+        ids = torch.randint(0, embeddings.num_embeddings, (PROBE_BATCH, length), generator=generator)
+        return ids.to(device)
+
+    mask = torch.ones(PROBE_BATCH, length, dtype=torch.long, device=device)
+    mask[-1, (length + 1) // 2 :] = 0
+    inputs = {"input_ids": tokens(), "attention_mask": mask}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens()
+    elif any(site.kind == "cross" for site in anatomy_of(base).sites):
+        hidden_size = embeddings.embedding_dim
+        inputs["encoder_hidden_states"] = torch.randn(PROBE_BATCH, length, hidden_size, generator=generator).to(
+            device=device, dtype=dtype
+        )
+    return inputs
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, model: nn.Module) -> None:
+    if expected is None or received is None:
+        return
+    if not expected.isfinite().all():
+        logger.warning("The model computes infinities or NaN, so the cut could not be checked against the mask.")
+        return
+    error = ((received - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+    is_half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
+    allowed = _MAX_RELATIVE_ERROR_OF_HALF_PRECISION if is_half else _MAX_RELATIVE_ERROR
+    if not error <= allowed:
+        raise HeadPruneError(
+            f"{type(model).__name__}: after the cut, the last hidden state of a probe batch differs from that of the "
+            f"masked model by {error:.2g} of its norm, allowed is {allowed:.2g}. The model is changed; load it again. "
+            "A module outside the declaration, or a hook, makes use of the heads or units that were cut."
+        )
