@@ -93,7 +93,7 @@ def prose_sentences(docstring: str) -> Iterator[str]:
         for sentence in _SENTENCE_END.split(text):
             cleaned = " ".join(_GIVE_AWAY.sub("library", sentence).split())
             letters = sum(character.isalpha() or character.isspace() for character in cleaned)
-            is_prose = cleaned[:1].isupper() and cleaned.endswith((".", "!", "?")) and letters >= 0.85 * len(cleaned)
+            is_prose = sentence[:1].isupper() and cleaned.endswith((".", "!", "?")) and letters >= 0.85 * len(cleaned)
             if is_prose and MIN_WORDS <= len(cleaned.split()) <= MAX_WORDS:
                 yield cleaned
 
