@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, MarianConfig
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.publish.latency import LatencySettings, compare_latency, random_inputs
+from hf_headprune.publish.latency import LatencySettings, measure_latency, random_inputs
 from hf_headprune.publish.measurements import Effort, LatencyChange, LatencySample, MetricChange
 from hf_headprune.publish.report import PruningReport
 
@@ -186,7 +186,7 @@ class Sleeper(nn.Module):
 def test_latency_is_measured_without_gradients_in_evaluation_mode_and_restores_the_mode():
     slow, fast = Sleeper(0.006).train(), Sleeper(0.002).eval()
     inputs = {"input_ids": torch.zeros(3, 7, dtype=torch.long)}
-    change = compare_latency(slow, fast, LatencySettings(runs=5, threads=1), inputs=inputs)
+    change = measure_latency(slow, fast, LatencySettings(runs=5, threads=1), inputs=inputs)
     assert change.before.median_ms > 5.5
     assert 1.5 < change.after.median_ms < change.before.median_ms
     assert change.speed_up is not None
@@ -198,7 +198,7 @@ def test_latency_is_measured_without_gradients_in_evaluation_mode_and_restores_t
 
 
 def test_latency_of_a_real_model_uses_random_tokens(bert):
-    change = compare_latency(bert, bert, LatencySettings(batch_size=2, seq_len=8, runs=5, threads=1))
+    change = measure_latency(bert, bert, LatencySettings(batch_size=2, seq_len=8, runs=5, threads=1))
     assert change.dtype == "float32"
     assert (change.batch_size, change.seq_len) == (2, 8)
 
@@ -206,7 +206,7 @@ def test_latency_of_a_real_model_uses_random_tokens(bert):
 def test_models_of_different_dtypes_are_not_compared(bert):
     half = BertForSequenceClassification(bert.config).to(torch.bfloat16)
     with pytest.raises(InvalidSettingError, match="one dtype"):
-        compare_latency(bert, half)
+        measure_latency(bert, half)
 
 
 def test_random_tokens_hold_no_padding_and_feed_both_sides_of_a_translation_model():
@@ -231,7 +231,7 @@ def test_random_tokens_hold_no_padding_and_feed_both_sides_of_a_translation_mode
 
 def test_a_sequence_longer_than_the_model_is_refused(bert):
     with pytest.raises(InvalidSettingError, match="seq_len must be at most 64"):
-        compare_latency(bert, bert, LatencySettings(seq_len=65))
+        measure_latency(bert, bert, LatencySettings(seq_len=65))
 
 
 def test_the_default_length_fits_a_model_with_few_positions(bert):
@@ -241,7 +241,7 @@ def test_the_default_length_fits_a_model_with_few_positions(bert):
 def test_a_slow_model_is_measured_fewer_times():
     slow = Sleeper(0.005)
     settings = LatencySettings(runs=500, threads=1, max_seconds=0.1)
-    change = compare_latency(slow, slow, settings, inputs={"input_ids": torch.zeros(1, 1, dtype=torch.long)})
+    change = measure_latency(slow, slow, settings, inputs={"input_ids": torch.zeros(1, 1, dtype=torch.long)})
     assert change.runs == 5
 
 

@@ -55,7 +55,7 @@ class LatencySettings:
                 raise InvalidSettingError(f"LatencySettings: {name} must be at least {least}, received {value}.")
 
 
-def compare_latency(
+def measure_latency(
     before: nn.Module,
     after: nn.Module,
     settings: LatencySettings | None = None,
@@ -79,7 +79,7 @@ def compare_latency(
     places = {(parameter.device.type, parameter.dtype) for model in (before, after) for parameter in model.parameters()}
     if len(places) != 1:
         raise InvalidSettingError(
-            f"compare_latency: both models must be on one device and of one dtype, found {sorted(map(str, places))}. "
+            f"measure_latency: both models must be on one device and of one dtype, found {sorted(map(str, places))}. "
             "Move them with .to() first."
         )
     device, dtype = places.pop()
