@@ -112,6 +112,14 @@ def test_the_table_says_everything_in_few_lines(report):
     assert by_layer == {"kept heads of 4, by layer": ["1", "4"], "kept FFN units of 64, by layer": ["64", "16"]}
 
 
+def test_a_long_name_of_a_metric_leaves_its_split_to_the_note(report):
+    change = MetricChange("matthews_correlation", "search split: eval_dataset", 10, 0.5, 0.4, "the heads that stay")
+    text = dataclasses.replace(report, metric=change).to_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\nmatthews_correlation   " in text
+    assert "on 10 examples (search split: eval_dataset); before: with the heads that stay." in " ".join(text.split())
+
+
 def test_the_table_says_what_was_not_measured(bert, plan):
     text = PruningReport.of(plan, anatomy_of(bert)).to_text()
     assert "Metric: not measured." in text

@@ -9,14 +9,15 @@ from hf_headprune.errors import InvalidSettingError
 
 @dataclass(frozen=True)
 class MetricChange:
-    """A metric of the model before and after the cut, on the same examples.
+    """A metric of the model before and after, on the same examples.
 
     Attributes:
         name: Name of the metric, such as "accuracy".
         split: What the examples are, such as "search split".
         num_examples: Examples that both values were computed on.
-        before: Value with everything that the model had.
+        before: Value of the reference.
         after: Value with what the plan keeps.
+        reference: What the reference had open, as a phrase, such as "the heads that training kept".
     """
 
     name: str
@@ -24,6 +25,7 @@ class MetricChange:
     num_examples: int
     before: float
     after: float
+    reference: str = "all heads"
 
     def __post_init__(self) -> None:
         """Checks the number of examples.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REPORT_FORMAT = "hf_headprune.report/1"
 _MEASURED = ("before", "after", "seq_len", "metric", "latency", "effort")
 _WIDTH = 100
+_NAME_WIDTH = 38
 _OPTIMALITY = {
     "proved": "proved: every larger removal was evaluated and fails",
     "under heredity": "the largest removal if subsets of what holds hold too, which real models violate",
@@ -146,6 +147,7 @@ class PruningReport:
         if self.metric:
             before_value, after_value = self.metric.before, self.metric.after
             name = f"{self.metric.name} ({self.metric.split})"
+            name = name if len(name) < _NAME_WIDTH else self.metric.name
             yield _row(name, f"{before_value:.4f}", f"{after_value:.4f}", f"{after_value - before_value:+.4f}")
 
     def _layers(self) -> Iterator[str]:
@@ -158,7 +160,7 @@ class PruningReport:
                 row = cells[start : start + _LAYERS_PER_ROW]
                 span = f", layers {start}-{start + len(row) - 1}" if len(cells) > _LAYERS_PER_ROW else ", by layer"
                 label = f"kept {group.title}{uniform}{span}" if start == 0 else f"  {span.strip(', ')}"
-                yield f"{label:<38}" + "".join(f"{cell:>5}" for cell in row)
+                yield f"{label:<{_NAME_WIDTH}}" + "".join(f"{cell:>5}" for cell in row)
 
     def _notes(self) -> Iterator[str]:
         for note in (self._metric_note(), self._latency_note(), self._effort_note()):
@@ -168,8 +170,9 @@ class PruningReport:
         if not self.metric:
             return "Metric: not measured."
         return (
-            f"Metric: {self.metric.name} on {self.metric.num_examples:,} examples ({self.metric.split}). It describes "
-            "these examples, which the choice of heads may have seen; it is no promise about unseen data."
+            f"Metric: {self.metric.name} on {self.metric.num_examples:,} examples ({self.metric.split}); before: with "
+            f"{self.metric.reference}. It describes these examples, which the choice of heads may have seen; it is no "
+            "promise about unseen data."
         )
 
     def _latency_note(self) -> str:
@@ -198,7 +201,7 @@ class PruningReport:
 
 
 def _row(name: str, before: str, after: str, change: str = "") -> str:
-    return f"{name:<38}{before:>20}{after:>20}{change:>20}".rstrip()
+    return f"{name:<{_NAME_WIDTH}}{before:>20}{after:>20}{change:>20}".rstrip()
 
 
 def _percent(before: float, after: float) -> str:
