@@ -1,0 +1,1 @@
+"""Cut a model down to a plan, and save and load what is left."""

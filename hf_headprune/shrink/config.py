@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers import CONFIG_MAPPING
+from transformers.integrations.heterogeneity import HeterogeneousConfigMixin
 
 from hf_headprune.anatomy import FAMILIES, family_of
 from hf_headprune.errors import InvalidConfigError
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import AttentionNames, Family
 
 
-class PrunableConfig:
+_NATIVE_ENTRIES: Any = HeterogeneousConfigMixin.per_layer_config
+
+
+class PrunableConfig(HeterogeneousConfigMixin):
     """What all generated configurations share; mixed into the dense configuration class of each family.
 
     Attributes:
@@ -42,19 +46,19 @@ class PrunableConfig:
 
     def __getattribute__(self, name: str) -> Any:
         """Reads a field without the warning that its number may differ between layers, which is the point here."""
-        renamed = object.__getattribute__(self, "attribute_map").get(name, name)
-        return object.__getattribute__(self, renamed)
+        renames = super(HeterogeneousConfigMixin, self).__getattribute__("attribute_map")
+        return super(HeterogeneousConfigMixin, self).__getattribute__(renames.get(name, name))
 
     @property
     def per_layer_config(self) -> Any:
         """The configuration of each layer, where `[i]` has the numbers of layer i."""
-        return PretrainedConfig.per_layer_config.fget(self)
+        return _NATIVE_ENTRIES.fget(self)
 
     @per_layer_config.setter
     def per_layer_config(self, entries: Any) -> None:
         if entries is not None:
             entries = checked_entries(self, entries)
-        PretrainedConfig.per_layer_config.fset(self, entries)
+        _NATIVE_ENTRIES.fset(self, entries)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class BiasOnly(nn.Module):
     """
 
     in_features = 0
+    bias: nn.Parameter | None
 
     def __init__(self, out_features: int, bias: nn.Parameter | None) -> None:
         """Takes over the bias itself, not a copy."""
@@ -72,9 +73,9 @@ class HeadlessAttention:
     where the model reads how many tokens it has already seen.
     """
 
-    dense_class: type[nn.Module]
+    dense_class: Any
     config: Any
-    layer_idx: int | None
+    layer_idx: Any
     _output_name: str | None
 
     def forward(
@@ -122,7 +123,7 @@ class HeadlessAttention:
 
 
 @functools.cache
-def headless_class(dense_class: type[nn.Module]) -> type[nn.Module]:
+def headless_class(dense_class: Any) -> Any:
     """Returns the headless subclass of an attention core's class, always the same one."""
     return type(f"Headless{dense_class.__name__}", (HeadlessAttention, dense_class), {"dense_class": dense_class})
 
@@ -138,9 +139,10 @@ def hollow_attention_(core: nn.Module, *, projections: tuple[str, ...], output_n
     for name in projections:
         delattr(core, name)
     core._output_name = output_name  # type: ignore[assignment] # nn.Module annotates attributes as tensors or modules
-    core.__class__ = headless_class(type(core))
+    dense_class: Any = type(core)
+    core.__class__ = headless_class(dense_class)
 
 
-def _blank_headless(dense_class: type[nn.Module]) -> nn.Module:
+def _blank_headless(dense_class: Any) -> Any:
     cls = headless_class(dense_class)
     return cls.__new__(cls)

@@ -46,7 +46,7 @@ class PrunableModel:
             )
         check_dense_numbers(config)
         checked_entries(config, config.to_dict().get("per_layer_config") or {})
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_to_config_(self)  # type: ignore[arg-type] # every class that this is mixed into is a model
         adopt_classes_(self)  # type: ignore[arg-type]
 
@@ -147,7 +147,7 @@ def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
         "__doc__": f"`{dense_class.__name__}` whose layers have the numbers of heads and FFN units of its config.",
         "config_class": config_class,
     }
-    cls = type(name, (PrunableModel, dense_class), namespace)
+    cls: Any = type(name, (PrunableModel, dense_class), namespace)
     # Transformers registers what a model can record when it is constructed; a model that has become an instance
     # of this class by pruning never is.
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)

@@ -38,7 +38,7 @@ def cut_site_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
             _keep_rows_(base.get_submodule(path), columns)
         _keep_columns_(base.get_submodule(site.output), columns)
         return
-    output = base.get_submodule(site.output)
+    output: Any = base.get_submodule(site.output)
     _replace_(base, site.output, BiasOnly(output.weight.shape[0], output.bias).train(output.training))
     if site.is_attention:
         prefix = f"{site.core}."
@@ -49,7 +49,7 @@ def cut_site_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
             output_name=site.output.removeprefix(prefix) if is_part else None,
         )
     else:
-        up = base.get_submodule(site.core)
+        up: Any = base.get_submodule(site.core)
         _replace_(base, site.core, NoUnits(up.weight.shape[1]).train(up.training))
 
 
