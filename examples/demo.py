@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import time
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.utils import logging
 
 from hf_headprune import AStarSearch, HeadPruneCallback, SubsetGates
 from hf_headprune.publish.plots import plot_frontier, plot_head_map
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for everything it writes")
     parser.add_argument("--smoke", action="store_true", help="a run of a few seconds that shows only that it works")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
+    logging.set_verbosity_error()  # the new classifier is reported as missing from the checkpoint, which it is
     run(arguments.output, SMOKE if arguments.smoke else FULL)
 
 
@@ -122,6 +122,7 @@ def make_trainer(splits: dict[str, list[Sentence]], output: Path, scale: Scale) 
         per_device_eval_batch_size=64,
         learning_rate=1e-4,
         warmup_steps=20,
+        use_cpu=not torch.cuda.is_available(),
         bf16=prefers_bf16(),
         train_sampling_strategy="group_by_length",
         save_strategy="no",
@@ -150,7 +151,8 @@ def encoded(sentences: list[Sentence], tokenizer: Any) -> Dataset:
 
 def largest_difference(trainer: Trainer, reloaded: Any, sentences: list[Sentence]) -> float:
     """Returns the largest difference of a logit between the model in memory and the one that was reloaded."""
-    model = trainer.model.eval()
+    # Training wrapped the forward pass in autocast; reloaded models compute in their own dtype.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     batch = trainer.processing_class([s.text for s in sentences], padding=True, return_tensors="pt").to(model.device)
     with torch.no_grad():
         return float((model(**batch).logits - reloaded.to(model.device)(**batch).logits).abs().max())

@@ -218,7 +218,8 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 def reload_difference(trainer: Trainer, examples: Dataset) -> float:
     """Returns the largest difference between the logits of the model in memory and of the one that was saved."""
-    model = trainer.model.eval()
+    # Mixed precision wraps the forward pass of the model that was trained, not of one that is loaded.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     batch = trainer.data_collator([{k: v for k, v in row.items() if k != "labels"} for row in examples]).to(
         model.device
     )

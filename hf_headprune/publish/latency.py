@@ -43,7 +43,7 @@ class LatencySettings:
     batch_size: int = 8
     seq_len: int | None = None
     runs: int = 15
-    max_seconds: float = 20.0
+    max_seconds: float = 10.0
     threads: int | None = None
     seed: int = 0
 

@@ -86,7 +86,8 @@ class PruningReport:
         """Returns the report as JSON text that `from_json` reads back to an equal report."""
         content: dict[str, Any] = {"format": REPORT_FORMAT, "plan": json.loads(self.plan.to_json())}
         content |= {name: _plain(getattr(self, name)) for name in _MEASURED}
-        return json.dumps(content, indent=2)
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+        return "{\n" + ",\n".join(lines) + "\n}"  # a line each: the plan lists every unit
 
     @classmethod
     def from_json(cls, text: str) -> PruningReport:
