@@ -83,7 +83,8 @@ class _Run:
         self._ledger = ledger
         self._has_scores = problem.scores is not None
         self._rng = np.random.default_rng(settings.seed)
-        self._surrogate = Surrogate(ledger.gains, problem.scores, self._rng)
+        self._has_effects = problem.effects is not None
+        self._surrogate = Surrogate(ledger.gains, problem.scores, self._rng, effects=_fitting(problem, ledger))
         self._frontier = Frontier(ledger, settings)
         self._frontier.push(ledger.reference)
         self._leapt: set[int] = set()
@@ -131,6 +132,8 @@ class _Run:
         """Returns the units to remove one at a time, so that at least half of the budget is left for sets."""
         units = self._surrogate.prior_order(self._ledger.reference.mask)
         limit = self._settings.max_evaluations
+        if self._has_effects:
+            return []
         if limit is None or len(units) <= limit // 2:
             return units
         return [] if self._has_scores else units[: limit // 2]
@@ -215,11 +218,25 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch) -> str:
         {
             "gains": [str(gain) for gain in problem.gains],
             "start": sorted(problem.start),
+            "effects": problem.effects is not None,  # they follow from the weights and the data
             "scores": None if problem.scores is None else problem.scores.tolist(),
             "settings": course,
             "measured": problem.fingerprint,
         }
     )
+
+
+def _fitting(problem: SearchProblem, ledger: Ledger) -> np.ndarray | None:
+    """Returns the estimated effects, after a check that they speak of the examples that were measured."""
+    margins = ledger.reference.measurement.margins
+    effects = problem.effects
+    if effects is not None and (margins is None or effects.shape[1] != margins.size):
+        raise InvalidSettingError(
+            f"search: effects must have one column per margin, received {effects.shape[1]} columns and "
+            f"{'no margins' if margins is None else f'{margins.size} margins'}. Estimate them on the examples that "
+            "measure measures, or leave them out."
+        )
+    return effects
 
 
 def _optimality(ledger: Ledger) -> tuple[Optimality, int]:

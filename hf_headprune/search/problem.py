@@ -43,6 +43,8 @@ class SearchProblem:
         measure: Evaluates a set of removed units.
         start: Units that are removed in the reference. The search may restore them.
         scores: Importance of each unit, `(num_units,)`, or None. The lowest is removed first.
+        effects: Estimated change of each example's margin when a unit is removed, `(num_units, num_examples)`, or
+            None. They spare the single removals that such changes are otherwise learned from.
         fingerprint: Identifies what `measure` measures, weights and data, in a journal.
 
     Raises:
@@ -53,6 +55,7 @@ class SearchProblem:
     measure: Measure
     start: frozenset[int] = frozenset()
     scores: np.ndarray | None = None
+    effects: np.ndarray | None = None
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
@@ -70,6 +73,14 @@ class SearchProblem:
             raise InvalidSettingError(
                 f"SearchProblem: start must name units 0..{self.num_units - 1}, received {unknown}. "
                 "Number the units in the order of gains."
+            )
+        self._check_hints()
+
+    def _check_hints(self) -> None:
+        if self.effects is not None and (self.effects.ndim != 2 or len(self.effects) != self.num_units):  # noqa: PLR2004
+            raise InvalidSettingError(
+                f"SearchProblem: effects must have shape ({self.num_units}, num_examples), received "
+                f"{self.effects.shape}. Give one row per unit, or None."
             )
         if self.scores is not None:
             scores = np.asarray(self.scores, dtype=np.float64)

@@ -29,18 +29,27 @@ class Surrogate:
     are ranked by their scores, or in a random order, and take turns with the others.
     """
 
-    def __init__(self, gains: ExactGains, scores: np.ndarray | None, rng: np.random.Generator) -> None:
-        """Starts without any effect.
+    def __init__(
+        self,
+        gains: ExactGains,
+        scores: np.ndarray | None,
+        rng: np.random.Generator,
+        *,
+        effects: np.ndarray | None = None,
+    ) -> None:
+        """Starts with estimated effects, or without any.
 
         Args:
             gains: Gain of each unit.
             scores: Importance per unit, `(num_units,)`, the lowest goes first; None for a random order.
             rng: Source of that order.
+            effects: Estimates, `(num_units, num_examples)`; each holds until the unit's effect is seen.
         """
         num_units = len(gains.weights)
         self._gains = gains
         self._prior = rng.permutation(num_units).astype(np.float64) if scores is None else scores
-        self._effects: dict[int, np.ndarray] = {}
+        known = () if effects is None else np.asarray(effects, dtype=np.float32)
+        self._effects: dict[int, np.ndarray] = dict(enumerate(known))
 
     def learn(self, parent: Evaluated, child: Evaluated) -> None:
         """Takes the effect of a unit from two sets that differ in it alone; other pairs teach nothing."""
