@@ -163,6 +163,11 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     missing = {"train", "validation"} - splits.keys()
     if missing:
         raise ValueError(f"No data for {sorted(missing)}: give --dataset_name, or --train_file and --validation_file.")
+    for name, split in splits.items():
+        if arguments.label_column not in split.column_names:
+            raise ValueError(
+                f"{name}: there is no column {arguments.label_column!r} among {split.column_names}. Set --label_column."
+            )
     if "test" in splits and set(splits["test"][arguments.label_column]) == {-1}:
         del splits["test"]  # GLUE keeps the labels of its tests to itself
     limits = {"train": arguments.max_train_samples}
@@ -186,8 +191,6 @@ def read_file(path: Path) -> Dataset:
 
 def classes_of(train: Dataset, column: str) -> tuple[list[str], dict[Any, int]]:
     """Returns the names of the classes in a fixed order, and the index of each value that the column holds."""
-    if column not in train.column_names:
-        raise ValueError(f"There is no column {column!r} among {train.column_names}. Set --label_column.")
     feature = train.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names), {index: index for index in range(feature.num_classes)}
@@ -246,12 +249,12 @@ def smoke_arguments(folder: Path) -> list[str]:
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder / "model")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes)
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.1, **sizes)
     BertForSequenceClassification(config).save_pretrained(folder / "model")
     files = [
         word for name in ("train", "validation", "test") for word in (f"--{name}_file", str(folder / f"{name}.tsv"))
     ]
-    training = "--num_train_epochs 4 --learning_rate 5e-3 --per_device_train_batch_size 16 --report_to none --use_cpu"
+    training = "--num_train_epochs 20 --learning_rate 3e-3 --per_device_train_batch_size 16 --report_to none --use_cpu"
     pruning = "--kept_heads 4 --max_evaluations 12 --save_strategy no --logging_steps 10"
     folders = ["--model_name_or_path", str(folder / "model"), "--output_dir", str(folder / "out")]
     return [*folders, *files, *training.split(), *pruning.split()]
