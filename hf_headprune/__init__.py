@@ -1,0 +1,38 @@
+"""Prune Transformers while they are fine-tuned, search for the smallest that keeps its accuracy, save it smaller.
+
+Importing this package registers the `Prunable*` classes, so that `AutoModel…from_pretrained` loads pruned checkpoints.
+"""
+
+from hf_headprune import errors
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.cost import Cost, cost_of
+from hf_headprune.errors import HeadPruneError
+from hf_headprune.learn.settings import SubsetGates
+from hf_headprune.masking import masked
+from hf_headprune.plan import PruningPlan
+from hf_headprune.search.plans import PlanSearchResult, search_plan
+from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, register_auto_classes
+from hf_headprune.shrink.surgery import prune_model_
+
+register_auto_classes()
+globals().update(PRUNABLE_CLASSES)
+
+__version__ = "0.1.0"
+__all__ = [
+    "AStarSearch",
+    "Cost",
+    "HeadPruneCallback",
+    "HeadPruneError",
+    "PlanSearchResult",
+    "PruningPlan",
+    "SubsetGates",
+    "anatomy_of",
+    "cost_of",
+    "errors",
+    "masked",
+    "prune_model_",
+    "search_plan",
+    *PRUNABLE_CLASSES,
+]

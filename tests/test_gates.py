@@ -82,7 +82,7 @@ def test_a_learning_rate_multiplier_is_the_same_as_a_larger_learning_rate():
     _, bank, _ = _gated()
     direct = nn.Parameter(torch.zeros(8))
     optimizers = [torch.optim.AdamW([bank.importance_bias], lr=1e-4), torch.optim.AdamW([direct], lr=1e-4 * 2000.0)]
-    for parameter_group in (optimizers[0].param_groups + optimizers[1].param_groups):
+    for parameter_group in optimizers[0].param_groups + optimizers[1].param_groups:
         parameter_group["weight_decay"] = 0.0
         parameter_group["eps"] = 0.0
     target = torch.linspace(-1, 1, 8)
@@ -150,7 +150,9 @@ def test_each_kind_of_attention_can_have_its_own_budget():
     model, bank, _ = _gated(tiny_marian(), kept_heads={"encoder": 2, "cross": 0.25})
     bank.set_scores(torch.randn(24, generator=torch.Generator().manual_seed(0)))
     kinds = [site.kind for site in anatomy_of(model).attention_sites for _ in range(4)]
-    kept = {kind: sum(k for k, each in zip(bank.hard_mask().tolist(), kinds, strict=True) if each == kind) for kind in kinds}
+    kept = {
+        kind: sum(k for k, each in zip(bank.hard_mask().tolist(), kinds, strict=True) if each == kind) for kind in kinds
+    }
     assert kept == {"encoder": 2, "decoder": 8, "cross": 2}
 
 

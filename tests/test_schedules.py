@@ -4,17 +4,13 @@ from hf_headprune.learn.schedules import GateSchedule, geometric
 from hf_headprune.learn.settings import SubsetGates
 
 
-@pytest.mark.parametrize(
-    ("progress", "expected"), [(-1.0, 100.0), (0.0, 100.0), (0.5, 10.0), (1.0, 1.0), (2.0, 1.0)]
-)
+@pytest.mark.parametrize(("progress", "expected"), [(-1.0, 100.0), (0.0, 100.0), (0.5, 10.0), (1.0, 1.0), (2.0, 1.0)])
 def test_the_temperature_falls_geometrically_between_its_ends(progress, expected):
     assert geometric(100.0, 1.0, progress) == pytest.approx(expected)
 
 
 def test_a_run_is_open_then_learns_then_is_decided():
-    schedule = GateSchedule(
-        open_steps=10, cooled_step=60, decided_step=60, start_temperature=3.0, end_temperature=0.05
-    )
+    schedule = GateSchedule(open_steps=10, cooled_step=60, decided_step=60, start_temperature=3.0, end_temperature=0.05)
     assert [schedule.phase(step) for step in (0, 9, 10, 59, 60, 99)] == [
         "open",
         "open",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import TrainerCallback
-
-CLASSIFICATION_METRICS = (None, "accuracy", "eval_accuracy")
 
 
 def calling_trainer(callback: TrainerCallback) -> Trainer:
@@ -108,47 +108,71 @@ def in_optimizer(parameter: torch.nn.Parameter, optimizer: Any) -> bool:
     return any(p is parameter for group in optimizer.param_groups for p in group["params"])
 
 
-def make_evaluator(trainer: Trainer, metric: str | None) -> tuple[Any, str, int]:
+@dataclass(frozen=True)
+class MetricSource:
+    """What a search measures plans with.
+
+    Attributes:
+        evaluator: Function of a plan, with a `fingerprint()` of what it measures.
+        metric: Name of the metric.
+        num_examples: Examples that it is computed on.
+        sign: -1 where the evaluator returns the metric negated, because lower is better.
+    """
+
+    evaluator: ClassificationEvaluator | MetricEvaluator
+    metric: str
+    num_examples: int
+    sign: float
+
+
+def metric_source(trainer: Trainer, metric: str | None) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
-    Single-label classification by accuracy is measured example by example. Everything else is measured by the
-    Trainer's own evaluation loop and `compute_metrics`.
+    Single-label classification is measured by accuracy, example by example, unless another metric is named; any other
+    metric by the Trainer's own evaluation loop, that is by its `compute_metrics`, or by the loss.
 
-    Returns:
-        The evaluator, the name of its metric, and the number of examples.
+    Args:
+        trainer: With an `eval_dataset`.
+        metric: Of the search settings; else the Trainer's `metric_for_best_model`.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns.
     """
     loader = trainer.get_eval_dataloader()
-    examples = len(loader.dataset)
-    if metric in CLASSIFICATION_METRICS and _classifies(trainer.model):
-        batches = length_sorted_batches(
-            loader.dataset, loader.collate_fn, batch_size=trainer.args.per_device_eval_batch_size
-        )
-        return ClassificationEvaluator(trainer.model, batches), "accuracy", examples
-    name = metric or trainer.args.metric_for_best_model or "loss"
-    key = name if name.startswith("eval_") else f"eval_{name}"
-    higher = key != "eval_loss" if trainer.args.greater_is_better is None else trainer.args.greater_is_better
+    name = (metric or trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
+    is_default = metric is None and name == "loss"
+    if _classifies(trainer.model) and (name == "accuracy" or is_default):
+        size = trainer.args.per_device_eval_batch_size
+        batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
+        return MetricSource(ClassificationEvaluator(trainer.model, batches), "accuracy", len(loader.dataset), 1.0)
+    greater = trainer.args.greater_is_better
+    higher = not name.endswith("loss") if metric is not None or greater is None else greater
 
     def measure() -> float:
-        handler, trainer.callback_handler.callbacks = trainer.callback_handler.callbacks, []
-        try:
+        with _without_callbacks(trainer):
             metrics = trainer.evaluation_loop(loader, "Search", metric_key_prefix="eval").metrics
-        finally:
-            trainer.callback_handler.callbacks = handler
-        if key not in metrics:
+        if f"eval_{name}" not in metrics:
             raise InvalidSettingError(
                 f"AStarSearch(metric={name!r}): an evaluation returns {sorted(metrics)}. Name one of them, or pass "
                 "the Trainer a compute_metrics that returns it."
             )
-        return float(metrics[key])
+        return float(metrics[f"eval_{name}"])
 
-    return MetricEvaluator(measure, trainer.model, higher_is_better=higher), name, examples
+    evaluator = MetricEvaluator(measure, trainer.model, higher_is_better=higher)
+    return MetricSource(evaluator, name, len(loader.dataset), 1.0 if higher else -1.0)
+
+
+@contextmanager
+def _without_callbacks(trainer: Trainer) -> Iterator[None]:
+    """Keeps progress bars and trackers out of the many evaluations of a search."""
+    callbacks, trainer.callback_handler.callbacks = trainer.callback_handler.callbacks, []
+    try:
+        yield
+    finally:
+        trainer.callback_handler.callbacks = callbacks
 
 
 def _classifies(model: Any) -> bool:
-    is_sequence_classifier = "ForSequenceClassification" in type(model).__name__
-    return is_sequence_classifier and model.config.problem_type in (None, "single_label_classification") and (
-        model.config.num_labels > 1
-    )
+    config = model.config
+    is_classifier = "ForSequenceClassification" in type(model).__name__
+    return is_classifier and config.num_labels > 1 and config.problem_type in (None, "single_label_classification")

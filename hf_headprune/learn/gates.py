@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hf_headprune.anatomy import base_model
+from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
 from hf_headprune.masking import UnitScale, attach
 
@@ -59,9 +60,7 @@ class GateBank(nn.Module):
     decided: torch.Tensor
     steps: torch.Tensor
 
-    def __init__(
-        self, groups: Sequence[BudgetGroup], settings: SubsetGates, *, multiplier: float, seed: int
-    ) -> None:
+    def __init__(self, groups: Sequence[BudgetGroup], settings: SubsetGates, *, multiplier: float, seed: int) -> None:
         """Makes closed-form initial scores; gradient importance comes later, through `set_scores`.
 
         Args:
@@ -136,6 +135,10 @@ class GateBank(nn.Module):
         undecided = self._per_group(lambda positions, kept: top_k_mask(self.scores[positions], kept))
         return torch.where(self.decided, self.kept, undecided.to(self.kept.dtype))
 
+    def kept_per_site(self) -> list[list[int]]:
+        """Returns the heads that stay, for each attention site in the order of the anatomy."""
+        return [part.nonzero().flatten().tolist() for part in self.hard_mask().split(self.heads_per_site)]
+
     def soft_gates(self, *, noise_free: bool = False) -> torch.Tensor:
         """Returns the gates of this step, shape `(num_heads,)`, float32, with gradient to the scores."""
         scores, estimate = self.scores, GATES[self.settings.estimator]
@@ -205,6 +208,21 @@ class GateBank(nn.Module):
     def _positions(self, group: BudgetGroup) -> torch.Tensor:
         return torch.tensor(group.positions, device=self.importance_bias.device, dtype=torch.long)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Refuses weights without scores: a resumed run would silently choose heads anew.
+
+        Raises:
+            TrainingStateError: The scores are missing or belong to a model with another number of heads.
+        """
+        saved = state_dict.get(f"{prefix}importance_bias")
+        if saved is None or saved.shape != self.importance_bias.shape:
+            found = "none" if saved is None else f"{saved.numel()} of them"
+            raise TrainingStateError(
+                f"{prefix}importance_bias: this model learns scores of {self.num_heads} heads, the checkpoint holds "
+                f"{found}. Resume from a checkpoint that was written with this callback on the same model."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GateBank:  # noqa: FBT001, FBT002 - signature of nn.Module
         """Moves between devices, but keeps the scores in float32 when the model is cast to half precision."""
         exact = self.importance_bias.detach().clone()
@@ -247,6 +265,8 @@ def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, floa
         "expected_heads": [float(part.sum()) for part in expected.split(bank.heads_per_site)],
         "hard_heads": [float(part.sum()) for part in hard.split(bank.heads_per_site)],
     }
-    quantities = {f"{key}/{site}": value for key, values in sums.items() for site, value in zip(site_names, values, strict=True)}
+    quantities = {
+        f"{key}/{site}": value for key, values in sums.items() for site, value in zip(site_names, values, strict=True)
+    }
     quantities |= {"temperature": bank.temperature, "sample_overlap": overlap / max(kept, 1.0)}
     return quantities | ({"kth_gap": min(gaps)} if gaps else {})

@@ -40,7 +40,7 @@ class SubsetGates:
             of attention a budget of its own; kinds left out keep all their heads.
         estimator: Relaxation, see `hf_headprune.learn.estimators`.
         mode: "joint" trains weights and scores together; "pipelined" freezes the (fine-tuned) weights and trains
-            the scores alone.
+            the scores alone, from the first step to the last.
         score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule.
         temperature: First and last temperature; in between it falls geometrically.
         open_until: Fraction of the run in which all heads are open and only weights train.
@@ -98,7 +98,9 @@ class SubsetGates:
             "penalty must not be negative": self.penalty >= 0,
             f"kept_heads names kinds of attention: {ATTENTION_KINDS}": not isinstance(self.kept_heads, Mapping)
             or set(self.kept_heads) <= set(ATTENTION_KINDS),
-            "kept_heads must be whole numbers >= 0 or fractions from 0.0 to 1.0": all(map(_is_budget, budgets.values())),
+            "kept_heads must be whole numbers >= 0 or fractions from 0.0 to 1.0": all(
+                map(_is_budget, budgets.values())
+            ),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
@@ -144,12 +146,17 @@ class SubsetGates:
         )
 
     def schedule(self, max_steps: int) -> GateSchedule:
-        """Returns the schedule of a run of `max_steps` optimizer steps."""
-        cooled = self.decided_by if self.cooled_by is None else self.cooled_by
+        """Returns the schedule of a run of `max_steps` optimizer steps.
+
+        A pipelined run learns from its first step to its last: with frozen weights there is nothing else to train.
+        """
+        is_joint = self.mode == "joint"
+        decided = self.decided_by if is_joint else 1.0
+        cooled = decided if self.cooled_by is None else self.cooled_by
         return GateSchedule(
-            open_steps=round(self.open_until * max_steps),
+            open_steps=round(self.open_until * max_steps) if is_joint else 0,
             cooled_step=round(cooled * max_steps),
-            decided_step=round(self.decided_by * max_steps),
+            decided_step=round(decided * max_steps),
             start_temperature=self.temperature[0],
             end_temperature=self.temperature[1],
         )

@@ -1,0 +1,40 @@
+"""Reading and writing of benchmark results: JSON with seed, versions, machine, command and date."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a reader needs to judge a measurement."""
+    packages = ("torch", "transformers", "accelerate", "numpy")
+    return {
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "command": " ".join(["python", "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]),  # type: ignore[union-attr]
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a result file's content, or an empty mapping where there is none yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a result file at once, so that a kill leaves the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

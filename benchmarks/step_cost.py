@@ -1,0 +1,138 @@
+"""One training step with gates over the same plain Trainer step, in turns in one run.
+
+Two real Trainers run in two threads of which exactly one is awake: after each optimizer step the other one has its
+turn. A step is timed from one `on_step_begin` to the next, so everything that the Trainer and the callback do counts.
+Reported is the ratio of CPU seconds of the stepping thread (with one torch thread, as set here, that is the whole
+step's work, and other load on the machine hardly moves it), and of wall seconds beside it.
+
+Run: python -m benchmarks.step_cost [--smoke]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.tasks import minilm
+from hf_headprune import HeadPruneCallback, SubsetGates
+
+WARMUP_STEPS = 3
+PHASES = {"learn": {"open_until": 0.0, "decided_by": 1.0}, "decided": {"open_until": 0.0, "decided_by": 0.0}}
+
+
+class Turns(TrainerCallback):
+    """Lets two Trainers step in turns and records the seconds of each step."""
+
+    def __init__(self, mine: threading.Semaphore, other: threading.Semaphore) -> None:
+        self.mine, self.other = mine, other
+        self.cpu_seconds: list[float] = []
+        self.wall_seconds: list[float] = []
+        self.started: tuple[float, float] | None = None
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        if self.started is not None:
+            self.cpu_seconds.append(time.thread_time() - self.started[0])
+            self.wall_seconds.append(time.perf_counter() - self.started[1])
+            self.other.release()
+        self.mine.acquire()
+        self.started = time.thread_time(), time.perf_counter()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.other.release()
+
+
+def bert_base(num_labels: int) -> BertForSequenceClassification:
+    """Builds BERT-base with random weights."""
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(num_labels=num_labels))
+
+
+def build(model: Any, shape: tuple[int, int], steps: int, callbacks: list[TrainerCallback], *, bf16: bool) -> Trainer:
+    """Builds a Trainer whose batches all have the given shape `(batch, length)`."""
+    batch, length = shape
+    ids = torch.randint(1000, 20_000, (batch * 4, length), generator=torch.Generator().manual_seed(0))
+    dataset = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": i % 2} for i, row in enumerate(ids)]
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(prefix="headprune-bench-"),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=5e-5,
+        use_cpu=True,
+        bf16=bf16,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+    )
+    return Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks)
+
+
+def measure(make_model: Any, shape: tuple[int, int], phase: str, *, steps: int, bf16: bool) -> dict[str, Any]:
+    """Measures `steps` steps of a gated and of a plain Trainer in turns."""
+    turns = [threading.Semaphore(1), threading.Semaphore(0)]
+    clocks = [Turns(turns[0], turns[1]), Turns(turns[1], turns[0])]
+    gates = SubsetGates(kept_heads=0.5, scoring_examples=1, **PHASES[phase])  # type: ignore[arg-type]
+    total = steps + WARMUP_STEPS + 1
+    trainers = [
+        build(make_model(2), shape, total, [clocks[0]], bf16=bf16),
+        build(make_model(2), shape, total, [clocks[1], HeadPruneCallback(gates=gates, search=None)], bf16=bf16),
+    ]
+    trainers[1].callback_handler.callbacks[-2].on_train_end = lambda *a, **k: None  # only steps count, not the cut
+    threads = [threading.Thread(target=trainer.train) for trainer in trainers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    result: dict[str, Any] = {"shape": list(shape), "phase": phase, "bf16": bf16, "steps": steps}
+    for name in ("cpu_seconds", "wall_seconds"):
+        plain, gated = (np.array(getattr(clock, name)[WARMUP_STEPS:]) for clock in clocks)
+        ratios = gated / plain
+        result[name] = {
+            "plain_median": float(np.median(plain)),
+            "gated_median": float(np.median(gated)),
+            "ratio_of_medians": float(np.median(gated) / np.median(plain)),
+            "ratio_quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.5, 0.75])],
+        }
+    return result
+
+
+def main() -> None:
+    """Measures all shapes and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a few steps of one small shape")
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.smoke:
+        cases = [("MiniLM", minilm, (2, 8), 2)]
+    else:
+        cases = [
+            ("MiniLM", minilm, (32, 32), 60),
+            ("MiniLM", minilm, (8, 32), 120),
+            ("BERT-base shapes", bert_base, (8, 128), 12),
+        ]
+    results = []
+    for name, make_model, shape, steps in cases:
+        for phase in PHASES:
+            for bf16 in (False,) if options.smoke else (False, True):
+                result = {"model": name, **measure(make_model, shape, phase, steps=steps, bf16=bf16)}
+                results.append(result)
+                print(
+                    name, shape, phase, f"bf16={bf16}", f"{result['cpu_seconds']['ratio_of_medians']:.3f}", flush=True
+                )
+    out = options.out or (None if options.smoke else RESULTS / "step_cost.json")
+    if out is not None:
+        write_json(out, {**environment(), "seed": 0, "results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""After training: search, cut, measure, report."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_headprune.callback.bridge import metric_source
+from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.latency import measure_latency
+from hf_headprune.publish.measurements import Effort, MetricChange
+from hf_headprune.publish.report import PruningReport
+from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
+from hf_headprune.shrink.surgery import prune_model_
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from transformers import Trainer
+
+    from hf_headprune.anatomy import Anatomy
+    from hf_headprune.learn.gates import GateBank
+    from hf_headprune.search.settings import AStarSearch
+
+JOURNAL_NAME = "headprune_search.jsonl"
+REPORT_NAME = "headprune_report.json"
+OPTIMALITY_WORDS = {
+    "proved": "no larger removal keeps the metric: every one was evaluated",
+    "under heredity": "no larger removal keeps the metric, if parts of a removal that keeps it keep it too",
+    "budget": "stopped by its budget: a larger removal may exist",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the model: the plan that was cut, the search that chose it, and the report."""
+
+    plan: PruningPlan
+    search_result: PlanSearchResult | None
+    report: PruningReport
+
+
+def finish(
+    trainer: Trainer, anatomy: Anatomy, bank: GateBank | None, search: AStarSearch | None, *, train_seconds: float
+) -> Outcome:
+    """Turns the trained model into the pruned one, in place, and reports on it.
+
+    Args:
+        trainer: Its model is trained; gates are still attached.
+        anatomy: Of the model.
+        bank: The gates, or None when none were learned.
+        search: Settings of the search, or None to cut what the gates chose.
+        train_seconds: Wall time that training took.
+    """
+    model: Any = trainer.model
+    with nullcontext() if search is None else _trained_state_kept(trainer):
+        learned, head_scores = _learned(model, anatomy, bank)
+        started = time.perf_counter()
+        result, metric = (None, None) if search is None else _search(trainer, anatomy, search, learned, head_scores)
+        search_seconds = time.perf_counter() - started
+    plan = learned if result is None else result.plan
+    dense = plain_copy(model)
+    prune_model_(model, plan)
+    report = PruningReport.of(
+        plan,
+        anatomy,
+        metric=metric,
+        latency=measure_latency(dense, plain_copy(model)),
+        effort=Effort(
+            training_seconds=train_seconds,
+            search_seconds=None if result is None else search_seconds,
+            evaluations=None if result is None else result.evaluations,
+            optimality="" if result is None else OPTIMALITY_WORDS[result.optimality],
+        ),
+    )
+    if trainer.is_world_process_zero():
+        path = Path(trainer.args.output_dir, REPORT_NAME)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(report.to_json(), encoding="utf-8")
+        tqdm.write(report.to_text())
+    return Outcome(plan, result, report)
+
+
+def plain_copy(model: Any) -> Any:
+    """Copies a model without the wrapper for mixed precision that training put around its forward method."""
+    twin = copy.deepcopy(model)
+    for name in ("forward", "_original_forward"):
+        vars(twin).pop(name, None)
+    return twin.eval()
+
+
+def _learned(model: Any, anatomy: Anatomy, bank: GateBank | None) -> tuple[PruningPlan, np.ndarray | None]:
+    """Takes the gates off the model; returns the plan that they chose and the scores that they learned."""
+    full = PruningPlan.full(anatomy)
+    if bank is None:
+        return full, None
+    bank.decide()
+    kept = bank.kept_per_site()
+    bank.detach(model)
+    if bank.settings.mode == "pipelined":
+        model.requires_grad_(requires_grad=True)
+    plan = full.replace(kept_heads={site.name: kept[i] for i, site in enumerate(anatomy.attention_sites)})
+    return plan, bank.scores.detach().cpu().numpy()
+
+
+def _search(
+    trainer: Trainer, anatomy: Anatomy, search: AStarSearch, learned: PruningPlan, head_scores: np.ndarray | None
+) -> tuple[PlanSearchResult, MetricChange]:
+    source = metric_source(trainer, search.metric)
+    journal = Path(trainer.args.output_dir, JOURNAL_NAME)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with SearchBar(disable=trainer.args.disable_tqdm) as bar:
+        result = search_over_plans(
+            anatomy,
+            source.evaluator,
+            search,
+            start=learned,
+            head_scores=head_scores,
+            journal=journal if trainer.is_world_process_zero() else None,
+            fingerprint=source.evaluator.fingerprint(),
+            on_progress=bar.show,
+        )
+    change = MetricChange(
+        name=source.metric,
+        split="search split: eval_dataset",
+        num_examples=source.num_examples,
+        before=source.sign * result.reference_metric,
+        after=source.sign * result.metric,
+    )
+    return result, change
+
+
+@contextmanager
+def _trained_state_kept(trainer: Trainer) -> Iterator[None]:
+    """Makes sure that a kill during the search loses no training: where the Trainer kept no final checkpoint, saves.
+
+    `trainer.train(resume_from_checkpoint=...)` from it goes straight on to the search, which continues its journal.
+    A checkpoint that only this made is removed when the search has ended.
+    """
+    last = Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
+    is_ours = not last.is_dir()
+    if is_ours:
+        trainer._save_checkpoint(trainer.model, trial=None)
+    yield
+    if is_ours and trainer.args.should_save:
+        shutil.rmtree(last)
