@@ -215,6 +215,27 @@ def test_surrogate_finds_more_than_a_random_order_for_the_same_budget():
     assert with_margins > without
 
 
+def test_estimated_effects_spare_the_single_removals():
+    found = {True: 0.0, False: 0.0}
+    for seed in range(6):
+        problem = margin_problem(seed, 24, num_examples=200)
+        full = problem.measure(frozenset()).margins
+        effects = np.stack([problem.measure(frozenset({unit})).margins - full for unit in range(24)])
+        for given_effects in found:
+            chosen = dataclasses.replace(problem, effects=effects if given_effects else None)
+            found[given_effects] += search(chosen, AStarSearch(max_evaluations=25, max_drop=0.05)).gain
+    assert found[True] > found[False]
+
+
+def test_effects_of_other_examples_are_refused():
+    problem = margin_problem(0, 4, num_examples=40)
+    assert search(dataclasses.replace(problem, effects=np.zeros((4, 40))), PROOF).optimality == "proved"
+    with pytest.raises(InvalidSettingError, match="received 39 columns and 40 margins"):
+        search(dataclasses.replace(problem, effects=np.zeros((4, 39))), PROOF)
+    with pytest.raises(InvalidSettingError, match=r"shape \(4, num_examples\), received \(3, 40\)"):
+        dataclasses.replace(problem, effects=np.zeros((3, 40)))
+
+
 def test_scores_give_a_first_answer_at_once():
     problem = dataclasses.replace(
         SearchProblem((1.0,) * 40, lambda s: Measurement(1.0 if max(s, default=0) < 25 else 0.0)),
@@ -275,12 +296,12 @@ def test_killed_search_continues_where_it_was(tmp_path, kill_at):
     assert (result.measurement.margins == whole.measurement.margins).all()
 
 
-def test_journal_cut_at_any_byte_loses_at_most_one_evaluation(tmp_path):
+def test_journal_cut_anywhere_loses_at_most_one_evaluation(tmp_path):
     problem = table_problem(4, 3, heredity=False)
     path = tmp_path / "search.jsonl"
     whole = search(problem, PROOF, journal=path)
     content = path.read_bytes()
-    for length in range(len(content)):
+    for length in [*range(0, len(content), 7), content.index(b"\n"), content.index(b"\n") + 1]:
         path.write_bytes(content[:length])
         counting = Counting(problem.measure)
         result = search(dataclasses.replace(problem, measure=counting), PROOF, journal=path)

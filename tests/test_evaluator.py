@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, UnsupportedModelError
-from hf_headprune.masking import masked
+from hf_headprune.masking import UnitScale, attach, masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.collation import PadRight
 from hf_headprune.search.evaluator import (
-    CLASSIFICATION_METRICS,
     ClassificationEvaluator,
     MetricEvaluator,
     evaluating,
     length_sorted_batches,
     margins_of,
 )
+from hf_headprune.search.metrics import CLASSIFICATION_METRICS
 from tests.conftest import tiny_bert, tiny_distilbert
 
 NUM_LABELS = 3
@@ -26,10 +26,12 @@ NUM_LABELS = 3
 
 def classifier(seed=0, **settings):
     model = tiny_bert(seed=seed, num_labels=NUM_LABELS, **settings)
-    with torch.no_grad():  # tiny random models answer almost the same to everything; make them lively
+    with torch.no_grad():  # fresh tiny models answer the same to everything; make their heads decide
         for name, parameter in model.named_parameters():
-            if "LayerNorm" not in name:
-                parameter.mul_(6.0)
+            if "attention" in name and "LayerNorm" not in name:
+                parameter.mul_(30.0)
+            elif "classifier" in name or "pooler" in name:
+                parameter.mul_(20.0)
     return model
 
 
@@ -91,6 +93,43 @@ def test_every_example_counts_also_in_the_last_partial_batch():
     measured = ClassificationEvaluator(model, batches_of(dataset, batch_size=4))
     assert measured.num_examples == 9
     assert measured(PruningPlan.of(model)).margins.shape == (9,)
+
+
+@pytest.mark.parametrize("make", [classifier, lambda: tiny_distilbert(num_labels=NUM_LABELS)])
+def test_estimated_effects_are_the_slope_of_the_margins_in_each_gate(make):
+    model = make().double()
+    plan = random_plan(model, 3)
+    plan = plan.replace(kept_ffn={next(iter(plan.kept_ffn)): range(20)})
+    anatomy, batches = anatomy_of(model), batches_of(examples())
+    effects = ClassificationEvaluator(model, batches).head_effects(plan)
+    rows = [(site, head) for site in anatomy.attention_sites for head in range(site.units)]
+    assert effects.shape == (len(rows), 24)
+
+    def margins(site, head, change):
+        open_heads = torch.zeros(site.units, dtype=torch.float64)
+        open_heads[list(plan.kept(site.name))] = 1.0
+        open_heads[head] += change
+        others_open = plan.replace(kept_heads={site.name: range(site.units)})
+        handle = attach(model, site, UnitScale(site.unit_width, open_heads))
+        with masked(model, others_open), torch.no_grad():
+            logits = [model(**{k: v for k, v in b.items() if k != "labels"}).logits.numpy() for b in batches]
+        handle.remove()
+        return margins_of(np.concatenate(logits), np.concatenate([b["labels"].numpy() for b in batches]))
+
+    for row, (site, head) in enumerate(rows):
+        slope = (margins(site, head, 1e-5) - margins(site, head, -1e-5)) / 2e-5
+        np.testing.assert_allclose(effects[row], -slope, rtol=1e-4, atol=1e-6)
+
+
+def test_estimating_effects_leaves_the_model_and_its_gradients_as_they_were():
+    model = classifier().train()
+    model.requires_grad_(False)
+    evaluator = ClassificationEvaluator(model, batches_of(examples()))
+    effects = evaluator.head_effects(PruningPlan.of(model))
+    assert np.abs(effects).max() > 0
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_model_is_left_as_it_was_after_an_error_too():

@@ -21,6 +21,15 @@ from tests.test_evaluator import NUM_LABELS, batches_of, classifier, examples
 PROOF = AStarSearch(max_evaluations=None, max_drop=0.1)
 
 
+def own_examples(model):
+    """Examples labelled with what the model itself answers, so that every head matters."""
+    dataset = examples()
+    with torch.no_grad():
+        for example in dataset:
+            example["label"] = int(model(input_ids=torch.tensor([example["input_ids"]])).logits.argmax())
+    return dataset
+
+
 def brute_force(model, evaluator, start, max_drop):
     full = PruningPlan.of(model)
     sites = list(full.kept_heads)
@@ -30,9 +39,10 @@ def brute_force(model, evaluator, start, max_drop):
     return max(plan.num_removed_heads for plan in plans if evaluator(plan).metric >= threshold)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 4, 5, 6])
 def test_plan_of_a_live_model_is_the_true_optimum(seed):
-    model, dataset = classifier(seed), examples(seed=seed)
+    model = classifier(seed)
+    dataset = own_examples(model)
     result = search_plan(model, dataset, search=PROOF, progress=False)
     evaluator = ClassificationEvaluator(model, batches_of(dataset))
     assert result.optimality == "proved"
@@ -107,7 +117,9 @@ def test_head_scores_decide_what_is_tried_first():
 
 def test_result_is_written_as_json():
     model = classifier()
-    result = search_plan(model, examples(), search=AStarSearch(max_evaluations=20), progress=False)
+    result = search_plan(
+        model, own_examples(model), search=AStarSearch(max_evaluations=20, max_drop=0.1), progress=False
+    )
     content = json.loads(result.to_json())
     assert PruningPlan.from_json(json.dumps(content["plan"])) == result.plan
     assert PruningPlan.from_json(json.dumps(content["start"])) == PruningPlan.of(model)
@@ -119,7 +131,8 @@ def test_result_is_written_as_json():
 
 
 def test_killed_search_continues_and_a_changed_model_is_refused(tmp_path):
-    model, dataset, path = classifier(), examples(), tmp_path / "search.jsonl"
+    model, path = classifier(), tmp_path / "search.jsonl"
+    dataset = own_examples(model)
     chosen = AStarSearch(max_evaluations=30, max_drop=0.1)
     whole = search_plan(model, dataset, search=chosen, progress=False)
     first = search_plan(

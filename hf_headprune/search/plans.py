@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from tqdm.auto import tqdm
@@ -16,7 +16,8 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.astar import search as search_sets
 from hf_headprune.search.collation import ModelExamples, PadRight
-from hf_headprune.search.evaluator import CLASSIFICATION_METRICS, ClassificationEvaluator, length_sorted_batches
+from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
+from hf_headprune.search.metrics import CLASSIFICATION_METRICS
 from hf_headprune.search.problem import Measurement, Progress, SearchProblem, SearchResult
 from hf_headprune.search.settings import AStarSearch
 
@@ -35,6 +36,14 @@ RESULT_FORMAT = "hf_headprune.search_result/1"
 MACS_LENGTH = 128  # tokens at which the MACs of heads of different kinds are compared
 
 Head = tuple[str, int]
+
+
+@runtime_checkable
+class PredictsEffects(Protocol):
+    """An evaluator that can also estimate what each head's removal does to each example's margin."""
+
+    def head_effects(self, plan: PruningPlan) -> np.ndarray:
+        """Returns the estimated changes, `(num_heads, num_examples)`, around a plan."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,8 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
 
     Args:
         anatomy: Of the model that the plans are for.
-        measure: Measures a plan, such as a `ClassificationEvaluator`.
+        measure: Measures a plan, such as a `ClassificationEvaluator`. Where it has a method `head_effects`, the order
+            of the search starts from those estimates, which spares one evaluation per head.
         search: Settings.
         start: The reference, such as the plan that training learned; None keeps every head. Heads that it removes
             may be restored; its FFN units stay as they are.
@@ -144,6 +154,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         measure=lambda removed: measure(_plan(start, heads, removed)),
         start=frozenset(unit for unit, (site, head) in enumerate(heads) if head not in start.kept_heads[site]),
         scores=head_scores,
+        effects=measure.head_effects(start) if isinstance(measure, PredictsEffects) else None,
         fingerprint=f"{fingerprint} {start.to_json()}",
     )
     found = search_sets(problem, search, journal=journal, on_progress=on_progress)
@@ -154,7 +165,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     model: nn.Module,
     dataset: Any,
     metric: str = "accuracy",
-    search: AStarSearch = AStarSearch(),  # noqa: B008 - frozen
+    search: AStarSearch = AStarSearch(),
     *,
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,

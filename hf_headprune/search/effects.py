@@ -1,0 +1,86 @@
+"""Estimates from one backward pass what the removal of each head does to each example's margin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.anatomy import anatomy_of, base_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_headprune.plan import PruningPlan
+
+
+class ExampleGates:
+    """Forward pre-hook of an output projection: one gate per example and head.
+
+    Attributes:
+        gates: Shape `(batch, units)`, with gradient; those of the last forward pass.
+    """
+
+    def __init__(self, open_units: torch.Tensor, unit_width: int) -> None:
+        """Stores which units are open, `(units,)`, and the columns per unit."""
+        self._open_units = open_units
+        self._unit_width = unit_width
+        self.gates: torch.Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Multiplies the first argument, `(batch, length, units * unit_width)`, by the gates of each example."""
+        hidden = args[0]
+        gates = self._open_units.to(hidden.dtype).expand(hidden.shape[0], -1).contiguous()  # (batch, units)
+        self.gates = gates.requires_grad_()
+        per_column = gates.repeat_interleave(self._unit_width, dim=1)  # (batch, units * unit_width)
+        return (hidden * per_column[:, None], *args[1:])
+
+
+class HeadEffects:
+    """Gradient of margins with respect to gates, with the heads of a plan open: a context manager around forwards."""
+
+    def __init__(self, model: nn.Module, plan: PruningPlan) -> None:
+        """Prepares one hook per attention site.
+
+        Raises:
+            InvalidPlanError: The plan does not fit the model.
+        """
+        anatomy = anatomy_of(model)
+        plan.check_fits(anatomy)
+        base, device = base_model(model), next(model.parameters()).device
+        self._handles: list[Any] = []
+        self._hooks: list[tuple[nn.Module, ExampleGates]] = []
+        for site in anatomy.attention_sites:
+            if site.units:
+                is_open = torch.zeros(site.units, device=device)
+                is_open[list(plan.kept(site.name))] = 1.0
+                self._hooks.append((base.get_submodule(site.output), ExampleGates(is_open, site.unit_width)))
+
+    def __enter__(self) -> HeadEffects:
+        """Attaches the hooks."""
+        self._handles = [module.register_forward_pre_hook(hook) for module, hook in self._hooks]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes the hooks, after an error too."""
+        for handle in self._handles:
+            handle.remove()
+
+    def of(self, margins: torch.Tensor) -> torch.Tensor:
+        """Returns the estimated change of each margin when each head is removed.
+
+        Args:
+            margins: Of the forward pass just made, `(batch,)`, with their graph. Examples of a batch do not influence
+                one another, so the gradient of their sum holds that of each.
+
+        Returns:
+            Shape `(num_heads, batch)`, heads in the order of `anatomy.attention_sites`. A head that the plan removes
+            has the change that restoring it would make, with its sign turned.
+        """
+        gates: list[Any] = [hook.gates for _, hook in self._hooks]
+        gradients = torch.autograd.grad(margins.sum(), gates, allow_unused=True)
+        columns = [
+            torch.zeros_like(gate) if gradient is None else gradient
+            for gate, gradient in zip(gates, gradients, strict=True)
+        ]
+        return -torch.cat(columns, dim=1).T.float()
