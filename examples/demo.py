@@ -50,7 +50,7 @@ class Scale:
     evaluations: int
 
 
-FULL = Scale(train=500, search=75, test=120, epochs=3.0, evaluations=100)
+FULL = Scale(train=320, search=60, test=120, epochs=3.0, evaluations=60)
 SMOKE = Scale(train=8, search=4, test=4, epochs=1.0, evaluations=4)
 
 
@@ -126,7 +126,7 @@ def make_trainer(splits: dict[str, list[Sentence]], output: Path, scale: Scale) 
         bf16=prefers_bf16(),
         train_sampling_strategy="group_by_length",
         save_strategy="no",
-        logging_steps=50,
+        logging_strategy="no",
         report_to="none",
         seed=SEED,
     )
