@@ -1,0 +1,184 @@
+"""Accuracy of pruned MiniLM against the dense model, and of the ways to choose heads against each other.
+
+Three groups of runs, 3 seeds each; within a group all runs share data, steps, learning rate and batch order:
+
+- headline: sst2, 3 epochs; dense, and the default gates with 43 and 29 of 72 heads kept.
+- joint: sst2, 1.5 epochs; dense, and 36, 18, 9 heads kept by each estimator and by the baselines.
+- pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen.
+
+Every run is cached in `--work`, so a killed benchmark goes on where it was, and several processes share the queue:
+
+    OMP_NUM_THREADS=1 python -m benchmarks.gates_accuracy & OMP_NUM_THREADS=1 python -m benchmarks.gates_accuracy
+    python -m benchmarks.gates_accuracy --collect          # writes benchmarks/results/gates_accuracy.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.tasks import Task, load_task
+from benchmarks.training import Recipe, build_trainer, train_and_score
+from hf_headprune import HeadPruneCallback, SubsetGates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEEDS = (0, 1, 2)
+DENSE = "dense"
+FIXED = {"open_until": 0.0, "decided_by": 0.0}
+JOINT: dict[str, dict[str, Any]] = {
+    "sigmoid": {},
+    "gradient at the start": {"initial_scores": "gradient", **FIXED},
+    "random": {"initial_scores": "random", **FIXED},
+    "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
+    "ste": {"estimator": "ste", "score_learning_rate": 0.5},
+    "hard_concrete": {"estimator": "hard_concrete"},
+}
+PIPELINED: dict[str, dict[str, Any]] = {
+    "sigmoid": {},
+    "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
+    "gradient": {"score_learning_rate": 1e-9},
+}
+HEADLINE_RECIPE = Recipe(epochs=3.0)
+JOINT_RECIPE = Recipe(epochs=1.5)
+PIPELINED_RECIPE = Recipe(max_steps=150, warmup_steps=0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    group: str
+    task: str
+    method: str
+    kept_heads: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of the run's file."""
+        return "--".join(str(value).replace(" ", "_") for value in asdict(self).values())
+
+
+def all_runs() -> Iterator[Run]:
+    """Yields every run, seed by seed, so that an unfinished benchmark has whole seeds."""
+    for seed in SEEDS:
+        for method, kept in ((DENSE, 72), ("sigmoid", 43), ("sigmoid", 29)):
+            yield Run("headline", "sst2", method, kept, seed)
+    for seed in SEEDS:
+        for task in ("sst2", "snli"):
+            yield Run("joint", task, DENSE, 72, seed)
+        for kept in (36, 18, 9):
+            for method in JOINT:
+                yield Run("joint", "sst2", method, kept, seed)
+        for task in ("sst2", "snli"):
+            for kept in (18, 9):
+                for method in PIPELINED:
+                    yield Run("pipelined", task, method, kept, seed)
+
+
+@cache
+def cached_task(name: str, limit: int | None) -> Task:
+    """Loads a task once per process."""
+    return load_task(name, limit=limit)
+
+
+def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
+    """Trains and scores one run; a dense one of the joint group leaves its model for the pipelined ones."""
+    task = cached_task(run.task, 64 if smoke else None)
+    recipe = {"headline": HEADLINE_RECIPE, "joint": JOINT_RECIPE, "pipelined": PIPELINED_RECIPE}[run.group]
+    recipe = replace(recipe, max_steps=4) if smoke else recipe
+    callback, model = None, None
+    if run.group == "pipelined":
+        model = AutoModelForSequenceClassification.from_pretrained(dense_folder(run, work))
+    if run.method != DENSE:
+        mode = "pipelined" if run.group == "pipelined" else "joint"
+        settings = (PIPELINED if run.group == "pipelined" else JOINT)[run.method]
+        callback = HeadPruneCallback(gates=SubsetGates(kept_heads=run.kept_heads, mode=mode, **settings), search=None)
+    trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
+    result = {**asdict(run), **train_and_score(trainer, task), "steps": trainer.state.global_step}
+    if run.method == DENSE:
+        trainer.save_model(str(dense_folder(run, work)))
+    else:
+        result["heads_per_layer"] = [len(kept) for kept in callback.plan.kept_heads.values()]  # type: ignore[union-attr]
+    return result
+
+
+def dense_folder(run: Run, work: Path) -> Path:
+    """Where the dense model of a task and seed lies."""
+    return work / replace(run, group="joint", method=DENSE, kept_heads=72).key
+
+
+def work_through(work: Path, *, smoke: bool, only: str | None) -> None:
+    """Takes runs that nobody has taken until none is left."""
+    runs = [run for run in all_runs() if only in (None, run.group)]
+    if smoke:
+        methods = {"headline": {DENSE}, "joint": {DENSE, "sigmoid"}, "pipelined": {"dsp"}}
+        runs = [r for r in runs if r.seed == 0 and r.task == "sst2" and r.method in methods[r.group]][:6]
+        runs = [r for r in runs if r.group != "headline"] + [Run("pipelined", "sst2", "dsp", 9, 0)]
+    for run in runs:
+        done, claim = work / f"{run.key}.json", work / f"{run.key}.claim"
+        if done.exists() or (run.group == "pipelined" and not dense_folder(run, work).is_dir()):
+            continue
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            result = perform(run, work, smoke=smoke)
+        finally:
+            claim.unlink()
+        write_json(done, {**result, **environment()})
+        print(run.key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
+
+
+def collect(work: Path) -> dict[str, Any]:
+    """Reads all finished runs and summarises them: mean and spread over seeds."""
+    finished = [read_json(path) for path in (work / f"{run.key}.json" for run in all_runs()) if path.exists()]
+    cells: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
+    for result in finished:
+        cell = result["group"], result["task"], result["method"], result["kept_heads"]
+        cells.setdefault(cell, []).append(result)
+    summary = []
+    for (group, task, method, kept), results in cells.items():
+        row: dict[str, Any] = {"group": group, "task": task, "method": method, "kept_heads": kept}
+        row["seeds"] = [result["seed"] for result in results]
+        for split in ("dev", "test"):
+            values = [result[split] for result in results]
+            row[split] = {"mean": float(np.mean(values)), "values": values}
+            row[split]["standard_deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        summary.append(row)
+    return {"missing": sum(1 for _ in all_runs()) - len(finished), "summary": summary, "runs": finished}
+
+
+def main() -> None:
+    """Works through the queue, or collects."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/gates_accuracy"), help="cache of finished runs")
+    parser.add_argument("--only", choices=("headline", "joint", "pipelined"))
+    parser.add_argument("--collect", action="store_true", help="summarise what is finished")
+    parser.add_argument("--smoke", action="store_true", help="four steps of a few runs on 64 rows")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    if not options.collect:
+        work_through(options.work, smoke=options.smoke, only=options.only)
+    content = collect(options.work)
+    print(json.dumps([{k: row[k] for k in ("group", "task", "method", "kept_heads")} for row in content["summary"]]))
+    if options.collect and not options.smoke:
+        write_json(RESULTS / "gates_accuracy.json", {**environment(), "seeds": SEEDS, **content})
+
+
+if __name__ == "__main__":
+    main()
