@@ -30,7 +30,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "torch": ("torch", "pytorch", "aten"),
 }
 MIN_WORDS, MAX_WORDS = 6, 40
-MAX_SENTENCES_PER_FILE = 60
+MAX_SENTENCES_PER_FILE = 10
 _SHARES: dict[Split, int] = {"train": 60, "search": 20, "test": 20}  # of the files, percent
 
 _NOT_PROSE = re.compile(r"^\s*(>>>|\.\.\.|\.\. |:\w+|[-=~*#]{3,}|\* |- |\d+\. |\|)|\s:\s|::$|^\s*\w+\s*=")
