@@ -19,6 +19,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SEEDS = (0, 1, 2)
+TASKS = ("sst2", "snli")
 DENSE = "dense"
 FIXED = {"open_until": 0.0, "decided_by": 0.0}
 JOINT: dict[str, dict[str, Any]] = {
@@ -73,19 +75,15 @@ class Run:
 
 def all_runs() -> Iterator[Run]:
     """Yields every run, seed by seed, so that an unfinished benchmark has whole seeds."""
+    for seed, (method, kept) in product(SEEDS, ((DENSE, 72), ("sigmoid", 43), ("sigmoid", 29))):
+        yield Run("headline", "sst2", method, kept, seed)
     for seed in SEEDS:
-        for method, kept in ((DENSE, 72), ("sigmoid", 43), ("sigmoid", 29)):
-            yield Run("headline", "sst2", method, kept, seed)
-    for seed in SEEDS:
-        for task in ("sst2", "snli"):
+        for task in TASKS:
             yield Run("joint", task, DENSE, 72, seed)
-        for kept in (36, 18, 9):
-            for method in JOINT:
-                yield Run("joint", "sst2", method, kept, seed)
-        for task in ("sst2", "snli"):
-            for kept in (18, 9):
-                for method in PIPELINED:
-                    yield Run("pipelined", task, method, kept, seed)
+        for kept, method in product((36, 18, 9), JOINT):
+            yield Run("joint", "sst2", method, kept, seed)
+        for task, kept, method in product(TASKS, (18, 9), PIPELINED):
+            yield Run("pipelined", task, method, kept, seed)
 
 
 @cache

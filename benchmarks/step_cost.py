@@ -33,12 +33,14 @@ class Turns(TrainerCallback):
     """Lets two Trainers step in turns and records the seconds of each step."""
 
     def __init__(self, mine: threading.Semaphore, other: threading.Semaphore) -> None:
+        """Takes the semaphore that starts this Trainer's turn and the one that starts the other's."""
         self.mine, self.other = mine, other
         self.cpu_seconds: list[float] = []
         self.wall_seconds: list[float] = []
         self.started: tuple[float, float] | None = None
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Ends the clock of the last step, lets the other Trainer step, waits, and starts the clock."""
         if self.started is not None:
             self.cpu_seconds.append(time.thread_time() - self.started[0])
             self.wall_seconds.append(time.perf_counter() - self.started[1])
@@ -47,6 +49,7 @@ class Turns(TrainerCallback):
         self.started = time.thread_time(), time.perf_counter()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Lets the other Trainer finish."""
         self.other.release()
 
 

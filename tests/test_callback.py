@@ -260,7 +260,7 @@ def test_wrong_parts_are_refused_at_construction(removed):
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
-        ({"eval_dataset": None}, "needs one non-empty eval_dataset.*received none"),
+        ({"eval_dataset": None}, r"needs one non-empty eval_dataset.*received none"),
         ({"eval_dataset": []}, "needs one non-empty eval_dataset"),
         ({"eval_dataset": {"a": _examples(4, 0)}}, "needs one non-empty eval_dataset"),
     ],
@@ -278,14 +278,14 @@ def test_a_budget_out_of_range_is_refused_when_the_trainer_is_built(tmp_path):
 def test_an_unknown_family_is_refused_when_the_trainer_is_built(tmp_path):
     model = tiny_bert()
     model.config.model_type = "unheard_of"
-    with pytest.raises(UnsupportedModelError, match="unheard_of.*Supported: bert"):
+    with pytest.raises(UnsupportedModelError, match=r"unheard_of.*Supported: bert"):
         _trainer(tmp_path, HeadPruneCallback(), model=model)
 
 
 def test_a_callback_added_after_construction_is_refused_before_training(tmp_path):
     trainer = _trainer(tmp_path, None)
     trainer.add_callback(HeadPruneCallback())
-    with pytest.raises(TrainingStateError, match="after the Trainer was built.*callbacks="):
+    with pytest.raises(TrainingStateError, match=r"after the Trainer was built.*callbacks="):
         trainer.train()
 
 
@@ -310,7 +310,7 @@ def test_an_optimizer_without_the_scores_is_refused(tmp_path):
 def test_training_again_after_the_cut_is_refused_and_a_new_trainer_prunes_further(tmp_path):
     first = _trainer(tmp_path, HeadPruneCallback(gates=SubsetGates(kept_heads=5, scoring_examples=8), search=None))
     first.train()
-    with pytest.raises(TrainingStateError, match="already cut.*new Trainer"):
+    with pytest.raises(TrainingStateError, match=r"already cut.*new Trainer"):
         first.train()
     second = _trainer(
         tmp_path,

@@ -12,7 +12,7 @@ import torch
 from transformers import Trainer
 
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluator, length_sorted_batches
+from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluator, length_sorted_batches, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,7 +158,8 @@ def metric_source(trainer: Trainer, metric: str | None) -> MetricSource:
             )
         return float(metrics[f"eval_{name}"])
 
-    evaluator = MetricEvaluator(measure, trainer.model, higher_is_better=higher)
+    data = sha256_of(name, {f"{i} {key}": value for i, batch in enumerate(loader) for key, value in tensors(batch)})
+    evaluator = MetricEvaluator(measure, trainer.model, higher_is_better=higher, data_fingerprint=data)
     return MetricSource(evaluator, name, len(loader.dataset), 1.0 if higher else -1.0)
 
 
@@ -170,6 +171,11 @@ def _without_callbacks(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.callback_handler.callbacks = callbacks
+
+
+def tensors(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of a batch by name."""
+    return ((name, value) for name, value in batch.items() if isinstance(value, torch.Tensor))
 
 
 def _classifies(model: Any) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from hf_headprune.learn.gates import GateBank
     from hf_headprune.search.settings import AStarSearch
 
-JOURNAL_NAME = "headprune_search.jsonl"
+JOURNAL_NAME = "headprune_search.{rank}.jsonl"
 REPORT_NAME = "headprune_report.json"
 OPTIMALITY_WORDS = {
     "proved": "no larger removal keeps the metric: every one was evaluated",
@@ -116,7 +117,8 @@ def _search(
     trainer: Trainer, anatomy: Anatomy, search: AStarSearch, learned: PruningPlan, head_scores: np.ndarray | None
 ) -> tuple[PlanSearchResult, MetricChange]:
     source = metric_source(trainer, search.metric)
-    journal = Path(trainer.args.output_dir, JOURNAL_NAME)
+    # Every process searches, since an evaluation may need them all; each must find its own steps after a kill.
+    journal = Path(trainer.args.output_dir, JOURNAL_NAME.format(rank=trainer.args.process_index))
     journal.parent.mkdir(parents=True, exist_ok=True)
     with SearchBar(disable=trainer.args.disable_tqdm) as bar:
         result = search_over_plans(
@@ -125,10 +127,12 @@ def _search(
             search,
             start=learned,
             head_scores=head_scores,
-            journal=journal if trainer.is_world_process_zero() else None,
+            journal=journal,
             fingerprint=source.evaluator.fingerprint(),
             on_progress=bar.show,
         )
+    # Rounding may differ between devices: what is cut everywhere is what the first process found.
+    result = broadcast_object_list([result])[0]
     change = MetricChange(
         name=source.metric,
         split="search split: eval_dataset",

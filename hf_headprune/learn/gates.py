@@ -59,6 +59,7 @@ class GateBank(nn.Module):
     kept: torch.Tensor
     decided: torch.Tensor
     steps: torch.Tensor
+    noise: torch.Tensor
 
     def __init__(self, groups: Sequence[BudgetGroup], settings: SubsetGates, *, multiplier: float, seed: int) -> None:
         """Makes closed-form initial scores; gradient importance comes later, through `set_scores`.

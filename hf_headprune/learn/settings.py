@@ -78,29 +78,24 @@ class SubsetGates:
     def __post_init__(self) -> None:
         """Checks every value that does not depend on the model."""
         cooled = self.decided_by if self.cooled_by is None else self.cooled_by
-        budgets = self.kept_heads if isinstance(self.kept_heads, Mapping) else {"kept_heads": self.kept_heads}
+        norm = self.max_score_grad_norm
+        first, last = self.temperature
         rules = {
             f"estimator must be one of {get_args(Estimator)}": self.estimator in get_args(Estimator),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
             f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
             "score_learning_rate must be above 0": self.score_learning_rate > 0,
-            "temperature must be two numbers, first >= last > 0": self.temperature[0] >= self.temperature[-1] > 0
-            and len(self.temperature) == 2,
-            "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": 0.0
+            "temperature must be two numbers, first >= last > 0": first >= last > 0,
+            "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": 0
             <= self.open_until
             <= cooled
             <= self.decided_by
-            <= 1.0,
+            <= 1,
             "initial_spread must not be negative": self.initial_spread >= 0,
             "scoring_examples must be at least 1": self.scoring_examples >= 1,
-            "max_score_grad_norm must be above 0 or None": self.max_score_grad_norm is None
-            or self.max_score_grad_norm > 0,
+            "max_score_grad_norm must be above 0 or None": norm is None or norm > 0,
             "penalty must not be negative": self.penalty >= 0,
-            f"kept_heads names kinds of attention: {ATTENTION_KINDS}": not isinstance(self.kept_heads, Mapping)
-            or set(self.kept_heads) <= set(ATTENTION_KINDS),
-            "kept_heads must be whole numbers >= 0 or fractions from 0.0 to 1.0": all(
-                map(_is_budget, budgets.values())
-            ),
+            **_budget_rules(self.kept_heads),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
@@ -182,6 +177,15 @@ class SubsetGates:
             wanted = self.kept_heads.get(kind, len(positions))
             groups.append(BudgetGroup(positions, _count(wanted, len(positions), f"its {kind} attention")))
         return tuple(groups)
+
+
+def _budget_rules(budget: Budget) -> dict[str, bool]:
+    by_kind = budget if isinstance(budget, Mapping) else {}
+    values = by_kind.values() if by_kind else (budget,)
+    return {
+        f"kept_heads must name kinds of attention among {ATTENTION_KINDS}": set(by_kind) <= set(ATTENTION_KINDS),
+        "kept_heads must be whole numbers >= 0 or fractions from 0.0 to 1.0": all(map(_is_budget, values)),
+    }
 
 
 def _is_budget(value: object) -> bool:

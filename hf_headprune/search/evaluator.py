@@ -122,7 +122,7 @@ class ClassificationEvaluator:
         """Returns the sha256 of the weights, the data, the metric and the precision."""
         settings = f"{self._metric} {self._autocast_dtype}"
         batches = {f"{i} {name}": tensor for i, batch in enumerate(self._batches) for name, tensor in batch.items()}
-        return _sha256(settings, self._model.state_dict(), batches)
+        return sha256_of(settings, self._model.state_dict(), batches)
 
     def _logits(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         return self._output(batch).float().cpu().numpy()
@@ -213,7 +213,7 @@ class MetricEvaluator:
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights and of the data's own fingerprint."""
-        return _sha256(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
+        return sha256_of(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
 
 
 @contextmanager
@@ -291,7 +291,8 @@ def _num_labels(model: nn.Module) -> int:
     return num_labels
 
 
-def _sha256(settings: str, *groups: Mapping[str, torch.Tensor]) -> str:
+def sha256_of(settings: str, *groups: Mapping[str, torch.Tensor]) -> str:
+    """Returns the sha256 of a text and of named tensors, in the order of their names."""
     digest = hashlib.sha256(settings.encode())
     for name, tensor in _named(groups):
         plain = tensor.detach().cpu().contiguous()
