@@ -6,7 +6,8 @@ Three groups of runs, 3 seeds each; within a group all runs share data, steps, l
 - joint: sst2, 1.5 epochs; dense, and 36, 18, 9 heads kept by each estimator and by the baselines.
 - pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen.
 
-Every run is cached in `--work`, so a killed benchmark goes on where it was, and several processes share the queue:
+Every run is cached in `--work`, so a killed benchmark goes on where it was, and several processes share the queue.
+Runs in the committed result file count as done; delete it to measure anew:
 
     OMP_NUM_THREADS=1 python -m benchmarks.gates_accuracy & OMP_NUM_THREADS=1 python -m benchmarks.gates_accuracy
     python -m benchmarks.gates_accuracy --collect          # writes benchmarks/results/gates_accuracy.json
@@ -35,6 +36,7 @@ from hf_headprune import HeadPruneCallback, SubsetGates
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+RESULT = RESULTS / "gates_accuracy.json"
 SEEDS = (0, 1, 2)
 TASKS = ("sst2", "snli")
 DENSE = "dense"
@@ -106,9 +108,9 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         callback = HeadPruneCallback(gates=SubsetGates(kept_heads=run.kept_heads, mode=mode, **settings), search=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
     result = {**asdict(run), **train_and_score(trainer, task), "steps": trainer.state.global_step}
-    if run.method == DENSE:
+    if run.method == DENSE and run.group == "joint":
         trainer.save_model(str(dense_folder(run, work)))
-    else:
+    elif run.method != DENSE:
         result["heads_per_layer"] = [len(kept) for kept in callback.plan.kept_heads.values()]  # type: ignore[union-attr]
     return result
 
@@ -125,9 +127,10 @@ def work_through(work: Path, *, smoke: bool, only: str | None) -> None:
         methods = {"headline": {DENSE}, "joint": {DENSE, "sigmoid"}, "pipelined": {"dsp"}}
         runs = [r for r in runs if r.seed == 0 and r.task == "sst2" and r.method in methods[r.group]][:6]
         runs = [r for r in runs if r.group != "headline"] + [Run("pipelined", "sst2", "dsp", 9, 0)]
+    published = {} if smoke else published_runs()
     for run in runs:
         done, claim = work / f"{run.key}.json", work / f"{run.key}.claim"
-        if done.exists() or (run.group == "pipelined" and not dense_folder(run, work).is_dir()):
+        if run.key in published or done.exists() or (run.group == "pipelined" and not dense_folder(run, work).is_dir()):
             continue
         try:
             claim.touch(exist_ok=False)
@@ -137,13 +140,23 @@ def work_through(work: Path, *, smoke: bool, only: str | None) -> None:
             result = perform(run, work, smoke=smoke)
         finally:
             claim.unlink()
-        write_json(done, {**result, **environment()})
+        write_json(done, result)
         print(run.key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
+
+
+def published_runs() -> dict[str, dict[str, Any]]:
+    """Returns the runs in the committed result file by their keys."""
+    results = read_json(RESULT).get("runs", [])
+    fields = Run.__dataclass_fields__
+    return {Run(**{name: result[name] for name in fields}).key: result for result in results}
 
 
 def collect(work: Path) -> dict[str, Any]:
     """Reads all finished runs and summarises them: mean and spread over seeds."""
-    finished = [read_json(path) for path in (work / f"{run.key}.json" for run in all_runs()) if path.exists()]
+    published = published_runs()
+    found = [published.get(run.key) or read_json(work / f"{run.key}.json") for run in all_runs()]
+    fields = (*Run.__dataclass_fields__, "dev", "test", "steps", "train_seconds", "heads_per_layer")
+    finished = [{name: result[name] for name in fields if name in result} for result in found if result]
     cells: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for result in finished:
         cell = result["group"], result["task"], result["method"], result["kept_heads"]
@@ -175,7 +188,7 @@ def main() -> None:
     content = collect(options.work)
     print(json.dumps([{k: row[k] for k in ("group", "task", "method", "kept_heads")} for row in content["summary"]]))
     if options.collect and not options.smoke:
-        write_json(RESULTS / "gates_accuracy.json", {**environment(), "seeds": SEEDS, **content})
+        write_json(RESULT, {**environment(), "seeds": SEEDS, **content})
 
 
 if __name__ == "__main__":

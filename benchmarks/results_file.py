@@ -17,12 +17,14 @@ RESULTS = Path(__file__).parent / "results"
 
 def environment() -> dict[str, Any]:
     """Returns what a reader needs to judge a measurement."""
+    module = sys.modules["__main__"].__spec__
+    arguments = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]  # no folder of a machine
     packages = ("torch", "transformers", "accelerate", "numpy")
     return {
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "command": " ".join(["python", "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]),  # type: ignore[union-attr]
+        "command": " ".join(["python", "-m", module.name if module else "?", *arguments]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -1,0 +1,50 @@
+"""Started twice by test_distributed.py: each process trains its half of each batch and prints what it ended with."""
+
+import json
+import sys
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_headprune import AStarSearch, HeadPruneCallback, SubsetGates, anatomy_of
+from tests.conftest import tiny_bert
+
+
+def main() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 100, (64, 6), generator=generator)
+    dataset = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": int(row[0] > 50)} for row in ids]
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=5, scoring_examples=8), search=AStarSearch(max_drop=0.05, max_evaluations=10)
+    )
+    arguments = TrainingArguments(
+        output_dir=sys.argv[1],
+        max_steps=10,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        logging_steps=2,
+        use_cpu=True,
+        ddp_backend="gloo",
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = Trainer(
+        model=tiny_bert(), args=arguments, train_dataset=dataset, eval_dataset=dataset[:16], callbacks=[callback]
+    )
+    trainer.train()
+    trainer.save_model()
+    weights = sum(float(parameter.double().abs().sum()) for parameter in trainer.model.parameters())
+    outcome = {
+        "rank": arguments.process_index,
+        "world": arguments.world_size,
+        "kept": {site: list(kept) for site, kept in callback.plan.kept_heads.items()},
+        "heads": anatomy_of(trainer.model).num_heads,
+        "scores": callback._bank.scores.tolist(),
+        "weights": weights,
+    }
+    sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Every benchmark runs with --smoke, from the folder of the project, on data that lies beside it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("HEADPRUNE_DATA", ROOT.parent / "shared" / "data"))
+NEEDS_DATA = pytest.mark.skipif(
+    not (DATA / "sst2").is_dir(), reason="the data sets of the benchmarks do not lie beside the project"
+)
+
+
+def _smoke(module: str, *arguments: str) -> str:
+    environment = {**os.environ, "HEADPRUNE_DATA": str(DATA), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--smoke", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@NEEDS_DATA
+def test_the_accuracy_benchmark_runs_with_smoke_and_goes_on_where_it_was(tmp_path):
+    work = tmp_path / "work"
+    first = _smoke("benchmarks.gates_accuracy", "--work", str(work))
+    assert first.count(" test ") == len(list(work.glob("*.json"))) >= 5
+    assert not list(work.glob("*.claim"))
+    assert " test " not in _smoke("benchmarks.gates_accuracy", "--work", str(work))
+
+
+def test_the_step_cost_benchmark_runs_with_smoke():
+    ratios = [float(line.split()[-1]) for line in _smoke("benchmarks.step_cost").splitlines() if "bf16=" in line]
+    assert len(ratios) == 2
+    assert all(0.2 < ratio < 5 for ratio in ratios)
+
+
+def test_every_benchmark_is_named_here():
+    scripts = {
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if "--smoke" in path.read_text(encoding="utf-8")
+    }
+    assert scripts <= {name for name in scripts if f"benchmarks.{name}" in Path(__file__).read_text(encoding="utf-8")}
