@@ -139,6 +139,7 @@ def _search(
         num_examples=source.num_examples,
         before=source.sign * result.reference_metric,
         after=source.sign * result.metric,
+        reference="all heads" if head_scores is None else "the heads that training kept",
     )
     return result, change
 
