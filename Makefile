@@ -16,7 +16,7 @@ UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transfor
 .PHONY: demo test check static format install test-oldest test-newest contracts-oldest clean help
 
 help:
-	@echo "make demo         fine-tune, prune, search, save and reload a real BERT; about five minutes on 2 cores"
+	@echo "make demo         fine-tune, prune, search, save and reload a real BERT; a few minutes on 2 cores"
 	@echo "make test         the whole test suite"
 	@echo "make check        formatting, lint, types and the tests; what CI runs"
 	@echo "make test-oldest  the suite on the oldest supported Transformers ($(OLDEST))"
