@@ -3,7 +3,7 @@
 Three groups of runs, 3 seeds each; within a group all runs share data, steps, learning rate and batch order:
 
 - headline: sst2, 3 epochs; dense, and the default gates with 43 and 29 of 72 heads kept.
-- joint: sst2, 1.5 epochs; dense, and 36, 18, 9 heads kept by each estimator and by the baselines.
+- joint: sst2, 1 epoch; dense, and 36, 18, 9 heads kept by each estimator and by the baselines.
 - pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen.
 
 Every run is cached in `--work`, so a killed benchmark goes on where it was, and several processes share the queue.
@@ -55,8 +55,8 @@ PIPELINED: dict[str, dict[str, Any]] = {
     "gradient": {"score_learning_rate": 1e-9},
 }
 HEADLINE_RECIPE = Recipe(epochs=3.0)
-JOINT_RECIPE = Recipe(epochs=1.5)
-PIPELINED_RECIPE = Recipe(max_steps=150, warmup_steps=0)
+JOINT_RECIPE = Recipe(epochs=1.0)
+PIPELINED_RECIPE = Recipe(max_steps=100, warmup_steps=0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""Writes docs/results.md from benchmarks/results/*.json, so that no figure in it is typed by hand.
+
+Run: python -m benchmarks.results_page
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results_file import RESULTS, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+INTRODUCTION = """# Results
+
+Every figure here is written by `python -m benchmarks.results_page` from the files in
+[benchmarks/results](../benchmarks/results); each section names the script that measured it. The machine is a shared one with
+two cores, so compare figures within a section only."""
+
+
+def main() -> None:
+    """Writes the page."""
+    sections = [INTRODUCTION]
+    for name, section in (
+        ("gates_accuracy", accuracy_section),
+        ("step_cost", step_cost_section),
+        ("shapes", shapes_section),
+    ):
+        content = read_json(RESULTS / f"{name}.json")
+        if content:
+            sections.append("\n".join(section(content)) + "\n\n" + conditions(name, content))
+    PAGE.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def conditions(name: str, content: dict[str, Any]) -> str:
+    """Says what produced a section."""
+    versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
+    threads = f"{content['threads']} torch thread{'s' if content['threads'] > 1 else ''}"
+    return f"<sub>`python -m benchmarks.{name}`; {content['date'][:10]}; {versions}; {threads}.</sub>"
+
+
+def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
+    """Tables of accuracy: methods down, kept heads across."""
+    yield "## Accuracy of MiniLM-L6 (72 heads)"
+    if content["missing"]:
+        yield f"\n**Unfinished: {content['missing']} of {content['missing'] + len(content['runs'])} runs are missing.**"
+    titles = {
+        "headline": "With the default gates, 3 epochs. The dense model is trained with the same steps.",
+        "joint": "Weights and choice together, 1 epoch. All methods share data, steps and batch order; the estimators "
+        "share everything but the estimator (gradient start, decided after 65 % of the steps).",
+        "pipelined": "A dense fine-tuned model is frozen; 100 steps choose the heads. No weight moves.",
+    }
+    for group, title in titles.items():
+        for task in dict.fromkeys(row["task"] for row in content["summary"] if row["group"] == group):
+            rows = [row for row in content["summary"] if (row["group"], row["task"]) == (group, task)]
+            if not any(row["method"] != "dense" for row in rows):
+                continue
+            yield f"\n### {group}, {task}\n\n{title} Test accuracy in percent: mean ± standard deviation over seeds.\n"
+            yield from accuracy_table(rows)
+
+
+def accuracy_table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """One table."""
+    budgets = sorted({row["kept_heads"] for row in rows}, reverse=True)
+    yield "| method | " + " | ".join(f"{budget} heads" for budget in budgets) + " |"
+    yield "|---|" + "---|" * len(budgets)
+    cells = {(row["method"], row["kept_heads"]): accuracy_cell(row) for row in rows}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        yield f"| {method} | " + " | ".join(cells.get((method, budget), "") for budget in budgets) + " |"
+
+
+def accuracy_cell(row: dict[str, Any]) -> str:
+    """Mean and spread, with the number of seeds where it is not three."""
+    spread = row["test"]["standard_deviation"]
+    text = f"{row['test']['mean']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    return text if len(row["seeds"]) == 3 else f"{text} ({len(row['seeds'])} seed{'s' * (len(row['seeds']) > 1)})"  # noqa: PLR2004
+
+
+def step_cost_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of the cost of a training step with gates."""
+    yield "## Cost of a training step with gates"
+    yield "\nOne step of the Trainer with `HeadPruneCallback` over one step of the plain Trainer, in turns in one run;"
+    yield "ratio of the medians, and the quartiles of the ratio of neighbouring steps. *learn*: gates soft and learning;"
+    yield "*decided*: after the choice is fixed. CPU seconds of the stepping thread; wall time beside it.\n"
+    yield "| model | batch x length | precision | phase | ratio (CPU) | quartiles | ratio (wall) |\n|---|---|---|---|---|---|---|"
+    for row in content["results"]:
+        cpu, wall = row["cpu_seconds"], row["wall_seconds"]
+        low, _, high = cpu["ratio_quartiles"]
+        yield (
+            f"| {row['model']} | {row['shape'][0]} x {row['shape'][1]} | {'bf16' if row['bf16'] else 'fp32'} | "
+            f"{row['phase']} | {cpu['ratio_of_medians']:.3f} | {low:.3f} .. {high:.3f} | {wall['ratio_of_medians']:.3f} |"
+        )
+
+
+def shapes_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of the speed-up of published shapes."""
+    yield "## Speed-up of pruned shapes"
+    yield f"\n{len(content.get('results', []))} measurements."
+
+
+if __name__ == "__main__":
+    main()
