@@ -16,13 +16,14 @@ Runs in the committed result file count as done; delete it to measure anew:
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -129,19 +130,26 @@ def work_through(work: Path, *, smoke: bool, only: str | None) -> None:
         runs = [r for r in runs if r.group != "headline"] + [Run("pipelined", "sst2", "dsp", 9, 0)]
     published = {} if smoke else published_runs()
     for run in runs:
-        done, claim = work / f"{run.key}.json", work / f"{run.key}.claim"
-        if run.key in published or done.exists() or (run.group == "pipelined" and not dense_folder(run, work).is_dir()):
-            continue
-        try:
-            claim.touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        try:
-            result = perform(run, work, smoke=smoke)
-        finally:
-            claim.unlink()
-        write_json(done, result)
-        print(run.key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
+        done = work / f"{run.key}.json"
+        with (work / f"{run.key}.lock").open("w") as lock:
+            if not taken(lock) and run.key not in published and not done.exists() and can_start(run, work):
+                result = perform(run, work, smoke=smoke)
+                write_json(done, result)
+                print(run.key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
+
+
+def taken(lock: IO[str]) -> bool:
+    """Tells whether another process works on a run; a lock ends with its process, however that ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def can_start(run: Run, work: Path) -> bool:
+    """Tells whether the model that a run starts from is there."""
+    return run.group != "pipelined" or (dense_folder(run, work) / "config.json").exists()
 
 
 def published_runs() -> dict[str, dict[str, Any]]:
