@@ -42,7 +42,7 @@ class PrunableConfig(HeterogeneousConfigMixin):
         """Fills in the numbers that the dense configuration implies, then checks all."""
         complete_config_(self)
         check_dense_numbers(self)
-        super().__post_init__(**kwargs)  # type: ignore[misc] # every class that this is mixed into has it
+        super().__post_init__(**kwargs)  # every class that this is mixed into has it
 
     def __getattribute__(self, name: str) -> Any:
         """Reads a field without the warning that its number may differ between layers, which is the point here."""
