@@ -48,3 +48,9 @@ def test_every_benchmark_is_named_here():
         path.stem for path in (ROOT / "benchmarks").glob("*.py") if "--smoke" in path.read_text(encoding="utf-8")
     }
     assert scripts <= {name for name in scripts if f"benchmarks.{name}" in Path(__file__).read_text(encoding="utf-8")}
+
+
+def test_the_shapes_benchmark_runs_with_smoke_and_checks_the_saved_file():
+    lines = [line for line in _smoke("benchmarks.shapes").splitlines() if line.startswith("#7")]
+    assert len(lines) == 6
+    assert all(0.05 < float(line.split()[-1]) < 20 for line in lines)
