@@ -115,6 +115,12 @@ def test_a_sharded_checkpoint_reloads(any_model, any_inputs, tmp_path):
     assert torch.equal(logits_of(reloaded, any_inputs), logits_of(any_model, any_inputs))
 
 
+def test_reloaded_weights_lie_in_memory_as_fresh_ones_do(any_model, tmp_path):
+    pruned(any_model).save_pretrained(tmp_path)
+    reloaded = type(any_model).from_pretrained(tmp_path)
+    assert {parameter.data_ptr() % 64 for parameter in reloaded.parameters()} == {0}
+
+
 def test_dtype_and_attention_of_the_reloaded_model_may_be_chosen(any_model, tmp_path):
     pruned(any_model).save_pretrained(tmp_path)
     reloaded = type(any_model).from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
@@ -198,14 +204,14 @@ def test_a_pruned_translator_says_what_the_masked_one_says_with_a_smaller_cache(
     )
     source = text_inputs()
     settings = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "num_beams": beams}
-    settings |= {"return_dict_in_generate": True}
+    settings |= {"return_dict_in_generate": True, "no_repeat_ngram_size": 1}
     with masked(model, plan):
         expected = model.generate(**source, **settings)
     dense_cache = cached_numbers(expected.past_key_values)
     prune_model_(model, plan)
     received = model.generate(**source, **settings)
     assert torch.equal(received.sequences, expected.sequences)
-    assert len(set(received.sequences.flatten().tolist())) > 5
+    assert len(set(received.sequences[0].tolist())) == 11
     assert cached_numbers(received.past_key_values) == dense_cache - removed_numbers(expected.past_key_values, plan)
     assert model.generate(**source, **{**settings, "use_cache": False}).sequences.equal(expected.sequences)
     model.save_pretrained(tmp_path)

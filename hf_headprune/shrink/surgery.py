@@ -96,14 +96,14 @@ def _probe(model: nn.Module) -> torch.Tensor | None:
     if next(model.parameters()).is_meta:
         return None
     with _evaluating(model):
-        output = base(**_probe_inputs(base), return_dict=True)
+        output = base(**_probe_inputs(model), return_dict=True)
     return output.last_hidden_state.float()
 
 
-def _probe_inputs(base: Any) -> dict[str, torch.Tensor]:
+def _probe_inputs(model: Any) -> dict[str, torch.Tensor]:
     """Returns random token ids, the last sequence padded, and all that a decoder needs besides."""
-    config = base.config
-    embeddings = base.get_input_embeddings()
+    config = model.config
+    embeddings = model.get_input_embeddings()
     device, dtype = embeddings.weight.device, embeddings.weight.dtype
     generator = torch.Generator().manual_seed(0)
     length = max(1, min(PROBE_LENGTH, config.max_position_embeddings - 2))  # RoBERTa keeps two positions for padding
@@ -117,7 +117,7 @@ def _probe_inputs(base: Any) -> dict[str, torch.Tensor]:
     inputs = {"input_ids": tokens(), "attention_mask": mask}
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens()
-    elif any(site.kind == "cross" for site in anatomy_of(base).sites):
+    elif any(site.kind == "cross" for site in anatomy_of(model).sites):
         hidden_size = embeddings.embedding_dim
         inputs["encoder_hidden_states"] = torch.randn(PROBE_BATCH, length, hidden_size, generator=generator).to(
             device=device, dtype=dtype
