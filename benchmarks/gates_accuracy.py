@@ -44,6 +44,7 @@ DENSE = "dense"
 FIXED = {"open_until": 0.0, "decided_by": 0.0}
 JOINT: dict[str, dict[str, Any]] = {
     "sigmoid": {},
+    "sigmoid, gradual": {"closing": "gradual"},
     "gradient at the start": {"initial_scores": "gradient", **FIXED},
     "random": {"initial_scores": "random", **FIXED},
     "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
@@ -83,7 +84,7 @@ def all_runs() -> Iterator[Run]:
     for seed in SEEDS:
         for task in TASKS:
             yield Run("joint", task, DENSE, 72, seed)
-        for kept, method in product((36, 18, 9), JOINT):
+        for method, kept in product(JOINT, (36, 18, 9)):
             yield Run("joint", "sst2", method, kept, seed)
         for task, kept, method in product(TASKS, (18, 9), PIPELINED):
             yield Run("pipelined", task, method, kept, seed)

@@ -10,6 +10,7 @@ from torch import nn
 from hf_headprune.anatomy import base_model
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
+from hf_headprune.learn.schedules import closing
 from hf_headprune.masking import UnitScale, attach
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class GateBank(nn.Module):
         self.register_buffer("noise", torch.zeros(num_heads, dtype=torch.float64), persistent=False)
         self.phase: Phase = "open"
         self.temperature = settings.temperature[0]
+        self.progress = 0.0
         self.probe: torch.Tensor | None = None
         self.scales: list[UnitScale] = []
         self.heads_per_site: list[int] = []
@@ -117,6 +119,7 @@ class GateBank(nn.Module):
         """Sets phase, temperature and noise of one optimizer step; the same for all its micro-batches and ranks."""
         self.phase = schedule.phase(step)
         self.temperature = schedule.temperature(step)
+        self.progress = schedule.progress(step)
         self.steps.fill_(step + 1)
         if self.phase == "decided":
             self.decide()
@@ -148,9 +151,13 @@ class GateBank(nn.Module):
             scores.register_hook(_clip_to(self.settings.max_score_grad_norm))
 
         def gates(positions: torch.Tensor, kept: int) -> torch.Tensor:
-            return estimate(scores[positions], noise[positions], kept=kept, temperature=self.temperature)
+            open_now = self._open_now(len(positions), kept)
+            return estimate(scores[positions], noise[positions], kept=open_now, temperature=self.temperature)
 
         return self._per_group(gates).float()
+
+    def _open_now(self, total: int, kept: int) -> int:
+        return closing(total, kept, self.progress) if self.settings.closing == "gradual" else kept
 
     def gates(self) -> torch.Tensor | None:
         """Returns the factors that the next forward pass uses, or None when all heads are open."""
@@ -170,7 +177,8 @@ class GateBank(nn.Module):
         for group in self.groups:
             positions = self._positions(group)
             scores = self.scores.detach()[positions]
-            grad[positions] += hard_concrete_penalty_grad(scores, kept=group.kept, strength=self.settings.penalty)
+            kept = self._open_now(len(positions), group.kept)
+            grad[positions] += hard_concrete_penalty_grad(scores, kept=kept, strength=self.settings.penalty)
 
     def refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the base model: computes the gates once and hands each site its slice."""

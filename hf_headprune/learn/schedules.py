@@ -23,6 +23,23 @@ def geometric(start: float, end: float, progress: float) -> float:
     return math.exp((1.0 - progress) * math.log(start) + progress * math.log(end))
 
 
+def closing(total: int, kept: int, progress: float) -> int:
+    """Falls from all heads to the budget, fast at first and slowly towards the end.
+
+    Args:
+        total: Heads at progress 0.
+        kept: Heads at progress 1 and beyond.
+        progress: Fraction of the way, clipped to [0, 1].
+
+    Returns:
+        The nearest whole number to `kept + (total - kept) (1 - progress)^3`.
+
+    Source: Zhu and Gupta 2017 (arXiv 1710.01878), equation 1, the cubic schedule of gradual pruning.
+    """
+    rest = 1.0 - min(max(progress, 0.0), 1.0)
+    return round(kept + (total - kept) * rest**3)
+
+
 @dataclass(frozen=True)
 class GateSchedule:
     """When the gates open, learn and are decided, in optimizer steps of one run.
@@ -47,7 +64,10 @@ class GateSchedule:
             return "decided"
         return "open" if step < self.open_steps else "learn"
 
+    def progress(self, step: int) -> float:
+        """Returns how far the gates have cooled in an optimizer step: 0 at the first learning step, then up to 1."""
+        return min(max((step - self.open_steps) / max(self.cooled_step - self.open_steps, 1), 0.0), 1.0)
+
     def temperature(self, step: int) -> float:
         """Returns the temperature of an optimizer step, counted from zero."""
-        span = max(self.cooled_step - self.open_steps, 1)
-        return geometric(self.start_temperature, self.end_temperature, (step - self.open_steps) / span)
+        return geometric(self.start_temperature, self.end_temperature, self.progress(step))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Budget = int | float | Mapping[str, int | float]
 InitialScores = Literal["gradient", "zeros", "random"]
 Mode = Literal["joint", "pipelined"]
+Closing = Literal["gradual", "at once"]
 ATTENTION_KINDS = ("encoder", "decoder", "cross")
 
 
@@ -46,6 +47,8 @@ class SubsetGates:
         open_until: Fraction of the run in which all heads are open and only weights train.
         cooled_by: Fraction of the run at which the last temperature is reached; `decided_by` when left out.
         decided_by: Fraction of the run at which the hard choice is fixed.
+        closing: "gradual" lets the number of open heads fall from all to the budget while the temperature falls, so that
+            weights can adapt; "at once" has the budget open from the first learning step, as the paper does.
         initial_scores: Where the scores start, when `open_until` is over: "gradient" importance on training examples
             (standardised, times `initial_spread`), "zeros", or "random" (uniform in +-0.5 times `initial_spread`).
         initial_spread: Scale of the initial scores.
@@ -68,6 +71,7 @@ class SubsetGates:
     open_until: float = 0.1
     cooled_by: float | None = None
     decided_by: float = 0.65
+    closing: Closing = "at once"
     initial_scores: InitialScores = "gradient"
     initial_spread: float = 1.0
     scoring_examples: int = 256
@@ -83,6 +87,7 @@ class SubsetGates:
         rules = {
             f"estimator must be one of {get_args(Estimator)}": self.estimator in get_args(Estimator),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
+            f"closing must be one of {get_args(Closing)}": self.closing in get_args(Closing),
             f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
             "score_learning_rate must be above 0": self.score_learning_rate > 0,
             "temperature must be two numbers, first >= last > 0": first >= last > 0,
@@ -136,6 +141,7 @@ class SubsetGates:
             open_until=0.0,
             cooled_by=cooled_by,
             decided_by=1.0,
+            closing="at once",
             initial_scores="random",
             max_score_grad_norm=None,
         )
