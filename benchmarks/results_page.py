@@ -17,8 +17,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 INTRODUCTION = """# Results
 
 Every figure here is written by `python -m benchmarks.results_page` from the files in
-[benchmarks/results](../benchmarks/results); each section names the script that measured it. The machine is a shared one with
-two cores, so compare figures within a section only."""
+[benchmarks/results](../benchmarks/results); each section names the script that measured it. The machine is a shared
+one with two cores, so compare figures within a section only."""
 
 
 def main() -> None:
@@ -65,8 +65,7 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
 def accuracy_table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """One table."""
     budgets = sorted({row["kept_heads"] for row in rows}, reverse=True)
-    yield "| method | " + " | ".join(f"{budget} heads" for budget in budgets) + " |"
-    yield "|---|" + "---|" * len(budgets)
+    yield from header("method", *(f"{budget} heads" for budget in budgets))
     cells = {(row["method"], row["kept_heads"]): accuracy_cell(row) for row in rows}
     for method in dict.fromkeys(row["method"] for row in rows):
         yield f"| {method} | " + " | ".join(cells.get((method, budget), "") for budget in budgets) + " |"
@@ -83,30 +82,39 @@ def step_cost_section(content: dict[str, Any]) -> Iterator[str]:
     """Table of the cost of a training step with gates."""
     yield "## Cost of a training step with gates"
     yield "\nOne step of the Trainer with `HeadPruneCallback` over one step of the plain Trainer, in turns in one run;"
-    yield "ratio of the medians, and the quartiles of the ratio of neighbouring steps. *learn*: gates soft and learning;"
+    yield "ratio of the medians, and quartiles of the ratio of neighbouring steps. *learn*: gates soft and learning;"
     yield "*decided*: after the choice is fixed. CPU seconds of the stepping thread; wall time beside it.\n"
-    yield "| model | batch x length | precision | phase | ratio (CPU) | quartiles | ratio (wall) |\n|---|---|---|---|---|---|---|"
+    yield from header("model", "batch x length", "precision", "phase", "ratio (CPU)", "quartiles", "ratio (wall)")
     for row in content["results"]:
         cpu, wall = row["cpu_seconds"], row["wall_seconds"]
         low, _, high = cpu["ratio_quartiles"]
-        yield (
-            f"| {row['model']} | {row['shape'][0]} x {row['shape'][1]} | {'bf16' if row['bf16'] else 'fp32'} | "
-            f"{row['phase']} | {cpu['ratio_of_medians']:.3f} | {low:.3f} .. {high:.3f} | {wall['ratio_of_medians']:.3f} |"
-        )
+        cells = [
+            row["model"],
+            f"{row['shape'][0]} x {row['shape'][1]}",
+            "bf16" if row["bf16"] else "fp32",
+            row["phase"],
+        ]
+        cells += [f"{cpu['ratio_of_medians']:.3f}", f"{low:.3f} .. {high:.3f}", f"{wall['ratio_of_medians']:.3f}"]
+        yield f"| {' | '.join(cells)} |"
 
 
 def shapes_section(content: dict[str, Any]) -> Iterator[str]:
     """Table of the speed-up of published shapes."""
     yield "## Speed-up of pruned shapes"
-    yield "\nBERT-base with random weights, cut to the shapes of the block-pruned SQuAD models of Lagunas et al. 2021 (their"
-    yield "numbers #4 ... #10), saved, reloaded with `AutoModel`. *Bound*: MACs of the dense model over those of the cut"
-    yield "one. In every case the file held exactly the plan's bytes and its header.\n"
-    yield "| shape | precision | batch x length | speed-up (CPU) | (wall) | bound | share of bound |\n|---|---|---|---|---|---|---|"
+    yield "\nBERT-base with random weights, cut to the shapes of the block-pruned SQuAD models of Lagunas et al. 2021"
+    yield "(their numbers #4 ... #10), saved, reloaded with `AutoModel`. *Bound*: MACs of the dense model over those of"
+    yield "the cut one. In every case the file held exactly the plan's bytes and its header.\n"
+    yield from header("shape", "precision", "batch x length", "speed-up (CPU)", "(wall)", "bound", "share of bound")
     for row in content["results"]:
-        yield (
-            f"| {row['shape']} | {row['dtype']} | {row['batch']} x {row['length']} | {row['cpu']['speed_up']:.2f} | "
-            f"{row['wall']['speed_up']:.2f} | {row['mac_bound']:.2f} | {row['share_of_bound']:.3f} |"
-        )
+        cells = [row["shape"], row["dtype"], f"{row['batch']} x {row['length']}", f"{row['cpu']['speed_up']:.2f}"]
+        cells += [f"{row['wall']['speed_up']:.2f}", f"{row['mac_bound']:.2f}", f"{row['share_of_bound']:.3f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def header(*names: str) -> Iterator[str]:
+    """Head of a table."""
+    yield f"| {' | '.join(names)} |"
+    yield "|---" * len(names) + "|"
 
 
 if __name__ == "__main__":

@@ -94,6 +94,15 @@ def test_a_learning_rate_multiplier_is_the_same_as_a_larger_learning_rate():
     assert torch.allclose(bank.scores, direct, atol=1e-5)
 
 
+@pytest.mark.parametrize(("closing", "open_heads"), [("at once", 3.0), ("gradual", 8.0)])
+def test_gradual_gates_start_open_and_both_kinds_end_at_the_budget(closing, open_heads):
+    _, bank, schedule = _gated(closing=closing)
+    bank.begin_step(0, schedule)
+    assert float(bank.soft_gates().sum()) == pytest.approx(open_heads, abs=1e-5)
+    bank.begin_step(schedule.cooled_step - 1, schedule)
+    assert float(bank.soft_gates().sum()) == pytest.approx(3.0, abs=1e-5)
+
+
 def test_noise_is_the_same_for_a_step_whatever_came_before():
     _, first, schedule = _gated()
     _, second, _ = _gated()

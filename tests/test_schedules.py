@@ -1,6 +1,6 @@
 import pytest
 
-from hf_headprune.learn.schedules import GateSchedule, geometric
+from hf_headprune.learn.schedules import GateSchedule, closing, geometric
 from hf_headprune.learn.settings import SubsetGates
 
 
@@ -35,3 +35,11 @@ def test_the_papers_setting_cools_to_its_end_and_stays_noisy_until_the_end():
 def test_degenerate_schedules_are_valid(decided_by):
     schedule = SubsetGates(open_until=0.0, decided_by=decided_by).schedule(100)
     assert schedule.phase(0) == ("decided" if decided_by == 0.0 else "learn")
+
+
+def test_gradual_closing_falls_from_all_heads_to_the_budget_without_rising():
+    heads = [closing(72, 9, step / 100) for step in range(101)]
+    assert (heads[0], heads[-1]) == (72, 9)
+    assert all(later <= earlier for earlier, later in zip(heads, heads[1:], strict=False))
+    assert closing(72, 9, 0.5) == round(9 + 63 / 8)
+    assert (closing(72, 9, -1.0), closing(72, 9, 2.0)) == (72, 9)
