@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from hf_headprune.learn.schedules import GateSchedule, closing, geometric
@@ -40,6 +42,6 @@ def test_degenerate_schedules_are_valid(decided_by):
 def test_gradual_closing_falls_from_all_heads_to_the_budget_without_rising():
     heads = [closing(72, 9, step / 100) for step in range(101)]
     assert (heads[0], heads[-1]) == (72, 9)
-    assert all(later <= earlier for earlier, later in zip(heads, heads[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(heads))
     assert closing(72, 9, 0.5) == round(9 + 63 / 8)
     assert (closing(72, 9, -1.0), closing(72, 9, 2.0)) == (72, 9)
