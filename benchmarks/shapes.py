@@ -1,146 +1,150 @@
-"""Speed and file size of BERT-base cut to the per-layer shapes that block pruning found on SQuAD v1.
+"""Speed-up of published pruned shapes on BERT-base, cut, saved, reloaded with AutoModel, beside the bound by MACs.
 
-The weights are random: speed and size depend on the shapes alone. Each shape is cut with `prune_model_`, saved, and
-reloaded with `AutoModel`; the dense model and the reloaded one then take turns in one process. Beside the speed-up
-stands the MAC bound: the multiply-accumulates of the dense model over those of the cut one, pooler included.
+The shapes are those of the block-pruned models of Lagunas et al. 2021 (arXiv 2109.04838) on SQuAD v1: heads and FFN
+units kept per layer. Weights are random: speed does not depend on them. Dense and pruned models run in turns in one
+process; reported are the ratio of median CPU seconds of the running thread and that of wall seconds.
 
-Run: python -m benchmarks.shapes [--smoke] [--out FILE] [--models '#7' ...]
+Run: python -m benchmarks.shapes [--smoke]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import struct
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import AutoModel, BertConfig, BertModel
+from transformers.utils import logging
 
-import hf_headprune as hp
-from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.results_file import RESULTS, environment, write_json
+from hf_headprune import PruningPlan, anatomy_of, cost_of, prune_model_
 
-SHAPES = json.loads((Path(__file__).parent / "nn_pruning_shapes.json").read_text(encoding="utf-8"))
-INPUTS = ((1, 128), (8, 128), (2, 384))
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SECONDS_PER_CELL = 40.0
-MIN_REPEATS, MAX_REPEATS = 7, 60
-LENGTH_OF_HEADER_SIZE = 8  # bytes at the start of a safetensors file
+if TYPE_CHECKING:
+    from torch import nn
+
+# Name in the authors' list: (heads kept per layer, FFN units kept per layer).
+SHAPES = {
+    "#4": (
+        (7, 5, 9, 9, 11, 10, 9, 8, 10, 6, 7, 5),
+        (733, 837, 992, 1013, 1053, 986, 739, 552, 309, 136, 110, 316),
+    ),
+    "#6": ((7, 5, 10, 9, 11, 10, 9, 8, 10, 6, 8, 5), (343, 490, 569, 620, 681, 642, 482, 364, 191, 74, 64, 171)),
+    "#7": ((4, 4, 6, 7, 7, 5, 6, 7, 5, 5, 5, 3), (552, 717, 795, 789, 833, 792, 620, 466, 283, 112, 96, 238)),
+    "#8": ((4, 4, 6, 7, 7, 5, 6, 7, 6, 5, 5, 3), (268, 386, 455, 465, 543, 484, 370, 293, 172, 66, 57, 130)),
+    "#9": ((4, 3, 3, 6, 4, 5, 5, 7, 3, 5, 5, 3), (314, 460, 554, 538, 601, 573, 420, 342, 217, 74, 79, 140)),
+    "#10 struct": ((7, 3, 7, 4, 3, 3, 3, 2, 4, 1, 1, 1), (138, 168, 279, 298, 323, 309, 252, 203, 129, 60, 72, 109)),
+}
+BATCHES = ((1, 128), (8, 128), (2, 384))
+WARMUP = 2
 
 
-def dense_bert(num_layers: int) -> Any:
-    """Builds BERT-base, or its first layers, with random weights."""
+def dense_model(*, smoke: bool) -> BertModel:
+    """Builds BERT-base with random weights, or for a smoke run a narrow BERT with as many layers and heads."""
     torch.manual_seed(0)
-    return BertModel(BertConfig(num_hidden_layers=num_layers)).eval()
+    narrow = {"hidden_size": 96, "vocab_size": 1000} if smoke else {}
+    return BertModel(BertConfig(**narrow)).eval()
 
 
-def cut_plan(model: Any, shape: dict[str, list[int]]) -> hp.PruningPlan:
-    """Keeps the first heads and units of each layer, as many as the shape says."""
-    plan = hp.PruningPlan.of(model)
-    return plan.replace(
-        kept_heads={site: range(shape["heads_kept"][layer]) for layer, site in enumerate(plan.num_heads)},
-        kept_ffn={site: range(shape["ffn_kept"][layer]) for layer, site in enumerate(plan.num_ffn)},
+def cut_saved_reloaded(
+    shape: tuple[tuple[int, ...], tuple[int, ...]], *, smoke: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Cuts a fresh model to a shape, saves and reloads it; returns it with what its file weighs."""
+    model = dense_model(smoke=smoke)
+    anatomy = anatomy_of(model)
+    full = PruningPlan.full(anatomy)
+    heads, ffn = (
+        {site: range(kept) for site, kept in zip(sites, shape[i], strict=True)}
+        for i, sites in enumerate((full.num_heads, full.num_ffn))
     )
-
-
-def saved_and_reloaded(dense: Any, plan: hp.PruningPlan, dtype: torch.dtype) -> tuple[Any, dict[str, int]]:
-    """Cuts a copy of the dense model, saves it, checks the file against the plan, and reloads it."""
-    model = BertModel(dense.config).to(dtype).eval()
-    model.load_state_dict(dense.state_dict())
-    planned = hp.cost_of(plan, hp.anatomy_of(model), seq_len=1).size_bytes
-    hp.prune_model_(model, plan)
-    ids = torch.arange(1000, 1016).view(1, -1)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    plan = full.replace(kept_heads=heads, kept_ffn=ffn)
+    prune_model_(model, plan)
+    with tempfile.TemporaryDirectory(prefix="headprune-bench-") as folder:
         model.save_pretrained(folder)
-        file = Path(folder) / "model.safetensors"
-        size = file.stat().st_size
-        header = LENGTH_OF_HEADER_SIZE + int.from_bytes(file.read_bytes()[:LENGTH_OF_HEADER_SIZE], "little")
+        file = Path(folder, "model.safetensors").read_bytes()
         reloaded = AutoModel.from_pretrained(folder).eval()
-        difference = (reloaded(ids).last_hidden_state - model(ids).last_hidden_state).abs().max().item()
-    if size != planned + header or difference != 0:
-        raise RuntimeError(f"file {size} bytes, planned {planned} + header {header}; reloaded differs by {difference}")
-    return reloaded, {"planned_bytes": planned, "header_bytes": header, "file_bytes": size}
-
-
-def macs(model: Any, batch: int, length: int) -> int:
-    """Counts the multiply-accumulates of one forward pass, pooler included; embeddings only look up."""
-    anatomy = hp.anatomy_of(model)
-    per_sequence = hp.cost_of(hp.PruningPlan.full(anatomy), anatomy, seq_len=length).macs
-    return batch * (per_sequence + model.pooler.dense.weight.numel())
-
-
-@torch.inference_mode()
-def seconds_in_turns(models: dict[str, Any], ids: torch.Tensor, budget_s: float) -> dict[str, list[float]]:
-    """Times the models in turns until the budget is spent: CPU seconds of this process over its threads."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        model(ids)
-    started = time.perf_counter()
-    for repeat in range(MAX_REPEATS):
-        if repeat >= MIN_REPEATS and time.perf_counter() - started > budget_s:
-            break
-        for name in list(models) if repeat % 2 else reversed(models):
-            before = time.process_time()
-            models[name](ids)
-            seconds[name].append((time.process_time() - before) / torch.get_num_threads())
-    return seconds
-
-
-def measure(models: dict[str, Any], batch: int, length: int, budget_s: float) -> dict[str, float]:
-    """Returns milliseconds of both models, the speed-up and its share of the MAC bound."""
-    ids = torch.randint(1000, 20_000, (batch, length), generator=torch.Generator().manual_seed(0))
-    seconds = seconds_in_turns(models, ids, budget_s)
-    result = {"repeats": len(seconds["dense"])}
-    for name, values in seconds.items():
-        result[f"{name}_ms_min"] = round(1000 * min(values), 3)
-        result[f"{name}_ms_median"] = round(1000 * statistics.median(values), 3)
-    bound = macs(models["dense"], batch, length) / macs(models["pruned"], batch, length)
-    speedups = [result[f"dense_ms_{kind}"] / result[f"pruned_ms_{kind}"] for kind in ("min", "median")]
-    return result | {
-        "mac_bound": round(bound, 3),
-        "speedup_min": round(speedups[0], 3),
-        "speedup_median": round(speedups[1], 3),
-        "share_of_bound": round(speedups[1] / bound, 3),
+    header = 8 + struct.unpack("<Q", file[:8])[0]
+    size = {"file_bytes": len(file), "header_bytes": header, "plan_bytes": cost_of(plan, anatomy, seq_len=1).size_bytes}
+    if size["file_bytes"] != size["header_bytes"] + size["plan_bytes"]:
+        raise SystemExit(f"The saved file is not what the plan says: {size}")
+    pooler = model.config.hidden_size**2
+    size["macs"] = {
+        length: (
+            cost_of(full, anatomy, seq_len=length).macs + pooler,
+            cost_of(plan, anatomy, seq_len=length).macs + pooler,
+        )
+        for _, length in BATCHES
     }
+    return reloaded, size
+
+
+def in_turns(models: tuple[nn.Module, nn.Module], inputs: dict[str, torch.Tensor], runs: int) -> dict[str, Any]:
+    """Runs both models in turns; returns medians and ratios, dense over pruned."""
+    cpu: tuple[list[float], list[float]] = ([], [])
+    wall: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for _ in range(WARMUP + runs):
+            for model, cpu_seconds, wall_seconds in zip(models, cpu, wall, strict=True):
+                started = time.thread_time(), time.perf_counter()
+                model(**inputs)
+                cpu_seconds.append(time.thread_time() - started[0])
+                wall_seconds.append(time.perf_counter() - started[1])
+    result: dict[str, Any] = {}
+    for name, (dense, pruned) in {"cpu": cpu, "wall": wall}.items():
+        medians = float(np.median(dense[WARMUP:])), float(np.median(pruned[WARMUP:]))
+        ratios = np.array(dense[WARMUP:]) / np.array(pruned[WARMUP:])
+        result[name] = {
+            "dense_median_ms": 1000 * medians[0],
+            "pruned_median_ms": 1000 * medians[1],
+            "speed_up": medians[0] / medians[1],
+            "quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
+        }
+    return result
+
+
+def measure(name: str, runs: int, *, smoke: bool) -> list[dict[str, Any]]:
+    """Measures one shape at all batches in both precisions."""
+    pruned, size = cut_saved_reloaded(SHAPES[name], smoke=smoke)
+    macs = size.pop("macs")
+    dense = dense_model(smoke=smoke)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        models = dense.to(dtype), pruned.to(dtype)
+        for batch, length in BATCHES:
+            tokens = torch.randint(5, 1000, (batch, length), generator=torch.Generator().manual_seed(0))
+            inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            bound = macs[length][0] / macs[length][1]
+            result = {"shape": name, "dtype": str(dtype).removeprefix("torch."), "batch": batch, "length": length}
+            result |= {**size, "mac_bound": bound, **in_turns(models, inputs, runs)}
+            result["share_of_bound"] = result["cpu"]["speed_up"] / bound
+            results.append(result)
+            speed_up = result["cpu"]["speed_up"]
+            print(
+                f"{name} {dtype} {batch}x{length}: {speed_up:.2f}x of {bound:.2f}x = {speed_up / bound:.3f}", flush=True
+            )
+    return results
 
 
 def main() -> None:
-    """Measures every shape, or one small cut of the first with --smoke."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--smoke", action="store_true", help="two layers of one shape, few repeats, nothing written")
-    parser.add_argument("--out", type=Path, help="JSON file to write (default: benchmarks/results/shapes.json)")
-    parser.add_argument("--models", nargs="+", choices=list(SHAPES), help="which shapes (default: all)")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    out = arguments.out or (None if arguments.smoke else RESULTS / "shapes.json")
-    names = arguments.models or (["#7"] if arguments.smoke else list(SHAPES))
-
-    content = read_json(out) if out else {}  # a killed run goes on with the models that are missing
-    cells = content.setdefault("models", {})
-    for name in names:
-        if name in cells:
-            continue
-        cell: dict[str, Any] = {"size": {}, "speed": {}}
-        for dtype_name, dtype in DTYPES.items():
-            dense = dense_bert(2 if arguments.smoke else 12).to(dtype)
-            pruned, cell["size"][dtype_name] = saved_and_reloaded(dense, cut_plan(dense, SHAPES[name]), dtype)
-            for batch, length in INPUTS:
-                budget_s = 0.0 if arguments.smoke else SECONDS_PER_CELL
-                found = measure({"dense": dense, "pruned": pruned}, batch, length, budget_s)
-                cell["speed"][f"{dtype_name} {batch}x{length}"] = found
-                print(
-                    f"{name} {dtype_name} {batch}x{length}: {found['dense_ms_median']:.1f} -> "
-                    f"{found['pruned_ms_median']:.1f} ms, {found['speedup_median']:.2f}x, "
-                    f"bound {found['mac_bound']:.2f}x, share {found['share_of_bound']:.3f}",
-                    flush=True,
-                )
-        cells[name] = cell
-        if out:
-            write_json(out, {"environment": environment(), **content})
+    """Measures all shapes and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="one shape of a narrow model, few runs, no result file")
+    parser.add_argument("--only", choices=tuple(SHAPES), help="one shape; no result file")
+    parser.add_argument("--runs", type=int, default=9)
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    names = [options.only] if options.only else ["#7"] if options.smoke else list(SHAPES)
+    results = [
+        row for name in names for row in measure(name, 2 if options.smoke else options.runs, smoke=options.smoke)
+    ]
+    if not options.smoke and not options.only:
+        write_json(RESULTS / "shapes.json", {**environment(), "seed": 0, "results": json.loads(json.dumps(results))})
 
 
 if __name__ == "__main__":
