@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    BertTokenizer,
     pipeline,
 )
 
@@ -144,11 +145,13 @@ def test_a_pipeline_reads_the_folder_with_its_tokenizer(tmp_path):
     model = pruned(tiny_bert(num_labels=3))
     model.save_pretrained(tmp_path)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("tokenizer_class")  # so that the class can come from the type of the configuration only
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert type(tokenizer) is TOKENIZER_MAPPING[BertConfig]
     assert tokenizer.tokenize("a good film") == ["a", "good", "film"]
-    tokenizer.save_pretrained(tmp_path)
     classify = pipeline("text-classification", model=str(tmp_path), device="cpu")
     expected = logits_of(model, dict(tokenizer("a good film", return_tensors="pt"))).softmax(-1)
     answer = classify("a good film", top_k=None)
