@@ -83,7 +83,8 @@ def resize_to_config_(model: nn.Module) -> None:
     config: Any = model.config
     base = base_model(model)
     for site in anatomy_of(model).sites:
-        cut_site_(base, site, range(getattr(config.per_layer_config[site.layer], site.field)))
+        numbers = config.per_layer_config[site.layer] if config.is_heterogeneous else config
+        cut_site_(base, site, range(getattr(numbers, site.field)))
 
 
 def align_weights_(model: nn.Module) -> None:
