@@ -47,12 +47,12 @@ DENSE = "dense"
 FIXED = {"open_until": 0.0, "decided_by": 0.0}
 JOINT: dict[str, dict[str, Any]] = {
     "sigmoid": {},
-    "sigmoid, gradual": {"closing": "gradual"},
     "gradient at the start": {"initial_scores": "gradient", **FIXED},
     "random": {"initial_scores": "random", **FIXED},
     "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
     "ste": {"estimator": "ste", "score_learning_rate": 0.5},
     "hard_concrete": {"estimator": "hard_concrete"},
+    "sigmoid, at once": {"closing": "at once"},
 }
 PIPELINED: dict[str, dict[str, Any]] = {
     "sigmoid": {},

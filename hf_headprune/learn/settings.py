@@ -71,7 +71,7 @@ class SubsetGates:
     open_until: float = 0.1
     cooled_by: float | None = None
     decided_by: float = 0.65
-    closing: Closing = "at once"
+    closing: Closing = "gradual"
     initial_scores: InitialScores = "gradient"
     initial_spread: float = 1.0
     scoring_examples: int = 256
