@@ -50,7 +50,7 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
     titles = {
         "headline": "With the default gates, 3 epochs. The dense model is trained with the same steps.",
         "joint": "Weights and choice together, 1 epoch. All methods share data, steps and batch order; the estimators "
-        "share everything but the estimator (gradient start, decided after 65 % of the steps).",
+        "share everything but the estimator (gradient start, gradual closing, decided after 65 % of the steps).",
         "pipelined": "A dense fine-tuned model is frozen; 100 steps choose the heads. No weight moves.",
     }
     for group, title in titles.items():
