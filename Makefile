@@ -8,7 +8,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml
 # The models of the tests are tiny: a second thread costs more than it gives.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 # What has to hold at both ends of the supported range: the families, the surgery, and the journey through the Trainer.
-CONTRACTS = $(wildcard $(addprefix tests/test_,contracts.py surgery.py families.py modeling.py journey.py callback.py masking.py plan.py))
+CONTRACTS = $(wildcard $(addprefix tests/test_,surgery.py families.py prunable_checkpoints.py gates.py callback.py))
 TESTS ?=
 # Pins that belong to one version of Transformers; another version brings its own.
 UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transformers)==
