@@ -100,7 +100,7 @@ def test_gradual_gates_start_open_and_both_kinds_end_at_the_budget(closing, open
     bank.begin_step(0, schedule)
     assert float(bank.soft_gates().detach().sum()) == pytest.approx(open_heads, abs=1e-5)
     bank.begin_step(schedule.cooled_step - 1, schedule)
-    assert float(bank.soft_gates().detach().sum()) == pytest.approx(3.0, abs=1e-5)
+    assert float(bank.soft_gates().detach().sum()) == pytest.approx(3.0, abs=1e-3)
 
 
 def test_noise_is_the_same_for_a_step_whatever_came_before():
@@ -171,7 +171,7 @@ def test_the_logged_quantities_describe_the_gates():
     bank.begin_step(64, schedule)
     quantities = gate_quantities(bank, ["a", "b"])
     assert (quantities["hard_heads/a"], quantities["hard_heads/b"]) == (1.0, 2.0)
-    assert quantities["expected_heads/a"] + quantities["expected_heads/b"] == pytest.approx(3.0, abs=1e-5)
+    assert quantities["expected_heads/a"] + quantities["expected_heads/b"] == pytest.approx(3.0, abs=1e-3)
     assert quantities["kth_gap"] == pytest.approx(5.0)
     assert 0.0 <= quantities["sample_overlap"] <= 1.0
     assert quantities["temperature"] == bank.temperature

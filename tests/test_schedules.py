@@ -39,9 +39,8 @@ def test_degenerate_schedules_are_valid(decided_by):
     assert schedule.phase(0) == ("decided" if decided_by == 0.0 else "learn")
 
 
-def test_gradual_closing_falls_from_all_heads_to_the_budget_without_rising():
-    heads = [closing(72, 9, step / 100) for step in range(101)]
-    assert (heads[0], heads[-1]) == (72, 9)
-    assert all(later <= earlier for earlier, later in itertools.pairwise(heads))
-    assert closing(72, 9, 0.5) == round(9 + 63 / 8)
-    assert (closing(72, 9, -1.0), closing(72, 9, 2.0)) == (72, 9)
+def test_gradual_closing_goes_from_open_to_closed_without_turning_back():
+    closed = [closing(step / 100) for step in range(101)]
+    assert (closed[0], closed[50], closed[-1]) == (0.0, 1 - 1 / 8, 1.0)
+    assert all(earlier < later for earlier, later in itertools.pairwise(closed))
+    assert (closing(-1.0), closing(2.0)) == (0.0, 1.0)

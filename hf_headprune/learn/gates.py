@@ -151,13 +151,10 @@ class GateBank(nn.Module):
             scores.register_hook(_clip_to(self.settings.max_score_grad_norm))
 
         def gates(positions: torch.Tensor, kept: int) -> torch.Tensor:
-            open_now = self._open_now(len(positions), kept)
-            return estimate(scores[positions], noise[positions], kept=open_now, temperature=self.temperature)
+            return estimate(scores[positions], noise[positions], kept=kept, temperature=self.temperature)
 
-        return self._per_group(gates).float()
-
-    def _open_now(self, total: int, kept: int) -> int:
-        return closing(total, kept, self.progress) if self.settings.closing == "gradual" else kept
+        closed = closing(self.progress) if self.settings.closing == "gradual" else 1.0
+        return 1.0 - closed * (1.0 - self._per_group(gates).float())
 
     def gates(self) -> torch.Tensor | None:
         """Returns the factors that the next forward pass uses, or None when all heads are open."""
@@ -177,8 +174,7 @@ class GateBank(nn.Module):
         for group in self.groups:
             positions = self._positions(group)
             scores = self.scores.detach()[positions]
-            kept = self._open_now(len(positions), group.kept)
-            grad[positions] += hard_concrete_penalty_grad(scores, kept=kept, strength=self.settings.penalty)
+            grad[positions] += hard_concrete_penalty_grad(scores, kept=group.kept, strength=self.settings.penalty)
 
     def refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the base model: computes the gates once and hands each site its slice."""

@@ -23,21 +23,18 @@ def geometric(start: float, end: float, progress: float) -> float:
     return math.exp((1.0 - progress) * math.log(start) + progress * math.log(end))
 
 
-def closing(total: int, kept: int, progress: float) -> int:
-    """Falls from all heads to the budget, fast at first and slowly towards the end.
+def closing(progress: float) -> float:
+    """Returns how far gates have closed: 0 leaves every head open, 1 leaves the gates as they are.
+
+    Fast at first and slowly towards the end, so that the number of open heads follows the cubic schedule of gradual
+    pruning, `K + (N - K) (1 - progress)^3`.
 
     Args:
-        total: Heads at progress 0.
-        kept: Heads at progress 1 and beyond.
         progress: Fraction of the way, clipped to [0, 1].
 
-    Returns:
-        The nearest whole number to `kept + (total - kept) (1 - progress)^3`.
-
-    Source: Zhu and Gupta 2017 (arXiv 1710.01878), equation 1, the cubic schedule of gradual pruning.
+    Source: Zhu and Gupta 2017 (arXiv 1710.01878), equation 1.
     """
-    rest = 1.0 - min(max(progress, 0.0), 1.0)
-    return round(kept + (total - kept) * rest**3)
+    return 1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,9 @@ class SubsetGates:
         open_until: Fraction of the run in which all heads are open and only weights train.
         cooled_by: Fraction of the run at which the last temperature is reached; `decided_by` when left out.
         decided_by: Fraction of the run at which the hard choice is fixed.
-        closing: "gradual" lets the number of open heads fall from all to the budget while the temperature falls, so
-            that weights can adapt; "at once" has the budget open from the first learning step, as the paper does.
+        closing: "gradual" mixes the gates with open ones, less and less while the temperature falls: the number of open
+            heads falls from all to the budget and weights can adapt, while the scores learn to choose the budget from
+            the first learning step. "at once" closes fully from the first learning step, as the paper does.
         initial_scores: Where the scores start, when `open_until` is over: "gradient" importance on training examples
             (standardised, times `initial_spread`), "zeros", or "random" (uniform in +-0.5 times `initial_spread`).
         initial_spread: Scale of the initial scores.
