@@ -197,6 +197,20 @@ def test_the_gates_are_logged_through_the_trainer_so_that_trackers_see_them(tmp_
     assert keys <= {key for entry in trainer.state.log_history for key in entry}
 
 
+@pytest.mark.parametrize("settings", [{}, {"logging_strategy": "epoch"}], ids=str)
+def test_the_trainers_own_log_stays_as_it_is_beside_that_of_the_gates(tmp_path, settings):
+    def history(folder, callback):
+        trainer = _trainer(tmp_path / folder, callback, max_steps=20, logging_steps=4, **settings)
+        trainer.train()
+        return trainer.state.log_history
+
+    plain = [(entry["step"], sorted(entry)) for entry in history("plain", None)]
+    gated = history("gated", HeadPruneCallback(gates=GATES, search=None))
+    assert plain == [(entry["step"], sorted(entry)) for entry in gated if "headprune/temperature" not in entry]
+    losses = [entry["step"] for entry in gated if "loss" in entry]
+    assert losses == [entry["step"] for entry in gated if "headprune/temperature" in entry] != []
+
+
 def test_evaluation_during_training_uses_the_hard_choice_without_noise(tmp_path):
     callback = HeadPruneCallback(gates=SubsetGates(kept_heads=3, decided_by=1.0, scoring_examples=8), search=None)
     trainer = _trainer(tmp_path, callback, compute_metrics=_accuracy)

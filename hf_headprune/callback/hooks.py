@@ -159,6 +159,13 @@ class HeadPruneCallback(TrainerCallback):
         names = [site.name for site in self._anatomy.attention_sites]
         quantities = gate_quantities(self._bank, names)
         self._trainer.log({f"headprune/{key}": value for key, value in quantities.items()})
+        control.should_log = True  # the Trainer takes its own turn to log as done, but it has yet to log the loss
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Logs the gates when the Trainer logs once per epoch."""
+        self.on_step_end(args, state, control, **kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
