@@ -120,6 +120,17 @@ def test_pipelined_training_moves_the_scores_and_no_weight(tmp_path):
         assert parameter.requires_grad
 
 
+def test_pipelined_training_leaves_frozen_what_the_user_had_frozen(tmp_path):
+    model = tiny_bert()
+    model.bert.embeddings.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    gates = SubsetGates(kept_heads=8, mode="pipelined", scoring_examples=8)
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=gates, search=None), model=model)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [f"bert.{BANK_NAME}.importance_bias"]
+    trainer.train()
+    assert {name: parameter.requires_grad for name, parameter in trainer.model.named_parameters()} == before
+
+
 def test_a_run_killed_and_resumed_ends_with_the_same_choice_and_weights(tmp_path):
     def run(folder, *, stop_at=None, resume=None):
         class Kill(TrainerCallback):
@@ -343,6 +354,30 @@ def test_resuming_from_a_checkpoint_without_gates_is_refused(tmp_path):
     with pytest.raises(TrainingStateError, match="learns scores of 8 heads, the checkpoint holds none"):
         gated.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     logging.disable(logging.NOTSET)
+
+
+def test_training_again_after_a_search_that_failed_is_refused_and_a_resumed_run_finishes(tmp_path):
+    def trainer(metric):
+        callback = HeadPruneCallback(gates=GATES, search=AStarSearch(metric=metric, max_evaluations=3))
+        return _trainer(tmp_path, callback, compute_metrics=_accuracy), callback
+
+    failed, _ = trainer("unheard_of")
+    with pytest.raises(InvalidSettingError, match=r"unheard_of.*eval_accuracy"):
+        failed.train()
+    with pytest.raises(TrainingStateError, match=r"search or the cut did not finish.*resume_from_checkpoint"):
+        failed.train()
+    again, callback = trainer("accuracy")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert anatomy_of(again.model).num_heads == callback.plan.num_kept_heads
+
+
+def test_a_search_of_another_run_in_the_same_folder_is_replaced(tmp_path, caplog):
+    for seed in (1, 2):
+        callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=3))
+        trainer = _trainer(tmp_path, callback, seed=seed)
+        trainer.train()
+        assert callback.search_result.evaluations > 0
+    assert "belongs to another search" in caplog.text
 
 
 def test_one_callback_serves_one_trainer(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_headprune.callback.bridge import metric_source
+from hf_headprune.errors import SearchStateError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.learn.gates import GateBank
     from hf_headprune.search.settings import AStarSearch
+
+logger = logging.getLogger(__name__)
 
 JOURNAL_NAME = "headprune_search.{rank}.jsonl"
 REPORT_NAME = "headprune_report.json"
@@ -107,8 +112,6 @@ def _learned(model: Any, anatomy: Anatomy, bank: GateBank | None) -> tuple[Pruni
     bank.decide()
     kept = bank.kept_per_site()
     bank.detach(model)
-    if bank.settings.mode == "pipelined":
-        model.requires_grad_(requires_grad=True)
     plan = full.replace(kept_heads={site.name: kept[i] for i, site in enumerate(anatomy.attention_sites)})
     return plan, bank.scores.detach().cpu().numpy()
 
@@ -121,7 +124,8 @@ def _search(
     journal = Path(trainer.args.output_dir, JOURNAL_NAME.format(rank=trainer.args.process_index))
     journal.parent.mkdir(parents=True, exist_ok=True)
     with SearchBar(disable=trainer.args.disable_tqdm) as bar:
-        result = search_over_plans(
+        run = partial(
+            search_over_plans,
             anatomy,
             source.evaluator,
             search,
@@ -131,6 +135,13 @@ def _search(
             fingerprint=source.evaluator.fingerprint(),
             on_progress=bar.show,
         )
+        try:
+            result = run()
+        except SearchStateError as error:
+            # An earlier run in the same folder left it; hours of training must not end with that.
+            logger.warning("%s The callback starts this file anew.", error)
+            journal.unlink()
+            result = run()
     # Rounding may differ between devices: what is cut everywhere is what the first process found.
     result = broadcast_object_list([result])[0]
     change = MetricChange(

@@ -89,8 +89,6 @@ class HeadPruneCallback(TrainerCallback):
             multiplier=gates.score_learning_rate / trainer.args.learning_rate,
             seed=trainer.args.seed if gates.seed is None else gates.seed,
         )
-        if gates.mode == "pipelined":
-            trainer.model.requires_grad_(False)
         bank.attach(trainer.model, anatomy)
         return bank
 
@@ -107,6 +105,12 @@ class HeadPruneCallback(TrainerCallback):
             raise TrainingStateError(
                 "This Trainer's model was already cut; its optimizer still holds the uncut weights. To train on, build "
                 "a new Trainer around the cut model (with a new HeadPruneCallback to prune it further)."
+            )
+        if self._bank is not None and not self._bank.handles:
+            raise TrainingStateError(
+                "The gates were taken off this Trainer's model when its last training ended, but the search or the cut "
+                "did not finish. Build the model, the Trainer and the callback anew; train(resume_from_checkpoint=...) "
+                "from the last checkpoint in output_dir goes straight on to the search."
             )
         self._started = time.perf_counter()
         if self._bank is not None and self.gates is not None:

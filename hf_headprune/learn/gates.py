@@ -89,6 +89,7 @@ class GateBank(nn.Module):
         self.scales: list[UnitScale] = []
         self.heads_per_site: list[int] = []
         self.handles: list[RemovableHandle] = []
+        self.frozen: list[nn.Parameter] = []
         self.reset()
 
     @property
@@ -185,7 +186,10 @@ class GateBank(nn.Module):
             scale.scale = factor
 
     def attach(self, model: nn.Module, anatomy: Anatomy) -> None:
-        """Joins the base model as a submodule and hooks every attention site."""
+        """Joins the base model as a submodule and hooks every attention site; pipelined, freezes all weights."""
+        if self.settings.mode == "pipelined":
+            self.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            model.requires_grad_(False)
         base = base_model(model)
         base.add_module(BANK_NAME, self)
         self.train(model.training).to(next(model.parameters()).device)
@@ -200,6 +204,9 @@ class GateBank(nn.Module):
         """Leaves the model as it was before `attach`; the weights keep what they learned."""
         for handle in self.handles:
             handle.remove()
+        self.handles = []
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
         delattr(base_model(model), BANK_NAME)
 
     def _per_group(self, function: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
