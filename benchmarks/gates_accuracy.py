@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 RESULT = RESULTS / "gates_accuracy.json"
 SEEDS = (0, 1, 2)
 TASKS = ("sst2", "snli")
+BUDGETS = (36, 18, 9)
 DENSE = "dense"
 FIXED = {"open_until": 0.0, "decided_by": 0.0}
 JOINT: dict[str, dict[str, Any]] = {
@@ -52,8 +53,8 @@ JOINT: dict[str, dict[str, Any]] = {
     "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
     "ste": {"estimator": "ste", "score_learning_rate": 0.5},
     "hard_concrete": {"estimator": "hard_concrete"},
-    "sigmoid, at once": {"closing": "at once"},
 }
+ABLATION = {"sigmoid, at once": {"closing": "at once"}}
 PIPELINED: dict[str, dict[str, Any]] = {
     "sigmoid": {},
     "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
@@ -91,10 +92,12 @@ def all_runs() -> Iterator[Run]:
     for seed in SEEDS:
         for task in TASKS:
             yield Run("joint", task, DENSE, 72, seed)
-        for method, kept in product(JOINT, (36, 18, 9)):
+        for method, kept in product(JOINT, BUDGETS):
             yield Run("joint", "sst2", method, kept, seed)
         for task, kept, method in product(TASKS, (18, 9), PIPELINED):
             yield Run("pipelined", task, method, kept, seed)
+    for seed, (method, kept) in product(SEEDS, product(ABLATION, BUDGETS)):
+        yield Run("joint", "sst2", method, kept, seed)
 
 
 @cache
@@ -113,7 +116,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         model = AutoModelForSequenceClassification.from_pretrained(dense_folder(run, work))
     if run.method not in (DENSE, SEARCH_ALONE):
         mode = "pipelined" if run.group == "pipelined" else "joint"
-        settings = (PIPELINED if run.group == "pipelined" else JOINT)[run.method]
+        settings = (PIPELINED if run.group == "pipelined" else JOINT | ABLATION)[run.method]
         callback = HeadPruneCallback(gates=SubsetGates(kept_heads=run.kept_heads, mode=mode, **settings), search=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
     result = {**asdict(run), **train_and_score(trainer, task), "steps": trainer.state.global_step}
