@@ -1,13 +1,16 @@
 import json
 import logging
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.callback.bridge import metric_source, scoring_batches
 from hf_headprune.callback.finish import REPORT_NAME
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.learn.gates import BANK_NAME
@@ -45,6 +48,11 @@ def _trainer(tmp_path, callback, *, model=None, trainer_class=Trainer, callbacks
     data |= {key: arguments.pop(key) for key in ("eval_dataset", "compute_metrics", "optimizers") if key in arguments}
     chosen = [*([] if callback is None else [callback]), *callbacks]
     return trainer_class(model=model or tiny_bert(), args=TrainingArguments(**arguments), callbacks=chosen, **data)
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        return iter(_examples(4, 0))
 
 
 def _accuracy(prediction):
@@ -275,6 +283,26 @@ def test_the_search_can_follow_any_metric_of_the_trainers_evaluation(tmp_path):
     assert 5.0 <= callback.report.metric.after <= 6.0
 
 
+@pytest.mark.parametrize(("named", "in_search"), [("errors", "errors"), ("eval_errors", None)])
+def test_the_trainer_says_whether_a_metric_is_better_when_lower(tmp_path, named, in_search):
+    trainer = _trainer(tmp_path, None, metric_for_best_model=named, greater_is_better=False)
+    assert metric_source(trainer, in_search).sign == -1.0
+    assert metric_source(trainer, "f1").sign == 1.0
+
+
+def test_the_search_measures_with_the_evaluate_of_a_trainer_subclass_and_logs_nothing(tmp_path):
+    class Answers(Trainer):
+        def evaluate(self, *args, **kwargs):
+            metrics = super().evaluate(*args, **kwargs)
+            return metrics | {"eval_exact_match": 100.0 - metrics["eval_loss"]}
+
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(metric="exact_match", max_drop=5, max_evaluations=3))
+    trainer = _trainer(tmp_path, callback, trainer_class=Answers)
+    trainer.train()
+    assert 90.0 < callback.report.metric.after < 100.0
+    assert not [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+
+
 @pytest.mark.parametrize("removed", [{"gates": None, "search": None}, {"gates": 5}, {"search": "astar"}])
 def test_wrong_parts_are_refused_at_construction(removed):
     HeadPruneCallback(gates=GATES, search=None)
@@ -288,6 +316,7 @@ def test_wrong_parts_are_refused_at_construction(removed):
         ({"eval_dataset": None}, r"needs one non-empty eval_dataset.*received none"),
         ({"eval_dataset": []}, "needs one non-empty eval_dataset"),
         ({"eval_dataset": {"a": _examples(4, 0)}}, "needs one non-empty eval_dataset"),
+        ({"eval_dataset": _Stream()}, r"needs one non-empty eval_dataset.*received _Stream"),
     ],
 )
 def test_a_search_without_data_is_refused_when_the_trainer_is_built(tmp_path, settings, rule):
@@ -378,6 +407,42 @@ def test_a_search_of_another_run_in_the_same_folder_is_replaced(tmp_path, caplog
         trainer.train()
         assert callback.search_result.evaluations > 0
     assert "belongs to another search" in caplog.text
+
+
+def test_scoring_follows_the_batch_size_that_the_trainer_found_and_no_devices_random_state(tmp_path, monkeypatch):
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=None))
+    trainer.callback_handler.train_dataloader = trainer.get_train_dataloader()
+    trainer.state.train_batch_size = 2  # what auto_find_batch_size arrived at
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    assert [len(batch["labels"]) for batch in scoring_batches(trainer, 4, seed=0)] == [2, 2]
+    assert torch.equal(before, torch.get_rng_state())
+    assert seeded == []
+
+
+def test_a_search_keeps_the_checkpoints_that_the_trainer_keeps_and_can_go_on_after_a_kill(tmp_path):
+    def trainer(evaluations, **more):
+        callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=evaluations))
+        settings = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "best", "save_total_limit": 1}
+        settings |= {"metric_for_best_model": "falling", "load_best_model_at_end": True}
+        steps = []
+
+        def falling(_):
+            steps.append(1)
+            return {"falling": -len(steps)}
+
+        return _trainer(tmp_path, callback, compute_metrics=falling, **settings, **more), callback
+
+    killed, _ = trainer(3)
+    killed.compute_metrics = Mock(side_effect=[{"falling": 3}, {"falling": 2}, {"falling": 1}, KeyboardInterrupt])
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-12"}
+    resumed, callback = trainer(3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert anatomy_of(resumed.model).num_heads == callback.plan.num_kept_heads
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} >= {"checkpoint-4"}
 
 
 def test_one_callback_serves_one_trainer(tmp_path):

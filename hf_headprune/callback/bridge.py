@@ -70,11 +70,13 @@ def require_search_data(trainer: Trainer) -> None:
     """Refuses a search without one labelled data set to search on.
 
     Raises:
-        InvalidSettingError: `eval_dataset` is missing, empty, or a mapping of several.
+        InvalidSettingError: `eval_dataset` is missing, empty, a stream, or a mapping of several.
     """
-    dataset = trainer.eval_dataset
-    if dataset is None or isinstance(dataset, dict) or (hasattr(dataset, "__len__") and len(dataset) == 0):
-        received = "none" if dataset is None else f"{type(dataset).__name__} with {len(dataset)} entries"
+    dataset: Any = trainer.eval_dataset
+    is_sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not is_sized or isinstance(dataset, dict) or len(dataset) == 0:
+        entries = f" with {len(dataset)} entries" if is_sized else ", which has no length or no index"
+        received = "none" if dataset is None else type(dataset).__name__ + entries
         raise InvalidSettingError(
             "HeadPruneCallback(search=...): the search after training needs one non-empty eval_dataset with labels, "
             f"received {received}. Pass Trainer(eval_dataset=...), or HeadPruneCallback(search=None) to cut exactly "
@@ -85,14 +87,14 @@ def require_search_data(trainer: Trainer) -> None:
 def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
     """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state."""
     loader = trainer.callback_handler.train_dataloader
-    dataset, size = loader.dataset, trainer.args.per_device_train_batch_size
+    dataset, size = loader.dataset, trainer.state.train_batch_size  # smaller than set, with auto_find_batch_size
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
         examples: Iterator[Any] = (dataset[i] for i in order[:count].tolist())
     else:
         examples = islice(iter(dataset), count)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         while chunk := list(islice(examples, size)):
             yield trainer._prepare_inputs(loader.collate_fn(chunk))
 
@@ -129,7 +131,8 @@ def metric_source(trainer: Trainer, metric: str | None) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
     Single-label classification is measured by accuracy, example by example, unless another metric is named; any other
-    metric by the Trainer's own evaluation loop, that is by its `compute_metrics`, or by the loss.
+    metric by the Trainer's own `evaluate`, that is by its `compute_metrics`, or by the loss. Higher is better, unless
+    the name ends in "loss" or is `metric_for_best_model` and `greater_is_better` says otherwise.
 
     Args:
         trainer: With an `eval_dataset`.
@@ -145,12 +148,13 @@ def metric_source(trainer: Trainer, metric: str | None) -> MetricSource:
         size = trainer.args.per_device_eval_batch_size
         batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
         return MetricSource(ClassificationEvaluator(trainer.model, batches), "accuracy", len(loader.dataset), 1.0)
-    greater = trainer.args.greater_is_better
-    higher = not name.endswith("loss") if metric is not None or greater is None else greater
+    is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
+    greater = trainer.args.greater_is_better if is_best_metric else None
+    higher = not name.endswith("loss") if greater is None else greater
 
     def measure() -> float:
-        with _without_callbacks(trainer):
-            metrics = trainer.evaluation_loop(loader, "Search", metric_key_prefix="eval").metrics
+        with _quiet(trainer):
+            metrics = trainer.evaluate()
         if f"eval_{name}" not in metrics:
             raise InvalidSettingError(
                 f"AStarSearch(metric={name!r}): an evaluation returns {sorted(metrics)}. Name one of them, or pass "
@@ -164,13 +168,15 @@ def metric_source(trainer: Trainer, metric: str | None) -> MetricSource:
 
 
 @contextmanager
-def _without_callbacks(trainer: Trainer) -> Iterator[None]:
-    """Keeps progress bars and trackers out of the many evaluations of a search."""
+def _quiet(trainer: Trainer) -> Iterator[None]:
+    """Keeps the log, progress bars and trackers out of the many evaluations of a search."""
     callbacks, trainer.callback_handler.callbacks = trainer.callback_handler.callbacks, []
+    history, trainer.state.log_history = trainer.state.log_history, []
     try:
         yield
     finally:
         trainer.callback_handler.callbacks = callbacks
+        trainer.state.log_history = history
 
 
 def tensors(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:

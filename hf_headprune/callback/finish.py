@@ -68,7 +68,7 @@ def finish(
         train_seconds: Wall time that training took.
     """
     model: Any = trainer.model
-    with nullcontext() if search is None else _trained_state_kept(trainer):
+    with nullcontext() if search is None else _trained_state_kept(trainer, bank):
         learned, head_scores = _learned(model, anatomy, bank)
         started = time.perf_counter()
         result, metric = (None, None) if search is None else _search(trainer, anatomy, search, learned, head_scores)
@@ -156,7 +156,7 @@ def _search(
 
 
 @contextmanager
-def _trained_state_kept(trainer: Trainer) -> Iterator[None]:
+def _trained_state_kept(trainer: Trainer, bank: GateBank | None) -> Iterator[None]:
     """Makes sure that a kill during the search loses no training: where the Trainer kept no final checkpoint, saves.
 
     `trainer.train(resume_from_checkpoint=...)` from it goes straight on to the search, which continues its journal.
@@ -165,7 +165,11 @@ def _trained_state_kept(trainer: Trainer) -> Iterator[None]:
     last = Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
     is_ours = not last.is_dir()
     if is_ours:
+        if bank is not None:
+            bank.steps.fill_(trainer.state.global_step)  # the best model may be that of an earlier step
+        limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # ours must push out no other
         trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.args.save_total_limit = limit
     yield
     if is_ours and trainer.args.should_save:
         shutil.rmtree(last)
