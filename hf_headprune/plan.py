@@ -174,7 +174,7 @@ class PruningPlan:
 
     def __hash__(self) -> int:
         """Equal plans have equal hashes."""
-        return hash(self.to_json())
+        return hash((self.model_type, frozenset(self.kept_heads.items()), frozenset(self.kept_ffn.items())))
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         """Copies and pickles go through JSON, since read-only mappings can't be pickled."""
@@ -184,19 +184,29 @@ class PruningPlan:
 def _problems(
     field: Literal["kept_heads", "kept_ffn"], sizes: Mapping[str, int], kept: Mapping[str, Iterable[int]]
 ) -> list[str]:
+    if not (isinstance(sizes, Mapping) and isinstance(kept, Mapping)):
+        return [f"{field} and its numbers must be mappings from sites, received {kept!r} and {sizes!r}"]
     problems = [f"{field}: unknown site {site!r} (sites: {', '.join(sizes)})" for site in kept if site not in sizes]
     problems += [f"{field}: site {site!r} is missing" for site in sizes if site not in kept]
     for site in sizes.keys() & kept.keys():
-        indices = list(kept[site])
-        wrong = [i for i in indices if type(i) is not int or not 0 <= i < sizes[site]]
-        if wrong:
-            problems.append(f"{field}: {site} has units 0..{sizes[site] - 1}, received {wrong}")
-        elif len(set(indices)) != len(indices):
-            problems.append(f"{field}: {site} lists a unit twice, received {indices}")
+        problems += _unit_problems(f"{field}: {site}", sizes[site], kept[site])
     return problems
+
+
+def _unit_problems(where: str, units: Any, kept: Any) -> list[str]:
+    if type(units) is not int or units < 0:
+        return [f"{where} must count its units with a whole number >= 0, received {units!r}"]
+    if isinstance(kept, str) or not isinstance(kept, Iterable):
+        return [f"{where} takes the units that stay as a sequence such as (0, 2), received {kept!r}"]
+    indices = list(kept)
+    wrong = [i for i in indices if type(i) is not int or not 0 <= i < units]
+    if wrong:
+        return [f"{where} has units 0..{units - 1}, received {wrong}"]
+    return [f"{where} lists a unit twice, received {indices}"] if len(set(indices)) != len(indices) else []
 
 
 def _merged(
     present: Mapping[str, tuple[int, ...]], changes: Mapping[str, Iterable[int]] | None
 ) -> dict[str, tuple[int, ...]]:
-    return {**present, **{site: tuple(units) for site, units in (changes or {}).items()}}
+    listed = {s: tuple(units) if isinstance(units, Iterable) else units for s, units in (changes or {}).items()}
+    return {**present, **listed}

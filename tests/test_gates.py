@@ -70,6 +70,34 @@ def test_one_training_step_gives_every_estimator_a_finite_gradient(estimator):
     assert float(grad.norm()) <= 1.0 + 1e-6
 
 
+def test_the_clip_of_the_scores_gradient_does_not_feel_the_loss_scale_of_fp16():
+    grads = []
+    for scale in (1.0, 65536.0):
+        model, bank, schedule = _gated(max_score_grad_norm=1e-6)
+        bank.set_scores(torch.linspace(-1, 1, 8))
+        model.train()
+        bank.begin_step(30, schedule, loss_scale=scale)
+        torch.manual_seed(0)
+        (_loss(model, text_inputs()) * scale).backward()
+        grads.append(bank.importance_bias.grad / scale)
+    assert float(grads[0].norm()) == pytest.approx(1e-6, rel=1e-4)
+    assert torch.allclose(grads[0], grads[1], rtol=1e-4, atol=0.0)
+
+
+def test_a_run_that_goes_on_longer_than_planned_keeps_the_choice_that_was_decided():
+    model, bank, schedule = _gated()
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    bank.begin_step(99, schedule)
+    decided = model.state_dict()
+    model, bank, _ = _gated()
+    model.load_state_dict(decided)
+    longer = bank.settings.schedule(1000)
+    assert longer.phase(100) == "learn"
+    bank.begin_step(100, longer)
+    assert bank.phase == "decided"
+    assert bank.train().gates().tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
 def test_the_penalty_of_hard_concrete_gates_pushes_towards_the_budget():
     _, bank, schedule = _gated(estimator="hard_concrete", kept_heads=1, penalty=5.0)
     bank.begin_step(30, schedule)

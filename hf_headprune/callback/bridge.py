@@ -105,6 +105,12 @@ def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
         return trainer.compute_loss(trainer.model, batch)
 
 
+def loss_scale(trainer: Trainer) -> float:
+    """Returns what fp16 training multiplies the loss with; 1 in any other precision."""
+    scaler = trainer.accelerator.scaler
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
 def in_optimizer(parameter: torch.nn.Parameter, optimizer: Any) -> bool:
     """Tells whether an optimizer trains a parameter."""
     return any(p is parameter for group in optimizer.param_groups for p in group["params"])

@@ -135,11 +135,12 @@ class HeadPruneCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sets the gates' phase, temperature and noise for the coming optimizer step."""
-        if self._bank is None or self._schedule is None:
+        if self._bank is None or self._schedule is None or self._trainer is None:
             return
         if state.global_step == self._schedule.open_steps:
             self._score_heads(self._bank)
-        self._bank.begin_step(state.global_step, self._schedule)
+        loss_scale = bridge.loss_scale(self._trainer)
+        self._bank.begin_step(state.global_step, self._schedule, loss_scale=loss_scale)
 
     def _score_heads(self, bank: GateBank) -> None:
         trainer, gates = self._trainer, bank.settings

@@ -85,6 +85,7 @@ class GateBank(nn.Module):
         self.phase: Phase = "open"
         self.temperature = settings.temperature[0]
         self.progress = 0.0
+        self.loss_scale = 1.0
         self.probe: torch.Tensor | None = None
         self.scales: list[UnitScale] = []
         self.heads_per_site: list[int] = []
@@ -116,9 +117,18 @@ class GateBank(nn.Module):
         self.decided.fill_(False)
         self.steps.fill_(0)
 
-    def begin_step(self, step: int, schedule: GateSchedule) -> None:
-        """Sets phase, temperature and noise of one optimizer step; the same for all its micro-batches and ranks."""
-        self.phase = schedule.phase(step)
+    def begin_step(self, step: int, schedule: GateSchedule, *, loss_scale: float = 1.0) -> None:
+        """Sets phase, temperature and noise of one optimizer step; the same for all its micro-batches and ranks.
+
+        A choice that a checkpoint brought along stays, also where the schedule of a longer run would still learn.
+
+        Args:
+            step: Counted from zero.
+            schedule: Of the run.
+            loss_scale: What fp16 training multiplies the loss with, and so the gradients that arrive here.
+        """
+        self.phase = "decided" if self.decided else schedule.phase(step)
+        self.loss_scale = loss_scale
         self.temperature = schedule.temperature(step)
         self.progress = schedule.progress(step)
         self.steps.fill_(step + 1)
@@ -149,7 +159,7 @@ class GateBank(nn.Module):
         scores, estimate = self.scores, GATES[self.settings.estimator]
         noise = torch.zeros_like(self.noise) if noise_free else self.noise
         if self.settings.max_score_grad_norm is not None and scores.requires_grad:
-            scores.register_hook(_clip_to(self.settings.max_score_grad_norm))
+            scores.register_hook(_clip_to(self.settings.max_score_grad_norm * self.loss_scale))
 
         def gates(positions: torch.Tensor, kept: int) -> torch.Tensor:
             return estimate(scores[positions], noise[positions], kept=kept, temperature=self.temperature)

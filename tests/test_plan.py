@@ -1,0 +1,62 @@
+import copy
+import json
+
+import pytest
+
+from hf_headprune.errors import InvalidPlanError
+from hf_headprune.plan import PruningPlan
+from tests.conftest import tiny_bert
+
+SITE = "encoder.layer.0.attention"
+
+
+@pytest.fixture
+def plan():
+    return PruningPlan.of(tiny_bert()).replace(kept_heads={SITE: (3, 0)})
+
+
+def test_equal_plans_have_equal_hashes_whatever_the_order_of_their_sites(plan):
+    content = json.loads(plan.to_json())
+    content |= {field: dict(reversed(content[field].items())) for field in ("num_heads", "kept_heads")}
+    other = PruningPlan.from_json(json.dumps(content))
+    assert other == plan
+    assert hash(other) == hash(plan)
+
+
+def test_copies_are_equal_and_units_ascend(plan):
+    assert copy.deepcopy(plan) == plan
+    assert plan.kept_heads[SITE] == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("units", "rule"),
+    [
+        (2, r"takes the units that stay as a sequence such as \(0, 2\), received 2"),
+        ((0, 4), r"has units 0\.\.3, received \[4\]"),
+        ((-1,), r"has units 0\.\.3, received \[-1\]"),
+        ((1.0,), r"has units 0\.\.3, received \[1\.0\]"),
+        ((1, 1), "lists a unit twice"),
+    ],
+)
+def test_units_that_a_site_cannot_keep_are_refused(plan, units, rule):
+    plan.replace(kept_heads={SITE: [1]})
+    with pytest.raises(InvalidPlanError, match=rule):
+        plan.replace(kept_heads={SITE: units})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"kept_heads": []}, "must be mappings from sites"),
+        ({"num_heads": None}, "must be mappings from sites"),
+        ({"num_heads": {SITE: "4", "encoder.layer.1.attention": 4}}, "must count its units .* received '4'"),
+        ({"kept_heads": {SITE: [0]}}, "site 'encoder.layer.1.attention' is missing"),
+        ({"format": "other/1"}, "format must be"),
+        ({"more": 1}, r"unknown fields \['more'\]"),
+    ],
+)
+def test_malformed_json_is_refused(plan, wrong, rule):
+    content = json.loads(plan.to_json())
+    PruningPlan.from_json(json.dumps(content))
+    with pytest.raises(InvalidPlanError, match=rule):
+        PruningPlan.from_json(json.dumps(content | wrong))
