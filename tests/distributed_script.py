@@ -25,6 +25,7 @@ def main() -> None:
         logging_steps=2,
         use_cpu=True,
         ddp_backend="gloo",
+        ddp_find_unused_parameters=False,  # as it is with activation checkpointing
         save_strategy="no",
         disable_tqdm=True,
         report_to="none",

@@ -350,6 +350,11 @@ def test_an_optimizer_built_before_the_gates_is_refused(tmp_path):
         _trainer(tmp_path, HeadPruneCallback(), model=model, optimizers=(optimizer, None))
 
 
+def test_a_learning_rate_of_zero_is_refused_when_the_trainer_is_built(tmp_path):
+    with pytest.raises(TrainingStateError, match=r"learning_rate=0\.0.*must be above 0.*pipelined"):
+        _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=None), learning_rate=0.0)
+
+
 def test_an_optimizer_without_the_scores_is_refused(tmp_path):
     class Head(Trainer):
         def create_optimizer(self, model=None):

@@ -45,8 +45,8 @@ def require_plain_construction(trainer: Trainer) -> None:
     """Refuses ways to build a Trainer in which scores added to the model would get lost.
 
     Raises:
-        TrainingStateError: The Trainer re-makes the model (`model_init`), was given a finished optimizer, or would
-            replicate the model over several devices in one process.
+        TrainingStateError: The Trainer re-makes the model (`model_init`), was given a finished optimizer, has no
+            learning rate, or would replicate the model over several devices in one process.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
@@ -59,11 +59,24 @@ def require_plain_construction(trainer: Trainer) -> None:
             "their scores would never be trained. Leave the optimizer to the Trainer (optim=..., or override "
             "create_optimizer), or use HeadPruneCallback(gates=None)."
         )
+    if not trainer.args.learning_rate > 0:
+        raise TrainingStateError(
+            f"TrainingArguments(learning_rate={trainer.args.learning_rate!r}): the scores have a learning rate of "
+            "their own as a multiple of this one, so it must be above 0. To train scores alone, use "
+            "SubsetGates(mode='pipelined')."
+        )
     if trainer.args.n_gpu > 1:
         raise TrainingStateError(
             f"One process with {trainer.args.n_gpu} devices replicates the model in every forward pass and loses the "
             "gates. Start one process per device (torchrun or accelerate launch)."
         )
+
+
+def let_ddp_miss_scores(trainer: Trainer) -> None:
+    """Tells DDP that the scores take no part in the loss before and after the gates learn; it would wait for them."""
+    trainer.args.ddp_find_unused_parameters = True
+    if trainer.accelerator.ddp_handler is not None:
+        trainer.accelerator.ddp_handler.find_unused_parameters = True
 
 
 def require_search_data(trainer: Trainer) -> None:

@@ -79,6 +79,7 @@ class HeadPruneCallback(TrainerCallback):
             bridge.require_search_data(trainer)
         if self.gates is not None:
             bridge.require_plain_construction(trainer)
+            bridge.let_ddp_miss_scores(trainer)
             self._bank = self._attach(trainer, anatomy, self.gates)
         self._trainer, self._anatomy = trainer, anatomy
 
