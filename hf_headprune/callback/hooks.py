@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import broadcast
 from transformers import TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
@@ -149,7 +150,8 @@ class HeadPruneCallback(TrainerCallback):
             return
         batches = bridge.scoring_batches(trainer, gates.scoring_examples, bank.seed)
         importance = gradient_importance(trainer.model, bank, batches, lambda batch: bridge.batch_loss(trainer, batch))
-        bank.set_scores(standardised(importance) * gates.initial_spread)
+        # Processes that stream have seen different examples, but must choose the same heads.
+        bank.set_scores(standardised(broadcast(importance)) * gates.initial_spread)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,4 +1,4 @@
-"""Measures plans on a live model, exactly: closed units, every example, fp32.
+"""Measures plans on a live model, exactly: closed units, every example, in the precision in which the model runs.
 
 An evaluator is a function `plan -> Measurement` with a `fingerprint()` of what it measures; a faster one that gives
 the same verdicts can take its place.
