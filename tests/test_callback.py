@@ -324,6 +324,24 @@ def test_a_search_without_data_is_refused_when_the_trainer_is_built(tmp_path, se
         _trainer(tmp_path, HeadPruneCallback(), **settings)
 
 
+def test_unlabelled_search_data_is_refused_when_the_trainer_is_built(tmp_path):
+    unlabelled = [{"input_ids": [5, 6], "attention_mask": [1, 1]}]
+    with pytest.raises(InvalidSettingError, match=r"\['attention_mask', 'input_ids'\], but none of .*'labels'"):
+        _trainer(tmp_path, HeadPruneCallback(), eval_dataset=unlabelled)
+
+
+def test_reentrant_checkpointing_is_refused_when_the_trainer_is_built(tmp_path):
+    settings = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
+    with pytest.raises(TrainingStateError, match="reentrant checkpointing"):
+        _trainer(tmp_path, HeadPruneCallback(), **settings)
+
+
+def test_a_run_too_short_to_score_heads_is_refused_before_it_trains(tmp_path):
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=SubsetGates(open_until=0.6)), max_steps=1)
+    with pytest.raises(TrainingStateError, match="1 optimizer steps, and all heads are open in the first 1"):
+        trainer.train()
+
+
 def test_a_budget_out_of_range_is_refused_when_the_trainer_is_built(tmp_path):
     with pytest.raises(InvalidSettingError, match="9 heads are to stay, but the model has 8"):
         _trainer(tmp_path, HeadPruneCallback(gates=SubsetGates(kept_heads=9)))

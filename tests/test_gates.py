@@ -245,6 +245,7 @@ def test_standardised_importance_keeps_the_order_whatever_its_scale():
         ({"mode": "both"}, "mode must be one of"),
         ({"score_learning_rate": 0.0}, "score_learning_rate"),
         ({"temperature": (0.05, 3.0)}, "first >= last > 0"),
+        ({"temperature": 3.0}, "a tuple of two numbers"),
         ({"open_until": 0.7}, "open_until <= cooled_by"),
         ({"decided_by": 1.1}, "decided_by <= 1"),
         ({"scoring_examples": 0}, "scoring_examples"),

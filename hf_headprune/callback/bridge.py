@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import TrainerCallback
+
+    from hf_headprune.learn.schedules import GateSchedule
 
 
 def calling_trainer(callback: TrainerCallback) -> Trainer:
@@ -46,7 +49,8 @@ def require_plain_construction(trainer: Trainer) -> None:
 
     Raises:
         TrainingStateError: The Trainer re-makes the model (`model_init`), was given a finished optimizer, has no
-            learning rate, or would replicate the model over several devices in one process.
+            learning rate, checkpoints activations reentrantly, or would replicate the model over several devices in
+            one process.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
@@ -65,10 +69,29 @@ def require_plain_construction(trainer: Trainer) -> None:
             "their own as a multiple of this one, so it must be above 0. To train scores alone, use "
             "SubsetGates(mode='pipelined')."
         )
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # renamed in the supported range
+        if (getattr(trainer.args, name, None) or {}).get("use_reentrant"):
+            raise TrainingStateError(
+                f"TrainingArguments({name}={getattr(trainer.args, name)!r}): reentrant checkpointing runs the backward "
+                "pass of the gates once per layer, which torch refuses. Leave use_reentrant out, or set it to False."
+            )
     if trainer.args.n_gpu > 1:
         raise TrainingStateError(
             f"One process with {trainer.args.n_gpu} devices replicates the model in every forward pass and loses the "
             "gates. Start one process per device (torchrun or accelerate launch)."
+        )
+
+
+def require_steps_to_learn(schedule: GateSchedule, max_steps: int) -> None:
+    """Refuses a run that ends while all heads are still open: its heads would never be scored.
+
+    Raises:
+        TrainingStateError: No step is left after the open ones.
+    """
+    if schedule.open_steps >= max_steps:
+        raise TrainingStateError(
+            f"The run has {max_steps} optimizer steps, and all heads are open in the first {schedule.open_steps} of "
+            "them, so none would be scored. Train longer, or lower SubsetGates(open_until=...)."
         )
 
 
@@ -94,6 +117,13 @@ def require_search_data(trainer: Trainer) -> None:
             "HeadPruneCallback(search=...): the search after training needs one non-empty eval_dataset with labels, "
             f"received {received}. Pass Trainer(eval_dataset=...), or HeadPruneCallback(search=None) to cut exactly "
             "what the gates learned."
+        )
+    labels = {*trainer.label_names, "label", "label_ids"}
+    example = dataset[0]
+    if isinstance(example, Mapping) and not labels & example.keys():
+        raise InvalidSettingError(
+            f"HeadPruneCallback(search=...): the examples of eval_dataset hold {sorted(example)}, but none of "
+            f"{sorted(labels)}. Pass an eval_dataset with labels, or HeadPruneCallback(search=None)."
         )
 
 

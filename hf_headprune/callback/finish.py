@@ -146,13 +146,17 @@ def _search(
     result = broadcast_object_list([result])[0]
     change = MetricChange(
         name=source.metric,
-        split="search split: eval_dataset",
+        split=f"search split: eval_dataset{_precision(trainer)}",
         num_examples=source.num_examples,
         before=source.sign * result.reference_metric,
         after=source.sign * result.metric,
         reference="all heads" if head_scores is None else "the heads that training kept",
     )
     return result, change
+
+
+def _precision(trainer: Trainer) -> str:
+    return ", in bf16" if trainer.args.bf16 else ", in fp16" if trainer.args.fp16 else ""
 
 
 @contextmanager

@@ -117,6 +117,7 @@ class HeadPruneCallback(TrainerCallback):
         self._started = time.perf_counter()
         if self._bank is not None and self.gates is not None:
             self._schedule = self.gates.schedule(state.max_steps)
+            bridge.require_steps_to_learn(self._schedule, state.max_steps)
             self._check_bank(self._bank, state, kwargs["optimizer"])
 
     def _check_bank(self, bank: GateBank, state: TrainerState, optimizer: Any) -> None:

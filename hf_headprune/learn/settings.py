@@ -84,14 +84,14 @@ class SubsetGates:
         """Checks every value that does not depend on the model."""
         cooled = self.decided_by if self.cooled_by is None else self.cooled_by
         norm = self.max_score_grad_norm
-        first, last = self.temperature
+        first, last = self.temperature if isinstance(self.temperature, tuple) else (0.0, 0.0)
         rules = {
             f"estimator must be one of {get_args(Estimator)}": self.estimator in get_args(Estimator),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
             f"closing must be one of {get_args(Closing)}": self.closing in get_args(Closing),
             f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
             "score_learning_rate must be above 0": self.score_learning_rate > 0,
-            "temperature must be two numbers, first >= last > 0": first >= last > 0,
+            "temperature must be a tuple of two numbers, first >= last > 0": first >= last > 0,
             "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": 0
             <= self.open_until
             <= cooled
