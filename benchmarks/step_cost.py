@@ -119,9 +119,9 @@ def main() -> None:
         cases = [("MiniLM", minilm, (2, 8), 2)]
     else:
         cases = [
-            ("MiniLM", minilm, (32, 32), 60),
-            ("MiniLM", minilm, (8, 32), 120),
-            ("BERT-base shapes", bert_base, (8, 128), 12),
+            ("MiniLM", minilm, (32, 32), 40),
+            ("MiniLM", minilm, (8, 32), 100),
+            ("BERT-base shapes", bert_base, (8, 128), 8),
         ]
     results = []
     for name, make_model, shape, steps in cases:

@@ -53,6 +53,16 @@ def test_plan_of_a_live_model_is_the_true_optimum(seed):
     assert result.gain == result.upper_bound == result.plan.num_removed_heads
 
 
+def test_plan_of_a_model_with_twelve_heads_is_the_true_optimum():
+    model = tiny_bert(num_hidden_layers=3, num_labels=NUM_LABELS)
+    dataset = own_examples(model)[:8]
+    result = search_plan(model, dataset, search=PROOF, progress=False)
+    assert sum(result.plan.num_heads.values()) == 12
+    assert result.optimality == "proved"
+    evaluator = ClassificationEvaluator(model, batches_of(dataset))
+    assert result.plan.num_removed_heads == brute_force(model, evaluator, result.start, PROOF.max_drop)
+
+
 def test_plan_that_training_learned_is_the_reference():
     model, dataset = classifier(), examples()
     evaluator = ClassificationEvaluator(model, batches_of(dataset))
