@@ -61,7 +61,6 @@ PIPELINED: dict[str, dict[str, Any]] = {
     "gradient": {"score_learning_rate": 1e-9},
 }
 SEARCH_ALONE = "A* after plain training"
-HEADLINE = (DENSE, "sigmoid", SEARCH_ALONE)
 SEARCH = AStarSearch(max_drop=0.01, max_evaluations=80)
 HEADLINE_RECIPE = Recipe(epochs=3.0)
 JOINT_RECIPE = Recipe(epochs=1.0)
@@ -86,18 +85,15 @@ class Run:
 
 def all_runs() -> Iterator[Run]:
     """Yields every run, seed by seed, so that an unfinished benchmark has whole seeds."""
-    for seed, method in product(SEEDS, HEADLINE):
-        for kept in {DENSE: (72,), SEARCH_ALONE: (43,)}.get(method, (43, 29)):
-            yield Run("headline", "sst2", method, kept, seed)
-    for seed in SEEDS:
-        for task in TASKS:
-            yield Run("joint", task, DENSE, 72, seed)
-        for method, kept in product(JOINT, BUDGETS):
-            yield Run("joint", "sst2", method, kept, seed)
-        for task, kept, method in product(TASKS, (18, 9), PIPELINED):
-            yield Run("pipelined", task, method, kept, seed)
-    for seed, (method, kept) in product(SEEDS, product(ABLATION, BUDGETS)):
-        yield Run("joint", "sst2", method, kept, seed)
+    headline = [(DENSE, 72), ("sigmoid", 43), ("sigmoid", 29), (SEARCH_ALONE, 43)]
+    dense = [("joint", task, DENSE, 72) for task in TASKS]
+    joint = [("joint", "sst2", *cell) for cell in product(JOINT, BUDGETS)]
+    pipelined = [("pipelined", *cell) for cell in product(TASKS, PIPELINED, (18, 9))]
+    ablation = [("headline", "sst2", *cell) for cell in product(ABLATION, (43, 29))]
+    ablation += [("joint", "sst2", *cell) for cell in product(ABLATION, BUDGETS)]
+    for cells in ([("headline", "sst2", *cell) for cell in headline], dense + joint + pipelined, ablation):
+        for seed, cell in product(SEEDS, cells):
+            yield Run(*cell, seed)
 
 
 @cache
