@@ -49,7 +49,8 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
         yield f"\n**Unfinished: {content['missing']} of {content['missing'] + len(content['runs'])} runs are missing.**"
     titles = {
         "headline": "3 epochs; the dense model is trained with the same steps. *sigmoid* is the default; *at once* "
-        "closes the gates fully from the first learning step; *A\\** searches on dev after plain training and trains nothing.",
+        "closes the gates fully from the first learning step; "
+        "*A\\** searches on dev after plain training and trains nothing.",
         "joint": "Weights and choice together, 1 epoch. All methods share data, steps and batch order; the estimators "
         "share everything but the estimator (gradient start, gradual closing, decided after 65 % of the steps).",
         "pipelined": "A dense fine-tuned model is frozen; 100 steps choose the heads. No weight moves.",
