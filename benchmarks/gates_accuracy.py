@@ -157,11 +157,10 @@ def work_through(work: Path, *, smoke: bool, only: str | None) -> None:
         runs = [r for r in runs if r.group != "headline"] + [Run("pipelined", "sst2", "dsp", 9, 0)]
     published = {} if smoke else published_runs()
     for run in runs:
-        done = work / f"{run.key}.json"
         with (work / f"{run.key}.lock").open("w") as lock:
-            if not taken(lock) and run.key not in published and not done.exists() and can_start(run, work):
+            if not taken(lock) and not is_finished(run, work, published) and can_start(run, work):
                 result = perform(run, work, smoke=smoke)
-                write_json(done, result)
+                write_json(work / f"{run.key}.json", result)
                 print(run.key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
 
 
@@ -174,9 +173,21 @@ def taken(lock: IO[str]) -> bool:
     return False
 
 
+def is_finished(run: Run, work: Path, published: dict[str, Any]) -> bool:
+    """Tells whether a run has its result, and a dense one its model too, as long as pipelined runs wait for that."""
+    waiting = (r for r in all_runs() if r.group == "pipelined" and dense_folder(r, work) == work / run.key)
+    needs_model = any(not is_finished(r, work, published) for r in waiting) and not has_model(work / run.key)
+    return not needs_model and (run.key in published or (work / f"{run.key}.json").exists())
+
+
+def has_model(folder: Path) -> bool:
+    """Tells whether a folder holds a saved model."""
+    return (folder / "config.json").exists()
+
+
 def can_start(run: Run, work: Path) -> bool:
     """Tells whether the model that a run starts from is there."""
-    return run.group != "pipelined" or (dense_folder(run, work) / "config.json").exists()
+    return run.group != "pipelined" or has_model(dense_folder(run, work))
 
 
 def published_runs() -> dict[str, dict[str, Any]]:
