@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.results_file import RESULTS, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 INTRODUCTION = """# Results
@@ -70,7 +70,7 @@ def accuracy_table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from header("method", *(f"{budget} heads" for budget in budgets))
     cells = {(row["method"], row["kept_heads"]): accuracy_cell(row) for row in rows}
     for method in dict.fromkeys(row["method"] for row in rows):
-        yield f"| {method} | " + " | ".join(cells.get((method, budget), "") for budget in budgets) + " |"
+        yield table_row([method, *(cells.get((method, budget), "") for budget in budgets)])
 
 
 def accuracy_cell(row: dict[str, Any]) -> str:
@@ -97,7 +97,7 @@ def step_cost_section(content: dict[str, Any]) -> Iterator[str]:
             row["phase"],
         ]
         cells += [f"{cpu['ratio_of_medians']:.3f}", f"{low:.3f} .. {high:.3f}", f"{wall['ratio_of_medians']:.3f}"]
-        yield f"| {' | '.join(cells)} |"
+        yield table_row(cells)
 
 
 def shapes_section(content: dict[str, Any]) -> Iterator[str]:
@@ -110,12 +110,17 @@ def shapes_section(content: dict[str, Any]) -> Iterator[str]:
     for row in content["results"]:
         cells = [row["shape"], row["dtype"], f"{row['batch']} x {row['length']}", f"{row['cpu']['speed_up']:.2f}"]
         cells += [f"{row['wall']['speed_up']:.2f}", f"{row['mac_bound']:.2f}", f"{row['share_of_bound']:.3f}"]
-        yield f"| {' | '.join(cells)} |"
+        yield table_row(cells)
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """One row of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def header(*names: str) -> Iterator[str]:
     """Head of a table."""
-    yield f"| {' | '.join(names)} |"
+    yield table_row(names)
     yield "|---" * len(names) + "|"
 
 

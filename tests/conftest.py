@@ -17,20 +17,20 @@ import transformers
 
 VOCAB_SIZE = 100
 PAD, BOS, EOS = 0, 1, 2
+BERT_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
 FAMILY_NAMES = ("bert", "roberta", "distilbert", "marian")
 
 
 def tiny_bert(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
     """A BERT; `task` is the end of the class name after "For", or None for the base model."""
-    config = transformers.BertConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        num_hidden_layers=settings.pop("num_hidden_layers", 2),
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        **settings,
-    )
+    config = transformers.BertConfig(**{**BERT_SIZES, **settings})
     return _seeded("BertModel" if task is None else f"BertFor{task}", config, seed)
 
 
@@ -38,12 +38,7 @@ def tiny_bert_decoder(*, seed: int = 0, **settings: Any) -> Any:
     """A BERT language model with causal self-attention and, unless told otherwise, cross-attention."""
     settings.setdefault("add_cross_attention", True)
     config = transformers.BertConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
+        **BERT_SIZES,
         is_decoder=True,
         **settings,
     )
@@ -52,12 +47,7 @@ def tiny_bert_decoder(*, seed: int = 0, **settings: Any) -> Any:
 
 def tiny_roberta(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
     config = transformers.RobertaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
+        **BERT_SIZES,
         type_vocab_size=1,
         pad_token_id=PAD,
         bos_token_id=BOS,

@@ -82,6 +82,10 @@ class GateBank(nn.Module):
         self.register_buffer("decided", torch.tensor(False))
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("noise", torch.zeros(num_heads, dtype=torch.float64), persistent=False)
+        for number, group in enumerate(self.groups):  # on the device once, not copied there in each forward pass
+            self.register_buffer(
+                f"positions_{number}", torch.tensor(group.positions, dtype=torch.long), persistent=False
+            )
         self.phase: Phase = "open"
         self.temperature = settings.temperature[0]
         self.progress = 0.0
@@ -102,6 +106,10 @@ class GateBank(nn.Module):
     def scores(self) -> torch.Tensor:
         """Importance w of all heads, shape `(num_heads,)`, float32, with gradient."""
         return _ScaleWithoutGradient.apply(self.importance_bias, self.multiplier)
+
+    def budgets(self) -> list[tuple[torch.Tensor, int]]:
+        """Returns, for each budget, the positions of its heads among all heads and how many of them stay."""
+        return [(self.get_buffer(f"positions_{i}"), group.kept) for i, group in enumerate(self.groups)]
 
     def set_scores(self, scores: torch.Tensor) -> None:
         """Overwrites the scores, shape `(num_heads,)`."""
@@ -182,10 +190,9 @@ class GateBank(nn.Module):
         grad = self.importance_bias.grad
         if self.settings.estimator != "hard_concrete" or self.phase != "learn" or grad is None:
             return
-        for group in self.groups:
-            positions = self._positions(group)
+        for positions, kept in self.budgets():
             scores = self.scores.detach()[positions]
-            grad[positions] += hard_concrete_penalty_grad(scores, kept=group.kept, strength=self.settings.penalty)
+            grad[positions] += hard_concrete_penalty_grad(scores, kept=kept, strength=self.settings.penalty)
 
     def refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the base model: computes the gates once and hands each site its slice."""
@@ -220,15 +227,11 @@ class GateBank(nn.Module):
         delattr(base_model(model), BANK_NAME)
 
     def _per_group(self, function: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
-        if len(self.groups) == 1:
-            group = self.groups[0]
-            return function(self._positions(group), group.kept)
-        parts = [(self._positions(group), group.kept) for group in self.groups]
+        parts = self.budgets()
+        if len(parts) == 1:
+            return function(*parts[0])
         order = torch.argsort(torch.cat([positions for positions, _ in parts]))
         return torch.cat([function(positions, kept) for positions, kept in parts])[order]
-
-    def _positions(self, group: BudgetGroup) -> torch.Tensor:
-        return torch.tensor(group.positions, device=self.importance_bias.device, dtype=torch.long)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Refuses weights without scores: a resumed run would silently choose heads anew.
@@ -272,16 +275,15 @@ def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, floa
     """
     with torch.no_grad():
         hard, scores, noisy = bank.hard_mask(), bank.scores, bank.scores + bank.noise
-        overlap = kept = 0.0
+        overlap = total = 0.0
         gaps = []
-        for group in bank.groups:
-            positions = torch.tensor(group.positions, device=scores.device)
-            top = top_k_mask(scores[positions], group.kept)
-            overlap += float((top * top_k_mask(noisy[positions].to(top.dtype), group.kept)).sum())
-            kept += group.kept
+        for positions, kept in bank.budgets():
+            top = top_k_mask(scores[positions], kept)
+            overlap += float((top * top_k_mask(noisy[positions].to(top.dtype), kept)).sum())
+            total += kept
             ordered = torch.sort(scores[positions], descending=True).values
-            if 0 < group.kept < len(group.positions):
-                gaps.append(float(ordered[group.kept - 1] - ordered[group.kept]))
+            if 0 < kept < len(positions):
+                gaps.append(float(ordered[kept - 1] - ordered[kept]))
         expected = hard if bank.phase == "decided" else bank.soft_gates(noise_free=True)
     sums = {
         "expected_heads": [float(part.sum()) for part in expected.split(bank.heads_per_site)],
@@ -290,5 +292,5 @@ def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, floa
     quantities = {
         f"{key}/{site}": value for key, values in sums.items() for site, value in zip(site_names, values, strict=True)
     }
-    quantities |= {"temperature": bank.temperature, "sample_overlap": overlap / max(kept, 1.0)}
+    quantities |= {"temperature": bank.temperature, "sample_overlap": overlap / max(total, 1.0)}
     return quantities | ({"kth_gap": min(gaps)} if gaps else {})
