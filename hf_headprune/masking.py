@@ -89,3 +89,15 @@ def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Switches a model to evaluation without gradients, and each of its modules back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode

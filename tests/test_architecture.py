@@ -24,6 +24,8 @@ HALL = {
     "plan": {"errors", "anatomy"},
     "cost": {"errors", "anatomy", "plan"},
     "masking": {"errors", "anatomy", "plan"},
+    "collation": {"errors"},
+    "fingerprints": set(),
 }
 ROOMS = {"learn", "search", "guarantee", "shrink", "publish"}
 TIES = {"callback", "cli"}

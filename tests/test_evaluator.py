@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.collation import PadRight
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, UnsupportedModelError
-from hf_headprune.masking import UnitScale, attach, masked
+from hf_headprune.masking import UnitScale, attach, evaluating, masked
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.collation import PadRight
 from hf_headprune.search.evaluator import (
     ClassificationEvaluator,
     MetricEvaluator,
-    evaluating,
     length_sorted_batches,
     margins_of,
 )

@@ -6,21 +6,21 @@ the same verdicts can take its place.
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.masking import masked
+from hf_headprune.fingerprints import sha256_of
+from hf_headprune.masking import evaluating, masked
 from hf_headprune.search.effects import HeadEffects
 from hf_headprune.search.metrics import CLASSIFICATION_METRICS
 from hf_headprune.search.problem import Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
@@ -216,18 +216,6 @@ class MetricEvaluator:
         return sha256_of(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Switches a model to evaluation without gradients, and each of its modules back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            yield model.eval()
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def margins_of(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """Returns the gold logit minus the best other one.
 
@@ -289,19 +277,3 @@ def _num_labels(model: nn.Module) -> int:
             f"{num_labels} and problem_type {problem!r}. Use MetricEvaluator with a function that measures this model."
         )
     return num_labels
-
-
-def sha256_of(settings: str, *groups: Mapping[str, torch.Tensor]) -> str:
-    """Returns the sha256 of a text and of named tensors, in the order of their names."""
-    digest = hashlib.sha256(settings.encode())
-    for name, tensor in _named(groups):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _named(groups: Iterable[Mapping[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    for group in groups:
-        for name in sorted(group):
-            yield name, group[name]

@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.collation import ModelExamples, PadRight
 from hf_headprune.cost import macs_per_unit
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.astar import search as search_sets
-from hf_headprune.search.collation import ModelExamples, PadRight
 from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
 from hf_headprune.search.metrics import CLASSIFICATION_METRICS
 from hf_headprune.search.problem import Measurement, Progress, SearchProblem, SearchResult

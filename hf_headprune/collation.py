@@ -20,34 +20,35 @@ LABEL_NAMES = ("labels", "label")
 class ModelExamples:
     """View of a data set that holds only what a model's forward takes, and one label under the name "labels"."""
 
-    def __init__(self, dataset: Any, model: nn.Module) -> None:
+    def __init__(self, dataset: Any, model: nn.Module, *, where: str = "search_plan") -> None:
         """Checks the first example.
 
         Args:
             dataset: Sized and indexable; examples are mappings with model inputs and "labels" or "label".
             model: The model that will read them.
+            where: Name of the public function, for errors.
 
         Raises:
             InvalidSettingError: The data set is not sized and indexable, is empty, or has no labels or inputs.
         """
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (dict, str)):
             raise InvalidSettingError(
-                f"search_plan: dataset must be sized and indexable, such as a list of dicts or a datasets.Dataset, "
+                f"{where}: dataset must be sized and indexable, such as a list of dicts or a datasets.Dataset, "
                 f"received {type(dataset).__name__}. Pass one split; turn a stream into a list."
             )
         if len(dataset) == 0:
-            raise InvalidSettingError("search_plan: dataset is empty. Pass a split with labelled examples.")
-        self._dataset = dataset
+            raise InvalidSettingError(f"{where}: dataset is empty. Pass a split with labelled examples.")
+        self._dataset, self._where = dataset, where
         self._inputs = tuple(name for name in inspect.signature(model.forward).parameters if name not in LABEL_NAMES)
         first = dataset[0]
         present = sorted(first) if hasattr(first, "keys") else type(first).__name__
         if not hasattr(first, "keys") or not any(name in first for name in LABEL_NAMES):
             raise InvalidSettingError(
-                f"search_plan: examples must hold 'labels' or 'label', received {present}. Pass a labelled split."
+                f"{where}: examples must hold 'labels' or 'label', received {present}. Pass a labelled split."
             )
         if "input_ids" not in first:
             raise InvalidSettingError(
-                f"search_plan: examples must hold 'input_ids', received {present}. Tokenize the data set first, for "
+                f"{where}: examples must hold 'input_ids', received {present}. Tokenize the data set first, for "
                 "example with dataset.map(lambda example: tokenizer(example['text'], truncation=True))."
             )
 
@@ -61,7 +62,7 @@ class ModelExamples:
         inputs = {name: example[name] for name in self._inputs if name in example}
         label = next((example[name] for name in LABEL_NAMES if name in example), None)
         if label is None:
-            raise InvalidSettingError(f"search_plan: example {index} has no label. Remove unlabelled examples.")
+            raise InvalidSettingError(f"{self._where}: example {index} has no label. Remove unlabelled examples.")
         return {**inputs, "labels": label}
 
 
