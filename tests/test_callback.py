@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.callback.bridge import metric_source, scoring_batches
+from hf_headprune.callback.bridge import metric_source, require_plain_construction, scoring_batches
 from hf_headprune.callback.finish import REPORT_NAME
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.learn.gates import BANK_NAME
@@ -409,18 +409,42 @@ def test_resuming_from_a_checkpoint_without_gates_is_refused(tmp_path):
 
 
 def test_training_again_after_a_search_that_failed_is_refused_and_a_resumed_run_finishes(tmp_path):
-    def trainer(metric):
-        callback = HeadPruneCallback(gates=GATES, search=AStarSearch(metric=metric, max_evaluations=3))
-        return _trainer(tmp_path, callback, compute_metrics=_accuracy), callback
+    def trainer(compute_metrics):
+        callback = HeadPruneCallback(gates=GATES, search=AStarSearch(metric="matches", max_evaluations=3))
+        return _trainer(tmp_path, callback, compute_metrics=compute_metrics), callback
 
-    failed, _ = trainer("unheard_of")
-    with pytest.raises(InvalidSettingError, match=r"unheard_of.*eval_accuracy"):
+    def breaks_once_trained(prediction):
+        if failed.state.global_step:
+            raise ZeroDivisionError
+        return matches(prediction)
+
+    def matches(prediction):
+        return {"matches": _accuracy(prediction)["accuracy"]}
+
+    failed, _ = trainer(breaks_once_trained)
+    with pytest.raises(ZeroDivisionError):
         failed.train()
     with pytest.raises(TrainingStateError, match=r"search or the cut did not finish.*resume_from_checkpoint"):
         failed.train()
-    again, callback = trainer("accuracy")
+    again, callback = trainer(matches)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     assert anatomy_of(again.model).num_heads == callback.plan.num_kept_heads
+
+
+def test_a_metric_that_no_evaluation_returns_is_refused_before_the_first_step(tmp_path):
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(metric="unheard_of"))
+    trainer = _trainer(tmp_path, callback, compute_metrics=_accuracy)
+    with pytest.raises(InvalidSettingError, match=r"unheard_of.*eval_accuracy"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("flag", ["is_deepspeed_enabled", "is_fsdp_enabled"])
+def test_weights_split_over_processes_are_refused(tmp_path, flag):
+    trainer = _trainer(tmp_path, None)
+    setattr(trainer, flag, True)
+    with pytest.raises(TrainingStateError, match=r"DeepSpeed and FSDP.*whole"):
+        require_plain_construction(trainer)
 
 
 def test_a_search_of_another_run_in_the_same_folder_is_replaced(tmp_path, caplog):
@@ -458,7 +482,8 @@ def test_a_search_keeps_the_checkpoints_that_the_trainer_keeps_and_can_go_on_aft
         return _trainer(tmp_path, callback, compute_metrics=falling, **settings, **more), callback
 
     killed, _ = trainer(3)
-    killed.compute_metrics = Mock(side_effect=[{"falling": 3}, {"falling": 2}, {"falling": 1}, KeyboardInterrupt])
+    evaluations = [{"falling": value} for value in (4, 3, 2, 1)]  # the first one proves that the metric is there
+    killed.compute_metrics = Mock(side_effect=[*evaluations, KeyboardInterrupt])
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-12"}

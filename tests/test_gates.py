@@ -103,7 +103,10 @@ def test_the_penalty_of_hard_concrete_gates_pushes_towards_the_budget():
     bank.begin_step(30, schedule)
     bank.importance_bias.grad = torch.zeros(8)
     bank.add_penalty_grad()
-    assert bool((bank.importance_bias.grad > 0).all())
+    once = bank.importance_bias.grad.clone()
+    assert bool((once > 0).all())
+    bank.add_penalty_grad(loss_scale=8.0)
+    torch.testing.assert_close(bank.importance_bias.grad, 9.0 * once)
 
 
 def test_a_learning_rate_multiplier_is_the_same_as_a_larger_learning_rate():

@@ -49,8 +49,8 @@ def require_plain_construction(trainer: Trainer) -> None:
 
     Raises:
         TrainingStateError: The Trainer re-makes the model (`model_init`), was given a finished optimizer, has no
-            learning rate, checkpoints activations reentrantly, or would replicate the model over several devices in
-            one process.
+            learning rate, checkpoints activations reentrantly, splits weights over processes, or would replicate the
+            model over several devices in one process.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
@@ -75,6 +75,11 @@ def require_plain_construction(trainer: Trainer) -> None:
                 f"TrainingArguments({name}={getattr(trainer.args, name)!r}): reentrant checkpointing runs the backward "
                 "pass of the gates once per layer, which torch refuses. Leave use_reentrant out, or set it to False."
             )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise TrainingStateError(
+            "DeepSpeed and FSDP split every weight over the processes; scoring heads and cutting them needs whole "
+            "ones. Train with plain data parallelism (torchrun or accelerate launch without them)."
+        )
     if trainer.args.n_gpu > 1:
         raise TrainingStateError(
             f"One process with {trainer.args.n_gpu} devices replicates the model in every forward pass and loses the "
@@ -154,6 +159,11 @@ def loss_scale(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
+def gradient_scale(trainer: Trainer) -> float:
+    """Returns what gradients are still multiplied with just before the optimizer's step: clipping takes it off."""
+    return 1.0 if trainer.args.max_grad_norm > 0 else loss_scale(trainer)
+
+
 def in_optimizer(parameter: torch.nn.Parameter, optimizer: Any) -> bool:
     """Tells whether an optimizer trains a parameter."""
     return any(p is parameter for group in optimizer.param_groups for p in group["params"])
@@ -191,29 +201,54 @@ def metric_source(trainer: Trainer, metric: str | None) -> MetricSource:
         InvalidSettingError: The metric is not among those that an evaluation returns.
     """
     loader = trainer.get_eval_dataloader()
-    name = (metric or trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
-    is_default = metric is None and name == "loss"
-    if _classifies(trainer.model) and (name == "accuracy" or is_default):
+    name, by_example = _metric_name(trainer, metric)
+    if by_example:
         size = trainer.args.per_device_eval_batch_size
         batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
-        return MetricSource(ClassificationEvaluator(trainer.model, batches), "accuracy", len(loader.dataset), 1.0)
+        return MetricSource(ClassificationEvaluator(trainer.model, batches), name, len(loader.dataset), 1.0)
     is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
     greater = trainer.args.greater_is_better if is_best_metric else None
     higher = not name.endswith("loss") if greater is None else greater
 
     def measure() -> float:
-        with _quiet(trainer):
-            metrics = trainer.evaluate()
-        if f"eval_{name}" not in metrics:
-            raise InvalidSettingError(
-                f"AStarSearch(metric={name!r}): an evaluation returns {sorted(metrics)}. Name one of them, or pass "
-                "the Trainer a compute_metrics that returns it."
-            )
-        return float(metrics[f"eval_{name}"])
+        return _evaluate(trainer, name)
 
     data = sha256_of(name, {f"{i} {key}": value for i, batch in enumerate(loader) for key, value in tensors(batch)})
     evaluator = MetricEvaluator(measure, trainer.model, higher_is_better=higher, data_fingerprint=data)
     return MetricSource(evaluator, name, len(loader.dataset), 1.0 if higher else -1.0)
+
+
+def require_search_metric(trainer: Trainer, metric: str | None) -> None:
+    """Evaluates once to see that the search will find its metric, before hours of training rest on it.
+
+    The loss, and the accuracy that is counted example by example, need no such proof.
+
+    Raises:
+        InvalidSettingError: The metric is not among those that an evaluation returns.
+    """
+    name, by_example = _metric_name(trainer, metric)
+    if not by_example and name != "loss":
+        with torch.random.fork_rng():
+            _evaluate(trainer, name)
+
+
+def _metric_name(trainer: Trainer, metric: str | None) -> tuple[str, bool]:
+    """Returns the name of the search's metric without its prefix, and whether it is counted example by example."""
+    name = (metric or trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
+    is_default = metric is None and name == "loss"
+    by_example = _classifies(trainer.model) and (name == "accuracy" or is_default)
+    return ("accuracy" if by_example else name), by_example
+
+
+def _evaluate(trainer: Trainer, name: str) -> float:
+    with _quiet(trainer):
+        metrics = trainer.evaluate()
+    if f"eval_{name}" not in metrics:
+        raise InvalidSettingError(
+            f"AStarSearch(metric={name!r}): an evaluation returns {sorted(metrics)}. Name one of them, or pass "
+            "the Trainer a compute_metrics that returns it."
+        )
+    return float(metrics[f"eval_{name}"])
 
 
 @contextmanager

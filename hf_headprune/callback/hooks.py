@@ -119,6 +119,8 @@ class HeadPruneCallback(TrainerCallback):
             self._schedule = self.gates.schedule(state.max_steps)
             bridge.require_steps_to_learn(self._schedule, state.max_steps)
             self._check_bank(self._bank, state, kwargs["optimizer"])
+        if self.search is not None:
+            bridge.require_search_metric(self._trainer, self.search.metric)
 
     def _check_bank(self, bank: GateBank, state: TrainerState, optimizer: Any) -> None:
         if not bridge.in_optimizer(bank.importance_bias, optimizer):
@@ -158,8 +160,8 @@ class HeadPruneCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Adds the gradient of the estimator's penalty, if it has one, after the Trainer's clipping."""
-        if self._bank is not None:
-            self._bank.add_penalty_grad()
+        if self._bank is not None and self._trainer is not None:
+            self._bank.add_penalty_grad(loss_scale=bridge.gradient_scale(self._trainer))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Logs the gates whenever the Trainer logs, through the Trainer, so that every tracker gets them."""

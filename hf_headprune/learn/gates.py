@@ -185,14 +185,19 @@ class GateBank(nn.Module):
             return self.kept
         return self.soft_gates() if self.phase == "learn" else None
 
-    def add_penalty_grad(self) -> None:
-        """Adds the penalty's gradient to the scores' gradient, for estimators that have one."""
+    def add_penalty_grad(self, *, loss_scale: float = 1.0) -> None:
+        """Adds the penalty's gradient to the scores' gradient, for estimators that have one.
+
+        Args:
+            loss_scale: What the gradients that are there are still multiplied with.
+        """
         grad = self.importance_bias.grad
         if self.settings.estimator != "hard_concrete" or self.phase != "learn" or grad is None:
             return
         for positions, kept in self.budgets():
             scores = self.scores.detach()[positions]
-            grad[positions] += hard_concrete_penalty_grad(scores, kept=kept, strength=self.settings.penalty)
+            strength = self.settings.penalty * loss_scale
+            grad[positions] += hard_concrete_penalty_grad(scores, kept=kept, strength=strength)
 
     def refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the base model: computes the gates once and hands each site its slice."""
