@@ -45,21 +45,22 @@ SEEDS = (0, 1, 2)
 TASKS = ("sst2", "snli")
 BUDGETS = (36, 18, 9)
 DENSE = "dense"
-FIXED = {"open_until": 0.0, "decided_by": 0.0}
-JOINT: dict[str, dict[str, Any]] = {
-    "sigmoid": {},
-    "gradient at the start": {"initial_scores": "gradient", **FIXED},
-    "random": {"initial_scores": "random", **FIXED},
-    "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
+ESTIMATORS: dict[str, dict[str, Any]] = {
     "ste": {"estimator": "ste", "score_learning_rate": 0.5},
-    "hard_concrete": {"estimator": "hard_concrete"},
-}
-ABLATION = {"sigmoid, at once": {"closing": "at once"}}
-PIPELINED: dict[str, dict[str, Any]] = {
-    "sigmoid": {},
+    "sigmoid": {"estimator": "sigmoid", "score_learning_rate": 0.1},
     "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
+    "hard_concrete": {"estimator": "hard_concrete", "score_learning_rate": 0.1},
+}
+CLOSED = {"closing": "at once", "open_until": 0.0, "decided_by": 0.0}
+JOINT: dict[str, dict[str, Any]] = ESTIMATORS | {
+    "gradient at the start": {"initial_scores": "gradient", **CLOSED},
+    "random": {"initial_scores": "random", **CLOSED},
+}
+ABLATION = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"closing": "at once"}}
+PIPELINED: dict[str, dict[str, Any]] = {name: ESTIMATORS[name] for name in ("ste", "sigmoid", "dsp")} | {
     "gradient": {"score_learning_rate": 1e-9},
 }
+CONTENDERS = ("ste", "sigmoid")
 SEARCH_ALONE = "A* after plain training"
 SEARCH = AStarSearch(max_drop=0.01, max_evaluations=80)
 HEADLINE_RECIPE = Recipe(epochs=3.0)
@@ -85,13 +86,17 @@ class Run:
 
 def all_runs() -> Iterator[Run]:
     """Yields every run, seed by seed, so that an unfinished benchmark has whole seeds."""
-    headline = [(DENSE, 72), ("sigmoid", 43), ("sigmoid", 29), (SEARCH_ALONE, 43)]
+    headline = [
+        ("headline", "sst2", *cell) for cell in [(DENSE, 72), *product(CONTENDERS, (43, 29)), (SEARCH_ALONE, 43)]
+    ]
     dense = [("joint", task, DENSE, 72) for task in TASKS]
-    joint = [("joint", "sst2", *cell) for cell in product(JOINT, BUDGETS)]
+    contenders = [("joint", "sst2", *cell) for cell in product(CONTENDERS, BUDGETS)]
     pipelined = [("pipelined", *cell) for cell in product(TASKS, PIPELINED, (18, 9))]
+    others = [("joint", "sst2", *cell) for cell in product(JOINT.keys() - CONTENDERS, BUDGETS)]
     ablation = [("headline", "sst2", *cell) for cell in product(ABLATION, (43, 29))]
     ablation += [("joint", "sst2", *cell) for cell in product(ABLATION, BUDGETS)]
-    for cells in ([("headline", "sst2", *cell) for cell in headline], dense + joint + pipelined, ablation):
+    ablation += [("headline", "sst2", SEARCH_ALONE, 43)]
+    for cells in (headline, dense + contenders, pipelined, sorted(others), ablation):
         for seed, cell in product(SEEDS, cells):
             yield Run(*cell, seed)
 
