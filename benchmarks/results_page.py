@@ -28,6 +28,7 @@ def main() -> None:
         ("gates_accuracy", accuracy_section),
         ("step_cost", step_cost_section),
         ("shapes", shapes_section),
+        ("head_costs", head_costs_section),
     ):
         content = read_json(RESULTS / f"{name}.json")
         if content:
@@ -105,12 +106,25 @@ def shapes_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## Speed-up of pruned shapes"
     yield "\nBERT-base with random weights, cut to the shapes of the block-pruned SQuAD models of Lagunas et al. 2021"
     yield "(their numbers #4 ... #10), saved, reloaded with `AutoModel`. *Bound*: MACs of the dense model over those of"
-    yield "the cut one. In every case the file held exactly the plan's bytes and its header.\n"
-    yield from header("shape", "precision", "batch x length", "speed-up (CPU)", "(wall)", "bound", "share of bound")
+    yield "the cut one; *other work*: share of the time outside matrix products, dense and cut. In every case the file"
+    yield "held exactly the plan's bytes and its header.\n"
+    names = ("shape", "precision", "batch x length", "speed-up (CPU)", "(wall)", "bound", "share of bound")
+    yield from header(*names, "other work")
     for row in content["results"]:
         cells = [row["shape"], row["dtype"], f"{row['batch']} x {row['length']}", f"{row['cpu']['speed_up']:.2f}"]
         cells += [f"{row['wall']['speed_up']:.2f}", f"{row['mac_bound']:.2f}", f"{row['share_of_bound']:.3f}"]
+        cells += [" -> ".join(f"{share:.0%}" for share in row["share_of_other_work"].values())]
         yield table_row(cells)
+
+
+def head_costs_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of what heads alone can give."""
+    yield "## What heads alone can give"
+    length = content["length"]
+    yield f"\nCounted on BERT-base (144 heads); the bound is that of the MACs of all blocks at length {length}.\n"
+    yield from header("heads kept", "parameters removed", "bound on the speed-up")
+    for row in content["results"]:
+        yield table_row([str(row["kept_heads"]), f"{row['parameters_removed']:.1%}", f"{row['speed_up_bound']:.2f}"])
 
 
 def table_row(cells: Sequence[str]) -> str:

@@ -54,3 +54,8 @@ def test_the_shapes_benchmark_runs_with_smoke_and_checks_the_saved_file():
     lines = [line for line in _smoke("benchmarks.shapes").splitlines() if line.startswith("#7")]
     assert len(lines) == 6
     assert all(0.05 < float(line.split()[-1]) < 20 for line in lines)
+
+
+def test_the_head_costs_benchmark_runs_with_smoke():
+    lines = _smoke("benchmarks.head_costs").splitlines()
+    assert [line.split()[0] for line in lines] == ["108", "72", "36", "12", "0"]
