@@ -32,5 +32,13 @@ class SearchStateError(HeadPruneError, RuntimeError):
     """The saved state of a search does not belong to this search, or is damaged."""
 
 
+class CertificateError(HeadPruneError, ValueError):
+    """A certificate or its ledger is malformed, or it was asked for on data that can't support it."""
+
+
+class DataLeakError(HeadPruneError, ValueError):
+    """Examples of splits that must be disjoint are the same."""
+
+
 class MissingExtraError(HeadPruneError, ImportError):
     """A function needs a package that only an extra of this library installs."""

@@ -1,0 +1,190 @@
+"""Fingerprints of examples: which splits share examples, and which examples a certificate is about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_headprune.collation import LABEL_NAMES
+from hf_headprune.errors import DataLeakError, InvalidSettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TOKENS, TEXT, CONTENT = "input_ids", "text", "content"
+_NAMES_OF_NUMBERS = ("id", "idx", "index", "guid", "uid", "uuid")
+INPUT_BYTES, LABEL_BYTES = 8, 4  # kept of each sha256 in a certificate
+
+
+@dataclass(frozen=True)
+class ExampleFingerprints:
+    """What identifies each example of a split.
+
+    Attributes:
+        kinds: For each way of comparing inputs, one digest per example: "input_ids" without padding, "text" in the same
+            letter case and spacing; "content" (every field but the label) where an example has neither.
+        labels: Digest of each label.
+        columns: Text columns that were read.
+    """
+
+    kinds: Mapping[str, tuple[bytes, ...]]
+    labels: tuple[bytes, ...]
+    columns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dataset: Any, *, columns: Sequence[str] | None = None) -> ExampleFingerprints:
+        """Reads a split.
+
+        Args:
+            dataset: Sized and indexable; examples are mappings.
+            columns: Text columns. None reads all whose values are texts, without labels and numbers of examples
+                ("id", "idx", "guid" and the like, also as the end of a name after "_").
+
+        Raises:
+            InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
+        """
+        _check_dataset(dataset)
+        first = dataset[0]
+        texts = tuple(columns) if columns is not None else _text_columns(first)
+        present = [name for name, holds in ((TOKENS, TOKENS in first), (TEXT, bool(texts))) if holds] or [CONTENT]
+        digests: dict[str, list[bytes]] = {kind: [] for kind in present}
+        labels = []
+        for index in range(len(dataset)):
+            example = dataset[index]
+            try:
+                for kind in present:
+                    digests[kind].append(_digest(_input_of(example, kind, texts)))
+            except KeyError as error:
+                raise InvalidSettingError(
+                    f"example {index} has no column {error}, received {sorted(example)}. Pass examples that all hold "
+                    "the columns of the first, or name the text columns."
+                ) from error
+            labels.append(_digest([_plain(example[name]) for name in LABEL_NAMES if name in example]))
+        return cls({kind: tuple(found) for kind, found in digests.items()}, tuple(labels), texts)
+
+    def __len__(self) -> int:
+        """Examples in the split."""
+        return len(self.labels)
+
+    @property
+    def kind(self) -> str:
+        """The closest to what the model reads: token ids, else text, else everything."""
+        return next(kind for kind in (TOKENS, TEXT, CONTENT) if kind in self.kinds)
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """Input and label of each example, `INPUT_BYTES + LABEL_BYTES` long."""
+        inputs = self.kinds[self.kind]
+        return tuple(i[:INPUT_BYTES] + g[:LABEL_BYTES] for i, g in zip(inputs, self.labels, strict=True))
+
+    @property
+    def order(self) -> np.ndarray:
+        """Indices of the examples, `(n,)`, in the order of their full fingerprints: that of no data set."""
+        pairs = list(zip(self.kinds[self.kind], self.labels, strict=True))
+        return np.array(sorted(range(len(pairs)), key=pairs.__getitem__), dtype=np.int64)
+
+    def sha256(self) -> str:
+        """Returns the fingerprint of the split: of its inputs and labels, in whatever order."""
+        digest = hashlib.sha256(f"{self.kind} {' '.join(self.columns if self.kind == TEXT else ())}".encode())
+        for pair in sorted(zip(self.kinds[self.kind], self.labels, strict=True)):
+            digest.update(b"".join(pair))
+        return digest.hexdigest()
+
+    def shared_with(self, other: ExampleFingerprints) -> tuple[int, ...]:
+        """Returns the indices of the examples whose input also is in another split, compared in each common way.
+
+        Raises:
+            DataLeakError: The splits can't be compared.
+        """
+        common = [kind for kind in self.kinds if kind in other.kinds]
+        if not common or (common == [TEXT] and self.columns != other.columns):
+            raise DataLeakError(
+                "splits can be compared by token ids or by the same text columns, received "
+                f"{sorted(self.kinds)} {list(self.columns)} and {sorted(other.kinds)} {list(other.columns)}. Pass both "
+                "tokenized, or both with their texts, or name the text columns."
+            )
+        seen = {kind: set(other.kinds[kind]) for kind in common if kind != TEXT or self.columns == other.columns}
+        return tuple(
+            i for i in range(len(self)) if any(self.kinds[kind][i] in digests for kind, digests in seen.items())
+        )
+
+
+def check_disjoint(
+    certify: ExampleFingerprints, other: ExampleFingerprints, *, name: str, where: str = "certify"
+) -> None:
+    """Refuses splits that share an input.
+
+    Args:
+        certify: The split that must be new.
+        other: A split that the model or the search has seen.
+        name: Of the other split, for the message.
+        where: Name of the public function.
+
+    Raises:
+        DataLeakError: They do, or can't be compared.
+    """
+    shared = certify.shared_with(other)
+    if shared:
+        raise DataLeakError(
+            f"{where}: no example may be in the {name} split too, after normalisation of text and padding; received "
+            f"{len(shared)} of {len(certify)} that are (indices {list(shared[:5])}). What the {name} split has shown "
+            "can't be promised on. Remove them, or make the splits with three_way_split."
+        )
+
+
+def _check_dataset(dataset: Any) -> None:
+    indexable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not indexable or isinstance(dataset, (Mapping, str)) or len(dataset) == 0:
+        raise InvalidSettingError(
+            "a split must be sized, indexable and not empty, such as a list of dicts or a datasets.Dataset, received "
+            f"{type(dataset).__name__}. Pass one split; turn a stream into a list."
+        )
+    if not hasattr(dataset[0], "keys"):
+        raise InvalidSettingError(
+            f"examples must be mappings such as {{'input_ids': ..., 'labels': ...}}, received "
+            f"{type(dataset[0]).__name__}. Turn each example into a dict."
+        )
+
+
+def _text_columns(example: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name in sorted(example)
+        if isinstance(example[name], str)
+        and name not in LABEL_NAMES
+        and name.lower().rpartition("_")[2] not in _NAMES_OF_NUMBERS
+    )
+
+
+def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...]) -> Any:
+    if kind == TEXT:
+        return [normalised(example[name]) for name in columns]
+    if kind == TOKENS:
+        tokens = _plain(example[TOKENS])
+        mask = example.get("attention_mask") if hasattr(example, "get") else None
+        return tokens if mask is None else [t for t, m in zip(tokens, _plain(mask), strict=True) if m]
+    return {name: _plain(example[name]) for name in sorted(example) if name not in LABEL_NAMES}
+
+
+def normalised(text: Any) -> str:
+    """Returns a text without differences of letter case, spacing and Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", str(text)).casefold().split())
+
+
+def _plain(value: Any) -> Any:
+    """Returns lists and numbers where tensors and arrays were."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return {str(name): _plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _digest(content: Any) -> bytes:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).digest()

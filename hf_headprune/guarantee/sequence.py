@@ -1,0 +1,145 @@
+"""Several candidates, one promise: fixed-sequence testing, and a ledger for a split that is used more than once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
+
+from hf_headprune.errors import CertificateError, InvalidSettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+LEDGER_FORMAT = "hf_headprune.alpha_ledger/1"
+
+
+def last_certified(p_values: Iterable[float], level: float) -> int | None:
+    """Tests hypotheses in a fixed order, each at the full level, and stops at the first that is not rejected.
+
+    The chance that any hypothesis is rejected wrongly is at most `level`, however many there are and however they
+    depend on each other: a wrong rejection needs one at the first true hypothesis. The order must not depend on the
+    data of the test; a search that ran on another split may choose it.
+
+    Args:
+        p_values: In the order of the tests; read one by one, so that a generator computes no more than are needed.
+        level: To test at.
+
+    Returns:
+        Index of the last rejected hypothesis, or None where already the first holds out.
+
+    Source:
+        Angelopoulos et al., Learn then Test, arXiv 2110.01052, section 3 (fixed-sequence testing).
+    """
+    last = None
+    for index, p in enumerate(p_values):
+        if not p <= level:
+            break
+        last = index
+    return last
+
+
+def alpha_of_use(alpha: float, use: int) -> float:
+    """Returns what the k-th use of a certification split may spend, so that all its uses together stay below alpha.
+
+    Args:
+        alpha: For all uses together.
+        use: Number of this use, from one.
+
+    Raises:
+        InvalidSettingError: The number is below one.
+    """
+    if use < 1:
+        raise InvalidSettingError(f"alpha_of_use: use counts from 1, received {use}.")
+    return 6.0 * alpha / (math.pi * use) ** 2
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One use of a certification split.
+
+    Attributes:
+        split: sha256 of the split.
+        use: Number of the use of this split, from one.
+        alpha: What all uses of the split together may spend.
+        spent: What this use may spend.
+        purpose: In words.
+    """
+
+    split: str
+    use: int
+    alpha: float
+    spent: float
+    purpose: str
+
+
+class AlphaLedger:
+    """File of the uses of certification splits; one line per use, only ever appended to.
+
+    A split that is asked again, after its answer has been seen, needs a share of alpha for each question. The k-th use
+    gets 6 alpha / (pi k)^2; these shares sum to alpha.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a ledger; a file that does not exist yet is started with the first use.
+
+        Raises:
+            CertificateError: The file is no ledger, or a line of it is damaged.
+        """
+        self.path = path
+        self._entries = self._read()
+
+    def uses(self, split: str) -> tuple[LedgerEntry, ...]:
+        """Returns the uses of a split so far, in their order."""
+        return tuple(entry for entry in self._entries if entry.split == split)
+
+    def spend(self, split: str, alpha: float, purpose: str = "") -> LedgerEntry:
+        """Records a use of a split, before its outcome is known; it is on disk when this returns.
+
+        Args:
+            split: sha256 of the split.
+            alpha: For all uses together; the same each time.
+            purpose: In words, such as the name of the model.
+
+        Raises:
+            CertificateError: An earlier use of the split was made with another alpha.
+        """
+        earlier = self.uses(split)
+        if any(entry.alpha != alpha for entry in earlier):
+            raise CertificateError(
+                f"AlphaLedger {self.path}: all uses of a split share one alpha, that of split {split[:12]} is "
+                f"{earlier[0].alpha}, received {alpha}. Keep the confidence, or certify on another split."
+            )
+        use = len(earlier) + 1
+        entry = LedgerEntry(split, use, alpha, alpha_of_use(alpha, use), purpose)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(json.dumps({"format": LEDGER_FORMAT, **asdict(entry)}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._entries.append(entry)
+        return entry
+
+    def _read(self) -> list[LedgerEntry]:
+        if not self.path.exists():
+            return []
+        return [self._entry(n, line) for n, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1)]
+
+    def _entry(self, number: int, line: str) -> LedgerEntry:
+        try:
+            content = json.loads(line)
+            names = {field.name for field in fields(LedgerEntry)}
+            if content.pop("format") != LEDGER_FORMAT or set(content) != names:
+                raise ValueError(f"it must have format {LEDGER_FORMAT!r} and the fields {sorted(names)}")
+            entry = LedgerEntry(**content)
+            if entry.spent != alpha_of_use(entry.alpha, entry.use):
+                raise ValueError("its share is not that of its use")
+        except (ValueError, TypeError, KeyError, AttributeError, InvalidSettingError) as error:
+            raise CertificateError(
+                f"{self.path}, line {number}: no line of an alpha ledger: {error!r}. Pass the path of a ledger, or of "
+                "a file that does not exist yet; a damaged ledger can't be continued."
+            ) from error
+        return entry

@@ -1,0 +1,161 @@
+"""Makes search and certification splits out of one labelled data set, so that no example is on two sides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.guarantee.examples import ExampleFingerprints
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class ThreeWaySplit:
+    """Search and certification split of one data set, beside the split that the model was trained on.
+
+    Attributes:
+        search: Examples that a search may look at as often as it likes; of the type of the data set where it has
+            `select`, else a list.
+        certify: Examples that are looked at once, after the search.
+        search_indices: Their indices in the data set, ascending.
+        certify_indices: Their indices in the data set, ascending.
+        leaked_indices: Examples that were left out, since the training split holds them too.
+    """
+
+    search: Any
+    certify: Any
+    search_indices: tuple[int, ...]
+    certify_indices: tuple[int, ...]
+    leaked_indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How a data set is split.
+
+    Attributes:
+        certify_share: Share of the examples that certify, in (0, 1).
+        seed: Another seed makes another split; the order of the examples does not matter.
+        on_leak: What happens to examples that the training split holds too: "error", or "drop" to leave them out.
+        columns: Text columns; see `ExampleFingerprints.of`.
+        group_column: Examples with the same value of this column stay together, such as questions on one paragraph.
+
+    Raises:
+        InvalidSettingError: A setting is out of range.
+    """
+
+    certify_share: float = 0.5
+    seed: int = 0
+    on_leak: Literal["error", "drop"] = "error"
+    columns: tuple[str, ...] | None = None
+    group_column: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every setting."""
+        if not 0 < self.certify_share < 1:
+            raise InvalidSettingError(
+                f"SplitSettings: certify_share must be in (0, 1), received {self.certify_share}. Pass 0.5 for half."
+            )
+        if self.on_leak not in ("error", "drop"):
+            raise InvalidSettingError(
+                f"SplitSettings: on_leak must be 'error' or 'drop', received {self.on_leak!r}. Choose one."
+            )
+
+
+def three_way_split(dataset: Any, train: Any = None, settings: SplitSettings = SplitSettings()) -> ThreeWaySplit:
+    """Splits labelled examples into those that search and those that certify.
+
+    Examples that are equal after normalisation, and those of one group, stay on one side. Both sides have about
+    the same shares of each label.
+
+    Args:
+        dataset: Sized and indexable; examples are mappings.
+        train: What the model was trained on, or None when that can't be looked at; may be `ExampleFingerprints`.
+        settings: How to split.
+
+    Raises:
+        DataLeakError: Examples are in the training split too, and `on_leak` is "error".
+        InvalidSettingError: The data set is malformed, or too small to have two sides.
+    """
+    prints = ExampleFingerprints.of(dataset, columns=settings.columns)
+    leaked = set(_leaked(prints, train, settings))
+    clusters = [found for found in _clusters(dataset, prints, settings) if leaked.isdisjoint(found)]
+    left_out = sorted(set(range(len(prints))) - {index for found in clusters for index in found})
+    sides: dict[bool, list[int]] = {False: [], True: []}
+    strata = _by_label(clusters, prints)
+    for label in sorted(strata):
+        certifying = 0
+        seen = 0
+        for found in sorted(strata[label], key=lambda members: _draw(prints, members, settings.seed)):
+            seen += len(found)
+            to_certify = certifying + len(found) / 2 <= settings.certify_share * seen
+            certifying += len(found) if to_certify else 0
+            sides[to_certify] += found
+    search, certify = sorted(sides[False]), sorted(sides[True])
+    if not search or not certify:
+        raise InvalidSettingError(
+            f"three_way_split: both sides need examples, received {len(clusters)} different ones, of which "
+            f"{len(search)} would search and {len(certify)} certify. Pass more examples, or another certify_share."
+        )
+    return ThreeWaySplit(
+        _select(dataset, search), _select(dataset, certify), tuple(search), tuple(certify), tuple(left_out)
+    )
+
+
+def _leaked(prints: ExampleFingerprints, train: Any, settings: SplitSettings) -> tuple[int, ...]:
+    if train is None:
+        return ()
+    known = train if isinstance(train, ExampleFingerprints) else ExampleFingerprints.of(train, columns=settings.columns)
+    shared = prints.shared_with(known)
+    if shared and settings.on_leak == "error":
+        raise DataLeakError(
+            f"three_way_split: no example may be in the training split too, received {len(shared)} of {len(prints)} "
+            f"that are (indices {list(shared[:5])}). Remove them, or pass SplitSettings(on_leak='drop')."
+        )
+    return shared
+
+
+def _clusters(dataset: Any, prints: ExampleFingerprints, settings: SplitSettings) -> list[tuple[int, ...]]:
+    """Joins the examples that share a fingerprint or a group; ascending within each."""
+    keys: list[Sequence[Any]] = list(prints.kinds.values())
+    if settings.group_column is not None:
+        keys.append([str(dataset[index][settings.group_column]) for index in range(len(prints))])
+    parents = list(range(len(prints)))
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
+
+    for values in keys:
+        first: dict[Any, int] = {}
+        for index, value in enumerate(values):
+            parents[root(index)] = root(first.setdefault(value, index))
+    joined = defaultdict(list)
+    for index in range(len(prints)):
+        joined[root(index)].append(index)
+    return [tuple(members) for members in joined.values()]
+
+
+def _by_label(clusters: list[tuple[int, ...]], prints: ExampleFingerprints) -> dict[bytes, list[tuple[int, ...]]]:
+    strata = defaultdict(list)
+    for members in clusters:
+        labels = [prints.labels[index] for index in members]
+        strata[max(sorted(set(labels)), key=labels.count)].append(members)
+    return dict(strata)
+
+
+def _draw(prints: ExampleFingerprints, members: tuple[int, ...], seed: int) -> bytes:
+    """Returns the lot of a cluster: it hangs on the seed and on what the examples are, not on their order."""
+    contents = sorted(prints.kinds[prints.kind][index] for index in members)
+    return hashlib.sha256(str(seed).encode() + b"".join(contents)).digest()
+
+
+def _select(dataset: Any, indices: list[int]) -> Any:
+    return dataset.select(indices) if hasattr(dataset, "select") else [dataset[index] for index in indices]
