@@ -1,4 +1,4 @@
-"""Schedules of the gates: pure functions of the step."""
+"""Schedules of gates and block scores: pure functions of the step."""
 
 from __future__ import annotations
 
@@ -68,3 +68,48 @@ class GateSchedule:
     def temperature(self, step: int) -> float:
         """Returns the temperature of an optimizer step, counted from zero."""
         return geometric(self.start_temperature, self.end_temperature, self.progress(step))
+
+
+@dataclass(frozen=True)
+class MovementSchedule:
+    """How the threshold of block scores, or the fraction of blocks that stays, and the penalty move.
+
+    Both stand still at first, then move by a cubic, fast at first, and stand still again.
+
+    Attributes:
+        open_steps: Steps at the start in which the level is `start` and nothing is penalised.
+        reached_step: Step at which the level reaches `end`.
+        decided_step: Step from which the masks are fixed.
+        start: Level in the first step: a threshold, or a fraction kept.
+        end: Level from `reached_step` on.
+        end_penalty: Strength of the penalty from `reached_step` on.
+
+    Source: Sanh et al. 2020 (arXiv 2005.07683), section 4, with the penalty tied to the threshold as in the code of
+    Lagunas et al. 2021 (arXiv 2109.04838), whose threshold starts at zero.
+    """
+
+    open_steps: float
+    reached_step: float
+    decided_step: float
+    start: float
+    end: float
+    end_penalty: float
+
+    def progress(self, step: int) -> float:
+        """Returns how far the level has moved in an optimizer step, linearly: 0 at first, then up to 1."""
+        if step > self.reached_step:
+            return 1.0
+        span = self.reached_step - self.open_steps
+        return min((step - self.open_steps) / span, 1.0) if step > self.open_steps and span > 0 else 0.0
+
+    def level(self, step: int) -> float:
+        """Returns the threshold, or the fraction kept, of an optimizer step, counted from zero."""
+        return self.end + (self.start - self.end) * (1.0 - self.progress(step)) ** 3
+
+    def penalty(self, step: int) -> float:
+        """Returns the strength of the penalty in an optimizer step, counted from zero."""
+        return self.end_penalty * closing(self.progress(step))
+
+    def decided(self, step: int) -> bool:
+        """Tells whether the masks are fixed in an optimizer step, counted from zero."""
+        return step >= self.decided_step

@@ -56,7 +56,7 @@ def prune_model_(model: nn.Module, plan: PruningPlan) -> nn.Module:
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
     configs = _pruned_configs(model, plan, anatomy)
     with masked(model, plan):
-        expected = _probe(model)
+        expected = probe(model)
 
     base = base_model(model)
     for site in anatomy.sites:
@@ -64,7 +64,7 @@ def prune_model_(model: nn.Module, plan: PruningPlan) -> nn.Module:
     _replace_configs_(model, configs)
     adopt_classes_(model)
 
-    _check_same(expected, _probe(model), model)
+    _check_same(expected, probe(model), model)
     logger.info("%s: kept %d heads and %d FFN units", target.__name__, plan.num_kept_heads, plan.num_kept_ffn)
     return model
 
@@ -90,7 +90,7 @@ def _is_config(value: Any) -> bool:
 
 
 @torch.no_grad()
-def _probe(model: nn.Module) -> torch.Tensor | None:
+def probe(model: nn.Module) -> torch.Tensor | None:
     """Returns the last hidden state of a small random batch, `(batch, tokens, hidden)`; None on the meta device."""
     base: Any = base_model(model)
     if next(model.parameters()).is_meta:

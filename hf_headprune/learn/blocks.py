@@ -1,0 +1,223 @@
+"""Weights masked by blocks, and the gradients of the blocks' scores; no mask of full size is ever made.
+
+A mask of shape `(rows, columns)` stands for a matrix cut into as many blocks of equal shape; the block's shape follows
+from that of the matrix. A mask of the units of an FFN is a vector: the units' activations are multiplied by it, which
+equals masking the rows of the first matrix (biases included) and the columns of the second.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def masked_blocks(matrix: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns a matrix, `(out, in)`, multiplied block by block with a mask, `(rows, columns)`."""
+    return (_by_blocks(matrix, mask) * mask.to(matrix.dtype)[:, None, :, None]).view_as(matrix)
+
+
+def block_sums(matrix: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """Returns the sum over each block of a matrix, float32, in the shape `(rows, columns)` of `blocks`."""
+    return _by_blocks(matrix, blocks).sum((1, 3), dtype=torch.float32)
+
+
+def live_rows(mask: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Marks the rows of the matrix, `(num_rows,)`, in which at least one block of the mask is alive."""
+    return mask.amax(1).repeat_interleave(num_rows // mask.shape[0])
+
+
+def _by_blocks(matrix: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    rows, columns = blocks.shape
+    return matrix.reshape(rows, matrix.shape[0] // rows, columns, matrix.shape[1] // columns)
+
+
+class MaskSlot:
+    """Where a module finds the mask and the scores of its next forward pass.
+
+    Attributes:
+        mask: Ones and zeros, `(rows, columns)` or `(units,)`; None leaves the module as it is.
+        scores: Of the same shape, to receive gradients; None when no score is learned.
+        scores_closed: Whether the scores of closed units receive the gradient that opening them would have.
+    """
+
+    def __init__(self, *, scores_closed: bool = True) -> None:
+        """Starts empty."""
+        self.mask: torch.Tensor | None = None
+        self.scores: torch.Tensor | None = None
+        self.scores_closed = scores_closed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry no graph, which torch refuses to copy."""
+        mask = None if self.mask is None else self.mask.detach()
+        return {"mask": mask, "scores": None, "scores_closed": self.scores_closed}
+
+
+class BlockMaskedLinear(nn.Linear):
+    """A linear module that multiplies its weight by a mask of blocks, and its bias by the rows that are left.
+
+    A plain `nn.Linear` becomes one by `become_masked_` and stops being one by `become_plain_`; its parameters and
+    their names stay.
+
+    Attributes:
+        slot: Mask and scores, of shape `(rows, columns)`.
+        masks_bias: Whether the bias of a row without a living block is dropped too.
+    """
+
+    slot: MaskSlot
+    masks_bias: bool
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Maps `(..., in_features)` to `(..., out_features)`."""
+        mask = self.slot.mask
+        bias: torch.Tensor | None = self.bias
+        if mask is None:
+            return functional.linear(hidden, self.weight, bias)
+        if self.masks_bias and bias is not None:
+            bias = bias * live_rows(mask, len(bias)).to(bias.dtype)
+        return _BlockMasked.apply(hidden, self.weight, bias, self.slot.scores, mask)
+
+
+class UnitMaskedLinear(nn.Linear):
+    """The second matrix of an FFN, which multiplies its input, the units' activations, by a mask of the units.
+
+    Attributes:
+        slot: Mask and scores, of shape `(units,)`.
+    """
+
+    slot: MaskSlot
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Maps `(..., units)` to `(..., out_features)`."""
+        if self.slot.mask is None:
+            return functional.linear(hidden, self.weight, self.bias)
+        return _UnitMasked.apply(hidden, self.weight, self.bias, self.slot.scores, self.slot)
+
+
+class UnitRowScores:
+    """Forward hook of the first matrix of an FFN: its rows' share of the gradient of the units' scores.
+
+    Attributes:
+        slot: That of the second matrix.
+    """
+
+    def __init__(self, slot: MaskSlot) -> None:
+        """Reads the slot of the second matrix."""
+        self.slot = slot
+
+    def __call__(self, module: nn.Linear, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        """Returns the output, `(..., units)`, unchanged."""
+        scores = self.slot.scores
+        return output if scores is None else _RowScores.apply(output, module.bias, scores)
+
+
+def become_masked_(linear: nn.Linear, kind: type[nn.Linear], slot: MaskSlot, **settings: Any) -> None:
+    """Turns a plain linear module into a masked one, in place."""
+    linear.__class__ = kind
+    vars(linear).update(slot=slot, **settings)
+
+
+def become_plain_(linear: nn.Linear) -> None:
+    """Turns a masked linear module back into a plain one, in place."""
+    linear.__class__ = nn.Linear
+    for name in ("slot", "masks_bias"):
+        vars(linear).pop(name, None)
+
+
+class _BlockMasked(torch.autograd.Function):
+    """`hidden @ (M * W).T + bias`, with the straight-through gradient of the scores.
+
+    The masked weight is computed again for the backward pass: keeping it would cost the memory of a second weight.
+
+    Source: Lagunas et al. 2021 (arXiv 2109.04838), section 3.2; dL/dS_b is the sum over the block of dL/dW' * W.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scores: torch.Tensor | None,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        del scores
+        ctx.save_for_backward(hidden, weight, mask)
+        return functional.linear(hidden, masked_blocks(weight, mask), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad = grad_outputs[0]
+        hidden, weight, mask = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        grads: list[torch.Tensor | None] = [None] * 5
+        if needs[0]:
+            grads[0] = (grad @ masked_blocks(weight, mask).to(grad.dtype)).to(hidden.dtype)
+        if needs[1] or needs[3]:
+            full = _outer(grad, hidden).to(weight.dtype)  # gradient of the masked weight
+            grads[1] = masked_blocks(full, mask) if needs[1] else None
+            grads[3] = block_sums(full.mul_(weight), mask) if needs[3] else None
+        grads[2] = grad.flatten(0, -2).sum(0) if needs[2] else None
+        return tuple(grads)
+
+
+class _UnitMasked(torch.autograd.Function):
+    """`(hidden * m) @ W.T + bias`; the gradient of a unit's score is that of its factor m.
+
+    Only the unmasked activations are kept for the backward pass, as a plain module keeps them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scores: torch.Tensor | None,
+        slot: Any,
+    ) -> torch.Tensor:
+        del scores
+        ctx.save_for_backward(hidden, weight, slot.mask)
+        ctx.scores_closed = slot.scores_closed
+        return functional.linear(hidden * slot.mask.to(hidden.dtype), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad = grad_outputs[0]
+        hidden, weight, mask = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        grads: list[torch.Tensor | None] = [None] * 5
+        factor = mask.to(hidden.dtype)
+        if needs[0] or needs[3]:
+            grad_activation = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
+            if needs[3]:
+                by_unit = (grad_activation * hidden).flatten(0, -2).sum(0, dtype=torch.float32)
+                grads[3] = by_unit if ctx.scores_closed else by_unit * mask
+            grads[0] = grad_activation.mul_(factor)
+        grads[1] = _outer(grad, hidden * factor).to(weight.dtype) if needs[1] else None
+        grads[2] = grad.flatten(0, -2).sum(0) if needs[2] else None
+        return tuple(grads)
+
+
+class _RowScores(torch.autograd.Function):
+    """Identity whose backward gives each unit's score the sum over its row of dL/dW * W, without the bias."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, bias: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
+        del scores
+        ctx.save_for_backward(output, bias)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad = grad_outputs[0]
+        output, bias = ctx.saved_tensors
+        from_weight = output if bias is None else output - bias.to(output.dtype)
+        return grad, None, (grad * from_weight).flatten(0, -2).sum(0, dtype=torch.float32)
+
+
+def _outer(grad: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of a weight, `(out, in)`, from those of the output and the input, `(..., features)`."""
+    return grad.flatten(0, -2).T @ hidden.to(grad.dtype).flatten(0, -2)

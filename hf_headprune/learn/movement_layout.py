@@ -1,0 +1,127 @@
+"""Which scores block movement learns in one model: their shapes, costs and places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hf_headprune.anatomy import base_model
+from hf_headprune.cost import macs_per_unit
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.learn.movement_masks import ScoreTensor
+
+if TYPE_CHECKING:
+    from hf_headprune.anatomy import Anatomy, Site
+    from hf_headprune.learn.movement_settings import Block, BlockMovement
+
+
+def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) -> tuple[ScoreTensor, ...]:
+    """Lists the score tensors of a model, in the order of the forward pass.
+
+    Args:
+        model: Live model.
+        anatomy: Of that model.
+        settings: What is scored, and what costs count.
+
+    Raises:
+        UnsupportedModelError: A scored matrix is no plain linear module.
+        InvalidSettingError: A block or the width multiple does not divide what it cuts; or nothing is scored.
+    """
+    base = base_model(model)
+    layout: list[ScoreTensor] = []
+    problems: list[str] = []
+    for site in anatomy.sites:
+        shape = settings.attention_block if site.is_attention else settings.ffn_block
+        if shape is None or site.units == 0:
+            continue
+        linears = {path: base.get_submodule(path) for path in (*site.inputs, site.output)}
+        strange = [path for path, linear in linears.items() if type(linear) is not nn.Linear]
+        if strange:
+            raise UnsupportedModelError(
+                f"BlockMovement scores plain torch.nn.Linear modules only, but {strange} are "
+                f"{sorted({type(linears[path]).__name__ for path in strange})}. Merge adapters and dequantize first."
+            )
+        price = _price_of_a_weight(site, linears, settings)
+        if shape == "unit":
+            layout.append(_unit_scores(site, settings, price, problems))
+        else:
+            layout += _block_scores(site, linears, shape, price, problems)
+    if problems or not layout:
+        problems = problems or ["the model has nothing that the settings score"]
+        raise InvalidSettingError(f"BlockMovement: {'; '.join(problems)}. Change the block or width_multiple.")
+    return tuple(layout)
+
+
+def with_exact_fraction(settings: BlockMovement, layout: tuple[ScoreTensor, ...]) -> BlockMovement:
+    """Returns the settings with `kept` as a fraction of the total cost that the layout can meet exactly, if it can.
+
+    Raises:
+        InvalidSettingError: More is to stay than there is.
+    """
+    total = sum(tensor.cost * tensor.numel for tensor in layout)
+    kept = settings.kept
+    if not settings.ranks or settings.scope == "matrix":
+        return settings
+    if isinstance(kept, int):
+        if kept > total:
+            raise InvalidSettingError(
+                f"BlockMovement.kept: {kept} scores are to stay, but the model has {round(total)}. "
+                "Ask for fewer, or for a fraction from 0.0 to 1.0."
+            )
+        return replace(settings, kept=kept / total)
+    if all(tensor.is_units for tensor in layout):
+        chunk = min(tensor.cost * tensor.multiple for tensor in layout)
+        return replace(settings, kept=int(kept * total / chunk + 0.5) * chunk / total)
+    return settings
+
+
+def _price_of_a_weight(site: Site, linears: dict[str, Any], settings: BlockMovement) -> float | None:
+    """Returns what one entry of the site's matrices costs; None where every score costs one."""
+    if settings.kept_of == "scores":
+        return None
+    if settings.kept_of == "parameters":
+        return 1.0
+    target_len = settings.seq_len if settings.target_len is None else settings.target_len
+    macs = site.units * macs_per_unit(site, settings.seq_len, target_len)
+    return macs / sum(linear.weight.numel() for linear in linears.values())
+
+
+def _kind(site: Site) -> str:
+    is_decoder = site.kind in ("decoder", "cross") or site.name.startswith("decoder.")
+    return ("decoder_" if is_decoder else "") + ("attention" if site.is_attention else "ffn")
+
+
+def _unit_scores(site: Site, settings: BlockMovement, price: float | None, problems: list[str]) -> ScoreTensor:
+    if site.units % settings.width_multiple:
+        problems.append(f"{site.name} has {site.units} units, no multiple of width_multiple={settings.width_multiple}")
+    return ScoreTensor(
+        name=site.name,
+        paths=(site.inputs[-1], site.output),
+        kind=_kind(site),
+        shape=(site.units,),
+        cost=1.0 if price is None else price * 2 * site.hidden_size,
+        multiple=settings.width_multiple,
+    )
+
+
+def _block_scores(
+    site: Site, linears: dict[str, Any], shape: Block | str, price: float | None, problems: list[str]
+) -> Iterator[ScoreTensor]:
+    for path, linear in linears.items():
+        rows, columns = linear.weight.shape
+        unit_rows, other = (columns, rows) if path == site.output else (rows, columns)
+        block = (site.unit_width, other) if isinstance(shape, str) else shape
+        if unit_rows % block[0] or other % block[1]:
+            problems.append(f"{path} of shape {(rows, columns)} can't be cut into blocks of {block}")
+            continue
+        counts = (unit_rows // block[0], other // block[1])
+        yield ScoreTensor(
+            name=path,
+            paths=(path,),
+            kind=_kind(site),
+            shape=counts[::-1] if path == site.output else counts,
+            cost=1.0 if price is None else price * block[0] * block[1],
+        )
