@@ -48,7 +48,7 @@ def _scaling(trainer: Trainer, num_items) -> LossScaling:
     return LossScaling(
         is_divided_later=not is_scaled,
         is_declared_scaled=bool(declared),
-        steps=trainer.current_gradient_accumulation_steps,
+        steps=getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps),
         processes=trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1,
     )
 
@@ -332,6 +332,15 @@ def test_the_last_incomplete_step_of_an_epoch_is_a_mean_too(tmp_path):
     micro = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
     model = train_one_step(tmp_path, student, _rows(batch), Distillation(teacher), arguments=micro)
     assert_same_weights(model, _reference_step("classification"))
+
+
+def test_a_micro_batch_in_which_nothing_counts_adds_nothing(tmp_path):
+    student, teacher, batch = _task("next tokens")
+    trainer = Trainer(model=student.train(), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    distil(trainer, Distillation(teacher))
+    row = {name: values[1:2] for name, values in batch.items()}
+    assert trainer.compute_loss(student, row, num_items_in_batch=torch.tensor(10)).item() == 0.0
+    assert trainer.compute_loss(student, batch, num_items_in_batch=torch.tensor(10)).item() > 0.0
 
 
 def test_bf16_training_distils(tmp_path):

@@ -81,19 +81,19 @@ def distilled(
         told = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         if not model.training:
             return compute_loss(model, inputs, return_outputs=return_outputs, **told)
-        given = dict(inputs)  # label smoothing takes the labels out of the original
         scale = scaling(num_items_in_batch)
-        is_counted = num_items_in_batch is not None and "labels" in given
-        items = distiller.items(given) if is_counted else torch.tensor(1)
+        is_counted = num_items_in_batch is not None and "labels" in inputs
+        items = distiller.items(inputs) if is_counted else torch.tensor(1)
         if is_counted and not scale.is_declared_scaled:
             told = {"num_items_in_batch": items.clamp_min(1)}  # a row of padding alone adds zero
+        handed = {**inputs, **distiller.extra_inputs}  # label smoothing takes the labels out of what it gets
         with alone():
-            found = compute_loss(model, inputs | distiller.extra_inputs, return_outputs=True, **told)
+            found = compute_loss(model, handed, return_outputs=True, **told)
         task_loss, outputs = _loss_and_outputs(found)
         share = scale.share(items, num_items_in_batch if is_counted else None)
         if scale.is_declared_scaled:
             task_loss = task_loss / share.clamp_min(torch.finfo(share.dtype).tiny)
-        loss = distiller(outputs, given, task_loss) * share
+        loss = distiller(outputs, inputs, task_loss) * share
         return (loss, outputs) if return_outputs else loss
 
     return compute_distilled_loss
