@@ -391,7 +391,7 @@ def test_journal_is_one_json_line_per_evaluation(tmp_path):
     path = tmp_path / "search.jsonl"
     result = search(margin_problem(1, 4), PROOF, journal=path)
     header, *entries = map(json.loads, path.read_text().splitlines())
-    assert header["format"] == "hf_headprune.search/1"
+    assert header["format"] == "hf_headprune.search/2"
     assert [tuple(entry["removed"]) for entry in entries] == [step.removed for step in result.history]
 
 

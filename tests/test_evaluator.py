@@ -15,9 +15,9 @@ from hf_headprune.search.evaluator import (
     ClassificationEvaluator,
     MetricEvaluator,
     length_sorted_batches,
-    margins_of,
 )
-from hf_headprune.search.metrics import CLASSIFICATION_METRICS
+from hf_headprune.search.metrics import CLASSIFICATION_METRICS, margins_of
+from hf_headprune.search.units import Part
 from tests.conftest import tiny_bert, tiny_distilbert
 
 NUM_LABELS = 3
@@ -100,8 +100,9 @@ def test_estimated_effects_are_the_slope_of_the_margins_in_each_gate(make):
     plan = random_plan(model, 3)
     plan = plan.replace(kept_ffn={next(iter(plan.kept_ffn)): range(20)})
     anatomy, batches = anatomy_of(model), batches_of(examples())
-    effects = ClassificationEvaluator(model, batches).head_effects(plan)
     rows = [(site, head) for site in anatomy.attention_sites for head in range(site.units)]
+    units = [(Part(site.name, head, (head,)),) for site, head in rows]
+    effects = ClassificationEvaluator(model, batches).unit_effects(plan, units)
     assert effects.shape == (len(rows), 24)
 
     def margins(site, head, change):
@@ -124,7 +125,9 @@ def test_estimating_effects_leaves_the_model_and_its_gradients_as_they_were():
     model = classifier().train()
     model.requires_grad_(False)
     evaluator = ClassificationEvaluator(model, batches_of(examples()))
-    effects = evaluator.head_effects(PruningPlan.of(model))
+    full = PruningPlan.of(model)
+    units = [(Part(site, 0, tuple(kept)),) for site, kept in {**full.kept_heads, **full.kept_ffn}.items()]
+    effects = evaluator.unit_effects(full, units)
     assert np.abs(effects).max() > 0
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -18,7 +18,7 @@ from hf_headprune.search.bounds import best_consistent, sets_by_gain
 from hf_headprune.search.frontier import Frontier
 from hf_headprune.search.journal import Journal, fingerprint_of
 from hf_headprune.search.ledger import BudgetSpent, Ledger
-from hf_headprune.search.problem import SearchResult, to_mask, units_of
+from hf_headprune.search.problem import Question, SearchResult, to_mask, units_of
 from hf_headprune.search.surrogate import Surrogate
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def search(
         run.improve()
         run.close()
     except BudgetSpent:
-        pass
-    return _result(ledger)
+        ledger.settle()
+    return result_of(ledger)
 
 
 class _Run:
@@ -84,8 +84,9 @@ class _Run:
         self._has_scores = problem.scores is not None
         self._rng = np.random.default_rng(settings.seed)
         self._has_effects = problem.effects is not None
-        self._surrogate = Surrogate(ledger.gains, problem.scores, self._rng, effects=_fitting(problem, ledger))
-        self._frontier = Frontier(ledger, settings)
+        self._surrogate = Surrogate(ledger.gains, problem.scores, self._rng, effects=fitting_effects(problem, ledger))
+        self._frontier = Frontier(ledger, settings, [to_mask(group) for group in problem.groups])
+        self._floor = ledger.threshold - settings.slack
         self._frontier.push(ledger.reference)
         self._leapt: set[int] = set()
 
@@ -95,7 +96,8 @@ class _Run:
         if self._has_scores:
             self._bisect(self._surrogate.path(start))
         for unit in self._singles():
-            self._surrogate.learn(start, self._evaluate(start.mask | 1 << unit))
+            self._surrogate.learn(start, self._evaluate(start.mask | 1 << unit, start))
+        self._ledger.settle()
         self._bisect(self._surrogate.path(start))
 
     def improve(self) -> None:
@@ -119,14 +121,20 @@ class _Run:
             )
             if mask is None and bound > ledger.incumbent.gain and not self._can_afford_the_rest():
                 return
-            if mask is None:
+            if mask is None or ledger.is_settled(mask):  # the latter where joint savings make the bound no gain
                 break
-            ledger.evaluate(mask)
+            self._decide(mask)
         if self._can_afford_the_rest():
             for mask in sets_by_gain(ledger.gains):
-                if ledger.gains.of(mask) <= ledger.incumbent.gain:
+                if ledger.gains.bound(mask) <= ledger.incumbent.gain:
                     return
-                ledger.evaluate(mask)
+                if ledger.gains.of(mask) > ledger.incumbent.gain:
+                    self._decide(mask)
+
+    def _decide(self, mask: int) -> None:
+        """Finds out for certain whether a set is feasible."""
+        self._evaluate(mask, self._ledger.incumbent)
+        self._ledger.confirm(mask)
 
     def _singles(self) -> list[int]:
         """Returns the units to remove one at a time, so that at least half of the budget is left for sets."""
@@ -142,10 +150,11 @@ class _Run:
         low, high = -1, len(path)
         while high - low > 1:
             middle = (low + high) // 2
-            if self._evaluate(path[middle]).feasible:
+            if self._evaluate(path[middle], self._ledger.reference).feasible:
                 low = middle
             else:
                 high = middle
+        self._ledger.settle()
 
     def _drain(self) -> None:
         """Expands open sets until none can beat the incumbent under heredity."""
@@ -165,8 +174,9 @@ class _Run:
         self._leapt.add(incumbent.mask)
         path = self._surrogate.path(incumbent)
         place = 1
-        while place < len(path) and self._evaluate(path[place]).feasible:
+        while place < len(path) and self._evaluate(path[place], incumbent).feasible:
             place = 2 * place + 1
+        self._ledger.settle()
 
     def _evaluate_best(self, node: Evaluated, targets: list[int]) -> None:
         """Evaluates the most promising neighbours of a set, and a few at random."""
@@ -175,7 +185,8 @@ class _Run:
         count = min(self._settings.random_children, len(others))
         chosen += [others[i] for i in sorted(self._rng.choice(len(others), size=count, replace=False))]
         for mask in chosen:
-            self._surrogate.learn(node, self._evaluate(mask))
+            self._surrogate.learn(node, self._evaluate(mask, node))
+        self._ledger.settle()
 
     def _swaps(self, node: Evaluated) -> list[int]:
         """Returns sets that restore one unit of a set and remove one or two others, and gain more than it."""
@@ -189,9 +200,14 @@ class _Run:
         gains = self._ledger.gains
         return sorted(mask for mask in swaps if mask not in self._ledger and gains.of(mask) > node.gain)
 
-    def _evaluate(self, mask: int) -> Evaluated:
+    def _evaluate(self, mask: int, base: Evaluated) -> Evaluated:
+        """Evaluates a set as far as it matters: one below the slack is never expanded, only an incumbent is exact."""
         is_new = mask not in self._ledger
-        evaluated = self._ledger.evaluate(mask)
+        question = None
+        if is_new and base.measurement.margins is not None:
+            expected = self._surrogate.expected(base, mask)
+            question = Question(frozenset(units_of(base.mask)), base.evidence, expected, self._floor)
+        evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)
         return evaluated
@@ -203,9 +219,9 @@ class _Run:
             return True
         missing = 0
         for mask in sets_by_gain(ledger.gains):
-            if ledger.gains.of(mask) <= ledger.incumbent.gain:
+            if ledger.gains.bound(mask) <= ledger.incumbent.gain:
                 return True
-            missing += mask not in ledger
+            missing += ledger.gains.of(mask) > ledger.incumbent.gain and mask not in ledger
             if missing > ledger.remaining:
                 return False
         return True
@@ -213,10 +229,14 @@ class _Run:
 
 def _fingerprint(problem: SearchProblem, settings: AStarSearch) -> str:
     course = dataclasses.asdict(settings)
-    del course["max_evaluations"]  # a search may be continued with a larger budget
+    for name in ("max_evaluations", "cache_mib"):  # a search may be continued with a larger budget or less memory
+        del course[name]
     return fingerprint_of(
         {
             "gains": [str(gain) for gain in problem.gains],
+            "tables": [[*table.units, *map(str, table.saved)] for table in problem.tables],
+            "groups": [sorted(group) for group in problem.groups],
+            "probe": problem.probe is not None,
             "start": sorted(problem.start),
             "effects": problem.effects is not None,  # they follow from the weights and the data
             "scores": None if problem.scores is None else problem.scores.tolist(),
@@ -226,8 +246,8 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch) -> str:
     )
 
 
-def _fitting(problem: SearchProblem, ledger: Ledger) -> np.ndarray | None:
-    """Returns the estimated effects, after a check that they speak of the examples that were measured."""
+def fitting_effects(problem: SearchProblem, ledger: Ledger) -> np.ndarray | None:
+    """Returns the estimated effects of a problem, after a check that they speak of the examples that were measured."""
     margins = ledger.reference.measurement.margins
     effects = problem.effects
     if effects is not None and (margins is None or effects.shape[1] != margins.size):
@@ -243,15 +263,16 @@ def _optimality(ledger: Ledger) -> tuple[Optimality, int]:
     """Returns what is proved about the incumbent, and an upper bound on the gain."""
     best = ledger.incumbent.gain
     for mask in sets_by_gain(ledger.gains):
-        if ledger.gains.of(mask) <= best:
+        if ledger.gains.bound(mask) <= best:
             return "proved", best
-        if mask not in ledger:
+        if ledger.gains.of(mask) > best and not ledger.is_settled(mask):
             break
     bound, _ = best_consistent(ledger.gains, ledger.nogoods, above=best, max_nodes=BOUND_NODES)
     return ("under heredity", best) if bound <= best else ("budget", bound)
 
 
-def _result(ledger: Ledger) -> SearchResult:
+def result_of(ledger: Ledger) -> SearchResult:
+    """Returns what a search found, and what it may claim."""
     best = ledger.incumbent
     optimality, bound = _optimality(ledger)
     return SearchResult(

@@ -7,34 +7,71 @@ infeasible (a *nogood*): it must keep at least one unit of each. Bounds on that 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from hf_headprune.search.problem import units_of
+from hf_headprune.search.problem import to_mask, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from hf_headprune.search.problem import GainTable
+
 
 class ExactGains:
-    """Sums of gains as integers, so that equal sums compare equal whatever their order.
+    """Gains of sets as integers, so that equal ones compare equal whatever their order.
+
+    Where tables make the gain no sum, `bound` is one: an upper bound that counts for each unit kept the least that
+    keeping it can cost.
 
     Attributes:
-        weights: Integer gain of each unit.
+        weights: For each unit the least that keeping it costs of the largest gain; its exact gain where gains add up.
+        shares: For each unit what its removal gains on average; positive, to rank candidates by.
+        ceiling: Largest gain of any set.
         everything: Bit mask of all units.
     """
 
-    def __init__(self, gains: Sequence[float]) -> None:
+    def __init__(self, gains: Sequence[float], tables: Sequence[GainTable] = ()) -> None:
         """Brings all gains to a common denominator."""
+        savings = [[Fraction(saved) for saved in table.saved] for table in tables]
         fractions = [Fraction(gain) for gain in gains]
-        self._denominator = math.lcm(*(fraction.denominator for fraction in fractions))
-        self.weights = tuple(int(fraction * self._denominator) for fraction in fractions)
+        in_table = {unit for table in tables for unit in table.units}
+        denominators = {fraction.denominator for fraction in [*fractions, *itertools.chain(*savings)]}
+        self._denominator = math.lcm(*denominators)
+        self._alone = [0 if u in in_table else int(gain * self._denominator) for u, gain in enumerate(fractions)]
+        weights = list(self._alone)
+        self._tables: list[tuple[int, list[int]]] = []
+        self.ceiling = sum(self._alone)
+        for table, fractional in zip(tables, savings, strict=True):
+            saved = [int(saving * self._denominator) for saving in fractional]
+            best = list(itertools.accumulate(saved, max))  # with at most so many removed
+            least = min((best[-1] - best[-1 - kept]) // kept for kept in range(1, len(best)))
+            for unit in table.units:
+                weights[unit] = least
+            self._tables.append((to_mask(table.units), saved))
+            self.ceiling += best[-1]
+        self.weights = tuple(weights)
+        self.shares = tuple(float(gain) for gain in gains)
         self.everything = (1 << len(gains)) - 1
 
     def of(self, mask: int) -> int:
         """Returns the exact gain of a set."""
-        return sum(self.weights[unit] for unit in units_of(mask))
+        joint = sum(saved[(mask & units).bit_count()] for units, saved in self._tables)
+        return joint + sum(self._alone[unit] for unit in units_of(mask))
+
+    def bound(self, mask: int) -> int:
+        """Returns an upper bound on the gain of a set; the gain itself where gains add up."""
+        return self.ceiling - self.kept_weight(self.everything & ~mask)
+
+    def kept_weight(self, kept: int) -> int:
+        """Returns the least that keeping some units costs of the ceiling."""
+        return sum(self.weights[unit] for unit in units_of(kept))
+
+    def share(self, mask: int) -> float:
+        """Returns the sum of the shares of a set."""
+        return sum(self.shares[unit] for unit in units_of(mask))
 
     def value(self, gain: int) -> float:
         """Returns an exact gain in the unit of the gains given."""
@@ -64,11 +101,11 @@ def completion_bound(gains: ExactGains, nogoods: Nogoods, removed: int) -> int:
     """
     free = gains.everything & ~removed
     rests = [rest for rest in (nogood & free for nogood in nogoods.minimal) if rest]
-    return gains.of(free) - _packing(gains, rests)
+    return gains.ceiling - _packing(gains, rests) - gains.of(removed)
 
 
 def best_consistent(gains: ExactGains, nogoods: Nogoods, *, above: int, max_nodes: int) -> tuple[int, int | None]:
-    """Finds the set of the largest gain that contains no nogood.
+    """Finds the set of the largest gain (by `ExactGains.bound`) that contains no nogood.
 
     The units that it keeps are a hitting set of the nogoods with the least weight, found best first: the cost so far
     plus the packing bound of the nogoods not yet hit.
@@ -82,7 +119,7 @@ def best_consistent(gains: ExactGains, nogoods: Nogoods, *, above: int, max_node
     Returns:
         An upper bound on the gain, and the set that reaches it; None where no set exceeds `above` or the nodes ran out.
     """
-    total = gains.of(gains.everything)
+    total = gains.ceiling
     heap = [(_packing(gains, nogoods.minimal), 0, gains.everything)]  # (bound on the weight kept, kept, may be kept)
     for _ in range(max_nodes):
         if not heap:
@@ -98,12 +135,12 @@ def best_consistent(gains: ExactGains, nogoods: Nogoods, *, above: int, max_node
             with_unit = kept | 1 << unit
             rests = [nogood & allowed for nogood in nogoods.minimal if not nogood & with_unit]
             if all(rests):
-                heapq.heappush(heap, (gains.of(with_unit) + _packing(gains, rests), with_unit, allowed))
+                heapq.heappush(heap, (gains.kept_weight(with_unit) + _packing(gains, rests), with_unit, allowed))
     return total - (heap[0][0] if heap else total), None
 
 
 def sets_by_gain(gains: ExactGains) -> Iterator[int]:
-    """Yields every set once, the largest gain first, without holding them all."""
+    """Yields every set once, the largest `ExactGains.bound` first, without holding them all."""
     order = sorted(range(len(gains.weights)), key=lambda unit: (gains.weights[unit], unit))
     yield gains.everything
     heap = [(gains.weights[order[0]], 0, 1 << order[0])]  # (weight kept, last place in the order, units kept)

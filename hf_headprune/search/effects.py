@@ -1,4 +1,4 @@
-"""Estimates from one backward pass what the removal of each head does to each example's margin."""
+"""Estimates from one backward pass what the removal of each unit does to each example."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 from hf_headprune.anatomy import anatomy_of, base_model
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
 
 
 class ExampleGates:
-    """Forward pre-hook of an output projection: one gate per example and head.
+    """Forward pre-hook of an output projection: one gate per example and unit of the site.
 
     Attributes:
         gates: Shape `(batch, units)`, with gradient; those of the last forward pass.
@@ -36,29 +38,29 @@ class ExampleGates:
         return (hidden * per_column[:, None], *args[1:])
 
 
-class HeadEffects:
-    """Gradient of margins with respect to gates, with the heads of a plan open: a context manager around forwards."""
+class GateGradients:
+    """Gradient with respect to gates, with the units of a plan open: a context manager around forward passes."""
 
-    def __init__(self, model: nn.Module, plan: PruningPlan) -> None:
-        """Prepares one hook per attention site.
+    def __init__(self, model: nn.Module, plan: PruningPlan, sites: Iterable[str]) -> None:
+        """Prepares one hook for each site named that has units.
 
         Raises:
             InvalidPlanError: The plan does not fit the model.
         """
-        anatomy = anatomy_of(model)
+        anatomy, named = anatomy_of(model), set(sites)
         plan.check_fits(anatomy)
         base, device = base_model(model), next(model.parameters()).device
         self._handles: list[Any] = []
-        self._hooks: list[tuple[nn.Module, ExampleGates]] = []
-        for site in anatomy.attention_sites:
-            if site.units:
+        self._hooks: dict[str, tuple[nn.Module, ExampleGates]] = {}
+        for site in anatomy.sites:
+            if site.units and site.name in named:
                 is_open = torch.zeros(site.units, device=device)
                 is_open[list(plan.kept(site.name))] = 1.0
-                self._hooks.append((base.get_submodule(site.output), ExampleGates(is_open, site.unit_width)))
+                self._hooks[site.name] = base.get_submodule(site.output), ExampleGates(is_open, site.unit_width)
 
-    def __enter__(self) -> HeadEffects:
+    def __enter__(self) -> GateGradients:
         """Attaches the hooks."""
-        self._handles = [module.register_forward_pre_hook(hook) for module, hook in self._hooks]
+        self._handles = [module.register_forward_pre_hook(hook) for module, hook in self._hooks.values()]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,21 +68,20 @@ class HeadEffects:
         for handle in self._handles:
             handle.remove()
 
-    def of(self, margins: torch.Tensor) -> torch.Tensor:
-        """Returns the estimated change of each margin when each head is removed.
+    def of(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns the gradient of one number per example.
 
         Args:
-            margins: Of the forward pass just made, `(batch,)`, with their graph. Examples of a batch do not influence
+            values: Of the forward pass just made, `(batch,)`, with their graph. Examples of a batch do not influence
                 one another, so the gradient of their sum holds that of each.
 
         Returns:
-            Shape `(num_heads, batch)`, heads in the order of `anatomy.attention_sites`. A head that the plan removes
-            has the change that restoring it would make, with its sign turned.
+            `{site: (units, batch)}`. Minus the gradient is the first-order change when an open unit is removed; for a
+            unit that the plan removes it is the change that restoring it would make, with its sign turned.
         """
-        gates: list[Any] = [hook.gates for _, hook in self._hooks]
-        gradients = torch.autograd.grad(margins.sum(), gates, allow_unused=True)
-        columns = [
-            torch.zeros_like(gate) if gradient is None else gradient
-            for gate, gradient in zip(gates, gradients, strict=True)
-        ]
-        return -torch.cat(columns, dim=1).T.float()
+        gates: list[Any] = [hook.gates for _, hook in self._hooks.values()]
+        gradients = torch.autograd.grad(values.sum(), gates, allow_unused=True)
+        found = zip(self._hooks, gates, gradients, strict=True)
+        return {
+            site: (torch.zeros_like(gate) if gradient is None else gradient).T.float() for site, gate, gradient in found
+        }

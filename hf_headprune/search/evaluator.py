@@ -1,13 +1,13 @@
 """Measures plans on a live model, exactly: closed units, every example, in the precision in which the model runs.
 
-An evaluator is a function `plan -> Measurement` with a `fingerprint()` of what it measures; a faster one that gives
-the same verdicts can take its place.
+An evaluator is a function `plan -> Measurement` with a `fingerprint()` of what it measures. One that has a method
+`probe` answers questions with less work, and one that has `unit_effects` predicts.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,18 +15,24 @@ import torch
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import evaluating, masked
-from hf_headprune.search.effects import HeadEffects
-from hf_headprune.search.metrics import CLASSIFICATION_METRICS
+from hf_headprune.search.effects import GateGradients
+from hf_headprune.search.labels import check_labels, num_labels_of
+from hf_headprune.search.metrics import CLASSIFICATION_METRICS, confusion_of, margins_of
+from hf_headprune.search.probing import Prober, Probing
 from hf_headprune.search.problem import Measurement
+from hf_headprune.search.units import owners_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.search.problem import Question
+    from hf_headprune.search.units import Unit
 
 LABELS = "labels"
+Scalar = Literal["margin", "loss"]
 
 
 class ClassificationEvaluator:
@@ -43,6 +49,7 @@ class ClassificationEvaluator:
         *,
         metric: str = "accuracy",
         autocast_dtype: torch.dtype | None = None,
+        probing: Probing | None = None,
     ) -> None:
         """Checks model and labels.
 
@@ -52,6 +59,7 @@ class ClassificationEvaluator:
             metric: One of `CLASSIFICATION_METRICS`.
             autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
                 only when the model will run in that precision.
+            probing: How `probe` works; None for the defaults.
 
         Raises:
             InvalidSettingError: There is no example, labels are missing or out of range, or the metric is unknown.
@@ -66,8 +74,10 @@ class ClassificationEvaluator:
         self._batches = list(batches)
         self._metric = metric
         self._autocast_dtype = autocast_dtype
-        self._num_labels = _num_labels(model)
-        self._check_labels()
+        self._num_labels = num_labels_of(model)
+        self._probing = Probing() if probing is None else probing
+        self._prober: Prober | None = None
+        check_labels(self._batches, self._num_labels)
         self._gold = torch.cat([batch[LABELS].detach().cpu() for batch in self._batches]).numpy()
         self.num_examples = len(self._gold)
 
@@ -83,40 +93,80 @@ class ClassificationEvaluator:
         """
         with masked(self._model, plan), evaluating(self._model), self._precision():
             logits = np.concatenate([self._logits(batch) for batch in self._batches])  # (num_examples, num_labels)
-        confusion = np.zeros((self._num_labels, self._num_labels), dtype=np.int64)
-        np.add.at(confusion, (self._gold, logits.argmax(axis=1)), 1)
-        return Measurement(CLASSIFICATION_METRICS[self._metric](confusion), margins_of(logits, self._gold))
+        value = CLASSIFICATION_METRICS[self._metric](confusion_of(self._gold, logits))
+        return Measurement(value, margins_of(logits, self._gold))
 
-    def head_effects(self, plan: PruningPlan) -> np.ndarray:
-        """Estimates what the removal of each head does to each margin, from one backward pass.
+    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+        """Measures a plan as far as a question needs; an exact answer has the verdict of a call.
 
-        A prediction to order a search by: the first-order change of the margins when a head's gate closes.
-
-        Args:
-            plan: What is open; its FFN units are closed as in a measurement.
-
-        Returns:
-            Shape `(num_heads, num_examples)`, heads in the order of `anatomy.attention_sites`.
+        From the first probe on, the model's weights must stay as they are.
 
         Raises:
             InvalidPlanError: The plan does not fit the model.
         """
+        with self._precision():
+            if self._prober is None:
+                self._prober = Prober(self._model, self._batches, metric=self._metric, settings=self._probing)
+            return self._prober(plan, question)
+
+    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit], of: Scalar = "margin") -> np.ndarray:
+        """Estimates what the removal of each unit does to each example, from one backward pass.
+
+        A prediction to order a search by: the first-order change when the gates of a unit close.
+
+        Args:
+            plan: What is open.
+            units: Parts of the model that are removed together.
+            of: The "margin" (gold logit minus the best other one) or the "loss" (cross entropy) of each example.
+
+        Returns:
+            Shape `(num_units, num_examples)`.
+
+        Raises:
+            InvalidPlanError: The plan does not fit the model.
+        """
+        owners = owners_of(units, {**plan.num_heads, **plan.num_ffn})
         columns = []
-        heads_open = plan.replace(kept_heads={site: range(units) for site, units in plan.num_heads.items()})
+        for gradients in self._gate_gradients(plan, tuple(owners), of):
+            column = torch.zeros(len(units), next(iter(gradients.values())).shape[1])
+            for site, gradient in gradients.items():
+                column.index_add_(0, owners[site][owners[site] >= 0], gradient.cpu()[owners[site] >= 0])
+            columns.append(-column.numpy())
+        return np.concatenate(columns, axis=1)
+
+    def ffn_importance(self, plan: PruningPlan) -> dict[str, np.ndarray]:
+        """Returns each FFN unit's Fisher importance, `{site: (units,)}`: the mean squared gate gradient of the loss.
+
+        Source: Kwon et al., arXiv 2204.09656, equation 6, with the gradient of each example.
+        """
+        sites = [site for site, units in plan.num_ffn.items() if units]
+        found = {site: np.zeros(units) for site, units in plan.num_ffn.items()}
+        for gradients in self._gate_gradients(plan, sites, "loss"):
+            for site, gradient in gradients.items():
+                found[site] += gradient.double().square().sum(dim=1).cpu().numpy() / self.num_examples
+        return found
+
+    def _gate_gradients(self, plan: PruningPlan, sites: Iterable[str], of: Scalar) -> Iterator[dict[str, torch.Tensor]]:
+        named = set(sites)
+        opened = plan.replace(
+            kept_heads={site: range(units) for site, units in plan.num_heads.items() if site in named},
+            kept_ffn={site: range(units) for site, units in plan.num_ffn.items() if site in named},
+        )
         with (
             evaluating(self._model),
             torch.enable_grad(),
-            masked(self._model, heads_open),
+            masked(self._model, opened),
             self._precision(),
-            HeadEffects(self._model, plan) as effects,
+            GateGradients(self._model, plan, named) as gradients,
         ):
             for batch in self._batches:
                 logits = self._output(batch).float()  # (batch, num_labels)
-                gold = batch[LABELS].to(logits.device)[:, None]
-                others = logits.scatter(1, gold, -torch.inf)
-                margins = logits.gather(1, gold)[:, 0] - others.amax(dim=1)
-                columns.append(effects.of(margins).cpu().numpy())
-        return np.concatenate(columns, axis=1)
+                gold = batch[LABELS].to(logits.device)
+                if of == "loss":
+                    yield gradients.of(torch.nn.functional.cross_entropy(logits, gold, reduction="none"))
+                else:
+                    others = logits.scatter(1, gold[:, None], -torch.inf)
+                    yield gradients.of(logits.gather(1, gold[:, None])[:, 0] - others.amax(dim=1))
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights, the data, the metric and the precision."""
@@ -144,30 +194,6 @@ class ClassificationEvaluator:
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(next(self._model.parameters()).device.type, dtype=self._autocast_dtype)
-
-    def _check_labels(self) -> None:
-        if not sum(len(batch.get(LABELS, ())) for batch in self._batches):
-            missing = [sorted(batch) for batch in self._batches if LABELS not in batch][:1]
-            raise InvalidSettingError(
-                "ClassificationEvaluator: at least one labelled example is needed, received "
-                + (f"batches with {missing[0]} and no 'labels'" if missing else "none")
-                + ". Pass a non-empty data set whose batches hold 'labels'."
-            )
-        for number, batch in enumerate(self._batches):
-            labels = batch.get(LABELS)
-            if labels is None or labels.ndim != 1 or labels.is_floating_point():
-                received = None if labels is None else (tuple(labels.shape), labels.dtype)
-                raise InvalidSettingError(
-                    f"ClassificationEvaluator: batch {number}: labels must be whole numbers of shape (batch,), "
-                    f"received {received}. Give each example one class."
-                )
-            wrong = labels[(labels < 0) | (labels >= self._num_labels)]
-            if wrong.numel():
-                raise InvalidSettingError(
-                    f"ClassificationEvaluator: batch {number}: labels must be 0..{self._num_labels - 1}, received "
-                    f"{sorted(set(wrong.tolist()))[:5]}. Remove unlabelled examples, or map the labels to the "
-                    "classes of the model."
-                )
 
 
 class MetricEvaluator:
@@ -216,19 +242,6 @@ class MetricEvaluator:
         return sha256_of(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
 
 
-def margins_of(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Returns the gold logit minus the best other one.
-
-    Args:
-        logits: Shape `(num_examples, num_labels)`.
-        gold: Class of each example, shape `(num_examples,)`.
-    """
-    rows = np.arange(len(gold))
-    others = logits.copy()
-    others[rows, gold] = -np.inf
-    return logits[rows, gold] - others.max(axis=1)
-
-
 def length_sorted_batches(
     dataset: Any, collate: Callable[[list[Any]], Mapping[str, Any]], *, batch_size: int
 ) -> list[dict[str, torch.Tensor]]:
@@ -265,15 +278,3 @@ def length_sorted_batches(
             batch[LABELS] = batch.pop("label")
         batches.append({name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
     return batches
-
-
-def _num_labels(model: nn.Module) -> int:
-    config: Any = getattr(model, "config", None)
-    num_labels = getattr(config, "num_labels", 0)
-    problem = getattr(config, "problem_type", None)
-    if num_labels <= 1 or problem not in (None, "single_label_classification"):
-        raise UnsupportedModelError(
-            f"ClassificationEvaluator: {type(model).__name__} must be a single-label classifier, received num_labels "
-            f"{num_labels} and problem_type {problem!r}. Use MetricEvaluator with a function that measures this model."
-        )
-    return num_labels

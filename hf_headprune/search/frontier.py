@@ -9,6 +9,8 @@ from hf_headprune.search.bounds import completion_bound
 from hf_headprune.search.problem import units_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hf_headprune.search.ledger import Evaluated, Ledger
     from hf_headprune.search.settings import AStarSearch
 
@@ -27,8 +29,15 @@ class Frontier:
         weight: w in `f = g + h / w`; `reweigh` changes it.
     """
 
-    def __init__(self, ledger: Ledger, settings: AStarSearch) -> None:
-        """Starts empty, with the first weight."""
+    def __init__(self, ledger: Ledger, settings: AStarSearch, groups: Sequence[int] = ()) -> None:
+        """Starts empty, with the first weight.
+
+        Args:
+            ledger: Of the search.
+            settings: Weights, slack and the bound on waiting sets.
+            groups: Bit masks of units that one step may remove together.
+        """
+        self._groups = tuple(groups)
         self.weight = settings.weights[0]
         self._ledger = ledger
         self._slack = settings.slack
@@ -61,18 +70,24 @@ class Frontier:
     def reweigh(self, weight: float) -> None:
         """Changes the weight and orders all waiting sets anew."""
         self.weight = weight
-        for queue in (self._feasible, self._missed):
-            queue[:] = sorted(self._entry(self._ledger.evaluate(entry[-1])) for entry in queue)
+        waiting = [entry[-1] for queue in (self._feasible, self._missed) for entry in queue]
+        self._feasible, self._missed = [], []
+        for mask in waiting:
+            self.push(self._ledger.evaluate(mask))
 
     def children(self, node: Evaluated) -> list[int]:
-        """Returns the sets with one more unit removed that have not been evaluated."""
+        """Returns the sets with one more unit or group removed that have not been evaluated."""
         free = units_of(self._ledger.gains.everything & ~node.mask)
-        return [mask for mask in (node.mask | 1 << unit for unit in free) if mask not in self._ledger]
+        larger = dict.fromkeys([node.mask | 1 << unit for unit in free] + [node.mask | group for group in self._groups])
+        return [mask for mask in larger if mask not in self._ledger and mask != node.mask]
 
     def _pop(self, queue: list[_Entry]) -> Evaluated | None:
         while queue:
             entry = heapq.heappop(queue)
             node = self._ledger.evaluate(entry[-1])
+            if (queue is self._feasible) != node.feasible:  # a confirmation has turned the estimate
+                self.push(node)
+                continue
             fresh = self._entry(node)
             if fresh > entry:  # the estimate fell since the set was pushed
                 heapq.heappush(queue, fresh)

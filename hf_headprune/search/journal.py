@@ -17,7 +17,7 @@ from hf_headprune.search.problem import Measurement, to_mask, units_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-JOURNAL_FORMAT = "hf_headprune.search/1"
+JOURNAL_FORMAT = "hf_headprune.search/2"
 
 
 def fingerprint_of(content: Any) -> str:
@@ -43,7 +43,7 @@ class Journal:
             SearchStateError: The file belongs to another search, is damaged, or is no journal.
         """
         self.path = path
-        self._measured: dict[int, Measurement] = {}
+        self._measured: dict[tuple[int, bool], Measurement] = {}  # (set, whether a confirmation)
         header = _line({"format": JOURNAL_FORMAT, "fingerprint": fingerprint})
         content = path.read_bytes() if path.exists() else b""
         complete, newline, _ = content.rpartition(b"\n")
@@ -69,16 +69,17 @@ class Journal:
         """Measurements in the journal."""
         return len(self._measured)
 
-    def get(self, mask: int) -> Measurement | None:
-        """Returns the measurement of a set, or None where it has not been measured."""
-        return self._measured.get(mask)
+    def get(self, mask: int, *, confirmed: bool = False) -> Measurement | None:
+        """Returns the first measurement of a set or its confirmation, or None where it has not been made."""
+        return self._measured.get((mask, confirmed))
 
-    def add(self, mask: int, measurement: Measurement) -> None:
+    def add(self, mask: int, measurement: Measurement, *, confirmed: bool = False) -> None:
         """Writes a measurement; it is on disk when this returns."""
         margins = measurement.margins
         encoded = None if margins is None else base64.b64encode(margins.astype("<f4").tobytes()).decode()
-        self._append(_line({"removed": units_of(mask), "metric": measurement.metric, "margins": encoded}))
-        self._measured[mask] = measurement
+        entry = {"removed": units_of(mask), "metric": measurement.metric, "kind": measurement.kind, "margins": encoded}
+        self._append(_line({**entry, "confirmed": confirmed}))
+        self._measured[mask, confirmed] = measurement
 
     def _append(self, line: bytes) -> None:
         with self.path.open("ab") as file:
@@ -105,7 +106,8 @@ class Journal:
         try:
             encoded = entry["margins"]
             margins = None if encoded is None else np.frombuffer(base64.b64decode(encoded), dtype="<f4")
-            self._measured[to_mask(entry["removed"])] = Measurement(float(entry["metric"]), margins)
+            found = Measurement(float(entry["metric"]), margins, kind=entry["kind"])
+            self._measured[to_mask(entry["removed"]), entry["confirmed"]] = found
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(number, repr(error)) from error
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.bounds import ExactGains, Nogoods
-from hf_headprune.search.problem import Measurement, Progress, SearchStep, checked_measurement, units_of
+from hf_headprune.search.problem import (
+    ROUND_OFF,
+    Measurement,
+    Progress,
+    Question,
+    SearchStep,
+    checked_measurement,
+    units_of,
+)
 
 if TYPE_CHECKING:
     from hf_headprune.search.journal import Journal
     from hf_headprune.search.problem import OnProgress, SearchProblem
     from hf_headprune.search.settings import AStarSearch
-
-ROUND_OFF = 1e-9  # far below one example's share of any mean, far above the error of a float64 subtraction
 
 
 class BudgetSpent(Exception):  # noqa: N818 - ends the search in good order, it is no error
@@ -31,17 +41,24 @@ class Evaluated:
         gain: Exact gain.
         measurement: What was measured.
         surplus: Metric above the threshold; below zero where the set is infeasible.
+        evidence: Margins `(num_examples,)`, those not seen predicted; the metric alone, `(1,)`, without margins.
     """
 
     mask: int
     gain: int
     measurement: Measurement
     surplus: float
+    evidence: np.ndarray
 
     @property
     def feasible(self) -> bool:
-        """Whether the constraint holds, up to round-off."""
+        """Whether the constraint holds, up to round-off; by what is known so far."""
         return self.surplus >= 0
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether no further measurement can change that: it is exact, or a bound below the threshold."""
+        return self.measurement.kind != "estimate"
 
 
 class Ledger:
@@ -74,8 +91,12 @@ class Ledger:
         self._journal = journal
         self._on_progress = on_progress
         self._known: dict[int, Evaluated] = {}
+        self._questions: dict[int, Question[frozenset[int]]] = {}  # of estimates, until they are confirmed
+        self._places: dict[int, int] = {}  # of sets in the history
+        self._started = time.monotonic()
+        self._replayed = 0
         self._num_examples: int | None = -1
-        self.gains = ExactGains(problem.gains)
+        self.gains = ExactGains(problem.gains, problem.tables)
         self.nogoods = Nogoods()
         self.history: list[SearchStep] = []
         measurement, replayed = self._measure(start)
@@ -87,7 +108,8 @@ class Ledger:
         margins = measurement.margins
         self._num_examples = None if margins is None else margins.size
         self.threshold = measurement.metric - settings.max_drop
-        self.reference = Evaluated(start, self.gains.of(start), measurement, settings.max_drop)
+        evidence = _evidence(measurement, None)
+        self.reference = Evaluated(start, self.gains.of(start), measurement, settings.max_drop, evidence)
         self.incumbent = self.reference
         self._best_step = self._record(self.reference, replayed=replayed, is_incumbent=True)
 
@@ -105,8 +127,8 @@ class Ledger:
         limit = self._settings.max_evaluations
         return None if limit is None else limit - len(self._known)
 
-    def evaluate(self, mask: int) -> Evaluated:
-        """Evaluates a set, or returns what is known about it.
+    def evaluate(self, mask: int, question: Question[frozenset[int]] | None = None) -> Evaluated:
+        """Evaluates a set as far as a question needs, or returns what is known about it.
 
         Raises:
             BudgetSpent: The set is not known and no evaluation is left.
@@ -115,23 +137,40 @@ class Ledger:
             return self._known[mask]
         if self.remaining == 0:
             raise BudgetSpent
-        measurement, replayed = self._measure(mask)
-        evaluated = Evaluated(mask, self.gains.of(mask), measurement, self._surplus(measurement.metric))
-        better = evaluated.feasible and self._rank(evaluated) > self._rank(self.incumbent)
-        if better:
-            self.incumbent = evaluated
-        if not evaluated.feasible:
-            self.nogoods.add(mask)
-        self._record(evaluated, replayed=replayed, is_incumbent=better)
-        return evaluated
+        measurement, replayed = self._measure(mask, question)
+        if measurement.kind == "estimate" and question is not None:
+            self._questions[mask] = question
+        return self._take(mask, measurement, None if question is None else question.expected, replayed=replayed)
+
+    def is_settled(self, mask: int) -> bool:
+        """Whether it is known for certain that a set is feasible or not."""
+        return mask in self._known and self._known[mask].is_certain
+
+    def confirm(self, mask: int) -> Evaluated:
+        """Measures a known set exactly, where it was estimated; that is no further evaluation of the budget."""
+        known = self._known[mask]
+        if known.is_certain:
+            return known
+        question = dataclasses.replace(self._questions.pop(mask), floor=None)
+        measurement, replayed = self._measure(mask, question, confirmed=True)
+        return self._take(mask, measurement, None, replayed=replayed)
+
+    def settle(self) -> None:
+        """Confirms the most promising estimates until none that is feasible gains more than the incumbent."""
+        while waiting := [
+            known
+            for known in map(self._known.__getitem__, self._questions)
+            if known.feasible and known.gain > self.incumbent.gain
+        ]:
+            self.confirm(max(waiting, key=lambda known: (known.gain, known.measurement.metric, -known.mask)).mask)
 
     def heredity_violations(self) -> int:
         """Counts the infeasible sets that have a feasible strict superset among the evaluated ones."""
         maximal: list[int] = []
         for found in sorted(self._known.values(), key=lambda found: -found.mask.bit_count()):
-            if found.feasible and all(found.mask & ~known for known in maximal):
+            if found.feasible and found.is_certain and all(found.mask & ~known for known in maximal):
                 maximal.append(found.mask)
-        failed = [found.mask for found in self._known.values() if not found.feasible]
+        failed = [found.mask for found in self._known.values() if not found.feasible and found.is_certain]
         return sum(any(mask & ~known == 0 for known in maximal) for mask in failed)
 
     def _surplus(self, metric: float) -> float:
@@ -146,29 +185,72 @@ class Ledger:
     def _rank(evaluated: Evaluated) -> tuple[int, float]:
         return evaluated.gain, evaluated.measurement.metric
 
-    def _measure(self, mask: int) -> tuple[Measurement, bool]:
+    def _measure(
+        self, mask: int, question: Question[frozenset[int]] | None = None, *, confirmed: bool = False
+    ) -> tuple[Measurement, bool]:
         removed = units_of(mask)
-        known = None if self._journal is None else self._journal.get(mask)
-        measured = known or self._problem.measure(frozenset(removed))
+        known = None if self._journal is None else self._journal.get(mask, confirmed=confirmed)
+        if known is not None:
+            measured = known
+        elif self._problem.probe is None or question is None:
+            measured = self._problem.measure(frozenset(removed))
+        else:
+            measured = self._problem.probe(frozenset(removed), question)
         measurement = checked_measurement(measured, removed, self._num_examples)
+        self._check_kind(measurement, question)
         if self._journal is not None and known is None:
-            self._journal.add(mask, measurement)
+            self._journal.add(mask, measurement, confirmed=confirmed)
         return measurement, known is not None
 
+    @staticmethod
+    def _check_kind(measurement: Measurement, question: Question[frozenset[int]] | None) -> None:
+        allowed = question is not None and question.floor is not None and measurement.margins is not None
+        if measurement.kind != "exact" and not allowed:
+            raise InvalidSettingError(
+                f"search: a measurement that was asked to be exact must be, received kind {measurement.kind!r}. Look "
+                "at every example where no question allows less."
+            )
+
+    def _take(self, mask: int, measurement: Measurement, expected: np.ndarray | None, *, replayed: bool) -> Evaluated:
+        evidence = _evidence(measurement, expected)
+        surplus = self._surplus(measurement.metric)
+        evaluated = Evaluated(mask, self.gains.of(mask), measurement, surplus, evidence)
+        is_exact = measurement.kind == "exact"
+        better = is_exact and evaluated.feasible and self._rank(evaluated) > self._rank(self.incumbent)
+        if better:
+            self.incumbent = evaluated
+        if evaluated.is_certain and not evaluated.feasible:
+            self.nogoods.add(mask)
+        self._record(evaluated, replayed=replayed, is_incumbent=better)
+        return evaluated
+
     def _record(self, evaluated: Evaluated, *, replayed: bool, is_incumbent: bool) -> SearchStep:
+        place = self._places.setdefault(evaluated.mask, len(self.history))
         step = SearchStep(
-            index=len(self.history),
+            index=place,
             removed=units_of(evaluated.mask),
             metric=evaluated.measurement.metric,
             feasible=evaluated.feasible,
             gain=self.gains.value(evaluated.gain),
             is_incumbent=is_incumbent,
+            kind=evaluated.measurement.kind,
         )
         self._known[evaluated.mask] = evaluated
-        self.history.append(step)
+        self._replayed += replayed and place == len(self.history)
+        self.history[place : place + 1] = [step]
         if is_incumbent:
             self._best_step = step
         if self._on_progress is not None:
             limit = self._settings.max_evaluations
-            self._on_progress(Progress(step, self._best_step, len(self._known), limit, replayed))
+            rate = (len(self._known) - self._replayed) / max(time.monotonic() - self._started, 1e-9)
+            self._on_progress(Progress(step, self._best_step, len(self._known), limit, replayed, rate))
         return step
+
+
+def _evidence(measurement: Measurement, expected: np.ndarray | None) -> np.ndarray:
+    """Returns the margins, those not seen as they were predicted; the metric where there are none."""
+    if measurement.margins is None:
+        return np.nan_to_num(np.array([measurement.metric]))
+    if expected is None:
+        return np.nan_to_num(measurement.margins)
+    return np.where(np.isnan(measurement.margins), expected, measurement.margins).astype(np.float32)

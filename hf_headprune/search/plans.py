@@ -1,117 +1,82 @@
-"""Searches over pruning plans: units become heads, sets become plans."""
+"""Searches over pruning plans: units become heads, FFN chunks or layers, sets become plans."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.collation import ModelExamples, PadRight
-from hf_headprune.cost import macs_per_unit
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.astar import search as search_sets
 from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
 from hf_headprune.search.metrics import CLASSIFICATION_METRICS
-from hf_headprune.search.problem import Measurement, Progress, SearchProblem, SearchResult
+from hf_headprune.search.probing import Probing
+from hf_headprune.search.problem import Measurement, Question, SearchProblem, SearchResult
+from hf_headprune.search.progress import SearchBar
+from hf_headprune.search.results import PlanSearchResult, PlanStep
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.units import (
+    gains_of,
+    groups_of_layers,
+    latency_gains,
+    plan_without,
+    prior_of,
+    removed_at,
+    units_of_search,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     from torch import nn
 
-    from hf_headprune.anatomy import Anatomy, Site
-    from hf_headprune.search.problem import OnProgress, Optimality
-    from hf_headprune.search.settings import Objective
-
-RESULT_FORMAT = "hf_headprune.search_result/1"
-MACS_LENGTH = 128  # tokens at which the MACs of heads of different kinds are compared
-
-Head = tuple[str, int]
+    from hf_headprune.anatomy import Anatomy
+    from hf_headprune.search.problem import OnProgress
+    from hf_headprune.search.units import Unit
 
 
 @runtime_checkable
 class PredictsEffects(Protocol):
-    """An evaluator that can also estimate what each head's removal does to each example's margin."""
+    """An evaluator that can also estimate what each unit's removal does to each example's margin."""
 
-    def head_effects(self, plan: PruningPlan) -> np.ndarray:
-        """Returns the estimated changes, `(num_heads, num_examples)`, around a plan."""
-
-
-@dataclass(frozen=True)
-class PlanStep:
-    """One evaluated plan.
-
-    Attributes:
-        index: Number of the evaluation, from zero; zero is the start.
-        removed: Heads removed, as (site, head).
-        metric: What was measured.
-        feasible: Whether the constraint holds.
-        gain: Heads, parameters or MACs removed, as the objective says.
-        is_incumbent: Whether the plan became the best one known.
-    """
-
-    index: int
-    removed: tuple[Head, ...]
-    metric: float
-    feasible: bool
-    gain: float
-    is_incumbent: bool
+    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray:
+        """Returns the estimated changes, `(num_units, num_examples)`, around a plan."""
 
 
-@dataclass(frozen=True)
-class PlanSearchResult:
-    """Outcome of a search over plans.
+@runtime_checkable
+class ScoresFFN(Protocol):
+    """An evaluator that can also score FFN units."""
 
-    Attributes:
-        plan: The best plan found; the start where nothing better was.
-        start: The reference.
-        metric: Of the plan, higher is better, measured with exactly this plan.
-        reference_metric: Of the start.
-        threshold: Least metric that is feasible.
-        objective: What was to be removed most of.
-        gain: Heads, parameters or MACs that the plan removes.
-        upper_bound: Largest gain of any feasible plan, under heredity; without an assumption where proved.
-        optimality: See `hf_headprune.search.problem.SearchResult`.
-        heredity_violations: How often the evaluated plans contradict heredity.
-        evaluations: Plans evaluated.
-        history: Every evaluated plan in its order.
-    """
+    def ffn_importance(self, plan: PruningPlan) -> dict[str, np.ndarray]:
+        """Returns the importance of each FFN unit, `{site: (units,)}`."""
 
-    plan: PruningPlan
-    start: PruningPlan
-    metric: float
-    reference_metric: float
-    threshold: float
-    objective: Objective
-    gain: float
-    upper_bound: float
-    optimality: Optimality
-    heredity_violations: int
-    evaluations: int
-    history: tuple[PlanStep, ...]
 
-    @property
-    def drop(self) -> float:
-        """What the plan loses of the metric against the start; negative where it gains."""
-        return self.reference_metric - self.metric
+@runtime_checkable
+class Probes(Protocol):
+    """An evaluator that can also answer a question with less work than a whole evaluation."""
 
-    def to_json(self) -> str:
-        """Returns the whole result as JSON text; plans are in the form of `PruningPlan.to_json`."""
-        content: dict[str, Any] = {"format": RESULT_FORMAT}
-        content |= {name: getattr(self, name) for name in self.__dataclass_fields__}
-        content["plan"] = json.loads(self.plan.to_json())
-        content["start"] = json.loads(self.start.to_json())
-        content["history"] = [asdict(step) for step in self.history]
-        return json.dumps(content, indent=2)
+    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+        """Measures a plan as far as the question needs."""
+
+
+class Strategy(Protocol):
+    """A way to search: A*, or one of `hf_headprune.search.baselines`."""
+
+    def __call__(
+        self,
+        problem: SearchProblem,
+        settings: AStarSearch,
+        *,
+        journal: Path | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> SearchResult:
+        """Searches."""
 
 
 def search_over_plans(  # noqa: PLR0913 - the seam between training and search; each argument is one of their data
@@ -121,44 +86,58 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     *,
     start: PruningPlan | None = None,
     head_scores: np.ndarray | None = None,
+    ffn_scores: Mapping[str, np.ndarray] | None = None,
     journal: Path | None = None,
     fingerprint: str = "",
     on_progress: OnProgress | None = None,
+    strategy: Strategy = search_sets,
 ) -> PlanSearchResult:
-    """Finds the plan that removes most heads whose metric loses at most `search.max_drop` against the start.
+    """Finds the plan that removes most whose metric loses at most `search.max_drop` against the start.
 
     Args:
         anatomy: Of the model that the plans are for.
-        measure: Measures a plan, such as a `ClassificationEvaluator`. Where it has a method `head_effects`, the order
-            of the search starts from those estimates, which spares one evaluation per head.
+        measure: Measures a plan, such as a `ClassificationEvaluator`. Where it has a method `unit_effects`, the order
+            of the search starts from those estimates, which spares one evaluation per unit; where it has `probe`,
+            most plans are measured only as far as matters.
         search: Settings.
-        start: The reference, such as the plan that training learned; None keeps every head. Heads that it removes
-            may be restored; its FFN units stay as they are.
+        start: The reference, such as the plan that training learned; None keeps everything. Units that it removes
+            may be restored; those of a kind that is not searched stay as they are.
         head_scores: Importance per head, `(anatomy.num_heads,)` in the order of `anatomy.attention_sites`.
+        ffn_scores: Importance per FFN unit, `{site: (units,)}`, by which chunks are formed; None leaves it to the
+            evaluator's `ffn_importance`, or to the order of the units.
         journal: File that holds the state of the search.
         fingerprint: Identifies weights and data in the journal.
         on_progress: Called after each evaluation.
+        strategy: How to search.
 
     Raises:
         InvalidPlanError: The start was made for another anatomy.
-        InvalidSettingError: The model has no heads, or the scores have another shape.
+        InvalidSettingError: The model has nothing of what is searched, scores have another shape, or the table of
+            latencies does not fit.
         SearchStateError: The journal belongs to another search or is damaged.
     """
     start = PruningPlan.full(anatomy) if start is None else start
     start.check_fits(anatomy)
-    heads = [(site.name, head) for site in anatomy.attention_sites for head in range(site.units)]
-    if not heads:
-        raise InvalidSettingError("search_over_plans: the model has no heads left. Search on a model that has some.")
+    if ffn_scores is None and search.units != ("heads",) and isinstance(measure, ScoresFFN):
+        ffn_scores = measure.ffn_importance(start)
+    units = units_of_search(anatomy, start, search, ffn_scores)
+    if search.latency_ms is not None:
+        gains, tables = latency_gains(units, search.latency_ms)
+    else:
+        gains, tables = gains_of(anatomy, units, search.objective), ()
     problem = SearchProblem(
-        gains=tuple(_gain(site, search.objective) for site in anatomy.attention_sites for _ in range(site.units)),
-        measure=lambda removed: measure(_plan(start, heads, removed)),
-        start=frozenset(unit for unit, (site, head) in enumerate(heads) if head not in start.kept_heads[site]),
-        scores=head_scores,
-        effects=measure.head_effects(start) if isinstance(measure, PredictsEffects) else None,
-        fingerprint=f"{fingerprint} {start.to_json()}",
+        gains=gains,
+        tables=tables,
+        measure=lambda removed: measure(plan_without(start, units, removed)),
+        probe=_probe(measure, start, units) if isinstance(measure, Probes) else None,
+        start=removed_at(start, units),
+        scores=prior_of(units, start, head_scores, ffn_scores),
+        effects=measure.unit_effects(start, units) if isinstance(measure, PredictsEffects) else None,
+        groups=groups_of_layers(anatomy, units) if search.units[-1:] == ("layers",) and len(search.units) > 1 else (),
+        fingerprint=f"{fingerprint} {start.to_json()} {units}",
     )
-    found = search_sets(problem, search, journal=journal, on_progress=on_progress)
-    return _result(found, start, heads, search.objective)
+    found = strategy(problem, search, journal=journal, on_progress=on_progress)
+    return _result(found, start, units, search)
 
 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
@@ -173,7 +152,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     journal: Path | None = None,
     progress: bool = True,
 ) -> PlanSearchResult:
-    """Finds which heads of a fine-tuned sequence classification model can go, without training.
+    """Finds what of a fine-tuned sequence classification model can go, without training.
 
     The model is left as it was; cut it with `prune_model_(model, result.plan)`.
 
@@ -198,39 +177,13 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     anatomy = anatomy_of(model)
     collate = data_collator or _collate(model, processing_class)
     batches = length_sorted_batches(ModelExamples(dataset, model), collate, batch_size=batch_size)
-    evaluator = ClassificationEvaluator(model, batches, metric=name)
+    probing = Probing(cache_mib=search.cache_mib)
+    evaluator = ClassificationEvaluator(model, batches, metric=name, probing=probing)
     fingerprint = "" if journal is None else evaluator.fingerprint()
-    with SearchBar(disable=not progress) as bar:
+    with SearchBar(disable=not progress, unit_name="heads" if search.units == ("heads",) else "units") as bar:
         return search_over_plans(
             anatomy, evaluator, search, journal=journal, fingerprint=fingerprint, on_progress=bar.show
         )
-
-
-class SearchBar:
-    """Progress bar of a search; silent on every process but the first."""
-
-    def __init__(self, *, disable: bool = False) -> None:
-        """Opens no bar yet: its length is known with the first evaluation."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._disable = disable or (distributed and torch.distributed.get_rank() != 0)
-        self._bar: Any = None
-
-    def __enter__(self) -> SearchBar:
-        """Returns the bar itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes the bar, after an error too."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, progress: Progress) -> None:
-        """Shows the state of the search after an evaluation."""
-        if self._bar is None:
-            self._bar = tqdm(total=progress.max_evaluations, desc="Search", unit="plan", disable=self._disable)
-        best = progress.best
-        self._bar.set_postfix_str(f"{len(best.removed)} heads removed, metric {best.metric:.4f}", refresh=False)
-        self._bar.update(progress.evaluations - self._bar.n)
 
 
 def _check_metric(name: str, max_drop: float) -> None:
@@ -252,35 +205,38 @@ def _collate(model: Any, processing_class: Any) -> Callable[[list[Any]], Any]:
     return PadRight(getattr(model.config, "pad_token_id", None))
 
 
-def _gain(site: Site, objective: Objective) -> float:
-    if objective == "parameters":
-        return float(site.parameters_per_unit)
-    return float(macs_per_unit(site, MACS_LENGTH, MACS_LENGTH)) if objective == "macs" else 1.0
+def _probe(
+    evaluator: Probes, start: PruningPlan, units: Sequence[Unit]
+) -> Callable[[frozenset[int], Question[frozenset[int]]], Measurement]:
+    def probe(removed: frozenset[int], question: Question[frozenset[int]]) -> Measurement:
+        asked: Any = replace(question, base=plan_without(start, units, question.base))  # type: ignore[arg-type]
+        return evaluator.probe(plan_without(start, units, removed), asked)
+
+    return probe
 
 
-def _plan(start: PruningPlan, heads: list[Head], removed: frozenset[int]) -> PruningPlan:
-    kept: dict[str, list[int]] = {site: [] for site in start.num_heads}
-    for unit, (site, head) in enumerate(heads):
-        if unit not in removed:
-            kept[site].append(head)
-    return start.replace(kept_heads=kept)
-
-
-def _result(found: SearchResult, start: PruningPlan, heads: list[Head], objective: Objective) -> PlanSearchResult:
+def _result(found: SearchResult, start: PruningPlan, units: Sequence[Unit], search: AStarSearch) -> PlanSearchResult:
+    names = [[(part.site, part.index) for part in unit] for unit in units]
     history = tuple(
-        PlanStep(**{**asdict(step), "removed": tuple(heads[unit] for unit in step.removed)}) for step in found.history
+        PlanStep(**{**vars(step), "removed": tuple(name for unit in step.removed for name in names[unit])})
+        for step in found.history
     )
+    chunks: dict[str, list[tuple[int, ...]]] = {}
+    for part in (part for unit in units for part in unit if part.site in start.kept_ffn):
+        chunks.setdefault(part.site, []).append(part.indices)
     return PlanSearchResult(
-        plan=_plan(start, heads, found.removed),
+        plan=plan_without(start, units, found.removed),
         start=start,
         metric=found.measurement.metric,
         reference_metric=found.reference.metric,
         threshold=found.threshold,
-        objective=objective,
+        objective=search.objective,
         gain=found.gain,
         upper_bound=found.upper_bound,
         optimality=found.optimality,
         heredity_violations=found.heredity_violations,
         evaluations=found.evaluations,
         history=history,
+        units=search.units,
+        ffn_chunks={site: tuple(listed) for site, listed in chunks.items()},
     )

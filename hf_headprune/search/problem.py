@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
 
 Optimality = Literal["proved", "under heredity", "budget"]
+MeasurementKind = Literal["exact", "estimate", "bound"]
+ROUND_OFF = 1e-9  # far below one example's share of any mean, far above the error of a float64 subtraction
+Removed = TypeVar("Removed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,16 +25,52 @@ class Measurement:
     """What the evaluation of one set of removed units found.
 
     Attributes:
-        metric: Higher is better.
+        metric: Higher is better. Where `kind` is "bound", the true one is at most this.
         margins: Per example the gold logit minus the best other one, shape `(num_examples,)`, in the same order at
-            each evaluation; or None. They only order the search.
+            each evaluation; or None. They only order the search. NaN where an example was not looked at.
+        kind: "exact": all examples were looked at. "bound": enough to know that the metric is below the floor of the
+            question. "estimate": the rest was predicted.
     """
 
     metric: float
     margins: np.ndarray | None = None
+    kind: MeasurementKind = "exact"
+
+
+@dataclass(frozen=True, eq=False)
+class Question(Generic[Removed]):
+    """What is known and wanted of a set, so that it can be measured with less work than looking at every example.
+
+    Attributes:
+        base: A measured set that differs from it in few units.
+        base_margins: Of the base, shape `(num_examples,)`, those not seen predicted.
+        expected: Margins predicted for the set itself, shape `(num_examples,)`.
+        floor: A metric below it need not be known, only that it is below; None asks for the exact metric.
+        tentative: Whether an estimate that reaches the floor is enough.
+    """
+
+    base: Removed
+    base_margins: np.ndarray
+    expected: np.ndarray
+    floor: float | None = None
+    tentative: bool = True
 
 
 Measure = Callable[[frozenset[int]], Measurement]
+Probe = Callable[[frozenset[int], Question[frozenset[int]]], Measurement]
+
+
+@dataclass(frozen=True)
+class GainTable:
+    """What the removal of several units of one site saves together, where that is no sum, such as latency.
+
+    Attributes:
+        units: Units of the problem that the table speaks of.
+        saved: What the removal of 0, 1, ... of them saves, `(len(units) + 1,)`; the first is zero.
+    """
+
+    units: tuple[int, ...]
+    saved: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +79,15 @@ class SearchProblem:
 
     Attributes:
         gains: What the removal of each unit saves, `(num_units,)`, positive.
-        measure: Evaluates a set of removed units.
+        measure: Evaluates a set of removed units, exactly.
         start: Units that are removed in the reference. The search may restore them.
         scores: Importance of each unit, `(num_units,)`, or None. The lowest is removed first.
         effects: Estimated change of each example's margin when a unit is removed, `(num_units, num_examples)`, or
             None. They spare the single removals that such changes are otherwise learned from.
         fingerprint: Identifies what `measure` measures, weights and data, in a journal.
+        probe: Evaluates a set as far as a question needs, or None. It must answer the same question alike each time.
+        groups: Sets of units that one step may remove together, such as a layer.
+        tables: Joint savings. For a unit in one of them, `gains` holds its share, by which candidates are ordered.
 
     Raises:
         InvalidSettingError: A gain is not positive, a unit does not exist, or the shapes differ.
@@ -57,6 +99,9 @@ class SearchProblem:
     scores: np.ndarray | None = None
     effects: np.ndarray | None = None
     fingerprint: str = ""
+    probe: Probe | None = None
+    groups: tuple[frozenset[int], ...] = ()
+    tables: tuple[GainTable, ...] = ()
 
     def __post_init__(self) -> None:
         """Freezes the containers and checks them."""
@@ -68,13 +113,27 @@ class SearchProblem:
                 f"SearchProblem: gains must be positive numbers, at least one, received {wrong or 'none'}. "
                 "Leave out units whose removal saves nothing."
             )
-        unknown = sorted(unit for unit in self.start if not 0 <= unit < self.num_units)
-        if unknown:
-            raise InvalidSettingError(
-                f"SearchProblem: start must name units 0..{self.num_units - 1}, received {unknown}. "
-                "Number the units in the order of gains."
-            )
+        named = {"start": self.start, "groups": frozenset().union(*self.groups)}
+        named["tables"] = frozenset(unit for table in self.tables for unit in table.units)
+        for name, units in named.items():
+            unknown = sorted(unit for unit in units if not 0 <= unit < self.num_units)
+            if unknown:
+                raise InvalidSettingError(
+                    f"SearchProblem: {name} must name units 0..{self.num_units - 1}, received {unknown}. "
+                    "Number the units in the order of gains."
+                )
+        self._check_tables()
         self._check_hints()
+
+    def _check_tables(self) -> None:
+        listed = [unit for table in self.tables for unit in table.units]
+        wrong = [t for t in self.tables if len(t.saved) != len(t.units) + 1 or not np.isfinite(t.saved).all()]
+        wrong += [table for table in self.tables if table not in wrong and table.saved[0] != 0]
+        if wrong or len(set(listed)) != len(listed):
+            raise InvalidSettingError(
+                "SearchProblem: tables must hold one finite saving more than they have units, the first zero, and no "
+                f"unit may be in two, received {wrong or 'a unit in two tables'}. Give saved[0] = 0, saved[1], ..."
+            )
 
     def _check_hints(self) -> None:
         if self.effects is not None and (self.effects.ndim != 2 or len(self.effects) != self.num_units):  # noqa: PLR2004
@@ -104,10 +163,11 @@ class SearchStep:
     Attributes:
         index: Number of the evaluation, from zero; zero is the reference.
         removed: Units removed, ascending.
-        metric: What was measured.
-        feasible: Whether the constraint holds.
+        metric: What was measured, as `kind` says.
+        feasible: Whether the constraint holds; by an estimate where `kind` is "estimate".
         gain: What the removal saves.
-        is_incumbent: Whether the set became the best one known.
+        is_incumbent: Whether the set became the best one known; then the metric is exact.
+        kind: See `Measurement`. An estimate that is confirmed later becomes exact.
     """
 
     index: int
@@ -116,18 +176,20 @@ class SearchStep:
     feasible: bool
     gain: float
     is_incumbent: bool
+    kind: MeasurementKind = "exact"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a running search, after each evaluation.
+    """State of a running search, after each evaluation and each confirmation of an estimate.
 
     Attributes:
         step: The evaluation that just ended.
-        best: The best evaluation so far.
+        best: The best evaluation so far; exact.
         evaluations: Evaluations so far.
         max_evaluations: Evaluations allowed, or None.
         replayed: Whether the evaluation came from the journal.
+        evaluations_per_second: Since the start, without those that came from the journal.
     """
 
     step: SearchStep
@@ -135,6 +197,12 @@ class Progress:
     evaluations: int
     max_evaluations: int | None
     replayed: bool
+    evaluations_per_second: float = 0.0
+
+    @property
+    def remaining(self) -> int | None:
+        """Evaluations that are left, or None for no limit."""
+        return None if self.max_evaluations is None else self.max_evaluations - self.evaluations
 
 
 OnProgress = Callable[[Progress], None]
@@ -152,9 +220,10 @@ class SearchResult:
         gain: What the removal of the set saves.
         evaluations: Sets evaluated, those replayed from a journal included.
         history: Every evaluation in its order.
-        optimality: "proved": every set with a larger gain was evaluated and fails. "under heredity": every set with a
-            larger gain contains one that was evaluated and fails, so the set is optimal if subsets of feasible sets
-            are feasible, which real models violate; see `heredity_violations`. "budget": neither.
+        optimality: What exact measurements and certain bounds show. "proved": every set with a larger gain was
+            evaluated and fails. "under heredity": every set with a larger gain contains one that was evaluated and
+            fails, so the set is optimal if subsets of feasible sets are feasible, which real models violate; see
+            `heredity_violations`. "budget": neither.
         upper_bound: Largest gain of any feasible set, under the same assumption; without it where proved.
         heredity_violations: Evaluated infeasible sets that have an evaluated feasible strict superset.
     """
@@ -212,4 +281,4 @@ def checked_measurement(measured: Any, removed: tuple[int, ...], num_examples: i
         )
     if margins is not None:
         margins.setflags(write=False)
-    return Measurement(metric=float(measured.metric), margins=margins)
+    return Measurement(metric=float(measured.metric), margins=margins, kind=measured.kind)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from hf_headprune.errors import InvalidSettingError
 
-Objective = Literal["heads", "parameters", "macs"]
+Objective = Literal["heads", "parameters", "macs", "latency"]
+UnitKind = Literal["heads", "ffn", "layers"]
+UNIT_KINDS: tuple[tuple[UnitKind, ...], ...] = (
+    ("heads",),
+    ("ffn",),
+    ("heads", "ffn"),
+    ("heads", "ffn", "layers"),
+    ("layers",),
+)
+CHUNK_STEP = 32  # widths that the matrix products of common hardware like
 
 
 @dataclass(frozen=True)
@@ -17,7 +27,12 @@ class AStarSearch:
 
     Attributes:
         max_drop: Largest loss of the metric that is allowed, absolute: 0.01 is one point of accuracy.
-        objective: What to remove most of: "heads", "parameters" or "macs".
+        objective: What to remove most of: "heads", "parameters", "macs" or "latency".
+        units: What may be removed: "heads", "ffn" (chunks of FFN units), "layers" (whole ones; beside heads and chunks
+            as one step that removes all of a layer's).
+        ffn_chunk: FFN units per chunk, a multiple of 32. Chunks are formed in the order of importance.
+        latency_ms: For the objective "latency": for each site what was measured with 0, 1, ... of its heads or chunks
+            kept, in ms.
         metric: Name of the metric; None leaves the choice to the caller (accuracy for classification).
         max_evaluations: Sets that may be evaluated, the reference included. None goes on until the optimum is proved,
             which is possible for few units only.
@@ -28,6 +43,7 @@ class AStarSearch:
             the constraint can meet it again, so a little slack finds more.
         seed: Of all random choices.
         max_open: Sets that wait for expansion at most; the least promising are dropped beyond it.
+        cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
 
     Raises:
         InvalidSettingError: A setting is out of range.
@@ -47,9 +63,16 @@ class AStarSearch:
     slack: float = 0.01
     seed: int = 0
     max_open: int = 1000
+    units: tuple[UnitKind, ...] = ("heads",)
+    ffn_chunk: int = 128
+    latency_ms: Mapping[str, tuple[float, ...]] | None = field(default=None, hash=False)
+    cache_mib: float = 1024
 
     def __post_init__(self) -> None:
         """Checks every setting."""
+        if isinstance(self.latency_ms, Mapping):
+            table = {site: tuple(values) for site, values in self.latency_ms.items()}
+            object.__setattr__(self, "latency_ms", table)
         for name, (holds, rule) in self._rules().items():
             if not holds:
                 raise InvalidSettingError(
@@ -73,6 +96,23 @@ class AStarSearch:
             ),
             "weights": (falling, "a tuple of falling numbers that ends with 1.0, which makes the estimate admissible"),
             "slack": (_is_real(self.slack) and self.slack >= 0, drop_rule),
+        }
+        countable = self.objective != "heads" or self.units == ("heads",)
+        needs_table = self.objective == "latency"
+        rules |= {
+            "units": (
+                self.units in UNIT_KINDS and countable,
+                f"one of {', '.join(map(str, UNIT_KINDS))}, and with the objective 'heads' the first one",
+            ),
+            "ffn_chunk": (
+                _is_integer(self.ffn_chunk, at_least=1) and self.ffn_chunk % CHUNK_STEP == 0,
+                f"a positive multiple of {CHUNK_STEP}",
+            ),
+            "latency_ms": (
+                isinstance(self.latency_ms, dict) if needs_table else self.latency_ms is None,
+                "a mapping of sites to ms, with the objective 'latency' and no other",
+            ),
+            "cache_mib": (_is_real(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),
         }
         for name, least in (("children_per_step", 1), ("random_children", 0), ("seed", 0), ("max_open", 1)):
             holds = _is_integer(getattr(self, name), at_least=least)

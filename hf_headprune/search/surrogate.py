@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hf_headprune.search.bounds import ExactGains
     from hf_headprune.search.ledger import Evaluated
 
+LEAST_SHARE = 1e-6  # of the largest share
+MANY_UNITS = 128  # a path of more takes several units a step, so that its time grows with their number and no faster
 TIE_BREAK = 1e-3  # weight of the mean squashed margin: it decides between sets that get equally many examples right
 
 
@@ -55,8 +57,14 @@ class Surrogate:
         """Takes the effect of a unit from two sets that differ in it alone; other pairs teach nothing."""
         changed = units_of(parent.mask ^ child.mask)
         if len(changed) == 1:
-            effect = _evidence(child) - _evidence(parent)
+            effect = child.evidence - parent.evidence  # examples not seen keep the effect that was predicted
             self._effects[changed[0]] = effect if child.mask > parent.mask else -effect
+
+    def expected(self, base: Evaluated, mask: int) -> np.ndarray:
+        """Predicts the evidence of a set from that of a measured one; unseen effects count as none."""
+        changed = units_of(base.mask ^ mask)
+        known = [self._effects[unit] * (1 if mask >> unit & 1 else -1) for unit in changed if unit in self._effects]
+        return (base.evidence + sum(known)).astype(np.float32)
 
     def ranked(self, base: Evaluated, targets: Sequence[int]) -> list[int]:
         """Orders sets that gain more than a measured one, the most promising first.
@@ -66,10 +74,11 @@ class Surrogate:
         """
         seen = [mask for mask in targets if all(unit in self._effects for unit in units_of(mask ^ base.mask))]
         unseen = sorted(set(targets) - set(seen), key=lambda mask: (self._prior_of(base.mask, mask), mask))
-        quality = self._predicted(base, seen) - self._quality(_evidence(base)[None], base)[0]
+        quality = self._predicted(base, seen) - self._quality(base.evidence[None], base)[0]
         keys = {}
         for mask, change in zip(seen, quality.tolist(), strict=True):
-            gained = (self._gains.of(mask) - base.gain) / max(self._gains.weights)
+            gained = (self._gains.share(mask) - self._gains.share(base.mask)) / max(self._gains.shares)
+            gained = max(gained, LEAST_SHARE)  # a swap of joint savings may have a smaller share
             keys[mask] = (-change / gained if change < 0 else -change * gained, mask)
         return _alternate(sorted(seen, key=keys.__getitem__), unseen)
 
@@ -78,16 +87,18 @@ class Surrogate:
 
         Units whose effect has not been seen come last, in the order of the prior.
         """
-        masks, mask, evidence = [], base.mask, _evidence(base).astype(np.float64)
+        masks, mask, evidence = [], base.mask, base.evidence.astype(np.float64)
         left = [unit for unit in units_of(self._gains.everything & ~mask) if unit in self._effects]
         while left:
             candidates = evidence + np.stack([self._effects[unit] for unit in left])  # (num_left, num_examples)
             quality = self._quality(candidates, base) - self._quality(evidence[None], base)[0]
-            weights = np.array([self._gains.weights[unit] / max(self._gains.weights) for unit in left])
-            best = int(np.argmax(np.where(quality < 0, quality / weights, quality * weights)))
-            evidence = candidates[best]
-            mask |= 1 << left.pop(best)
-            masks.append(mask)
+            weights = np.array([self._gains.shares[unit] / max(self._gains.shares) for unit in left])
+            value = np.where(quality < 0, quality / weights, quality * weights)
+            for unit in [left[place] for place in np.argsort(-value, kind="stable")[: 1 + len(left) // MANY_UNITS]]:
+                evidence = evidence + self._effects[unit]
+                mask |= 1 << unit
+                left.remove(unit)
+                masks.append(mask)
         for unit in sorted(units_of(self._gains.everything & ~mask), key=lambda unit: (self._prior[unit], unit)):
             mask |= 1 << unit
             masks.append(mask)
@@ -103,13 +114,13 @@ class Surrogate:
             return np.zeros(0)
         units = sorted({unit for mask in targets for unit in units_of(mask ^ base.mask)})
         if not units:
-            return self._quality(np.repeat(_evidence(base)[None], len(targets), axis=0), base)
+            return self._quality(np.repeat(base.evidence[None], len(targets), axis=0), base)
         signs = np.zeros((len(targets), len(units)), dtype=np.float32)
         for row, mask in enumerate(targets):
             for column, unit in enumerate(units):
                 signs[row, column] = (mask >> unit & 1) - (base.mask >> unit & 1)
         effects = np.stack([self._effects[unit] for unit in units])  # (num_units, num_examples)
-        return self._quality(_evidence(base) + signs @ effects, base)
+        return self._quality(base.evidence + signs @ effects, base)
 
     def _prior_of(self, base: int, mask: int) -> float:
         removed, restored = units_of(mask & ~base), units_of(base & ~mask)
@@ -121,11 +132,6 @@ class Surrogate:
         if base.measurement.margins is None:
             return evidence[:, 0]
         return (evidence > 0).mean(axis=1) + TIE_BREAK * np.tanh(evidence).mean(axis=1)
-
-
-def _evidence(evaluated: Evaluated) -> np.ndarray:
-    margins = evaluated.measurement.margins
-    return np.nan_to_num(np.array([evaluated.measurement.metric]) if margins is None else margins)
 
 
 def _alternate(first: list[int], second: list[int]) -> list[int]:

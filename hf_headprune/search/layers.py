@@ -1,0 +1,255 @@
+"""Enters the layers of a model late and leaves them early, so that what plans share is computed once."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hf_headprune.anatomy import anatomy_of, base_model, family_of
+from hf_headprune.masking import UnitScale, attach
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from hf_headprune.plan import PruningPlan
+
+Inputs = dict[str, torch.Tensor]
+Kept = tuple[tuple[int, ...], ...]
+
+
+class LayerStack:
+    """The layers of a model whose hidden states run through one list of layers, one after the other.
+
+    Whether they do is not declared but tried: see `is_resumable` and `reads_first_token`.
+
+    Attributes:
+        depth: Number of layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Finds the layers.
+
+        Raises:
+            UnsupportedModelError: The model's family is not declared.
+        """
+        self._model = model
+        self._sites = anatomy_of(model).sites
+        stacks = family_of(model).stacks
+        parent, _, self._name = stacks[0].layers.rpartition(".")
+        self._parent = base_model(model).get_submodule(parent)
+        self._layers: list[nn.Module] = list(getattr(self._parent, self._name))
+        self._scales: dict[str, UnitScale] = {}
+        self._has_one_list = len(stacks) == 1
+        self.depth = len(self._layers)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Attaches one scale per site for the length of a `with` block; `close` sets them."""
+        self._scales = {site.name: UnitScale(site.unit_width) for site in self._sites if site.units}
+        handles = [attach(self._model, site, self._scales[site.name]) for site in self._sites if site.units]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def close(self, plan: PruningPlan) -> None:
+        """Closes exactly the units that a plan removes; only while attached."""
+        device = next(self._model.parameters()).device
+        for site in self._sites:
+            kept = plan.kept(site.name)
+            if site.units:
+                scale = torch.zeros(site.units, device=device)
+                scale[list(kept)] = 1.0
+                self._scales[site.name].scale = None if len(kept) == site.units else scale
+
+    def kept_per_layer(self, plan: PruningPlan) -> tuple[Kept, ...]:
+        """Returns what a plan keeps in each layer, site by site."""
+        kept: list[list[tuple[int, ...]]] = [[] for _ in range(self.depth)]
+        for site in self._sites:
+            kept[site.layer].append(plan.kept(site.name))
+        return tuple(map(tuple, kept))
+
+    def logits(self, inputs: Inputs, first: int = 0, state: torch.Tensor | None = None) -> torch.Tensor:
+        """Runs a forward pass that enters at a layer.
+
+        Args:
+            inputs: Of the model, without labels.
+            first: Layer to enter at.
+            state: Its input, `(batch, length, hidden_size)`; None for `first=0`.
+        """
+        with self._only(first, self.depth, state):
+            return self._model(**inputs).logits
+
+    def states(
+        self, inputs: Inputs, first: int, last: int, state: torch.Tensor | None = None
+    ) -> dict[int, torch.Tensor]:
+        """Returns the inputs of the layers `first + 1 ... last`, from that of layer `first`."""
+        found: dict[int, torch.Tensor] = {}
+
+        def remember(place: int) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                found[place] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        handles = [
+            self._layers[place - 1].register_forward_hook(remember(place)) for place in range(first + 1, last + 1)
+        ]
+        try:
+            with self._only(first, last, state):
+                self._model(**inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    @contextmanager
+    def first_token_only(self) -> Iterator[None]:
+        """Lets the last layer compute no more than what a head that reads only the first token needs.
+
+        The last output projection and FFN get the first token alone; the residual connections spread its output over
+        the others, whose values are then wrong and not read.
+        """
+        base = base_model(self._model)
+        last = [site for site in self._sites if site.layer == self.depth - 1]
+        paths = [site.output if site.is_attention else site.inputs[0] for site in last if site.units]
+        handles = [base.get_submodule(path).register_forward_pre_hook(_first_token) for path in paths]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def is_resumable(self, inputs: Inputs) -> bool:
+        """Tells whether entering at any layer gives the very bits of a whole forward pass."""
+        if not self._has_one_list or not self._hands_states_on(inputs):
+            return False
+        expected = self.logits(inputs)
+        states = self.states(inputs, 0, self.depth - 1)
+        twice = [*states.items()] * 2  # the second time shows whether a state was changed in place
+        same = all(torch.equal(self.logits(inputs, first, state), expected) for first, state in twice)
+        partial = self.states(inputs, 1, self.depth - 1, states.get(1)) if self.depth > 1 else {}
+        return same and all(torch.equal(state, states[place]) for place, state in partial.items())
+
+    def reads_first_token(self, inputs: Inputs) -> bool:
+        """Tells whether the logits depend on the last layer's output through its first token alone."""
+        outputs: list[torch.Tensor] = []
+
+        def leaf(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
+            outputs.append(hidden)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handle = self._layers[-1].register_forward_hook(leaf)
+        try:
+            with torch.enable_grad():
+                logits = self.logits(inputs)
+                weights = torch.arange(1.0, logits.numel() + 1, device=logits.device).reshape(logits.shape)
+                (gradient,) = torch.autograd.grad((logits * weights.to(logits.dtype)).sum(), outputs)
+        finally:
+            handle.remove()
+        if gradient.dim() != 3 or not gradient[:, 0].any() or gradient[:, 1:].any():  # noqa: PLR2004
+            return False
+        with self.first_token_only():
+            return torch.allclose(self.logits(inputs), logits.detach(), rtol=1e-4, atol=1e-5)
+
+    def computes_in_full_precision(self, inputs: Inputs) -> bool:
+        """Tells whether products are computed in fp32 or fp64; autocast may come from a wrapped forward."""
+        kinds: list[torch.dtype] = []
+        module = base_model(self._model).get_submodule(next(site.output for site in self._sites if site.units))
+        handle = module.register_forward_hook(lambda module, args, output: kinds.append(output.dtype))
+        try:
+            self._model(**inputs)
+        finally:
+            handle.remove()
+        return all(kind in (torch.float32, torch.float64) for kind in kinds)
+
+    def _hands_states_on(self, inputs: Inputs) -> bool:
+        """Tells whether each layer is called once, with the output of the layer before as its first argument."""
+        seen: list[tuple[Any, Any]] = []
+        handles = [
+            layer.register_forward_hook(lambda module, args, output: seen.append((args[0] if args else None, output)))
+            for layer in self._layers
+        ]
+        try:
+            self._model(**inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        outputs = [output[0] if isinstance(output, tuple) else output for _, output in seen]
+        handed = all(given is before for (given, _), before in zip(seen[1:], outputs, strict=False))
+        return len(seen) == self.depth and handed and all(isinstance(given, torch.Tensor) for given, _ in seen)
+
+    @contextmanager
+    def _only(self, first: int, last: int, state: torch.Tensor | None) -> Iterator[None]:
+        """Leaves only the layers `first ... last - 1` in the model's list, and gives the first one its input."""
+        whole = getattr(self._parent, self._name)
+        handle = None
+        if first or last < self.depth:
+            setattr(self._parent, self._name, nn.ModuleList(self._layers[first:last]))
+        if state is not None:
+            handle = self._layers[first].register_forward_pre_hook(lambda module, args: (state, *args[1:]))
+        try:
+            yield
+        finally:
+            setattr(self._parent, self._name, whole)
+            if handle is not None:
+                handle.remove()
+
+
+class StateMemory:
+    """Hidden states under a bound on their bytes.
+
+    Those of the owner at work are never dropped for one another: plans are measured in turns over all batches, where
+    dropping the oldest would drop each state just before it is needed again. Older owners go first.
+
+    Attributes:
+        num_bytes: Held now.
+        peak_bytes: Held at most so far.
+    """
+
+    def __init__(self, limit_mib: float) -> None:
+        """Starts empty."""
+        self.num_bytes = self.peak_bytes = 0
+        self._limit = int(limit_mib * 2**20)
+        self._held: dict[Any, dict[Any, torch.Tensor]] = {}  # owners, the one used last at the end
+        self._without_room: set[Any] = set()
+
+    def of(self, owner: Any) -> Mapping[Any, torch.Tensor]:
+        """Returns the states of an owner, which is now the one at work."""
+        self._held[owner] = self._held.pop(owner, {})
+        return self._held[owner]
+
+    def has_room(self, owner: Any) -> bool:
+        """Whether no state of this owner was turned away yet."""
+        return owner not in self._without_room
+
+    def add(self, owner: Any, key: Any, state: torch.Tensor) -> None:
+        """Keeps a state where the bound allows it, at the cost of other owners."""
+        size = _bytes(state)
+        mine = self.of(owner)
+        while self.num_bytes + size > self._limit and len(self._held) > 1:
+            self.drop(next(iter(self._held)))
+        if self.num_bytes + size > self._limit:
+            self._without_room.add(owner)
+        elif key not in mine:
+            self._held[owner][key] = state
+            self.num_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+
+    def drop(self, owner: Any) -> None:
+        """Forgets an owner and its states."""
+        self._without_room.discard(owner)
+        self.num_bytes -= sum(map(_bytes, self._held.pop(owner, {}).values()))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0][:, :1], *args[1:])

@@ -1,0 +1,103 @@
+"""What a search over plans returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.search.problem import MeasurementKind, Optimality
+    from hf_headprune.search.settings import Objective, UnitKind
+
+RESULT_FORMAT = "hf_headprune.search_result/2"
+
+RemovedUnit = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One evaluated plan.
+
+    Attributes:
+        index: Number of the evaluation, from zero; zero is the start.
+        removed: What is removed, as (site, head) or (site, chunk), see `PlanSearchResult.ffn_chunks`.
+        metric: What was measured, as `kind` says.
+        feasible: Whether the constraint holds; by an estimate where `kind` is "estimate".
+        gain: Heads, parameters, MACs or ms removed, as the objective says.
+        is_incumbent: Whether the plan became the best one known; then its metric is exact.
+        kind: "exact"; "bound", where the metric is at most what is given; or "estimate".
+    """
+
+    index: int
+    removed: tuple[RemovedUnit, ...]
+    metric: float
+    feasible: bool
+    gain: float
+    is_incumbent: bool
+    kind: MeasurementKind = "exact"
+
+
+@dataclass(frozen=True)
+class PlanSearchResult:
+    """Outcome of a search over plans.
+
+    Attributes:
+        plan: The best plan found; the start where nothing better was.
+        start: The reference.
+        metric: Of the plan, higher is better, measured with exactly this plan.
+        reference_metric: Of the start.
+        threshold: Least metric that is feasible.
+        objective: What was to be removed most of.
+        gain: Heads, parameters or MACs that the plan removes.
+        upper_bound: Largest gain of any feasible plan, under heredity; without an assumption where proved.
+        optimality: See `hf_headprune.search.problem.SearchResult`.
+        heredity_violations: How often the evaluated plans contradict heredity.
+        evaluations: Plans evaluated.
+        history: Every evaluated plan in its order.
+        units: What was searched.
+        ffn_chunks: `{site: the FFN units of each chunk}`, where chunks were searched.
+    """
+
+    plan: PruningPlan
+    start: PruningPlan
+    metric: float
+    reference_metric: float
+    threshold: float
+    objective: Objective
+    gain: float
+    upper_bound: float
+    optimality: Optimality
+    heredity_violations: int
+    evaluations: int
+    history: tuple[PlanStep, ...]
+    units: tuple[UnitKind, ...] = ("heads",)
+    ffn_chunks: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+
+    def plan_of(self, step: PlanStep) -> PruningPlan:
+        """Returns the plan that a step of the history evaluated."""
+        gone = set(step.removed)
+        heads = {} if self.units == ("ffn",) else self.start.num_heads
+        return self.start.replace(
+            kept_heads={site: [h for h in range(count) if (site, h) not in gone] for site, count in heads.items()},
+            kept_ffn={
+                site: [unit for index, chunk in enumerate(chunks) if (site, index) not in gone for unit in chunk]
+                for site, chunks in self.ffn_chunks.items()
+            },
+        )
+
+    @property
+    def drop(self) -> float:
+        """What the plan loses of the metric against the start; negative where it gains."""
+        return self.reference_metric - self.metric
+
+    def to_json(self) -> str:
+        """Returns the whole result as JSON text; plans are in the form of `PruningPlan.to_json`."""
+        content: dict[str, Any] = {"format": RESULT_FORMAT}
+        content |= {name: getattr(self, name) for name in self.__dataclass_fields__}
+        content["plan"] = json.loads(self.plan.to_json())
+        content["start"] = json.loads(self.start.to_json())
+        content["history"] = [asdict(step) for step in self.history]
+        return json.dumps(content, indent=2)
