@@ -12,7 +12,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer, EvalPrediction
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -200,3 +203,198 @@ def test_the_shared_data_read_completely(text_classification, name, columns, cla
         assert len(rows) == sum(1 for _ in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)) - 1
     assert len(text_classification.find_text_columns(rows, "label")) == columns
     assert len(text_classification.classes_of(rows, "label")[0]) == classes
+
+
+@pytest.fixture(scope="module")
+def squad() -> ModuleType:
+    return load("squad_format")
+
+
+@pytest.fixture(scope="module")
+def question_answering(squad) -> ModuleType:
+    return load("question_answering")
+
+
+@pytest.fixture
+def qa_smoke(question_answering, tmp_path) -> list[str]:
+    return question_answering.smoke_arguments(tmp_path)
+
+
+def test_question_answering_runs_with_smoke():
+    output = run(EXAMPLES / "question_answering.py", "--smoke")
+    assert '"reload_difference": 0.0' in output
+
+
+def test_question_answering_learns_prunes_and_tests(question_answering, qa_smoke, tmp_path):
+    results = question_answering.main(qa_smoke)
+    assert results["reload_difference"] == 0.0
+    assert results["test_exact_match"] > 0.9
+    assert results["test_f1"] >= results["test_exact_match"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == PRUNABLE_TYPE
+    found = json.loads((tmp_path / "out" / "predictions_test.json").read_text())
+    assert sorted(found) == sorted(f"test-{i}" for i in range(72))
+    for answers in found.values():
+        probabilities = [answer["probability"] for answer in answers]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1)
+
+
+def test_question_answering_without_search_keeps_exactly_the_heads_asked_for(question_answering, qa_smoke):
+    short = [*qa_smoke, "--num_train_epochs", "1"]
+    dense = question_answering.main([*short, "--no_pruning"])["parameters"]
+    results = question_answering.main([*short, "--no_search", "--kept_heads", "3"])
+    assert dense - results["parameters"] == 5 * (3 * (8 * 32 + 8) + 32 * 8)
+
+
+def test_question_answering_searches_on_exact_match_too(question_answering, qa_smoke, tmp_path):
+    question_answering.main([*qa_smoke, "--num_train_epochs", "1", "--metric", "exact_match", "--max_evaluations", "3"])
+    report = json.loads((tmp_path / "out" / "headprune_report.json").read_text())
+    assert report["metric"]["name"] == "exact_match"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--validation_fraction", "0"], r"No data for \['validation'\].*--validation_fraction"),
+        (["--validation_fraction", "1.5"], "must be between 0 and 1"),
+        (["--validation_fraction", "0.99"], "too few to part 99%"),
+        (["--kept_heads", "9"], "9"),
+    ],
+)
+def test_question_answering_refuses_wrong_arguments_before_training(question_answering, qa_smoke, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        question_answering.main([*qa_smoke, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "exact", "f1"),
+    [
+        ("Oslo", "Oslo", 1.0, 1.0),
+        ("the Oslo, ", "oslo", 1.0, 1.0),
+        ("An  old U.S. boat!", "old us boat", 1.0, 1.0),
+        ("red boat", "pale boat", 0.0, 0.5),  # one word of two on both sides
+        ("red red boat", "red boat", 0.0, 0.8),  # precision 2/3, recall 1
+        ("in Oslo by a boat", "Oslo", 0.0, 0.4),  # precision 1/4, recall 1
+        ("Lima", "Oslo", 0.0, 0.0),
+        ("", "Oslo", 0.0, 0.0),
+        ("the", "a", 1.0, 0.0),  # nothing is left of either; so it is in SQuAD v1.1's script
+        ("another", "other", 0.0, 0.0),  # an article only as a word of its own
+        ("a-the", "athe", 1.0, 1.0),  # punctuation goes first
+    ],
+)
+def test_answers_score_as_worked_out_by_hand(squad, text, truth, exact, f1):
+    assert squad.exact_match(text, truth) == exact
+    assert squad.token_f1(text, truth) == pytest.approx(f1)
+    assert squad.token_f1(truth, text) == pytest.approx(f1)
+
+
+def test_the_best_spans_are_those_of_trying_all(squad):
+    rng = np.random.default_rng(4)
+    for length, padded, n_best, max_tokens in ((12, 15, 5, 4), (6, 6, 50, 3), (9, 9, 3, 20), (5, 7, 2, 1)):
+        start, end = rng.normal(size=padded), rng.normal(size=padded)
+        offsets = np.stack([np.arange(length) * 2, np.arange(length) * 2 + 2], axis=1)
+        offsets[:3] = offsets[-1] = squad.NO_CONTEXT
+        allowed = range(3, length - 1)
+        wanted = [(start[i] + end[j], i, j) for i in allowed for j in allowed if 0 <= j - i < max_tokens]
+        found = squad.best_spans(start, end, offsets, n_best=n_best, max_tokens=max_tokens)
+        assert found == sorted(wanted, reverse=True)[:n_best]
+
+
+@pytest.fixture
+def toy(question_answering, squad, qa_smoke, tmp_path):
+    """Test questions of the smoke run and their windows."""
+    split = squad.read_squad(tmp_path / "test.json")
+    windows = squad.Windows(AutoTokenizer.from_pretrained(tmp_path / "model"), max_length=10, stride=3)
+    return split, windows.encode(split)
+
+
+def test_windows_hold_the_answer_where_their_labels_say(toy):
+    split, windows = toy
+    assert len(windows) > len(split)
+    found = set()
+    for window in windows:
+        assert len(window["input_ids"]) == len(window["offsets"]) <= 10
+        row = split[window["question_index"]]
+        first, last = window["start_positions"], window["end_positions"]
+        if (first, last) == (0, 0):
+            covered = [offsets for offsets in window["offsets"] if offsets[0] >= 0]
+            start = row["answers"]["answer_start"][0]
+            assert not covered[0][0] <= start <= start + len(row["answers"]["text"][0]) <= covered[-1][1]
+        else:
+            begin, end = window["offsets"][first][0], window["offsets"][last][1]
+            assert row["context"][begin:end] == row["answers"]["text"][0]
+            found.add(window["question_index"])
+    assert found == set(range(len(split)))
+
+
+@pytest.mark.parametrize(
+    ("answer_start", "text", "wanted"),
+    [(4, "bb", (3, 3)), (4, "bb cc", (3, 4)), (5, "b", (3, 3)), (6, " cc ", (4, 4)), (0, "aaa bb", (0, 0))],
+    ids=["a token", "two tokens", "a part of a token", "space around it", "begins before the window"],
+)
+def test_answers_become_the_tokens_that_they_touch(squad, answer_start, text, wanted):
+    offsets = np.array([[-1, -1], [-1, -1], [-1, -1], [4, 6], [7, 9], [-1, -1]])
+    assert squad.token_span(offsets, answer_start, text) == wanted
+
+
+def test_the_best_answer_comes_from_the_best_window_and_scores_against_every_truth(squad, toy):
+    split, windows = toy
+    metrics = squad.SquadMetrics(split, windows, n_best=3, max_tokens=4)
+    shape = (len(windows), 11)  # one column of padding
+    logits = np.full(shape, -5.0), np.full(shape, -5.0)
+    for i, window in enumerate(windows):
+        if window["start_positions"] > 0:
+            logits[0][i, window["start_positions"]] = logits[1][i, window["end_positions"]] = 3.0
+        logits[0][i, 0] = logits[1][i, 10] = 90.0  # neither the first token nor padding is an answer
+    assert metrics(EvalPrediction(logits, None)) == {"exact_match": 1.0, "f1": 1.0}
+    best = next(iter(metrics.answers(logits).values()))
+    assert len(best) == 3
+    assert best[0]["text"] == split[0]["answers"]["text"][0]
+    wrong = split.map(lambda row: {"answers": {"text": ["x", *row["answers"]["text"]], "answer_start": [0, 0]}})
+    assert squad.SquadMetrics(wrong, windows, n_best=3, max_tokens=4)(EvalPrediction(logits, None))["f1"] == 1.0
+    with pytest.raises(ValueError, match=rf"5 rows of logits for {len(windows)} windows"):
+        metrics(EvalPrediction((logits[0][:5], logits[1][:5]), None))
+
+
+def _row(name: str, *, text: tuple[str, ...] = ("boat",), start: tuple[int, ...] = (2,)) -> dict:
+    answers = {"text": list(text), "answer_start": list(start)}
+    return {"id": name, "title": "t", "context": "a boat", "question": "What?", "answers": answers}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([_row("x"), _row("y", text=(), start=())], r"1 of 2 questions have no answer \(SQuAD v2\), first 'y'"),
+        ([_row("x"), _row("y", start=(1,))], "1 answers are not in their context at answer_start, first 'y'"),
+        ([_row("x"), _row("y", text=("",))], "1 answers are not in their context"),
+        ([_row("x"), _row("x")], "1 ids are not unique, first 'x'"),
+        ([{"id": "x", "context": "a"}], r"no column \['answers', 'question', 'title'\]"),
+    ],
+)
+def test_questions_that_cannot_be_learned_from_are_refused(squad, rows, message):
+    squad.check("train", Dataset.from_list([_row("x"), _row("y", text=("a", "boat"), start=(0, 2))]))
+    with pytest.raises(ValueError, match=message):
+        squad.check("train", Dataset.from_list(rows))
+
+
+def test_the_validation_part_shares_no_article_with_the_rest(squad, qa_smoke, tmp_path):
+    split = squad.read_squad(tmp_path / "train.json")
+    train, validation = squad.split_off(split, 0.3, 5)
+    assert not set(train["title"]) & set(validation["title"])
+    assert sorted([*train["id"], *validation["id"]]) == sorted(split["id"])
+    assert len(validation) == 72  # three of eight articles of 24 questions are the first to reach 0.3
+    assert squad.split_off(split, 0.3, 5)[1]["id"] == validation["id"]
+    assert squad.split_off(split, 0.3, 6)[1]["id"] != validation["id"]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the project's shared data are not beside this checkout")
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("squad_v1_dev/train", 8_037), ("squad_v1_dev/test", 2_533), ("qamr/train", 18_444), ("qamr/test", 18_304)],
+)
+def test_the_shared_questions_read_completely(squad, name, size):
+    split = squad.read_squad(SHARED / f"{name}.json")
+    squad.check(name, split)
+    assert len(split) == size

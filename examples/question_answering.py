@@ -1,0 +1,251 @@
+"""Fine-tune and prune a BERT-like model on extractive question answering: SQuAD v1.1 from the Hub or local files.
+
+    python examples/question_answering.py --model_name_or_path bert-base-uncased --dataset_name rajpurkar/squad \
+        --validation_fraction 0.1 --max_drop 0.01 --num_train_epochs 2 --learning_rate 3e-5 --output_dir out
+    python examples/question_answering.py --model_name_or_path path/to/model --train_file train.json \
+        --validation_file dev.json --test_file test.json --kept_heads 36 --output_dir out
+    python examples/question_answering.py --smoke
+
+The search chooses heads on the validation split; only the test split says how good the result is on other data. With
+--validation_fraction whole articles of the training split become the validation split, and a data set's own validation
+split becomes the test split. Exact match and F1 are between 0 and 1, so --max_drop 0.01 is one point of F1. Every
+question must have an answer: SQuAD v2 is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from squad_format import SquadMetrics, Windows, check, read_squad, split_off
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    BertConfig,
+    BertForQuestionAnswering,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_headprune import AStarSearch, HeadPruneCallback, SubsetGates
+
+logger = logging.getLogger("question_answering")
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how it reads."""
+
+    model_name_or_path: str = field(metadata={"help": "Checkpoint of a supported family: a Hub name or a folder."})
+    max_seq_length: int = field(default=384, metadata={"help": "Tokens of a window: question and part of a context."})
+    doc_stride: int = field(default=128, metadata={"help": "Tokens of a context that neighbouring windows share."})
+    n_best_size: int = field(default=20, metadata={"help": "Answers written for every question."})
+    max_answer_length: int = field(default=30, metadata={"help": "Longer answers, in tokens, are not considered."})
+
+
+@dataclass
+class DataArguments:
+    """Which data."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, such as rajpurkar/squad."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_file: str | None = field(default=None, metadata={"help": "Local file in SQuAD v1.1 format."})
+    validation_file: str | None = field(default=None, metadata={"help": "The search chooses heads on this file."})
+    test_file: str | None = field(default=None, metadata={"help": "Looked at once, after pruning."})
+    validation_fraction: float = field(default=0.0, metadata={"help": "Part these articles of train off to search on."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first questions."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation and test."})
+
+
+@dataclass
+class PruningArguments:
+    """How to prune."""
+
+    kept_heads: str = field(default="0.5", metadata={"help": "Heads the gates keep: a number, or a fraction like 0.5."})
+    estimator: str = field(default="sigmoid", metadata={"help": "sigmoid, dsp, ste or hard_concrete."})
+    mode: str = field(default="joint", metadata={"help": "joint, or pipelined for a model that is fine-tuned already."})
+    max_drop: float = field(default=0.01, metadata={"help": "Largest loss of the metric on the validation split."})
+    metric: str = field(default="f1", metadata={"help": "f1 or exact_match."})
+    max_evaluations: int = field(default=60, metadata={"help": "Plans that the search may evaluate."})
+    no_search: bool = field(default=False, metadata={"help": "Cut exactly what the gates choose."})
+    no_pruning: bool = field(default=False, metadata={"help": "Train the dense model, for comparison."})
+
+    def callbacks(self) -> list[HeadPruneCallback]:
+        """Returns what to hand to the Trainer."""
+        if self.no_pruning:
+            return []
+        kept_heads = float(self.kept_heads) if "." in self.kept_heads else int(self.kept_heads)
+        gates = SubsetGates(kept_heads=kept_heads, estimator=self.estimator, mode=self.mode)
+        search = AStarSearch(max_drop=self.max_drop, metric=self.metric, max_evaluations=self.max_evaluations)
+        return [HeadPruneCallback(gates=gates, search=None if self.no_search else search)]
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, PruningArguments, TrainingArguments))
+    model_args, data_args, pruning_args, training_args = parser.parse_args_into_dataclasses(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    set_seed(training_args.seed)
+
+    splits = load_splits(data_args, training_args.seed)
+    logger.info("questions: %s", {name: len(split) for name, split in splits.items()})
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    if not tokenizer.is_fast or tokenizer.padding_side != "right":
+        raise ValueError(
+            f"{type(tokenizer).__name__}: finding answers in the text needs a fast tokenizer, right padded."
+        )
+    model = AutoModelForQuestionAnswering.from_pretrained(model_args.model_name_or_path)
+    windows = Windows(tokenizer, max_length=model_args.max_seq_length, stride=model_args.doc_stride)
+    encoded = {name: windows.encode(split) for name, split in splits.items()}
+    options = {"n_best": model_args.n_best_size, "max_tokens": model_args.max_answer_length}
+    metrics = {name: SquadMetrics(splits[name], encoded[name], **options) for name in splits if name != "train"}
+    inputs = {name: split.remove_columns(["question_index", "offsets"]) for name, split in encoded.items()}
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=inputs["train"],
+        eval_dataset=inputs["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=metrics["validation"],
+        callbacks=pruning_args.callbacks(),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+
+    folder = Path(training_args.output_dir)
+    results: dict[str, Any] = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+    for name, scores in metrics.items():
+        trainer.compute_metrics = scores
+        output = trainer.predict(inputs[name], metric_key_prefix=name)
+        results |= output.metrics
+        found = json.dumps(scores.answers(output.predictions), indent=1, ensure_ascii=False)
+        (folder / f"predictions_{name}.json").write_text(found, encoding="utf-8")
+    results["reload_difference"] = reload_difference(trainer, inputs["validation"].take(4))
+    (folder / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    logger.info("%s", json.dumps(results, indent=2))
+    return results
+
+
+def load_splits(arguments: DataArguments, seed: int) -> dict[str, Dataset]:
+    """Returns the splits "train", "validation" and, where there is one, "test"."""
+    if arguments.dataset_name:
+        loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
+        splits = {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
+    else:
+        files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
+        splits = {name: read_squad(Path(file)) for name, file in files.items() if file}
+    for name, split in splits.items():
+        check(name, split)
+    if arguments.validation_fraction:
+        splits = with_own_validation(splits, arguments.validation_fraction, seed)
+    missing = {"train", "validation"} - splits.keys()
+    if missing:
+        raise ValueError(
+            f"No data for {sorted(missing)}: give --dataset_name, or --train_file and --validation_file. "
+            "--validation_fraction parts the validation split off the training split."
+        )
+    limits = {"train": arguments.max_train_samples}
+    for name, split in splits.items():
+        limit = limits.get(name, arguments.max_eval_samples)
+        splits[name] = split if limit is None else split.select(range(min(limit, len(split))))
+    return splits
+
+
+def with_own_validation(splits: dict[str, Dataset], fraction: float, seed: int) -> dict[str, Dataset]:
+    """Parts a validation split off the training split; the given validation split becomes the test split."""
+    rest = {name: split for name, split in splits.items() if name != "train"}
+    if not 0 < fraction < 1 or "train" not in splits or len(rest) > 1:
+        raise ValueError(
+            f"--validation_fraction {fraction} must be between 0 and 1, and needs a training split and at most one "
+            f"other; there are {sorted(splits)}."
+        )
+    train, validation = split_off(splits["train"], fraction, seed)
+    parted = {"train": train, "validation": validation}
+    return parted | ({"test": next(iter(rest.values()))} if rest else {})
+
+
+def reload_difference(trainer: Trainer, windows: Dataset) -> float:
+    """Returns the largest difference between the logits of the model in memory and of the one that was saved."""
+    # Mixed precision wraps the forward pass of the model that was trained, not of one that is loaded.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    batch = trainer.data_collator(list(windows)).to(model.device)
+    reloaded = AutoModelForQuestionAnswering.from_pretrained(trainer.args.output_dir).to(model.device).eval()
+    with torch.no_grad():
+        here, there = model(**batch), reloaded(**batch)
+    names = ("start_logits", "end_logits")
+    return max(float((here[name] - there[name]).abs().max()) for name in names)
+
+
+NAMES, VERBS = ["Anna", "Ben", "Cleo", "Dan"], ["found", "sold", "drew"]
+COLOURS, THINGS, PLACES = ["red", "blue", "pale"], ["kite", "lamp", "boat"], ["Oslo", "Lima", "Kyoto"]
+
+
+def toy_paragraphs(size: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Makes sentences of who did what where, with a question about each of the three."""
+    paragraphs = []
+    for _ in range(size):
+        name, verb, colour, thing, place = (str(rng.choice(w)) for w in (NAMES, VERBS, COLOURS, THINGS, PLACES))
+        context = f"{name} {verb} a {colour} {thing} in {place}."
+        answers = {"Who?": name, "What?": f"{colour} {thing}", "Where?": place}
+        questions = [
+            {"question": question, "answers": [{"text": text, "answer_start": context.index(text)}]}
+            for question, text in answers.items()
+        ]
+        paragraphs.append({"context": context, "qas": questions})
+    return paragraphs
+
+
+def smoke_arguments(folder: Path) -> list[str]:
+    """Writes a tiny model with random weights and a toy task, and returns the arguments of a run of a few seconds."""
+    rng = np.random.default_rng(0)
+    for name, size in (("train", 64), ("test", 24)):
+        articles = [{"title": f"{name} {i}", "paragraphs": toy_paragraphs(size // 8, rng)} for i in range(8)]
+        questions = [question for a in articles for paragraph in a["paragraphs"] for question in paragraph["qas"]]
+        for number, question in enumerate(questions):
+            question["id"] = f"{name}-{number}"
+        (folder / f"{name}.json").write_text(json.dumps({"version": "1.1", "data": articles}), encoding="utf-8")
+    words = [*NAMES, *VERBS, *COLOURS, *THINGS, *PLACES, "Who", "What", "Where", "?", "a", "in", "."]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder / "model")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, initializer_range=0.1, **sizes)
+    BertForQuestionAnswering(config).save_pretrained(folder / "model")
+    # Ten tokens do not hold question and context: most contexts become two windows.
+    data = ["--train_file", str(folder / "train.json"), "--test_file", str(folder / "test.json")]
+    reading = "--validation_fraction 0.25 --max_seq_length 10 --doc_stride 3 --max_answer_length 4"
+    training = "--num_train_epochs 12 --learning_rate 3e-3 --per_device_train_batch_size 16 --report_to none --use_cpu"
+    pruning = "--kept_heads 4 --max_evaluations 8 --save_strategy no --logging_steps 20"
+    folders = ["--model_name_or_path", str(folder / "model"), "--output_dir", str(folder / "out")]
+    return [*folders, *data, *reading.split(), *training.split(), *pruning.split()]
+
+
+if __name__ == "__main__":
+    if "--smoke" in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(smoke_arguments(Path(temporary)))
+    else:
+        main(sys.argv[1:])
