@@ -24,7 +24,7 @@ class ThreeWaySplit:
         certify: Examples that are looked at once, after the search.
         search_indices: Their indices in the data set, ascending.
         certify_indices: Their indices in the data set, ascending.
-        leaked_indices: Examples that were left out, since the training split holds them too.
+        leaked_indices: Examples that were left out, since the training split holds them or one of their group.
     """
 
     search: Any
@@ -86,17 +86,7 @@ def three_way_split(dataset: Any, train: Any = None, settings: SplitSettings = S
     leaked = set(_leaked(prints, train, settings))
     clusters = [found for found in _clusters(dataset, prints, settings) if leaked.isdisjoint(found)]
     left_out = sorted(set(range(len(prints))) - {index for found in clusters for index in found})
-    sides: dict[bool, list[int]] = {False: [], True: []}
-    strata = _by_label(clusters, prints)
-    for label in sorted(strata):
-        certifying = 0
-        seen = 0
-        for found in sorted(strata[label], key=lambda members: _draw(prints, members, settings.seed)):
-            seen += len(found)
-            to_certify = certifying + len(found) / 2 <= settings.certify_share * seen
-            certifying += len(found) if to_certify else 0
-            sides[to_certify] += found
-    search, certify = sorted(sides[False]), sorted(sides[True])
+    search, certify = _dealt(_by_label(clusters, prints), prints, settings)
     if not search or not certify:
         raise InvalidSettingError(
             f"three_way_split: both sides need examples, received {len(clusters)} different ones, of which "
@@ -149,6 +139,21 @@ def _by_label(clusters: list[tuple[int, ...]], prints: ExampleFingerprints) -> d
         labels = [prints.labels[index] for index in members]
         strata[max(sorted(set(labels)), key=labels.count)].append(members)
     return dict(strata)
+
+
+def _dealt(
+    strata: dict[bytes, list[tuple[int, ...]]], prints: ExampleFingerprints, settings: SplitSettings
+) -> tuple[list[int], list[int]]:
+    """Deals clusters to search and certification, label by label, each to the side that lacks most."""
+    sides: dict[bool, list[int]] = {False: [], True: []}
+    seed = str(settings.seed).encode()
+    for label in sorted(strata, key=lambda label: hashlib.sha256(seed + label).digest()):
+        for members in sorted(strata[label], key=lambda members: _draw(prints, members, settings.seed)):
+            # Counting over all labels, not within each, keeps the share where every label is another one.
+            dealt = len(sides[False]) + len(sides[True]) + len(members)
+            certifies = len(sides[True]) + len(members) / 2 <= settings.certify_share * dealt
+            sides[certifies] += members
+    return sorted(sides[False]), sorted(sides[True])
 
 
 def _draw(prints: ExampleFingerprints, members: tuple[int, ...], seed: int) -> bytes:

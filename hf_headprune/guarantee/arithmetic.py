@@ -1,0 +1,96 @@
+"""Checks of a certificate that need neither model nor data: each number follows from those below it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_headprune.errors import CertificateError, HeadPruneError
+from hf_headprune.guarantee.evidence import Counts, evidence_of, evidence_of_counts
+from hf_headprune.guarantee.paired import p_value
+from hf_headprune.guarantee.verification import close
+
+if TYPE_CHECKING:
+    from hf_headprune.guarantee.certificate import Certificate
+    from hf_headprune.guarantee.claim import Metric
+    from hf_headprune.guarantee.evidence import Evidence
+    from hf_headprune.guarantee.verification import Level, Verification
+
+
+def check_counts(certificate: Certificate, result: Verification) -> None:
+    """Derives p-value, bounds and verdict from the counts anew, also those along the path."""
+    claim, evidence = certificate.claim, certificate.evidence
+    if claim.kind == "binary":
+        both_right = round(evidence.dense_metric * evidence.examples) - evidence.broken
+        try:
+            counts = Counts(evidence.examples, evidence.broken, evidence.fixed, both_right)
+            _compare("counts", evidence, evidence_of_counts(counts, claim), result)
+        except HeadPruneError as error:
+            result.add("counts", "counts", str(error))
+            return
+        result.checked.append("counts: p-value, bounds and verdict follow from the counts")
+    _check_path(certificate, result)
+
+
+def _check_path(certificate: Certificate, result: Verification) -> None:
+    path, evidence, claim = certificate.path, certificate.evidence, certificate.claim
+    if path is None:
+        return
+    if (path.claim, path.split) != (claim, certificate.split):
+        result.add("counts", "path", "it was tested for another claim or on another split")
+    for number, step in enumerate(path.steps):
+        p = step.p_value
+        if claim.kind == "binary":
+            p = p_value(step.broken, step.fixed, evidence.examples, claim.max_drop)
+        if not close(p, step.p_value) or step.certified != (step.p_value <= claim.level):
+            result.add("counts", "path", f"step {number}: its counts give p = {p:.6f}, it says {step.p_value:.6f}")
+    own = path.steps[path.own_index]
+    if (own.broken, own.fixed, own.p_value) != (evidence.broken, evidence.fixed, evidence.p_value):
+        result.add("counts", "path", f"its last certified candidate, number {path.own_index}, is not this model")
+    if any(not step.certified for step in path.steps[: path.own_index]):
+        result.add("counts", "path", "a candidate before this one failed, so the test had to stop there")
+    result.checked.append(f"path: {len(path.steps)} of {path.planned} candidates, in order, up to the first failure")
+
+
+def check_examples(certificate: Certificate, metric: Metric | None, result: Verification) -> None:
+    """Derives the counts, and what follows from them, from the outcomes of the examples anew."""
+    kind = certificate.claim.kind
+    if metric is None and kind == "corpus":
+        result.skipped.append("numbers from the examples: the metric was not given")
+        return
+    try:
+        scores = certificate.examples.scores(kind)
+    except CertificateError as error:
+        result.add("examples", "examples", str(error))
+        return
+    counts = scores.counts
+    found = (counts.examples, counts.broken, counts.fixed)
+    evidence = certificate.evidence
+    if found != (evidence.examples, evidence.broken, evidence.fixed):
+        result.add(
+            "examples",
+            "outcomes",
+            f"n, broken and fixed are {found} in the outcomes, "
+            f"{(evidence.examples, evidence.broken, evidence.fixed)} in the evidence",
+        )
+    means = {"dense_metric": float(np.mean(scores.dense)), "pruned_metric": float(np.mean(scores.pruned))}
+    if kind != "binary":
+        _compare(
+            "examples",
+            evidence,
+            evidence_of(scores, certificate.claim, None if metric is None else metric.aggregate),
+            result,
+        )
+    elif any(not close(value, getattr(evidence, name)) for name, value in means.items()):
+        result.add("examples", "accuracies", f"the outcomes give {means}")
+    result.checked.append("examples: the numbers follow from the outcomes of the examples")
+
+
+def _compare(level: Level, stated: Evidence, found: Evidence, result: Verification) -> None:
+    for name, value in dataclasses.asdict(found).items():
+        said = getattr(stated, name)
+        same = close(value, said) if isinstance(value, float) and isinstance(said, float) else value == said
+        if not same:
+            result.add(level, name, f"it follows that it is {value}, the certificate says {said}")

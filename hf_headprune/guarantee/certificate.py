@@ -1,0 +1,275 @@
+"""Certificate: what was promised, on which data, for which weights; frozen, JSON, checked when read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_headprune.errors import CertificateError, InvalidSettingError
+from hf_headprune.guarantee.claim import METHODS, Claim, Kind
+from hf_headprune.guarantee.evidence import Evidence, PairedScores
+from hf_headprune.guarantee.examples import INPUT_BYTES, LABEL_BYTES
+from hf_headprune.guarantee.path import CertifiedPath
+from hf_headprune.guarantee.strict_json import read
+from hf_headprune.guarantee.wording import statement_of
+
+CERTIFICATE_FORMAT = "hf_headprune.certificate/1"
+CERTIFICATE_NAME = "headprune_certificate.json"
+ASSUMPTIONS = (
+    "The certification examples are drawn independently, from where the model will be used.",
+    "Their labels are right.",
+    "Nothing about the model, the claim or the order of candidates was chosen by looking at them.",
+)
+ASSUMPTION_OF_GROUPS = "Groups of examples are independent of each other, and none is larger than the largest of these."
+_KEY_BYTES = INPUT_BYTES + LABEL_BYTES
+
+
+@dataclass(frozen=True)
+class ExampleRecord:
+    """Outcome of each example, in the order of the fingerprints; that of no data set.
+
+    Attributes:
+        kind: How inputs are compared, see `ExampleFingerprints`.
+        columns: Text columns that were read.
+        keys: Fingerprints of input and label of each example, 12 bytes each, in base64.
+        dense: Scores of the dense model: digits for 0/1 scores; else numbers between ";", rows of them between ",".
+        pruned: Those of the pruned model.
+        groups: Numbers of the groups between ";", or None.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    keys: str
+    dense: str
+    pruned: str
+    groups: str | None
+
+    @classmethod
+    def of(
+        cls, kind: str, columns: tuple[str, ...], keys: list[bytes], scores: PairedScores, score_kind: Kind
+    ) -> ExampleRecord:
+        """Writes scores down."""
+        groups = None if scores.groups is None else ";".join(str(int(group)) for group in scores.groups)
+        dense, pruned = (_written(values, score_kind) for values in (scores.dense, scores.pruned))
+        return cls(kind, columns, base64.b64encode(b"".join(keys)).decode(), dense, pruned, groups)
+
+    def key_list(self) -> list[bytes]:
+        """Returns the fingerprints of the examples.
+
+        Raises:
+            CertificateError: They are damaged.
+        """
+        try:
+            joined = base64.b64decode(self.keys, validate=True)
+        except binascii.Error as error:
+            raise CertificateError(f"examples.keys must be base64, received {self.keys[:30]!r}...: {error}.") from error
+        if len(joined) % _KEY_BYTES:
+            raise CertificateError(f"examples.keys must hold {_KEY_BYTES} bytes per example, received {len(joined)}.")
+        return [joined[start : start + _KEY_BYTES] for start in range(0, len(joined), _KEY_BYTES)]
+
+    def scores(self, score_kind: Kind) -> PairedScores:
+        """Returns the scores.
+
+        Raises:
+            CertificateError: They are damaged, or their numbers differ.
+        """
+        try:
+            dense, pruned = _read_scores(self.dense, score_kind), _read_scores(self.pruned, score_kind)
+            groups = None if self.groups is None else np.array([int(group) for group in self.groups.split(";")])
+        except ValueError as error:
+            raise CertificateError(f"examples: scores of kind {score_kind!r} are damaged: {error}.") from error
+        sizes = {len(dense), len(pruned), len(self.key_list()), len(dense) if groups is None else len(groups)}
+        if len(sizes) > 1 or dense.shape != pruned.shape:
+            raise CertificateError(f"examples: keys, scores and groups must be equally many, received {sorted(sizes)}.")
+        return PairedScores(dense, pruned, groups)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What identifies a model.
+
+    Attributes:
+        name: Of the class.
+        weights: sha256 of all parameters and buffers that are saved.
+        config: sha256 of the configuration, without paths and versions.
+        parameters: Their number.
+    """
+
+    name: str
+    weights: str
+    config: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class DisjointnessRecord:
+    """A split that was compared with the certification split and shares no input with it.
+
+    Attributes:
+        name: "train" or "search".
+        split: sha256 of that split.
+        examples: Its size.
+    """
+
+    name: str
+    split: str
+    examples: int
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the models ran on.
+
+    Attributes:
+        versions: Of packages, as "name version".
+        device: Type of the device.
+        dtype: Of the pruned model's weights.
+        date: When, in UTC.
+    """
+
+    versions: tuple[str, ...]
+    device: str
+    dtype: str
+    date: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Statement about unseen data, with all that is needed to check it again.
+
+    Attributes:
+        claim: What was to be shown.
+        evidence: What the data say, and the verdict.
+        split: sha256 of the certification split: inputs and labels in whatever order.
+        disjointness: Splits that share no input with it.
+        path: Candidates that were tested before this one and the one after, or None where only this one was.
+        dense: The model that the pruned one is compared with.
+        pruned: The model that the statement is about.
+        examples: Outcome of each example.
+        environment: What the models ran on.
+        assumptions: Under which the statement holds.
+    """
+
+    claim: Claim
+    evidence: Evidence
+    split: str
+    disjointness: tuple[DisjointnessRecord, ...]
+    path: CertifiedPath | None
+    dense: ModelRecord
+    pruned: ModelRecord
+    examples: ExampleRecord
+    environment: Environment
+    assumptions: tuple[str, ...] = ASSUMPTIONS
+
+    @property
+    def verdict(self) -> str:
+        """One of "PASS", "FAIL" and "INCONCLUSIVE"."""
+        return self.evidence.verdict
+
+    @property
+    def statement(self) -> str:
+        """The certificate in words."""
+        return statement_of(self.claim, self.evidence, checked=tuple(record.name for record in self.disjointness))
+
+    def to_json(self) -> str:
+        """Returns JSON text that `from_json` reads back to an equal certificate."""
+        content = {"format": CERTIFICATE_FORMAT, "statement": self.statement, "method": METHODS[self.claim.kind]}
+        content |= dataclasses.asdict(self)
+        content["sha256"] = checksum_of(content)
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Certificate:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            CertificateError: The text is no certificate of this format, or it was changed after it was written.
+        """
+        content = _content_of(text)
+        stored = {name: content.pop(name) for name in ("statement", "method", "sha256")}
+        changed = stored["sha256"] != checksum_of({**content, **stored})
+        content.pop("format")
+        try:
+            certificate = read(cls, content, "certificate")
+        except InvalidSettingError as error:
+            raise CertificateError(f"certificate: {error}") from error
+        if changed or stored["statement"] != certificate.statement:
+            raise CertificateError(
+                "certificate: the content was changed after it was written (its sha256 does not match"
+                + ("" if stored["statement"] == certificate.statement else ", nor does its statement fit the numbers")
+                + "). Take the file from where it was published, or certify anew."
+            )
+        return certificate
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `headprune_certificate.json` into a folder, which is created; returns the path of the file."""
+        path = Path(folder, CERTIFICATE_NAME)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.to_json() + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certificate:
+        """Reads a certificate from its file or from the folder that holds it.
+
+        Raises:
+            CertificateError: There is none, or it is malformed or changed.
+        """
+        file = Path(path, CERTIFICATE_NAME) if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise CertificateError(
+                f"{path}: there is no {CERTIFICATE_NAME}. Pass its path or the folder that holds it."
+            )
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"))
+        except CertificateError as error:
+            raise CertificateError(f"{file}: {error}") from error
+
+
+def checksum_of(content: dict[str, Any]) -> str:
+    """Returns the sha256 of JSON-able content without its own "sha256", whatever the order of its names."""
+    plain = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _content_of(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CertificateError(f"certificate: not JSON ({error}). Pass the text that to_json returned.") from error
+    received = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if received != CERTIFICATE_FORMAT:
+        raise CertificateError(
+            f"certificate: format must be {CERTIFICATE_FORMAT!r}, received {received!r}. Read it with a version of "
+            "this library that knows this format."
+        )
+    missing = {"statement", "method", "sha256"} - set(content)
+    if missing:
+        raise CertificateError(f"certificate: the fields {sorted(missing)} are missing. Pass it as it was saved.")
+    return content
+
+
+def _written(values: np.ndarray, kind: Kind) -> str:
+    if kind == "binary":
+        return "".join(str(int(value)) for value in values)
+    rows = values.reshape(len(values), -1).tolist()
+    return ";".join(",".join(map(repr, row)) for row in rows)
+
+
+def _read_scores(text: str, kind: Kind) -> np.ndarray:
+    if kind == "binary":
+        if set(text) - {"0", "1"}:
+            raise ValueError(f"only 0 and 1 are allowed, received {sorted(set(text) - {'0', '1'})}")
+        return np.array([int(digit) for digit in text], dtype=np.float64)
+    rows = np.array([[float(number) for number in row.split(",")] for row in text.split(";")])
+    return rows[:, 0] if kind == "bounded" else rows

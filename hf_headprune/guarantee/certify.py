@@ -1,0 +1,288 @@
+"""Makes certificates: runs both models on a split that nothing has seen, tests the claim, writes down everything."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_headprune.errors import CertificateError, InvalidSettingError
+from hf_headprune.fingerprints import sha256_of
+from hf_headprune.guarantee.certificate import (
+    ASSUMPTION_OF_GROUPS,
+    ASSUMPTIONS,
+    Certificate,
+    DisjointnessRecord,
+    Environment,
+    ExampleRecord,
+    ModelRecord,
+)
+from hf_headprune.guarantee.claim import Claim, Metric
+from hf_headprune.guarantee.evidence import PairedScores, checked_scores, evidence_of
+from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint
+from hf_headprune.guarantee.path import CertifiedPath, PathStep, walk
+from hf_headprune.guarantee.scoring import Batching, right_answers
+from hf_headprune.masking import masked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from hf_headprune.guarantee.sequence import AlphaLedger
+    from hf_headprune.plan import PruningPlan
+
+PACKAGES = ("hf-headprune", "torch", "transformers", "numpy", "scipy")
+VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
+
+
+@dataclass(frozen=True)
+class CertificationData:
+    """A certification split and how to read it.
+
+    Attributes:
+        dataset: Sized and indexable; examples are mappings.
+        train: What the model was trained on, or its `ExampleFingerprints`; None where it can't be looked at, which the
+            certificate then says.
+        search: What the search has seen, likewise.
+        groups: Column whose equal values mark examples that depend on each other, such as questions on one paragraph.
+        columns: Text columns to compare splits by; see `ExampleFingerprints.of`.
+        batching: How examples become batches.
+    """
+
+    dataset: Any
+    train: Any = None
+    search: Any = None
+    groups: str | None = None
+    columns: tuple[str, ...] | None = None
+    batching: Batching = Batching()
+
+
+class ScoredSplit:
+    """A certification split whose examples are known by their fingerprints, and the scores of models on it.
+
+    Attributes:
+        data: The split.
+        metric: What models are scored by.
+        prints: Fingerprints of its examples.
+        disjointness: Splits that it was compared with.
+    """
+
+    def __init__(self, data: CertificationData, metric: Metric) -> None:
+        """Reads the examples and compares them with the splits that training and search have seen.
+
+        Raises:
+            DataLeakError: An example is in one of those splits.
+            InvalidSettingError: The data set is malformed, or groups are asked of 0/1 scores.
+        """
+        if data.groups is not None and metric.kind == "binary":
+            raise InvalidSettingError(
+                f"certify: the exact test of 0/1 scores takes examples for independent, received groups "
+                f"{data.groups!r}. Pass a Metric of kind 'bounded', which takes 0/1 scores too."
+            )
+        self.data, self.metric = data, metric
+        self.prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
+        records = []
+        for name, split in (("train", data.train), ("search", data.search)):
+            if split is not None:
+                prints = split if isinstance(split, ExampleFingerprints) else None
+                prints = ExampleFingerprints.of(split, columns=data.columns) if prints is None else prints
+                check_disjoint(self.prints, prints, name=name)
+                records.append(DisjointnessRecord(name, prints.sha256(), len(prints)))
+        self.disjointness = tuple(records)
+
+    def scores_of(self, model: Any) -> np.ndarray:
+        """Runs a model; returns its scores in the order of the fingerprints."""
+        if self.metric.score is None:
+            scores: Any = right_answers(model, self.data.dataset, self.data.batching)
+        else:
+            scores = self.metric.score(model, self.data.dataset)
+        return checked_scores(scores, len(self.prints), self.metric.kind)[self.prints.order]
+
+    def groups(self) -> np.ndarray | None:
+        """Returns the numbers of the groups in the order of the fingerprints."""
+        if self.data.groups is None:
+            return None
+        values = [str(self.data.dataset[int(index)][self.data.groups]) for index in self.prints.order]
+        _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+        return np.argsort(np.argsort(first))[inverse]
+
+    def claim(self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int) -> Claim:
+        """Returns the claim; spends its share of alpha where the split may be used more than once."""
+        alpha = round(1.0 - confidence, 12)
+        claim = Claim(self.metric.name, self.metric.kind, max_drop, alpha, alpha, seed=seed)  # checks the numbers
+        if ledger is None:
+            return claim
+        entry = ledger.spend(self.prints.sha256(), alpha, f"{self.metric.name} drops by less than {max_drop}")
+        return Claim(claim.metric, claim.kind, max_drop, alpha, entry.spent, entry.use, seed)
+
+
+def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same names
+    model: nn.Module,
+    plans: Sequence[PruningPlan],
+    dataset: Any,
+    metric: str | Metric = "accuracy",
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    *,
+    ledger: AlphaLedger | None = None,
+    seed: int = 0,
+) -> CertifiedPath:
+    """Tests plans from the least pruned to the most on a model, and stops at the first that can't be certified.
+
+    All of it is one use of the certification split. Few, well separated plans are best: each must pass.
+
+    Args:
+        model: The dense model; plans are applied by masks, reversibly.
+        plans: In an order that was fixed without looking at the certification split.
+        dataset: Certification split, or `CertificationData`.
+        metric: "accuracy", or a `Metric`.
+        max_drop: Drop that is to be excluded for each plan.
+        confidence: Of the statement.
+        ledger: Of the uses of certification splits; without one this must be the only use.
+        seed: Of the bootstrap.
+
+    Returns:
+        `certified_index` is the index of the plan to cut, or None; pass the whole to `certify` with the cut model.
+
+    Raises:
+        DataLeakError: Training or search have seen an example.
+        InvalidPlanError: A plan does not fit the model.
+        InvalidSettingError: A setting or the data set is malformed, or there is no plan.
+        UnsupportedModelError: The model can't be scored.
+    """
+    if not plans:
+        raise InvalidSettingError("certify_path: at least one plan is needed, received none. Pass the search's path.")
+    split = _scored(dataset, metric)
+    claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
+
+    def scores(plan: PruningPlan | None) -> np.ndarray:
+        with nullcontext() if plan is None else masked(model, plan):
+            return split.scores_of(model)
+
+    dense = scores(None)
+    candidates = [(name_of(plan), lambda plan=plan: scores(plan)) for plan in plans]
+    dense_pair = PairedScores(dense, dense, split.groups())
+    return walk(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)
+
+
+def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of the claim
+    dense: nn.Module,
+    pruned: nn.Module,
+    dataset: Any,
+    metric: str | Metric = "accuracy",
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    *,
+    path: CertifiedPath | None = None,
+    ledger: AlphaLedger | None = None,
+    seed: int = 0,
+) -> Certificate:
+    """Tests on unseen examples that a pruned model lost less than `max_drop` of a metric, and writes a certificate.
+
+    Args:
+        dense: The model that it is compared with.
+        pruned: The model that the statement is about.
+        dataset: Certification split that neither training nor search has seen, each example with its label; or
+            `CertificationData`, which says how to read it and what to compare it with.
+        metric: "accuracy" of a sequence classification model, or a `Metric`.
+        max_drop: Drop that is to be excluded, absolute: 0.01 is one point.
+        confidence: Of the statement, above 0.5.
+        path: What `certify_path` returned, where the pruned model is its last certified plan (the first plan, where
+            none was certified); the rest of the arguments must be the same.
+        ledger: Of the uses of certification splits; without one this must be the only use. Not with a path.
+        seed: Of the bootstrap.
+
+    Raises:
+        CertificateError: The path was tested on other data or for another claim.
+        DataLeakError: Training or search have seen an example.
+        InvalidSettingError: A setting or the data set is malformed.
+        UnsupportedModelError: A model can't be scored.
+    """
+    split = _scored(dataset, metric)
+    if path is None:
+        claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
+    else:
+        claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
+    scores = PairedScores(split.scores_of(dense), split.scores_of(pruned), split.groups())
+    evidence = evidence_of(scores, claim, split.metric.aggregate)
+    order = split.prints.order
+    keys = split.prints.keys
+    return Certificate(
+        claim=claim,
+        evidence=evidence,
+        split=split.prints.sha256(),
+        disjointness=split.disjointness,
+        path=path if path is None else _with_own_step(path, evidence.broken, evidence.fixed, evidence.p_value),
+        dense=record_of(dense),
+        pruned=record_of(pruned),
+        examples=ExampleRecord.of(
+            split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
+        ),
+        environment=_environment(pruned),
+        assumptions=ASSUMPTIONS if scores.groups is None else (*ASSUMPTIONS, ASSUMPTION_OF_GROUPS),
+    )
+
+
+def record_of(model: nn.Module) -> ModelRecord:
+    """Returns what identifies a model: class, sha256 of weights and configuration, number of parameters."""
+    config: Any = getattr(model, "config", None)
+    content = {} if config is None else json.loads(config.to_json_string(use_diff=False))
+    kept = {name: value for name, value in content.items() if name not in VOLATILE_CONFIG}
+    return ModelRecord(
+        name=type(model).__name__,
+        weights=sha256_of("", model.state_dict()),
+        config=hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def name_of(plan: PruningPlan) -> str:
+    """Returns what identifies a plan on a path."""
+    digest = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
+    return f"{plan.num_removed_heads} heads and {plan.num_removed_ffn} FFN units removed, plan {digest}"
+
+
+def _scored(dataset: Any, metric: str | Metric) -> ScoredSplit:
+    data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
+    return ScoredSplit(data, Metric.of(metric))
+
+
+def _claim_of(path: CertifiedPath, split: ScoredSplit, claim: Claim, ledger: AlphaLedger | None) -> Claim:
+    """Returns the claim of a path, if it is the one that is asked for."""
+    tested = path.claim
+    asked = (claim.metric, claim.kind, claim.max_drop, claim.alpha, claim.seed, split.prints.sha256())
+    received = (tested.metric, tested.kind, tested.max_drop, tested.alpha, tested.seed, path.split)
+    if asked != received or ledger is not None:
+        raise CertificateError(
+            f"certify: the path must have been tested for the same claim on the same split, and has spent its share of "
+            f"alpha already; asked for {asked}, the path has {received}, ledger {'given' if ledger else 'none'}. Pass "
+            "the arguments of certify_path, without the ledger."
+        )
+    return tested
+
+
+def _with_own_step(path: CertifiedPath, broken: int, fixed: int, p: float) -> CertifiedPath:
+    """Puts the cut model's own numbers in place of those of its masked plan."""
+    own = path.own_index
+    step = PathStep(path.steps[own].name, broken, fixed, p, p <= path.claim.level)
+    return CertifiedPath(
+        path.claim, path.split, (*path.steps[:own], step, *path.steps[own + 1 :]), path.planned, path.commitment
+    )
+
+
+def _environment(model: nn.Module) -> Environment:
+    first = next(model.parameters())
+    return Environment(
+        versions=(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)),
+        device=first.device.type,
+        dtype=str(first.dtype).removeprefix("torch."),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,210 @@
+"""From the scores of two models on the same examples to a verdict on a claim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.guarantee.betting import betting_p_value, betting_upper_bound
+from hf_headprune.guarantee.paired import further_broken, p_value, q_theta_bound, upper_bound
+from hf_headprune.guarantee.planner import Expectation, examples_needed
+from hf_headprune.guarantee.resampling import (
+    LEAST_DISAGREEING,
+    bootstrap_p_value,
+    bootstrap_upper_bound,
+    resampled_drops,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hf_headprune.guarantee.claim import Claim, Kind
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+@dataclass(frozen=True, eq=False)
+class PairedScores:
+    """Scores of both models on the certification split, in the order of its fingerprints.
+
+    Attributes:
+        dense: Shape `(n,)`, or `(n, numbers)` for a corpus metric.
+        pruned: The same of the pruned model.
+        groups: Group of each example, `(n,)`, or None where all are independent.
+    """
+
+    dense: np.ndarray
+    pruned: np.ndarray
+    groups: np.ndarray | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """How many examples got worse and better."""
+        dense, pruned = (scores.reshape(len(scores), -1) for scores in (self.dense, self.pruned))
+        if dense.shape[1] > 1:  # rows have no order: all that differ count as broken
+            differ = int((dense != pruned).any(axis=1).sum())
+            return Counts(len(dense), differ, 0, 0)
+        worse, better = int((dense > pruned).sum()), int((dense < pruned).sum())
+        return Counts(len(dense), worse, better, int(((dense == pruned) & (dense == 1)).sum()))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the test of 0/1 scores needs to know.
+
+    Attributes:
+        examples: Examples n.
+        broken: Examples on which the pruned model is worse.
+        fixed: Examples on which it is better.
+        both_right: Examples on which both score 1.
+    """
+
+    examples: int
+    broken: int
+    fixed: int
+    both_right: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the data say about a claim.
+
+    Attributes:
+        verdict: "PASS": the drop is below max_drop; "FAIL": it is above; "INCONCLUSIVE": the data can't tell.
+        examples: Examples n of the certification split.
+        broken: Examples on which the pruned model is worse than the dense one. Of a corpus metric: that differ.
+        fixed: Examples on which it is better.
+        dense_metric: Metric of the dense model on them.
+        pruned_metric: Metric of the pruned model on them.
+        p_value: Of "the drop is at least max_drop".
+        upper_bound: Drops above it are excluded.
+        hand_bound: Wider upper bound from two binomial intervals, for 0/1 scores (see `paired.q_theta_bound`).
+        further_broken: How many more examples may break before the verdict is no longer PASS; -1 without a PASS; None
+            where scores are not 0/1.
+        examples_needed: About how many examples certify the claim four times in five, if the true rates are those seen;
+            None with a verdict, or where no number is enough or known.
+    """
+
+    verdict: Verdict
+    examples: int
+    broken: int
+    fixed: int
+    dense_metric: float
+    pruned_metric: float
+    p_value: float
+    upper_bound: float
+    hand_bound: float | None
+    further_broken: int | None
+    examples_needed: int | None
+
+
+def evidence_of_counts(counts: Counts, claim: Claim) -> Evidence:
+    """Decides on a claim about 0/1 scores, from the counts alone."""
+    n, b, c = counts.examples, counts.broken, counts.fixed
+    p, reverse = p_value(b, c, n, claim.max_drop), p_value(c, b, n, -claim.max_drop)
+    verdict = _verdict(p, reverse, claim.level)
+    return Evidence(
+        verdict=verdict,
+        examples=n,
+        broken=b,
+        fixed=c,
+        dense_metric=(counts.both_right + b) / n,
+        pruned_metric=(counts.both_right + c) / n,
+        p_value=p,
+        upper_bound=upper_bound(b, c, n, claim.spent),
+        hand_bound=q_theta_bound(b, c, n, claim.spent),
+        further_broken=further_broken(b, c, n, claim.max_drop, claim.spent) if verdict == "PASS" else -1,
+        examples_needed=_needed(counts, claim) if verdict == "INCONCLUSIVE" else None,
+    )
+
+
+def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndarray], float] | None = None) -> Evidence:
+    """Decides on a claim.
+
+    Args:
+        scores: Of both models.
+        claim: To decide on.
+        aggregate: Metric of the rows of a corpus metric.
+    """
+    counts = scores.counts
+    if claim.kind == "binary":
+        return evidence_of_counts(counts, claim)
+    p, reverse, bound = _tested(scores, claim, aggregate)
+    mean = np.mean if aggregate is None else aggregate
+    return Evidence(
+        verdict=_verdict(p, reverse, claim.level),
+        examples=counts.examples,
+        broken=counts.broken,
+        fixed=counts.fixed,
+        dense_metric=float(mean(scores.dense)),
+        pruned_metric=float(mean(scores.pruned)),
+        p_value=p,
+        upper_bound=bound,
+        hand_bound=None,
+        further_broken=None,
+        examples_needed=None,
+    )
+
+
+def p_value_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndarray], float] | None = None) -> float:
+    """Returns the p-value of a claim alone, as a step of a path needs it."""
+    if claim.kind == "binary":
+        counts = scores.counts
+        return p_value(counts.broken, counts.fixed, counts.examples, claim.max_drop)
+    return _tested(scores, claim, aggregate)[0]
+
+
+def _tested(
+    scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndarray], float] | None
+) -> tuple[float, float, float]:
+    """Returns the p-values of the claim and of its reverse, and the upper bound, for scores that are not 0/1."""
+    if aggregate is None:
+        differences = scores.dense - scores.pruned
+        return (
+            betting_p_value(differences, claim.max_drop, scores.groups),
+            betting_p_value(-differences, -claim.max_drop, scores.groups),
+            betting_upper_bound(differences, claim.spent, scores.groups),
+        )
+    if scores.counts.broken + scores.counts.fixed < LEAST_DISAGREEING:
+        return 1.0, 1.0, 1.0  # a bootstrap of so few differences means nothing
+    drops = resampled_drops(scores.dense, scores.pruned, aggregate, seed=claim.seed, groups=scores.groups)
+    return (
+        bootstrap_p_value(drops, claim.max_drop),
+        bootstrap_p_value(-drops, -claim.max_drop),
+        bootstrap_upper_bound(drops, claim.spent),
+    )
+
+
+def _verdict(p: float, reverse: float, level: float) -> Verdict:
+    return "PASS" if p <= level else "FAIL" if reverse <= level else "INCONCLUSIVE"
+
+
+def _needed(counts: Counts, claim: Claim) -> int | None:
+    n = counts.examples
+    disagreement = min(max(counts.broken + counts.fixed, 1), n - 1) / n if n > 1 else 0.5
+    drop = max(0.0, (counts.broken - counts.fixed) / n)
+    if drop > disagreement:
+        return None
+    return examples_needed(claim.max_drop, Expectation(disagreement, drop, alpha=claim.spent))
+
+
+def checked_scores(scores: Any, count: int, kind: Kind) -> np.ndarray:
+    """Returns the scores that a function computed as an array, `(n,)` or `(n, numbers)`.
+
+    Raises:
+        InvalidSettingError: They are not one row of numbers per example, or out of the range of their kind.
+    """
+    values = np.asarray(scores.tolist() if hasattr(scores, "tolist") else scores, dtype=np.float64)
+    shape_holds = values.ndim >= 1 and len(values) == count and (values.ndim == 1 or kind == "corpus")
+    ranges = {"binary": np.isin(values, (0, 1)), "bounded": (values >= 0) & (values <= 1)}
+    if not shape_holds or not np.isfinite(values).all() or not ranges.get(kind, np.True_).all():
+        rule = {"binary": "0 or 1", "bounded": "a number in [0, 1]", "corpus": "a row of finite numbers"}[kind]
+        raise InvalidSettingError(
+            f"certify: scores of kind {kind!r} must be {rule} for each of the {count} examples, received shape "
+            f"{values.shape}, from {values.min(initial=np.inf):g} to {values.max(initial=-np.inf):g}. Change the "
+            "function of the metric, or its kind."
+        )
+    return values

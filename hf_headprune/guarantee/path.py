@@ -1,0 +1,95 @@
+"""Candidates from the least pruned to the most, tested in that order until the first that can't be certified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_headprune.guarantee.claim import Claim
+from hf_headprune.guarantee.evidence import PairedScores, p_value_of
+from hf_headprune.guarantee.sequence import last_certified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class PathStep:
+    """One tested candidate.
+
+    Attributes:
+        name: In words.
+        broken: Examples on which it is worse than the dense model.
+        fixed: Examples on which it is better.
+        p_value: Of "its drop is at least max_drop".
+        certified: Whether the p-value is at most the level.
+    """
+
+    name: str
+    broken: int
+    fixed: int
+    p_value: float
+    certified: bool
+
+
+@dataclass(frozen=True)
+class CertifiedPath:
+    """Outcome of the tests along a path.
+
+    Attributes:
+        claim: What was tested of each candidate.
+        split: sha256 of the certification split.
+        steps: Candidates that were tested, in their order; only the last may have failed.
+        planned: Candidates that there were.
+        commitment: sha256 of the names of all candidates in their order, fixed before the first test.
+    """
+
+    claim: Claim
+    split: str
+    steps: tuple[PathStep, ...]
+    planned: int
+    commitment: str
+
+    @property
+    def certified_index(self) -> int | None:
+        """Index of the last certified candidate, or None where none is."""
+        return last_certified((step.p_value for step in self.steps), self.claim.level)
+
+    @property
+    def own_index(self) -> int:
+        """Index of the candidate that a certificate is about: the last certified one, else the first that failed."""
+        return 0 if self.certified_index is None else self.certified_index
+
+
+def walk(
+    dense: PairedScores,
+    candidates: Sequence[tuple[str, Callable[[], np.ndarray]]],
+    claim: Claim,
+    split: str,
+    aggregate: Callable[[np.ndarray], float] | None = None,
+) -> CertifiedPath:
+    """Tests candidates in their order; scores none after the first failure.
+
+    Args:
+        dense: Scores of the dense model, in both places.
+        candidates: Names that identify them, such as plans in JSON, and functions that return their scores.
+        claim: To be tested of each.
+        split: sha256 of the certification split.
+        aggregate: Of a corpus metric.
+    """
+    steps: list[PathStep] = []
+
+    def p_values() -> Iterator[float]:
+        for name, score in candidates:
+            scores = PairedScores(dense.dense, score(), dense.groups)
+            p = p_value_of(scores, claim, aggregate)
+            steps.append(PathStep(name, scores.counts.broken, scores.counts.fixed, p, p <= claim.level))
+            yield p
+
+    last_certified(p_values(), claim.level)
+    names = [name for name, _ in candidates]
+    return CertifiedPath(claim, split, tuple(steps), len(names), hashlib.sha256(json.dumps(names).encode()).hexdigest())

@@ -1,0 +1,192 @@
+"""Checks a certificate again: its arithmetic, its examples, both models, every fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_headprune.errors import CertificateError
+from hf_headprune.guarantee.arithmetic import check_counts, check_examples
+from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.guarantee.certify import CertificationData, ScoredSplit, record_of
+from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.examples import INPUT_BYTES, ExampleFingerprints
+from hf_headprune.guarantee.verification import TOLERANCE, Verification
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from hf_headprune.guarantee.certificate import ModelRecord
+
+SHOWN = 5
+
+
+def verify_certificate(
+    certificate: Certificate | str | Path,
+    model: nn.Module | None = None,
+    dataset: Any = None,
+    *,
+    dense: nn.Module | None = None,
+    metric: Metric | None = None,
+) -> Verification:
+    """Checks a certificate at up to four levels, as far as what is given reaches.
+
+    1. *counts*: every number and the verdict follow from the counts, also along the path; 2. *examples*: the counts
+    follow from the outcomes of the examples; 3. *models*: both models give these outcomes when they are run again;
+    4. *fingerprints*: weights, configurations, the certification split, and what it was compared with are the same.
+
+    Args:
+        certificate: The certificate, its file, or the folder that holds it.
+        model: The pruned model.
+        dataset: The certification split, or `CertificationData` with what training and search have seen.
+        dense: The model that the pruned one was compared with.
+        metric: The `Metric`, where it was not the built-in accuracy.
+
+    Returns:
+        What differs and what could not be checked; `holds` is true where nothing differs.
+
+    Raises:
+        CertificateError: The file is malformed, was changed after it was written, or the metric is another one.
+        HeadPruneError: A model or the data set can't be read at all.
+    """
+    if not isinstance(certificate, Certificate):
+        certificate = Certificate.load(certificate)
+    metric = _metric(certificate, metric)
+    result = Verification()
+    check_counts(certificate, result)
+    check_examples(certificate, metric, result)
+    for name, record, given in (("dense", certificate.dense, dense), ("pruned", certificate.pruned, model)):
+        if given is None:
+            result.skipped.append(f"{name} weights and configuration: no {name} model was given")
+        else:
+            _check_model(name, record, given, result)
+    if dataset is None:
+        result.skipped.append("the certification split: no data were given")
+        return result
+    data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
+    prints = ExampleFingerprints.of(data.dataset, columns=data.columns or certificate.examples.columns or None)
+    if _check_split(certificate, prints, result):
+        _run_again(certificate, {"dense": dense, "pruned": model}, data, metric, result)
+    else:
+        result.skipped.append("both models on the certification split: it is another one")
+    _check_disjoint(certificate, data, prints, result)
+    return result
+
+
+def _metric(certificate: Certificate, metric: Metric | None) -> Metric | None:
+    """Returns the metric that scores can be computed with, or None where it was not given."""
+    claim = certificate.claim
+    if metric is None:
+        return Metric() if (claim.metric, claim.kind) == ("accuracy", "binary") else None
+    if (metric.name, metric.kind) != (claim.metric, claim.kind):
+        raise CertificateError(
+            f"verify_certificate: the certificate is about {claim.metric!r} of kind {claim.kind!r}, received a metric "
+            f"{metric.name!r} of kind {metric.kind!r}. Pass the metric that it was made with."
+        )
+    return metric
+
+
+def _check_model(name: str, record: ModelRecord, model: nn.Module, result: Verification) -> None:
+    for what, value in dataclasses.asdict(record_of(model)).items():
+        said = getattr(record, what)
+        # The class of a checkpoint may be a local copy of ours; what it computes is in weights and configuration.
+        if what != "name" and value != said:
+            result.add("fingerprints", f"{name} {what}", f"the model has {value}, the certificate says {said}")
+    result.checked.append(f"fingerprints: {name} weights and configuration")
+
+
+def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: Verification) -> bool:
+    """Compares the examples; returns whether they are the same."""
+    result.checked.append("fingerprints: the certification split")
+    record = certificate.examples
+    if (prints.kind, prints.columns if prints.kind == "text" else ()) != (
+        record.kind,
+        record.columns if record.kind == "text" else (),
+    ):
+        result.add(
+            "fingerprints",
+            "split",
+            f"the examples are compared by {prints.kind} {list(prints.columns)}, the certificate by {record.kind} "
+            f"{list(record.columns)}; pass them as they were when it was made",
+        )
+        return False
+    try:
+        stated = Counter(record.key_list())
+    except CertificateError as error:
+        result.add("examples", "examples", str(error))
+        return False
+    given = Counter(prints.keys)
+    missing, new = stated - given, given - stated
+    relabelled = Counter(key[:INPUT_BYTES] for key in missing) & Counter(key[:INPUT_BYTES] for key in new)
+    for name, text, keys in (
+        ("label", "{} examples have another label", [key for key in new if key[:INPUT_BYTES] in relabelled]),
+        ("example", "{} examples are not in the certificate", [k for k in new if k[:INPUT_BYTES] not in relabelled]),
+    ):
+        where = [index for index, key in enumerate(prints.keys) if key in set(keys)]
+        if where:
+            result.add("fingerprints", name, f"{text.format(len(where))} (indices {where[:SHOWN]})")
+    lost = sum(count for key, count in missing.items() if key[:INPUT_BYTES] not in relabelled)
+    if lost:
+        result.add("fingerprints", "example", f"{lost} examples of the certificate are not in the data")
+    if prints.sha256() != certificate.split:
+        result.add(
+            "fingerprints", "split", f"its sha256 is {prints.sha256()}, the certificate says {certificate.split}"
+        )
+    return not missing and not new and prints.sha256() == certificate.split
+
+
+def _run_again(
+    certificate: Certificate,
+    models: dict[str, nn.Module | None],
+    data: CertificationData,
+    metric: Metric | None,
+    result: Verification,
+) -> None:
+    if metric is None:
+        result.skipped.append("both models on the certification split: the metric was not given")
+        return
+    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), metric)
+    try:
+        recorded = certificate.examples.scores(metric.kind)
+    except CertificateError:
+        return  # level 2 has said so
+    differing = {}
+    for name, said in (("dense", recorded.dense), ("pruned", recorded.pruned)):
+        model = models[name]
+        if model is None:
+            result.skipped.append(f"the {name} model on the certification split: it was not given")
+            continue
+        same = np.isclose(split.scores_of(model), said, rtol=0, atol=TOLERANCE).reshape(len(said), -1).all(axis=1)
+        differing[name] = sorted(split.prints.order[~same].tolist())
+        result.checked.append(f"models: the {name} model was run on {len(said)} examples")
+    survives = 0 < sum(map(len, differing.values())) <= (certificate.evidence.further_broken or 0)
+    for name, indices in differing.items():
+        text = f"{len(indices)} examples score differently (indices {indices[:SHOWN]})"
+        if survives and indices:
+            result.notes.append(f"{name} model: {text}; rounding differs between machines, and the verdict survives it")
+        elif indices:
+            result.add("models", f"{name} model", text)
+
+
+def _check_disjoint(
+    certificate: Certificate, data: CertificationData, prints: ExampleFingerprints, result: Verification
+) -> None:
+    records = {record.name: record for record in certificate.disjointness}
+    for name, split in (("train", data.train), ("search", data.search)):
+        if split is None:
+            result.skipped.append(f"that the {name} split holds none of the examples: it was not given")
+            continue
+        other = split if isinstance(split, ExampleFingerprints) else ExampleFingerprints.of(split, columns=data.columns)
+        shared = prints.shared_with(other)
+        if shared:
+            result.add("fingerprints", f"{name} split", f"it holds {len(shared)} of the certification examples too")
+        if name not in records:
+            result.add("fingerprints", f"{name} split", "the certificate was made without comparing it")
+        elif records[name].split != other.sha256():
+            result.add("fingerprints", f"{name} split", f"its sha256 is {other.sha256()}, it was {records[name].split}")
+        result.checked.append(f"fingerprints: the {name} split, and that it holds none of the examples")

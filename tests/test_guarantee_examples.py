@@ -1,0 +1,168 @@
+"""Fingerprints of examples, leaks between splits, and the splits that are made for the user."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, normalised
+from hf_headprune.guarantee.splits import SplitSettings, three_way_split
+
+
+def sentences(count=200, first=0):
+    return [{"idx": i, "sentence": f"Sentence number {i}", "label": i % 3 == 0} for i in range(first, first + count)]
+
+
+def tokenized(count=20, first=0):
+    return [
+        {"input_ids": [5, 6, 7 + i], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(first, first + count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("A  dog\tbarks ", "a DOG barks", True),
+        ("ﬁne", "fine", True),
+        ("Straße", "STRASSE", True),
+        ("a dog barks", "a dog bark", False),
+    ],
+)
+def test_normalisation_ignores_case_spacing_and_unicode_form(first, second, same):
+    assert (normalised(first) == normalised(second)) == same
+
+
+def test_the_fingerprint_of_a_split_has_no_order_and_includes_labels():
+    rows = sentences()
+    prints = ExampleFingerprints.of(rows)
+    assert ExampleFingerprints.of(rows[::-1]).sha256() == prints.sha256()
+    assert ExampleFingerprints.of(Dataset.from_list(rows)).sha256() == prints.sha256()
+    assert ExampleFingerprints.of([{**rows[0], "label": not rows[0]["label"]}, *rows[1:]]).sha256() != prints.sha256()
+    assert ExampleFingerprints.of([*rows, rows[0]]).sha256() != prints.sha256()
+    assert [sorted(prints.keys)[i] for i in range(3)] == [prints.keys[i] for i in prints.order[:3]]
+
+
+def test_numbers_of_examples_are_no_text():
+    rows = [{**row, "idx": f"test-{row['idx']}", "pair_id": "7"} for row in sentences(3)]
+    assert ExampleFingerprints.of(rows).columns == ("sentence",)
+    assert ExampleFingerprints.of(rows, columns=("sentence", "idx")).columns == ("sentence", "idx")
+
+
+def test_padding_and_tensors_do_not_change_token_fingerprints():
+    plain = ExampleFingerprints.of([{"input_ids": [5, 6, 7], "labels": 1}])
+    padded = {"input_ids": [5, 6, 7, 0], "attention_mask": [1, 1, 1, 0], "labels": 1}
+    tensors = {name: torch.tensor(value) for name, value in padded.items()}
+    arrays = {name: np.array(value) for name, value in padded.items()}
+    assert all(ExampleFingerprints.of([one]).sha256() == plain.sha256() for one in (padded, tensors, arrays))
+    assert ExampleFingerprints.of([{**padded, "attention_mask": [1, 1, 1, 1]}]).sha256() != plain.sha256()
+
+
+def test_examples_without_tokens_and_texts_are_known_by_all_their_fields():
+    images = [{"pixel_values": torch.full((2, 2), float(i)), "labels": 0} for i in range(4)]
+    prints = ExampleFingerprints.of(images)
+    assert prints.kind == "content"
+    assert ExampleFingerprints.of([{**images[2], "labels": 1}]).shared_with(prints) == (0,)
+
+
+def test_a_copy_is_found_though_case_label_and_place_differ():
+    known = ExampleFingerprints.of(sentences())
+    other = ExampleFingerprints.of([*sentences(5, first=500), {"sentence": " SENTENCE number 7", "label": 1}])
+    assert other.shared_with(known) == (5,)
+    assert ExampleFingerprints.of(sentences(5, first=500)).shared_with(known) == ()
+    with pytest.raises(DataLeakError, match=r"certify: no example may be in the search split.*1 of 6.*\[5\]"):
+        check_disjoint(other, known, name="search")
+
+
+def test_a_copy_is_found_by_tokens_where_the_texts_differ():
+    train = [{**row, "sentence": "x"} for row in tokenized()]
+    other = [{**row, "sentence": f"y{i}"} for i, row in enumerate(tokenized(3, first=19))]
+    assert ExampleFingerprints.of(other).shared_with(ExampleFingerprints.of(train)) == (0,)
+
+
+def test_splits_that_cannot_be_compared_are_an_error():
+    with pytest.raises(DataLeakError, match="can be compared by token ids or by the same text columns"):
+        ExampleFingerprints.of(sentences()).shared_with(ExampleFingerprints.of(tokenized()))
+    premises = [{"premise": "a", "label": 0}]
+    with pytest.raises(DataLeakError, match="can be compared"):
+        ExampleFingerprints.of(sentences()).shared_with(ExampleFingerprints.of(premises))
+
+
+@pytest.mark.parametrize("wrong", [[], "text", {"a": 1}, iter([1])])
+def test_only_sized_indexable_data_sets_are_read(wrong):
+    with pytest.raises(InvalidSettingError, match="sized, indexable and not empty"):
+        ExampleFingerprints.of(wrong)
+
+
+def test_examples_that_lack_a_column_are_named():
+    with pytest.raises(InvalidSettingError, match="example 2 has no column 'sentence'"):
+        ExampleFingerprints.of([*sentences(2), {"label": 0}])
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+def test_both_sides_hold_every_example_once_with_like_shares_of_labels(kind):
+    rows = sentences(300)
+    split = three_way_split(kind(rows))
+    assert sorted(split.search_indices + split.certify_indices) == list(range(300))
+    assert [split.certify[i]["sentence"] for i in range(3)] == [rows[i]["sentence"] for i in split.certify_indices[:3]]
+    assert len(split.certify) == pytest.approx(150, abs=1)
+    shares = [np.mean([row["label"] for row in side]) for side in (split.search, split.certify)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.01)
+
+
+def test_a_split_depends_on_its_seed_and_not_on_the_order_of_the_examples():
+    rows = sentences()
+    first = {row["idx"] for row in three_way_split(rows).certify}
+    assert {row["idx"] for row in three_way_split(rows[::-1]).certify} == first
+    other = {row["idx"] for row in three_way_split(rows, settings=SplitSettings(seed=1)).certify}
+    assert 35 < len(first & other) < 65  # of 100, half of which meet again by chance
+
+
+@pytest.mark.parametrize("share", [0.1, 0.7])
+def test_the_share_is_kept(share):
+    assert len(three_way_split(sentences(), settings=SplitSettings(certify_share=share)).certify) == pytest.approx(
+        200 * share, abs=2
+    )
+
+
+def test_labels_that_all_differ_still_make_two_sides_that_the_seed_decides():
+    rows = [{"sentence": f"sentence {i}", "label": i / 100} for i in range(100)]
+    split, other = three_way_split(rows), three_way_split(rows, settings=SplitSettings(seed=1))
+    assert len(split.certify) == len(other.certify) == 50
+    assert split.certify_indices != other.certify_indices
+
+
+def test_copies_stay_on_one_side():
+    rows = sentences(60)
+    copies = [{**row, "sentence": row["sentence"].upper() + " ", "label": True} for row in rows]
+    split = three_way_split([*rows, *copies])
+    sides = [{normalised(row["sentence"]) for row in side} for side in (split.search, split.certify)]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(split.search_indices) == pytest.approx(60, abs=1)
+
+
+def test_groups_stay_on_one_side():
+    rows = [{**row, "paragraph": i // 5} for i, row in enumerate(sentences())]
+    split = three_way_split(rows, settings=SplitSettings(group_column="paragraph"))
+    assert {row["paragraph"] for row in split.search}.isdisjoint({row["paragraph"] for row in split.certify})
+
+
+def test_examples_of_the_training_split_are_an_error_or_left_out_when_told_so():
+    rows, train = sentences(), [{"sentence": f"sentence NUMBER {i}", "label": 0} for i in (3, 8, 999)]
+    with pytest.raises(DataLeakError, match=r"2 of 200 that are \(indices \[3, 8\]\)"):
+        three_way_split(rows, train)
+    split = three_way_split(rows, train, SplitSettings(on_leak="drop"))
+    assert split.leaked_indices == (3, 8)
+    assert not {3, 8} & set(split.search_indices + split.certify_indices)
+    assert three_way_split(rows, ExampleFingerprints.of(sentences(5, first=900))).leaked_indices == ()
+
+
+def test_a_data_set_too_small_for_two_sides_is_refused():
+    with pytest.raises(InvalidSettingError, match="both sides need examples, received 1 different"):
+        three_way_split([*sentences(1), *sentences(1)])
+
+
+@pytest.mark.parametrize("wrong", [{"certify_share": 0.0}, {"certify_share": 1}, {"on_leak": "ignore"}])
+def test_impossible_split_settings_are_refused(wrong):
+    with pytest.raises(InvalidSettingError, match=f"SplitSettings: {next(iter(wrong))} must be"):
+        SplitSettings(**wrong)
