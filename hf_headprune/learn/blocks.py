@@ -1,8 +1,9 @@
 """Weights masked by blocks, and the gradients of the blocks' scores; no mask of full size is ever made.
 
 A mask of shape `(rows, columns)` stands for a matrix cut into as many blocks of equal shape; the block's shape follows
-from that of the matrix. A mask of the units of an FFN is a vector: the units' activations are multiplied by it, which
-equals masking the rows of the first matrix (biases included) and the columns of the second.
+from that of the matrix. A mask of the units of a site (heads or FFN units) is a vector: what the output projection
+receives from each unit is multiplied by it, which for an FFN equals masking the rows of the first matrix (biases
+included) and the columns of the second.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class MaskSlot:
     """Where a module finds the mask and the scores of its next forward pass.
 
     Attributes:
-        mask: Ones and zeros, `(rows, columns)` or `(units,)`; None leaves the module as it is.
+        mask: Factors, ones and zeros in training: `(rows, columns)` or `(units,)`; None leaves the module as it is.
         scores: Of the same shape, to receive gradients; None when no score is learned.
         scores_closed: Whether the scores of closed units receive the gradient that opening them would have.
     """
@@ -81,7 +82,7 @@ class BlockMaskedLinear(nn.Linear):
 
 
 class UnitMaskedLinear(nn.Linear):
-    """The second matrix of an FFN, which multiplies its input, the units' activations, by a mask of the units.
+    """The output projection of a site, which multiplies its input by a mask of the site's units.
 
     Attributes:
         slot: Mask and scores, of shape `(units,)`.
@@ -90,7 +91,7 @@ class UnitMaskedLinear(nn.Linear):
     slot: MaskSlot
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Maps `(..., units)` to `(..., out_features)`."""
+        """Maps `(..., units * unit_width)` to `(..., out_features)`."""
         if self.slot.mask is None:
             return functional.linear(hidden, self.weight, self.bias)
         return _UnitMasked.apply(hidden, self.weight, self.bias, self.slot.scores, self.slot)
@@ -124,6 +125,30 @@ def become_plain_(linear: nn.Linear) -> None:
     linear.__class__ = nn.Linear
     for name in ("slot", "masks_bias"):
         vars(linear).pop(name, None)
+
+
+def close_units_(linears: tuple[nn.Linear, ...], mask: torch.Tensor) -> None:
+    """Zeroes, in place, the rows, biases and columns of the units that a mask, `(units,)`, closes.
+
+    Args:
+        linears: Matrices of a site; of the last, the output projection, the columns belong to the units.
+        mask: Ones and zeros.
+    """
+    *inputs, output = linears
+    columns = mask.repeat_interleave(output.in_features // len(mask))
+    output.weight.mul_(columns.to(output.weight.dtype))
+    for linear in inputs:
+        rows = columns.to(linear.weight.dtype)
+        linear.weight.mul_(rows[:, None])
+        if linear.bias is not None:
+            linear.bias.mul_(rows)
+
+
+def close_blocks_(linear: nn.Linear, mask: torch.Tensor, *, masks_bias: bool) -> None:
+    """Zeroes, in place, the blocks that a mask, `(rows, columns)`, closes, and the biases of rows without any other."""
+    linear.weight.copy_(masked_blocks(linear.weight, mask))
+    if masks_bias and linear.bias is not None:
+        linear.bias.mul_(live_rows(mask, len(linear.bias)).to(linear.bias.dtype))
 
 
 class _BlockMasked(torch.autograd.Function):
@@ -166,7 +191,7 @@ class _BlockMasked(torch.autograd.Function):
 class _UnitMasked(torch.autograd.Function):
     """`(hidden * m) @ W.T + bias`; the gradient of a unit's score is that of its factor m.
 
-    Only the unmasked activations are kept for the backward pass, as a plain module keeps them.
+    Only the unmasked input is kept for the backward pass, as a plain module keeps it.
     """
 
     @staticmethod
@@ -181,7 +206,7 @@ class _UnitMasked(torch.autograd.Function):
         del scores
         ctx.save_for_backward(hidden, weight, slot.mask)
         ctx.scores_closed = slot.scores_closed
-        return functional.linear(hidden * slot.mask.to(hidden.dtype), weight, bias)
+        return functional.linear(hidden * _by_column(slot.mask, hidden), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -189,13 +214,14 @@ class _UnitMasked(torch.autograd.Function):
         hidden, weight, mask = ctx.saved_tensors
         needs = ctx.needs_input_grad
         grads: list[torch.Tensor | None] = [None] * 5
-        factor = mask.to(hidden.dtype)
+        factor = _by_column(mask, hidden)
         if needs[0] or needs[3]:
-            grad_activation = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
+            grad_masked = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
             if needs[3]:
-                by_unit = (grad_activation * hidden).flatten(0, -2).sum(0, dtype=torch.float32)
+                by_column = (grad_masked * hidden).flatten(0, -2).sum(0, dtype=torch.float32)
+                by_unit = by_column.view(len(mask), -1).sum(1)
                 grads[3] = by_unit if ctx.scores_closed else by_unit * mask
-            grads[0] = grad_activation.mul_(factor)
+            grads[0] = grad_masked.mul_(factor)
         grads[1] = _outer(grad, hidden * factor).to(weight.dtype) if needs[1] else None
         grads[2] = grad.flatten(0, -2).sum(0) if needs[2] else None
         return tuple(grads)
@@ -216,6 +242,13 @@ class _RowScores(torch.autograd.Function):
         output, bias = ctx.saved_tensors
         from_weight = output if bias is None else output - bias.to(output.dtype)
         return grad, None, (grad * from_weight).flatten(0, -2).sum(0, dtype=torch.float32)
+
+
+def _by_column(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Returns the factor of each column of an output projection's input, `(units * unit_width,)`."""
+    factor = mask.to(hidden.dtype)
+    unit_width = hidden.shape[-1] // len(mask)
+    return factor if unit_width == 1 else factor.repeat_interleave(unit_width)
 
 
 def _outer(grad: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

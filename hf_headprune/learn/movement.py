@@ -17,8 +17,8 @@ from hf_headprune.learn.blocks import (
     become_masked_,
     become_plain_,
     block_sums,
-    live_rows,
-    masked_blocks,
+    close_blocks_,
+    close_units_,
 )
 from hf_headprune.learn.movement_layout import score_layout, with_exact_fraction
 from hf_headprune.learn.schedules import MovementSchedule
@@ -45,6 +45,8 @@ class MovementBank(ScoreBank):
         layout: The score tensors, in the order of the scores.
         settings: With `kept` as a fraction.
         mask: Of this training step, ones and zeros of shape `(num_scores,)`.
+        probe: Factors that replace all masks, `(num_scores,)`, and receive the gradient of each block's or unit's
+            factor; None in training.
         total_cost: Of everything scored.
     """
 
@@ -68,6 +70,7 @@ class MovementBank(ScoreBank):
         self.register_buffer("mask", torch.ones(self.num_scores), persistent=False)
         self.penalty_strength = 0.0
         self.is_decided = False
+        self.probe: torch.Tensor | None = None
         self.slots: list[MaskSlot] = []
         self.handles: list[RemovableHandle] = []
         self._linears: list[tuple[nn.Linear, ...]] = []  # of each tensor; they belong to the model, not to the bank
@@ -187,14 +190,22 @@ class MovementBank(ScoreBank):
     def refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the base model: hands each masked module its part of masks and scores."""
         del module, args
-        learns = self.training and not self.is_decided and torch.is_grad_enabled()
-        if self.training:
-            self._final_mask = None  # the scores may change before the next evaluation
-        masks = (self.mask if self.training else self.final_mask()).split(self._sizes)
-        scores = self.scores.split(self._sizes) if learns and self.settings.method != "magnitude" else None
-        for i, (slot, tensor) in enumerate(zip(self.slots, self.layout, strict=True)):
-            slot.mask = masks[i].view(tensor.shape)
-            slot.scores = None if scores is None else scores[i].view(tensor.shape)
+        factors, scores = self._factors()
+        masks = factors.split(self._sizes)
+        parts = [None] * len(masks) if scores is None else scores.split(self._sizes)
+        for slot, tensor, mask, part in zip(self.slots, self.layout, masks, parts, strict=True):
+            slot.mask = mask.view(tensor.shape)
+            slot.scores = None if part is None else part.view(tensor.shape)
+
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the masks of the next forward pass, and the scores where they are learned, `(num_scores,)` each."""
+        if self.probe is not None:
+            return self.probe.detach(), self.probe
+        if not self.training:
+            return self.final_mask(), None
+        self._final_mask = None  # the scores may change before the next evaluation
+        learns = not self.is_decided and self.settings.method != "magnitude" and torch.is_grad_enabled()
+        return self.mask, self.scores if learns else None
 
     def attach(self, model: nn.Module) -> None:
         """Joins the base model as a submodule and masks its linear modules."""
@@ -207,7 +218,7 @@ class MovementBank(ScoreBank):
             if not tensor.is_units:
                 become_masked_(linears[0], BlockMaskedLinear, slot, masks_bias=self.settings.mask_bias)
             else:
-                become_masked_(linears[1], UnitMaskedLinear, slot)
+                become_masked_(linears[-1], UnitMaskedLinear, slot)
                 if by_weights:
                     self.handles.append(linears[0].register_forward_hook(UnitRowScores(slot)))
             self.slots.append(slot)
@@ -219,8 +230,8 @@ class MovementBank(ScoreBank):
         """Leaves the model's modules as they were before `attach`; the weights keep what they learned, unmasked."""
         for handle in self.handles:
             handle.remove()
-        for linears, tensor in zip(self._linears, self.layout, strict=True):
-            become_plain_(linears[-1] if tensor.is_units else linears[0])
+        for linears in self._linears:
+            become_plain_(linears[-1])
         self.handles, self.slots, self._linears = [], [], []
         delattr(base_model(model), BANK_NAME)
 
@@ -233,28 +244,21 @@ class MovementBank(ScoreBank):
         """
         self.decide()
         for tensor, linears, part in zip(self.layout, self._linears, self.kept.split(self._sizes), strict=True):
-            first, last, mask = linears[0], linears[-1], part.view(tensor.shape)
             if tensor.is_units:
-                first.weight.mul_(mask.to(first.weight.dtype)[:, None])
-                last.weight.mul_(mask.to(last.weight.dtype))
+                close_units_(linears, part)
             else:
-                first.weight.copy_(masked_blocks(first.weight, mask))
-            if first.bias is not None and (tensor.is_units or self.settings.mask_bias):
-                rows = mask if tensor.is_units else live_rows(mask, len(first.bias))
-                first.bias.mul_(rows.to(first.bias.dtype))
+                close_blocks_(linears[0], part.view(tensor.shape), masks_bias=self.settings.mask_bias)
         self.detach(model)
 
     def _magnitudes(self) -> torch.Tensor:
-        """Returns the mean of |W| over each block, or over the row and the column of each unit, `(num_scores,)`."""
+        """Returns the mean of |W| over each block, or over all that belongs to each unit, `(num_scores,)`."""
         parts = []
         for tensor, linears in zip(self.layout, self._linears, strict=True):
             weights = [linear.weight.detach().abs() for linear in linears]
             if tensor.is_units:
-                sums = weights[0].sum(1) + weights[1].sum(0)
-                parts.append(sums.float() / (weights[0].shape[1] + weights[1].shape[0]))
-            else:
-                blocks = torch.empty(tensor.shape, device="meta")
-                parts.append((block_sums(weights[0], blocks) / (weights[0].numel() // tensor.numel)).flatten())
+                weights[-1] = weights[-1].T  # of an output projection the columns belong to the units
+            sums = [block_sums(weight, torch.empty(_grid(tensor), device="meta")).flatten() for weight in weights]
+            parts.append(torch.stack(sums).sum(0) * (tensor.numel / sum(weight.numel() for weight in weights)))
         return torch.cat(parts)
 
     @property
@@ -268,6 +272,11 @@ class MovementBank(ScoreBank):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ScoreBank:  # noqa: FBT001, FBT002 - signature of nn.Module
         self._final_mask = None
         return super()._apply(fn, recurse)
+
+
+def _grid(tensor: ScoreTensor) -> tuple[int, int]:
+    """Returns the rows and columns of blocks that a tensor's scores belong to; units are rows."""
+    return (tensor.numel, 1) if len(tensor.shape) == 1 else (tensor.shape[0], tensor.shape[1])
 
 
 def movement_quantities(bank: MovementBank) -> dict[str, float]:

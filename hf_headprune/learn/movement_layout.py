@@ -46,7 +46,9 @@ def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) ->
             )
         price = _price_of_a_weight(site, linears, settings)
         if shape == "unit":
-            layout.append(_unit_scores(site, settings, price, problems))
+            layout.append(_unit_scores(site, settings, linears, price))
+            if site.units % layout[-1].multiple:
+                problems.append(f"{site.name} has {site.units} units, no multiple of {settings.width_multiple}")
         else:
             layout += _block_scores(site, linears, shape, price, problems)
     if problems or not layout:
@@ -72,8 +74,9 @@ def with_exact_fraction(settings: BlockMovement, layout: tuple[ScoreTensor, ...]
                 "Ask for fewer, or for a fraction from 0.0 to 1.0."
             )
         return replace(settings, kept=kept / total)
-    if all(tensor.is_units for tensor in layout):
-        chunk = min(tensor.cost * tensor.multiple for tensor in layout)
+    prices = {tensor.cost * tensor.multiple for tensor in layout}
+    if len(prices) == 1:
+        (chunk,) = prices
         return replace(settings, kept=int(kept * total / chunk + 0.5) * chunk / total)
     return settings
 
@@ -94,16 +97,15 @@ def _kind(site: Site) -> str:
     return ("decoder_" if is_decoder else "") + ("attention" if site.is_attention else "ffn")
 
 
-def _unit_scores(site: Site, settings: BlockMovement, price: float | None, problems: list[str]) -> ScoreTensor:
-    if site.units % settings.width_multiple:
-        problems.append(f"{site.name} has {site.units} units, no multiple of width_multiple={settings.width_multiple}")
+def _unit_scores(site: Site, settings: BlockMovement, linears: dict[str, Any], price: float | None) -> ScoreTensor:
+    entries = sum(linear.weight.numel() for linear in linears.values())
     return ScoreTensor(
         name=site.name,
-        paths=(site.inputs[-1], site.output),
+        paths=(*site.inputs, site.output),
         kind=_kind(site),
         shape=(site.units,),
-        cost=1.0 if price is None else price * 2 * site.hidden_size,
-        multiple=settings.width_multiple,
+        cost=1.0 if price is None else price * entries / site.units,
+        multiple=1 if site.is_attention else settings.width_multiple,
     )
 
 

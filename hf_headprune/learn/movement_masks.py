@@ -19,8 +19,8 @@ class ScoreTensor:
     """One tensor of scores among all those of a model.
 
     Attributes:
-        name: Path of the weight matrix, or of the FFN whose units are scored.
-        paths: Path of the weight matrix; for units those of the first and the second matrix.
+        name: Path of the weight matrix, or of the site whose units are scored.
+        paths: Path of the weight matrix; for units those of all matrices of the site, the output projection last.
         kind: "attention" or "ffn", with "decoder_" before it in a decoder; kinds share the penalty equally.
         shape: `(rows, columns)` of blocks, or `(units,)`.
         cost: What one score's block or unit costs.
@@ -41,7 +41,7 @@ class ScoreTensor:
 
     @property
     def is_units(self) -> bool:
-        """Whether units of an FFN are scored, rather than blocks of a matrix."""
+        """Whether units of a site are scored, rather than blocks of a matrix."""
         return len(self.shape) == 1
 
 
@@ -114,28 +114,28 @@ def top_k_per_tensor(scores: torch.Tensor, fraction: float, layout: Sequence[Sco
 def top_k_over_model(scores: torch.Tensor, budget: float, layout: Sequence[ScoreTensor]) -> torch.Tensor:
     """Keeps the largest scores of the whole model that a budget pays for.
 
-    Blocks count one by one. Units count in chunks of their tensor's multiple: the best ones of a tensor, the next
-    best, and so on, each with the mean of its scores. Of equal scores the earlier stays. What a chunk that no longer
-    fits leaves of the budget goes to the best remaining blocks.
+    Each tensor counts in chunks of its multiple (1 for blocks): its best scores, the next best, and so on, each with
+    the mean of its scores. Of equal scores the earlier stays. The largest chunks are kept until one does not fit; what
+    is left of the budget goes to the best remaining chunks of each cost, dear ones first.
 
     Args:
         scores: Of all tensors, `(n,)`.
-        budget: Sum of the costs of what stays; it is never exceeded, and met to less than one block, or to less than
-            one chunk where no block is scored.
+        budget: Sum of the costs of what stays; it is never exceeded, and met to less than the cheapest chunk, unless
+            everything of that cost stays.
         layout: The tensors, in the order of `scores`, with their costs.
 
     Returns:
         Ones and zeros, `(n,)`.
     """
-    values, costs, fine, orders = [], [], [], []
+    values, costs, orders = [], [], []
     for part, tensor in zip(scores.split([tensor.numel for tensor in layout]), layout, strict=True):
         part_sorted, order = (part, None) if tensor.multiple == 1 else torch.sort(part, descending=True, stable=True)
         chunks = part_sorted.view(-1, tensor.multiple).mean(1)
         values.append(chunks)
         costs.append(torch.full_like(chunks, tensor.cost * tensor.multiple, dtype=torch.float64))
-        fine.append(torch.full_like(chunks, tensor.multiple == 1, dtype=torch.bool))
         orders.append(order)
-    kept = _within_budget(torch.cat(values), torch.cat(costs), budget, torch.cat(fine)).to(scores.dtype)
+    prices = sorted({tensor.cost * tensor.multiple for tensor in layout}, reverse=True)
+    kept = _within_budget(torch.cat(values), torch.cat(costs), budget, prices).to(scores.dtype)
     masks = []
     for part, tensor, order in zip(kept.split([len(v) for v in values]), layout, orders, strict=True):
         units = part.repeat_interleave(tensor.multiple)
@@ -143,14 +143,16 @@ def top_k_over_model(scores: torch.Tensor, budget: float, layout: Sequence[Score
     return torch.cat(masks)
 
 
-def _within_budget(values: torch.Tensor, cost: torch.Tensor, budget: float, is_block: torch.Tensor) -> torch.Tensor:
-    """Marks, `(items,)`, the longest run of largest values that the budget pays for, and then blocks from its rest."""
+def _within_budget(values: torch.Tensor, costs: torch.Tensor, budget: float, prices: Sequence[float]) -> torch.Tensor:
+    """Marks, `(chunks,)`, the longest run of largest values that the budget pays for, then what its rest pays for."""
     allowed = budget * (1 + 1e-9)  # sums in another order differ by rounding
     order = torch.sort(values, descending=True, stable=True).indices
-    spent = cost[order].cumsum(0)
-    kept = spent <= allowed
-    rest = torch.where(~kept & is_block[order], cost[order], 0.0).cumsum(0)
-    kept |= is_block[order] & (rest <= allowed - (cost[order] * kept).sum())
+    cost = costs[order]
+    kept = cost.cumsum(0) <= allowed
+    for price in prices:
+        is_next = ~kept & (cost == price)
+        rest = torch.where(is_next, cost, 0.0).cumsum(0)
+        kept |= is_next & (rest <= allowed - (cost * kept).sum())
     return torch.zeros_like(kept).scatter_(0, order, kept)
 
 

@@ -30,7 +30,8 @@ class BlockMovement:
 
     Attributes:
         attention_block: Shape, (rows, columns), of the blocks of query, key and value; the output projection has it
-            transposed. "head" is (head_dim, hidden_size): one score per head and matrix. None scores no attention.
+            transposed. "head" is (head_dim, hidden_size): one score per head and matrix. "unit" gives each head one
+            score, shared by its four parts. None scores no attention.
         ffn_block: "unit" gives each FFN unit one score, shared by its row of the first matrix and its column of the
             second. A shape cuts both matrices into blocks, the second into transposed ones. None scores no FFN.
         method: "sigmoid_threshold" and "threshold" keep what is above a threshold, so that the penalty alone decides
@@ -43,8 +44,9 @@ class BlockMovement:
         scope: "model" ranks over the whole model; "matrix" keeps the same fraction of each matrix.
         min_kept: Fraction of each score tensor that a threshold leaves in any case, as the paper's code does.
         mask_bias: Whether the bias of an attention row (or of a row of FFN blocks) without a living block is dropped.
-        score_gradient: For units. "weights" is the paper's: the sum over both matrices, which leaves closed units
-            without gradient. "unit" is the derivative by a factor on the unit's activation: closed units can return.
+        score_gradient: For units. "weights" is the paper's: the sum over both FFN matrices, which leaves closed units
+            without gradient. "unit" is the derivative by a factor on what the unit hands to the output projection:
+            closed units can return.
         width_multiple: FFN units stay in multiples of this in each layer; a threshold's choice is rounded up.
         score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule.
         penalty: Last strength of the penalty on the scores.
@@ -63,7 +65,7 @@ class BlockMovement:
     Source: Lagunas et al. 2021, arXiv 2109.04838.
     """
 
-    attention_block: Block | Literal["head"] | None = (32, 32)
+    attention_block: Block | Literal["head", "unit"] | None = (32, 32)
     ffn_block: Block | Literal["unit"] | None = "unit"
     method: Method = "top_k"
     threshold: tuple[float, float] = (0.0, 0.1)
@@ -95,10 +97,11 @@ class BlockMovement:
     def _choice_rules(self) -> dict[str, bool]:
         attention, ffn = self.attention_block, self.ffn_block
         return {
-            'attention_block must be (rows, columns) >= 1, "head" or None': attention in ("head", None)
+            'attention_block must be (rows, columns) >= 1, "head", "unit" or None': attention in ("head", "unit", None)
             or _is_block(attention),
             'ffn_block must be (rows, columns) >= 1, "unit" or None': ffn in ("unit", None) or _is_block(ffn),
             "attention_block and ffn_block must not both be None": attention is not None or ffn is not None,
+            'attention_block="unit" needs score_gradient="unit"': attention != "unit" or self.score_gradient == "unit",
             **{
                 f"{name} must be one of {get_args(options)}": getattr(self, name) in get_args(options)
                 for name, options in (
@@ -182,6 +185,23 @@ class BlockMovement:
         """
         defaults = {"attention_block": "head", "mask_bias": False, "attention_penalty": 0.05}
         return cls._paper(penalty, defaults | changes)
+
+    @classmethod
+    def to_speedup(cls, factor: float, **changes: Any) -> BlockMovement:
+        """Returns scores of heads and FFN units that stay until so many MACs are left.
+
+        Args:
+            factor: MACs of all attention and FFN blocks before, over those after; above 1. What a machine makes of it
+                is to be measured.
+            **changes: Any other setting, such as `seq_len`.
+
+        Raises:
+            InvalidSettingError: The factor is not above 1.
+        """
+        if not factor > 1:
+            raise InvalidSettingError(f"BlockMovement.to_speedup: the factor must be above 1, received {factor!r}.")
+        defaults: dict[str, Any] = {"attention_block": "unit", "kept": 1.0 / factor, "kept_of": "macs"}
+        return cls(**(defaults | changes))
 
     @classmethod
     def ffn_units(cls, kept: float, **changes: Any) -> BlockMovement:
