@@ -189,7 +189,7 @@ class Distiller:
 
     def _mean_divergence(self, student: torch.Tensor, teacher: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
         is_per_row = student.dim() == 2  # noqa: PLR2004 - (batch, classes), or (batch, length) of spans
-        if is_per_row:
+        if is_per_row:  # spans: over all positions of the padded batch, as their own loss
             return logits_divergence(student, teacher, self.settings.temperature).mean()
         if inputs.get("labels") is None:
             raise TrainingStateError(
