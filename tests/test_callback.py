@@ -403,7 +403,7 @@ def test_resuming_from_a_checkpoint_without_gates_is_refused(tmp_path):
     plain.train()
     gated = _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=None))
     logging.disable(logging.WARNING)
-    with pytest.raises(TrainingStateError, match="learns scores of 8 heads, the checkpoint holds none"):
+    with pytest.raises(TrainingStateError, match="learns 8 scores, the checkpoint holds none"):
         gated.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     logging.disable(logging.NOTSET)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from hf_headprune.anatomy import base_model
-from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
 from hf_headprune.learn.schedules import closing
+from hf_headprune.learn.score_bank import ScoreBank
 from hf_headprune.masking import UnitScale, attach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import nn
     from torch.utils.hooks import RemovableHandle
 
     from hf_headprune.anatomy import Anatomy
@@ -25,41 +25,15 @@ if TYPE_CHECKING:
 BANK_NAME = "headprune_gates"
 
 
-class _ScaleWithoutGradient(torch.autograd.Function):
-    """`multiplier * raw` whose backward passes the gradient unmultiplied.
-
-    A step of any optimizer on `raw` is then `multiplier` times larger on the product: a learning rate of its own for
-    one parameter, without a parameter group of its own.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, raw: torch.Tensor, multiplier: float) -> torch.Tensor:
-        del ctx
-        return raw * multiplier
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        del ctx
-        return grad_outputs[0], None
-
-
-class GateBank(nn.Module):
+class GateBank(ScoreBank):
     """Scores and gates of all heads. It lives inside the base model, so that the Trainer trains, saves and resumes it.
 
     Training uses soft, noisy gates until the choice is decided; evaluation always uses the hard top-K without noise.
 
     Attributes:
-        importance_bias: Scores divided by `multiplier`, shape `(num_heads,)`, always float32. ("bias" in the name is
-            what keeps the Trainer's weight decay away.)
-        kept: The decided choice, ones and zeros of shape `(num_heads,)`.
-        decided: Whether `kept` holds.
-        steps: Optimizer steps begun; tells whether a resumed checkpoint carried this bank.
+        noise: Of this step, shape `(num_heads,)`, float64.
     """
 
-    importance_bias: nn.Parameter
-    kept: torch.Tensor
-    decided: torch.Tensor
-    steps: torch.Tensor
     noise: torch.Tensor
 
     def __init__(self, groups: Sequence[BudgetGroup], settings: SubsetGates, *, multiplier: float, seed: int) -> None:
@@ -71,17 +45,11 @@ class GateBank(nn.Module):
             multiplier: Learning rate of the scores over that of the run.
             seed: Of noise and random initial scores.
         """
-        super().__init__()
+        super().__init__(sum(len(group.positions) for group in groups), multiplier=multiplier)
         self.groups = tuple(groups)
         self.settings = settings
-        self.multiplier = multiplier
         self.seed = seed
-        num_heads = sum(len(group.positions) for group in self.groups)
-        self.importance_bias = nn.Parameter(torch.zeros(num_heads))
-        self.register_buffer("kept", torch.ones(num_heads))
-        self.register_buffer("decided", torch.tensor(False))
-        self.register_buffer("steps", torch.tensor(0))
-        self.register_buffer("noise", torch.zeros(num_heads, dtype=torch.float64), persistent=False)
+        self.register_buffer("noise", torch.zeros(self.num_heads, dtype=torch.float64), persistent=False)
         for number, group in enumerate(self.groups):  # on the device once, not copied there in each forward pass
             self.register_buffer(
                 f"positions_{number}", torch.tensor(group.positions, dtype=torch.long), persistent=False
@@ -100,21 +68,11 @@ class GateBank(nn.Module):
     @property
     def num_heads(self) -> int:
         """Heads of the model, open or closed."""
-        return self.importance_bias.numel()
-
-    @property
-    def scores(self) -> torch.Tensor:
-        """Importance w of all heads, shape `(num_heads,)`, float32, with gradient."""
-        return _ScaleWithoutGradient.apply(self.importance_bias, self.multiplier)
+        return self.num_scores
 
     def budgets(self) -> list[tuple[torch.Tensor, int]]:
         """Returns, for each budget, the positions of its heads among all heads and how many of them stay."""
         return [(self.get_buffer(f"positions_{i}"), group.kept) for i, group in enumerate(self.groups)]
-
-    def set_scores(self, scores: torch.Tensor) -> None:
-        """Overwrites the scores, shape `(num_heads,)`."""
-        with torch.no_grad():
-            self.importance_bias.copy_(scores / self.multiplier)
 
     def reset(self) -> None:
         """Starts over: initial scores, nothing decided."""
@@ -237,31 +195,6 @@ class GateBank(nn.Module):
             return function(*parts[0])
         order = torch.argsort(torch.cat([positions for positions, _ in parts]))
         return torch.cat([function(positions, kept) for positions, kept in parts])[order]
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Refuses weights without scores: a resumed run would silently choose heads anew.
-
-        Raises:
-            TrainingStateError: The scores are missing or belong to a model with another number of heads.
-        """
-        saved = state_dict.get(f"{prefix}importance_bias")
-        if saved is None or saved.shape != self.importance_bias.shape:
-            found = "none" if saved is None else f"{saved.numel()} of them"
-            raise TrainingStateError(
-                f"{prefix}importance_bias: this model learns scores of {self.num_heads} heads, the checkpoint holds "
-                f"{found}. Resume from a checkpoint that was written with this callback on the same model."
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GateBank:  # noqa: FBT001, FBT002 - signature of nn.Module
-        """Moves between devices, but keeps the scores in float32 when the model is cast to half precision."""
-        exact = self.importance_bias.detach().clone()
-        super()._apply(fn, recurse)
-        if self.importance_bias.dtype != torch.float32:
-            self.importance_bias.data = exact.to(self.importance_bias.device)
-            self.kept = self.kept.float()
-            self.noise = self.noise.double()
-        return self
 
 
 def _clip_to(max_norm: float) -> Callable[[torch.Tensor], torch.Tensor]:
