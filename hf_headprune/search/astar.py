@@ -57,14 +57,7 @@ def search(
         InvalidSettingError: No budget is given for too many units, or a measurement is malformed.
         SearchStateError: The journal belongs to another search or is damaged.
     """
-    if settings.max_evaluations is None and problem.num_units > MAX_PROVABLE_UNITS:
-        raise InvalidSettingError(
-            f"search: max_evaluations=None asks for a proof, which takes up to 2^n evaluations; at most "
-            f"{MAX_PROVABLE_UNITS} units allow it, received {problem.num_units}. Give a number of evaluations."
-        )
-    start = to_mask(problem.start)
-    opened = None if journal is None else Journal(journal, _fingerprint(problem, settings))
-    ledger = Ledger(problem, settings, start=start, journal=opened, on_progress=on_progress)
+    ledger = opened_ledger(problem, settings, journal, on_progress)
     run = _Run(problem, settings, ledger)
     try:
         run.first_answers()
@@ -73,6 +66,30 @@ def search(
     except BudgetSpent:
         ledger.settle()
     return result_of(ledger)
+
+
+def opened_ledger(
+    problem: SearchProblem,
+    settings: AStarSearch,
+    journal: Path | None,
+    on_progress: OnProgress | None,
+    *,
+    strategy: str = "A*",
+) -> Ledger:
+    """Returns what a search starts from: its start evaluated, and its journal read.
+
+    Raises:
+        InvalidSettingError: No budget is given for too many units, or a measurement is malformed.
+        SearchStateError: The journal belongs to another search or is damaged.
+    """
+    if settings.max_evaluations is None and problem.num_units > MAX_PROVABLE_UNITS:
+        raise InvalidSettingError(
+            f"search: max_evaluations=None asks for a proof, which takes up to 2^n evaluations; at most "
+            f"{MAX_PROVABLE_UNITS} units allow it, received {problem.num_units}. Give a number of evaluations."
+        )
+    start = to_mask(problem.start)
+    opened = None if journal is None else Journal(journal, _fingerprint(problem, settings, strategy))
+    return Ledger(problem, settings, start=start, journal=opened, on_progress=on_progress)
 
 
 class _Run:
@@ -227,7 +244,7 @@ class _Run:
         return True
 
 
-def _fingerprint(problem: SearchProblem, settings: AStarSearch) -> str:
+def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -> str:
     course = dataclasses.asdict(settings)
     for name in ("max_evaluations", "cache_mib"):  # a search may be continued with a larger budget or less memory
         del course[name]
@@ -236,6 +253,7 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch) -> str:
             "gains": [str(gain) for gain in problem.gains],
             "tables": [[*table.units, *map(str, table.saved)] for table in problem.tables],
             "groups": [sorted(group) for group in problem.groups],
+            "strategy": strategy,
             "probe": problem.probe is not None,
             "start": sorted(problem.start),
             "effects": problem.effects is not None,  # they follow from the weights and the data

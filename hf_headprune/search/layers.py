@@ -36,7 +36,8 @@ class LayerStack:
             UnsupportedModelError: The model's family is not declared.
         """
         self._model = model
-        self._sites = anatomy_of(model).sites
+        self._anatomy = anatomy_of(model)
+        self._sites = self._anatomy.sites
         stacks = family_of(model).stacks
         parent, _, self._name = stacks[0].layers.rpartition(".")
         self._parent = base_model(model).get_submodule(parent)
@@ -44,6 +45,14 @@ class LayerStack:
         self._scales: dict[str, UnitScale] = {}
         self._has_one_list = len(stacks) == 1
         self.depth = len(self._layers)
+
+    def check_fits(self, plan: PruningPlan) -> None:
+        """Checks that a plan was made for this model.
+
+        Raises:
+            InvalidPlanError: It was not.
+        """
+        plan.check_fits(self._anatomy)
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -58,7 +58,8 @@ class Evaluated:
     @property
     def is_certain(self) -> bool:
         """Whether no further measurement can change that: it is exact, or a bound below the threshold."""
-        return self.measurement.kind != "estimate"
+        kind = self.measurement.kind
+        return kind == "exact" or (kind == "bound" and not self.feasible)
 
 
 class Ledger:
@@ -151,7 +152,8 @@ class Ledger:
         known = self._known[mask]
         if known.is_certain:
             return known
-        question = dataclasses.replace(self._questions.pop(mask), floor=None)
+        question = self._questions.pop(mask, None)
+        question = None if question is None else dataclasses.replace(question, floor=None)
         measurement, replayed = self._measure(mask, question, confirmed=True)
         return self._take(mask, measurement, None, replayed=replayed)
 

@@ -151,6 +151,8 @@ class Prober:
         Raises:
             InvalidPlanError: The plan does not fit the model.
         """
+        self._stack.check_fits(plan)
+        self._stack.check_fits(question.base)
         composition = self._composition(question.base_margins)
         answers = self._answers(composition, plan)
         logits = np.full((len(self._gold), self._num_labels), np.nan, dtype=np.float32)

@@ -164,7 +164,8 @@ class SearchStep:
         index: Number of the evaluation, from zero; zero is the reference.
         removed: Units removed, ascending.
         metric: What was measured, as `kind` says.
-        feasible: Whether the constraint holds; by an estimate where `kind` is "estimate".
+        feasible: Whether the constraint holds; by an estimate where `kind` is "estimate"; whether it may
+            hold where `kind` is "bound".
         gain: What the removal saves.
         is_incumbent: Whether the set became the best one known; then the metric is exact.
         kind: See `Measurement`. An estimate that is confirmed later becomes exact.

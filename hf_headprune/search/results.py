@@ -25,7 +25,8 @@ class PlanStep:
         index: Number of the evaluation, from zero; zero is the start.
         removed: What is removed, as (site, head) or (site, chunk), see `PlanSearchResult.ffn_chunks`.
         metric: What was measured, as `kind` says.
-        feasible: Whether the constraint holds; by an estimate where `kind` is "estimate".
+        feasible: Whether the constraint holds; by an estimate where `kind` is "estimate"; whether it may
+            hold where `kind` is "bound".
         gain: Heads, parameters, MACs or ms removed, as the objective says.
         is_incumbent: Whether the plan became the best one known; then its metric is exact.
         kind: "exact"; "bound", where the metric is at most what is given; or "estimate".

@@ -1,0 +1,158 @@
+"""Other ways to search, behind the interface of A*: what it has to beat.
+
+Each takes a `SearchProblem` and the settings of A*, of which the constraint, the objective, the budget and the seed
+apply, and returns a `SearchResult`. A journal makes each of them resumable, as it does A*.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.search.astar import opened_ledger, result_of
+from hf_headprune.search.ledger import BudgetSpent
+from hf_headprune.search.problem import Question, units_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from hf_headprune.search.ledger import Evaluated, Ledger
+    from hf_headprune.search.problem import OnProgress, SearchProblem, SearchResult
+    from hf_headprune.search.settings import AStarSearch
+
+BEAM_WIDTH = 4
+
+
+def greedy(
+    problem: SearchProblem,
+    settings: AStarSearch,
+    *,
+    journal: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> SearchResult:
+    """Removes one unit at a time, the one whose removal leaves the highest metric, until none is feasible.
+
+    Of equal metrics the lowest unit goes. With a problem that can be probed, siblings race: one that can't reach the
+    best so far is dropped as soon as that is certain; the course is that of measuring each to the end.
+    """
+    return _beam(problem, settings, 1, journal, on_progress)
+
+
+def beam(
+    problem: SearchProblem,
+    settings: AStarSearch,
+    *,
+    journal: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> SearchResult:
+    """Like `greedy`, with the `BEAM_WIDTH` best sets of each size instead of one."""
+    return _beam(problem, settings, BEAM_WIDTH, journal, on_progress)
+
+
+def in_order(
+    problem: SearchProblem,
+    settings: AStarSearch,
+    *,
+    journal: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> SearchResult:
+    """Removes units in the order of `problem.scores`, lowest first, as far as the constraint holds.
+
+    A bisection finds a first answer; then deeper sets of the same order are measured while the budget lasts, since
+    more removed may be feasible where less is not.
+
+    Raises:
+        InvalidSettingError: The problem has no scores.
+    """
+    if problem.scores is None:
+        raise InvalidSettingError(
+            "in_order: the problem must have scores, received None. Give one number per unit, such as a Fisher score."
+        )
+    ledger = opened_ledger(problem, settings, journal, on_progress, strategy="in_order")
+    with suppress(BudgetSpent):
+        _follow(ledger, np.argsort(problem.scores, kind="stable").tolist())
+    return result_of(ledger)
+
+
+def at_random(
+    problem: SearchProblem,
+    settings: AStarSearch,
+    *,
+    journal: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> SearchResult:
+    """Removes units in a random order as far as the constraint holds, and starts anew while the budget lasts.
+
+    Without a limit on evaluations it follows one order.
+    """
+    ledger = opened_ledger(problem, settings, journal, on_progress, strategy="at_random")
+    rng = np.random.default_rng(settings.seed)
+    with suppress(BudgetSpent):
+        for _ in range(settings.max_evaluations or 1):  # an order that meets only known sets costs no evaluation
+            _follow(ledger, rng.permutation(problem.num_units).tolist(), bisect_only=ledger.remaining is not None)
+    return result_of(ledger)
+
+
+def _beam(
+    problem: SearchProblem,
+    settings: AStarSearch,
+    width: int,
+    journal: Path | None,
+    on_progress: OnProgress | None,
+) -> SearchResult:
+    ledger = opened_ledger(problem, settings, journal, on_progress, strategy=f"beam of {width}")
+    level = [ledger.reference]
+    with suppress(BudgetSpent):
+        while level:
+            level = _best_children(ledger, level, width)
+    return result_of(ledger)
+
+
+def _best_children(ledger: Ledger, level: list[Evaluated], width: int) -> list[Evaluated]:
+    """Returns the feasible sets with one more unit removed that have the highest metrics."""
+    best: list[Evaluated] = []
+    parents = {mask: node for node in reversed(level) for mask in _larger(ledger, node)}
+    for mask in sorted(parents):
+        floor = best[-1].measurement.metric if len(best) == width else ledger.threshold
+        child = ledger.evaluate(mask, _race(parents[mask], floor))
+        if child.measurement.kind == "exact" and child.feasible:
+            best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
+    return best
+
+
+def _larger(ledger: Ledger, node: Evaluated) -> list[int]:
+    return [node.mask | 1 << unit for unit in units_of(ledger.gains.everything & ~node.mask)]
+
+
+def _race(parent: Evaluated, floor: float) -> Question[frozenset[int]] | None:
+    """Asks for the exact metric of a child, unless it is below the floor; hard examples of the parent go first."""
+    if parent.measurement.margins is None:
+        return None
+    base = frozenset(units_of(parent.mask))
+    return Question(base, parent.evidence, parent.evidence, floor, tentative=False)
+
+
+def _follow(ledger: Ledger, order: Iterable[int], *, bisect_only: bool = False) -> None:
+    mask, path = ledger.reference.mask, []
+    for unit in order:
+        if not mask >> unit & 1:
+            mask |= 1 << unit
+            path.append(mask)
+    low, high = -1, len(path)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _evaluate_exactly(ledger, path[middle]):
+            low = middle
+        else:
+            high = middle
+    for deeper in [] if bisect_only else path[low + 1 :]:
+        _evaluate_exactly(ledger, deeper)
+
+
+def _evaluate_exactly(ledger: Ledger, mask: int) -> bool:
+    """Tells whether a set is feasible; one that is not need not be known more exactly than that."""
+    return ledger.evaluate(mask, _race(ledger.reference, ledger.threshold)).feasible

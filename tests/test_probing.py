@@ -1,0 +1,355 @@
+"""Probes: the verdicts of a plain evaluation of every example, with less work, whatever is in memory."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_headprune.errors import InvalidPlanError, InvalidSettingError
+from hf_headprune.plan import PruningPlan
+from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
+from hf_headprune.search.layers import LayerStack, StateMemory
+from hf_headprune.search.probing import Probing
+from hf_headprune.search.problem import Question
+from tests.conftest import FAMILY_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
+from tests.test_evaluator import NUM_LABELS, batches_of, classifier, decisive, examples, random_plan
+
+CLASSIFIERS = {
+    "bert": classifier,
+    "roberta": lambda: decisive(tiny_roberta(num_labels=NUM_LABELS)),
+    "distilbert": lambda: decisive(tiny_distilbert(num_labels=NUM_LABELS)),
+    "one layer": lambda: classifier(num_hidden_layers=1),
+}
+
+
+def decided(model, dataset):
+    """The examples, labelled with what the model answers, so that plans differ in how many they keep right."""
+    with torch.no_grad():
+        answers = [int(model(input_ids=torch.tensor([e["input_ids"]])).logits.argmax()) for e in dataset]
+    return [{**example, "label": answer} for example, answer in zip(dataset, answers, strict=True)]
+
+
+def near(plan, rng):
+    """A plan that differs from another in a few heads or FFN units of one or two layers."""
+    sites = [*plan.kept_heads, *plan.kept_ffn]
+    kept = {}
+    for site in rng.choice(sites, size=int(rng.integers(1, 3)), replace=False):
+        units = plan.num_heads.get(site) or plan.num_ffn[site]
+        kept[site] = [unit for unit in range(units) if rng.random() < 0.7]
+    heads = {site: units for site, units in kept.items() if site in plan.num_heads}
+    return plan.replace(kept_heads=heads, kept_ffn={s: units for s, units in kept.items() if s in plan.num_ffn})
+
+
+def asked(base, base_margins, rng, **more):
+    expected = base_margins + rng.normal(0, 0.3, len(base_margins)).astype(np.float32)
+    return Question(base, base_margins, expected, **more)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
+    model = CLASSIFIERS[name]()
+    batches = batches_of(decided(model, examples(40)))
+    plain = ClassificationEvaluator(model, batches)
+    fast = ClassificationEvaluator(model, batches, probing=Probing(batch_size=4))
+    rng = np.random.default_rng(0)
+    full = PruningPlan.of(model)
+    kinds = []
+    for turn in range(30):
+        base = full if turn % 3 else random_plan(model, turn)
+        base_margins = plain(base).margins
+        for plan in (near(base, rng), near(base, rng)):
+            expected = plain(plan)
+            floor = float(rng.choice([0.3, 0.6, 0.8, 0.9, 1.0]))
+            found = fast.probe(plan, asked(base, base_margins, rng, floor=floor, tentative=turn % 2 == 0))
+            kinds.append(found.kind)
+            if found.kind == "bound":
+                assert expected.metric <= found.metric < floor
+            elif found.kind == "estimate":
+                assert found.metric >= floor
+            else:
+                assert found.metric == expected.metric
+            seen = ~np.isnan(found.margins)
+            assert seen.all() or found.kind != "exact"
+            np.testing.assert_allclose(found.margins[seen], expected.margins[seen], rtol=1e-4, atol=2e-4)
+            exact = fast.probe(plan, asked(base, base_margins, rng))
+            assert (exact.kind, exact.metric) == ("exact", expected.metric)
+    assert {"bound", "exact"} <= set(kinds)
+
+
+def test_early_verdicts_look_at_fewer_examples():
+    model = classifier()
+    batches = batches_of(decided(model, examples(64)))
+    fast = ClassificationEvaluator(model, batches, probing=Probing(batch_size=4))
+    base = PruningPlan.of(model)
+    margins, rng = fast(base).margins, np.random.default_rng(1)
+    nothing = base.replace(kept_heads=dict.fromkeys(base.kept_heads, ()))
+    rejected = fast.probe(nothing, Question(base, margins, margins, floor=0.99))
+    assert rejected.kind == "bound"
+    assert 0 < (~np.isnan(rejected.margins)).sum() < 64
+    accepted = fast.probe(base, Question(base, margins, margins, floor=0.9))
+    assert accepted.kind == "estimate"
+    assert 16 <= (~np.isnan(accepted.margins)).sum() <= 20
+    assert fast.probe(base, asked(base, margins, rng, floor=0.9, tentative=False)).kind == "exact"
+
+
+def test_a_confirmation_computes_only_the_examples_that_the_estimate_left_out():
+    model = classifier()
+    fast = ClassificationEvaluator(model, batches_of(decided(model, examples(64))), probing=Probing(batch_size=4))
+    base = PruningPlan.of(model)
+    margins = fast(base).margins
+    question = Question(base, margins, margins, floor=0.5)
+    estimate = fast.probe(base, question)
+    seen = fast._prober.examples_seen
+    assert estimate.kind == "estimate"
+    assert seen == (~np.isnan(estimate.margins)).sum()
+    fast.probe(base, Question(base, margins, margins))
+    assert fast._prober.examples_seen == 64
+
+
+@pytest.mark.parametrize("cache_mib", [0, 0.002, 0.01, 64])
+def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
+    model = classifier(num_hidden_layers=4)
+    batches = batches_of(decided(model, examples(40)))
+    roomy, bounded = (
+        ClassificationEvaluator(model, batches, probing=Probing(batch_size=4, cache_mib=mib)) for mib in (64, cache_mib)
+    )
+    rng = np.random.default_rng(2)
+    base = PruningPlan.of(model)
+    for turn in range(12):
+        margins = roomy(base).margins
+        plan = near(base, rng)
+        question = asked(base, margins, rng, floor=[None, 0.7][turn % 2])
+        one, other = roomy.probe(plan, question), bounded.probe(plan, question)
+        assert (one.metric, one.kind) == (other.metric, other.kind)
+        np.testing.assert_array_equal(one.margins, other.margins)
+        if turn % 4 == 3:
+            base = plan
+    memory = bounded._prober.memory
+    assert memory.peak_bytes <= cache_mib * 2**20
+    assert (memory.peak_bytes > 0) == (cache_mib > 0)
+    assert roomy._prober.memory.peak_bytes > 0
+
+
+def test_a_fresh_evaluator_measures_the_bits_of_one_that_has_measured_before():
+    model = classifier()
+    batches = batches_of(decided(model, examples(40)))
+    used = ClassificationEvaluator(model, batches, probing=Probing(batch_size=4))
+    base, rng = PruningPlan.of(model), np.random.default_rng(3)
+    margins = used(base).margins
+    for _ in range(10):
+        plan = near(base, rng)
+        question = asked(base, margins, rng, floor=0.8)
+        fresh = ClassificationEvaluator(model, batches, probing=Probing(batch_size=4))
+        np.testing.assert_array_equal(used.probe(plan, question).margins, fresh.probe(plan, question).margins)
+
+
+def layers_run(model, call):
+    """How many examples passed each layer."""
+    counts = [0] * len(model.bert.encoder.layer)
+    handles = [
+        layer.register_forward_hook(lambda m, args, out, i=i: counts.__setitem__(i, counts[i] + len(args[0])))
+        for i, layer in enumerate(model.bert.encoder.layer)
+    ]
+    call()
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
+    model = classifier(num_hidden_layers=4)
+    fast = ClassificationEvaluator(model, batches_of(decided(model, examples(40))), probing=Probing(batch_size=4))
+    base = PruningPlan.of(model)
+    margins = fast(base).margins
+    fast.probe(base, Question(base, margins, margins))  # the first probe also tries what the model allows
+    third, last = list(base.kept_heads)[2:]
+    question = Question(base, margins, margins)
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={third: [0]}), question)) == [40] * 4
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={third: [1]}), question)) == [0, 0, 40, 40]
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={last: [1]}), question)) == [0, 0, 40, 40]
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={last: [2]}), question)) == [0, 0, 0, 40]
+
+
+def test_a_metric_that_is_no_mean_of_zeros_and_ones_is_measured_to_the_end():
+    model = classifier()
+    batches = batches_of(examples(40))
+    plain = ClassificationEvaluator(model, batches, metric="macro_f1")
+    base, rng = PruningPlan.of(model), np.random.default_rng(4)
+    margins = plain(base).margins
+    for _ in range(5):
+        plan = near(base, rng)
+        found = plain.probe(plan, asked(base, margins, rng, floor=1.0))
+        assert (found.kind, found.metric) == ("exact", plain(plan).metric)
+
+
+@pytest.mark.parametrize("given", ["autocast", "bf16 weights"])
+def test_low_precision_keeps_the_batches_given_and_their_bits(given):
+    model = classifier()
+    batches = batches_of(examples(40))
+    if given == "bf16 weights":
+        model = model.to(torch.bfloat16)
+    autocast = torch.bfloat16 if given == "autocast" else None
+    evaluator = ClassificationEvaluator(model, batches, autocast_dtype=autocast)
+    base, rng = PruningPlan.of(model), np.random.default_rng(5)
+    margins = evaluator(base).margins
+    for _ in range(8):
+        plan = near(base, rng)
+        found = evaluator.probe(plan, asked(base, margins, rng))
+        np.testing.assert_array_equal(found.margins, evaluator(plan).margins)
+
+
+def test_near_ties_are_decided_by_the_batches_given():
+    model = classifier()
+    with torch.no_grad():
+        model.classifier.weight[1] = model.classifier.weight[0]
+        model.classifier.bias[1] = model.classifier.bias[0]
+    dataset = [{**example, "label": index % 2} for index, example in enumerate(examples(40))]
+    evaluator = ClassificationEvaluator(model, batches_of(dataset), probing=Probing(batch_size=4))
+    base, rng = PruningPlan.of(model), np.random.default_rng(6)
+    margins = evaluator(base).margins
+    assert (np.abs(margins) < 1e-4).any()
+    for _ in range(20):
+        plan = near(base, rng)
+        assert evaluator.probe(plan, asked(base, margins, rng)).metric == evaluator(plan).metric
+
+
+def wide_inputs(rows):
+    """A collator that pads on the left: positions then depend on the padding, which has to stay."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    pads = [longest - len(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": torch.tensor([[0] * pad + row["input_ids"] for pad, row in zip(pads, rows, strict=True)]),
+        "attention_mask": torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+def no_mask(rows):
+    """A collator without a mask: the model reads the padding, which has to stay."""
+    return {name: value for name, value in wide_inputs(rows).items() if name != "attention_mask"}
+
+
+def odd_mask(rows):
+    """A mask of two dimensions per example, which can't be put together anew."""
+    batch = wide_inputs(rows)
+    mask = batch["attention_mask"][:, None, None, :].bool()
+    return {**batch, "attention_mask": mask.expand(-1, 1, mask.shape[-1], -1)}
+
+
+@pytest.mark.parametrize("collate", [wide_inputs, no_mask, odd_mask])
+def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collate):
+    model = classifier()
+    rows = [{"input_ids": e["input_ids"], "labels": e["label"]} for e in decided(model, examples(40))]
+    evaluator = ClassificationEvaluator(model, length_sorted_batches(rows, collate, batch_size=7))
+    base, rng = PruningPlan.of(model), np.random.default_rng(7)
+    margins = evaluator(base).margins
+    for _ in range(12):
+        plan = near(base, rng)
+        found, expected = evaluator.probe(plan, asked(base, margins, rng)), evaluator(plan)
+        assert found.metric == expected.metric
+        np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
+
+
+def test_the_model_is_left_as_it_was():
+    model = classifier().train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluator = ClassificationEvaluator(model, batches_of(examples()))
+    base, rng = PruningPlan.of(model), np.random.default_rng(8)
+    margins = evaluator(base).margins
+    evaluator.probe(near(base, rng), asked(base, margins, rng))
+    with pytest.raises(InvalidPlanError):
+        evaluator.probe(PruningPlan.of(tiny_bert(num_hidden_layers=1)), asked(base, margins, rng))
+    assert model.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert len(model.bert.encoder.layer) == 2
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class MeanPooled(nn.Module):
+    """Reads every token, so the last layer has to compute all of them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, hidden):
+        return self.model(hidden.mean(dim=1, keepdim=True))
+
+
+def test_a_head_that_reads_every_token_is_noticed():
+    model = classifier()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
+    with torch.no_grad():
+        assert LayerStack(model).reads_first_token(inputs)
+        model.bert.pooler = MeanPooled(model.bert.pooler)
+        assert not LayerStack(model).reads_first_token(inputs)
+    evaluator = ClassificationEvaluator(model, batches_of(decided(model, examples())))
+    base, rng = PruningPlan.of(model), np.random.default_rng(9)
+    plan = near(base, rng)
+    assert evaluator.probe(plan, asked(base, evaluator(base).margins, rng)).metric == evaluator(plan).metric
+
+
+class MixesLayers(nn.Module):
+    """A layer that also reads what the one before it was given: entering late would lose that."""
+
+    def __init__(self, layer, memory, *, reads):
+        super().__init__()
+        self.attention, self.intermediate, self.output = layer.attention, layer.intermediate, layer.output
+        self.layer, self.memory, self.reads = [layer], memory, reads
+
+    def forward(self, hidden, *args, **kwargs):
+        mixed = hidden + self.memory["first"] if self.reads else hidden
+        self.memory["first"] = hidden
+        return self.layer[0](mixed, *args, **kwargs)
+
+
+def test_layers_that_are_no_plain_list_are_noticed_and_measured_whole():
+    model, memory = classifier(), {}
+    layers = model.bert.encoder.layer
+    layers[0], layers[1] = MixesLayers(layers[0], memory, reads=False), MixesLayers(layers[1], memory, reads=True)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
+    with torch.no_grad():
+        assert LayerStack(classifier()).is_resumable(inputs)
+        memory["first"] = torch.zeros(1)
+        assert not LayerStack(model).is_resumable(inputs)
+    evaluator = ClassificationEvaluator(model, batches_of(decided(model, examples())))
+    base, rng = PruningPlan.of(model), np.random.default_rng(10)
+    for _ in range(6):
+        plan = near(base, rng)
+        assert evaluator.probe(plan, asked(base, evaluator(base).margins, rng)).metric == evaluator(plan).metric
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_every_family_is_resumed_where_it_has_one_plain_list_of_layers(name):
+    family = TINY_FAMILIES[name]
+    kind = {"num_labels": 3} if name != "marian" else {}
+    stack = LayerStack(family.make(**kind))
+    with torch.no_grad():
+        assert stack.is_resumable(family.inputs()) == (name != "marian")
+
+
+def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
+    memory = StateMemory(3 * 4000 / 2**20)
+    for owner in "ab":
+        memory.add(owner, 0, torch.zeros(1000))
+    memory.of("a")
+    memory.add("c", 0, torch.zeros(1000))
+    memory.add("c", 1, torch.zeros(1000))  # "b" was used longest ago
+    assert [list(memory.of(owner)) for owner in "abc"] == [[0], [], [0, 1]]
+    memory.add("c", 2, torch.zeros(1000))
+    memory.add("c", 3, torch.zeros(1000))
+    assert list(memory.of("c")) == [0, 1, 2]
+    assert not memory.has_room("c")
+    assert memory.num_bytes == memory.peak_bytes == 12000
+    memory.drop("c")
+    assert (memory.num_bytes, memory.has_room("c")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"cache_mib": -1}, {"batch_size": 0}, {"tentative_share": 0}, {"tentative_share": 2}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    Probing(cache_mib=0, batch_size=1, tentative_share=1)
+    with pytest.raises(InvalidSettingError, match="Probing: cache_mib must be at least 0"):
+        Probing(**wrong)
