@@ -125,8 +125,8 @@ class _Run:
         for weight in self._settings.weights:
             self._frontier.reweigh(weight)
             self._drain()
-        while not self._can_afford_the_rest() and (swaps := self._swaps(self._ledger.incumbent)):
-            self._evaluate_best(self._ledger.incumbent, swaps)
+        while not self._can_afford_the_rest() and (neighbours := self._neighbours(self._ledger.incumbent)):
+            self._evaluate_best(self._ledger.incumbent, neighbours)
             self._drain()
 
     def close(self) -> None:
@@ -177,8 +177,8 @@ class _Run:
         """Expands open sets until none can beat the incumbent under heredity."""
         frontier = self._frontier
         while (node := frontier.pop()) is not None:
-            swaps = self._swaps(node) if node is self._ledger.incumbent else []
-            self._evaluate_best(node, frontier.children(node) + swaps)
+            is_best = node is self._ledger.incumbent
+            self._evaluate_best(node, self._neighbours(node) if is_best else frontier.children(node))
             self._leap()
             if frontier.children(node):
                 frontier.push(node)
@@ -204,6 +204,9 @@ class _Run:
         for mask in chosen:
             self._surrogate.learn(node, self._evaluate(mask, node))
         self._ledger.settle()
+
+    def _neighbours(self, node: Evaluated) -> list[int]:
+        return self._swaps(node) + self._frontier.children(node)
 
     def _swaps(self, node: Evaluated) -> list[int]:
         """Returns sets that restore one unit of a set and remove one or two others, and gain more than it."""

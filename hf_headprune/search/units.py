@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def layers_of(anatomy: Anatomy) -> dict[str, list[str]]:
     layers: dict[str, list[str]] = {}
     for site in anatomy.sites:
         stack, number, _ = site.name.partition(f".{site.layer}.")
-        layers.setdefault(stack + number, []).append(site.name)
+        layers.setdefault(stack + number[:-1], []).append(site.name)
     return layers
 
 
@@ -244,8 +245,7 @@ def _chunks(site: Site, kept: set[int], scores: np.ndarray, width: int) -> list[
     order = [int(i) for i in np.argsort(scores, kind="stable")]
     parts: list[Part] = []
     for group in ([i for i in order if i not in kept], [i for i in order if i in kept]):
-        odd = len(group) % width
-        starts = ([0] if odd else []) + list(range(odd, len(group), width))
-        for first, end in zip(starts, [*starts[1:], len(group)], strict=True):
+        bounds = sorted({0, *range(len(group) % width, len(group) + 1, width)})
+        for first, end in itertools.pairwise(bounds):
             parts.append(Part(site.name, len(parts), tuple(sorted(group[first:end]))))
     return parts
