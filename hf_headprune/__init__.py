@@ -8,6 +8,13 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.cost import Cost, cost_of
 from hf_headprune.errors import HeadPruneError
+from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.guarantee.certify import CertificationData, certify, certify_path
+from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.planner import Expectation, examples_needed, power_of, promise_in_words, smallest_drop
+from hf_headprune.guarantee.sequence import AlphaLedger
+from hf_headprune.guarantee.splits import SplitSettings, three_way_split
+from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
@@ -22,17 +29,31 @@ globals().update(PRUNABLE_CLASSES)
 __version__ = "0.1.0"
 __all__ = [
     "AStarSearch",
+    "AlphaLedger",
+    "Certificate",
+    "CertificationData",
     "Cost",
+    "Expectation",
     "HeadPruneCallback",
     "HeadPruneError",
+    "Metric",
     "PlanSearchResult",
     "PruningPlan",
+    "SplitSettings",
     "SubsetGates",
     "anatomy_of",
+    "certify",
+    "certify_path",
     "cost_of",
     "errors",
+    "examples_needed",
     "masked",
+    "power_of",
+    "promise_in_words",
     "prune_model_",
     "search_plan",
+    "smallest_drop",
+    "three_way_split",
+    "verify_certificate",
     *PRUNABLE_CLASSES,
 ]

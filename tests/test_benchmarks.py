@@ -43,6 +43,21 @@ def test_the_step_cost_benchmark_runs_with_smoke():
     assert all(0.2 < ratio < 5 for ratio in ratios)
 
 
+@NEEDS_DATA
+def test_the_search_speed_benchmark_runs_with_smoke_and_finds_the_verdicts_of_the_naive_loop(tmp_path):
+    out = _smoke("benchmarks.search_speed", "--work", str(tmp_path))
+    kinds = [line.split(":")[0] for line in out.splitlines() if ", ratio " in line]
+    assert set(kinds) <= {"rejection", "tentative acceptance", "exact acceptance"}
+    assert len(kinds) >= 2
+    assert "whole search:" in out
+
+
+@NEEDS_DATA
+def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(tmp_path):
+    assert _smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" removed ") == 12
+    assert " removed " not in _smoke("benchmarks.search_quality", "--work", str(tmp_path))
+
+
 def test_every_benchmark_is_named_here():
     scripts = {
         path.stem for path in (ROOT / "benchmarks").glob("*.py") if "--smoke" in path.read_text(encoding="utf-8")
@@ -59,3 +74,9 @@ def test_the_shapes_benchmark_runs_with_smoke_and_checks_the_saved_file():
 def test_the_head_costs_benchmark_runs_with_smoke():
     lines = _smoke("benchmarks.head_costs").splitlines()
     assert [line.split()[0] for line in lines] == ["108", "72", "36", "12", "0"]
+
+
+def test_the_certificate_benchmark_runs_with_smoke_and_finds_few_wrong_ones():
+    lines = _smoke("benchmarks.certificate_validity").splitlines()
+    assert [line.split()[0] for line in lines] == ["path", "edge"]
+    assert all(float(line.split("wrong ")[1].split(",")[0]) <= 0.06 for line in lines)

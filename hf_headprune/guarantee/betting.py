@@ -15,7 +15,7 @@ Source:
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import bisect
+from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from hf_headprune.errors import InvalidSettingError
@@ -79,7 +79,7 @@ def betting_upper_bound(differences: np.ndarray, alpha: float, groups: np.ndarra
     low, high = max(float(np.mean(differences)), -1.0 + BOUND_TOLERANCE), 1.0 - BOUND_TOLERANCE
     if betting_p_value(differences, high, groups) > alpha:
         return 1.0
-    found = bisect(
+    found = brentq(
         lambda epsilon: betting_p_value(differences, epsilon, groups) - alpha, low, high, xtol=BOUND_TOLERANCE / 4
     )
     return float(np.ceil(found / BOUND_TOLERANCE) * BOUND_TOLERANCE)

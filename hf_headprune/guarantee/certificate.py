@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import hashlib
 import json
@@ -69,7 +68,7 @@ class ExampleRecord:
         """
         try:
             joined = base64.b64decode(self.keys, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise CertificateError(f"examples.keys must be base64, received {self.keys[:30]!r}...: {error}.") from error
         if len(joined) % _KEY_BYTES:
             raise CertificateError(f"examples.keys must hold {_KEY_BYTES} bytes per example, received {len(joined)}.")

@@ -21,7 +21,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import bisect
+from scipy.optimize import brentq
 from scipy.special import bdtr, gammaln
 from scipy.stats import binomtest
 
@@ -99,7 +99,7 @@ def upper_bound(broken: int, fixed: int, n: int, alpha: float) -> float:
     low = max(low, -1.0 + BOUND_TOLERANCE)
     if p_value(broken, fixed, n, low) <= level:
         return low
-    found = bisect(lambda epsilon: p_value(broken, fixed, n, epsilon) - level, low, high, xtol=BOUND_TOLERANCE / 4)
+    found = brentq(lambda epsilon: p_value(broken, fixed, n, epsilon) - level, low, high, xtol=BOUND_TOLERANCE / 4)
     return math.ceil(found / BOUND_TOLERANCE) * BOUND_TOLERANCE
 
 

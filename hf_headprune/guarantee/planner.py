@@ -10,7 +10,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.paired import critical_value, level_of, rejection_limits, tail_probabilities
 
 PLANNING_POINTS = 200  # of the grid of disagreements: for planning, where a rounding error breaks no promise
-MOST_EXAMPLES = 1_000_000
+MOST_EXAMPLES = 100_000
 DISAGREEMENT = 0.03  # what pruning a few heads and fine-tuning on typically changes, where nothing better is known
 POWER = 0.8
 
@@ -82,7 +82,7 @@ def examples_needed(epsilon: float, expected: Expectation = Expectation()) -> in
     """Returns how many examples certify a drop below epsilon with the expected power, to about a hundredth.
 
     Returns:
-        None where the expected drop is not below epsilon, or a million examples are too few.
+        None where the expected drop is not below epsilon, or 100 000 examples are too few.
     """
     if expected.true_drop >= epsilon:
         return None

@@ -28,7 +28,7 @@ def statement_of(claim: Claim, evidence: Evidence, *, checked: tuple[str, ...]) 
             "those seen."
         )
     if claim.use > 1:
-        sentences.append(f"The split was asked for the {claim.use}th time, so alpha was {claim.spent:.2g} this time.")
+        sentences.append(f"This is use number {claim.use} of the split, which may spend an alpha of {claim.spent:.2g}.")
     unchecked = [name for name in ("train", "search") if name not in checked]
     if unchecked:
         sentences.append(f"It was not checked that the {' and the '.join(unchecked)} split hold none of the examples.")
