@@ -1,0 +1,159 @@
+import pytest
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cost import cost_of
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.learn.movement_layout import score_layout, with_exact_fraction
+from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.plan import PruningPlan
+from tests.conftest import tiny_bert, tiny_marian
+
+
+def layout_of(model, **settings):
+    return score_layout(model, anatomy_of(model), BlockMovement(**({"attention_block": (8, 8)} | settings)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention_block": (0, 8)}, "attention_block must be"),
+        ({"attention_block": "heads"}, "attention_block must be"),
+        ({"attention_block": (8,)}, "attention_block must be"),
+        ({"ffn_block": "head"}, "ffn_block must be"),
+        ({"attention_block": None, "ffn_block": None}, "must not both be None"),
+        ({"attention_block": "unit", "score_gradient": "weights"}, 'needs score_gradient="unit"'),
+        ({"method": "topK"}, "method must be one of"),
+        ({"kept_of": "flops"}, "kept_of must be one of"),
+        ({"scope": "layer"}, "scope must be one of"),
+        ({"score_gradient": "unit "}, "score_gradient must be one of"),
+        ({"min_kept": 1.0}, "min_kept must be"),
+        ({"width_multiple": 0}, "width_multiple must be"),
+        ({"score_learning_rate": 0.0}, "score_learning_rate must be above 0"),
+        ({"ffn_penalty": -0.1}, "penalties must not be negative"),
+        ({"open_until": 0.7}, "open_until <= reached_by"),
+        ({"reached_by": 0.9, "decided_by": 0.8}, "reached_by <= decided_by"),
+        ({"seq_len": 0}, "seq_len and target_len"),
+        ({"kept": 1.5}, "kept must be a fraction"),
+        ({"kept": -1}, "kept must be a fraction"),
+        ({"kept": True}, "kept must be a fraction"),
+        ({"kept": 100}, 'needs kept_of="scores"'),
+        ({"kept": 33, "kept_of": "scores", "attention_block": None}, "multiple of width_multiple"),
+        ({"scope": "matrix"}, 'scope="matrix" needs kept_of="scores"'),
+    ],
+)
+def test_a_wrong_setting_is_named_at_construction(settings, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        BlockMovement(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"attention_block": None},
+        {"ffn_block": None, "attention_block": "head"},
+        {"ffn_block": (1, 1), "attention_block": (1, 1), "method": "magnitude"},
+        {"kept": 64, "kept_of": "scores", "attention_block": None},
+        {"scope": "matrix", "kept_of": "scores", "kept": 0.0},
+    ],
+)
+def test_sound_settings_are_taken(settings):
+    assert BlockMovement(**settings).width_multiple == 32
+
+
+def test_the_published_recipes_have_their_published_values():
+    hybrid, filled, struct = BlockMovement.hybrid(), BlockMovement.hybrid_filled(), BlockMovement.struct()
+    for recipe in (hybrid, filled, struct):
+        assert (recipe.method, recipe.threshold, recipe.score_learning_rate) == ("sigmoid_threshold", (0.0, 0.1), 1e-2)
+        assert (recipe.ffn_block, recipe.score_gradient, recipe.decided_by) == ("unit", "weights", 1.0)
+        assert recipe.open_until * 110_660 == pytest.approx(5_400)
+        assert (1 - recipe.reached_by) * 110_660 == pytest.approx(54_000)
+    assert (hybrid.penalty, hybrid.attention_penalty, hybrid.ffn_penalty) == (20.0, 1.0, 0.25)
+    assert (hybrid.attention_block, hybrid.mask_bias, hybrid.fill) == ((32, 32), True, False)
+    assert filled == BlockMovement.hybrid(fill=True)
+    assert (struct.penalty, struct.attention_penalty, struct.ffn_penalty) == (15.0, 0.05, 1.0)
+    assert (struct.attention_block, struct.mask_bias, struct.fill) == ("head", False, False)
+    assert BlockMovement.hybrid(40.0, width_multiple=1).width_multiple == 1
+
+
+def test_the_layout_lists_blocks_and_units_in_the_order_of_the_forward_pass():
+    layout = layout_of(tiny_bert(), attention_block=(8, 16))
+    first = layout[:5]
+    assert [tensor.name.split(".")[-1] for tensor in first] == ["query", "key", "value", "dense", "intermediate"]
+    assert [tensor.shape for tensor in first] == [(4, 2)] * 3 + [(2, 4), (64,)]
+    assert [tensor.kind for tensor in first] == ["attention"] * 4 + ["ffn"]
+    assert [tensor.cost for tensor in first] == [8 * 16] * 4 + [2 * 32]
+    assert len(layout) == 10
+
+
+def test_head_blocks_are_one_score_per_head_and_matrix():
+    layout = layout_of(tiny_bert(), attention_block="head", ffn_block=None)
+    assert [tensor.shape for tensor in layout[:4]] == [(4, 1)] * 3 + [(1, 4)]
+
+
+def test_ffn_blocks_are_transposed_on_the_second_matrix():
+    layout = layout_of(tiny_bert(), attention_block=None, ffn_block=(1, 32))
+    assert [tensor.shape for tensor in layout[:2]] == [(64, 1), (1, 64)]
+
+
+def test_units_of_attention_are_heads():
+    layout = layout_of(tiny_bert(), attention_block="unit")
+    heads, units = layout[:2]
+    assert (heads.shape, heads.multiple, heads.cost) == ((4,), 1, 4 * 32 * 8)
+    assert (units.shape, units.multiple, units.cost) == ((64,), 32, 2 * 32)
+
+
+def test_a_decoder_has_kinds_of_its_own():
+    kinds = {tensor.kind for tensor in layout_of(tiny_marian())}
+    assert kinds == {"attention", "ffn", "decoder_attention", "decoder_ffn"}
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_marian])
+@pytest.mark.parametrize("block", [(8, 8), "head", "unit"])
+def test_macs_of_all_scores_are_those_of_the_model(make, block):
+    model = make()
+    lengths = {"seq_len": 12, "target_len": 7}
+    total = cost_of(PruningPlan.of(model), anatomy_of(model), **lengths).macs
+    layout = layout_of(model, attention_block=block, kept_of="macs", **lengths)
+    assert sum(tensor.cost * tensor.numel for tensor in layout) == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention_block": (12, 8)}, r"query of shape \(32, 32\) can't be cut into blocks of \(12, 8\)"),
+        ({"width_multiple": 48}, "has 64 units, no multiple of 48"),
+    ],
+)
+def test_what_does_not_divide_the_model_is_refused(settings, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        layout_of(tiny_bert(), **settings)
+
+
+def test_other_than_plain_linear_modules_are_refused():
+    model = tiny_bert()
+    query = model.bert.encoder.layer[0].attention.self.query
+    query.__class__ = type("Adapted", (query.__class__,), {})
+    with pytest.raises(UnsupportedModelError, match=r"query.*Adapted"):
+        layout_of(model)
+
+
+@pytest.mark.parametrize(
+    ("kept", "exact"), [(96, 96 / 128), (0, 0.0), (0.5, 0.5), (0.6, 64 / 128), (0.65, 96 / 128), (1.0, 1.0)]
+)
+def test_budgets_of_units_become_fractions_that_whole_chunks_meet(kept, exact):
+    layout = layout_of(tiny_bert(), attention_block=None, kept_of="scores")
+    assert with_exact_fraction(BlockMovement.ffn_units(kept), layout).kept == exact
+
+
+def test_more_units_than_there_are_can_t_stay():
+    layout = layout_of(tiny_bert(), attention_block=None, kept_of="scores")
+    with pytest.raises(InvalidSettingError, match="160 scores are to stay, but the model has 128"):
+        with_exact_fraction(BlockMovement.ffn_units(160), layout)
+
+
+def test_a_speedup_is_a_share_of_the_macs():
+    settings = BlockMovement.to_speedup(2.5, seq_len=64)
+    assert (settings.kept, settings.kept_of, settings.seq_len) == (0.4, "macs", 64)
+    with pytest.raises(InvalidSettingError, match="factor must be above 1"):
+        BlockMovement.to_speedup(1.0)
