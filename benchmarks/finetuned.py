@@ -1,0 +1,43 @@
+"""Fine-tuned MiniLM models that the search benchmarks share, kept in a folder between runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoModelForSequenceClassification
+
+from benchmarks.training import Recipe, build_trainer
+from hf_headprune.collation import ModelExamples, PadRight
+from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from benchmarks.tasks import Task
+
+RECIPE = Recipe(epochs=3.0)
+
+
+def fine_tuned(task: Task, seed: int, work: Path, *, smoke: bool = False) -> nn.Module:
+    """Returns MiniLM fine-tuned on a task, from the folder where it was left, else trained and left there.
+
+    Weights are copied: those that Transformers loads are aligned by chance, and the chance changes the speed.
+    """
+    folder = work / f"{task.name}-{seed}"
+    if not (folder / "config.json").exists():
+        trainer = build_trainer(task, replace(RECIPE, max_steps=4) if smoke else RECIPE, seed=seed, callback=None)
+        trainer.train()
+        trainer.save_model(str(folder))
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model.eval()
+
+
+def evaluator_on(model: Any, split: Any, *, batch_size: int = 32, **settings: Any) -> ClassificationEvaluator:
+    """Returns an evaluator of a model on one split of a task."""
+    examples = ModelExamples(split, model)
+    batches = length_sorted_batches(examples, PadRight(model.config.pad_token_id), batch_size=batch_size)
+    return ClassificationEvaluator(model, batches, **settings)

@@ -1,0 +1,246 @@
+"""How fast plans are measured: probes of the search against the plain padded loop, on the same plans in one run.
+
+An A* search on MiniLM, fine-tuned on sst2, records each of its measurements and their CPU seconds (which include the
+hidden states of parents, computed when they are first needed). Of each kind a sample is measured again by the naive
+loop: close the units, run the data set in its order in padded batches of 32. The verdicts must be the same, or the
+benchmark ends with an error. Kinds:
+
+- rejection: certain that the metric is below the floor of the search;
+- tentative acceptance: an estimate from the hardest quarter;
+- exact acceptance: every example; where an estimate came first, both together.
+
+The whole search is compared with naive greedy elimination: the CPU seconds until A*'s exact incumbent removes as much
+as greedy does in the end, against the number of plans that greedy measures times the naive seconds of a plan, an
+extrapolation. Greedy itself is run with racing, which changes its time and not its course.
+
+Run: python -m benchmarks.search_speed [--smoke] [--work FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from benchmarks.finetuned import evaluator_on, fine_tuned
+from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.tasks import load_task
+from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
+from hf_headprune.collation import PadRight
+from hf_headprune.search.baselines import greedy
+from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
+from hf_headprune.search.plans import search_over_plans
+from hf_headprune.search.probing import Probing
+from hf_headprune.search.problem import Measurement, Question
+
+if TYPE_CHECKING:
+    from hf_headprune.search.problem import Progress
+
+SEARCH = AStarSearch(max_drop=0.01, max_evaluations=300)
+GREEDY = AStarSearch(max_drop=0.01, max_evaluations=100_000)
+SAMPLE = 12  # plans of each kind that the naive loop measures again
+GROWTH = ((6, 384, 200, 24), (6, 384, 800, 24), (6, 384, 200, 96), (12, 768, 200, 24), (12, 768, 100, 128))
+
+
+class NaiveLoop:
+    """The loop that anybody would write."""
+
+    def __init__(self, model: Any, split: Any) -> None:
+        """Collates the data set in its own order, 32 examples a batch."""
+        self.model = model
+        collate = PadRight(model.config.pad_token_id)
+        names = ("input_ids", "token_type_ids", "attention_mask", "labels")
+        rows = [{name: split[i][name] for name in names if name in split[i]} for i in range(len(split))]
+        self.batches = [collate(rows[start : start + 32]) for start in range(0, len(rows), 32)]
+
+    @torch.no_grad()
+    def __call__(self, plan: PruningPlan) -> float:
+        """Returns the accuracy of a plan."""
+        right = total = 0
+        with masked(self.model, plan):
+            for batch in self.batches:
+                inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+                right += int((self.model(**inputs).logits.argmax(dim=-1) == batch["labels"]).sum())
+                total += len(batch["labels"])
+        return right / total
+
+
+class Recorder:
+    """An evaluator that notes what each probe found and its CPU seconds."""
+
+    def __init__(self, evaluator: ClassificationEvaluator) -> None:
+        """Wraps an evaluator."""
+        self.evaluator = evaluator
+        self.records: list[tuple[PruningPlan, Question[PruningPlan], Measurement, float]] = []
+
+    def __call__(self, plan: PruningPlan) -> Measurement:
+        """Measures the start."""
+        return self.evaluator(plan)
+
+    def unit_effects(self, plan: PruningPlan, units: Any) -> np.ndarray:
+        """Passes on."""
+        return self.evaluator.unit_effects(plan, units)
+
+    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+        """Times a probe."""
+        started = time.process_time()
+        found = self.evaluator.probe(plan, question)
+        self.records.append((plan, question, found, time.process_time() - started))
+        return found
+
+
+def classes(recorder: Recorder) -> dict[str, list[tuple[PruningPlan, Question[PruningPlan], Measurement, float]]]:
+    """Sorts records by what they are; a confirmation counts together with its estimate."""
+    found = defaultdict(list)
+    estimates = {}
+    for plan, question, measurement, seconds in recorder.records:
+        if measurement.kind == "bound":
+            found["rejection"].append((plan, question, measurement, seconds))
+        elif measurement.kind == "estimate":
+            estimates[plan] = seconds
+            found["tentative acceptance"].append((plan, question, measurement, seconds))
+        else:
+            found["exact acceptance"].append((plan, question, measurement, seconds + estimates.get(plan, 0.0)))
+    return found
+
+
+def compare(recorder: Recorder, naive: NaiveLoop, sample: int) -> list[dict[str, Any]]:
+    """Measures a sample of each kind naively, checks the verdicts, and returns the ratios of CPU seconds."""
+    rows = []
+    for name, records in classes(recorder).items():
+        chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, sample).astype(int))]
+        naive_seconds = []
+        for plan, question, measurement, _ in chosen:
+            started = time.process_time()
+            metric = naive(plan)
+            naive_seconds.append(time.process_time() - started)
+            check(metric, measurement, question)
+        own = [seconds for *_, seconds in chosen]
+        looked_at = [float((~np.isnan(m.margins)).mean()) for _, _, m, _ in records if m.margins is not None]
+        row = {"kind": name, "plans": len(records), "compared": len(chosen), "share_of_examples": np.mean(looked_at)}
+        row |= {"naive_cpu_seconds": np.mean(naive_seconds), "cpu_seconds": np.mean(own)}
+        row["cpu_seconds_of_all"] = np.mean([seconds for *_, seconds in records])
+        row["ratio"] = row["naive_cpu_seconds"] / row["cpu_seconds"]
+        row["ratio_of_all"] = row["naive_cpu_seconds"] / row["cpu_seconds_of_all"]
+        rows.append({key: value if isinstance(value, (str, int)) else float(value) for key, value in row.items()})
+    return rows
+
+
+def check(metric: float, measurement: Measurement, question: Question[PruningPlan]) -> None:
+    """Ends the benchmark where a verdict differs from that of the naive loop."""
+    floor = question.floor if question.floor is not None else -1.0
+    wrong = measurement.kind == "exact" and abs(metric - measurement.metric) > 1e-9  # noqa: PLR2004
+    wrong |= measurement.kind == "bound" and not metric <= measurement.metric + 1e-9 < floor + 1e-9
+    if wrong:
+        raise SystemExit(f"The naive loop measured {metric}, the search {measurement.kind} {measurement.metric}.")
+
+
+def whole_search(model: Any, split: Any, naive_seconds: float, *, smoke: bool) -> dict[str, Any]:
+    """Compares the CPU seconds to a plan as good as greedy's."""
+    anatomy = anatomy_of(model)
+    limit = 12 if smoke else None
+    settings = replace(GREEDY, max_evaluations=limit or GREEDY.max_evaluations)
+    started = time.process_time()
+    by_greedy = search_over_plans(anatomy, evaluator_on(model, split), settings, strategy=greedy)
+    greedy_seconds = time.process_time() - started
+    reached: list[tuple[float, float, int]] = []
+
+    def note(progress: Progress) -> None:
+        reached.append((progress.best.gain, time.process_time() - started, progress.evaluations))
+
+    started = time.process_time()
+    chosen = replace(SEARCH, max_evaluations=limit or 1000)
+    by_astar = search_over_plans(anatomy, evaluator_on(model, split), chosen, on_progress=note)
+    as_good = next(((s, n) for gain, s, n in reached if gain >= by_greedy.gain), None)
+    return {
+        "greedy": {
+            "removed": by_greedy.gain,
+            "evaluations": by_greedy.evaluations,
+            "racing_cpu_seconds": greedy_seconds,
+            "naive_cpu_seconds_extrapolated": by_greedy.evaluations * naive_seconds,
+        },
+        "astar": {"removed": by_astar.gain, "evaluations": by_astar.evaluations, "cpu_seconds": reached[-1][1]},
+        "astar_as_good_as_greedy": None if as_good is None else {"cpu_seconds": as_good[0], "evaluations": as_good[1]},
+        "ratio": None if as_good is None else by_greedy.evaluations * naive_seconds / as_good[0],
+    }
+
+
+def growth(shapes: Any) -> list[dict[str, Any]]:
+    """Measures exact probes of a parent's children with random weights, and the memory that the states take."""
+    rows = []
+    for layers, hidden, examples, length in shapes:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": hidden, "num_attention_heads": 12, "intermediate_size": 4 * hidden}
+        model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers, **sizes)).eval()
+        rng = np.random.default_rng(0)
+        lengths = np.clip(rng.normal(length, length / 2, examples).astype(int), 3, 2 * length)
+        data = [{"input_ids": rng.integers(5, 9000, n).tolist(), "labels": int(i % 2)} for i, n in enumerate(lengths)]
+        naive = NaiveLoop(model, data)
+        batches = length_sorted_batches(data, PadRight(0), batch_size=32)
+        evaluator = ClassificationEvaluator(model, batches, probing=Probing(cache_mib=4096))
+        base = PruningPlan.of(model)
+        margins = evaluator(base).margins
+        sites = list(base.kept_heads)
+        children = [base.replace(kept_heads={sites[layer]: range(1, 12)}) for layer in range(layers)]
+        own, plain = [], []
+        for child in [children[-1], *children]:  # the first one pays for the states of the parent
+            started = time.process_time()
+            found = evaluator.probe(child, Question(base, margins, margins))  # type: ignore[arg-type]
+            own.append(time.process_time() - started)
+        for child in children[:: max(1, layers // 3)]:
+            started = time.process_time()
+            naive(child)
+            plain.append(time.process_time() - started)
+        assert evaluator._prober is not None  # noqa: S101 - it has just probed
+        row = {"layers": layers, "hidden_size": hidden, "examples": examples, "mean_length": float(lengths.mean())}
+        row |= {"naive_cpu_seconds": float(np.mean(plain)), "child_cpu_seconds": float(np.mean(own[1:]))}
+        row |= {"parent_cpu_seconds": own[0], "ratio": float(np.mean(plain) / np.mean(own[1:]))}
+        row["states_peak_mib"] = evaluator._prober.memory.peak_bytes / 2**20
+        row["kind"] = found.kind
+        rows.append(row)
+        print("growth", row, flush=True)
+    return rows
+
+
+def main() -> None:
+    """Runs the comparison and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/search"), help="where fine-tuned models are kept")
+    parser.add_argument("--smoke", action="store_true", help="64 rows, a few evaluations")
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    task = load_task("sst2", limit=64 if options.smoke else None)
+    model = fine_tuned(task, 0, options.work, smoke=options.smoke)
+    recorder, naive = Recorder(evaluator_on(model, task.dev)), NaiveLoop(model, task.dev)
+    chosen = replace(SEARCH, max_evaluations=14) if options.smoke else SEARCH
+    search_over_plans(anatomy_of(model), recorder, chosen)
+    rows = compare(recorder, naive, 2 if options.smoke else SAMPLE)
+    for row in rows:
+        print(
+            f"{row['kind']}: {row['plans']} plans, ratio {row['ratio']:.2f}, of all {row['ratio_of_all']:.2f}",
+            flush=True,
+        )
+    prober = recorder.evaluator._prober
+    states = 0.0 if prober is None else prober.memory.peak_bytes / 2**20
+    peak = {"states_mib": states, "process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    naive_seconds = float(np.mean([row["naive_cpu_seconds"] for row in rows]))
+    whole = whole_search(model, task.dev, naive_seconds, smoke=options.smoke)
+    print("whole search:", whole, flush=True)
+    grown = growth(((2, 48, 20, 8),) if options.smoke else GROWTH)
+    out = options.out or (None if options.smoke else RESULTS / "search_speed.json")
+    if out is not None:
+        content = {"seed": 0, "examples": len(task.dev), "kinds": rows, "peak": peak, "whole": whole, "growth": grown}
+        write_json(out, {**environment(), **content})
+
+
+if __name__ == "__main__":
+    main()
