@@ -12,7 +12,7 @@ from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.certify import CertificationData, certify, certify_path
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.planner import Expectation, examples_needed, power_of, promise_in_words, smallest_drop
-from hf_headprune.guarantee.sequence import AlphaLedger
+from hf_headprune.guarantee.sequence import AlphaLedger, milestones
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.learn.settings import SubsetGates
@@ -48,6 +48,7 @@ __all__ = [
     "errors",
     "examples_needed",
     "masked",
+    "milestones",
     "power_of",
     "promise_in_words",
     "prune_model_",

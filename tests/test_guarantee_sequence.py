@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_headprune.errors import CertificateError, InvalidSettingError
-from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use, last_certified
+from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use, last_certified, milestones
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,19 @@ def test_wrong_certificates_stay_below_the_level_while_the_deepest_success_does_
     deepest = np.mean((p_values <= 0.05).any(axis=1))
     assert sequence <= 0.06
     assert deepest > 0.25
+
+
+@pytest.mark.parametrize(
+    ("candidates", "count", "taken"),
+    [("abcdefghij", 5, "bdfhj"), ("abcdefg", 3, "bdg"), ("abc", 5, "abc"), ("abc", 1, "c"), ("", 2, "")],
+)
+def test_milestones_are_evenly_spaced_and_end_with_the_last(candidates, count, taken):
+    assert "".join(milestones(candidates, count)) == taken
+
+
+def test_at_least_one_milestone_is_taken():
+    with pytest.raises(InvalidSettingError, match="at least 1, received 0"):
+        milestones("abc", 0)
 
 
 def test_the_shares_of_all_uses_sum_to_alpha():

@@ -82,7 +82,7 @@ def betting_upper_bound(differences: np.ndarray, alpha: float, groups: np.ndarra
     found = brentq(
         lambda epsilon: betting_p_value(differences, epsilon, groups) - alpha, low, high, xtol=BOUND_TOLERANCE / 4
     )
-    return float(np.ceil(found / BOUND_TOLERANCE) * BOUND_TOLERANCE)
+    return float(np.ceil(found / BOUND_TOLERANCE + 0.25) * BOUND_TOLERANCE)
 
 
 def _check(differences: np.ndarray, epsilon: float) -> None:

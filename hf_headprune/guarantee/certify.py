@@ -132,6 +132,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     max_drop: float = 0.01,
     confidence: float = 0.95,
     *,
+    reference: PruningPlan | None = None,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
 ) -> CertifiedPath:
@@ -146,6 +147,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         metric: "accuracy", or a `Metric`.
         max_drop: Drop that is to be excluded for each plan.
         confidence: Of the statement.
+        reference: What of the model the plans are compared with, such as the heads that training kept; None for all.
         ledger: Of the uses of certification splits; without one this must be the only use.
         seed: Of the bootstrap.
 
@@ -167,7 +169,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         with nullcontext() if plan is None else masked(model, plan):
             return split.scores_of(model)
 
-    dense = scores(None)
+    dense = scores(reference)
     candidates = [(name_of(plan), lambda plan=plan: scores(plan)) for plan in plans]
     dense_pair = PairedScores(dense, dense, split.groups())
     return walk(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)

@@ -100,7 +100,7 @@ def upper_bound(broken: int, fixed: int, n: int, alpha: float) -> float:
     if p_value(broken, fixed, n, low) <= level:
         return low
     found = brentq(lambda epsilon: p_value(broken, fixed, n, epsilon) - level, low, high, xtol=BOUND_TOLERANCE / 4)
-    return math.ceil(found / BOUND_TOLERANCE) * BOUND_TOLERANCE
+    return math.ceil(found / BOUND_TOLERANCE + 0.25) * BOUND_TOLERANCE  # the root is known to a quarter
 
 
 def q_theta_bound(broken: int, fixed: int, n: int, alpha: float) -> float:

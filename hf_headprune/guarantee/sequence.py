@@ -6,15 +6,17 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hf_headprune.errors import CertificateError, InvalidSettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 LEDGER_FORMAT = "hf_headprune.alpha_ledger/1"
+
+T = TypeVar("T")
 
 
 def last_certified(p_values: Iterable[float], level: float) -> int | None:
@@ -40,6 +42,25 @@ def last_certified(p_values: Iterable[float], level: float) -> int | None:
             break
         last = index
     return last
+
+
+def milestones(candidates: Sequence[T], count: int) -> tuple[T, ...]:
+    """Returns few of many candidates, evenly spaced in their order, the last one always among them.
+
+    Neighbours on a path are tested on nearly the same examples: a step more costs the chance of stopping early and
+    gains little.
+
+    Args:
+        candidates: From the least pruned to the most.
+        count: How many to take at most.
+
+    Raises:
+        InvalidSettingError: The count is below one.
+    """
+    if count < 1:
+        raise InvalidSettingError(f"milestones: count must be at least 1, received {count}.")
+    count = min(count, len(candidates))
+    return tuple(candidates[(number + 1) * len(candidates) // count - 1] for number in range(count))
 
 
 def alpha_of_use(alpha: float, use: int) -> float:

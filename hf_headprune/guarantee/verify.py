@@ -127,7 +127,8 @@ def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: 
         ("label", "{} examples have another label", [key for key in new if key[:INPUT_BYTES] in relabelled]),
         ("example", "{} examples are not in the certificate", [k for k in new if k[:INPUT_BYTES] not in relabelled]),
     ):
-        where = [index for index, key in enumerate(prints.keys) if key in set(keys)]
+        named = set(keys)
+        where = [index for index, key in enumerate(prints.keys) if key in named]
         if where:
             result.add("fingerprints", name, f"{text.format(len(where))} (indices {where[:SHOWN]})")
     lost = sum(count for key, count in missing.items() if key[:INPUT_BYTES] not in relabelled)

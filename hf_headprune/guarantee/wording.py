@@ -31,7 +31,8 @@ def statement_of(claim: Claim, evidence: Evidence, *, checked: tuple[str, ...]) 
         sentences.append(f"This is use number {claim.use} of the split, which may spend an alpha of {claim.spent:.2g}.")
     unchecked = [name for name in ("train", "search") if name not in checked]
     if unchecked:
-        sentences.append(f"It was not checked that the {' and the '.join(unchecked)} split hold none of the examples.")
+        splits = " and ".join(f"the {name} split" for name in unchecked)
+        sentences.append(f"It was not checked that no example is in {splits}.")
     return " ".join(sentences)
 
 
