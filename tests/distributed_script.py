@@ -41,7 +41,7 @@ def main() -> None:
         "world": arguments.world_size,
         "kept": {site: list(kept) for site, kept in callback.plan.kept_heads.items()},
         "heads": anatomy_of(trainer.model).num_heads,
-        "scores": callback._bank.scores.tolist(),
+        "scores": callback._parts.gates.scores.tolist(),
         "weights": weights,
     }
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")

@@ -95,11 +95,11 @@ def test_without_arguments_it_trains_searches_cuts_and_saves_a_smaller_model_tha
 def test_it_works_with_the_trainers_features(tmp_path, settings):
     callback = HeadPruneCallback(gates=GATES, search=None)
     trainer = _trainer(tmp_path, callback, **settings)
-    start = callback._bank.scores.detach().clone()
+    start = callback._parts.gates.scores.detach().clone()
     trainer.train()
     assert callback.plan.num_kept_heads == 3
     assert anatomy_of(trainer.model).num_heads == 3
-    assert not torch.equal(start, callback._bank.scores.detach())
+    assert not torch.equal(start, callback._parts.gates.scores.detach())
     assert bool(torch.isfinite(trainer.model(**text_inputs()).logits).all())
 
 
@@ -193,7 +193,7 @@ def test_a_trainer_subclass_with_its_own_loss_trains_the_scores(tmp_path):
     trainer = _trainer(tmp_path, callback, trainer_class=Weighted)
     trainer.train()
     assert anatomy_of(trainer.model).num_heads == 3
-    assert float(callback._bank.scores.detach().std()) > 0
+    assert float(callback._parts.gates.scores.detach().std()) > 0
 
 
 def test_the_gates_are_logged_through_the_trainer_so_that_trackers_see_them(tmp_path):
@@ -237,7 +237,7 @@ def test_evaluation_during_training_uses_the_hard_choice_without_noise(tmp_path)
 
     class Check(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            model, bank = trainer.model.eval(), callback._bank
+            model, bank = trainer.model.eval(), callback._parts.gates
             parts = bank.hard_mask().split(bank.heads_per_site)
             sites = [site.name for site in anatomy_of(model).attention_sites]
             kept = {site: part.nonzero().flatten().tolist() for site, part in zip(sites, parts, strict=True)}
@@ -261,7 +261,7 @@ def test_weight_decay_stays_away_from_the_scores(tmp_path):
         group["weight_decay"]
         for group in trainer.optimizer.param_groups
         for parameter in group["params"]
-        if parameter is callback._bank.importance_bias
+        if parameter is callback._parts.gates.importance_bias
     }
     assert decays == {0.0}
 
@@ -338,7 +338,7 @@ def test_reentrant_checkpointing_is_refused_when_the_trainer_is_built(tmp_path):
 
 def test_a_run_too_short_to_score_heads_is_refused_before_it_trains(tmp_path):
     trainer = _trainer(tmp_path, HeadPruneCallback(gates=SubsetGates(open_until=0.6)), max_steps=1)
-    with pytest.raises(TrainingStateError, match="1 optimizer steps, and all heads are open in the first 1"):
+    with pytest.raises(TrainingStateError, match="1 optimizer steps, and everything is open in the first 1"):
         trainer.train()
 
 

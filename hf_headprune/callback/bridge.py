@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from transformers import TrainerCallback
 
-    from hf_headprune.learn.schedules import GateSchedule
-
 
 def calling_trainer(callback: TrainerCallback) -> Trainer:
     """Returns the Trainer that is calling one of the callback's hooks.
@@ -87,16 +85,16 @@ def require_plain_construction(trainer: Trainer) -> None:
         )
 
 
-def require_steps_to_learn(schedule: GateSchedule, max_steps: int) -> None:
-    """Refuses a run that ends while all heads are still open: its heads would never be scored.
+def require_steps_to_learn(open_steps: float, max_steps: int) -> None:
+    """Refuses a run that ends while everything is still open: nothing would be scored.
 
     Raises:
         TrainingStateError: No step is left after the open ones.
     """
-    if schedule.open_steps >= max_steps:
+    if open_steps >= max_steps:
         raise TrainingStateError(
-            f"The run has {max_steps} optimizer steps, and all heads are open in the first {schedule.open_steps} of "
-            "them, so none would be scored. Train longer, or lower SubsetGates(open_until=...)."
+            f"The run has {max_steps} optimizer steps, and everything is open in the first {open_steps:.0f} of them, "
+            "so nothing would be scored. Train longer, or lower open_until."
         )
 
 

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.bridge import metric_source
 from hf_headprune.errors import SearchStateError
 from hf_headprune.plan import PruningPlan
@@ -23,6 +24,7 @@ from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
+from hf_headprune.shrink.folding import refill_zeros_
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from hf_headprune.anatomy import Anatomy
-    from hf_headprune.learn.gates import GateBank
+    from hf_headprune.callback.parts import LearnedParts
+    from hf_headprune.callback.settings import Settings
     from hf_headprune.search.settings import AStarSearch
 
 logger = logging.getLogger(__name__)
@@ -55,21 +58,20 @@ class Outcome:
     report: PruningReport
 
 
-def finish(
-    trainer: Trainer, anatomy: Anatomy, bank: GateBank | None, search: AStarSearch | None, *, train_seconds: float
-) -> Outcome:
+def finish(trainer: Trainer, parts: LearnedParts, settings: Settings, *, train_seconds: float) -> Outcome:
     """Turns the trained model into the pruned one, in place, and reports on it.
 
     Args:
-        trainer: Its model is trained; gates are still attached.
-        anatomy: Of the model.
-        bank: The gates, or None when none were learned.
-        search: Settings of the search, or None to cut what the gates chose.
+        trainer: Its model is trained; what learned is still attached.
+        parts: What learned.
+        settings: Of the run.
         train_seconds: Wall time that training took.
     """
     model: Any = trainer.model
-    with nullcontext() if search is None else _trained_state_kept(trainer, bank):
-        learned, head_scores = _learned(model, anatomy, bank)
+    search = settings.search
+    with nullcontext() if search is None else _trained_state_kept(trainer, parts):
+        learned, head_scores = parts.take_off(model)
+        anatomy = anatomy_of(model)
         started = time.perf_counter()
         result, metric = (None, None) if search is None else _search(trainer, anatomy, search, learned, head_scores)
         search_seconds = time.perf_counter() - started
@@ -93,6 +95,8 @@ def finish(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(report.to_json(), encoding="utf-8")
         tqdm.write(report.to_text())
+    if settings.movement is not None and settings.movement.fill:
+        refill_zeros_(model, seed=trainer.args.seed)
     return Outcome(plan, result, report)
 
 
@@ -102,18 +106,6 @@ def plain_copy(model: Any) -> Any:
     for name in ("forward", "_original_forward"):
         vars(twin).pop(name, None)
     return twin.eval()
-
-
-def _learned(model: Any, anatomy: Anatomy, bank: GateBank | None) -> tuple[PruningPlan, np.ndarray | None]:
-    """Takes the gates off the model; returns the plan that they chose and the scores that they learned."""
-    full = PruningPlan.full(anatomy)
-    if bank is None:
-        return full, None
-    bank.decide()
-    kept = bank.kept_per_site()
-    bank.detach(model)
-    plan = full.replace(kept_heads={site.name: kept[i] for i, site in enumerate(anatomy.attention_sites)})
-    return plan, bank.scores.detach().cpu().numpy()
 
 
 def _search(
@@ -150,7 +142,7 @@ def _search(
         num_examples=source.num_examples,
         before=source.sign * result.reference_metric,
         after=source.sign * result.metric,
-        reference="all heads" if head_scores is None else "the heads that training kept",
+        reference="the whole model" if learned == PruningPlan.full(anatomy) else "what training kept",
     )
     return result, change
 
@@ -160,7 +152,7 @@ def _precision(trainer: Trainer) -> str:
 
 
 @contextmanager
-def _trained_state_kept(trainer: Trainer, bank: GateBank | None) -> Iterator[None]:
+def _trained_state_kept(trainer: Trainer, parts: LearnedParts) -> Iterator[None]:
     """Makes sure that a kill during the search loses no training: where the Trainer kept no final checkpoint, saves.
 
     `trainer.train(resume_from_checkpoint=...)` from it goes straight on to the search, which continues its journal.
@@ -169,8 +161,7 @@ def _trained_state_kept(trainer: Trainer, bank: GateBank | None) -> Iterator[Non
     last = Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
     is_ours = not last.is_dir()
     if is_ours:
-        if bank is not None:
-            bank.steps.fill_(trainer.state.global_step)  # the best model may be that of an earlier step
+        parts.mark_step(trainer.state.global_step)
         limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # ours must push out no other
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.args.save_total_limit = limit

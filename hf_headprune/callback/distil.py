@@ -1,0 +1,50 @@
+"""Ties distillation to a Trainer: its bound `compute_loss` is wrapped, nothing else changes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from hf_headprune.learn.distillation import Distillation, Distiller
+from hf_headprune.learn.distilled_loss import LossScaling, distilled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from transformers import Trainer
+
+
+def distil(trainer: Trainer, settings: Distillation) -> Distiller:
+    """Lets a Trainer's model learn from a teacher, in training alone.
+
+    Raises:
+        InvalidSettingError: The teacher does not fit the model.
+    """
+    distiller = Distiller(settings, trainer.model, trainer.label_names)
+    wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
+    trainer.compute_loss = wrapped  # type: ignore[method-assign]
+    return distiller
+
+
+def _scaling(trainer: Trainer, num_items: torch.Tensor | int | None) -> LossScaling:
+    declared = getattr(trainer, "loss_is_scaled_for_ga", None)
+    counted = trainer.model_accepts_loss_kwargs and num_items is not None
+    is_scaled = counted or trainer.compute_loss_func is not None if declared is None else declared
+    return LossScaling(
+        is_divided_later=not is_scaled,
+        is_declared_scaled=bool(declared),
+        steps=getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps),
+        processes=trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1,
+    )
+
+
+@contextmanager
+def _alone(trainer: Trainer) -> Iterator[None]:
+    before = trainer.args.average_tokens_across_devices
+    trainer.args.average_tokens_across_devices = False
+    try:
+        yield
+    finally:
+        trainer.args.average_tokens_across_devices = before

@@ -1,0 +1,166 @@
+"""What learns during training: the banks of scores, and when they do what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast
+
+from hf_headprune.callback import bridge
+from hf_headprune.errors import TrainingStateError
+from hf_headprune.learn.gates import GateBank, gate_quantities
+from hf_headprune.learn.importance import gradient_importance, standardised
+from hf_headprune.learn.movement import MovementBank, movement_quantities
+from hf_headprune.masking import masked
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.folding import fold_dead_units_
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import Trainer
+
+    from hf_headprune.anatomy import Anatomy
+    from hf_headprune.callback.settings import Settings
+    from hf_headprune.learn.schedules import GateSchedule, MovementSchedule
+    from hf_headprune.learn.score_bank import ScoreBank
+
+
+class LearnedParts:
+    """The banks of one run: gates of heads, scores of blocks and FFN units, both or neither.
+
+    Attributes:
+        gates: Of the heads, or None.
+        movement: Of blocks and FFN units, or None.
+    """
+
+    def __init__(self, trainer: Trainer, anatomy: Anatomy, settings: Settings) -> None:
+        """Adds the banks to the model, before the optimizer exists.
+
+        Raises:
+            InvalidSettingError: A budget, or blocks, that the model can't meet.
+            TrainingStateError: The Trainer was built in a way that would lose the scores.
+        """
+        self.gates: GateBank | None = None
+        self.movement: MovementBank | None = None
+        self._anatomy = anatomy
+        self._gate_schedule: GateSchedule | None = None
+        self._movement_schedule: MovementSchedule | None = None
+        if settings.gates is None and settings.movement is None:
+            return
+        bridge.require_plain_construction(trainer)
+        bridge.let_ddp_miss_scores(trainer)
+        model: Any = trainer.model
+        if settings.gates is not None:
+            self.gates = GateBank(
+                settings.gates.budget_groups(anatomy),
+                settings.gates,
+                multiplier=settings.gates.score_learning_rate / trainer.args.learning_rate,
+                seed=trainer.args.seed if settings.gates.seed is None else settings.gates.seed,
+            )
+            self.gates.attach(model, anatomy)
+        if settings.movement is not None:  # after the gates, which may freeze all that they find
+            rate = trainer.args.learning_rate
+            self.movement = MovementBank.of(model, anatomy, settings.movement, learning_rate=rate)
+
+    @property
+    def banks(self) -> list[ScoreBank]:
+        """All banks of the run."""
+        return [bank for bank in (self.gates, self.movement) if bank is not None]
+
+    @property
+    def were_taken_off(self) -> bool:
+        """Whether an earlier training has ended, and its banks with it."""
+        return any(not bank.handles for bank in (self.gates, self.movement) if bank is not None)
+
+    def begin_run(self, max_steps: int, step: int, optimizer: Any) -> None:
+        """Makes the schedules and checks the banks.
+
+        Args:
+            max_steps: Optimizer steps of the run.
+            step: At which it begins: above zero when it was resumed.
+            optimizer: That will train the scores.
+
+        Raises:
+            TrainingStateError: The run is too short, the optimizer lacks the scores, or the checkpoint has others.
+        """
+        if self.gates is not None:
+            self._gate_schedule = self.gates.settings.schedule(max_steps)
+            bridge.require_steps_to_learn(self._gate_schedule.open_steps, max_steps)
+        if self.movement is not None:
+            self._movement_schedule = self.movement.schedule(max_steps)
+            bridge.require_steps_to_learn(self._movement_schedule.open_steps, max_steps)
+        for bank in self.banks:
+            _check_bank(bank, step, optimizer)
+
+    def begin_step(self, trainer: Trainer) -> None:
+        """Sets what the coming optimizer step needs: phase, temperature and noise of the gates, masks of the blocks."""
+        step = trainer.state.global_step
+        if self.movement is not None and self._movement_schedule is not None:
+            self.movement.begin_step(step, self._movement_schedule)
+        if self.gates is not None and self._gate_schedule is not None:
+            if step == self._gate_schedule.open_steps:
+                _score_heads(trainer, self.gates)
+            self.gates.begin_step(step, self._gate_schedule, loss_scale=bridge.loss_scale(trainer))
+
+    def add_penalty_grad(self, trainer: Trainer) -> None:
+        """Adds the gradients of the penalties, after the Trainer's clipping."""
+        scale = bridge.gradient_scale(trainer)
+        for bank in (self.gates, self.movement):
+            if bank is not None:
+                bank.add_penalty_grad(loss_scale=scale)
+
+    def quantities(self) -> dict[str, float]:
+        """Returns what a training log should show."""
+        names = [site.name for site in self._anatomy.attention_sites]
+        found = {} if self.gates is None else gate_quantities(self.gates, names)
+        return found if self.movement is None else found | movement_quantities(self.movement)
+
+    def mark_step(self, step: int) -> None:
+        """Says that the banks have seen so many steps: the best model may be that of an earlier one."""
+        for bank in self.banks:
+            bank.steps.fill_(step)
+
+    def take_off(self, model: Any) -> tuple[PruningPlan, np.ndarray | None]:
+        """Takes the banks off the model, with zeros where blocks were masked.
+
+        Returns:
+            What stays, and the scores of the heads, `(num_heads,)`, where gates have learned them.
+        """
+        plan, head_scores = PruningPlan.full(self._anatomy), None
+        if self.gates is not None:
+            self.gates.decide()
+            kept = self.gates.kept_per_site()
+            plan = plan.replace(kept_heads={s.name: kept[i] for i, s in enumerate(self._anatomy.attention_sites)})
+            self.gates.detach(model)
+            head_scores = self.gates.scores.detach().cpu().numpy()
+        if self.movement is None:
+            return plan, head_scores
+        self.movement.apply_(model)
+        with masked(model, plan):  # what a closed head would contribute must not be folded
+            alive = fold_dead_units_(model)
+        heads = {site: sorted({*units} & {*plan.kept_heads[site]}) for site, units in alive.kept_heads.items()}
+        return plan.replace(kept_heads=heads, kept_ffn=alive.kept_ffn), head_scores
+
+
+def _check_bank(bank: ScoreBank, step: int, optimizer: Any) -> None:
+    if not bridge.in_optimizer(bank.importance_bias, optimizer):
+        raise TrainingStateError(
+            "The optimizer does not hold the learned scores, so they would never be trained. If create_optimizer is "
+            "overridden, let it include every parameter of the model that requires a gradient."
+        )
+    if step == 0:
+        bank.reset()
+    elif int(bank.steps) != step:
+        raise TrainingStateError(
+            f"Resumed at step {step}, but the scores in the checkpoint have seen {int(bank.steps)} steps. Resume from "
+            "a checkpoint that was written with this callback and the same settings."
+        )
+
+
+def _score_heads(trainer: Trainer, bank: GateBank) -> None:
+    if bank.settings.initial_scores != "gradient":
+        return
+    batches = bridge.scoring_batches(trainer, bank.settings.scoring_examples, bank.seed)
+    importance = gradient_importance(trainer.model, bank, batches, lambda batch: bridge.batch_loss(trainer, batch))
+    # Processes that stream have seen different examples, but must choose the same heads.
+    bank.set_scores(standardised(broadcast(importance)) * bank.settings.initial_spread)

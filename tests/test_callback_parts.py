@@ -1,0 +1,183 @@
+"""Block movement, a density, and a teacher through the callback; the Trainer is a real one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+
+from hf_headprune import PruningPlan, anatomy_of, masked
+from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.learn.density import linear_density
+from hf_headprune.learn.distillation import Distillation
+from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.settings import SubsetGates
+from hf_headprune.search.settings import AStarSearch
+from tests.conftest import text_inputs, tiny_bert
+from tests.test_callback import GATES, _trainer
+
+BLOCKS = BlockMovement(attention_block=(8, 8), kept=0.5, width_multiple=8)
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def _logits(model):
+    with torch.no_grad():
+        return model.eval()(**text_inputs()).logits
+
+
+def test_a_density_alone_prunes_heads_and_ffn_units_in_one_run_and_the_saved_model_reloads(tmp_path):
+    callback = HeadPruneCallback(density=0.5, search=None)
+    trainer = _trainer(tmp_path / "run", callback)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(_logits(trainer.model), _logits(reloaded))
+    assert abs(linear_density(callback.plan, anatomy_of(tiny_bert())) - 0.5) < 0.1
+    assert callback.plan.num_removed_heads > 0
+    assert all(len(kept) % 32 == 0 for kept in callback.plan.kept_ffn.values())
+    assert callback.plan.num_removed_ffn > 0
+
+
+def test_the_cut_after_block_movement_computes_what_evaluation_computed(tmp_path):
+    callback = HeadPruneCallback(gates=None, search=None, movement=BLOCKS)
+    trainer = _trainer(tmp_path, callback)
+    seen = []
+    finish = trainer.callback_handler.on_train_end
+    trainer.callback_handler.on_train_end = lambda *given: (seen.append(_logits(trainer.model)), finish(*given))[1]
+    trainer.train()
+    torch.testing.assert_close(_logits(trainer.model), seen[0], atol=1e-6, rtol=1e-5)
+    density = sum(int((layer != 0).sum()) for layer in _matrices(trainer.model)) / sum(
+        layer.numel() for layer in _matrices(tiny_bert())
+    )
+    assert 0.3 < density < 0.6
+
+
+def _matrices(model):
+    return [parameter for name, parameter in model.bert.encoder.named_parameters() if parameter.dim() == 2]
+
+
+def test_gates_and_ffn_units_meet_both_budgets_and_are_logged_and_searched_from(tmp_path):
+    movement = BlockMovement.ffn_units(64, width_multiple=8)
+    search = AStarSearch(max_drop=1.0, max_evaluations=4)
+    callback = HeadPruneCallback(gates=GATES, movement=movement, search=search)
+    trainer = _trainer(tmp_path, callback)
+    trainer.train()
+    assert callback.search_result.start.num_kept_heads == 3
+    assert callback.search_result.start.num_kept_ffn == callback.plan.num_kept_ffn == 64
+    assert callback.plan.num_kept_heads <= 3
+    logged = {key for entry in trainer.state.log_history for key in entry}
+    assert {"headprune/temperature", "headprune/final_density"} <= logged
+
+
+def test_a_movement_run_that_was_killed_ends_as_one_that_was_not(tmp_path):
+    def run(folder, **settings):
+        callback = HeadPruneCallback(density=0.5, search=None)
+        return _trainer(folder, callback, save_strategy="steps", save_steps=4, **settings), callback
+
+    whole, whole_callback = run(tmp_path / "whole")
+    whole.train()
+    killed, _ = run(tmp_path / "killed", max_steps=12)
+    killed.add_callback(_Stop(8))
+    killed.train()
+    resumed, callback = run(tmp_path / "killed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-8"))
+    assert callback.plan == whole_callback.plan
+    assert torch.equal(_logits(resumed.model), _logits(whole.model))
+
+
+class _Stop(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_a_refilled_model_has_no_zeros_left_inside(tmp_path):
+    movement = BlockMovement(attention_block=(8, 8), kept=0.6, width_multiple=8, fill=True)
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=None, movement=movement, search=None))
+    trainer.train()
+    assert all(bool((matrix != 0).all()) for matrix in _matrices(trainer.model))
+
+
+def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_evaluation(tmp_path):
+    teacher = tiny_bert(seed=7, **STILL)
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    target, distances = _logits(teacher).softmax(-1), {}
+    for alpha in (0.0, 1.0):
+        distillation = Distillation(teacher, alpha_task=1 - alpha, alpha_teacher=max(alpha, 1e-9))
+        callback = HeadPruneCallback(gates=GATES, search=None, distillation=distillation)
+        trainer = _trainer(tmp_path, callback, model=tiny_bert(**STILL), max_steps=60)
+        trainer.train()
+        distances[alpha] = float((_logits(trainer.model).softmax(-1) - target).abs().mean())
+        calls.clear()
+        trainer.evaluate()
+        assert calls == []
+    assert distances[1.0] < distances[0.0]
+
+
+def test_a_density_means_the_same_budgets_as_their_explicit_settings(tmp_path):
+    callback = HeadPruneCallback(density=0.5, search=None)
+    _trainer(tmp_path, callback)
+    parts = callback._parts
+    assert sum(group.kept for group in parts.gates.groups) > 0
+    assert parts.movement.settings.ffn_block == "unit"
+    assert parts.movement.settings.attention_block is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "rule"),
+    [
+        ({"density": 0.4, "movement": BLOCKS}, "no movement"),
+        ({"density": 0.4, "gates": None}, "needs gates"),
+        ({"density": 0.4, "gates": SubsetGates(kept_heads=3)}, "without a budget of their own"),
+        ({"movement": BLOCKS}, "gates=None"),
+        ({"movement": 0.5, "gates": None}, "BlockMovement"),
+        ({"distillation": tiny_bert()}, "Distillation"),
+        ({"gates": None, "movement": BlockMovement.hybrid_filled()}, "search=None"),
+        ({"gates": None, "search": None}, "prune nothing"),
+    ],
+    ids=str,
+)
+def test_parts_that_contradict_each_other_are_refused_at_construction(parts, rule):
+    with pytest.raises(InvalidSettingError, match=rule):
+        HeadPruneCallback(**parts)
+
+
+@pytest.mark.parametrize("density", [0.0, 1.5])
+def test_a_density_out_of_range_is_refused_when_the_trainer_is_built(tmp_path, density):
+    with pytest.raises(InvalidSettingError, match="density must be above 0"):
+        _trainer(tmp_path, HeadPruneCallback(density=density, search=None))
+
+
+def test_a_teacher_that_shares_the_students_weights_is_refused_when_the_trainer_is_built(tmp_path):
+    model = tiny_bert()
+    with pytest.raises(InvalidSettingError, match="the teacher is the student"):
+        _trainer(tmp_path, HeadPruneCallback(distillation=Distillation(model), search=None), model=model)
+    fine = HeadPruneCallback(distillation=Distillation(copy.deepcopy(model)), search=None)
+    _trainer(tmp_path, fine, model=model)
+
+
+def test_heads_that_gates_close_fold_nothing_into_a_bias(tmp_path):
+    model = tiny_bert()
+    value = model.bert.encoder.layer[0].attention.self.value
+    with torch.no_grad():
+        value.weight.zero_()  # every head of this layer contributes the constant of its bias
+    movement = BlockMovement.ffn_units(1.0, width_multiple=8)
+    gates = SubsetGates(kept_heads=3, mode="pipelined", scoring_examples=8)
+    callback = HeadPruneCallback(gates=gates, movement=movement, search=None)
+    trainer = _trainer(tmp_path, callback, model=model)
+    twin = copy.deepcopy(tiny_bert())
+    with torch.no_grad():
+        twin.bert.encoder.layer[0].attention.self.value.weight.zero_()
+    trainer.train()
+    gated = trainer.model
+    learned = callback._parts.gates.kept.tolist()
+    sites = [site.name for site in anatomy_of(twin).attention_sites]
+    kept = {site: [h for h in range(4) if learned[4 * i + h]] for i, site in enumerate(sites)}
+    with masked(twin, PruningPlan.of(twin).replace(kept_heads=kept)):
+        torch.testing.assert_close(_logits(gated), _logits(twin), atol=1e-6, rtol=1e-5)
