@@ -132,6 +132,19 @@ def test_a_model_trained_with_a_threshold_is_cut_exactly_too(recipe):
     torch.testing.assert_close(logits(model), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("recipe", [THRESHOLD, RECIPES["heads and units"]])
+def test_every_family_is_masked_and_cut_to_the_same_function(any_model, any_inputs, recipe):
+    _, bank, _ = banked(any_model, **recipe)
+    scattered(bank)
+    with torch.no_grad():
+        expected = any_model(**any_inputs).logits
+        bank.apply_(any_model)
+        plan = fold_dead_units_(any_model)
+        prune_model_(any_model, plan)
+        torch.testing.assert_close(any_model(**any_inputs).logits, expected, atol=2e-6, rtol=1e-5)
+    assert plan.num_removed_ffn > 0
+
+
 @pytest.mark.parametrize("kept", [32, 64, 96])
 def test_the_ffn_budget_is_met_exactly_in_whole_multiples(kept):
     model, bank, schedule = banked(attention_block=None, kept_of="scores", kept=kept)
@@ -322,6 +335,63 @@ def test_a_probe_receives_the_derivative_by_each_factor():
             bank.probe[position] = factor
             losses.append(model(**inputs_of(model)).logits.square().mean().item())
         assert grad[position].item() == pytest.approx((losses[1] - losses[0]) / 0.02, rel=0.01)
+
+
+@pytest.mark.parametrize("recipe", ["blocks and units", "heads and units", "blocks everywhere"])
+def test_masking_keeps_no_more_memory_for_the_backward_pass(recipe):
+    kept = []
+    for has_bank in (False, True):
+        model, storages = bert(), {}
+        if has_bank:
+            _, bank, schedule = banked(model, **RECIPES[recipe])
+            bank.begin_step(12, schedule)
+
+        def keep(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no address is used again
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.train()(**text_inputs(batch=32)).logits.sum()
+        kept.append(sum(tensor.untyped_storage().nbytes() for tensor in storages.values()))
+    assert kept[1] <= 1.02 * kept[0]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), THRESHOLD | {"min_kept": 0.1, "width_multiple": 8}])
+def test_masks_and_gradients_never_wait_for_the_device(recipe):
+    model, bank, _ = banked(**recipe)
+    model.to("meta")  # where anything that asks for a value fails
+    assert bank.mask_at(0.3).is_meta
+    model.train()
+    bank.refresh(model, ())
+    hidden = torch.empty(2, 5, 32, device="meta", requires_grad=True)
+    layer = model.bert.encoder.layer[0]
+    output = layer.output.dense(layer.intermediate.dense(layer.attention.output.dense(hidden)))
+    output.sum().backward()
+    assert hidden.grad is not None
+
+
+def test_the_scores_find_the_units_that_the_target_was_computed_with():
+    model = bert().train().requires_grad_(False)
+    for layer in model.bert.encoder.layer:
+        for linear in (layer.intermediate.dense, layer.output.dense):
+            linear.weight.mul_(20.0)  # fresh FFNs hardly contribute
+    _, bank, _ = banked(
+        model, attention_block=None, kept_of="scores", kept=64, width_multiple=1, decided_by=1.0, learning_rate=1e-2
+    )
+    planted = torch.zeros(128)
+    planted[torch.randperm(128, generator=torch.Generator().manual_seed(0))[:64]] = 1.0
+    schedule, optimizer = bank.schedule(80), torch.optim.Adam([bank.importance_bias], lr=1e-2)
+    for step in range(80):
+        batch = text_inputs(seed=step, batch=16)
+        with torch.no_grad():
+            bank.probe = planted.clone()
+            target = model.bert(**batch).last_hidden_state
+        bank.probe = None
+        bank.begin_step(step, schedule)
+        (model.bert(**batch).last_hidden_state - target).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (bank.final_mask() * planted).sum() >= 0.9 * 64
 
 
 def test_the_log_names_densities_and_widths():

@@ -41,6 +41,8 @@ class BlockMovement:
         kept: What stays at the end of the last two methods: a fraction, or, of "scores", a number.
         kept_of: What `kept` counts: "scores" (blocks and units), "parameters" (of the scored matrices, biases aside)
             or "macs" (of the scored matrices and of the attention products, as `hf_headprune.cost` counts them).
+            Masked blocks inside a head that stays count as gone, but remain as zeros in the cut model; with scores of
+            units alone ("unit" for both), the cut model itself meets the number.
         scope: "model" ranks over the whole model; "matrix" keeps the same fraction of each matrix.
         min_kept: Fraction of each score tensor that a threshold leaves in any case, as the paper's code does.
         mask_bias: Whether the bias of an attention row (or of a row of FFN blocks) without a living block is dropped.
