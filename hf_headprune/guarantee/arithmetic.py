@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 def check_counts(certificate: Certificate, result: Verification) -> None:
     """Derives p-value, bounds and verdict from the counts anew, also those along the path."""
     claim, evidence = certificate.claim, certificate.evidence
-    if claim.kind == "binary":
-        both_right = round(evidence.dense_metric * evidence.examples) - evidence.broken
-        try:
+    try:
+        if claim.kind == "binary":
+            both_right = round(evidence.dense_metric * evidence.examples) - evidence.broken
             counts = Counts(evidence.examples, evidence.broken, evidence.fixed, both_right)
             _compare("counts", evidence, evidence_of_counts(counts, claim), result)
-        except HeadPruneError as error:
-            result.add("counts", "counts", str(error))
-            return
-        result.checked.append("counts: p-value, bounds and verdict follow from the counts")
-    _check_path(certificate, result)
+            result.checked.append("counts: p-value, bounds and verdict follow from the counts")
+        _check_path(certificate, result)
+    except HeadPruneError as error:  # counts that can't be
+        result.add("counts", "counts", str(error))
 
 
 def _check_path(certificate: Certificate, result: Verification) -> None:
     path, evidence, claim = certificate.path, certificate.evidence, certificate.claim
     if path is None:
         return
-    if (path.claim, path.split) != (claim, certificate.split):
-        result.add("counts", "path", "it was tested for another claim or on another split")
+    if (path.claim, path.split) != (claim, certificate.split) or not path.steps:
+        result.add("counts", "path", "it was tested for another claim or on another split, or holds no step")
+        return
     for number, step in enumerate(path.steps):
         p = step.p_value
         if claim.kind == "binary":

@@ -200,10 +200,11 @@ class Certificate:
             certificate = read(cls, content, "certificate")
         except InvalidSettingError as error:
             raise CertificateError(f"certificate: {error}") from error
-        if changed or stored["statement"] != certificate.statement:
+        fits = (stored["statement"], stored["method"]) == (certificate.statement, METHODS[certificate.claim.kind])
+        if changed or not fits:
             raise CertificateError(
                 "certificate: the content was changed after it was written (its sha256 does not match"
-                + ("" if stored["statement"] == certificate.statement else ", nor does its statement fit the numbers")
+                + ("" if fits else ", or its statement and method do not fit the numbers")
                 + "). Take the file from where it was published, or certify anew."
             )
         return certificate
