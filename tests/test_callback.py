@@ -23,7 +23,7 @@ from tests.conftest import VOCAB_SIZE, text_inputs, tiny_bert
 CHECKPOINTING = (  # renamed within the supported range
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
-GATES = SubsetGates(kept_heads=3, scoring_examples=16)
+GATES = SubsetGates(kept_heads=3, estimator="sigmoid", scoring_examples=16)
 
 
 def _examples(count: int, seed: int) -> list[dict]:
@@ -380,7 +380,7 @@ def test_an_optimizer_without_the_scores_is_refused(tmp_path):
             return self.optimizer
 
     trainer = _trainer(tmp_path, HeadPruneCallback(), trainer_class=Head)
-    with pytest.raises(TrainingStateError, match="does not hold the gates' scores"):
+    with pytest.raises(TrainingStateError, match="does not hold the learned scores"):
         trainer.train()
 
 

@@ -135,8 +135,8 @@ def test_gradual_gates_start_open_and_both_kinds_end_at_the_budget(closing, open
 
 
 def test_noise_is_the_same_for_a_step_whatever_came_before():
-    _, first, schedule = _gated()
-    _, second, _ = _gated()
+    _, first, schedule = _gated(estimator="sigmoid")
+    _, second, _ = _gated(estimator="sigmoid")
     for step in range(5):
         first.begin_step(step, schedule)
     second.begin_step(4, schedule)
@@ -197,7 +197,7 @@ def test_each_kind_of_attention_can_have_its_own_budget():
 
 
 def test_the_logged_quantities_describe_the_gates():
-    _, bank, schedule = _gated()
+    _, bank, schedule = _gated(estimator="sigmoid")
     bank.set_scores(torch.tensor([8.0, 1.0, 1.0, 1.0, 1.0, 1.0, 7.0, 6.0]))
     bank.begin_step(64, schedule)
     quantities = gate_quantities(bank, ["a", "b"])
@@ -249,6 +249,7 @@ def test_standardised_importance_keeps_the_order_whatever_its_scale():
         ({"score_learning_rate": 0.0}, "score_learning_rate"),
         ({"temperature": (0.05, 3.0)}, "first >= last > 0"),
         ({"temperature": 3.0}, "a tuple of two numbers"),
+        ({"estimator": "ste", "temperature": (3.0, 0.05)}, "have a temperature"),
         ({"open_until": 0.7}, "open_until <= cooled_by"),
         ({"decided_by": 1.1}, "decided_by <= 1"),
         ({"scoring_examples": 0}, "scoring_examples"),
@@ -270,3 +271,11 @@ def test_a_budget_that_the_model_cannot_meet_is_refused(budget, rule):
     assert SubsetGates(kept_heads=8).budget_groups(anatomy)[0].kept == 8
     with pytest.raises(InvalidSettingError, match=rule):
         SubsetGates(kept_heads=budget).budget_groups(anatomy)
+
+
+def test_each_estimator_has_a_learning_rate_and_a_temperature_of_its_own_that_the_user_can_overrule():
+    assert SubsetGates().peak_score_learning_rate == SubsetGates(estimator="dsp").peak_score_learning_rate == 0.5
+    assert SubsetGates(estimator="sigmoid").peak_score_learning_rate == 0.1
+    assert SubsetGates(estimator="sigmoid").temperature_range == (3.0, 0.05)
+    overruled = SubsetGates(estimator="dsp", score_learning_rate=0.2, temperature=(1.0, 0.5))
+    assert (overruled.peak_score_learning_rate, overruled.temperature_range) == (0.2, (1.0, 0.5))

@@ -54,7 +54,7 @@ class LearnedParts:
             self.gates = GateBank(
                 settings.gates.budget_groups(anatomy),
                 settings.gates,
-                multiplier=settings.gates.score_learning_rate / trainer.args.learning_rate,
+                multiplier=settings.gates.peak_score_learning_rate / trainer.args.learning_rate,
                 seed=trainer.args.seed if settings.gates.seed is None else settings.gates.seed,
             )
             self.gates.attach(model, anatomy)

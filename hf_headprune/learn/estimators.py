@@ -43,6 +43,12 @@ def gumbel_noise(size: int, generator: torch.Generator) -> torch.Tensor:
     return -torch.log(exponential.clamp_min(tiny))
 
 
+def no_noise(size: int, generator: torch.Generator) -> torch.Tensor:
+    """Returns zeros in float64, shape `(size,)`."""
+    del generator
+    return torch.zeros(size, dtype=torch.float64)
+
+
 def logistic_noise(size: int, generator: torch.Generator) -> torch.Tensor:
     """Draws standard logistic noise in float64, shape `(size,)`."""
     uniform = torch.rand(size, generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
@@ -174,4 +180,4 @@ def hard_concrete_penalty_grad(scores: torch.Tensor, *, kept: int, strength: flo
 
 
 GATES = {"sigmoid": sigmoid_gates, "dsp": dsp_gates, "ste": ste_gates, "hard_concrete": hard_concrete_gates}
-NOISE = {"sigmoid": gumbel_noise, "dsp": gumbel_noise, "ste": gumbel_noise, "hard_concrete": logistic_noise}
+NOISE = {"sigmoid": gumbel_noise, "dsp": gumbel_noise, "ste": no_noise, "hard_concrete": logistic_noise}

@@ -10,6 +10,7 @@ from hf_headprune.anatomy import base_model
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
 from hf_headprune.learn.schedules import closing
 from hf_headprune.learn.score_bank import ScoreBank
+from hf_headprune.learn.settings import TEMPERATURES
 from hf_headprune.masking import UnitScale, attach
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class GateBank(ScoreBank):
                 f"positions_{number}", torch.tensor(group.positions, dtype=torch.long), persistent=False
             )
         self.phase: Phase = "open"
-        self.temperature = settings.temperature[0]
+        self.temperature = settings.temperature_range[0]
         self.progress = 0.0
         self.loss_scale = 1.0
         self.probe: torch.Tensor | None = None
@@ -207,9 +208,10 @@ def _clip_to(max_norm: float) -> Callable[[torch.Tensor], torch.Tensor]:
 def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, float]:
     """Returns what a training log should show of the gates, as scalars.
 
-    Keys: `temperature`; `expected_heads/<site>` (noise-free soft gates, summed); `hard_heads/<site>` (what evaluation
-    uses); `sample_overlap` (share of the K largest noisy scores that are among the K largest scores); `kth_gap`
-    (score of the last head kept minus that of the first one closed, smallest over the budgets).
+    Keys: `temperature`, where the estimator has one; `expected_heads/<site>` (noise-free gates, summed);
+    `hard_heads/<site>` (what evaluation uses); `sample_overlap` (share of the K largest noisy scores that are among the
+    K largest scores; 1 where the estimator has no noise); `kth_gap` (score of the last head kept minus that of the
+    first one closed, smallest over the budgets).
     """
     with torch.no_grad():
         hard, scores, noisy = bank.hard_mask(), bank.scores, bank.scores + bank.noise
@@ -230,5 +232,7 @@ def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, floa
     quantities = {
         f"{key}/{site}": value for key, values in sums.items() for site, value in zip(site_names, values, strict=True)
     }
-    quantities |= {"temperature": bank.temperature, "sample_overlap": overlap / max(total, 1.0)}
+    if bank.settings.estimator in TEMPERATURES:
+        quantities["temperature"] = bank.temperature
+    quantities["sample_overlap"] = overlap / max(total, 1.0)
     return quantities | ({"kth_gap": min(gaps)} if gaps else {})

@@ -18,6 +18,10 @@ InitialScores = Literal["gradient", "zeros", "random"]
 Mode = Literal["joint", "pipelined"]
 Closing = Literal["gradual", "at once"]
 ATTENTION_KINDS = ("encoder", "decoder", "cross")
+# What each estimator learns well with, where the user asks for nothing else.
+SCORE_LEARNING_RATES: dict[str, float] = {"ste": 0.5, "sigmoid": 0.1, "dsp": 0.5, "hard_concrete": 0.1}
+TEMPERATURES: dict[str, tuple[float, float]] = {"sigmoid": (3.0, 0.05), "dsp": (10.0, 0.1)}
+NO_TEMPERATURE = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,14 @@ class SubsetGates:
         kept_heads: Heads that stay over the whole model: a number, or a fraction between 0.0 and 1.0 of all heads
             (rounded to the nearest number). A mapping from "encoder", "decoder" and "cross" to either gives each kind
             of attention a budget of its own; kinds left out keep all their heads.
-        estimator: Relaxation, see `hf_headprune.learn.estimators`.
+        estimator: Relaxation, see `hf_headprune.learn.estimators`. The default was the best where weights train, too
+            (docs/results.md); "sigmoid" explores more.
         mode: "joint" trains weights and scores together; "pipelined" freezes the (fine-tuned) weights and trains
             the scores alone, from the first step to the last.
-        score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule.
-        temperature: First and last temperature; in between it falls geometrically.
+        score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule. When left out, 0.5
+            for "ste" and "dsp" and 0.1 for the others.
+        temperature: First and last temperature; in between it falls geometrically. When left out, 10 and 0.1 for "dsp"
+            and 3 and 0.05 for "sigmoid"; the other estimators have none.
         open_until: Fraction of the run in which all heads are open and only weights train.
         cooled_by: Fraction of the run at which the last temperature is reached; `decided_by` when left out.
         decided_by: Fraction of the run at which the hard choice is fixed.
@@ -65,10 +72,10 @@ class SubsetGates:
     """
 
     kept_heads: Budget = 0.5
-    estimator: Estimator = "sigmoid"
+    estimator: Estimator = "ste"
     mode: Mode = "joint"
-    score_learning_rate: float = 0.1
-    temperature: tuple[float, float] = (3.0, 0.05)
+    score_learning_rate: float | None = None
+    temperature: tuple[float, float] | None = None
     open_until: float = 0.1
     cooled_by: float | None = None
     decided_by: float = 0.65
@@ -84,14 +91,17 @@ class SubsetGates:
         """Checks every value that does not depend on the model."""
         cooled = self.decided_by if self.cooled_by is None else self.cooled_by
         norm = self.max_score_grad_norm
-        first, last = self.temperature if isinstance(self.temperature, tuple) else (0.0, 0.0)
+        rate, range_ = self.score_learning_rate, self.temperature
+        first, last = range_ if isinstance(range_, tuple) else (0.0, 0.0)
         rules = {
             f"estimator must be one of {get_args(Estimator)}": self.estimator in get_args(Estimator),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
             f"closing must be one of {get_args(Closing)}": self.closing in get_args(Closing),
             f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
-            "score_learning_rate must be above 0": self.score_learning_rate > 0,
-            "temperature must be a tuple of two numbers, first >= last > 0": first >= last > 0,
+            "score_learning_rate must be above 0": rate is None or rate > 0,
+            "temperature must be a tuple of two numbers, first >= last > 0": range_ is None or first >= last > 0,
+            f"only the estimators {tuple(TEMPERATURES)} have a temperature": range_ is None
+            or self.estimator in TEMPERATURES,
             "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": 0
             <= self.open_until
             <= cooled
@@ -147,6 +157,17 @@ class SubsetGates:
             max_score_grad_norm=None,
         )
 
+    @property
+    def peak_score_learning_rate(self) -> float:
+        """Learning rate of the scores: what was asked for, or what the estimator learns well with."""
+        return SCORE_LEARNING_RATES[self.estimator] if self.score_learning_rate is None else self.score_learning_rate
+
+    @property
+    def temperature_range(self) -> tuple[float, float]:
+        """First and last temperature: what was asked for, or what the estimator learns well with."""
+        own = TEMPERATURES.get(self.estimator, NO_TEMPERATURE)
+        return own if self.temperature is None else self.temperature
+
     def schedule(self, max_steps: int) -> GateSchedule:
         """Returns the schedule of a run of `max_steps` optimizer steps.
 
@@ -159,8 +180,8 @@ class SubsetGates:
             open_steps=round(self.open_until * max_steps) if is_joint else 0,
             cooled_step=round(cooled * max_steps),
             decided_step=round(decided * max_steps),
-            start_temperature=self.temperature[0],
-            end_temperature=self.temperature[1],
+            start_temperature=self.temperature_range[0],
+            end_temperature=self.temperature_range[1],
         )
 
     def budget_groups(self, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
