@@ -15,6 +15,9 @@ from hf_headprune.guarantee.planner import Expectation, examples_needed, power_o
 from hf_headprune.guarantee.sequence import AlphaLedger, milestones
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.learn.density import linear_density
+from hf_headprune.learn.distillation import Distillation
+from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
@@ -29,11 +32,13 @@ globals().update(PRUNABLE_CLASSES)
 __version__ = "0.1.0"
 __all__ = [
     "AStarSearch",
+    "BlockMovement",
     "AlphaLedger",
     "Certificate",
     "CertificationData",
     "Cost",
     "Expectation",
+    "Distillation",
     "HeadPruneCallback",
     "HeadPruneError",
     "Metric",
@@ -47,6 +52,7 @@ __all__ = [
     "cost_of",
     "errors",
     "examples_needed",
+    "linear_density",
     "masked",
     "milestones",
     "power_of",
