@@ -15,21 +15,22 @@ import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.bounds import best_consistent, sets_by_gain
+from hf_headprune.search.claims import BOUND_NODES, result_of
 from hf_headprune.search.frontier import Frontier
 from hf_headprune.search.journal import Journal, fingerprint_of
 from hf_headprune.search.ledger import BudgetSpent, Ledger
-from hf_headprune.search.problem import Question, SearchResult, to_mask, units_of
+from hf_headprune.search.problem import Question, to_mask, units_of
 from hf_headprune.search.surrogate import Surrogate
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hf_headprune.search.ledger import Evaluated
-    from hf_headprune.search.problem import OnProgress, Optimality, SearchProblem
+    from hf_headprune.search.problem import OnProgress, SearchProblem, SearchResult
     from hf_headprune.search.settings import AStarSearch
 
 MAX_PROVABLE_UNITS = 24
-BOUND_NODES = 2000
+ANCHOR_REACH = 6  # units by which a set may differ from the one that orders its examples
 SWAP_RESTORES = 16
 SWAP_REMOVALS = 6
 
@@ -106,6 +107,7 @@ class _Run:
         self._floor = ledger.threshold - settings.slack
         self._frontier.push(ledger.reference)
         self._leapt: set[int] = set()
+        self._anchors: dict[int, Evaluated] = {}
 
     def first_answers(self) -> None:
         """Finds feasible sets soon: a bisection along the scores, then one along the surrogate's greedy path."""
@@ -114,7 +116,6 @@ class _Run:
             self._bisect(self._surrogate.path(start))
         for unit in self._singles():
             self._surrogate.learn(start, self._evaluate(start.mask | 1 << unit, start))
-        self._ledger.settle()
         self._bisect(self._surrogate.path(start))
 
     def improve(self) -> None:
@@ -127,6 +128,7 @@ class _Run:
             self._drain()
         while not self._can_afford_the_rest() and (neighbours := self._neighbours(self._ledger.incumbent)):
             self._evaluate_best(self._ledger.incumbent, neighbours)
+            self._leap()
             self._drain()
 
     def close(self) -> None:
@@ -184,15 +186,18 @@ class _Run:
                 frontier.push(node)
 
     def _leap(self) -> None:
-        """Goes on from a new incumbent along the greedy path, two units first, then twice as far while it holds."""
-        incumbent = self._ledger.incumbent
-        if incumbent.mask in self._leapt:
-            return
-        self._leapt.add(incumbent.mask)
-        path = self._surrogate.path(incumbent)
-        place = 1
-        while place < len(path) and self._evaluate(path[place], incumbent).feasible:
-            place = 2 * place + 1
+        """Goes on from the best set along the greedy path, two units first, then twice as far while it holds.
+
+        Only what is best after that is confirmed: confirmations look at every example, and most of the search's time
+        would go into them.
+        """
+        leader = self._ledger.leader
+        if leader.mask not in self._leapt:
+            self._leapt.add(leader.mask)
+            path = self._surrogate.path(leader)
+            place = 1
+            while place < len(path) and self._evaluate(path[place], leader).feasible:
+                place = 2 * place + 1
         self._ledger.settle()
 
     def _evaluate_best(self, node: Evaluated, targets: list[int]) -> None:
@@ -203,7 +208,6 @@ class _Run:
         chosen += [others[i] for i in sorted(self._rng.choice(len(others), size=count, replace=False))]
         for mask in chosen:
             self._surrogate.learn(node, self._evaluate(mask, node))
-        self._ledger.settle()
 
     def _neighbours(self, node: Evaluated) -> list[int]:
         return self._swaps(node) + self._frontier.children(node)
@@ -226,11 +230,23 @@ class _Run:
         question = None
         if is_new and base.measurement.margins is not None:
             expected = self._surrogate.expected(base, mask)
-            question = Question(frozenset(units_of(base.mask)), base.evidence, expected, self._floor)
+            anchor = self._anchor(base)
+            self._anchors[mask] = anchor
+            question = Question(frozenset(units_of(base.mask)), anchor.evidence, expected, self._floor)
         evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)
         return evaluated
+
+    def _anchor(self, base: Evaluated) -> Evaluated:
+        """Returns the set whose margins order the examples for the children of a base: itself or a near ancestor.
+
+        Sets with the same order share hidden states, so that parent and child have one as long as they are near.
+        """
+        anchor = self._anchors.get(base.mask, base)
+        if (anchor.mask ^ base.mask).bit_count() > ANCHOR_REACH:
+            anchor = self._anchors[base.mask] = base
+        return anchor
 
     def _can_afford_the_rest(self) -> bool:
         """Tells whether every set that gains more than the incumbent can still be evaluated."""
@@ -278,33 +294,3 @@ def fitting_effects(problem: SearchProblem, ledger: Ledger) -> np.ndarray | None
             "measure measures, or leave them out."
         )
     return effects
-
-
-def _optimality(ledger: Ledger) -> tuple[Optimality, int]:
-    """Returns what is proved about the incumbent, and an upper bound on the gain."""
-    best = ledger.incumbent.gain
-    for mask in sets_by_gain(ledger.gains):
-        if ledger.gains.bound(mask) <= best:
-            return "proved", best
-        if ledger.gains.of(mask) > best and not ledger.is_settled(mask):
-            break
-    bound, _ = best_consistent(ledger.gains, ledger.nogoods, above=best, max_nodes=BOUND_NODES)
-    return ("under heredity", best) if bound <= best else ("budget", bound)
-
-
-def result_of(ledger: Ledger) -> SearchResult:
-    """Returns what a search found, and what it may claim."""
-    best = ledger.incumbent
-    optimality, bound = _optimality(ledger)
-    return SearchResult(
-        removed=frozenset(units_of(best.mask)),
-        measurement=best.measurement,
-        reference=ledger.reference.measurement,
-        threshold=ledger.threshold,
-        gain=ledger.gains.value(best.gain),
-        evaluations=len(ledger),
-        history=tuple(ledger.history),
-        optimality=optimality,
-        upper_bound=ledger.gains.value(bound),
-        heredity_violations=ledger.heredity_violations(),
-    )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.search.astar import opened_ledger, result_of
+from hf_headprune.search.astar import opened_ledger
+from hf_headprune.search.claims import result_of
 from hf_headprune.search.ledger import BudgetSpent
 from hf_headprune.search.problem import Question, units_of
 

@@ -157,14 +157,17 @@ class Ledger:
         measurement, replayed = self._measure(mask, question, confirmed=True)
         return self._take(mask, measurement, None, replayed=replayed)
 
+    @property
+    def leader(self) -> Evaluated:
+        """The incumbent, or an estimate that promises more."""
+        estimates = [known for known in map(self._known.__getitem__, self._questions) if known.feasible]
+        promising = [known for known in estimates if known.gain > self.incumbent.gain]
+        return max(promising, key=lambda known: (*self._rank(known), -known.mask), default=self.incumbent)
+
     def settle(self) -> None:
         """Confirms the most promising estimates until none that is feasible gains more than the incumbent."""
-        while waiting := [
-            known
-            for known in map(self._known.__getitem__, self._questions)
-            if known.feasible and known.gain > self.incumbent.gain
-        ]:
-            self.confirm(max(waiting, key=lambda known: (known.gain, known.measurement.metric, -known.mask)).mask)
+        while (leader := self.leader) is not self.incumbent:
+            self.confirm(leader.mask)
 
     def heredity_violations(self) -> int:
         """Counts the infeasible sets that have a feasible strict superset among the evaluated ones."""

@@ -43,7 +43,8 @@ class Question(Generic[Removed]):
 
     Attributes:
         base: A measured set that differs from it in few units.
-        base_margins: Of the base, shape `(num_examples,)`, those not seen predicted.
+        base_margins: Of the base or of a set near it, shape `(num_examples,)`, those not seen predicted. They order the
+            examples, so that sets asked about with the same ones can share work.
         expected: Margins predicted for the set itself, shape `(num_examples,)`.
         floor: A metric below it need not be known, only that it is below; None asks for the exact metric.
         tentative: Whether an estimate that reaches the floor is enough.
