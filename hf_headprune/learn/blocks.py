@@ -22,7 +22,9 @@ def masked_blocks(matrix: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def block_sums(matrix: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """Returns the sum over each block of a matrix, float32, in the shape `(rows, columns)` of `blocks`."""
-    return _by_blocks(matrix, blocks).sum((1, 3), dtype=torch.float32)
+    rows, columns = blocks.shape
+    by_column = matrix.reshape(rows, -1, matrix.shape[1]).sum(1, dtype=torch.float32)  # faster than both at once
+    return by_column.view(rows, columns, -1).sum(2)
 
 
 def live_rows(mask: torch.Tensor, num_rows: int) -> torch.Tensor:
