@@ -132,21 +132,18 @@ def validity_section(content: dict[str, Any]) -> Iterator[str]:
     """Table of how often certificates are wrong in simulation."""
     yield "## How often a certificate is wrong"
     yield "\nSimulated full runs whose true drops are known: a search on n examples, certification on n fresh ones, at"
-    yield f"level {content['alpha']}. *path*: candidates differ in what they break ({_runs(content, 'path')} runs each);"
-    yield f"*edge*: every candidate loses exactly the drop to be excluded, the worst case ({_runs(content, 'edge')} runs)."
-    yield "*Searched only* and *fresh estimate*: how often the promise is wrong when it rests on the search split, or on a"
-    yield "fresh estimate without a test. *Certified*: runs in which something was certified; *depth*: steps certified, and"
-    yield "those that could rightly be.\n"
-    yield from header(
-        "runs", "n", "disagreement", "drop", "wrong", "searched only", "fresh estimate", "certified", "depth"
-    )
+    yield f"level {content['alpha']}. *path*: candidates differ in what they break ({_runs(content, 'path')} runs);"
+    yield "*edge*: every candidate loses exactly the drop to be excluded, the worst case"
+    yield f"({_runs(content, 'edge')} runs). *Searched only* and *fresh estimate*: how often the promise is wrong when"
+    yield "it rests on the search split, or on a fresh estimate without a test. *Certified*: runs in which something"
+    yield "was certified; *depth*: steps certified, and those that could rightly be.\n"
+    rates = ("wrong", "searched only", "fresh estimate", "certified")
+    yield from header("runs", "n", "disagreement", "drop", *rates, "depth")
+    names = ("wrong_certificates", "wrong_on_search_split_only", "wrong_by_fresh_estimate", "something_certified")
     for row in content["results"]:
-        rates = [f"{row[name]:.3f}" for name in ("wrong_certificates", "wrong_on_search_split_only")]
-        rates += [f"{row[name]:.3f}" for name in ("wrong_by_fresh_estimate", "something_certified")]
-        yield table_row(
-            [row["kind"], str(row["n"]), f"{row['disagreement']:.0%}", f"{row['epsilon']:.1%}", *rates]
-            + [f"{row['certified_depth']:.1f} of {row['sound_depth']:.1f}"]
-        )
+        cells = [row["kind"], str(row["n"]), f"{row['disagreement']:.0%}", f"{row['epsilon']:.1%}"]
+        cells += [f"{row[name]:.3f}" for name in names]
+        yield table_row([*cells, f"{row['certified_depth']:.1f} of {row['sound_depth']:.1f}"])
 
 
 def _runs(content: dict[str, Any], kind: str) -> str:
