@@ -110,11 +110,8 @@ class MovementBank(ScoreBank):
 
     def reset(self) -> None:
         """Starts over: scores of zero, nothing masked, nothing decided."""
-        self.set_scores(torch.zeros_like(self.importance_bias))
-        self.kept.fill_(1.0)
+        super().reset()
         self.mask.fill_(1.0)
-        self.decided.fill_(False)
-        self.steps.fill_(0)
         self.is_decided, self._final_mask = False, None
 
     def begin_step(self, step: int, schedule: MovementSchedule) -> None:

@@ -76,6 +76,13 @@ class ScoreBank(nn.Module):
         with torch.no_grad():
             self.importance_bias.copy_(scores / self.multiplier)
 
+    def reset(self) -> None:
+        """Starts over: scores of zero, nothing decided."""
+        self.set_scores(torch.zeros_like(self.importance_bias))
+        self.kept.fill_(1.0)
+        self.decided.fill_(False)
+        self.steps.fill_(0)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Refuses weights without scores: a resumed run would silently choose anew.
 
