@@ -24,7 +24,7 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller:
     """
     distiller = Distiller(settings, trainer.model, trainer.label_names)
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
-    trainer.compute_loss = wrapped  # type: ignore[method-assign]
+    trainer.compute_loss = wrapped
     return distiller
 
 
