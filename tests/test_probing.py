@@ -164,9 +164,15 @@ def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
     fast.probe(base, Question(base, margins, margins))  # the first probe also tries what the model allows
     third, last = list(base.kept_heads)[2:]
     question = Question(base, margins, margins)
-    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={third: [0]}), question)) == [40] * 4
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={third: [0]}), question)) == [0, 0, 40, 40]
     assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={third: [1]}), question)) == [0, 0, 40, 40]
-    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={last: [1]}), question)) == [0, 0, 40, 40]
+    child = base.replace(kept_heads={third: [1]})  # measured before, so that it can be a parent at once
+    grandchild = child.replace(kept_heads={last: [1]})
+    further = Question(child, margins, margins)
+    assert layers_run(model, lambda: fast.probe(grandchild, further)) == [0, 0, 0, 40]
+    other = base.replace(kept_heads={third: [3]})  # not measured before
+    further = Question(other, margins, margins)
+    assert layers_run(model, lambda: fast.probe(other.replace(kept_heads={last: [1]}), further)) == [0, 0, 40, 40]
     assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={last: [2]}), question)) == [0, 0, 0, 40]
 
 
@@ -342,7 +348,12 @@ def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
     assert list(memory.of("c")) == [0, 1, 2]
     assert not memory.has_room("c")
     assert memory.num_bytes == memory.peak_bytes == 12000
+    assert not memory.guess("d", 0, torch.zeros(1000))
     memory.drop("c")
+    assert memory.guess("d", 0, torch.zeros(2000))
+    memory.add("e", 0, torch.zeros(2000))  # a guess goes for it
+    assert [list(memory.of(owner)) for owner in "de"] == [[], [0]]
+    memory.drop("e")
     assert (memory.num_bytes, memory.has_room("c")) == (0, True)
 
 

@@ -82,15 +82,23 @@ class LayerStack:
             kept[site.layer].append(plan.kept(site.name))
         return tuple(map(tuple, kept))
 
-    def logits(self, inputs: Inputs, first: int = 0, state: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(
+        self,
+        inputs: Inputs,
+        first: int = 0,
+        state: torch.Tensor | None = None,
+        found: dict[int, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Runs a forward pass that enters at a layer.
 
         Args:
             inputs: Of the model, without labels.
             first: Layer to enter at.
             state: Its input, `(batch, length, hidden_size)`; None for `first=0`.
+            found: Where to put the inputs of the layers after it.
         """
-        with self._only(first, self.depth, state):
+        last = first if found is None else self.depth - 1
+        with self._noting({} if found is None else found, first, last), self._only(first, self.depth, state):
             return self._model(**inputs).logits
 
     def states(
@@ -98,7 +106,12 @@ class LayerStack:
     ) -> dict[int, torch.Tensor]:
         """Returns the inputs of the layers `first + 1 ... last`, from that of layer `first`."""
         found: dict[int, torch.Tensor] = {}
+        with self._noting(found, first, last), self._only(first, last, state):
+            self._model(**inputs)
+        return found
 
+    @contextmanager
+    def _noting(self, found: dict[int, torch.Tensor], first: int, last: int) -> Iterator[None]:
         def remember(place: int) -> Any:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 found[place] = output[0] if isinstance(output, tuple) else output
@@ -109,12 +122,10 @@ class LayerStack:
             self._layers[place - 1].register_forward_hook(remember(place)) for place in range(first + 1, last + 1)
         ]
         try:
-            with self._only(first, last, state):
-                self._model(**inputs)
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-        return found
 
     @contextmanager
     def first_token_only(self) -> Iterator[None]:
@@ -214,7 +225,8 @@ class StateMemory:
     """Hidden states under a bound on their bytes.
 
     Those of the owner at work are never dropped for one another: plans are measured in turns over all batches, where
-    dropping the oldest would drop each state just before it is needed again. Older owners go first.
+    dropping the oldest would drop each state just before it is needed again. Guesses (states of plans that may become
+    parents) go first, then older owners.
 
     Attributes:
         num_bytes: Held now.
@@ -227,6 +239,7 @@ class StateMemory:
         self._limit = int(limit_mib * 2**20)
         self._held: dict[Any, dict[Any, torch.Tensor]] = {}  # owners, the one used last at the end
         self._without_room: set[Any] = set()
+        self._guesses: dict[tuple[Any, Any], None] = {}  # (owner, key), the oldest first
 
     def of(self, owner: Any) -> Mapping[Any, torch.Tensor]:
         """Returns the states of an owner, which is now the one at work."""
@@ -238,22 +251,45 @@ class StateMemory:
         return owner not in self._without_room
 
     def add(self, owner: Any, key: Any, state: torch.Tensor) -> None:
-        """Keeps a state where the bound allows it, at the cost of other owners."""
+        """Keeps a state where the bound allows it, at the cost of guesses and of other owners."""
         size = _bytes(state)
-        mine = self.of(owner)
-        while self.num_bytes + size > self._limit and len(self._held) > 1:
-            self.drop(next(iter(self._held)))
-        if self.num_bytes + size > self._limit:
+        if key in self.of(owner):
+            self._guesses.pop((owner, key), None)
+            return
+        while self.num_bytes + size > self._limit and (self._guesses or len(self._held) > 1):
+            if self._guesses:
+                self.forget(*next(iter(self._guesses)))
+            else:
+                self.drop(next(iter(self._held)))
+        if not self._keep(owner, key, state):
             self._without_room.add(owner)
-        elif key not in mine:
-            self._held[owner][key] = state
-            self.num_bytes += size
-            self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+
+    def guess(self, owner: Any, key: Any, state: torch.Tensor) -> bool:
+        """Keeps a state that may be needed, while nothing has to go for it; tells whether it is kept by this call."""
+        kept = key not in self.of(owner) and self._keep(owner, key, state)
+        if kept:
+            self._guesses[owner, key] = None
+        return kept
+
+    def forget(self, owner: Any, key: Any) -> None:
+        """Drops one state."""
+        self._guesses.pop((owner, key), None)
+        self.num_bytes -= _bytes(self._held[owner].pop(key))
 
     def drop(self, owner: Any) -> None:
         """Forgets an owner and its states."""
         self._without_room.discard(owner)
-        self.num_bytes -= sum(map(_bytes, self._held.pop(owner, {}).values()))
+        for key in list(self._held.get(owner, ())):
+            self.forget(owner, key)
+        self._held.pop(owner, None)
+
+    def _keep(self, owner: Any, key: Any, state: torch.Tensor) -> bool:
+        if self.num_bytes + _bytes(state) > self._limit:
+            return False
+        self._held[owner][key] = state
+        self.num_bytes += _bytes(state)
+        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+        return True
 
 
 def _bytes(tensor: torch.Tensor) -> int:

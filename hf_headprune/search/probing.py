@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.search.layers import Kept
     from hf_headprune.search.problem import Question
 
 COMPOSITIONS = 8  # orders of the examples whose states and answers stay in memory
@@ -81,13 +82,15 @@ class Route:
         plan: To be measured.
         base: Shares the layers below `first` with it.
         first: Layer at which the two first differ.
-        shared: For each number of layers below, what identifies their kept units.
+        shared: For each number of layers below, what identifies the units that the base keeps in them.
+        own: The same of the plan itself.
     """
 
     plan: PruningPlan
     base: PruningPlan
     first: int
     shared: tuple[str, ...]
+    own: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +137,7 @@ class Prober:
         self._stack = LayerStack(model)
         self._rows: Rows | None = None
         self._closed: PruningPlan | None = None
+        self._guessed: list[tuple[str, tuple[int, str]]] = []
         self._compositions: OrderedDict[str, Composition] = OrderedDict()
         self.memory = StateMemory(settings.cache_mib)
         self.examples_seen = 0
@@ -163,6 +167,7 @@ class Prober:
                 stack.enter_context(self._stack.first_token_only())
             self._closed = None
             route = self._route(plan, question.base)
+            self._guessed = []
             for place in self._hardest_first(composition, question.expected):
                 batch = composition.batches[place]
                 if place not in answers:
@@ -170,6 +175,7 @@ class Prober:
                 logits[batch.indices] = answers[place]
                 measurement = self._verdict(logits, question)
                 if measurement is not None:
+                    self._forget_guesses(measurement)
                     return measurement
         return self._exact(plan, logits)
 
@@ -210,12 +216,8 @@ class Prober:
     def _route(self, plan: PruningPlan, base: PruningPlan) -> Route:
         kept, kept_base = self._stack.kept_per_layer(plan), self._stack.kept_per_layer(base)
         differing = [layer for layer in range(self._stack.depth) if kept[layer] != kept_base[layer]]
-        digest, shared = hashlib.sha256(), [""]
-        for units in kept_base:
-            digest.update(repr(units).encode())
-            shared.append(digest.hexdigest())
         first = differing[0] if differing and self._is_resumable else 0
-        return Route(plan, base, first, tuple(shared))
+        return Route(plan, base, first, _digests(kept_base), _digests(kept))
 
     def _logits(self, composition: Composition, place: int, route: Route) -> np.ndarray:
         """Runs a plan on one batch, from the layer at which it leaves its base."""
@@ -223,7 +225,13 @@ class Prober:
         self.examples_seen += len(batch.indices)
         first, state = self._state(composition.key, place, batch, route)
         self._close(route.plan)
-        return self._stack.logits(batch.inputs, first, state).float().cpu().numpy()
+        found: dict[int, torch.Tensor] | None = {} if self._is_resumable else None
+        logits = self._stack.logits(batch.inputs, first, state, found)
+        for reached, own in (found or {}).items():
+            key = (place, route.own[reached])
+            if self.memory.guess(composition.key, key, own):
+                self._guessed.append((composition.key, key))
+        return logits.float().cpu().numpy()
 
     def _state(self, owner: str, place: int, batch: Batch, route: Route) -> tuple[int, torch.Tensor | None]:
         """Returns a layer to enter at and its input: from memory, or computed from the nearest one and remembered."""
@@ -237,6 +245,12 @@ class Prober:
             self.memory.add(owner, (place, route.shared[reached]), found)
             state = found
         return route.first, state
+
+    def _forget_guesses(self, measurement: Measurement) -> None:
+        """Drops the states of a plan that was rejected: it becomes no parent."""
+        for owner, key in self._guessed if measurement.kind == "bound" else ():
+            if key in self.memory.of(owner):
+                self.memory.forget(owner, key)
 
     def _close(self, plan: PruningPlan) -> None:
         if plan is not self._closed:
@@ -282,6 +296,15 @@ class Prober:
         while len(composition.answers) > ANSWERS:
             composition.answers.popitem(last=False)
         return answers
+
+
+def _digests(kept: Sequence[Kept]) -> tuple[str, ...]:
+    """Returns what identifies the units kept in the first 0, 1, ... layers."""
+    digest, found = hashlib.sha256(), [""]
+    for units in kept:
+        digest.update(repr(units).encode())
+        found.append(digest.hexdigest())
+    return tuple(found)
 
 
 def _inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
