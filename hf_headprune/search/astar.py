@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.settings import AStarSearch
 
 MAX_PROVABLE_UNITS = 24
+TENTATIVE_REACH = 4  # units by which a set may differ from its base for an estimate to be worth its confirmation
 ANCHOR_REACH = 6  # units by which a set may differ from the one that orders its examples
 SWAP_RESTORES = 16
 SWAP_REMOVALS = 6
@@ -232,7 +233,9 @@ class _Run:
             expected = self._surrogate.expected(base, mask)
             anchor = self._anchor(base)
             self._anchors[mask] = anchor
-            question = Question(frozenset(units_of(base.mask)), anchor.evidence, expected, self._floor)
+            is_near = (mask ^ base.mask).bit_count() <= TENTATIVE_REACH
+            removed = frozenset(units_of(base.mask))
+            question = Question(removed, anchor.evidence, expected, self._floor, tentative=is_near)
         evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)

@@ -174,6 +174,11 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """
     name = search.metric or metric
     _check_metric(name, search.max_drop)
+    if search.confidence is not None:
+        raise InvalidSettingError(
+            f"search_plan: confidence={search.confidence} is for HeadPruneCallback, which holds examples back from the "
+            "search. Make a split with three_way_split, search on one side, and certify on the other."
+        )
     anatomy = anatomy_of(model)
     collate = data_collator or _collate(model, processing_class)
     batches = length_sorted_batches(ModelExamples(dataset, model), collate, batch_size=batch_size)

@@ -44,6 +44,8 @@ class AStarSearch:
         seed: Of all random choices.
         max_open: Sets that wait for expansion at most; the least promising are dropped beyond it.
         cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
+        confidence: For `HeadPruneCallback`: certifies, at this level, that accuracy on unseen data drops by less than
+            `max_drop`. Half of `eval_dataset` is held back from the search for it. None certifies nothing.
 
     Raises:
         InvalidSettingError: A setting is out of range.
@@ -67,6 +69,7 @@ class AStarSearch:
     ffn_chunk: int = 128
     latency_ms: Mapping[str, tuple[float, ...]] | None = field(default=None, hash=False)
     cache_mib: float = 1024
+    confidence: float | None = None
 
     def __post_init__(self) -> None:
         """Checks every setting."""
@@ -111,6 +114,11 @@ class AStarSearch:
             "latency_ms": (
                 isinstance(self.latency_ms, dict) if needs_table else self.latency_ms is None,
                 "a mapping of sites to ms, with the objective 'latency' and no other",
+            ),
+            "confidence": (
+                self.confidence is None
+                or (_is_real(self.confidence) and 0.5 < self.confidence < 1 and self.max_drop > 0),  # noqa: PLR2004
+                "None, or above 0.5 and below 1 with a max_drop above 0",
             ),
             "cache_mib": (_is_real(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),
         }
