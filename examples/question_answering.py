@@ -78,7 +78,7 @@ class PruningArguments:
     """How to prune."""
 
     kept_heads: str = field(default="0.5", metadata={"help": "Heads the gates keep: a number, or a fraction like 0.5."})
-    estimator: str = field(default="ste", metadata={"help": "ste, sigmoid, dsp or hard_concrete."})
+    estimator: str | None = field(default=None, metadata={"help": "ste, sigmoid, dsp or hard_concrete."})
     mode: str = field(default="joint", metadata={"help": "joint, or pipelined for a model that is fine-tuned already."})
     max_drop: float = field(default=0.01, metadata={"help": "Largest loss of the metric on the validation split."})
     metric: str = field(default="f1", metadata={"help": "f1 or exact_match."})

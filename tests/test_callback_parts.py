@@ -11,13 +11,16 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.guarantee.splits import SplitSettings, three_way_split
+from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.search.settings import AStarSearch
 from tests.conftest import text_inputs, tiny_bert
-from tests.test_callback import GATES, _trainer
+from tests.test_callback import GATES, _examples, _trainer
 
 BLOCKS = BlockMovement(attention_block=(8, 8), kept=0.5, width_multiple=8)
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -181,3 +184,60 @@ def test_heads_that_gates_close_fold_nothing_into_a_bias(tmp_path):
     kept = {site: [h for h in range(4) if learned[4 * i + h]] for i, site in enumerate(sites)}
     with masked(twin, PruningPlan.of(twin).replace(kept_heads=kept)):
         torch.testing.assert_close(_logits(gated), _logits(twin), atol=1e-6, rtol=1e-5)
+
+
+def _certifying(tmp_path, *, examples=400, **search):
+    settings = AStarSearch(**({"max_drop": 0.2, "confidence": 0.95, "max_evaluations": 12} | search))
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=6, scoring_examples=8), search=settings)
+    return _trainer(tmp_path, callback, eval_dataset=_examples(examples, 1), max_steps=40), callback
+
+
+def test_a_confidence_certifies_what_is_cut_on_examples_that_the_search_has_not_seen(tmp_path, capsys):
+    trainer, callback = _certifying(tmp_path / "run")
+    trainer.train()
+    certificate = callback.certificate
+    printed = capsys.readouterr().out
+    assert certificate.verdict == "PASS"
+    assert {record.name for record in certificate.disjointness} == {"train", "search"}
+    assert callback.report.promise == certificate.statement
+    assert "To be certified: 200 examples, 95 % confidence" in " ".join(printed.split())
+    assert " ".join(certificate.statement.split()) in " ".join(printed.split())
+    assert "half of eval_dataset" in callback.report.metric.split
+    assert callback.search_result.threshold == pytest.approx(callback.search_result.reference_metric - 0.1)
+    trainer.save_model(tmp_path / "saved")
+    assert Certificate.load(tmp_path / "saved") == certificate == Certificate.load(tmp_path / "run")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    report = verify_certificate(tmp_path / "saved", reloaded, _examples(400, 1))
+    assert not report.holds  # the whole of eval_dataset is not the certification split
+    split = three_way_split(_examples(400, 1), trainer.train_dataset, SplitSettings(seed=42, on_leak="drop"))
+    assert verify_certificate(tmp_path / "saved", reloaded, split.certify).holds
+
+
+def test_weights_that_train_on_lose_their_certificate(tmp_path, caplog):
+    trainer, callback = _certifying(tmp_path / "run")
+    trainer.train()
+    assert callback.certificate is not None
+    with torch.no_grad():
+        trainer.model.classifier.bias += 1.0
+    trainer.save_model(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "headprune_certificate.json").exists()
+    assert "weights have changed since they were certified" in caplog.text
+
+
+def test_what_too_few_examples_cannot_promise_is_not_cut(tmp_path):
+    trainer, callback = _certifying(tmp_path, examples=60, max_drop=0.01)
+    trainer.train()
+    assert callback.certificate.verdict == "INCONCLUSIVE"
+    assert callback.plan.num_kept_heads == 6
+
+
+def test_a_confidence_is_refused_where_nothing_counts_right_answers(tmp_path):
+    callback = HeadPruneCallback(search=AStarSearch(confidence=0.95, metric="f1"))
+    with pytest.raises(InvalidSettingError, match=r"certifies the accuracy.*metric 'f1'"):
+        _trainer(tmp_path, callback)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 1.0, 95, "high"])
+def test_a_confidence_out_of_range_is_refused(confidence):
+    with pytest.raises(InvalidSettingError, match="confidence must be"):
+        AStarSearch(confidence=confidence)

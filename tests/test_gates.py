@@ -274,6 +274,7 @@ def test_a_budget_that_the_model_cannot_meet_is_refused(budget, rule):
 
 
 def test_each_estimator_has_a_learning_rate_and_a_temperature_of_its_own_that_the_user_can_overrule():
+    assert (SubsetGates().chosen_estimator, SubsetGates(mode="pipelined").chosen_estimator) == ("ste", "sigmoid")
     assert SubsetGates().peak_score_learning_rate == SubsetGates(estimator="dsp").peak_score_learning_rate == 0.5
     assert SubsetGates(estimator="sigmoid").peak_score_learning_rate == 0.1
     assert SubsetGates(estimator="sigmoid").temperature_range == (3.0, 0.05)

@@ -184,7 +184,12 @@ class MetricSource:
     sign: float
 
 
-def metric_source(trainer: Trainer, metric: str | None) -> MetricSource:
+def searches_accuracy(trainer: Trainer, metric: str | None) -> bool:
+    """Tells whether a search would count right answers, example by example."""
+    return _metric_name(trainer, metric)[1]
+
+
+def metric_source(trainer: Trainer, metric: str | None, examples: Any = None) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
     Single-label classification is measured by accuracy, example by example, unless another metric is named; any other
@@ -194,11 +199,12 @@ def metric_source(trainer: Trainer, metric: str | None) -> MetricSource:
     Args:
         trainer: With an `eval_dataset`.
         metric: Of the search settings; else the Trainer's `metric_for_best_model`.
+        examples: In place of `eval_dataset`, where right answers are counted.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns.
     """
-    loader = trainer.get_eval_dataloader()
+    loader = trainer.get_eval_dataloader(examples)
     name, by_example = _metric_name(trainer, metric)
     if by_example:
         size = trainer.args.per_device_eval_batch_size

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
+from hf_headprune.shrink.certified import certify_weights_
 from hf_headprune.shrink.folding import refill_zeros_
 from hf_headprune.shrink.surgery import prune_model_
 
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.callback.parts import LearnedParts
+    from hf_headprune.callback.promise import ChosenPlan, Promise
     from hf_headprune.callback.settings import Settings
+    from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.search.settings import AStarSearch
 
 logger = logging.getLogger(__name__)
@@ -51,53 +54,92 @@ OPTIMALITY_WORDS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the model: the plan that was cut, the search that chose it, and the report."""
+    """What became of the model: the plan that was cut, the search that chose it, the report, and the certificate."""
 
     plan: PruningPlan
     search_result: PlanSearchResult | None
     report: PruningReport
+    certificate: Certificate | None
 
 
-def finish(trainer: Trainer, parts: LearnedParts, settings: Settings, *, train_seconds: float) -> Outcome:
+def finish(
+    trainer: Trainer, parts: LearnedParts, settings: Settings, promise: Promise | None, *, train_seconds: float
+) -> Outcome:
     """Turns the trained model into the pruned one, in place, and reports on it.
 
     Args:
         trainer: Its model is trained; what learned is still attached.
         parts: What learned.
         settings: Of the run.
+        promise: What to certify, or None.
         train_seconds: Wall time that training took.
     """
     model: Any = trainer.model
-    search = settings.search
-    with nullcontext() if search is None else _trained_state_kept(trainer, parts):
+    with nullcontext() if settings.search is None else _trained_state_kept(trainer, parts):
         learned, head_scores = parts.take_off(model)
         anatomy = anatomy_of(model)
-        started = time.perf_counter()
-        result, metric = (None, None) if search is None else _search(trainer, anatomy, search, learned, head_scores)
-        search_seconds = time.perf_counter() - started
-    plan = learned if result is None else result.plan
+        found = Found(learned)
+        if settings.search is not None:
+            found = _find(trainer, anatomy, settings.search, promise, start=learned, head_scores=head_scores)
     dense = plain_copy(model)
-    prune_model_(model, plan)
+    prune_model_(model, found.plan)
+    pruned = plain_copy(model)
     report = PruningReport.of(
-        plan,
+        found.plan,
         anatomy,
-        metric=metric,
-        latency=measure_latency(dense, plain_copy(model)),
-        effort=Effort(
-            training_seconds=train_seconds,
-            search_seconds=None if result is None else search_seconds,
-            evaluations=None if result is None else result.evaluations,
-            optimality="" if result is None else OPTIMALITY_WORDS[result.optimality],
-        ),
+        metric=found.metric,
+        latency=measure_latency(dense, pruned),
+        effort=replace(found.effort, training_seconds=train_seconds),
     )
+    certificate = None
     if trainer.is_world_process_zero():
-        path = Path(trainer.args.output_dir, REPORT_NAME)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.to_json(), encoding="utf-8")
+        folder = Path(trainer.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if promise is not None and found.chosen is not None:
+            certificate = promise.certify(dense, learned, pruned, found.chosen)
+            certificate.save(folder)
+            certify_weights_(model, certificate.to_json())
+            report = replace(report, promise=certificate.statement)
+        (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         tqdm.write(report.to_text())
     if settings.movement is not None and settings.movement.fill:
         refill_zeros_(model, seed=trainer.args.seed)
-    return Outcome(plan, result, report)
+    return Outcome(found.plan, found.result, report, certificate)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is to be cut, and how it was found: what training kept, unless there was a search."""
+
+    plan: PruningPlan
+    result: PlanSearchResult | None = None
+    metric: MetricChange | None = None
+    chosen: ChosenPlan | None = None
+    effort: Effort = field(default_factory=Effort)
+
+
+def _find(
+    trainer: Trainer,
+    anatomy: Anatomy,
+    search: AStarSearch,
+    promise: Promise | None,
+    *,
+    start: PruningPlan,
+    head_scores: np.ndarray | None,
+) -> Found:
+    """Searches, and where there is a promise to keep, goes back to what can be certified."""
+    started = time.perf_counter()
+    result, metric = _search(trainer, anatomy, search, promise, start=start, head_scores=head_scores)
+    chosen = None
+    if promise is not None:
+        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result)
+        metric = replace(metric, after=chosen.metric)
+    effort = Effort(
+        search_seconds=time.perf_counter() - started,
+        evaluations=result.evaluations,
+        optimality=OPTIMALITY_WORDS[result.optimality],
+    )
+    return Found(result.plan if chosen is None else chosen.plan, result, metric, chosen, effort)
 
 
 def plain_copy(model: Any) -> Any:
@@ -109,9 +151,15 @@ def plain_copy(model: Any) -> Any:
 
 
 def _search(
-    trainer: Trainer, anatomy: Anatomy, search: AStarSearch, learned: PruningPlan, head_scores: np.ndarray | None
+    trainer: Trainer,
+    anatomy: Anatomy,
+    search: AStarSearch,
+    promise: Promise | None,
+    *,
+    start: PruningPlan,
+    head_scores: np.ndarray | None,
 ) -> tuple[PlanSearchResult, MetricChange]:
-    source = metric_source(trainer, search.metric)
+    source = metric_source(trainer, search.metric, None if promise is None else promise.search_split)
     # Every process searches, since an evaluation may need them all; each must find its own steps after a kill.
     journal = Path(trainer.args.output_dir, JOURNAL_NAME.format(rank=trainer.args.process_index))
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +168,8 @@ def _search(
             search_over_plans,
             anatomy,
             source.evaluator,
-            search,
-            start=learned,
+            search if promise is None else promise.searched(search),
+            start=start,
             head_scores=head_scores,
             journal=journal,
             fingerprint=source.evaluator.fingerprint(),
@@ -138,11 +186,11 @@ def _search(
     result = broadcast_object_list([result])[0]
     change = MetricChange(
         name=source.metric,
-        split=f"search split: eval_dataset{_precision(trainer)}",
+        split=f"search split: {'' if promise is None else 'half of '}eval_dataset{_precision(trainer)}",
         num_examples=source.num_examples,
         before=source.sign * result.reference_metric,
         after=source.sign * result.metric,
-        reference="the whole model" if learned == PruningPlan.full(anatomy) else "what training kept",
+        reference="the whole model" if start == PruningPlan.full(anatomy) else "what training kept",
     )
     return result, change
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
@@ -12,6 +13,7 @@ from hf_headprune.callback import bridge
 from hf_headprune.callback.distil import distil
 from hf_headprune.callback.finish import finish
 from hf_headprune.callback.parts import LearnedParts
+from hf_headprune.callback.promise import Promise, promise_of
 from hf_headprune.callback.settings import Settings
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.settings import SubsetGates
@@ -20,6 +22,7 @@ from hf_headprune.search.settings import AStarSearch
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
+    from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.learn.distillation import Distillation
     from hf_headprune.learn.movement_settings import BlockMovement
     from hf_headprune.plan import PruningPlan
@@ -41,6 +44,7 @@ class HeadPruneCallback(TrainerCallback):
         plan: What stayed, in the numbering of the model that training began with; None until training has ended.
         search_result: What the search found; None without one.
         report: Sizes, metric and latency before and after; None until training has ended.
+        certificate: What is promised about unseen data; on the first process, where the search has a `confidence`.
 
     Raises:
         InvalidSettingError: All parts are switched off, one is of another type, or two contradict each other. Later,
@@ -73,8 +77,10 @@ class HeadPruneCallback(TrainerCallback):
         self.plan: PruningPlan | None = None
         self.search_result: PlanSearchResult | None = None
         self.report: PruningReport | None = None
+        self.certificate: Certificate | None = None
         self._trainer: Trainer | None = None
         self._parts: LearnedParts | None = None
+        self._promise: Promise | None = None
         self._started = 0.0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -86,6 +92,7 @@ class HeadPruneCallback(TrainerCallback):
         settings = self.settings.resolved(anatomy)
         if settings.search is not None:
             bridge.require_search_data(trainer)
+            self._promise = promise_of(trainer, settings.search)
         self._parts = LearnedParts(trainer, anatomy, settings)
         if settings.distillation is not None:
             distil(trainer, settings.distillation)
@@ -116,6 +123,8 @@ class HeadPruneCallback(TrainerCallback):
         self._parts.begin_run(state.max_steps, state.global_step, kwargs["optimizer"])
         if self.settings.search is not None:
             bridge.require_search_metric(self._trainer, self.settings.search.metric)
+        if self._promise is not None and state.is_world_process_zero:
+            tqdm.write(f"To be certified: {self._promise.in_words()}")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -150,5 +159,7 @@ class HeadPruneCallback(TrainerCallback):
         """Searches, cuts and reports."""
         if self._trainer is None or self._parts is None:
             return
-        outcome = finish(self._trainer, self._parts, self.settings, train_seconds=time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
+        outcome = finish(self._trainer, self._parts, self.settings, self._promise, train_seconds=seconds)
         self.plan, self.search_result, self.report = outcome.plan, outcome.search_result, outcome.report
+        self.certificate = outcome.certificate

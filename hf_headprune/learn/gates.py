@@ -103,7 +103,7 @@ class GateBank(ScoreBank):
             self.decide()
         elif self.phase == "learn":
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            self.noise.copy_(NOISE[self.settings.estimator](self.num_heads, generator))
+            self.noise.copy_(NOISE[self.settings.chosen_estimator](self.num_heads, generator))
 
     def decide(self) -> None:
         """Fixes the hard choice, once: a choice that a checkpoint brought along stays."""
@@ -123,7 +123,7 @@ class GateBank(ScoreBank):
 
     def soft_gates(self, *, noise_free: bool = False) -> torch.Tensor:
         """Returns the gates of this step, shape `(num_heads,)`, float32, with gradient to the scores."""
-        scores, estimate = self.scores, GATES[self.settings.estimator]
+        scores, estimate = self.scores, GATES[self.settings.chosen_estimator]
         noise = torch.zeros_like(self.noise) if noise_free else self.noise
         if self.settings.max_score_grad_norm is not None and scores.requires_grad:
             scores.register_hook(_clip_to(self.settings.max_score_grad_norm * self.loss_scale))
@@ -151,7 +151,7 @@ class GateBank(ScoreBank):
             loss_scale: What the gradients that are there are still multiplied with.
         """
         grad = self.importance_bias.grad
-        if self.settings.estimator != "hard_concrete" or self.phase != "learn" or grad is None:
+        if self.settings.chosen_estimator != "hard_concrete" or self.phase != "learn" or grad is None:
             return
         for positions, kept in self.budgets():
             scores = self.scores.detach()[positions]
@@ -232,7 +232,7 @@ def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, floa
     quantities = {
         f"{key}/{site}": value for key, values in sums.items() for site, value in zip(site_names, values, strict=True)
     }
-    if bank.settings.estimator in TEMPERATURES:
+    if bank.settings.chosen_estimator in TEMPERATURES:
         quantities["temperature"] = bank.temperature
     quantities["sample_overlap"] = overlap / max(total, 1.0)
     return quantities | ({"kth_gap": min(gaps)} if gaps else {})

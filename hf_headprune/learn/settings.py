@@ -43,8 +43,8 @@ class SubsetGates:
         kept_heads: Heads that stay over the whole model: a number, or a fraction between 0.0 and 1.0 of all heads
             (rounded to the nearest number). A mapping from "encoder", "decoder" and "cross" to either gives each kind
             of attention a budget of its own; kinds left out keep all their heads.
-        estimator: Relaxation, see `hf_headprune.learn.estimators`. The default was the best where weights train, too
-            (docs/results.md); "sigmoid" explores more.
+        estimator: Relaxation, see `hf_headprune.learn.estimators`. When left out, what did best in each mode
+            (docs/results.md): "ste" where weights train, too, and "sigmoid" where only scores do.
         mode: "joint" trains weights and scores together; "pipelined" freezes the (fine-tuned) weights and trains
             the scores alone, from the first step to the last.
         score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule. When left out, 0.5
@@ -72,7 +72,7 @@ class SubsetGates:
     """
 
     kept_heads: Budget = 0.5
-    estimator: Estimator = "ste"
+    estimator: Estimator | None = None
     mode: Mode = "joint"
     score_learning_rate: float | None = None
     temperature: tuple[float, float] | None = None
@@ -94,14 +94,14 @@ class SubsetGates:
         rate, range_ = self.score_learning_rate, self.temperature
         first, last = range_ if isinstance(range_, tuple) else (0.0, 0.0)
         rules = {
-            f"estimator must be one of {get_args(Estimator)}": self.estimator in get_args(Estimator),
+            f"estimator must be one of {get_args(Estimator)}": self.estimator in (None, *get_args(Estimator)),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
             f"closing must be one of {get_args(Closing)}": self.closing in get_args(Closing),
             f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
             "score_learning_rate must be above 0": rate is None or rate > 0,
             "temperature must be a tuple of two numbers, first >= last > 0": range_ is None or first >= last > 0,
             f"only the estimators {tuple(TEMPERATURES)} have a temperature": range_ is None
-            or self.estimator in TEMPERATURES,
+            or self.chosen_estimator in TEMPERATURES,
             "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": 0
             <= self.open_until
             <= cooled
@@ -158,14 +158,20 @@ class SubsetGates:
         )
 
     @property
+    def chosen_estimator(self) -> Estimator:
+        """The relaxation that was asked for, or the one that does best in this mode."""
+        return self.estimator or ("ste" if self.mode == "joint" else "sigmoid")
+
+    @property
     def peak_score_learning_rate(self) -> float:
         """Learning rate of the scores: what was asked for, or what the estimator learns well with."""
-        return SCORE_LEARNING_RATES[self.estimator] if self.score_learning_rate is None else self.score_learning_rate
+        own = SCORE_LEARNING_RATES[self.chosen_estimator]
+        return own if self.score_learning_rate is None else self.score_learning_rate
 
     @property
     def temperature_range(self) -> tuple[float, float]:
         """First and last temperature: what was asked for, or what the estimator learns well with."""
-        own = TEMPERATURES.get(self.estimator, NO_TEMPERATURE)
+        own = TEMPERATURES.get(self.chosen_estimator, NO_TEMPERATURE)
         return own if self.temperature is None else self.temperature
 
     def schedule(self, max_steps: int) -> GateSchedule:

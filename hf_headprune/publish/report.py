@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
 
 REPORT_FORMAT = "hf_headprune.report/1"
-_MEASURED = ("before", "after", "seq_len", "metric", "latency", "effort")
+_MEASURED = ("before", "after", "seq_len", "metric", "latency", "effort", "promise")
 _WIDTH = 100
 _NAME_WIDTH = 38
 _OPTIMALITY = {
@@ -43,6 +43,7 @@ class PruningReport:
         metric: The metric before and after, or None when nothing was measured.
         latency: Measured latency before and after, or None.
         effort: What training and search took.
+        promise: What is certified about unseen data, in words; empty where nothing is.
     """
 
     plan: PruningPlan
@@ -52,6 +53,7 @@ class PruningReport:
     metric: MetricChange | None = None
     latency: LatencyChange | None = None
     effort: Effort = field(default_factory=Effort)
+    promise: str = ""
 
     @classmethod
     def of(
@@ -164,7 +166,7 @@ class PruningReport:
                 yield f"{label:<{_NAME_WIDTH}}" + "".join(f"{cell:>5}" for cell in row)
 
     def _notes(self) -> Iterator[str]:
-        for note in (self._metric_note(), self._latency_note(), self._effort_note()):
+        for note in (self.promise, self._metric_note(), self._latency_note(), self._effort_note()):
             yield from textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
 
     def _metric_note(self) -> str:
@@ -209,8 +211,8 @@ def _percent(before: float, after: float) -> str:
     return f"{(after - before) / before:+.1%}" if after != before else "unchanged"
 
 
-def _plain(value: Cost | MetricChange | LatencyChange | Effort | int | None) -> Any:
-    return value if value is None or isinstance(value, int) else dataclasses.asdict(value)
+def _plain(value: Cost | MetricChange | LatencyChange | Effort | int | str | None) -> Any:
+    return value if value is None or isinstance(value, (int, str)) else dataclasses.asdict(value)
 
 
 def _field(name: str, value: Any) -> Any:

@@ -15,6 +15,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from hf_headprune.anatomy import FAMILIES, anatomy_of, base_model, family_of
 from hf_headprune.errors import InvalidConfigError, UnsupportedModelError
+from hf_headprune.shrink.certified import write_certificate
 from hf_headprune.shrink.config import PRUNABLE_CONFIGS, PrunableConfig, check_dense_numbers, checked_entries
 from hf_headprune.shrink.resize import cut_site_
 
@@ -76,6 +77,12 @@ class PrunableModel:
             )
         align_weights_(model)
         return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves as Transformers does, with the certificate of these weights where they have one."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("is_main_process", True):
+            write_certificate(self, save_directory)  # type: ignore[arg-type]
 
 
 def resize_to_config_(model: nn.Module) -> None:

@@ -1,0 +1,129 @@
+"""The promise about unseen data: its split is held back before training, and used once, after the search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+
+from hf_headprune.callback import bridge
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.guarantee.certify import CertificationData, certify, certify_path
+from hf_headprune.guarantee.planner import Expectation, promise_in_words
+from hf_headprune.guarantee.scoring import Batching
+from hf_headprune.guarantee.sequence import milestones
+from hf_headprune.guarantee.splits import SplitSettings, three_way_split
+from hf_headprune.shrink.surgery import prune_model_
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from hf_headprune.guarantee.certificate import Certificate
+    from hf_headprune.guarantee.path import CertifiedPath
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.search.plans import PlanSearchResult
+    from hf_headprune.search.settings import AStarSearch
+
+MILESTONES = 5
+METRIC = "accuracy"
+# The searched split flatters, so the search aims higher than what is to be certified.
+SEARCHED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class ChosenPlan:
+    """The plan that is cut.
+
+    Attributes:
+        plan: The last one of the path that could be certified.
+        metric: Its metric on the search split.
+        path: What was tested.
+    """
+
+    plan: PruningPlan
+    metric: float
+    path: CertifiedPath
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What shall hold on unseen data, and the examples to show it on.
+
+    Attributes:
+        search_split: Examples for the search.
+        data: Examples that are looked at once, after the search.
+        max_drop: Drop of accuracy that is to be excluded.
+        confidence: Of the statement.
+    """
+
+    search_split: Any
+    data: CertificationData
+    max_drop: float
+    confidence: float
+
+    def searched(self, search: AStarSearch) -> AStarSearch:
+        """Returns the settings that the search is run with."""
+        return replace(search, max_drop=SEARCHED_SHARE * search.max_drop)
+
+    def in_words(self) -> str:
+        """Says before training what the examples can promise."""
+        expected = Expectation(alpha=round(1.0 - self.confidence, 12))
+        return promise_in_words(len(self.data.dataset), self.max_drop, expected)
+
+    def choose(self, trainer: Trainer, model: Any, learned: PruningPlan, result: PlanSearchResult) -> ChosenPlan:
+        """Tests what training kept, and then some of the search's bests from the least pruned to the most.
+
+        Args:
+            trainer: Its first process tests; the others wait for the outcome.
+            model: A copy of the trained model, not cut.
+            learned: What training kept: what the others are compared with.
+            result: Of the search on the search split.
+        """
+        steps = sorted((step for step in result.history[1:] if step.is_incumbent), key=lambda step: step.gain)
+        candidates = [(result.plan_of(step), step.metric) for step in steps]
+        candidates = [(learned, result.reference_metric), *milestones(candidates, MILESTONES)]
+        path = None
+        if trainer.is_world_process_zero():
+            plans = [plan for plan, _ in candidates]
+            path = certify_path(model, plans, self.data, METRIC, self.max_drop, self.confidence, reference=learned)
+        path = broadcast_object_list([path])[0]
+        plan, metric = candidates[path.certified_index or 0]
+        return ChosenPlan(plan, metric, path)
+
+    def certify(self, model: Any, learned: PruningPlan, pruned: Any, chosen: ChosenPlan) -> Certificate:
+        """Writes the certificate of the cut model.
+
+        Args:
+            model: A copy of the trained model, not cut; it is cut to what training kept.
+            learned: What training kept.
+            pruned: A copy of the cut model.
+            chosen: From `choose`.
+        """
+        prune_model_(model, learned)
+        return certify(model, pruned, self.data, METRIC, self.max_drop, self.confidence, path=chosen.path)
+
+
+def promise_of(trainer: Trainer, search: AStarSearch) -> Promise | None:
+    """Holds half of `eval_dataset` back from the search, where a certificate was asked for.
+
+    Examples that are in the training set too are left out of both halves.
+
+    Raises:
+        InvalidSettingError: The metric is not the accuracy of a single-label classifier, or there are too few examples.
+    """
+    if search.confidence is None:
+        return None
+    if not bridge.searches_accuracy(trainer, search.metric):
+        raise InvalidSettingError(
+            f"AStarSearch(confidence={search.confidence!r}): the callback certifies the accuracy of single-label "
+            f"classifiers, received a {type(trainer.model).__name__} and metric {search.metric!r}. Pass "
+            "confidence=None, and call certify(..., metric=Metric(...)) on the saved model."
+        )
+    train = trainer.train_dataset if hasattr(trainer.train_dataset, "__getitem__") else None
+    split = three_way_split(trainer.eval_dataset, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
+    batching = Batching(
+        data_collator=trainer.get_eval_dataloader().collate_fn, batch_size=trainer.args.per_device_eval_batch_size
+    )
+    data = CertificationData(split.certify, train=train, search=split.search, batching=batching)
+    return Promise(split.search, data, search.max_drop, search.confidence)

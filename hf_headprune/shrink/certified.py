@@ -1,0 +1,42 @@
+"""A certificate travels with the weights that it was made for, and with no others."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune.fingerprints import sha256_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CERTIFICATE_NAME = "headprune_certificate.json"
+
+logger = logging.getLogger(__name__)
+
+
+def certify_weights_(model: nn.Module, text: str) -> None:
+    """Lets a pruned model write a certificate beside its weights whenever it is saved, as long as they stay the same.
+
+    Args:
+        model: Pruned model, of a `Prunable*` class.
+        text: Of the certificate.
+    """
+    holder: Any = model
+    holder.headprune_certificate = (sha256_of("", model.state_dict()), text)
+
+
+def write_certificate(model: nn.Module, folder: str | Path) -> None:
+    """Writes the model's certificate, if it has one that its weights still deserve."""
+    weights, text = getattr(model, "headprune_certificate", ("", ""))
+    if not text:
+        return
+    if sha256_of("", model.state_dict()) != weights:
+        logger.warning(
+            "The weights have changed since they were certified, so no certificate is written into %s. Call certify on "
+            "the model as it is now.",
+            folder,
+        )
+        return
+    Path(folder, CERTIFICATE_NAME).write_text(text + "\n", encoding="utf-8")
