@@ -138,7 +138,8 @@ def cut_by_search(run: Run, trainer: Trainer, task: Task) -> dict[str, Any]:
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     found = search_plan(model, task.dev, search=SEARCH, data_collator=trainer.data_collator, progress=False)
-    small = [step for step in found.history if len(step.removed) >= sum(found.plan.num_heads.values()) - run.kept_heads]
+    least = sum(found.plan.num_heads.values()) - run.kept_heads
+    small = [step for step in found.history if step.kind == "exact" and len(step.removed) >= least]
     best = max(small, key=lambda step: (step.metric, -len(step.removed)), default=found.history[-1])
     plan = PruningPlan.of(model)
     removed = set(best.removed)

@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluator, length_sorted_batches, sha256_of
+from hf_headprune.search.probing import Probing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,7 +190,9 @@ def searches_accuracy(trainer: Trainer, metric: str | None) -> bool:
     return _metric_name(trainer, metric)[1]
 
 
-def metric_source(trainer: Trainer, metric: str | None, examples: Any = None) -> MetricSource:
+def metric_source(
+    trainer: Trainer, metric: str | None, examples: Any = None, *, probing: Probing | None = None
+) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
     Single-label classification is measured by accuracy, example by example, unless another metric is named; any other
@@ -200,6 +203,7 @@ def metric_source(trainer: Trainer, metric: str | None, examples: Any = None) ->
         trainer: With an `eval_dataset`.
         metric: Of the search settings; else the Trainer's `metric_for_best_model`.
         examples: In place of `eval_dataset`, where right answers are counted.
+        probing: How plans are measured with less work, where right answers are counted; None for the defaults.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns.
@@ -209,7 +213,8 @@ def metric_source(trainer: Trainer, metric: str | None, examples: Any = None) ->
     if by_example:
         size = trainer.args.per_device_eval_batch_size
         batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
-        return MetricSource(ClassificationEvaluator(trainer.model, batches), name, len(loader.dataset), 1.0)
+        evaluator = ClassificationEvaluator(trainer.model, batches, probing=probing)
+        return MetricSource(evaluator, name, len(loader.dataset), 1.0)
     is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
     greater = trainer.args.greater_is_better if is_best_metric else None
     higher = not name.endswith("loss") if greater is None else greater
@@ -218,8 +223,8 @@ def metric_source(trainer: Trainer, metric: str | None, examples: Any = None) ->
         return _evaluate(trainer, name)
 
     data = sha256_of(name, {f"{i} {key}": value for i, batch in enumerate(loader) for key, value in tensors(batch)})
-    evaluator = MetricEvaluator(measure, trainer.model, higher_is_better=higher, data_fingerprint=data)
-    return MetricSource(evaluator, name, len(loader.dataset), 1.0 if higher else -1.0)
+    by_metric = MetricEvaluator(measure, trainer.model, higher_is_better=higher, data_fingerprint=data)
+    return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0)
 
 
 def require_search_metric(trainer: Trainer, metric: str | None) -> None:

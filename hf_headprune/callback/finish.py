@@ -24,6 +24,7 @@ from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
+from hf_headprune.search.probing import Probing
 from hf_headprune.shrink.certified import certify_weights_
 from hf_headprune.shrink.folding import refill_zeros_
 from hf_headprune.shrink.surgery import prune_model_
@@ -159,11 +160,12 @@ def _search(
     start: PruningPlan,
     head_scores: np.ndarray | None,
 ) -> tuple[PlanSearchResult, MetricChange]:
-    source = metric_source(trainer, search.metric, None if promise is None else promise.search_split)
+    examples = None if promise is None else promise.search_split
+    source = metric_source(trainer, search.metric, examples, probing=Probing(cache_mib=search.cache_mib))
     # Every process searches, since an evaluation may need them all; each must find its own steps after a kill.
     journal = Path(trainer.args.output_dir, JOURNAL_NAME.format(rank=trainer.args.process_index))
     journal.parent.mkdir(parents=True, exist_ok=True)
-    with SearchBar(disable=trainer.args.disable_tqdm) as bar:
+    with SearchBar(disable=trainer.args.disable_tqdm, unit_name="/".join(search.units)) as bar:
         run = partial(
             search_over_plans,
             anatomy,

@@ -101,6 +101,8 @@ def plot_frontier(
 ) -> Path:
     """Draws every plan that the search evaluated: its metric over what it saves, in the order of the search.
 
+    Plans whose number is a bound or an estimate (`kind` is not "exact") are drawn apart, and faintly.
+
     Args:
         history: Evaluated plans in the order of their evaluation.
         path: File to write; its suffix decides the format.
@@ -121,8 +123,11 @@ def plot_frontier(
         raise InvalidSettingError("plot_frontier: the history is empty, received no plan. Plot a search that has run.")
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
-    feasible = [point for point in history if point.feasible]
-    infeasible = [point for point in history if not point.feasible]
+    exact = [point for point in history if getattr(point, "kind", "exact") == "exact"]
+    others = [point for point in history if getattr(point, "kind", "exact") != "exact"]
+    feasible = [point for point in exact if point.feasible]
+    infeasible = [point for point in exact if not point.feasible]
+    _scatter(axis, others, marker=".", color=_MUTED, s=14, alpha=0.45, linewidths=0, label="bound or estimate")
     _scatter(axis, feasible, marker="o", color=_KEPT, s=22, alpha=0.55, linewidths=0, label="holds the constraint")
     _scatter(axis, infeasible, marker="x", color=_INFEASIBLE, s=22, alpha=0.55, linewidths=1.1, label="breaks it")
     path_of_best = _best_so_far(feasible)
@@ -138,7 +143,8 @@ def plot_frontier(
     axis.set_xlabel(unit_name, color=_TEXT)
     axis.set_ylabel(f"{metric_name} on the search split", color=_TEXT)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_title(f"{len(history):,} plans evaluated", color=_TEXT, fontsize=12)
+    whole = "" if len(exact) == len(history) else f", {len(exact):,} of them on every example"
+    axis.set_title(f"{len(history):,} plans evaluated{whole}", color=_TEXT, fontsize=12)
     axis.grid(color="#EFEFEF")
     axis.set_axisbelow(True)
     _dress(axis)
