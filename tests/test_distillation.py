@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,46 +18,15 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
+from hf_headprune.callback.distil import distil
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.distillation import Distillation, Distiller, hidden_distance, logits_divergence
-from hf_headprune.learn.distilled_loss import LossScaling, distilled
 from hf_headprune.learn.teachers import layer_pairs
 from tests.conftest import VOCAB_SIZE, text_inputs, tiny_bert, tiny_distilbert, tiny_marian, tiny_roberta
 
 ROOT = Path(__file__).parents[1]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 RATE = 10.0
-
-
-@contextmanager
-def _alone(trainer: Trainer) -> Iterator[None]:
-    before = trainer.args.average_tokens_across_devices
-    trainer.args.average_tokens_across_devices = False
-    try:
-        yield
-    finally:
-        trainer.args.average_tokens_across_devices = before
-
-
-def _scaling(trainer: Trainer, num_items) -> LossScaling:
-    declared = getattr(trainer, "loss_is_scaled_for_ga", None)
-    counted = trainer.model_accepts_loss_kwargs and num_items is not None
-    is_scaled = counted or trainer.compute_loss_func is not None if declared is None else declared
-    return LossScaling(
-        is_divided_later=not is_scaled,
-        is_declared_scaled=bool(declared),
-        steps=getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps),
-        processes=trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1,
-    )
-
-
-def distil(trainer: Trainer, settings: Distillation) -> Distiller:
-    """Ties distillation to a Trainer, as the callback does."""
-    distiller = Distiller(settings, trainer.model, trainer.label_names)
-    trainer.compute_loss = distilled(
-        trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer)
-    )
-    return distiller
 
 
 def train_one_step(folder, model, dataset, settings, *, trainer_class=Trainer, arguments=(), **data) -> nn.Module:
