@@ -1,4 +1,4 @@
-"""One training step with gates over the same plain Trainer step, in turns in one run.
+"""One training step with gates, or with gates and FFN units that learn, over the same plain Trainer step.
 
 Two real Trainers run in two threads of which exactly one is awake: after each optimizer step the other one has its
 turn. A step is timed from one `on_step_begin` to the next, so everything that the Trainer and the callback do counts.
@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import threading
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import minilm
-from hf_headprune import HeadPruneCallback, SubsetGates
+from hf_headprune import BlockMovement, HeadPruneCallback, SubsetGates
 
 WARMUP_STEPS = 3
-PHASES = {"learn": {"open_until": 0.0, "decided_by": 1.0}, "decided": {"open_until": 0.0, "decided_by": 0.0}}
+PHASES = {"learn": 1.0, "decided": 0.0}  # fraction of the run at which the choice is fixed
+PARTS = {"gates": tuple(PHASES), "hybrid": ("learn",)}
 
 
 class Turns(TrainerCallback):
@@ -79,15 +81,23 @@ def build(model: Any, shape: tuple[int, int], steps: int, callbacks: list[Traine
     return Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks)
 
 
-def measure(make_model: Any, shape: tuple[int, int], phase: str, *, steps: int, bf16: bool) -> dict[str, Any]:
+def pruning(part: str, phase: str) -> HeadPruneCallback:
+    """Builds the callback: gates of heads alone, or with movement scores of FFN units."""
+    gates = SubsetGates(kept_heads=0.5, scoring_examples=1, open_until=0.0, decided_by=PHASES[phase])
+    movement = BlockMovement.ffn_units(0.5, open_until=0.0, reached_by=PHASES[phase], decided_by=PHASES[phase])
+    return HeadPruneCallback(gates=gates, search=None, movement=movement if part == "hybrid" else None)
+
+
+def measure(
+    make_model: Any, shape: tuple[int, int], part: str, phase: str, *, steps: int, bf16: bool
+) -> dict[str, Any]:
     """Measures `steps` steps of a gated and of a plain Trainer in turns."""
     turns = [threading.Semaphore(1), threading.Semaphore(0)]
     clocks = [Turns(turns[0], turns[1]), Turns(turns[1], turns[0])]
-    gates = SubsetGates(kept_heads=0.5, scoring_examples=1, **PHASES[phase])  # type: ignore[arg-type]
     total = steps + WARMUP_STEPS + 1
     trainers = [
         build(make_model(2), shape, total, [clocks[0]], bf16=bf16),
-        build(make_model(2), shape, total, [clocks[1], HeadPruneCallback(gates=gates, search=None)], bf16=bf16),
+        build(make_model(2), shape, total, [clocks[1], pruning(part, phase)], bf16=bf16),
     ]
     trainers[1].callback_handler.callbacks[-2].on_train_end = lambda *a, **k: None  # only steps count, not the cut
     threads = [threading.Thread(target=trainer.train) for trainer in trainers]
@@ -95,7 +105,7 @@ def measure(make_model: Any, shape: tuple[int, int], phase: str, *, steps: int, 
         thread.start()
     for thread in threads:
         thread.join()
-    result: dict[str, Any] = {"shape": list(shape), "phase": phase, "bf16": bf16, "steps": steps}
+    result: dict[str, Any] = {"shape": list(shape), "part": part, "phase": phase, "bf16": bf16, "steps": steps}
     for name in ("cpu_seconds", "wall_seconds"):
         plain, gated = (np.array(getattr(clock, name)[WARMUP_STEPS:]) for clock in clocks)
         ratios = gated / plain
@@ -125,13 +135,12 @@ def main() -> None:
         ]
     results = []
     for name, make_model, shape, steps in cases:
-        for phase in PHASES:
-            for bf16 in (False,) if options.smoke else (False, True):
-                result = {"model": name, **measure(make_model, shape, phase, steps=steps, bf16=bf16)}
-                results.append(result)
-                print(
-                    name, shape, phase, f"bf16={bf16}", f"{result['cpu_seconds']['ratio_of_medians']:.3f}", flush=True
-                )
+        cells = ((part, phase) for part, phases in PARTS.items() for phase in phases)
+        for (part, phase), bf16 in product(cells, (False,) if options.smoke else (False, True)):
+            result = {"model": name, **measure(make_model, shape, part, phase, steps=steps, bf16=bf16)}
+            results.append(result)
+            ratio = result["cpu_seconds"]["ratio_of_medians"]
+            print(name, shape, part, phase, f"bf16={bf16}", f"{ratio:.3f}", flush=True)
     out = options.out or (None if options.smoke else RESULTS / "step_cost.json")
     if out is not None:
         write_json(out, {**environment(), "seed": 0, "results": results})
