@@ -80,6 +80,10 @@ class PruningArguments:
     estimator: str | None = field(default=None, metadata={"help": "ste, sigmoid, dsp or hard_concrete."})
     mode: str = field(default="joint", metadata={"help": "joint, or pipelined for a model that is fine-tuned already."})
     max_drop: float = field(default=0.01, metadata={"help": "Largest loss of the metric on the validation split."})
+    confidence: float | None = field(
+        default=None, metadata={"help": "Certify max_drop on half of the validation split."}
+    )
+    density: float | None = field(default=None, metadata={"help": "Share of the weights that stays, heads and FFN."})
     metric: str = field(default="accuracy", metadata={"help": "accuracy, f1 or matthews_correlation."})
     max_evaluations: int = field(default=150, metadata={"help": "Plans that the search may evaluate."})
     no_search: bool = field(default=False, metadata={"help": "Cut exactly what the gates choose."})
@@ -91,8 +95,13 @@ class PruningArguments:
             return []
         kept_heads = float(self.kept_heads) if "." in self.kept_heads else int(self.kept_heads)
         gates = SubsetGates(kept_heads=kept_heads, estimator=self.estimator, mode=self.mode)
-        search = AStarSearch(max_drop=self.max_drop, metric=self.metric, max_evaluations=self.max_evaluations)
-        return [HeadPruneCallback(gates=gates, search=None if self.no_search else search)]
+        search = AStarSearch(
+            max_drop=self.max_drop,
+            metric=self.metric,
+            max_evaluations=self.max_evaluations,
+            confidence=self.confidence,
+        )
+        return [HeadPruneCallback(gates=gates, search=None if self.no_search else search, density=self.density)]
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
