@@ -48,7 +48,7 @@ def test_the_search_speed_benchmark_runs_with_smoke_and_finds_the_verdicts_of_th
     out = _smoke("benchmarks.search_speed", "--work", str(tmp_path))
     kinds = [line.split(":")[0] for line in out.splitlines() if ", ratio " in line]
     assert set(kinds) <= {"rejection", "tentative acceptance", "exact acceptance"}
-    assert len(kinds) >= 2
+    assert "exact acceptance" in kinds  # of a model that has learned nothing, no plan may be rejected
     assert "whole search:" in out
 
 
