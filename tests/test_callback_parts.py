@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.callback.promise import plans_between
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
@@ -199,7 +201,8 @@ def test_a_confidence_certifies_what_is_cut_on_examples_that_the_search_has_not_
     printed = capsys.readouterr().out
     assert certificate.verdict == "PASS"
     assert {record.name for record in certificate.disjointness} == {"train", "search"}
-    assert callback.report.promise == certificate.statement
+    assert callback.report.promise == f"Compared with what training kept: {certificate.statement}"
+    assert callback.plan.num_kept_heads < 6
     assert "To be certified: 200 examples, 95 % confidence" in " ".join(printed.split())
     assert " ".join(certificate.statement.split()) in " ".join(printed.split())
     assert "half of eval_dataset" in callback.report.metric.split
@@ -227,8 +230,25 @@ def test_weights_that_train_on_lose_their_certificate(tmp_path, caplog):
 def test_what_too_few_examples_cannot_promise_is_not_cut(tmp_path):
     trainer, callback = _certifying(tmp_path, examples=60, max_drop=0.01)
     trainer.train()
-    assert callback.certificate.verdict == "INCONCLUSIVE"
+    assert callback.certificate is None
     assert callback.plan.num_kept_heads == 6
+    assert callback.report.promise.startswith("Certificate: none. No plan smaller than what training kept")
+    assert callback.report.metric.before == callback.report.metric.after
+
+
+def test_the_path_to_certify_leads_from_what_training_kept_to_what_was_found_one_head_at_a_time():
+    full = PruningPlan.of(tiny_bert())
+    first, second = full.num_heads
+    learned = full.replace(kept_heads={first: (0, 1, 2), second: (0, 1)})
+    found = full.replace(kept_heads={first: (1,), second: (1, 3)})
+    scores = np.array([5.0, 6.0, 1.0, 0.0, 3.0, 7.0, 0.0, 0.0])
+    plans = plans_between(learned, found, scores)
+    assert [dict(plan.kept_heads) for plan in plans] == [
+        {first: (0, 1), second: (0, 1, 3)},
+        {first: (0, 1), second: (1, 3)},
+        {first: (1,), second: (1, 3)},
+    ]
+    assert plans[-1] == found
 
 
 def test_a_confidence_is_refused_where_nothing_counts_right_answers(tmp_path):

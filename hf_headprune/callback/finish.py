@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from hf_headprune.anatomy import Anatomy
+    from hf_headprune.callback.bridge import MetricSource
     from hf_headprune.callback.parts import LearnedParts
     from hf_headprune.callback.promise import ChosenPlan, Promise
     from hf_headprune.callback.settings import Settings
@@ -96,11 +97,13 @@ def finish(
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if promise is not None and found.chosen is not None:
+        if promise is not None and found.chosen is not None and found.chosen.is_certified:
             certificate = promise.certify(dense, learned, pruned, found.chosen)
             certificate.save(folder)
             certify_weights_(model, certificate.to_json())
-            report = replace(report, promise=certificate.statement)
+            report = replace(report, promise=f"Compared with what training kept: {certificate.statement}")
+        elif promise is not None:
+            report = replace(report, promise=promise.nothing_certified())
         (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         tqdm.write(report.to_text())
     if settings.movement is not None and settings.movement.fill:
@@ -130,11 +133,11 @@ def _find(
 ) -> Found:
     """Searches, and where there is a promise to keep, goes back to what can be certified."""
     started = time.perf_counter()
-    result, metric = _search(trainer, anatomy, search, promise, start=start, head_scores=head_scores)
+    result, metric, source = _search(trainer, anatomy, search, promise, start=start, head_scores=head_scores)
     chosen = None
     if promise is not None:
-        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result)
-        metric = replace(metric, after=chosen.metric)
+        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result.plan, head_scores)
+        metric = replace(metric, after=source.sign * source.evaluator(chosen.plan).metric)
     effort = Effort(
         search_seconds=time.perf_counter() - started,
         evaluations=result.evaluations,
@@ -159,7 +162,7 @@ def _search(
     *,
     start: PruningPlan,
     head_scores: np.ndarray | None,
-) -> tuple[PlanSearchResult, MetricChange]:
+) -> tuple[PlanSearchResult, MetricChange, MetricSource]:
     examples = None if promise is None else promise.search_split
     source = metric_source(trainer, search.metric, examples, probing=Probing(cache_mib=search.cache_mib))
     # Every process searches, since an evaluation may need them all; each must find its own steps after a kill.
@@ -194,7 +197,7 @@ def _search(
         after=source.sign * result.metric,
         reference="the whole model" if start == PruningPlan.full(anatomy) else "what training kept",
     )
-    return result, change
+    return result, change, source
 
 
 def _precision(trainer: Trainer) -> str:

@@ -17,12 +17,12 @@ from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import Trainer
 
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.path import CertifiedPath
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.search.plans import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
 
 MILESTONES = 5
@@ -36,14 +36,17 @@ class ChosenPlan:
     """The plan that is cut.
 
     Attributes:
-        plan: The last one of the path that could be certified.
-        metric: Its metric on the search split.
+        plan: The last one of the path that could be certified; what training kept, where none could.
         path: What was tested.
     """
 
     plan: PruningPlan
-    metric: float
     path: CertifiedPath
+
+    @property
+    def is_certified(self) -> bool:
+        """Whether there is anything to certify: a plan that removes more than training did, and passed."""
+        return self.path.certified_index is not None
 
 
 @dataclass(frozen=True)
@@ -71,25 +74,32 @@ class Promise:
         expected = Expectation(alpha=round(1.0 - self.confidence, 12))
         return promise_in_words(len(self.data.dataset), self.max_drop, expected)
 
-    def choose(self, trainer: Trainer, model: Any, learned: PruningPlan, result: PlanSearchResult) -> ChosenPlan:
-        """Tests what training kept, and then some of the search's bests from the least pruned to the most.
+    def choose(
+        self, trainer: Trainer, model: Any, learned: PruningPlan, found: PruningPlan, scores: np.ndarray | None
+    ) -> ChosenPlan:
+        """Tests plans on the way from what training kept to what the search found, the least pruned first.
 
         Args:
             trainer: Its first process tests; the others wait for the outcome.
             model: A copy of the trained model, not cut.
             learned: What training kept: what the others are compared with.
-            result: Of the search on the search split.
+            found: By the search on the search split.
+            scores: Importance of the heads, `(num_heads,)`, or None.
         """
-        steps = sorted((step for step in result.history[1:] if step.is_incumbent), key=lambda step: step.gain)
-        candidates = [(result.plan_of(step), step.metric) for step in steps]
-        candidates = [(learned, result.reference_metric), *milestones(candidates, MILESTONES)]
+        plans = milestones(plans_between(learned, found, scores), MILESTONES)
         path = None
         if trainer.is_world_process_zero():
-            plans = [plan for plan, _ in candidates]
             path = certify_path(model, plans, self.data, METRIC, self.max_drop, self.confidence, reference=learned)
         path = broadcast_object_list([path])[0]
-        plan, metric = candidates[path.certified_index or 0]
-        return ChosenPlan(plan, metric, path)
+        return ChosenPlan(learned if path.certified_index is None else plans[path.certified_index], path)
+
+    def nothing_certified(self) -> str:
+        """Says that there is no certificate, and why."""
+        return (
+            "Certificate: none. No plan smaller than what training kept could be certified to lose less than "
+            f"{100 * self.max_drop:g} % on {len(self.data.dataset):,} unseen examples, so exactly what training kept "
+            "was cut. A larger eval_dataset or a larger max_drop can certify more."
+        )
 
     def certify(self, model: Any, learned: PruningPlan, pruned: Any, chosen: ChosenPlan) -> Certificate:
         """Writes the certificate of the cut model.
@@ -102,6 +112,33 @@ class Promise:
         """
         prune_model_(model, learned)
         return certify(model, pruned, self.data, METRIC, self.max_drop, self.confidence, path=chosen.path)
+
+
+def plans_between(learned: PruningPlan, found: PruningPlan, scores: np.ndarray | None) -> list[PruningPlan]:
+    """Returns plans from the least pruned to `found`: each removes one head more, the least important first.
+
+    What the search restored is there in all of them; what it removed of an FFN goes as a whole, after the heads.
+
+    Args:
+        learned: What training kept.
+        found: What the search keeps.
+        scores: Importance of the heads, `(num_heads,)`, in the order of the sites; None takes them in that order.
+    """
+    heads = [(site, head) for site, count in learned.num_heads.items() for head in range(count)]
+    rank = dict(zip(heads, range(len(heads)) if scores is None else scores.tolist(), strict=True))
+    gone = [(site, head) for site, head in heads if head in set(learned.kept_heads[site]) - set(found.kept_heads[site])]
+    steps: list[tuple[str, Any]] = sorted(gone, key=lambda unit: rank[unit])
+    steps += [(site, None) for site, kept in found.kept_ffn.items() if not set(learned.kept_ffn[site]) <= set(kept)]
+    kept_heads = {site: {*kept, *found.kept_heads[site]} for site, kept in learned.kept_heads.items()}
+    kept_ffn = {site: {*kept, *found.kept_ffn[site]} for site, kept in learned.kept_ffn.items()}
+    plans = []
+    for site, head in steps:
+        if head is None:
+            kept_ffn[site] = set(found.kept_ffn[site])
+        else:
+            kept_heads[site] = kept_heads[site] - {head}
+        plans.append(learned.replace(kept_heads=kept_heads, kept_ffn=kept_ffn))
+    return plans or [found]
 
 
 def promise_of(trainer: Trainer, search: AStarSearch) -> Promise | None:
