@@ -86,9 +86,7 @@ class Run:
 
 def all_runs() -> Iterator[Run]:
     """Yields every run, seed by seed, so that an unfinished benchmark has whole seeds."""
-    headline = [
-        ("headline", "sst2", *cell) for cell in [(DENSE, 72), *product(CONTENDERS, (43, 29)), (SEARCH_ALONE, 43)]
-    ]
+    headline = [("headline", "sst2", *cell) for cell in [(DENSE, 72), *product(CONTENDERS, (43, 29))]]
     dense = [("joint", task, DENSE, 72) for task in TASKS]
     contenders = [("joint", "sst2", *cell) for cell in product(CONTENDERS, BUDGETS)]
     pipelined = [("pipelined", *cell) for cell in product(TASKS, PIPELINED, (18, 9))]
