@@ -13,7 +13,8 @@ import torch
 from transformers import Trainer
 
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluator, length_sorted_batches, sha256_of
+from hf_headprune.fingerprints import sha256_of
+from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.probing import Probing
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.bridge import metric_source
 from hf_headprune.errors import SearchStateError
+from hf_headprune.guarantee.certificate import CERTIFICATE_NAME
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
@@ -100,7 +101,7 @@ def finish(
         if promise is not None and found.chosen is not None and found.chosen.is_certified:
             certificate = promise.certify(dense, learned, pruned, found.chosen)
             certificate.save(folder)
-            certify_weights_(model, certificate.to_json())
+            certify_weights_(model, certificate.to_json(), file_name=CERTIFICATE_NAME)
             report = replace(report, promise=f"Compared with what training kept: {certificate.statement}")
         elif promise is not None:
             report = replace(report, promise=promise.nothing_certified())
@@ -133,17 +134,29 @@ def _find(
 ) -> Found:
     """Searches, and where there is a promise to keep, goes back to what can be certified."""
     started = time.perf_counter()
-    result, metric, source = _search(trainer, anatomy, search, promise, start=start, head_scores=head_scores)
-    chosen = None
+    examples = None if promise is None else promise.search_split
+    source = metric_source(trainer, search.metric, examples, probing=Probing(cache_mib=search.cache_mib))
+    searched = search if promise is None else promise.searched(search)
+    result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
+    plan, chosen = result.plan, None
     if promise is not None:
-        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result.plan, head_scores)
-        metric = replace(metric, after=source.sign * source.evaluator(chosen.plan).metric)
+        chosen = promise.choose(trainer, plain_copy(trainer.model), start, plan, head_scores)
+        plan = chosen.plan
+    known = {start: result.reference_metric, result.plan: result.metric}
+    metric = MetricChange(
+        name=source.metric,
+        split=f"search split: {'' if promise is None else 'half of '}eval_dataset{_precision(trainer)}",
+        num_examples=source.num_examples,
+        before=source.sign * result.reference_metric,
+        after=source.sign * (known[plan] if plan in known else source.evaluator(plan).metric),
+        reference="the whole model" if start == PruningPlan.full(anatomy) else "what training kept",
+    )
     effort = Effort(
         search_seconds=time.perf_counter() - started,
         evaluations=result.evaluations,
         optimality=OPTIMALITY_WORDS[result.optimality],
     )
-    return Found(result.plan if chosen is None else chosen.plan, result, metric, chosen, effort)
+    return Found(plan, result, metric, chosen, effort)
 
 
 def plain_copy(model: Any) -> Any:
@@ -157,14 +170,12 @@ def plain_copy(model: Any) -> Any:
 def _search(
     trainer: Trainer,
     anatomy: Anatomy,
+    source: MetricSource,
     search: AStarSearch,
-    promise: Promise | None,
     *,
     start: PruningPlan,
     head_scores: np.ndarray | None,
-) -> tuple[PlanSearchResult, MetricChange, MetricSource]:
-    examples = None if promise is None else promise.search_split
-    source = metric_source(trainer, search.metric, examples, probing=Probing(cache_mib=search.cache_mib))
+) -> PlanSearchResult:
     # Every process searches, since an evaluation may need them all; each must find its own steps after a kill.
     journal = Path(trainer.args.output_dir, JOURNAL_NAME.format(rank=trainer.args.process_index))
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +184,7 @@ def _search(
             search_over_plans,
             anatomy,
             source.evaluator,
-            search if promise is None else promise.searched(search),
+            search,
             start=start,
             head_scores=head_scores,
             journal=journal,
@@ -188,16 +199,7 @@ def _search(
             journal.unlink()
             result = run()
     # Rounding may differ between devices: what is cut everywhere is what the first process found.
-    result = broadcast_object_list([result])[0]
-    change = MetricChange(
-        name=source.metric,
-        split=f"search split: {'' if promise is None else 'half of '}eval_dataset{_precision(trainer)}",
-        num_examples=source.num_examples,
-        before=source.sign * result.reference_metric,
-        after=source.sign * result.metric,
-        reference="the whole model" if start == PruningPlan.full(anatomy) else "what training kept",
-    )
-    return result, change, source
+    return broadcast_object_list([result])[0]
 
 
 def _precision(trainer: Trainer) -> str:

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from hf_headprune.callback import bridge
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import CertificationData, certify, certify_path
+from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.sequence import milestones
@@ -157,10 +158,13 @@ def promise_of(trainer: Trainer, search: AStarSearch) -> Promise | None:
             f"classifiers, received a {type(trainer.model).__name__} and metric {search.metric!r}. Pass "
             "confidence=None, and call certify(..., metric=Metric(...)) on the saved model."
         )
-    train = trainer.train_dataset if hasattr(trainer.train_dataset, "__getitem__") else None
+    # Each split is read once; what certifies compares fingerprints.
+    can_read = hasattr(trainer.train_dataset, "__getitem__")
+    train = ExampleFingerprints.of(trainer.train_dataset) if can_read else None
     split = three_way_split(trainer.eval_dataset, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
     batching = Batching(
         data_collator=trainer.get_eval_dataloader().collate_fn, batch_size=trainer.args.per_device_eval_batch_size
     )
-    data = CertificationData(split.certify, train=train, search=split.search, batching=batching)
+    search_prints = ExampleFingerprints.of(split.search)
+    data = CertificationData(split.certify, train=train, search=search_prints, batching=batching)
     return Promise(split.search, data, search.max_drop, search.confidence)

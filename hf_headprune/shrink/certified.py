@@ -11,27 +11,27 @@ from hf_headprune.fingerprints import sha256_of
 if TYPE_CHECKING:
     from torch import nn
 
-CERTIFICATE_NAME = "headprune_certificate.json"
-
 logger = logging.getLogger(__name__)
 
 
-def certify_weights_(model: nn.Module, text: str) -> None:
+def certify_weights_(model: nn.Module, text: str, *, file_name: str) -> None:
     """Lets a pruned model write a certificate beside its weights whenever it is saved, as long as they stay the same.
 
     Args:
         model: Pruned model, of a `Prunable*` class.
         text: Of the certificate.
+        file_name: Of the certificate, beside the weights.
     """
     holder: Any = model
-    holder.headprune_certificate = (sha256_of("", model.state_dict()), text)
+    holder.headprune_certificate = (sha256_of("", model.state_dict()), text, file_name)
 
 
 def write_certificate(model: nn.Module, folder: str | Path) -> None:
     """Writes the model's certificate, if it has one that its weights still deserve."""
-    weights, text = getattr(model, "headprune_certificate", ("", ""))
-    if not text:
+    certified = getattr(model, "headprune_certificate", None)
+    if certified is None:
         return
+    weights, text, file_name = certified
     if sha256_of("", model.state_dict()) != weights:
         logger.warning(
             "The weights have changed since they were certified, so no certificate is written into %s. Call certify on "
@@ -39,4 +39,4 @@ def write_certificate(model: nn.Module, folder: str | Path) -> None:
             folder,
         )
         return
-    Path(folder, CERTIFICATE_NAME).write_text(text + "\n", encoding="utf-8")
+    Path(folder, file_name).write_text(text + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +11,12 @@ from transformers import PretrainedConfig
 
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import HeadPruneError
-from hf_headprune.masking import masked
+from hf_headprune.masking import evaluating, masked
 from hf_headprune.shrink.config import to_prunable
 from hf_headprune.shrink.prunable import adopt_classes_, prunable_class
 from hf_headprune.shrink.resize import check_can_cut, cut_site_
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.plan import PruningPlan
 
@@ -89,13 +86,12 @@ def _is_config(value: Any) -> bool:
     return isinstance(value, PretrainedConfig)
 
 
-@torch.no_grad()
 def probe(model: nn.Module) -> torch.Tensor | None:
     """Returns the last hidden state of a small random batch, `(batch, tokens, hidden)`; None on the meta device."""
     base: Any = base_model(model)
     if next(model.parameters()).is_meta:
         return None
-    with _evaluating(model):
+    with evaluating(model):
         output = base(**_probe_inputs(model), return_dict=True)
     return output.last_hidden_state.float()
 
@@ -123,17 +119,6 @@ def _probe_inputs(model: Any) -> dict[str, torch.Tensor]:
             device=device, dtype=dtype
         )
     return inputs
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
 
 
 def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, model: nn.Module) -> None:
