@@ -51,12 +51,12 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
     "hard_concrete": {"estimator": "hard_concrete", "score_learning_rate": 0.1},
 }
-CLOSED = {"closing": "at once", "open_until": 0.0, "decided_by": 0.0}
+CLOSED = {"closing_steps": 0, "open_until": 0.0, "decided_by": 0.0}
 JOINT: dict[str, dict[str, Any]] = ESTIMATORS | {
     "gradient at the start": {"initial_scores": "gradient", **CLOSED},
     "random": {"initial_scores": "random", **CLOSED},
 }
-ABLATION = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"closing": "at once"}}
+ABLATION = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"closing_steps": 0}}
 PIPELINED: dict[str, dict[str, Any]] = {name: ESTIMATORS[name] for name in ("ste", "sigmoid", "dsp")} | {
     "gradient": {"score_learning_rate": 1e-9},
 }

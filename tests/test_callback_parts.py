@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.callback.promise import plans_between
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
@@ -101,11 +101,98 @@ class _Stop(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-def test_a_refilled_model_has_no_zeros_left_inside(tmp_path):
-    movement = BlockMovement(attention_block=(8, 8), kept=0.6, width_multiple=8, fill=True)
-    trainer = _trainer(tmp_path, HeadPruneCallback(gates=None, movement=movement, search=None))
-    trainer.train()
+FILLED = BlockMovement(attention_block=(8, 8), kept=0.6, width_multiple=8, fill=0.5)
+
+
+def _filled(folder, **settings):
+    return _trainer(folder, HeadPruneCallback(gates=None, movement=FILLED, search=None), **settings)
+
+
+def test_one_call_trains_cuts_refills_and_trains_the_cut_model(tmp_path, capsys):
+    trainer = _filled(tmp_path / "run", max_steps=12)
+    callbacks = list(trainer.callback_handler.callbacks)
+    output = trainer.train()
+    assert (output.global_step, trainer.args.max_steps) == (6, 12)
+    assert "6 optimizer steps" in capsys.readouterr().out
+    assert trainer.callback_handler.callbacks == callbacks
     assert all(bool((matrix != 0).all()) for matrix in _matrices(trainer.model))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))  # nobody asked for one
+    trainer.save_model(tmp_path / "saved")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(_logits(trainer.model), _logits(reloaded))
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_second_run_that_was_killed_ends_as_one_that_was_not(tmp_path, saves):
+    saving = {"save_strategy": "steps", "save_steps": 2} if saves else {"save_strategy": "no"}
+    whole = _filled(tmp_path / "whole", max_steps=12, **saving)
+    whole.train()
+    killed = _filled(tmp_path / "killed", max_steps=12, **saving)
+    killed.add_callback(_Kill(of=6, step=4))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = _filled(tmp_path / "killed", max_steps=12, **saving)
+    seen = _Count()
+    resumed.add_callback(seen)
+    resumed.train(resume_from_checkpoint=True)
+    assert seen.steps == (2 if saves else 6)  # of the first run none, of the second those that no checkpoint holds
+    assert torch.equal(_logits(resumed.model), _logits(whole.model))
+    assert (tmp_path / "killed" / "checkpoint-12").exists() == saves
+
+
+class _Kill(TrainerCallback):
+    """Kills a run of a given number of steps at one of them."""
+
+    def __init__(self, of, step):
+        self.of, self.step = of, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if (state.max_steps, state.global_step) == (self.of, self.step + 1):
+            raise KeyboardInterrupt
+
+
+class _Count(TrainerCallback):
+    def __init__(self):
+        self.steps = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+
+def test_a_second_run_under_mixed_precision_trains_the_refilled_weights(tmp_path):
+    trainer = _filled(tmp_path, max_steps=12, bf16=True)
+    trainer.add_callback(seen := _Weights())
+    trainer.train()
+    assert not torch.equal(seen.first, _matrices(trainer.model)[0])
+
+
+class _Weights(TrainerCallback):
+    """Keeps a matrix as it was when the last run began."""
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.first = _matrices(model)[0].detach().clone()
+
+
+def test_a_run_too_short_for_a_second_one_is_refused_before_its_first_step(tmp_path):
+    movement = BlockMovement(attention_block=(8, 8), width_multiple=8, fill=0.01)
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=None, movement=movement, search=None), max_steps=12)
+    with pytest.raises(TrainingStateError, match="no step for the second run"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("recipe", [BlockMovement.hybrid, BlockMovement.hybrid_filled, BlockMovement.struct])
+def test_the_published_recipes_run_from_start_to_end_in_one_call_with_a_teacher(tmp_path, recipe):
+    teacher = tiny_bert(seed=7, **STILL)
+    block = {} if recipe is BlockMovement.struct else {"attention_block": (8, 8)}
+    movement = recipe(width_multiple=8, score_learning_rate=0.3, **block)
+    callback = HeadPruneCallback(gates=None, search=None, movement=movement, distillation=Distillation(teacher))
+    trainer = _trainer(tmp_path / "run", callback, max_steps=20)
+    trainer.train()
+    assert callback.plan.num_removed_ffn > 0
+    trainer.save_model(tmp_path / "saved")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(_logits(trainer.model), _logits(reloaded))
 
 
 def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_evaluation(tmp_path):

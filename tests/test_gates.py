@@ -125,9 +125,9 @@ def test_a_learning_rate_multiplier_is_the_same_as_a_larger_learning_rate():
     assert torch.allclose(bank.scores, direct, atol=1e-5)
 
 
-@pytest.mark.parametrize(("closing", "open_heads"), [("at once", 3.0), ("gradual", 8.0)])
-def test_gradual_gates_start_open_and_both_kinds_end_at_the_budget(closing, open_heads):
-    _, bank, schedule = _gated(closing=closing)
+@pytest.mark.parametrize(("closing_steps", "open_heads"), [(0, 3.0), (120, 8.0)])
+def test_gradual_gates_start_open_and_both_kinds_end_at_the_budget(closing_steps, open_heads):
+    _, bank, schedule = _gated(closing_steps=closing_steps)
     bank.begin_step(0, schedule)
     assert float(bank.soft_gates().detach().sum()) == pytest.approx(open_heads, abs=1e-5)
     bank.begin_step(schedule.cooled_step - 1, schedule)

@@ -69,10 +69,10 @@ def test_the_published_recipes_have_their_published_values():
         assert recipe.open_until * 110_660 == pytest.approx(5_400)
         assert (1 - recipe.reached_by) * 110_660 == pytest.approx(54_000)
     assert (hybrid.penalty, hybrid.attention_penalty, hybrid.ffn_penalty) == (20.0, 1.0, 0.25)
-    assert (hybrid.attention_block, hybrid.mask_bias, hybrid.fill) == ((32, 32), True, False)
-    assert filled == BlockMovement.hybrid(fill=True)
+    assert (hybrid.attention_block, hybrid.mask_bias, hybrid.fill) == ((32, 32), True, 0.0)
+    assert filled == BlockMovement.hybrid(fill=0.25)
     assert (struct.penalty, struct.attention_penalty, struct.ffn_penalty) == (15.0, 0.05, 1.0)
-    assert (struct.attention_block, struct.mask_bias, struct.fill) == ("head", False, False)
+    assert (struct.attention_block, struct.mask_bias, struct.fill) == ("head", False, 0.0)
     assert BlockMovement.hybrid(40.0, width_multiple=1).width_multiple == 1
 
 

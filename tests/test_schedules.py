@@ -12,7 +12,14 @@ def test_the_temperature_falls_geometrically_between_its_ends(progress, expected
 
 
 def test_a_run_is_open_then_learns_then_is_decided():
-    schedule = GateSchedule(open_steps=10, cooled_step=60, decided_step=60, start_temperature=3.0, end_temperature=0.05)
+    schedule = GateSchedule(
+        open_steps=10,
+        closed_step=40,
+        cooled_step=60,
+        decided_step=60,
+        start_temperature=3.0,
+        end_temperature=0.05,
+    )
     assert [schedule.phase(step) for step in (0, 9, 10, 59, 60, 99)] == [
         "open",
         "open",
@@ -23,6 +30,13 @@ def test_a_run_is_open_then_learns_then_is_decided():
     ]
     assert schedule.temperature(10) == pytest.approx(3.0)
     assert schedule.temperature(60) == pytest.approx(0.05)
+    assert [schedule.closed(step) for step in (10, 25, 40, 60)] == [0.0, 1 - 1 / 8, 1.0, 1.0]
+
+
+def test_gates_close_over_a_number_of_steps_but_never_after_the_temperature_has_fallen():
+    schedules = [SubsetGates(closing_steps=120).schedule(steps) for steps in (2000, 200)]
+    assert [schedule.closed_step - schedule.open_steps for schedule in schedules] == [120, 110]
+    assert SubsetGates(closing_steps=0).schedule(100).closed(0) == 1.0
 
 
 def test_the_papers_setting_cools_to_its_end_and_stays_noisy_until_the_end():

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluat
 from hf_headprune.search.probing import Probing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import TrainerCallback
 
@@ -98,6 +99,26 @@ def require_steps_to_learn(open_steps: float, max_steps: int) -> None:
             f"The run has {max_steps} optimizer steps, and everything is open in the first {open_steps:.0f} of them, "
             "so nothing would be scored. Train longer, or lower open_until."
         )
+
+
+def let_finished_runs_end(trainer: Trainer) -> None:
+    """Keeps a run that is resumed at its last step from training one step more.
+
+    The host asks whether training is over after each step, but not before the first one after resuming; where the last
+    step was no epoch's last, a step too many would change what is searched and cut.
+    """
+    run_epoch: Callable[..., None] | None = getattr(trainer, "_run_epoch", None)
+    if run_epoch is None:  # the oldest versions of the supported range have no such method
+        return
+
+    @wraps(run_epoch)
+    def run_epoch_unless_finished(*args: Any, **kwargs: Any) -> None:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+        else:
+            run_epoch(*args, **kwargs)
+
+    trainer._run_epoch = run_epoch_unless_finished
 
 
 def let_ddp_miss_scores(trainer: Trainer) -> None:

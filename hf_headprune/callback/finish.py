@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import time
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.bridge import metric_source
+from hf_headprune.callback.spare import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
 from hf_headprune.errors import SearchStateError
 from hf_headprune.guarantee.certificate import CERTIFICATE_NAME
 from hf_headprune.plan import PruningPlan
@@ -27,12 +25,9 @@ from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
 from hf_headprune.search.probing import Probing
 from hf_headprune.shrink.certified import certify_weights_
-from hf_headprune.shrink.folding import refill_zeros_
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from transformers import Trainer
 
@@ -78,12 +73,14 @@ def finish(
         train_seconds: Wall time that training took.
     """
     model: Any = trainer.model
-    with nullcontext() if settings.search is None else _trained_state_kept(trainer, parts):
-        learned, head_scores = parts.take_off(model)
-        anatomy = anatomy_of(model)
-        found = Found(learned)
-        if settings.search is not None:
-            found = _find(trainer, anatomy, settings.search, promise, start=learned, head_scores=head_scores)
+    if settings.search is not None or settings.trains_twice:
+        save_spare_checkpoint(trainer, parts)
+    learned, head_scores = parts.take_off(model)
+    anatomy = anatomy_of(model)
+    found = Found(learned)
+    if settings.search is not None:
+        found = _find(trainer, anatomy, settings.search, promise, start=learned, head_scores=head_scores)
+        drop_spare_checkpoint(trainer, spare_folder(trainer))
     dense = plain_copy(model)
     prune_model_(model, found.plan)
     pruned = plain_copy(model)
@@ -107,8 +104,6 @@ def finish(
             report = replace(report, promise=promise.nothing_certified())
         (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         tqdm.write(report.to_text())
-    if settings.movement is not None and settings.movement.fill:
-        refill_zeros_(model, seed=trainer.args.seed)
     return Outcome(found.plan, found.result, report, certificate)
 
 
@@ -204,22 +199,3 @@ def _search(
 
 def _precision(trainer: Trainer) -> str:
     return ", in bf16" if trainer.args.bf16 else ", in fp16" if trainer.args.fp16 else ""
-
-
-@contextmanager
-def _trained_state_kept(trainer: Trainer, parts: LearnedParts) -> Iterator[None]:
-    """Makes sure that a kill during the search loses no training: where the Trainer kept no final checkpoint, saves.
-
-    `trainer.train(resume_from_checkpoint=...)` from it goes straight on to the search, which continues its journal.
-    A checkpoint that only this made is removed when the search has ended.
-    """
-    last = Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
-    is_ours = not last.is_dir()
-    if is_ours:
-        parts.mark_step(trainer.state.global_step)
-        limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # ours must push out no other
-        trainer._save_checkpoint(trainer.model, trial=None)
-        trainer.args.save_total_limit = limit
-    yield
-    if is_ours and trainer.args.should_save:
-        shutil.rmtree(last)

@@ -14,6 +14,7 @@ from hf_headprune.callback.distil import distil
 from hf_headprune.callback.finish import finish
 from hf_headprune.callback.parts import LearnedParts
 from hf_headprune.callback.promise import Promise, promise_of
+from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import Settings
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.settings import SubsetGates
@@ -88,6 +89,7 @@ class HeadPruneCallback(TrainerCallback):
         if self._trainer is not None:
             raise TrainingStateError("One HeadPruneCallback serves one Trainer. Make a new one for a second Trainer.")
         trainer = bridge.calling_trainer(self)
+        bridge.let_finished_runs_end(trainer)
         anatomy = anatomy_of(trainer.model)
         settings = self.settings.resolved(anatomy)
         if settings.search is not None:
@@ -96,6 +98,8 @@ class HeadPruneCallback(TrainerCallback):
         self._parts = LearnedParts(trainer, anatomy, settings)
         if settings.distillation is not None:
             distil(trainer, settings.distillation)
+        if settings.movement is not None and settings.trains_twice:
+            let_second_run_follow(trainer, self, settings.movement.fill)
         self._trainer = trainer
 
     def on_train_begin(
@@ -121,6 +125,9 @@ class HeadPruneCallback(TrainerCallback):
             )
         self._started = time.perf_counter()
         self._parts.begin_run(state.max_steps, state.global_step, kwargs["optimizer"])
+        movement = self.settings.movement
+        if movement is not None and self.settings.trains_twice:
+            second_run_steps(movement.fill, state.max_steps)
         if self.settings.search is not None:
             bridge.require_search_metric(self._trainer, self.settings.search.metric)
         if self._promise is not None and state.is_world_process_zero:

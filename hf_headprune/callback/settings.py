@@ -73,11 +73,16 @@ class Settings:
                 f"HeadPruneCallback(movement=...): its blocks (attention_block={self.movement.attention_block!r}) and "
                 "the gates would both decide which heads stay. Pass gates=None, or BlockMovement.ffn_units(...)."
             )
-        if self.movement.fill and self.search is not None:
+        if self.trains_twice and self.search is not None:
             raise InvalidSettingError(
-                "HeadPruneCallback(movement=BlockMovement(fill=True)): the refilled model must train on before "
-                "anything can be measured on it. Pass search=None; a second Trainer can search."
+                f"HeadPruneCallback(movement=BlockMovement(fill={self.movement.fill})): the refilled model trains on, "
+                "which changes all that a search has measured. Pass search=None; search_plan(...) searches afterwards."
             )
+
+    @property
+    def trains_twice(self) -> bool:
+        """Whether a second training run, of the refilled model, follows the cut."""
+        return self.movement is not None and self.movement.fill > 0
 
     def resolved(self, anatomy: Anatomy) -> Settings:
         """Returns the settings with the budgets that a density means for a model.

@@ -8,7 +8,6 @@ import torch
 
 from hf_headprune.anatomy import base_model
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
-from hf_headprune.learn.schedules import closing
 from hf_headprune.learn.score_bank import ScoreBank
 from hf_headprune.learn.settings import TEMPERATURES
 from hf_headprune.masking import UnitScale, attach
@@ -57,7 +56,7 @@ class GateBank(ScoreBank):
             )
         self.phase: Phase = "open"
         self.temperature = settings.temperature_range[0]
-        self.progress = 0.0
+        self.closed = 1.0
         self.loss_scale = 1.0
         self.probe: torch.Tensor | None = None
         self.scales: list[UnitScale] = []
@@ -97,7 +96,7 @@ class GateBank(ScoreBank):
         self.phase = "decided" if self.decided else schedule.phase(step)
         self.loss_scale = loss_scale
         self.temperature = schedule.temperature(step)
-        self.progress = schedule.progress(step)
+        self.closed = schedule.closed(step)
         self.steps.fill_(step + 1)
         if self.phase == "decided":
             self.decide()
@@ -131,8 +130,7 @@ class GateBank(ScoreBank):
         def gates(positions: torch.Tensor, kept: int) -> torch.Tensor:
             return estimate(scores[positions], noise[positions], kept=kept, temperature=self.temperature)
 
-        closed = closing(self.progress) if self.settings.closing == "gradual" else 1.0
-        return 1.0 - closed * (1.0 - self._per_group(gates).float())
+        return 1.0 - self.closed * (1.0 - self._per_group(gates).float())
 
     def gates(self) -> torch.Tensor | None:
         """Returns the factors that the next forward pass uses, or None when all heads are open."""

@@ -57,7 +57,8 @@ class BlockMovement:
         open_until: Fraction of the run in which nothing is masked; scores learn already.
         reached_by: Fraction of the run at which the last threshold, or what `kept` says, is reached.
         decided_by: Fraction of the run at which the masks are fixed.
-        fill: Whether a second training run is meant to follow, on the cut model with the zeros inside it refilled.
+        fill: Optimizer steps of a second training run over those of the first; 0 trains once. The second is of the cut
+            model: the zeros that blocks left inside it are refilled and it trains on without masks.
         seq_len: Tokens of a (source) sequence, for "macs".
         target_len: Tokens of the decoder's sequence, for "macs"; equal to `seq_len` when left out.
 
@@ -85,7 +86,7 @@ class BlockMovement:
     open_until: float = 0.1
     reached_by: float = 0.65
     decided_by: float = 0.65
-    fill: bool = False
+    fill: float = 0.0
     seq_len: int = 128
     target_len: int | None = None
 
@@ -120,6 +121,7 @@ class BlockMovement:
             "min_kept must be from 0 to below 1": 0 <= self.min_kept < 1,
             "width_multiple must be a whole number >= 1": _is_count(self.width_multiple),
             "score_learning_rate must be above 0": self.score_learning_rate > 0,
+            "fill must not be negative": self.fill >= 0,
             "penalties must not be negative": min(self.penalty, self.attention_penalty, self.ffn_penalty) >= 0,
             "0 <= open_until <= reached_by <= decided_by <= 1 must hold": 0
             <= self.open_until
@@ -173,11 +175,11 @@ class BlockMovement:
 
     @classmethod
     def hybrid_filled(cls, penalty: float = 20.0, **changes: Any) -> BlockMovement:
-        """Returns `hybrid`, to be followed by a second run on the cut model whose inner zeros are refilled.
+        """Returns `hybrid`, followed by a second run of the cut model whose inner zeros are refilled.
 
-        Source: Lagunas et al. 2021, arXiv 2109.04838, section 4: 4 to 10 epochs, batch 16, learning rate 3e-5.
+        Source: Lagunas et al. 2021, arXiv 2109.04838, section 4: 20 epochs, then 4 to 10.
         """
-        return cls.hybrid(penalty, **({"fill": True} | changes))
+        return cls.hybrid(penalty, **({"fill": 0.25} | changes))
 
     @classmethod
     def struct(cls, penalty: float = 15.0, **changes: Any) -> BlockMovement:

@@ -43,6 +43,7 @@ class GateSchedule:
 
     Attributes:
         open_steps: Steps at the start in which every head is open and no score is learned.
+        closed_step: Step from which nothing is mixed with open gates any more.
         cooled_step: Step at which the temperature reaches its end.
         decided_step: Step from which the hard choice is fixed.
         start_temperature: Temperature of the first learning step.
@@ -50,6 +51,7 @@ class GateSchedule:
     """
 
     open_steps: int
+    closed_step: int
     cooled_step: int
     decided_step: int
     start_temperature: float
@@ -61,13 +63,15 @@ class GateSchedule:
             return "decided"
         return "open" if step < self.open_steps else "learn"
 
-    def progress(self, step: int) -> float:
-        """Returns how far the gates have cooled in an optimizer step: 0 at the first learning step, then up to 1."""
-        return min(max((step - self.open_steps) / max(self.cooled_step - self.open_steps, 1), 0.0), 1.0)
-
     def temperature(self, step: int) -> float:
         """Returns the temperature of an optimizer step, counted from zero."""
-        return geometric(self.start_temperature, self.end_temperature, self.progress(step))
+        progress = (step - self.open_steps) / max(self.cooled_step - self.open_steps, 1)
+        return geometric(self.start_temperature, self.end_temperature, progress)
+
+    def closed(self, step: int) -> float:
+        """Returns how far the gates have closed in an optimizer step, counted from zero: see `closing`."""
+        steps = self.closed_step - self.open_steps
+        return closing((step - self.open_steps) / steps) if steps > 0 else 1.0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 Budget = int | float | Mapping[str, int | float]
 InitialScores = Literal["gradient", "zeros", "random"]
 Mode = Literal["joint", "pipelined"]
-Closing = Literal["gradual", "at once"]
 ATTENTION_KINDS = ("encoder", "decoder", "cross")
 # What each estimator learns well with, where the user asks for nothing else.
 SCORE_LEARNING_RATES: dict[str, float] = {"ste": 0.5, "sigmoid": 0.1, "dsp": 0.5, "hard_concrete": 0.1}
@@ -54,9 +53,10 @@ class SubsetGates:
         open_until: Fraction of the run in which all heads are open and only weights train.
         cooled_by: Fraction of the run at which the last temperature is reached; `decided_by` when left out.
         decided_by: Fraction of the run at which the hard choice is fixed.
-        closing: "gradual" mixes the gates with open ones, less and less while the temperature falls: the number of open
-            heads falls from all to the budget and weights can adapt, while the scores learn to choose the budget from
-            the first learning step. "at once" closes fully from the first learning step, as the paper does.
+        closing_steps: Optimizer steps, from the first learning one, in which the gates are mixed with open ones, less
+            and less: the number of open heads falls from all to the budget and weights can adapt, while the scores
+            learn to choose the budget from the start. At most until the temperature has fallen. 0 closes at once, as
+            the paper does.
         initial_scores: Where the scores start, when `open_until` is over: "gradient" importance on training examples
             (standardised, times `initial_spread`), "zeros", or "random" (uniform in +-0.5 times `initial_spread`).
         initial_spread: Scale of the initial scores.
@@ -79,7 +79,7 @@ class SubsetGates:
     open_until: float = 0.1
     cooled_by: float | None = None
     decided_by: float = 0.65
-    closing: Closing = "gradual"
+    closing_steps: int = 120
     initial_scores: InitialScores = "gradient"
     initial_spread: float = 1.0
     scoring_examples: int = 256
@@ -96,7 +96,7 @@ class SubsetGates:
         rules = {
             f"estimator must be one of {get_args(Estimator)}": self.estimator in (None, *get_args(Estimator)),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
-            f"closing must be one of {get_args(Closing)}": self.closing in get_args(Closing),
+            "closing_steps must not be negative": self.closing_steps >= 0,
             f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
             "score_learning_rate must be above 0": rate is None or rate > 0,
             "temperature must be a tuple of two numbers, first >= last > 0": range_ is None or first >= last > 0,
@@ -152,7 +152,7 @@ class SubsetGates:
             open_until=0.0,
             cooled_by=cooled_by,
             decided_by=1.0,
-            closing="at once",
+            closing_steps=0,
             initial_scores="random",
             max_score_grad_norm=None,
         )
@@ -182,9 +182,11 @@ class SubsetGates:
         is_joint = self.mode == "joint"
         decided = self.decided_by if is_joint else 1.0
         cooled = decided if self.cooled_by is None else self.cooled_by
+        open_steps, cooled_step = round(self.open_until * max_steps) if is_joint else 0, round(cooled * max_steps)
         return GateSchedule(
-            open_steps=round(self.open_until * max_steps) if is_joint else 0,
-            cooled_step=round(cooled * max_steps),
+            open_steps=open_steps,
+            closed_step=min(open_steps + self.closing_steps, cooled_step),
+            cooled_step=cooled_step,
             decided_step=round(decided * max_steps),
             start_temperature=self.temperature_range[0],
             end_temperature=self.temperature_range[1],
