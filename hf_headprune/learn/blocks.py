@@ -1,9 +1,8 @@
 """Weights masked by blocks, and the gradients of the blocks' scores; no mask of full size is ever made.
 
 A mask of shape `(rows, columns)` stands for a matrix cut into as many blocks of equal shape; the block's shape follows
-from that of the matrix. A mask of the units of a site (heads or FFN units) is a vector: what the output projection
-receives from each unit is multiplied by it, which for an FFN equals masking the rows of the first matrix (biases
-included) and the columns of the second.
+from that of the matrix. A mask of the units of a site (heads or FFN units) is a vector: the output projection's columns
+are multiplied by it, which for an FFN equals masking the rows of the first matrix (biases included) too.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class BlockMaskedLinear(nn.Linear):
 
 
 class UnitMaskedLinear(nn.Linear):
-    """The output projection of a site, which multiplies its input by a mask of the site's units.
+    """The output projection of a site without the columns of closed units: as if its input were masked.
 
     Attributes:
         slot: Mask and scores, of shape `(units,)`.
@@ -94,9 +93,13 @@ class UnitMaskedLinear(nn.Linear):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Maps `(..., units * unit_width)` to `(..., out_features)`."""
-        if self.slot.mask is None:
+        mask, scores = self.slot.mask, self.slot.scores
+        if mask is None:
             return functional.linear(hidden, self.weight, self.bias)
-        return _UnitMasked.apply(hidden, self.weight, self.bias, self.slot.scores, self.slot)
+        if scores is not None and not self.slot.scores_closed:
+            scores = scores * mask
+        # The columns of a unit are a block over all rows; to mask weights is less work than to mask activations.
+        return _BlockMasked.apply(hidden, self.weight, self.bias, None if scores is None else scores[None], mask[None])
 
 
 class UnitRowScores:
@@ -190,45 +193,6 @@ class _BlockMasked(torch.autograd.Function):
         return tuple(grads)
 
 
-class _UnitMasked(torch.autograd.Function):
-    """`(hidden * m) @ W.T + bias`; the gradient of a unit's score is that of its factor m.
-
-    Only the unmasked input is kept for the backward pass, as a plain module keeps it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        scores: torch.Tensor | None,
-        slot: Any,
-    ) -> torch.Tensor:
-        del scores
-        ctx.save_for_backward(hidden, weight, slot.mask)
-        ctx.scores_closed = slot.scores_closed
-        return functional.linear(hidden * _by_column(slot.mask, hidden), weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad = grad_outputs[0]
-        hidden, weight, mask = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        grads: list[torch.Tensor | None] = [None] * 5
-        factor = _by_column(mask, hidden)
-        if needs[0] or needs[3]:
-            grad_masked = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
-            if needs[3]:
-                by_column = (grad_masked * hidden).flatten(0, -2).sum(0, dtype=torch.float32)
-                by_unit = by_column.view(len(mask), -1).sum(1)
-                grads[3] = by_unit if ctx.scores_closed else by_unit * mask
-            grads[0] = grad_masked.mul_(factor)
-        grads[1] = _outer(grad, hidden * factor).to(weight.dtype) if needs[1] else None
-        grads[2] = grad.flatten(0, -2).sum(0) if needs[2] else None
-        return tuple(grads)
-
-
 class _RowScores(torch.autograd.Function):
     """Identity whose backward gives each unit's score the sum over its row of dL/dW * W, without the bias."""
 
@@ -244,13 +208,6 @@ class _RowScores(torch.autograd.Function):
         output, bias = ctx.saved_tensors
         from_weight = output if bias is None else output - bias.to(output.dtype)
         return grad, None, (grad * from_weight).flatten(0, -2).sum(0, dtype=torch.float32)
-
-
-def _by_column(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Returns the factor of each column of an output projection's input, `(units * unit_width,)`."""
-    factor = mask.to(hidden.dtype)
-    unit_width = hidden.shape[-1] // len(mask)
-    return factor if unit_width == 1 else factor.repeat_interleave(unit_width)
 
 
 def _outer(grad: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
