@@ -17,20 +17,19 @@ Runs in the committed result file count as done; delete it to measure anew:
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, load_task
 from benchmarks.training import Recipe, build_trainer, train_and_score
 from hf_headprune import AStarSearch, HeadPruneCallback, PruningPlan, SubsetGates, prune_model_, search_plan
@@ -78,11 +77,6 @@ class Run:
     kept_heads: int
     seed: int
 
-    @property
-    def key(self) -> str:
-        """Name of the run's file."""
-        return "--".join(str(value).replace(" ", "_") for value in asdict(self).values())
-
 
 def all_runs() -> Iterator[Run]:
     """Yields every run, seed by seed, so that an unfinished benchmark has whole seeds."""
@@ -118,7 +112,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         settings = (PIPELINED if run.group == "pipelined" else JOINT | ABLATION)[run.method]
         callback = HeadPruneCallback(gates=SubsetGates(kept_heads=run.kept_heads, mode=mode, **settings), search=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
-    result = {**asdict(run), **train_and_score(trainer, task), "steps": trainer.state.global_step}
+    result: dict[str, Any] = {**train_and_score(trainer, task), "steps": trainer.state.global_step}
     if run.method == SEARCH_ALONE:
         return {**result, **cut_by_search(run, trainer, task)}
     if run.method == DENSE and run.group == "joint":
@@ -149,39 +143,26 @@ def cut_by_search(run: Run, trainer: Trainer, task: Task) -> dict[str, Any]:
 
 def dense_folder(run: Run, work: Path) -> Path:
     """Where the dense model of a task and seed lies."""
-    return work / replace(run, group="joint", method=DENSE, kept_heads=72).key
+    return work / key_of(replace(run, group="joint", method=DENSE, kept_heads=72))
 
 
-def work_through(work: Path, *, smoke: bool, only: str | None) -> None:
-    """Takes runs that nobody has taken until none is left."""
+def queue(work: Path, *, smoke: bool, only: str | None = None) -> RunQueue[Run]:
+    """Builds the queue of all runs, of one group, or of those of a smoke run, which knows no finished ones."""
     runs = [run for run in all_runs() if only in (None, run.group)]
     if smoke:
         methods = {"headline": {DENSE}, "joint": {DENSE, "sigmoid"}, "pipelined": {"dsp"}}
         runs = [r for r in runs if r.seed == 0 and r.task == "sst2" and r.method in methods[r.group]][:6]
         runs = [r for r in runs if r.group != "headline"] + [Run("pipelined", "sst2", "dsp", 9, 0)]
-    published = {} if smoke else published_runs()
-    for run in runs:
-        with (work / f"{run.key}.lock").open("w") as lock:
-            if not taken(lock) and not is_finished(run, work, published) and can_start(run, work):
-                result = perform(run, work, smoke=smoke)
-                write_json(work / f"{run.key}.json", result)
-                print(run.key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
+    return RunQueue(tuple(runs), work, Path("no such file") if smoke else RESULT)
 
 
-def taken(lock: IO[str]) -> bool:
-    """Tells whether another process works on a run; a lock ends with its process, however that ends."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
-
-
-def is_finished(run: Run, work: Path, published: dict[str, Any]) -> bool:
-    """Tells whether a run has its result, and a dense one its model too, as long as pipelined runs wait for that."""
-    waiting = (r for r in all_runs() if r.group == "pipelined" and dense_folder(r, work) == work / run.key)
-    needs_model = any(not is_finished(r, work, published) for r in waiting) and not has_model(work / run.key)
-    return not needs_model and (run.key in published or (work / f"{run.key}.json").exists())
+def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
+    """Tells whether a finished dense run has to leave its model again, since pipelined runs wait for it."""
+    if has_model(dense_folder(run, work)) or (run.group, run.method) != ("joint", DENSE):
+        return False
+    done = {key_of(Run(**{name: r[name] for name in Run.__dataclass_fields__})) for r in waiting.finished()}
+    pipelined = [r for r in waiting.runs if r.group == "pipelined" and (r.task, r.seed) == (run.task, run.seed)]
+    return any(key_of(r) not in done for r in pipelined)
 
 
 def has_model(folder: Path) -> bool:
@@ -189,38 +170,13 @@ def has_model(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def can_start(run: Run, work: Path) -> bool:
-    """Tells whether the model that a run starts from is there."""
-    return run.group != "pipelined" or has_model(dense_folder(run, work))
-
-
-def published_runs() -> dict[str, dict[str, Any]]:
-    """Returns the runs in the committed result file by their keys."""
-    results = read_json(RESULT).get("runs", [])
-    fields = Run.__dataclass_fields__
-    return {Run(**{name: result[name] for name in fields}).key: result for result in results}
-
-
 def collect(work: Path) -> dict[str, Any]:
     """Reads all finished runs and summarises them: mean and spread over seeds."""
-    published = published_runs()
-    found = [published.get(run.key) or read_json(work / f"{run.key}.json") for run in all_runs()]
+    waiting = queue(work, smoke=False)
     fields = (*Run.__dataclass_fields__, "dev", "test", "steps", "train_seconds", "heads_per_layer")
-    finished = [{name: result[name] for name in fields if name in result} for result in found if result]
-    cells: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
-    for result in finished:
-        cell = result["group"], result["task"], result["method"], result["kept_heads"]
-        cells.setdefault(cell, []).append(result)
-    summary = []
-    for (group, task, method, kept), results in cells.items():
-        row: dict[str, Any] = {"group": group, "task": task, "method": method, "kept_heads": kept}
-        row["seeds"] = [result["seed"] for result in results]
-        for split in ("dev", "test"):
-            values = [result[split] for result in results]
-            row[split] = {"mean": float(np.mean(values)), "values": values}
-            row[split]["standard_deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        summary.append(row)
-    return {"missing": sum(1 for _ in all_runs()) - len(finished), "summary": summary, "runs": finished}
+    finished = [{name: result[name] for name in fields if name in result} for result in waiting.finished()]
+    rows = summary(finished, ("group", "task", "method", "kept_heads"), ("dev", "test"))
+    return {"missing": len(waiting.runs) - len(finished), "summary": rows, "runs": finished}
 
 
 def main() -> None:
@@ -234,7 +190,12 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     if not options.collect:
-        work_through(options.work, smoke=options.smoke, only=options.only)
+        waiting = queue(options.work, smoke=options.smoke, only=options.only)
+        waiting.work_through(
+            partial(perform, work=options.work, smoke=options.smoke),
+            can_start=lambda run: run.group != "pipelined" or has_model(dense_folder(run, options.work)),
+            must_repeat=partial(must_repeat, work=options.work, waiting=waiting),
+        )
     content = collect(options.work)
     print(json.dumps([{k: row[k] for k in ("group", "task", "method", "kept_heads")} for row in content["summary"]]))
     if options.collect and not options.smoke:

@@ -1,0 +1,104 @@
+"""A queue of training runs that a killed benchmark takes up again and that several processes share."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+import numpy as np
+
+from benchmarks.results_file import read_json, write_json
+
+R = TypeVar("R")
+
+
+def key_of(run: Any) -> str:
+    """Returns the name of a run's file: the values of its fields."""
+    return "--".join(str(value).replace(" ", "_").replace("/", "_") for value in asdict(run).values())
+
+
+@dataclass(frozen=True)
+class RunQueue(Generic[R]):
+    """Runs, the cache of finished ones, and the committed result file, whose runs count as finished too.
+
+    Attributes:
+        runs: Dataclasses of texts and numbers, in the order in which they are taken.
+        work: Folder of the cache.
+        result: Committed result file.
+    """
+
+    runs: tuple[R, ...]
+    work: Path
+    result: Path
+
+    def work_through(
+        self,
+        perform: Callable[[R], dict[str, Any]],
+        *,
+        can_start: Callable[[R], bool] = lambda run: True,
+        must_repeat: Callable[[R], bool] = lambda run: False,
+    ) -> None:
+        """Takes runs that nobody has taken until none is left.
+
+        Args:
+            perform: Does a run; returns at least `dev` and `test`.
+            can_start: Whether what a run needs is there.
+            must_repeat: Whether a run is done again although it has its result.
+        """
+        published = self.published()
+        for run in self.runs:
+            key = key_of(run)
+            with (self.work / f"{key}.lock").open("w") as lock:
+                if _taken(lock) or not can_start(run):
+                    continue
+                if must_repeat(run) or not (key in published or (self.work / f"{key}.json").exists()):
+                    result = {**asdict(run), **perform(run)}
+                    write_json(self.work / f"{key}.json", result)
+                    print(key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
+
+    def published(self) -> dict[str, dict[str, Any]]:
+        """Returns the runs of the committed result file by their keys."""
+        kind = type(self.runs[0])
+        results = read_json(self.result).get("runs", [])
+        return {key_of(kind(**{name: r[name] for name in kind.__dataclass_fields__})): r for r in results}  # type: ignore[attr-defined]
+
+    def finished(self) -> list[dict[str, Any]]:
+        """Returns the results of all finished runs, those of the committed file first."""
+        published = self.published()
+        found = (published.get(key) or read_json(self.work / f"{key}.json") for key in map(key_of, self.runs))
+        return [result for result in found if result]
+
+
+def summary(results: Iterable[dict[str, Any]], by: tuple[str, ...], measures: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Returns mean, values and standard deviation over seeds for each cell.
+
+    Args:
+        results: Of runs with a `seed`.
+        by: Names of what makes a cell.
+        measures: Names of what is averaged, where a run has it.
+    """
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        cells.setdefault(tuple(result[name] for name in by), []).append(result)
+    rows = []
+    for cell, runs in cells.items():
+        row: dict[str, Any] = dict(zip(by, cell, strict=True)) | {"seeds": [run["seed"] for run in runs]}
+        for name in measures:
+            values = [run[name] for run in runs if name in run]
+            if values:
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+                row[name] = {"mean": float(np.mean(values)), "values": values, "standard_deviation": spread}
+        rows.append(row)
+    return rows
+
+
+def _taken(lock: IO[str]) -> bool:
+    """Tells whether another process works on a run; a lock ends with its process, however that ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
