@@ -5,29 +5,61 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+)
+
+from examples.squad_format import SquadMetrics, Windows, read_squad, split_off
 
 DATA = Path(os.environ.get("HEADPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SNLI_TRAIN_PAIRS = 10_000
 SEARCH_EXAMPLES = 872
+MAX_QUESTIONS = 4_000
+MAX_WINDOW = 256
+
+
+Scorer = Callable[[EvalPrediction], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A text classification task with three splits, tokenized."""
+    """A task with three splits, tokenized.
+
+    Attributes:
+        name: Of its folder.
+        num_labels: Of a classification; 0 for question answering.
+        train: Examples, or windows of a context.
+        dev: The same.
+        test: The same.
+        metric: What is reported, in percent.
+        scorers: For "dev" and "test", the `compute_metrics` that returns it.
+    """
 
     name: str
     num_labels: int
     train: Dataset
     dev: Dataset
     test: Dataset
+    metric: str
+    scorers: Mapping[str, Scorer]
+
+    def model(self) -> PreTrainedModel:
+        """Returns the pretrained MiniLM with a fresh head for this task."""
+        return minilm(self.num_labels) if self.num_labels else copied(AutoModelForQuestionAnswering, minilm_path())
 
 
 def minilm_path() -> Path:
@@ -39,27 +71,39 @@ def minilm_path() -> Path:
 
 
 def minilm(num_labels: int) -> PreTrainedModel:
-    """Loads MiniLM-L6 (6 layers x 12 heads) with a fresh classification head.
+    """Loads MiniLM-L6 (6 layers x 12 heads) with a fresh classification head."""
+    return copied(AutoModelForSequenceClassification, minilm_path(), num_labels=num_labels)
 
-    Weights are copied: those that Transformers loads are views of the file, aligned by chance, and the chance changes
-    the speed of matrix products by up to a tenth.
+
+def copied(kind: Any, folder: Path, **settings: Any) -> PreTrainedModel:
+    """Loads a model and copies its weights.
+
+    Those that Transformers loads are views of the file, aligned by chance, and the chance changes the speed of matrix
+    products by up to a tenth.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(minilm_path(), num_labels=num_labels)
+    model = kind.from_pretrained(folder, **settings)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of right predictions, in percent."""
+    return {"accuracy": 100.0 * float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
 
 
 def load_task(name: str, *, limit: int | None = None) -> Task:
     """Reads a task from the folder of data sets (`HEADPRUNE_DATA`), tokenized.
 
     Args:
-        name: "sst2" or "snli".
+        name: "sst2", "snli", "qamr" or "squad_v1_dev".
         limit: Rows read of each split, for a smoke run.
     """
     folder = DATA / name
     if not folder.is_dir():
         raise SystemExit(f"{name}: no such data set folder. Set HEADPRUNE_DATA to the folder that holds {name}/.")
+    if (folder / "train.json").exists():
+        return load_questions(folder, limit)
     splits = {}
     for split in ("train", "dev", "test"):
         with (folder / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
@@ -84,4 +128,28 @@ def load_task(name: str, *, limit: int | None = None) -> Task:
             }
         )
 
-    return Task(name, len(labels), **{split: tokenized(rows) for split, rows in splits.items()})
+    parts = {split: tokenized(rows) for split, rows in splits.items()}
+    scorers = dict.fromkeys(("dev", "test"), accuracy)
+    return Task(name, len(labels), **parts, metric="accuracy", scorers=scorers)
+
+
+def load_questions(folder: Path, limit: int | None) -> Task:
+    """Reads questions in SQuAD's format; dev is parted off train by articles, and no split has more than 4 000."""
+    train, dev = split_off(read_squad(folder / "train.json"), 0.1, seed=0)
+    rows = {"train": train, "dev": dev, "test": read_squad(folder / "test.json")}
+    for split in ("dev", "test"):
+        drawn = np.random.default_rng(0).permutation(len(rows[split]))[:MAX_QUESTIONS]
+        rows[split] = rows[split].select(np.sort(drawn))
+    rows = {split: r.select(range(min(limit or len(r), len(r)))) for split, r in rows.items()}
+    windows = Windows(AutoTokenizer.from_pretrained(minilm_path()), max_length=MAX_WINDOW, stride=64)
+    encoded = {split: windows.encode(r) for split, r in rows.items()}
+    parts = {
+        split: e.add_column("length", list(map(len, e["input_ids"]))).remove_columns(["question_index", "offsets"])
+        for split, e in encoded.items()
+    }
+
+    def scorer(split: str) -> Scorer:
+        metrics = SquadMetrics(rows[split], encoded[split], n_best=1, max_tokens=30)
+        return lambda prediction: {name: 100.0 * value for name, value in metrics(prediction).items()}
+
+    return Task(folder.name, 0, **parts, metric="f1", scorers={split: scorer(split) for split in ("dev", "test")})

@@ -5,13 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from benchmarks.tasks import Task, minilm, minilm_path
+from benchmarks.tasks import Task, minilm_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -27,11 +26,6 @@ class Recipe:
     batch_size: int = 32
     warmup_steps: float = 0.06
     bf16: bool = True
-
-
-def accuracy(prediction: Any) -> dict[str, float]:
-    """Share of right predictions, in percent."""
-    return {"accuracy": 100.0 * float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
 
 
 def build_trainer(
@@ -59,20 +53,28 @@ def build_trainer(
         length_column_name="length",
     )
     return Trainer(
-        model=model or minilm(task.num_labels),
+        model=model or task.model(),
         args=arguments,
         train_dataset=task.train,
         eval_dataset=task.dev,
         data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(minilm_path())),
-        compute_metrics=accuracy,
+        compute_metrics=task.scorers["dev"],
         callbacks=[] if callback is None else [callback],
     )
 
 
 def train_and_score(trainer: Trainer, task: Task) -> dict[str, float]:
-    """Trains and returns accuracies (percent) on dev and test, and the seconds that training took."""
+    """Trains and returns the metric (percent) on dev and test, and the seconds that training took."""
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    scores = {split: trainer.evaluate(getattr(task, split))["eval_accuracy"] for split in ("dev", "test")}
-    return {**scores, "train_seconds": seconds}
+    return {**score(trainer, task), "train_seconds": seconds}
+
+
+def score(trainer: Trainer, task: Task) -> dict[str, float]:
+    """Returns the metric of a trained model (percent) on dev and test."""
+    scores = {}
+    for split, scorer in task.scorers.items():
+        trainer.compute_metrics = scorer
+        scores[split] = trainer.evaluate(getattr(task, split))[f"eval_{task.metric}"]
+    return scores

@@ -1,5 +1,6 @@
 """Every benchmark runs with --smoke, from the folder of the project, on data that lies beside it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,17 @@ def test_the_accuracy_benchmark_runs_with_smoke_and_goes_on_where_it_was(tmp_pat
     first = _smoke("benchmarks.gates_accuracy", "--work", str(work))
     assert first.count(" test ") == len(list(work.glob("*.json"))) >= 5
     assert " test " not in _smoke("benchmarks.gates_accuracy", "--work", str(work))
+
+
+@NEEDS_DATA
+def test_the_density_benchmark_runs_with_smoke_and_goes_on_where_it_was(tmp_path):
+    out = _smoke("benchmarks.density_accuracy", "--work", str(tmp_path))
+    assert sum(" test " in line for line in out.splitlines()) == len(list(tmp_path.glob("*.json"))) == 11
+    hybrid, random = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("budget--sst2--[hr]*-0.json")))
+    assert hybrid["kept"] == random["kept"]
+    assert hybrid["reached_density"] == pytest.approx(0.5, abs=0.01)
+    assert hybrid["file_mb"] == pytest.approx(hybrid["weights_mb"], rel=1e-3)
+    assert " test " not in _smoke("benchmarks.density_accuracy", "--work", str(tmp_path))
 
 
 def test_the_step_cost_benchmark_runs_with_smoke():

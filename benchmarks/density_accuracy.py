@@ -1,0 +1,240 @@
+"""Accuracy of MiniLM at a given density of its linear weights: the default hybrid against what others do.
+
+Density is the share of the entries of all attention and FFN matrices that is left; every model is really cut. Three
+groups of runs; within a group all runs share data, steps, learning rate and batch order:
+
+- published: sst2, 2 epochs at batch 16 and a teacher that trained 1.5 epochs, the setting of nn_pruning's own run in
+  Lagunas et al. 2021's code (one seed: 74 % density, dev 87.0, test 89.2). Densities 74, 50, 35 and 25 %.
+- budget: sst2, snli (10 000 pairs) and qamr (F1), 300 steps at batch 32, densities 50 and 25 %, no teacher: the hybrid;
+  block movement alone (units); gates for heads with the FFN by magnitude; magnitude; Fisher scores after dense training
+  (Kwon et al. 2022, arXiv 2204.09656, one-shot, without its mask tuning); and the hybrid's own sizes per layer, filled
+  with heads and units drawn at random and trained as long.
+- questions: squad_v1_dev, dense, and hybrid_filled at 50 and 26 %: an exact budget of blocks, a teacher, a second run.
+
+Run: OMP_NUM_THREADS=1 python -m benchmarks.density_accuracy [--only budget] [--work FOLDER] [--smoke]
+     python -m benchmarks.density_accuracy --collect
+Every run is cached in `--work`; several processes share the queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from benchmarks.one_shot import fisher_plan
+from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.run_queue import RunQueue, key_of, summary
+from benchmarks.tasks import Task, copied, load_task
+from benchmarks.training import Recipe, build_trainer, score, train_and_score
+from hf_headprune import (
+    BlockMovement,
+    Distillation,
+    HeadPruneCallback,
+    PruningPlan,
+    SubsetGates,
+    anatomy_of,
+    linear_density,
+    prune_model_,
+)
+from hf_headprune.learn.density import budgets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import Trainer
+
+RESULT = RESULTS / "density_accuracy.json"
+SEEDS = (0, 1, 2)
+DENSE, HYBRID, RANDOM_UNITS, FISHER, FILLED = "dense", "hybrid", "random units", "Fisher, one-shot", "hybrid_filled"
+LEARNED = (HYBRID, "movement", "gates, FFN by magnitude", "magnitude")
+TEACHER = Recipe(epochs=1.5, batch_size=16, learning_rate=5e-5)
+RECIPES = {
+    "teacher": TEACHER,
+    "published": replace(TEACHER, epochs=2.0),
+    "budget": Recipe(max_steps=300),
+    "questions": Recipe(epochs=2.0),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; a density of 1.0 is that of the dense model."""
+
+    group: str
+    task: str
+    method: str
+    density: float
+    seed: int
+
+
+def all_runs() -> Iterator[Run]:
+    """Yields every run, seed by seed; what another run needs comes first."""
+    published = [Run("teacher", "sst2", DENSE, 1.0, 0), Run("published", "sst2", DENSE, 1.0, 0)]
+    published += [Run("published", "sst2", HYBRID, density, 0) for density in (0.74, 0.5, 0.35, 0.25)]
+    budget = []
+    for task in ("sst2", "snli", "qamr"):
+        budget.append(Run("budget", task, DENSE, 1.0, 0))
+        budget += [Run("budget", task, *cell, 0) for cell in product((*LEARNED, RANDOM_UNITS, FISHER), (0.5, 0.25))]
+    questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
+    questions += [Run("questions", "squad_v1_dev", FILLED, density, 0) for density in (0.5, 0.26)]
+    for runs in (published, budget, questions):
+        for seed in SEEDS:
+            yield from (replace(run, seed=seed) for run in runs)
+
+
+def needed_by(run: Run) -> Run | None:
+    """Returns the run whose model or sizes a run needs."""
+    if run.method == RANDOM_UNITS:
+        return replace(run, method=HYBRID)
+    if run.method == FISHER or (run.group == "questions" and run.method != DENSE):
+        return replace(run, method=DENSE, density=1.0)
+    if run.group == "published" and run.method != DENSE:
+        return Run("teacher", run.task, DENSE, 1.0, run.seed)
+    return None
+
+
+@cache
+def cached_task(name: str, limit: int | None) -> Task:
+    """Loads a task once per process."""
+    return load_task(name, limit=limit)
+
+
+def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
+    """Trains, cuts and scores one run; a dense one leaves its model for those that need it."""
+    task = cached_task(run.task, 16 if smoke else None)
+    recipe = replace(RECIPES[run.group], max_steps=4, batch_size=4) if smoke else RECIPES[run.group]
+    build = partial(build_trainer, task, recipe, seed=run.seed)
+    if run.method == FISHER:
+        trainer = build(callback=None, model=saved_model(run, task, work))
+        plan = fisher_plan(trainer, run.density, examples=4 if smoke else 1024)
+        prune_model_(plain(trainer), plan)
+        return {**score(trainer, task), **sizes(plan, task)}
+    if run.method == RANDOM_UNITS:
+        source = needed_by(run)
+        model = task.model()
+        plan = random_plan(PruningPlan.of(model), read_result(source, work)["kept"], run.seed)  # type: ignore[arg-type]
+        trainer = build(callback=None, model=prune_model_(model, plan))
+        return {**train_and_score(trainer, task), **sizes(plan, task)}
+    callback = None if run.method == DENSE else callback_of(run, task, work)
+    trainer = build(callback=callback)
+    result = train_and_score(trainer, task)
+    if callback is None:
+        trainer.save_model(str(work / key_of(run)))
+        return result
+    if run.method == FILLED:  # its blocks leave no zeros behind, once they are filled
+        return {**result, **file_size(trainer, work / key_of(run))}
+    return {**result, **sizes(callback.plan, task), **file_size(trainer, work / key_of(run))}
+
+
+def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
+    """Builds the callback of one method."""
+    teacher = None
+    if run.group in ("published", "questions"):
+        teacher = Distillation(saved_model(run, task, work))
+    if run.method == FILLED:
+        movement = BlockMovement.hybrid_filled(
+            method="top_k", kept=run.density, kept_of="parameters", open_until=0.1, reached_by=0.65, decided_by=0.65
+        )
+        return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher)
+    if run.method == HYBRID:
+        return HeadPruneCallback(density=run.density, search=None, distillation=teacher)
+    if run.method == "gates, FFN by magnitude":
+        found = budgets(anatomy_of(task.model()), run.density)
+        ffn = BlockMovement.ffn_units(found.kept_ffn, method="magnitude")
+        return HeadPruneCallback(SubsetGates(kept_heads=found.kept_heads), None, movement=ffn)
+    method = "magnitude" if run.method == "magnitude" else "top_k"
+    units = BlockMovement(attention_block="unit", method=method, kept=run.density)
+    return HeadPruneCallback(gates=None, search=None, movement=units)
+
+
+def saved_model(run: Run, task: Task, work: Path) -> Any:
+    """Loads the model that a run needs."""
+    return copied(type(task.model()), work / key_of(needed_by(run)))
+
+
+def random_plan(full: PruningPlan, kept: dict[str, int], seed: int) -> PruningPlan:
+    """Draws as many units of each site as another plan kept."""
+    draws = np.random.default_rng(seed)
+
+    def drawn(sites: Any) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(sorted(map(int, draws.permutation(units)[: kept[name]]))) for name, units in sites.items()}
+
+    ffn = {name: len(units) for name, units in full.kept_ffn.items()}
+    return full.replace(kept_heads=drawn(full.num_heads), kept_ffn=drawn(ffn))
+
+
+def sizes(plan: Any, task: Task) -> dict[str, Any]:
+    """Returns what a plan keeps: its density, and units per site."""
+    kept = {name: len(units) for name, units in {**plan.kept_heads, **plan.kept_ffn}.items()}
+    return {"reached_density": linear_density(plan, anatomy_of(task.model())), "kept": kept}
+
+
+def file_size(trainer: Trainer, folder: Path) -> dict[str, float]:
+    """Saves the model and returns the size of its weights on disk and in memory, in MB."""
+    trainer.save_model(str(folder))
+    on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    in_memory = sum(tensor.numel() * tensor.element_size() for tensor in plain(trainer).state_dict().values())
+    return {"file_mb": on_disk / 1e6, "weights_mb": in_memory / 1e6}
+
+
+def plain(trainer: Trainer) -> Any:
+    """Returns the Trainer's model without what mixed precision wrapped around it."""
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def read_result(run: Run, work: Path) -> dict[str, Any]:
+    """Returns the result of a finished run."""
+    return read_json(work / f"{key_of(run)}.json")
+
+
+def can_start(run: Run, work: Path) -> bool:
+    """Tells whether what a run needs is there."""
+    source = needed_by(run)
+    if source is None:
+        return True
+    has_model = (work / key_of(source) / "config.json").exists()
+    return bool(read_result(source, work)) and (source.method != DENSE or has_model)
+
+
+def queue(work: Path, only: str | None, *, smoke: bool) -> RunQueue[Run]:
+    """Builds the queue; of a smoke run, one of each method on few rows."""
+    runs = [run for run in all_runs() if only in (None, run.group) or (only == "published" and run.group == "teacher")]
+    if smoke:
+        runs = [r for r in runs if r.seed == 0 and r.task != "snli" and r.density in (1.0, 0.5)]
+        runs = [r for r in runs if r.task != "qamr" and (r.group, r.method) != ("published", DENSE)]
+    return RunQueue(tuple(runs), work, Path("no such file") if smoke else RESULT)
+
+
+def main() -> None:
+    """Works through the queue, or collects."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/density_accuracy"), help="cache of finished runs")
+    parser.add_argument("--only", choices=("published", "budget", "questions"))
+    parser.add_argument("--collect", action="store_true", help="summarise what is finished")
+    parser.add_argument("--smoke", action="store_true", help="a few steps of one run of each method")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    waiting = queue(options.work, options.only, smoke=options.smoke)
+    if not options.collect:
+        waiting.work_through(
+            partial(perform, work=options.work, smoke=options.smoke), can_start=partial(can_start, work=options.work)
+        )
+    elif not options.smoke:
+        runs = waiting.finished()
+        measures = ("dev", "test", "reached_density", "file_mb", "weights_mb")
+        rows = summary(runs, ("group", "task", "method", "density"), measures)
+        content = {"seeds": SEEDS, "missing": len(waiting.runs) - len(runs), "summary": rows, "runs": runs}
+        write_json(RESULT, {**environment(), **content})
+
+
+if __name__ == "__main__":
+    main()
