@@ -140,9 +140,7 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
     if run.group in ("published", "questions"):
         teacher = Distillation(saved_model(run, task, work))
     if run.method == FILLED:
-        movement = BlockMovement.hybrid_filled(
-            method="top_k", kept=run.density, kept_of="parameters", open_until=0.1, reached_by=0.65, decided_by=0.65
-        )
+        movement = BlockMovement.hybrid_filled(density=run.density)
         return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher)
     if run.method == HYBRID:
         return HeadPruneCallback(density=run.density, search=None, distillation=teacher)

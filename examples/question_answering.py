@@ -4,6 +4,9 @@
         --validation_fraction 0.1 --max_drop 0.01 --num_train_epochs 2 --learning_rate 3e-5 --output_dir out
     python examples/question_answering.py --model_name_or_path path/to/model --train_file train.json \
         --validation_file dev.json --test_file test.json --kept_heads 36 --output_dir out
+    python examples/question_answering.py --model_name_or_path path/to/model --train_file train.json \
+        --validation_file dev.json --recipe hybrid_filled --density 0.26 --teacher_name_or_path path/to/tuned/model \
+        --num_train_epochs 20 --output_dir out
     python examples/question_answering.py --smoke
 
 The search chooses heads on the validation split; only the test split says how good the result is on other data. With
@@ -43,7 +46,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_headprune import AStarSearch, HeadPruneCallback, SubsetGates
+from hf_headprune import AStarSearch, BlockMovement, Distillation, HeadPruneCallback, SubsetGates
 
 logger = logging.getLogger("question_answering")
 
@@ -81,6 +84,14 @@ class PruningArguments:
     estimator: str | None = field(default=None, metadata={"help": "ste, sigmoid, dsp or hard_concrete."})
     mode: str = field(default="joint", metadata={"help": "joint, or pipelined for a model that is fine-tuned already."})
     max_drop: float = field(default=0.01, metadata={"help": "Largest loss of the metric on the validation split."})
+    density: float | None = field(default=None, metadata={"help": "Share of the weights that stays, heads and FFN."})
+    recipe: str | None = field(
+        default=None, metadata={"help": "Block movement as published: hybrid, hybrid_filled or struct. No search then."}
+    )
+    penalty: float | None = field(default=None, metadata={"help": "Of the recipe, in place of a density."})
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "A trained model of the same task that helps."}
+    )
     metric: str = field(default="f1", metadata={"help": "f1 or exact_match."})
     max_evaluations: int = field(default=60, metadata={"help": "Plans that the search may evaluate."})
     no_search: bool = field(default=False, metadata={"help": "Cut exactly what the gates choose."})
@@ -90,10 +101,32 @@ class PruningArguments:
         """Returns what to hand to the Trainer."""
         if self.no_pruning:
             return []
+        distillation = None
+        if self.teacher_name_or_path:
+            distillation = Distillation(AutoModelForQuestionAnswering.from_pretrained(self.teacher_name_or_path))
+        if self.recipe:
+            movement = self.movement()
+            return [HeadPruneCallback(gates=None, search=None, movement=movement, distillation=distillation)]
         kept_heads = float(self.kept_heads) if "." in self.kept_heads else int(self.kept_heads)
         gates = SubsetGates(kept_heads=kept_heads, estimator=self.estimator, mode=self.mode)
         search = AStarSearch(max_drop=self.max_drop, metric=self.metric, max_evaluations=self.max_evaluations)
-        return [HeadPruneCallback(gates=gates, search=None if self.no_search else search)]
+        if self.no_search:
+            search = None
+        return [HeadPruneCallback(gates, search, density=self.density, distillation=distillation)]
+
+    def movement(self) -> BlockMovement:
+        """Returns the settings of the published recipe that was asked for."""
+        recipes = {
+            "hybrid": BlockMovement.hybrid,
+            "hybrid_filled": BlockMovement.hybrid_filled,
+            "struct": BlockMovement.struct,
+        }
+        if self.recipe not in recipes or (self.penalty is not None and self.density is not None):
+            raise ValueError(
+                f"--recipe {self.recipe} must be one of {list(recipes)}, with --penalty or --density, not both: "
+                f"received {self.penalty} and {self.density}."
+            )
+        return recipes[self.recipe](**({} if self.penalty is None else {"penalty": self.penalty}), density=self.density)
 
 
 def main(arguments: list[str]) -> dict[str, Any]:

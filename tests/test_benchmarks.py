@@ -77,6 +77,13 @@ def test_every_benchmark_is_named_here():
     assert scripts <= {name for name in scripts if f"benchmarks.{name}" in Path(__file__).read_text(encoding="utf-8")}
 
 
+def test_the_memory_benchmark_runs_with_smoke():
+    ratios = [float(line.split()[-1]) for line in _smoke("benchmarks.memory_cost").splitlines()]
+    assert len(ratios) == 5
+    assert ratios[0] == 1.0
+    assert all(0.5 < ratio < 3 for ratio in ratios)
+
+
 def test_the_shapes_benchmark_runs_with_smoke_and_checks_the_saved_file():
     lines = [line for line in _smoke("benchmarks.shapes").splitlines() if line.startswith("#7")]
     assert len(lines) == 6

@@ -255,8 +255,23 @@ def test_question_answering_searches_on_exact_match_too(question_answering, qa_s
 
 
 @pytest.mark.parametrize(
+    "how", [["--recipe", "hybrid_filled", "--density", "0.5"], ["--density", "0.6", "--kept_heads", "0.5"]]
+)
+def test_question_answering_prunes_ffn_units_with_a_teacher(question_answering, qa_smoke, tmp_path, how):
+    short = [*qa_smoke, "--num_train_epochs", "2"]
+    dense = question_answering.main([*short, "--no_pruning"])["parameters"]
+    teacher = tmp_path / "teacher"
+    (tmp_path / "out").rename(teacher)
+    results = question_answering.main([*short, "--teacher_name_or_path", str(teacher), "--no_search", *how])
+    assert results["parameters"] < dense
+    assert results["reload_difference"] == 0.0
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--recipe", "filled"], "must be one of"),
+        (["--recipe", "struct", "--penalty", "5", "--density", "0.5"], "not both: received 5.0 and 0.5"),
         (["--validation_fraction", "0"], r"No data for \['validation'\].*--validation_fraction"),
         (["--validation_fraction", "1.5"], "must be between 0 and 1"),
         (["--validation_fraction", "0.99"], "too few to part 99%"),

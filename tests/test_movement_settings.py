@@ -76,6 +76,14 @@ def test_the_published_recipes_have_their_published_values():
     assert BlockMovement.hybrid(40.0, width_multiple=1).width_multiple == 1
 
 
+def test_a_published_recipe_takes_a_density_in_place_of_its_penalty():
+    for recipe in (BlockMovement.hybrid, BlockMovement.hybrid_filled, BlockMovement.struct):
+        asked, published = recipe(density=0.26), recipe()
+        assert (asked.method, asked.kept, asked.kept_of, asked.penalty) == ("top_k", 0.26, "parameters", 0.0)
+        assert (asked.attention_block, asked.fill) == (published.attention_block, published.fill)
+        assert (asked.open_until, asked.reached_by) == (published.open_until, published.reached_by)
+
+
 def test_the_layout_lists_blocks_and_units_in_the_order_of_the_forward_pass():
     layout = layout_of(tiny_bert(), attention_block=(8, 16))
     first = layout[:5]

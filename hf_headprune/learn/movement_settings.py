@@ -158,7 +158,7 @@ class BlockMovement:
         return {"attention": self.attention_penalty, "ffn": self.ffn_penalty}
 
     @classmethod
-    def hybrid(cls, penalty: float = 20.0, **changes: Any) -> BlockMovement:
+    def hybrid(cls, penalty: float = 20.0, *, density: float | None = None, **changes: Any) -> BlockMovement:
         """Returns the paper's hybrid: 32 x 32 blocks of attention, units of the FFN, a sigmoid threshold.
 
         The default penalties are those of the published BERT-base on SQuAD that is 2.44 times faster (26 % of the
@@ -167,28 +167,30 @@ class BlockMovement:
 
         Args:
             penalty: Decides how much goes; published are 5, 20 and 40.
+            density: In place of the penalty, a share of the scored weights that stays, met exactly: the blocks with the
+                highest scores stay, and the threshold goes.
             **changes: Any other setting.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, and the settings of its published models.
         """
-        return cls._paper(penalty, {"ffn_penalty": 0.25} | changes)
+        return cls._paper(penalty, density, {"ffn_penalty": 0.25} | changes)
 
     @classmethod
-    def hybrid_filled(cls, penalty: float = 20.0, **changes: Any) -> BlockMovement:
+    def hybrid_filled(cls, penalty: float = 20.0, *, density: float | None = None, **changes: Any) -> BlockMovement:
         """Returns `hybrid`, followed by a second run of the cut model whose inner zeros are refilled.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, section 4: 20 epochs, then 4 to 10.
         """
-        return cls.hybrid(penalty, **({"fill": 0.25} | changes))
+        return cls.hybrid(penalty, density=density, **({"fill": 0.25} | changes))
 
     @classmethod
-    def struct(cls, penalty: float = 15.0, **changes: Any) -> BlockMovement:
+    def struct(cls, penalty: float = 15.0, *, density: float | None = None, **changes: Any) -> BlockMovement:
         """Returns the paper's structured variant: one score per head and attention matrix, biases kept, not filled.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, and the settings of its published model (3.64 times faster).
         """
         defaults = {"attention_block": "head", "mask_bias": False, "attention_penalty": 0.05}
-        return cls._paper(penalty, defaults | changes)
+        return cls._paper(penalty, density, defaults | changes)
 
     @classmethod
     def to_speedup(cls, factor: float, **changes: Any) -> BlockMovement:
@@ -218,10 +220,11 @@ class BlockMovement:
         return cls(**({"attention_block": None, "kept": kept, "kept_of": "scores"} | changes))
 
     @classmethod
-    def _paper(cls, penalty: float, changes: Mapping[str, Any]) -> BlockMovement:
+    def _paper(cls, penalty: float, density: float | None, changes: Mapping[str, Any]) -> BlockMovement:
+        by_threshold = {"method": "sigmoid_threshold", "penalty": penalty}
+        by_density = {"method": "top_k", "kept": density, "kept_of": "parameters"}
         defaults = {
-            "method": "sigmoid_threshold",
-            "penalty": penalty,
+            **(by_threshold if density is None else by_density),
             "score_gradient": "weights",
             "open_until": _PAPER_OPEN,
             "reached_by": _PAPER_REACHED,
