@@ -56,7 +56,14 @@ def power_of(n: int, epsilon: float, expected: Expectation = Expectation()) -> f
         n: Examples of the certification split.
         epsilon: Drop that is to be excluded, in (0, 1).
         expected: What is expected.
+
+    Raises:
+        InvalidSettingError: n is below 1, or epsilon is no share.
     """
+    if n < 1 or not 0 < epsilon < 1:
+        raise InvalidSettingError(
+            f"power_of: n must be at least 1 and epsilon in (0, 1), received {n} and {epsilon}. A drop of 1 % is 0.01."
+        )
     critical = critical_value(n, epsilon, level_of(expected.alpha), points=PLANNING_POINTS)
     limits = rejection_limits(critical, n, epsilon)
     return float(tail_probabilities(limits, n, np.array([expected.disagreement]), expected.true_drop)[0])
