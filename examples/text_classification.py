@@ -80,8 +80,12 @@ class PruningArguments:
     estimator: str | None = field(default=None, metadata={"help": "ste, sigmoid, dsp or hard_concrete."})
     mode: str = field(default="joint", metadata={"help": "joint, or pipelined for a model that is fine-tuned already."})
     max_drop: float = field(default=0.01, metadata={"help": "Largest loss of the metric on the validation split."})
-    confidence: float | None = field(
-        default=None, metadata={"help": "Certify max_drop on half of the validation split."}
+    confidence: str = field(
+        default="report",
+        metadata={
+            "help": "report: say what half of the validation split, unseen by the search, shows of the accuracy; a level "
+            "like 0.95: cut only what they certify; none: search on all of it."
+        },
     )
     density: float | None = field(default=None, metadata={"help": "Share of the weights that stays, heads and FFN."})
     metric: str = field(default="accuracy", metadata={"help": "accuracy, f1 or matthews_correlation."})
@@ -95,11 +99,12 @@ class PruningArguments:
             return []
         kept_heads = float(self.kept_heads) if "." in self.kept_heads else int(self.kept_heads)
         gates = SubsetGates(kept_heads=kept_heads, estimator=self.estimator, mode=self.mode)
+        known = {"report": "report", "none": None}
         search = AStarSearch(
             max_drop=self.max_drop,
             metric=self.metric,
             max_evaluations=self.max_evaluations,
-            confidence=self.confidence,
+            confidence=known[self.confidence] if self.confidence in known else float(self.confidence),
         )
         return [HeadPruneCallback(gates=gates, search=None if self.no_search else search, density=self.density)]
 

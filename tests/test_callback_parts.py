@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.callback.promise import plans_between
-from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.errors import DataLeakError, InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
@@ -336,6 +336,62 @@ def test_the_path_to_certify_leads_from_what_training_kept_to_what_was_found_one
         {first: (1,), second: (1, 3)},
     ]
     assert plans[-1] == found
+
+
+def test_by_default_the_final_table_says_what_unseen_examples_show_of_what_was_found(tmp_path, capsys):
+    trainer, callback = _certifying(tmp_path / "run", max_drop=0.01, confidence="report")
+    trainer.train()
+    assert "To be certified: 200 examples, 95 % confidence" in " ".join(capsys.readouterr().out.split())
+    assert callback.plan == callback.search_result.plan
+    assert callback.search_result.threshold == pytest.approx(callback.search_result.reference_metric - 0.01)
+    assert callback.certificate.evidence.examples == 200
+    assert callback.certificate.path is None
+    assert callback.certificate.statement in callback.report.promise
+    trainer.save_model(tmp_path / "saved")
+    assert Certificate.load(tmp_path / "saved") == callback.certificate
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "24 examples in eval_dataset are too few to hold half of them back"),
+        ({"metric": "loss"}, "the callback certifies the accuracy of single-label classifiers only"),
+    ],
+)
+def test_where_nothing_can_be_held_back_the_search_sees_all_and_the_table_says_why(tmp_path, settings, reason):
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=4, **settings))
+    trainer = _trainer(tmp_path, callback)
+    trainer.train()
+    assert callback.certificate is None
+    assert reason in callback.report.promise
+    assert callback.report.metric.num_examples == 24
+
+
+def test_a_split_of_its_own_leaves_all_of_the_evaluation_set_to_the_search(tmp_path):
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=6, scoring_examples=8),
+        search=AStarSearch(max_drop=0.2, max_evaluations=12),
+        certification_dataset=_examples(120, 5),
+    )
+    trainer = _trainer(tmp_path, callback, max_steps=40)
+    trainer.train()
+    assert callback.report.metric.num_examples == 24
+    assert "half of" not in callback.report.metric.split
+    assert callback.certificate.evidence.examples == 120
+    assert {record.name for record in callback.certificate.disjointness} == {"train", "search"}
+
+
+@pytest.mark.parametrize("seen", [("train", 0), ("search", 1)], ids=str)
+def test_examples_that_were_seen_are_refused_for_the_certificate_before_training(tmp_path, seen):
+    callback = HeadPruneCallback(certification_dataset=_examples(24, seen[1]))
+    with pytest.raises(DataLeakError, match=seen[0]):
+        _trainer(tmp_path, callback)
+
+
+@pytest.mark.parametrize("search", [None, AStarSearch(confidence=None)])
+def test_examples_for_a_certificate_that_nobody_makes_are_refused(tmp_path, search):
+    with pytest.raises(InvalidSettingError, match="certification_dataset"):
+        _trainer(tmp_path, HeadPruneCallback(search=search, certification_dataset=_examples(24, 5)))
 
 
 def test_a_confidence_is_refused_where_nothing_counts_right_answers(tmp_path):

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.bridge import metric_source
+from hf_headprune.callback.promise import NoPromise, Promise
 from hf_headprune.callback.spare import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
 from hf_headprune.errors import SearchStateError
 from hf_headprune.guarantee.certificate import CERTIFICATE_NAME
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.callback.bridge import MetricSource
     from hf_headprune.callback.parts import LearnedParts
-    from hf_headprune.callback.promise import ChosenPlan, Promise
+    from hf_headprune.callback.promise import ChosenPlan
     from hf_headprune.callback.settings import Settings
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.search.settings import AStarSearch
@@ -61,7 +62,12 @@ class Outcome:
 
 
 def finish(
-    trainer: Trainer, parts: LearnedParts, settings: Settings, promise: Promise | None, *, train_seconds: float
+    trainer: Trainer,
+    parts: LearnedParts,
+    settings: Settings,
+    promise: Promise | NoPromise | None,
+    *,
+    train_seconds: float,
 ) -> Outcome:
     """Turns the trained model into the pruned one, in place, and reports on it.
 
@@ -69,17 +75,18 @@ def finish(
         trainer: Its model is trained; what learned is still attached.
         parts: What learned.
         settings: Of the run.
-        promise: What to certify, or None.
+        promise: What to certify, why nothing is, or None where nobody asked.
         train_seconds: Wall time that training took.
     """
     model: Any = trainer.model
+    held_back = promise if isinstance(promise, Promise) else None
     if settings.search is not None or settings.trains_twice:
         save_spare_checkpoint(trainer, parts)
     learned, head_scores = parts.take_off(model)
     anatomy = anatomy_of(model)
     found = Found(learned)
     if settings.search is not None:
-        found = _find(trainer, anatomy, settings.search, promise, start=learned, head_scores=head_scores)
+        found = _find(trainer, anatomy, settings.search, held_back, start=learned, head_scores=head_scores)
         drop_spare_checkpoint(trainer, spare_folder(trainer))
     dense = plain_copy(model)
     prune_model_(model, found.plan)
@@ -95,8 +102,8 @@ def finish(
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if promise is not None and found.chosen is not None and found.chosen.is_certified:
-            certificate = promise.certify(dense, learned, pruned, found.chosen)
+        if held_back is not None and found.chosen is not None and found.chosen.has_certificate:
+            certificate = held_back.certify(dense, learned, pruned, found.chosen)
             certificate.save(folder)
             certify_weights_(model, certificate.to_json(), file_name=CERTIFICATE_NAME)
             report = replace(report, promise=f"Compared with what training kept: {certificate.statement}")
@@ -140,7 +147,8 @@ def _find(
     known = {start: result.reference_metric, result.plan: result.metric}
     metric = MetricChange(
         name=source.metric,
-        split=f"search split: {'' if promise is None else 'half of '}eval_dataset{_precision(trainer)}",
+        split=f"search split: {'' if promise is None or promise.has_own_split else 'half of '}eval_dataset"
+        + _precision(trainer),
         num_examples=source.num_examples,
         before=source.sign * result.reference_metric,
         after=source.sign * (known[plan] if plan in known else source.evaluator(plan).metric),

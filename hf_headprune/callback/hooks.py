@@ -13,10 +13,10 @@ from hf_headprune.callback import bridge
 from hf_headprune.callback.distil import distil
 from hf_headprune.callback.finish import finish
 from hf_headprune.callback.parts import LearnedParts
-from hf_headprune.callback.promise import Promise, promise_of
+from hf_headprune.callback.promise import NoPromise, Promise, promise_of
 from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import Settings
-from hf_headprune.errors import TrainingStateError
+from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.search.settings import AStarSearch
 
@@ -45,12 +45,13 @@ class HeadPruneCallback(TrainerCallback):
         plan: What stayed, in the numbering of the model that training began with; None until training has ended.
         search_result: What the search found; None without one.
         report: Sizes, metric and latency before and after; None until training has ended.
-        certificate: What is promised about unseen data; on the first process, where the search has a `confidence`.
+        certificate: What unseen data say about the cut; on the first process, None where there is none.
 
     Raises:
         InvalidSettingError: All parts are switched off, one is of another type, or two contradict each other. Later,
             when the Trainer is built: a budget that the model can't meet, a teacher that doesn't fit it, or no data to
             search on.
+        DataLeakError: When the Trainer is built: training or search would see examples of `certification_dataset`.
         UnsupportedModelError: When the Trainer is built: nothing says where the heads of its model are.
         TrainingStateError: The Trainer can't train the scores correctly; the message says what to change.
     """
@@ -63,6 +64,7 @@ class HeadPruneCallback(TrainerCallback):
         movement: BlockMovement | None = None,
         density: float | None = None,
         distillation: Distillation | None = None,
+        certification_dataset: Any = None,
     ) -> None:
         """Stores the settings; nothing happens before the Trainer is built.
 
@@ -73,7 +75,14 @@ class HeadPruneCallback(TrainerCallback):
             density: Share of the weights of all attention and FFN matrices that stays; in place of budgets in `gates`
                 and `movement`.
             distillation: What the model learns from a teacher.
+            certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone. When left
+                out, half of `eval_dataset` is held back for it.
         """
+        if certification_dataset is not None and search is None:
+            raise InvalidSettingError(
+                "HeadPruneCallback(certification_dataset=...): without a search there is nothing to certify. Leave it "
+                "out, or leave the search on."
+            )
         self.settings = Settings(gates, movement, density, distillation, search)
         self.plan: PruningPlan | None = None
         self.search_result: PlanSearchResult | None = None
@@ -81,7 +90,8 @@ class HeadPruneCallback(TrainerCallback):
         self.certificate: Certificate | None = None
         self._trainer: Trainer | None = None
         self._parts: LearnedParts | None = None
-        self._promise: Promise | None = None
+        self._promise: Promise | NoPromise | None = None
+        self._unseen = certification_dataset
         self._started = 0.0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -94,7 +104,7 @@ class HeadPruneCallback(TrainerCallback):
         settings = self.settings.resolved(anatomy)
         if settings.search is not None:
             bridge.require_search_data(trainer)
-            self._promise = promise_of(trainer, settings.search)
+            self._promise = promise_of(trainer, settings.search, self._unseen)
         self._parts = LearnedParts(trainer, anatomy, settings)
         if settings.distillation is not None:
             distil(trainer, settings.distillation)
@@ -131,7 +141,7 @@ class HeadPruneCallback(TrainerCallback):
         if self.settings.search is not None:
             bridge.require_search_metric(self._trainer, self.settings.search.metric)
         if self._promise is not None and state.is_world_process_zero:
-            tqdm.write(f"To be certified: {self._promise.in_words()}")
+            tqdm.write(self._promise.in_words())
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

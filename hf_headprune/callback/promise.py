@@ -9,12 +9,14 @@ from accelerate.utils import broadcast_object_list
 
 from hf_headprune.callback import bridge
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.guarantee.certify import CertificationData, certify, certify_path
+from hf_headprune.guarantee.certify import CertificationData, ScoredSplit, certify, certify_path
+from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.sequence import milestones
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
+from hf_headprune.search.settings import REPORT
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ MILESTONES = 5
 METRIC = "accuracy"
 # The searched split flatters, so the search aims higher than what is to be certified.
 SEARCHED_SHARE = 0.5
+REPORTED_CONFIDENCE = 0.95
+LEAST_EXAMPLES = 200  # with fewer, a half of them shows next to nothing, and the other half is missed by the search
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,34 @@ class ChosenPlan:
     """The plan that is cut.
 
     Attributes:
-        plan: The last one of the path that could be certified; what training kept, where none could.
-        path: What was tested.
+        plan: Where only what is certified is cut: the last plan of the path that could be, or what training kept, where
+            none could. Else what the search found.
+        path: What was tested, in the first case.
+        has_certificate: Whether there is anything to say: the plan removes something that training kept.
     """
 
     plan: PruningPlan
-    path: CertifiedPath
+    path: CertifiedPath | None
+    has_certificate: bool
 
-    @property
-    def is_certified(self) -> bool:
-        """Whether there is anything to certify: a plan that removes more than training did, and passed."""
-        return self.path.certified_index is not None
+
+@dataclass(frozen=True)
+class NoPromise:
+    """Why nothing is said about unseen data.
+
+    Attributes:
+        reason: In words.
+    """
+
+    reason: str
+
+    def in_words(self) -> str:
+        """Says so before training."""
+        return f"Certificate: none, since {self.reason}."
+
+    def nothing_certified(self) -> str:
+        """Says so after training."""
+        return self.in_words()
 
 
 @dataclass(frozen=True)
@@ -59,26 +80,34 @@ class Promise:
         data: Examples that are looked at once, after the search.
         max_drop: Drop of accuracy that is to be excluded.
         confidence: Of the statement.
+        is_condition: Whether only what is certified may be cut.
+        has_own_split: Whether the examples were given, rather than held back from `eval_dataset`.
     """
 
     search_split: Any
     data: CertificationData
     max_drop: float
     confidence: float
+    is_condition: bool
+    has_own_split: bool
 
     def searched(self, search: AStarSearch) -> AStarSearch:
         """Returns the settings that the search is run with."""
+        if not self.is_condition:
+            return search
         return replace(search, max_drop=SEARCHED_SHARE * search.max_drop)
 
     def in_words(self) -> str:
         """Says before training what the examples can promise."""
         expected = Expectation(alpha=round(1.0 - self.confidence, 12))
-        return promise_in_words(len(self.data.dataset), self.max_drop, expected)
+        return f"To be certified: {promise_in_words(len(self.data.dataset), self.max_drop, expected)}"
 
     def choose(
         self, trainer: Trainer, model: Any, learned: PruningPlan, found: PruningPlan, scores: np.ndarray | None
     ) -> ChosenPlan:
-        """Tests plans on the way from what training kept to what the search found, the least pruned first.
+        """Returns what the search found, or the furthest plan on the way there that is certified.
+
+        Plans are tested on the way from what training kept to what the search found, the least pruned first.
 
         Args:
             trainer: Its first process tests; the others wait for the outcome.
@@ -87,15 +116,20 @@ class Promise:
             found: By the search on the search split.
             scores: Importance of the heads, `(num_heads,)`, or None.
         """
+        if not self.is_condition:
+            return ChosenPlan(found, None, has_certificate=found != learned)
         plans = milestones(plans_between(learned, found, scores), MILESTONES)
         path = None
         if trainer.is_world_process_zero():
             path = certify_path(model, plans, self.data, METRIC, self.max_drop, self.confidence, reference=learned)
         path = broadcast_object_list([path])[0]
-        return ChosenPlan(learned if path.certified_index is None else plans[path.certified_index], path)
+        passed = path.certified_index is not None
+        return ChosenPlan(plans[path.certified_index] if passed else learned, path, has_certificate=passed)
 
     def nothing_certified(self) -> str:
         """Says that there is no certificate, and why."""
+        if not self.is_condition:
+            return NoPromise("the search removed nothing that training kept").in_words()
         return (
             "Certificate: none. No plan smaller than what training kept could be certified to lose less than "
             f"{100 * self.max_drop:g} % on {len(self.data.dataset):,} unseen examples, so exactly what training kept "
@@ -142,29 +176,57 @@ def plans_between(learned: PruningPlan, found: PruningPlan, scores: np.ndarray |
     return plans or [found]
 
 
-def promise_of(trainer: Trainer, search: AStarSearch) -> Promise | None:
-    """Holds half of `eval_dataset` back from the search, where a certificate was asked for.
+def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Promise | NoPromise | None:
+    """Finds the examples that a certificate will be made on, before training.
 
-    Examples that are in the training set too are left out of both halves.
+    Without a split of their own, half of `eval_dataset` is held back from the search; examples that are in the training
+    set too are left out of both halves.
+
+    Args:
+        trainer: With a training and an evaluation data set.
+        search: Its `confidence` says what is asked for.
+        unseen: A split of its own for the certificate, or None.
+
+    Returns:
+        The promise; or why there can't be one, where it is only to be reported; or None where none was asked for.
 
     Raises:
-        InvalidSettingError: The metric is not the accuracy of a single-label classifier, or there are too few examples.
+        InvalidSettingError: The metric is not the accuracy of a single-label classifier, there are too few examples, or
+            examples are given for a certificate that nobody asks for.
+        DataLeakError: Examples given for the certificate are in the training or the evaluation set.
     """
     if search.confidence is None:
+        if unseen is not None:
+            raise InvalidSettingError(
+                "HeadPruneCallback(certification_dataset=...): AStarSearch(confidence=None) certifies nothing. Leave "
+                "one of the two out."
+            )
         return None
+    is_condition = search.confidence != REPORT
     if not bridge.searches_accuracy(trainer, search.metric):
+        if not is_condition and unseen is None:
+            return NoPromise("the callback certifies the accuracy of single-label classifiers only")
         raise InvalidSettingError(
             f"AStarSearch(confidence={search.confidence!r}): the callback certifies the accuracy of single-label "
             f"classifiers, received a {type(trainer.model).__name__} and metric {search.metric!r}. Pass "
             "confidence=None, and call certify(..., metric=Metric(...)) on the saved model."
         )
+    if not is_condition and unseen is None and len(trainer.eval_dataset) < LEAST_EXAMPLES:
+        return NoPromise(
+            f"{len(trainer.eval_dataset)} examples in eval_dataset are too few to hold half of them back from the "
+            f"search (at least {LEAST_EXAMPLES})"
+        )
     # Each split is read once; what certifies compares fingerprints.
     can_read = hasattr(trainer.train_dataset, "__getitem__")
     train = ExampleFingerprints.of(trainer.train_dataset) if can_read else None
-    split = three_way_split(trainer.eval_dataset, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
+    searched, certifying = trainer.eval_dataset, unseen
+    if unseen is None:
+        split = three_way_split(searched, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
+        searched, certifying = split.search, split.certify
     batching = Batching(
         data_collator=trainer.get_eval_dataloader().collate_fn, batch_size=trainer.args.per_device_eval_batch_size
     )
-    search_prints = ExampleFingerprints.of(split.search)
-    data = CertificationData(split.certify, train=train, search=search_prints, batching=batching)
-    return Promise(split.search, data, search.max_drop, search.confidence)
+    data = CertificationData(certifying, train=train, search=ExampleFingerprints.of(searched), batching=batching)
+    ScoredSplit(data, Metric())  # refuses examples that were seen now, not after training
+    confidence = REPORTED_CONFIDENCE if search.confidence == REPORT else search.confidence
+    return Promise(searched, data, search.max_drop, confidence, is_condition, has_own_split=unseen is not None)

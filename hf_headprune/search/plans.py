@@ -18,7 +18,7 @@ from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Measurement, Question, SearchProblem, SearchResult
 from hf_headprune.search.progress import SearchBar
 from hf_headprune.search.results import PlanSearchResult, PlanStep
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.settings import REPORT, AStarSearch
 from hf_headprune.search.units import (
     gains_of,
     groups_of_layers,
@@ -174,7 +174,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """
     name = search.metric or metric
     _check_metric(name, search.max_drop)
-    if search.confidence is not None:
+    if search.confidence not in (None, REPORT):
         raise InvalidSettingError(
             f"search_plan: confidence={search.confidence} is for HeadPruneCallback, which holds examples back from the "
             "search. Make a split with three_way_split, search on one side, and certify on the other."

@@ -18,6 +18,7 @@ UNIT_KINDS: tuple[tuple[UnitKind, ...], ...] = (
     ("heads", "ffn", "layers"),
     ("layers",),
 )
+REPORT: Literal["report"] = "report"
 CHUNK_STEP = 32  # widths that the matrix products of common hardware like
 
 
@@ -44,8 +45,11 @@ class AStarSearch:
         seed: Of all random choices.
         max_open: Sets that wait for expansion at most; the least promising are dropped beyond it.
         cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
-        confidence: For `HeadPruneCallback`: certifies, at this level, that accuracy on unseen data drops by less than
-            `max_drop`. Half of `eval_dataset` is held back from the search for it. None certifies nothing.
+        confidence: For `HeadPruneCallback`, about the drop of accuracy on unseen data. Half of `eval_dataset` is held
+            back from the search for it, unless there is a `certification_dataset`. A level, such as 0.95: only what is
+            certified at it to lose less than `max_drop` is cut. "report": what the search found is cut, and the
+            certificate says what those examples show about it, at 95 %, whether it is `max_drop` or not. None holds
+            nothing back and certifies nothing.
 
     Raises:
         InvalidSettingError: A setting is out of range.
@@ -69,7 +73,7 @@ class AStarSearch:
     ffn_chunk: int = 128
     latency_ms: Mapping[str, tuple[float, ...]] | None = field(default=None, hash=False)
     cache_mib: float = 1024
-    confidence: float | None = None
+    confidence: float | Literal["report"] | None = REPORT
 
     def __post_init__(self) -> None:
         """Checks every setting."""
@@ -116,9 +120,9 @@ class AStarSearch:
                 "a mapping of sites to ms, with the objective 'latency' and no other",
             ),
             "confidence": (
-                self.confidence is None
+                self.confidence in (None, REPORT)
                 or (_is_real(self.confidence) and 0.5 < self.confidence < 1 and self.max_drop > 0),  # noqa: PLR2004
-                "None, or above 0.5 and below 1 with a max_drop above 0",
+                "'report', None, or above 0.5 and below 1 with a max_drop above 0",
             ),
             "cache_mib": (_is_real(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),
         }
