@@ -83,8 +83,8 @@ class PruningArguments:
     confidence: str = field(
         default="report",
         metadata={
-            "help": "report: say what half of the validation split, unseen by the search, shows of the accuracy; a level "
-            "like 0.95: cut only what they certify; none: search on all of it."
+            "help": "report: say what half of the validation split, unseen by the search, shows; a level like 0.95: "
+            "cut only what it certifies; none: search on all of it."
         },
     )
     density: float | None = field(default=None, metadata={"help": "Share of the weights that stays, heads and FFN."})
