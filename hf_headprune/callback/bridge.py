@@ -107,9 +107,7 @@ def let_finished_runs_end(trainer: Trainer) -> None:
     The host asks whether training is over after each step, but not before the first one after resuming; where the last
     step was no epoch's last, a step too many would change what is searched and cut.
     """
-    run_epoch: Callable[..., None] | None = getattr(trainer, "_run_epoch", None)
-    if run_epoch is None:  # the oldest versions of the supported range have no such method
-        return
+    run_epoch: Callable[..., None] = trainer._run_epoch
 
     @wraps(run_epoch)
     def run_epoch_unless_finished(*args: Any, **kwargs: Any) -> None:
