@@ -70,6 +70,13 @@ def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(t
     assert " removed " not in _smoke("benchmarks.search_quality", "--work", str(tmp_path))
 
 
+@NEEDS_DATA
+def test_the_certificate_benchmark_on_real_answers_runs_with_smoke(tmp_path):
+    lines = _smoke("benchmarks.certificate_real_data", "--work", str(tmp_path)).splitlines()
+    assert len(lines) == 3
+    assert all(float(line.split("wrong ")[1].split(",")[0]) <= 0.05 for line in lines)
+
+
 def test_every_benchmark_is_named_here():
     scripts = {
         path.stem for path in (ROOT / "benchmarks").glob("*.py") if "--smoke" in path.read_text(encoding="utf-8")
