@@ -3,7 +3,8 @@
 Three groups of runs, 3 seeds each; within a group all runs share data, steps, learning rate and batch order:
 
 - headline: sst2, 3 epochs; dense; gates with 43 and 29 of 72 heads kept, which close over 120 steps (the default), at
-  once, or late (until they are decided); and plain training followed by an A* search on dev, without any retraining.
+  once, or late (until they are decided), and with the dense model as a teacher; and plain training followed by an A*
+  search on dev, without any retraining.
 - joint: sst2, 1 epoch; dense, and 36, 18, 9 heads kept by each estimator and by the baselines.
 - pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen.
 
@@ -32,7 +33,16 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, load_task
 from benchmarks.training import Recipe, build_trainer, score, train_and_score
-from hf_headprune import AStarSearch, HeadPruneCallback, PruningPlan, SubsetGates, prune_model_, search_plan
+from hf_headprune import (
+    AStarSearch,
+    Distillation,
+    HeadPruneCallback,
+    PruningPlan,
+    SubsetGates,
+    prune_model_,
+    search_plan,
+)
+from hf_headprune.learn.settings import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +72,7 @@ PIPELINED: dict[str, dict[str, Any]] = {name: ESTIMATORS[name] for name in ("ste
     "gradient": {"score_learning_rate": 1e-9},
 }
 CONTENDERS = ("ste", "sigmoid")
+TEACHER = "ste, teacher"
 SEARCH_ALONE = "A* after plain training"
 SEARCH = AStarSearch(max_drop=0.01, max_evaluations=80)
 HEADLINE_RECIPE = Recipe(epochs=3.0)
@@ -87,12 +98,16 @@ def all_runs() -> Iterator[Run]:
     contenders = [("joint", "sst2", *cell) for cell in product(CONTENDERS, BUDGETS)]
     pipelined = [("pipelined", *cell) for cell in product(TASKS, PIPELINED, (18, 9))]
     others = [("joint", "sst2", *cell) for cell in product(JOINT.keys() - CONTENDERS, BUDGETS)]
-    ablation = [("headline", "sst2", *cell) for cell in product(ABLATION, (43, 29))]
-    ablation += [("joint", "sst2", *cell) for cell in product(AT_ONCE, BUDGETS)]  # 1 epoch closes as late as it can
-    ablation += [("headline", "sst2", SEARCH_ALONE, 43)]
-    for cells in (headline, dense + contenders, pipelined, sorted(others), ablation):
+    taught = [("headline", "sst2", TEACHER, kept) for kept in (43, 29)]
+    ablation = [("headline", "sst2", *cell) for cell in product(AT_ONCE, (43, 29))]
+    for cells in (headline, dense + contenders, pipelined, sorted(others), taught, ablation):
         for seed, cell in product(SEEDS, cells):
             yield Run(*cell, seed)
+    for seed, cell in product(SEEDS[:2], product(LATE, (43, 29))):
+        yield Run("headline", "sst2", *cell, seed)
+    for kept in BUDGETS:  # in one epoch gates close as late as they can
+        yield Run("joint", "sst2", *AT_ONCE, kept, SEEDS[0])
+    yield Run("headline", "sst2", SEARCH_ALONE, 43, SEEDS[0])
 
 
 @cache
@@ -106,20 +121,24 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     task = cached_task(run.task, 64 if smoke else None)
     recipe = {"headline": HEADLINE_RECIPE, "joint": JOINT_RECIPE, "pipelined": PIPELINED_RECIPE}[run.group]
     recipe = replace(recipe, max_steps=4) if smoke else recipe
-    callback, model = None, None
-    if run.group == "pipelined":
-        model = AutoModelForSequenceClassification.from_pretrained(dense_folder(run, work))
+    callback, model, distillation = None, None, None
+    source = source_of(run)
+    if source is not None:
+        model = AutoModelForSequenceClassification.from_pretrained(work / key_of(source))
+    if run.method == TEACHER and model is not None:
+        model, distillation = None, Distillation(model)
     if run.method not in (DENSE, SEARCH_ALONE):
-        mode = "pipelined" if run.group == "pipelined" else "joint"
-        settings = (PIPELINED if run.group == "pipelined" else JOINT | ABLATION)[run.method]
-        callback = HeadPruneCallback(gates=SubsetGates(kept_heads=run.kept_heads, mode=mode, **settings), search=None)
+        mode: Mode = "pipelined" if run.group == "pipelined" else "joint"
+        methods = PIPELINED if mode == "pipelined" else JOINT | ABLATION | {TEACHER: ESTIMATORS["ste"]}
+        gates = SubsetGates(kept_heads=run.kept_heads, mode=mode, **methods[run.method])
+        callback = HeadPruneCallback(gates=gates, search=None, distillation=distillation)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
     result: dict[str, Any] = {**train_and_score(trainer, task), "steps": trainer.state.global_step}
     if run.method == SEARCH_ALONE:
         return {**result, **cut_by_search(run, trainer, task)}
-    if run.method == DENSE and run.group == "joint":
-        trainer.save_model(str(dense_folder(run, work)))
-    elif run.method != DENSE:
+    if run.method == DENSE:
+        trainer.save_model(str(work / key_of(run)))
+    else:
         result["heads_per_layer"] = [len(kept) for kept in callback.plan.kept_heads.values()]  # type: ignore[union-attr]
     return result
 
@@ -146,9 +165,11 @@ def cut_by_search(run: Run, trainer: Trainer, task: Task) -> dict[str, Any]:
     }
 
 
-def dense_folder(run: Run, work: Path) -> Path:
-    """Where the dense model of a task and seed lies."""
-    return work / key_of(replace(run, group="joint", method=DENSE, kept_heads=72))
+def source_of(run: Run) -> Run | None:
+    """Returns the dense run whose model a run starts from or learns from."""
+    if run.group == "pipelined":
+        return replace(run, group="joint", method=DENSE, kept_heads=72)
+    return replace(run, method=DENSE, kept_heads=72) if run.method == TEACHER else None
 
 
 def queue(work: Path, *, smoke: bool, only: str | None = None) -> RunQueue[Run]:
@@ -162,12 +183,17 @@ def queue(work: Path, *, smoke: bool, only: str | None = None) -> RunQueue[Run]:
 
 
 def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
-    """Tells whether a finished dense run has to leave its model again, since pipelined runs wait for it."""
-    if has_model(dense_folder(run, work)) or (run.group, run.method) != ("joint", DENSE):
+    """Tells whether a finished dense run has to leave its model again, since others wait for it."""
+    if run.method != DENSE or has_model(work / key_of(run)):
         return False
     done = {key_of(Run(**{name: r[name] for name in Run.__dataclass_fields__})) for r in waiting.finished()}
-    pipelined = [r for r in waiting.runs if r.group == "pipelined" and (r.task, r.seed) == (run.task, run.seed)]
-    return any(key_of(r) not in done for r in pipelined)
+    return any(source_of(r) == run and key_of(r) not in done for r in waiting.runs)
+
+
+def can_start(run: Run, work: Path) -> bool:
+    """Tells whether the model that a run needs is there."""
+    source = source_of(run)
+    return source is None or has_model(work / key_of(source))
 
 
 def has_model(folder: Path) -> bool:
@@ -198,7 +224,7 @@ def main() -> None:
         waiting = queue(options.work, smoke=options.smoke, only=options.only)
         waiting.work_through(
             partial(perform, work=options.work, smoke=options.smoke),
-            can_start=lambda run: run.group != "pipelined" or has_model(dense_folder(run, options.work)),
+            can_start=partial(can_start, work=options.work),
             must_repeat=partial(must_repeat, work=options.work, waiting=waiting),
         )
     content = collect(options.work)
