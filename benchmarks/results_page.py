@@ -203,8 +203,9 @@ def real_data_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## How often a certificate is wrong on real answers"
     yield f"\nMiniLM on snli's test pairs, {content['repetitions']:,} random splits per row into"
     yield f"{content['searching']:,} that search, n that certify at level {content['alpha']}, and the rest; heads go in"
-    yield "the order of gradient importance. *Wrong*: a certified plan loses the drop or more on all pairs; *on the rest*: it does so on the"
-    yield "pairs left over, which are themselves a sample; *searched only* and *fresh estimate*: as above.\n"
+    yield "the order of gradient importance. *Wrong*: a certified plan loses the drop or more on all pairs; *on the"
+    yield "rest*: it does so on the pairs left over, which are themselves a sample; *searched only* and *fresh"
+    yield "estimate*: as above.\n"
     yield from header(
         "seed", "n", "drop", "wrong", "on the rest", "searched only", "fresh estimate", "certified", "heads"
     )
