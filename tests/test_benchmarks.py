@@ -72,9 +72,18 @@ def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(t
 
 @NEEDS_DATA
 def test_the_certificate_benchmark_on_real_answers_runs_with_smoke(tmp_path):
-    lines = _smoke("benchmarks.certificate_real_data", "--work", str(tmp_path)).splitlines()
+    out = _smoke("benchmarks.certificate_real_data", "--work", str(tmp_path))
+    lines = [line for line in out.splitlines() if "wrong " in line]
     assert len(lines) == 3
     assert all(float(line.split("wrong ")[1].split(",")[0]) <= 0.05 for line in lines)
+
+
+@NEEDS_DATA
+def test_the_certified_pruning_benchmark_runs_with_smoke_and_goes_on_where_it_was(tmp_path):
+    out = _smoke("benchmarks.certified_pruning", "--work", str(tmp_path))
+    assert sum(" test " in line for line in out.splitlines()) == len(list(tmp_path.glob("*.json"))) == 4
+    assert out.count("without training sst2 0") == 2
+    assert " test " not in _smoke("benchmarks.certified_pruning", "--work", str(tmp_path))
 
 
 def test_every_benchmark_is_named_here():

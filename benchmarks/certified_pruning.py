@@ -1,0 +1,215 @@
+"""How much of MiniLM goes with a certificate at 95 %, with and without fine-tuning under the gates.
+
+- without training: a fine-tuned model is searched on dev by A* within half the drop; the search's incumbents, the least
+  pruned first, are certified on test against the model itself.
+- with training: gates keep 54, 43, 36, 29 and 24 of 72 heads, each in a run of its own; the models are certified on
+  test, the least pruned first, against a dense model trained with the same steps.
+
+Both on sst2 (n = 1 821) and snli (n = 9 824), for drops of 1 and 2 %. Every run is cached in `--work`; several
+processes share the queue.
+
+Run: OMP_NUM_THREADS=1 python -m benchmarks.certified_pruning [--work FOLDER] [--smoke]
+     python -m benchmarks.certified_pruning --collect
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.finetuned import evaluator_on, fine_tuned
+from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.run_queue import RunQueue, key_of
+from benchmarks.tasks import SEARCH_EXAMPLES, Task, load_task
+from benchmarks.training import Recipe, build_trainer, train_and_score
+from hf_headprune import (
+    AStarSearch,
+    CertificationData,
+    HeadPruneCallback,
+    PruningPlan,
+    SubsetGates,
+    anatomy_of,
+    certify_path,
+    cost_of,
+    milestones,
+)
+from hf_headprune.guarantee.claim import Claim
+from hf_headprune.guarantee.evidence import PairedScores
+from hf_headprune.guarantee.path import walk
+from hf_headprune.guarantee.scoring import right_answers
+from hf_headprune.search.plans import search_over_plans
+
+RESULT = RESULTS / "certified_pruning.json"
+SEEDS = (0, 1, 2)
+TASKS = ("sst2", "snli")
+DROPS = (0.01, 0.02)
+ALPHA = 0.05
+MILESTONES = 8
+SEARCH = AStarSearch(max_evaluations=400)
+KEPT_HEADS = (54, 43, 36, 29, 24)
+RECIPE = {"sst2": Recipe(epochs=3.0), "snli": Recipe(epochs=2.0)}
+HEADS = 72
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run that keeps some heads, or a search after plain training (0 heads), which has a drop."""
+
+    task: str
+    kept_heads: int
+    drop: float
+    seed: int
+
+
+def all_runs() -> tuple[Run, ...]:
+    """Returns every run, seed by seed; a search comes after the dense run whose model it needs."""
+    runs = []
+    for seed in SEEDS:
+        runs += [Run(task, kept, 0.0, seed) for kept in (HEADS, *KEPT_HEADS) for task in TASKS]
+        runs += [Run(task, 0, drop, seed) for drop in DROPS for task in TASKS]
+    return tuple(runs)
+
+
+def can_start(run: Run, work: Path) -> bool:
+    """Tells whether the model that a run needs is there."""
+    return run.kept_heads > 0 or (work / f"{run.task}-{run.seed}" / "config.json").exists()
+
+
+@cache
+def cached_task(name: str, limit: int | None) -> Task:
+    """Loads a task once per process."""
+    return load_task(name, limit=limit)
+
+
+def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
+    """Does one run."""
+    task = cached_task(run.task, 64 if smoke else None)
+    return searched(run, task, work, smoke=smoke) if run.kept_heads == 0 else trained(run, task, work, smoke=smoke)
+
+
+def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
+    """Trains and keeps the answers on test."""
+    recipe = replace(RECIPE[run.task], max_steps=4) if smoke else RECIPE[run.task]
+    gates = SubsetGates(kept_heads=run.kept_heads)
+    callback = None if run.kept_heads == HEADS else HeadPruneCallback(gates=gates, search=None)
+    trainer = build_trainer(task, recipe, seed=run.seed, callback=callback)
+    scores = train_and_score(trainer, task)
+    if callback is None:
+        trainer.save_model(str(work / f"{run.task}-{run.seed}"))  # where `fine_tuned` looks for it
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    np.save(work / f"{key_of(run)}.npy", right_answers(model, task.test).astype(np.int8))
+    return {**scores, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+
+def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
+    """Searches a fine-tuned model on dev and certifies the incumbents on test."""
+    model: Any = fine_tuned(task, run.seed, work, smoke=smoke)
+    anatomy = anatomy_of(model)
+    dev = task.dev.select(range(min(len(task.dev), SEARCH_EXAMPLES)))
+    evaluator = evaluator_on(model, dev)
+    settings = replace(SEARCH, max_drop=run.drop / 2, seed=run.seed, max_evaluations=8 if smoke else 400)
+    found = search_over_plans(
+        anatomy, evaluator, settings, journal=work / f"{key_of(run)}.jsonl", fingerprint=evaluator.fingerprint()
+    )
+    full = PruningPlan.of(model)
+    sets = [step.removed for step in found.history if step.is_incumbent and step.removed]
+    plans = milestones([without(full, removed) for removed in sorted(sets, key=len)] or [full], MILESTONES)
+    path = certify_path(model, plans, CertificationData(task.test, search=dev), max_drop=run.drop)
+    certified = full if path.certified_index is None else plans[path.certified_index]
+    right = {name: right_answers_of(model, plan, task) for name, plan in (("dense", full), ("pruned", certified))}
+    return {
+        "dev": 100 * found.metric,
+        "test": 100 * right["pruned"],
+        "dense_test": 100 * right["dense"],
+        "found_removed": found.plan.num_removed_heads,
+        "certified_removed": certified.num_removed_heads,
+        "certified_parameters": cost_of(certified, anatomy, seq_len=128).parameters,
+        "parameters": cost_of(full, anatomy, seq_len=128).parameters,
+        "evaluations": found.evaluations,
+        "steps": [vars(step) | {"name": ""} for step in path.steps],
+    }
+
+
+def right_answers_of(model: Any, plan: PruningPlan, task: Task) -> float:
+    """Returns a plan's accuracy on test."""
+    return evaluator_on(model, task.test)(plan).metric
+
+
+def without(full: PruningPlan, removed: Any) -> PruningPlan:
+    """Returns the plan without some heads."""
+    gone = set(removed)
+    kept = {site: [h for h in heads if (site, h) not in gone] for site, heads in full.kept_heads.items()}
+    return full.replace(kept_heads=kept)
+
+
+def certified_of_trained(task: str, seed: int, drop: float, work: Path) -> dict[str, Any] | None:
+    """Certifies the trained models of one task and seed, or returns None where a run is missing."""
+    files = {kept: work / f"{key_of(Run(task, kept, 0.0, seed))}.npy" for kept in (HEADS, *KEPT_HEADS)}
+    if not all(file.exists() for file in files.values()):
+        return None
+    right = {kept: np.load(file).astype(float) for kept, file in files.items()}
+    dense = PairedScores(right[HEADS], right[HEADS])
+    candidates = [(str(kept), partial(right.__getitem__, kept)) for kept in KEPT_HEADS]
+    path = walk(dense, candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
+    last = path.certified_index
+    kept = HEADS if last is None else KEPT_HEADS[last]
+    models = [read_json(work / f"{key_of(Run(task, k, 0.0, seed))}.json") for k in (HEADS, kept)]
+    return {
+        "certified_removed": HEADS - kept,
+        "certified_parameters": models[1]["parameters"],
+        "parameters": models[0]["parameters"],
+        "dense_test": models[0]["test"],
+        "test": models[1]["test"],
+        "steps": [vars(step) for step in path.steps],
+    }
+
+
+def collect(waiting: RunQueue[Run], work: Path) -> dict[str, Any]:
+    """Gathers what is certified."""
+    rows = [
+        {"way": "without training", "task": run["task"], "max_drop": run["drop"], **run}
+        for run in waiting.finished()
+        if run["kept_heads"] == 0
+    ]
+    for task, seed, drop in product(TASKS, SEEDS, DROPS):
+        found = certified_of_trained(task, seed, drop, work)
+        if found is not None:
+            rows.append({"way": "with training", "task": task, "seed": seed, "max_drop": drop, **found})
+    return {"missing": len(TASKS) * len(SEEDS) * len(DROPS) * 2 - len(rows), "results": rows}
+
+
+def main() -> None:
+    """Works through the queue, or collects."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/certified"), help="cache of models and finished runs")
+    parser.add_argument("--collect", action="store_true", help="certify and summarise what is finished")
+    parser.add_argument("--smoke", action="store_true", help="a search and two runs of four steps on 64 rows")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    runs = all_runs()
+    if options.smoke:
+        runs = tuple(r for r in runs if (r.task, r.seed) == ("sst2", 0) and r.kept_heads in (0, HEADS, 36))
+    waiting = RunQueue(runs, options.work, Path("no such file"))
+    if not options.collect:
+        waiting.work_through(
+            partial(perform, work=options.work, smoke=options.smoke), can_start=partial(can_start, work=options.work)
+        )
+    content = collect(waiting, options.work)
+    for row in content["results"]:
+        print(row["way"], row["task"], row["seed"], row["max_drop"], "heads removed:", row["certified_removed"])
+    if options.collect and not options.smoke:
+        setting = {"seeds": SEEDS, "alpha": ALPHA, "heads": HEADS}
+        write_json(RESULT, {**environment(), **setting, **content})
+
+
+if __name__ == "__main__":
+    main()
