@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,8 +15,10 @@ from hf_headprune.errors import InvalidPlanError
 if TYPE_CHECKING:
     from torch import nn
 
-PLAN_FORMAT = "hf_headprune.plan/1"
-_PLAN_FIELDS = ("model_type", "num_heads", "num_ffn", "kept_heads", "kept_ffn")
+PLAN_FORMAT = "hf_headprune.plan/2"
+_RANGES = re.compile(r"\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*")
+_KEPT_FIELDS = ("kept_heads", "kept_ffn")
+_PLAN_FIELDS = ("model_type", "num_heads", "num_ffn", *_KEPT_FIELDS)
 
 
 @dataclass(frozen=True, eq=True)
@@ -120,9 +123,14 @@ class PruningPlan:
         return self.kept_heads[site] if site in self.kept_heads else self.kept_ffn[site]
 
     def to_json(self) -> str:
-        """Returns the plan as JSON text that `from_json` reads back to an equal plan."""
+        """Returns the plan as JSON text that `from_json` reads back to an equal plan.
+
+        Units that stay are written as ranges, such as "0-2,5".
+        """
         content: dict[str, Any] = {"format": PLAN_FORMAT, "model_type": self.model_type}
-        content |= {field: dict(getattr(self, field)) for field in _PLAN_FIELDS[1:]}
+        content |= {"num_heads": dict(self.num_heads), "num_ffn": dict(self.num_ffn)}
+        for field in _KEPT_FIELDS:
+            content[field] = {site: _as_ranges(units) for site, units in getattr(self, field).items()}
         return json.dumps(content, indent=2)
 
     @classmethod
@@ -150,6 +158,9 @@ class PruningPlan:
                 f"PruningPlan.from_json: missing fields {sorted(set(_PLAN_FIELDS) - given)}, unknown fields "
                 f"{sorted(given - set(_PLAN_FIELDS))}. Pass the text that to_json returned."
             )
+        for field in _KEPT_FIELDS:
+            if isinstance(content[field], dict):  # anything else is refused below
+                content[field] = {site: _from_ranges(f"{field}: {site}", text) for site, text in content[field].items()}
         return cls(**{field: content[field] for field in _PLAN_FIELDS})
 
     def check_fits(self, anatomy: Anatomy) -> None:
@@ -179,6 +190,24 @@ class PruningPlan:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         """Copies and pickles go through JSON, since read-only mappings can't be pickled."""
         return PruningPlan.from_json, (self.to_json(),)
+
+
+def _as_ranges(units: tuple[int, ...]) -> str:
+    starts = [unit for place, unit in enumerate(units) if not place or units[place - 1] != unit - 1]
+    ends = [unit for place, unit in enumerate(units) if place + 1 == len(units) or units[place + 1] != unit + 1]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def _from_ranges(where: str, text: Any) -> tuple[int, ...]:
+    is_known = isinstance(text, str) and (not text or _RANGES.fullmatch(text))
+    parts = [part.split("-") for part in text.split(",") if part] if is_known else []
+    ranges = [(int(part[0]), int(part[-1])) for part in parts]
+    if not is_known or any(last < first for first, last in ranges):
+        raise InvalidPlanError(
+            f"PruningPlan.from_json: {where} must be rising ranges of units such as '0-2,5', or '' for none, received "
+            f"{text!r}."
+        )
+    return tuple(unit for first, last in ranges for unit in range(first, last + 1))
 
 
 def _problems(

@@ -44,13 +44,24 @@ def test_units_that_a_site_cannot_keep_are_refused(plan, units, rule):
         plan.replace(kept_heads={SITE: units})
 
 
+@pytest.mark.parametrize("units", [(), (0,), (1, 2), (0, 2, 3), (0, 1, 2, 3)])
+def test_units_are_written_as_ranges_and_read_back(plan, units):
+    changed = plan.replace(kept_heads={SITE: units})
+    text = json.loads(changed.to_json())["kept_heads"][SITE]
+    assert text == {0: "", 1: "0", 2: "1-2", 3: "0,2-3", 4: "0-3"}[len(units)]
+    assert PruningPlan.from_json(changed.to_json()) == changed
+
+
 @pytest.mark.parametrize(
     ("wrong", "rule"),
     [
         ({"kept_heads": []}, "must be mappings from sites"),
         ({"num_heads": None}, "must be mappings from sites"),
         ({"num_heads": {SITE: "4", "encoder.layer.1.attention": 4}}, "must count its units .* received '4'"),
-        ({"kept_heads": {SITE: [0]}}, "site 'encoder.layer.1.attention' is missing"),
+        ({"kept_heads": {SITE: "0"}}, "site 'encoder.layer.1.attention' is missing"),
+        ({"kept_heads": {SITE: [0]}}, r"must be rising ranges of units .* received \[0\]"),
+        ({"kept_heads": {SITE: "3-1"}}, "must be rising ranges of units .* received '3-1'"),
+        ({"kept_heads": {SITE: "0-9", "encoder.layer.1.attention": ""}}, r"has units 0\.\.3"),
         ({"format": "other/1"}, "format must be"),
         ({"more": 1}, r"unknown fields \['more'\]"),
     ],
