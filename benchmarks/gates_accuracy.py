@@ -3,8 +3,8 @@
 Three groups of runs, 3 seeds each; within a group all runs share data, steps, learning rate and batch order:
 
 - headline: sst2, 3 epochs; dense; gates with 43 and 29 of 72 heads kept, which close over 120 steps (the default), at
-  once, or late (until they are decided), and with the dense model as a teacher; and plain training followed by an A*
-  search on dev, without any retraining.
+  once, late (until they are decided), or only after a third of the run, and with the dense model as a teacher; and
+  plain training followed by an A* search on dev, without any retraining.
 - joint: sst2, 1 epoch; dense, and 36, 18, 9 heads kept by each estimator and by the baselines.
 - pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen.
 
@@ -67,7 +67,8 @@ JOINT: dict[str, dict[str, Any]] = ESTIMATORS | {
 }
 AT_ONCE = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"closing_steps": 0}}
 LATE = {f"{name}, late": ESTIMATORS[name] | {"closing_steps": 1_000_000} for name in ("ste", "sigmoid")}
-ABLATION = AT_ONCE | LATE
+AFTER_A_THIRD = {"ste, open for a third": ESTIMATORS["ste"] | {"open_until": 1 / 3}}
+ABLATION = AT_ONCE | LATE | AFTER_A_THIRD
 PIPELINED: dict[str, dict[str, Any]] = {name: ESTIMATORS[name] for name in ("ste", "sigmoid", "dsp")} | {
     "gradient": {"score_learning_rate": 1e-9},
 }
@@ -99,7 +100,7 @@ def all_runs() -> Iterator[Run]:
     pipelined = [("pipelined", *cell) for cell in product(TASKS, PIPELINED, (18, 9))]
     others = [("joint", "sst2", *cell) for cell in product(JOINT.keys() - CONTENDERS, BUDGETS)]
     taught = [("headline", "sst2", TEACHER, kept) for kept in (43, 29)]
-    ablation = [("headline", "sst2", *cell) for cell in product(AT_ONCE, (43, 29))]
+    ablation = [("headline", "sst2", *cell) for cell in product(AFTER_A_THIRD | AT_ONCE, (43, 29))]
     for cells in (headline, dense + contenders, pipelined, sorted(others), taught, ablation):
         for seed, cell in product(SEEDS, cells):
             yield Run(*cell, seed)
