@@ -2,8 +2,9 @@
 
 Two real Trainers run in two threads of which exactly one is awake: after each optimizer step the other one has its
 turn. A step is timed from one `on_step_begin` to the next, so everything that the Trainer and the callback do counts.
-Reported is the ratio of CPU seconds of the stepping thread (with one torch thread, as set here, that is the whole
-step's work, and other load on the machine hardly moves it), and of wall seconds beside it.
+Reported is the median ratio of neighbouring steps, in CPU seconds of the stepping thread (with one torch thread, as
+set here, that is the whole step's work), and in wall seconds beside it. With a teacher, the plain Trainer runs the
+teacher's forward pass, too, so that the ratio says what distillation costs on top of it.
 
 Run: python -m benchmarks.step_cost [--smoke]
 """
@@ -20,15 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import minilm
-from hf_headprune import BlockMovement, HeadPruneCallback, SubsetGates
+from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SubsetGates
 
 WARMUP_STEPS = 3
 PHASES = {"learn": 1.0, "decided": 0.0}  # fraction of the run at which the choice is fixed
-PARTS = {"gates": tuple(PHASES), "hybrid": ("learn",)}
+PARTS = {"gates": tuple(PHASES), "hybrid": ("learn",), "hybrid, teacher": ("learn",)}
 
 
 class Turns(TrainerCallback):
@@ -81,11 +83,26 @@ def build(model: Any, shape: tuple[int, int], steps: int, callbacks: list[Traine
     return Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks)
 
 
-def pruning(part: str, phase: str) -> HeadPruneCallback:
-    """Builds the callback: gates of heads alone, or with movement scores of FFN units."""
+def pruning(part: str, phase: str, teacher: nn.Module | None) -> HeadPruneCallback:
+    """Builds the callback: gates of heads alone, or with movement scores of FFN units, and a teacher."""
     gates = SubsetGates(kept_heads=0.5, scoring_examples=1, open_until=0.0, decided_by=PHASES[phase])
     movement = BlockMovement.ffn_units(0.5, open_until=0.0, reached_by=PHASES[phase], decided_by=PHASES[phase])
-    return HeadPruneCallback(gates=gates, search=None, movement=movement if part == "hybrid" else None)
+    return HeadPruneCallback(
+        gates=gates,
+        search=None,
+        movement=None if part == "gates" else movement,
+        distillation=None if teacher is None else Distillation(teacher),
+    )
+
+
+def run_beside(model: nn.Module, teacher: nn.Module) -> None:
+    """Lets each forward pass of a model run that of a teacher, whose answers nobody looks at."""
+
+    @torch.no_grad()
+    def run(module: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
+        teacher(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+
+    model.register_forward_pre_hook(run, with_kwargs=True)
 
 
 def measure(
@@ -95,10 +112,13 @@ def measure(
     turns = [threading.Semaphore(1), threading.Semaphore(0)]
     clocks = [Turns(turns[0], turns[1]), Turns(turns[1], turns[0])]
     total = steps + WARMUP_STEPS + 1
+    teachers = [make_model(2).eval() for _ in clocks] if "teacher" in part else [None, None]
     trainers = [
         build(make_model(2), shape, total, [clocks[0]], bf16=bf16),
-        build(make_model(2), shape, total, [clocks[1], pruning(part, phase)], bf16=bf16),
+        build(make_model(2), shape, total, [clocks[1], pruning(part, phase, teachers[1])], bf16=bf16),
     ]
+    if teachers[0] is not None:
+        run_beside(trainers[0].model, teachers[0])
     trainers[1].callback_handler.callbacks[-2].on_train_end = lambda *a, **k: None  # only steps count, not the cut
     threads = [threading.Thread(target=trainer.train) for trainer in trainers]
     for thread in threads:
@@ -129,9 +149,9 @@ def main() -> None:
         cases = [("MiniLM", minilm, (2, 8), 2)]
     else:
         cases = [
-            ("MiniLM", minilm, (32, 32), 40),
-            ("MiniLM", minilm, (8, 32), 100),
-            ("BERT-base shapes", bert_base, (8, 128), 8),
+            ("MiniLM", minilm, (32, 32), 60),
+            ("MiniLM", minilm, (8, 32), 150),
+            ("BERT-base shapes", bert_base, (8, 128), 16),
         ]
     results = []
     for name, make_model, shape, steps in cases:
@@ -139,7 +159,7 @@ def main() -> None:
         for (part, phase), bf16 in product(cells, (False,) if options.smoke else (False, True)):
             result = {"model": name, **measure(make_model, shape, part, phase, steps=steps, bf16=bf16)}
             results.append(result)
-            ratio = result["cpu_seconds"]["ratio_of_medians"]
+            ratio = result["cpu_seconds"]["ratio_quartiles"][1]
             print(name, shape, part, phase, f"bf16={bf16}", f"{ratio:.3f}", flush=True)
     out = options.out or (None if options.smoke else RESULTS / "step_cost.json")
     if out is not None:
