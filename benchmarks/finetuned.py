@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.training import Recipe, build_trainer
 from hf_headprune.collation import ModelExamples, PadRight
-from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
+from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +36,8 @@ def fine_tuned(task: Task, seed: int, work: Path, *, smoke: bool = False) -> nn.
     return model.eval()
 
 
-def evaluator_on(model: Any, split: Any, *, batch_size: int = 32, **settings: Any) -> ClassificationEvaluator:
+def evaluator_on(model: Any, split: Any, *, batch_size: int = 32, **settings: Any) -> ExampleEvaluator:
     """Returns an evaluator of a model on one split of a task."""
     examples = ModelExamples(split, model)
     batches = length_sorted_batches(examples, PadRight(model.config.pad_token_id), batch_size=batch_size)
-    return ClassificationEvaluator(model, batches, **settings)
+    return ExampleEvaluator(model, batches, **settings)

@@ -33,7 +33,7 @@ from hf_headprune.search.units import units_of_search
 
 if TYPE_CHECKING:
     from benchmarks.tasks import Task
-    from hf_headprune.search.evaluator import ClassificationEvaluator
+    from hf_headprune.search.evaluator import ExampleEvaluator
 
 RESULT = RESULTS / "search_quality.json"
 TASKS = ("sst2", "snli")
@@ -50,7 +50,7 @@ STRATEGIES: dict[str, Any] = {
 MAX_DROP = 0.01
 
 
-def importance(name: str, evaluator: ClassificationEvaluator, model: Any) -> np.ndarray | None:
+def importance(name: str, evaluator: ExampleEvaluator, model: Any) -> np.ndarray | None:
     """Returns the scores whose order a baseline follows, from the gate gradient of each example's loss.
 
     Source: gradient: Michel et al., arXiv 1905.10650, equation 2; Fisher: Kwon et al., arXiv 2204.09656, equation 6.

@@ -36,7 +36,7 @@ from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
 from hf_headprune.collation import PadRight
 from hf_headprune.search.baselines import greedy
-from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
+from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Measurement, Question
@@ -76,7 +76,7 @@ class NaiveLoop:
 class Recorder:
     """An evaluator that notes what each probe found and its CPU seconds."""
 
-    def __init__(self, evaluator: ClassificationEvaluator) -> None:
+    def __init__(self, evaluator: ExampleEvaluator) -> None:
         """Wraps an evaluator."""
         self.evaluator = evaluator
         self.records: list[tuple[PruningPlan, Question[PruningPlan], Measurement, float]] = []
@@ -185,7 +185,7 @@ def growth(shapes: Any) -> list[dict[str, Any]]:
         data = [{"input_ids": rng.integers(5, 9000, n).tolist(), "labels": int(i % 2)} for i, n in enumerate(lengths)]
         naive = NaiveLoop(model, data)
         batches = length_sorted_batches(data, PadRight(0), batch_size=32)
-        evaluator = ClassificationEvaluator(model, batches, probing=Probing(cache_mib=4096))
+        evaluator = ExampleEvaluator(model, batches, probing=Probing(cache_mib=4096))
         base = PruningPlan.of(model)
         margins = evaluator(base).margins
         sites = list(base.kept_heads)

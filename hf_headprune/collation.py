@@ -15,16 +15,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 LABEL_NAMES = ("labels", "label")
+SPAN_NAMES = ("start_positions", "end_positions")
+IGNORED_LABEL = -100
 
 
 class ModelExamples:
-    """View of a data set that holds only what a model's forward takes, and one label under the name "labels"."""
+    """View of a data set that holds only what a model's forward takes, and its labels.
+
+    Labels are "labels", under which name "label" goes too, or for question answering the two positions of the answer.
+    """
 
     def __init__(self, dataset: Any, model: nn.Module, *, where: str = "search_plan") -> None:
         """Checks the first example.
 
         Args:
-            dataset: Sized and indexable; examples are mappings with model inputs and "labels" or "label".
+            dataset: Sized and indexable; examples are mappings with model inputs and labels.
             model: The model that will read them.
             where: Name of the public function, for errors.
 
@@ -39,12 +44,15 @@ class ModelExamples:
         if len(dataset) == 0:
             raise InvalidSettingError(f"{where}: dataset is empty. Pass a split with labelled examples.")
         self._dataset, self._where = dataset, where
-        self._inputs = tuple(name for name in inspect.signature(model.forward).parameters if name not in LABEL_NAMES)
+        accepted = inspect.signature(model.forward).parameters
+        self._inputs = tuple(name for name in accepted if name not in LABEL_NAMES)
+        self._has_spans = all(name in accepted for name in SPAN_NAMES)
         first = dataset[0]
         present = sorted(first) if hasattr(first, "keys") else type(first).__name__
-        if not hasattr(first, "keys") or not any(name in first for name in LABEL_NAMES):
+        wanted = "'start_positions' and 'end_positions'" if self._has_spans else "'labels' or 'label'"
+        if not hasattr(first, "keys") or not self._is_labelled(first):
             raise InvalidSettingError(
-                f"{where}: examples must hold 'labels' or 'label', received {present}. Pass a labelled split."
+                f"{where}: examples must hold {wanted}, received {present}. Pass a labelled split."
             )
         if "input_ids" not in first:
             raise InvalidSettingError(
@@ -60,30 +68,34 @@ class ModelExamples:
         """Returns one example with the model's inputs and "labels"."""
         example = self._dataset[index]
         inputs = {name: example[name] for name in self._inputs if name in example}
-        label = next((example[name] for name in LABEL_NAMES if name in example), None)
-        if label is None:
+        if not self._is_labelled(example):
             raise InvalidSettingError(f"{self._where}: example {index} has no label. Remove unlabelled examples.")
-        return {**inputs, "labels": label}
+        if self._has_spans:
+            return inputs
+        return {**inputs, "labels": next(example[name] for name in LABEL_NAMES if example.get(name) is not None)}
+
+    def _is_labelled(self, example: Mapping[str, Any]) -> bool:
+        if self._has_spans:
+            return all(example.get(name) is not None for name in SPAN_NAMES)
+        return any(example.get(name) is not None for name in LABEL_NAMES)
 
 
 class PadRight:
     """Collates tokenized examples without a tokenizer: pads on the right and masks what was added."""
 
     def __init__(self, pad_token_id: int | None) -> None:
-        """Stores the id that fills "input_ids"; other inputs are filled with zeros."""
-        self._pad_token_id = pad_token_id or 0
+        """Stores the id that fills "input_ids"; labels are filled with -100, other sequences with zeros."""
+        self._fillers = {"input_ids": pad_token_id or 0, "decoder_input_ids": pad_token_id or 0}
+        self._fillers["labels"] = IGNORED_LABEL
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns a batch of tensors `(batch, longest)` and labels `(batch,)`."""
-        length = max(len(example["input_ids"]) for example in examples)
-        names = [name for name in examples[0] if name != "labels"]
-        rows: dict[str, list[list[int]]] = {name: [] for name in [*names, "attention_mask"]}
-        for example in examples:
-            size = len(example["input_ids"])
-            given = {"attention_mask": [1] * size, **{name: example[name] for name in names}}
-            for name, values in given.items():
-                filler = self._pad_token_id if name == "input_ids" else 0
-                rows[name].append([*map(int, values), *[filler] * (length - size)])
-        batch = {name: torch.tensor(values) for name, values in rows.items()}
-        batch["labels"] = torch.tensor([int(example["labels"]) for example in examples])
-        return batch
+        """Returns a batch of tensors: `(batch, longest)` of sequences, `(batch,)` of numbers such as a class."""
+        rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
+        names = [*dict.fromkeys([*examples[0], "attention_mask"])]
+        return {name: self._tensor(name, [row[name] for row in rows]) for name in names}
+
+    def _tensor(self, name: str, values: Sequence[Any]) -> torch.Tensor:
+        if not hasattr(values[0], "__len__"):
+            return torch.tensor([int(value) for value in values])
+        longest, filler = max(map(len, values)), self._fillers.get(name, 0)
+        return torch.tensor([[*map(int, value), *[filler] * (longest - len(value))] for value in values])

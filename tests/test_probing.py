@@ -7,8 +7,9 @@ from torch import nn
 
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
-from hf_headprune.search.layers import LayerStack, StateMemory
+from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.layers import LayerStack
+from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Question
 from tests.conftest import FAMILY_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
@@ -49,8 +50,8 @@ def asked(base, base_margins, rng, **more):
 def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
     model = CLASSIFIERS[name]()
     batches = batches_of(decided(model, examples(40)))
-    plain = ClassificationEvaluator(model, batches)
-    fast = ClassificationEvaluator(model, batches, probing=Probing(batch_size=4))
+    plain = ExampleEvaluator(model, batches)
+    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
     rng = np.random.default_rng(0)
     full = PruningPlan.of(model)
     kinds = []
@@ -79,7 +80,7 @@ def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
 def test_early_verdicts_look_at_fewer_examples():
     model = classifier()
     batches = batches_of(decided(model, examples(64)))
-    fast = ClassificationEvaluator(model, batches, probing=Probing(batch_size=4))
+    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
     base = PruningPlan.of(model)
     margins, rng = fast(base).margins, np.random.default_rng(1)
     nothing = base.replace(kept_heads=dict.fromkeys(base.kept_heads, ()))
@@ -94,7 +95,7 @@ def test_early_verdicts_look_at_fewer_examples():
 
 def test_a_confirmation_computes_only_the_examples_that_the_estimate_left_out():
     model = classifier()
-    fast = ClassificationEvaluator(model, batches_of(decided(model, examples(64))), probing=Probing(batch_size=4))
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(64))), probing=Probing(batch_size=4))
     base = PruningPlan.of(model)
     margins = fast(base).margins
     question = Question(base, margins, margins, floor=0.5)
@@ -111,7 +112,7 @@ def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
     model = classifier(num_hidden_layers=4)
     batches = batches_of(decided(model, examples(40)))
     roomy, bounded = (
-        ClassificationEvaluator(model, batches, probing=Probing(batch_size=4, cache_mib=mib)) for mib in (64, cache_mib)
+        ExampleEvaluator(model, batches, probing=Probing(batch_size=4, cache_mib=mib)) for mib in (64, cache_mib)
     )
     rng = np.random.default_rng(2)
     base = PruningPlan.of(model)
@@ -133,13 +134,13 @@ def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
 def test_a_fresh_evaluator_measures_the_bits_of_one_that_has_measured_before():
     model = classifier()
     batches = batches_of(decided(model, examples(40)))
-    used = ClassificationEvaluator(model, batches, probing=Probing(batch_size=4))
+    used = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
     base, rng = PruningPlan.of(model), np.random.default_rng(3)
     margins = used(base).margins
     for _ in range(10):
         plan = near(base, rng)
         question = asked(base, margins, rng, floor=0.8)
-        fresh = ClassificationEvaluator(model, batches, probing=Probing(batch_size=4))
+        fresh = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
         np.testing.assert_array_equal(used.probe(plan, question).margins, fresh.probe(plan, question).margins)
 
 
@@ -158,7 +159,7 @@ def layers_run(model, call):
 
 def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
     model = classifier(num_hidden_layers=4)
-    fast = ClassificationEvaluator(model, batches_of(decided(model, examples(40))), probing=Probing(batch_size=4))
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(40))), probing=Probing(batch_size=4))
     base = PruningPlan.of(model)
     margins = fast(base).margins
     fast.probe(base, Question(base, margins, margins))  # the first probe also tries what the model allows
@@ -179,7 +180,7 @@ def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
 def test_a_metric_that_is_no_mean_of_zeros_and_ones_is_measured_to_the_end():
     model = classifier()
     batches = batches_of(examples(40))
-    plain = ClassificationEvaluator(model, batches, metric="macro_f1")
+    plain = ExampleEvaluator(model, batches, metric="macro_f1")
     base, rng = PruningPlan.of(model), np.random.default_rng(4)
     margins = plain(base).margins
     for _ in range(5):
@@ -195,7 +196,7 @@ def test_low_precision_keeps_the_batches_given_and_their_bits(given):
     if given == "bf16 weights":
         model = model.to(torch.bfloat16)
     autocast = torch.bfloat16 if given == "autocast" else None
-    evaluator = ClassificationEvaluator(model, batches, autocast_dtype=autocast)
+    evaluator = ExampleEvaluator(model, batches, autocast_dtype=autocast)
     base, rng = PruningPlan.of(model), np.random.default_rng(5)
     margins = evaluator(base).margins
     for _ in range(8):
@@ -210,7 +211,7 @@ def test_near_ties_are_decided_by_the_batches_given():
         model.classifier.weight[1] = model.classifier.weight[0]
         model.classifier.bias[1] = model.classifier.bias[0]
     dataset = [{**example, "label": index % 2} for index, example in enumerate(examples(40))]
-    evaluator = ClassificationEvaluator(model, batches_of(dataset), probing=Probing(batch_size=4))
+    evaluator = ExampleEvaluator(model, batches_of(dataset), probing=Probing(batch_size=4))
     base, rng = PruningPlan.of(model), np.random.default_rng(6)
     margins = evaluator(base).margins
     assert (np.abs(margins) < 1e-4).any()
@@ -246,7 +247,7 @@ def odd_mask(rows):
 def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collate):
     model = classifier()
     rows = [{"input_ids": e["input_ids"], "labels": e["label"]} for e in decided(model, examples(40))]
-    evaluator = ClassificationEvaluator(model, length_sorted_batches(rows, collate, batch_size=7))
+    evaluator = ExampleEvaluator(model, length_sorted_batches(rows, collate, batch_size=7))
     base, rng = PruningPlan.of(model), np.random.default_rng(7)
     margins = evaluator(base).margins
     for _ in range(12):
@@ -259,7 +260,7 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
 def test_the_model_is_left_as_it_was():
     model = classifier().train()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluator = ClassificationEvaluator(model, batches_of(examples()))
+    evaluator = ExampleEvaluator(model, batches_of(examples()))
     base, rng = PruningPlan.of(model), np.random.default_rng(8)
     margins = evaluator(base).margins
     evaluator.probe(near(base, rng), asked(base, margins, rng))
@@ -290,7 +291,7 @@ def test_a_head_that_reads_every_token_is_noticed():
         assert LayerStack(model).reads_first_token(inputs)
         model.bert.pooler = MeanPooled(model.bert.pooler)
         assert not LayerStack(model).reads_first_token(inputs)
-    evaluator = ClassificationEvaluator(model, batches_of(decided(model, examples())))
+    evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
     base, rng = PruningPlan.of(model), np.random.default_rng(9)
     plan = near(base, rng)
     assert evaluator.probe(plan, asked(base, evaluator(base).margins, rng)).metric == evaluator(plan).metric
@@ -319,7 +320,7 @@ def test_layers_that_are_no_plain_list_are_noticed_and_measured_whole():
         assert LayerStack(classifier()).is_resumable(inputs)
         memory["first"] = torch.zeros(1)
         assert not LayerStack(model).is_resumable(inputs)
-    evaluator = ClassificationEvaluator(model, batches_of(decided(model, examples())))
+    evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
     base, rng = PruningPlan.of(model), np.random.default_rng(10)
     for _ in range(6):
         plan = near(base, rng)

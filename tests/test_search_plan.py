@@ -11,7 +11,7 @@ import torch
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, SearchStateError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluator
+from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import search_over_plans, search_plan
 from hf_headprune.search.problem import Measurement
 from hf_headprune.search.settings import AStarSearch
@@ -44,7 +44,7 @@ def test_plan_of_a_live_model_is_the_true_optimum(seed):
     model = classifier(seed)
     dataset = own_examples(model)
     result = search_plan(model, dataset, search=PROOF, progress=False)
-    evaluator = ClassificationEvaluator(model, batches_of(dataset))
+    evaluator = ExampleEvaluator(model, batches_of(dataset))
     assert result.optimality == "proved"
     assert result.plan.num_removed_heads == brute_force(model, evaluator, result.start, PROOF.max_drop)
     assert evaluator(result.plan).metric == result.metric >= result.threshold - 1e-9
@@ -59,13 +59,13 @@ def test_plan_of_a_model_with_twelve_heads_is_the_true_optimum():
     result = search_plan(model, dataset, search=PROOF, progress=False)
     assert sum(result.plan.num_heads.values()) == 12
     assert result.optimality == "proved"
-    evaluator = ClassificationEvaluator(model, batches_of(dataset))
+    evaluator = ExampleEvaluator(model, batches_of(dataset))
     assert result.plan.num_removed_heads == brute_force(model, evaluator, result.start, PROOF.max_drop)
 
 
 def test_plan_that_training_learned_is_the_reference():
     model, dataset = classifier(), examples()
-    evaluator = ClassificationEvaluator(model, batches_of(dataset))
+    evaluator = ExampleEvaluator(model, batches_of(dataset))
     full = PruningPlan.of(model)
     first, second = full.kept_heads
     start = full.replace(kept_heads={first: [1, 2], second: []}, kept_ffn={next(iter(full.kept_ffn)): range(10)})
@@ -196,7 +196,7 @@ def test_metric_of_the_settings_wins():
     model = classifier()
     chosen = AStarSearch(max_evaluations=1, metric="macro_f1")
     result = search_plan(model, examples(), "accuracy", chosen, progress=False)
-    f1 = ClassificationEvaluator(model, batches_of(examples()), metric="macro_f1")(result.start).metric
+    f1 = ExampleEvaluator(model, batches_of(examples()), metric="macro_f1")(result.start).metric
     assert result.metric == f1
 
 

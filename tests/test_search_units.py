@@ -12,7 +12,7 @@ from hf_headprune.cost import cost_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.baselines import greedy, in_order
-from hf_headprune.search.evaluator import ClassificationEvaluator
+from hf_headprune.search.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_over_plans, search_plan
 from hf_headprune.search.problem import Measurement
 from hf_headprune.search.settings import AStarSearch
@@ -125,7 +125,7 @@ def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
     chosen = dataclasses.replace(BOTH, max_evaluations=None)
     result = search_plan(model, dataset, search=chosen, progress=False)
     anatomy = anatomy_of(model)
-    evaluator = ClassificationEvaluator(model, batches_of(dataset))
+    evaluator = ExampleEvaluator(model, batches_of(dataset))
     units = units_of_search(anatomy, result.start, chosen, evaluator.ffn_importance(result.start))
     assert len(units) == 6
     plans = [
@@ -149,7 +149,7 @@ def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
 def test_other_strategies_search_plans_too(strategy):
     model = classifier()
     anatomy = anatomy_of(model)
-    evaluator = ClassificationEvaluator(model, batches_of(own_examples(model)))
+    evaluator = ExampleEvaluator(model, batches_of(own_examples(model)))
     full = PruningPlan.full(anatomy)
     chosen = AStarSearch(max_drop=0.2, max_evaluations=40)
     result = search_over_plans(anatomy, evaluator, chosen, head_scores=np.arange(8.0), strategy=strategy)
@@ -164,7 +164,7 @@ def test_other_strategies_search_plans_too(strategy):
 def test_ffn_importance_is_the_mean_square_of_the_slope_of_the_loss():
     model = classifier().double()
     batches = batches_of(examples(6), batch_size=1)
-    evaluator = ClassificationEvaluator(model, batches)
+    evaluator = ExampleEvaluator(model, batches)
     full = PruningPlan.of(model)
     importance = evaluator.ffn_importance(full)
     units = units_of_search(anatomy_of(model), full, dataclasses.replace(BOTH, units=("ffn",)), None)
@@ -177,7 +177,7 @@ def test_ffn_importance_is_the_mean_square_of_the_slope_of_the_loss():
 
 def test_effect_of_a_chunk_is_the_sum_of_those_of_its_units():
     model = classifier()
-    evaluator = ClassificationEvaluator(model, batches_of(examples()))
+    evaluator = ExampleEvaluator(model, batches_of(examples()))
     full = PruningPlan.of(model)
     units = units_of_search(anatomy_of(model), full, BOTH, scores_of(full))
     effects = evaluator.unit_effects(full, units)

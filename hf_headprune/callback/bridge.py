@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.fingerprints import sha256_of
-from hf_headprune.search.evaluator import ClassificationEvaluator, MetricEvaluator, length_sorted_batches
+from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.probing import Probing
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class MetricSource:
         sign: -1 where the evaluator returns the metric negated, because lower is better.
     """
 
-    evaluator: ClassificationEvaluator | MetricEvaluator
+    evaluator: ExampleEvaluator | MetricEvaluator
     metric: str
     num_examples: int
     sign: float
@@ -233,7 +233,7 @@ def metric_source(
     if by_example:
         size = trainer.args.per_device_eval_batch_size
         batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
-        evaluator = ClassificationEvaluator(trainer.model, batches, probing=probing)
+        evaluator = ExampleEvaluator(trainer.model, batches, metric="accuracy", probing=probing)
         return MetricSource(evaluator, name, len(loader.dataset), 1.0)
     is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
     greater = trainer.args.greater_is_better if is_best_metric else None

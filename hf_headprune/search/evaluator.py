@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.errors import InvalidSettingError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import evaluating, masked
+from hf_headprune.search.answers import Answers
 from hf_headprune.search.effects import GateGradients
-from hf_headprune.search.labels import check_labels, num_labels_of
-from hf_headprune.search.metrics import CLASSIFICATION_METRICS, confusion_of, margins_of
 from hf_headprune.search.probing import Prober, Probing
 from hf_headprune.search.problem import Measurement
+from hf_headprune.search.scorings import scoring_for
 from hf_headprune.search.units import owners_of
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ LABELS = "labels"
 Scalar = Literal["margin", "loss"]
 
 
-class ClassificationEvaluator:
-    """Measures plans of a sequence classification model on labelled batches.
+class ExampleEvaluator:
+    """Measures plans on labelled batches, example by example.
 
     Attributes:
+        scoring: How outputs become scores.
         num_examples: Examples in all batches.
     """
 
@@ -47,39 +48,37 @@ class ClassificationEvaluator:
         model: nn.Module,
         batches: Sequence[Mapping[str, torch.Tensor]],
         *,
-        metric: str = "accuracy",
+        metric: str | None = None,
         autocast_dtype: torch.dtype | None = None,
         probing: Probing | None = None,
     ) -> None:
         """Checks model and labels.
 
         Args:
-            model: Single-label classifier whose output has `logits` of shape `(batch, num_labels)`.
-            batches: Inputs of the model with "labels" of shape `(batch,)`.
-            metric: One of `CLASSIFICATION_METRICS`.
+            model: A classifier of sequences or tokens, a question answering or a sequence-to-sequence model.
+            batches: Inputs of the model with the labels of its task, see `hf_headprune.search.scorings`.
+            metric: One that the task has; None takes its first.
             autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
                 only when the model will run in that precision.
             probing: How `probe` works; None for the defaults.
 
         Raises:
             InvalidSettingError: There is no example, labels are missing or out of range, or the metric is unknown.
-            UnsupportedModelError: The model is no single-label classifier.
+            UnsupportedModelError: The model has none of these tasks.
         """
-        if metric not in CLASSIFICATION_METRICS:
-            raise InvalidSettingError(
-                f"ClassificationEvaluator: metric must be one of {', '.join(CLASSIFICATION_METRICS)}, received "
-                f"{metric!r}. For any other use MetricEvaluator with a function that measures the model."
-            )
         self._model = model
-        self._batches = list(batches)
-        self._metric = metric
+        self._batches = [dict(batch) for batch in batches]
         self._autocast_dtype = autocast_dtype
-        self._num_labels = num_labels_of(model)
         self._probing = Probing() if probing is None else probing
         self._prober: Prober | None = None
-        check_labels(self._batches, self._num_labels)
-        self._gold = torch.cat([batch[LABELS].detach().cpu() for batch in self._batches]).numpy()
-        self.num_examples = len(self._gold)
+        self.scoring = scoring_for(model, metric)
+        if not sum(len(next(iter(batch.values()))) for batch in self._batches):
+            raise InvalidSettingError(
+                "ExampleEvaluator: at least one labelled example is needed, received none. Pass a non-empty data set."
+            )
+        self.scoring.check(self._batches)
+        self._weights = np.concatenate([self.scoring.weights(batch) for batch in self._batches])
+        self.num_examples = len(self._weights)
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures a plan on all examples; the model is left as it was.
@@ -89,12 +88,11 @@ class ClassificationEvaluator:
 
         Raises:
             InvalidPlanError: The plan does not fit the model.
-            UnsupportedModelError: The model returns no logits of the expected shape.
+            UnsupportedModelError: The model returns something else than its task needs.
         """
         with masked(self._model, plan), evaluating(self._model), self._precision():
-            logits = np.concatenate([self._logits(batch) for batch in self._batches])  # (num_examples, num_labels)
-        value = CLASSIFICATION_METRICS[self._metric](confusion_of(self._gold, logits))
-        return Measurement(value, margins_of(logits, self._gold))
+            answers = Answers.joined([self.scoring.answers(*self._run(batch)) for batch in self._batches])
+        return Measurement(self.scoring.value(answers, self._weights), answers.margins)
 
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Measures a plan as far as a question needs; an exact answer has the verdict of a call.
@@ -106,7 +104,7 @@ class ClassificationEvaluator:
         """
         with self._precision():
             if self._prober is None:
-                self._prober = Prober(self._model, self._batches, metric=self._metric, settings=self._probing)
+                self._prober = Prober(self._model, self._batches, self.scoring, self._probing)
             return self._prober(plan, question)
 
     def unit_effects(self, plan: PruningPlan, units: Sequence[Unit], of: Scalar = "margin") -> np.ndarray:
@@ -117,7 +115,7 @@ class ClassificationEvaluator:
         Args:
             plan: What is open.
             units: Parts of the model that are removed together.
-            of: The "margin" (gold logit minus the best other one) or the "loss" (cross entropy) of each example.
+            of: The "margin" or the "loss" of each example, see `Scoring`.
 
         Returns:
             Shape `(num_units, num_examples)`.
@@ -160,35 +158,20 @@ class ClassificationEvaluator:
             GateGradients(self._model, plan, named) as gradients,
         ):
             for batch in self._batches:
-                logits = self._output(batch).float()  # (batch, num_labels)
-                gold = batch[LABELS].to(logits.device)
-                if of == "loss":
-                    yield gradients.of(torch.nn.functional.cross_entropy(logits, gold, reduction="none"))
-                else:
-                    others = logits.scatter(1, gold[:, None], -torch.inf)
-                    yield gradients.of(logits.gather(1, gold[:, None])[:, 0] - others.amax(dim=1))
+                read = self.scoring.losses if of == "loss" else self.scoring.margins
+                yield gradients.of(read(*self._run(batch)))
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights, the data, the metric and the precision."""
-        settings = f"{self._metric} {self._autocast_dtype}"
+        settings = f"{self.scoring.metric} {self._autocast_dtype}"
         batches = {f"{i} {name}": tensor for i, batch in enumerate(self._batches) for name, tensor in batch.items()}
         return sha256_of(settings, self._model.state_dict(), batches)
 
-    def _logits(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
-        return self._output(batch).float().cpu().numpy()
-
-    def _output(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Returns the outputs for a batch, and the batch on the device of the model."""
         device = next(self._model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != LABELS}
-        logits = getattr(self._model(**inputs), "logits", None)
-        expected = (len(batch[LABELS]), self._num_labels)
-        if logits is None or tuple(logits.shape) != expected:
-            raise UnsupportedModelError(
-                f"ClassificationEvaluator: {type(self._model).__name__} must return logits of shape {expected}, "
-                f"received {None if logits is None else tuple(logits.shape)}. Use a ...ForSequenceClassification "
-                "model, or MetricEvaluator with a function that measures this one."
-            )
-        return logits
+        entries = {name: tensor.to(device) for name, tensor in batch.items()}
+        return self._model(**self.scoring.inputs(entries)), entries
 
     def _precision(self) -> Any:
         if self._autocast_dtype is None:

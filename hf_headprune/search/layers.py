@@ -12,7 +12,7 @@ from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.masking import UnitScale, attach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from hf_headprune.plan import PruningPlan
 
@@ -44,7 +44,7 @@ class LayerStack:
         self._layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self._scales: dict[str, UnitScale] = {}
         self._has_one_list = len(stacks) == 1
-        self.depth = len(self._layers)
+        self.depth = len(self._layers) if self._has_one_list else 1 + max(site.layer for site in self._sites)
 
     def check_fits(self, plan: PruningPlan) -> None:
         """Checks that a plan was made for this model.
@@ -82,14 +82,14 @@ class LayerStack:
             kept[site.layer].append(plan.kept(site.name))
         return tuple(map(tuple, kept))
 
-    def logits(
+    def outputs(
         self,
         inputs: Inputs,
         first: int = 0,
         state: torch.Tensor | None = None,
         found: dict[int, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Runs a forward pass that enters at a layer.
+    ) -> Any:
+        """Runs a forward pass that enters at a layer, and returns what the model does.
 
         Args:
             inputs: Of the model, without labels.
@@ -99,7 +99,7 @@ class LayerStack:
         """
         last = first if found is None else self.depth - 1
         with self._noting({} if found is None else found, first, last), self._only(first, self.depth, state):
-            return self._model(**inputs).logits
+            return self._model(**inputs)
 
     def states(
         self, inputs: Inputs, first: int, last: int, state: torch.Tensor | None = None
@@ -148,10 +148,10 @@ class LayerStack:
         """Tells whether entering at any layer gives the very bits of a whole forward pass."""
         if not self._has_one_list or not self._hands_states_on(inputs):
             return False
-        expected = self.logits(inputs)
+        expected = logits_in(self.outputs(inputs))
         states = self.states(inputs, 0, self.depth - 1)
         twice = [*states.items()] * 2  # the second time shows whether a state was changed in place
-        same = all(torch.equal(self.logits(inputs, first, state), expected) for first, state in twice)
+        same = all(torch.equal(logits_in(self.outputs(inputs, first, state)), expected) for first, state in twice)
         partial = self.states(inputs, 1, self.depth - 1, states.get(1)) if self.depth > 1 else {}
         return same and all(torch.equal(state, states[place]) for place, state in partial.items())
 
@@ -167,7 +167,7 @@ class LayerStack:
         handle = self._layers[-1].register_forward_hook(leaf)
         try:
             with torch.enable_grad():
-                logits = self.logits(inputs)
+                logits = logits_in(self.outputs(inputs))
                 weights = torch.arange(1.0, logits.numel() + 1, device=logits.device).reshape(logits.shape)
                 (gradient,) = torch.autograd.grad((logits * weights.to(logits.dtype)).sum(), outputs)
         finally:
@@ -175,7 +175,7 @@ class LayerStack:
         if gradient.dim() != 3 or not gradient[:, 0].any() or gradient[:, 1:].any():  # noqa: PLR2004
             return False
         with self.first_token_only():
-            return torch.allclose(self.logits(inputs), logits.detach(), rtol=1e-4, atol=1e-5)
+            return torch.allclose(logits_in(self.outputs(inputs)), logits.detach(), rtol=1e-4, atol=1e-5)
 
     def computes_in_full_precision(self, inputs: Inputs) -> bool:
         """Tells whether products are computed in fp32 or fp64; autocast may come from a wrapped forward."""
@@ -221,79 +221,11 @@ class LayerStack:
                 handle.remove()
 
 
-class StateMemory:
-    """Hidden states under a bound on their bytes.
-
-    Those of the owner at work are never dropped for one another: plans are measured in turns over all batches, where
-    dropping the oldest would drop each state just before it is needed again. Guesses (states of plans that may become
-    parents) go first, then older owners.
-
-    Attributes:
-        num_bytes: Held now.
-        peak_bytes: Held at most so far.
-    """
-
-    def __init__(self, limit_mib: float) -> None:
-        """Starts empty."""
-        self.num_bytes = self.peak_bytes = 0
-        self._limit = int(limit_mib * 2**20)
-        self._held: dict[Any, dict[Any, torch.Tensor]] = {}  # owners, the one used last at the end
-        self._without_room: set[Any] = set()
-        self._guesses: dict[tuple[Any, Any], None] = {}  # (owner, key), the oldest first
-
-    def of(self, owner: Any) -> Mapping[Any, torch.Tensor]:
-        """Returns the states of an owner, which is now the one at work."""
-        self._held[owner] = self._held.pop(owner, {})
-        return self._held[owner]
-
-    def has_room(self, owner: Any) -> bool:
-        """Whether no state of this owner was turned away yet."""
-        return owner not in self._without_room
-
-    def add(self, owner: Any, key: Any, state: torch.Tensor) -> None:
-        """Keeps a state where the bound allows it, at the cost of guesses and of other owners."""
-        size = _bytes(state)
-        if key in self.of(owner):
-            self._guesses.pop((owner, key), None)
-            return
-        while self.num_bytes + size > self._limit and (self._guesses or len(self._held) > 1):
-            if self._guesses:
-                self.forget(*next(iter(self._guesses)))
-            else:
-                self.drop(next(iter(self._held)))
-        if not self._keep(owner, key, state):
-            self._without_room.add(owner)
-
-    def guess(self, owner: Any, key: Any, state: torch.Tensor) -> bool:
-        """Keeps a state that may be needed, while nothing has to go for it; tells whether it is kept by this call."""
-        kept = key not in self.of(owner) and self._keep(owner, key, state)
-        if kept:
-            self._guesses[owner, key] = None
-        return kept
-
-    def forget(self, owner: Any, key: Any) -> None:
-        """Drops one state."""
-        self._guesses.pop((owner, key), None)
-        self.num_bytes -= _bytes(self._held[owner].pop(key))
-
-    def drop(self, owner: Any) -> None:
-        """Forgets an owner and its states."""
-        self._without_room.discard(owner)
-        for key in list(self._held.get(owner, ())):
-            self.forget(owner, key)
-        self._held.pop(owner, None)
-
-    def _keep(self, owner: Any, key: Any, state: torch.Tensor) -> bool:
-        if self.num_bytes + _bytes(state) > self._limit:
-            return False
-        self._held[owner][key] = state
-        self.num_bytes += _bytes(state)
-        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
-        return True
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def logits_in(outputs: Any) -> torch.Tensor:
+    """Returns all logits of a model's output in one tensor: those of classes or tokens, or of both ends of spans."""
+    if "start_logits" in outputs:
+        return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
+    return outputs.logits
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,29 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 
-def confusion_of(gold: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Counts `(gold, predicted)`, `(num_labels, num_labels)`; of equal logits the first label is predicted.
-
-    Args:
-        gold: Class of each example, `(num_examples,)`.
-        logits: Shape `(num_examples, num_labels)`.
-    """
-    confusion = np.zeros((logits.shape[1], logits.shape[1]), dtype=np.int64)
-    np.add.at(confusion, (gold, logits.argmax(axis=1)), 1)
+def confusion_of(gold: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
+    """Counts `(gold, predicted)`, `(num_labels, num_labels)`, of classes `(num_examples,)` each."""
+    confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
+    np.add.at(confusion, (gold, predicted), 1)
     return confusion
-
-
-def margins_of(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Returns the gold logit minus the best other one.
-
-    Args:
-        logits: Shape `(num_examples, num_labels)`.
-        gold: Class of each example, `(num_examples,)`.
-    """
-    rows = np.arange(len(gold))
-    others = logits.copy()
-    others[rows, gold] = -np.inf
-    return logits[rows, gold] - others.max(axis=1)
 
 
 def accuracy(confusion: np.ndarray) -> float:

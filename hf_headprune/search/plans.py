@@ -12,12 +12,13 @@ from hf_headprune.collation import ModelExamples, PadRight
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.astar import search as search_sets
-from hf_headprune.search.evaluator import ClassificationEvaluator, length_sorted_batches
-from hf_headprune.search.metrics import CLASSIFICATION_METRICS
+from hf_headprune.search.classes import ClassScoring
+from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Measurement, Question, SearchProblem, SearchResult
 from hf_headprune.search.progress import SearchBar
 from hf_headprune.search.results import PlanSearchResult, PlanStep
+from hf_headprune.search.scorings import scoring_for
 from hf_headprune.search.settings import REPORT, AStarSearch
 from hf_headprune.search.units import (
     gains_of,
@@ -96,7 +97,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
 
     Args:
         anatomy: Of the model that the plans are for.
-        measure: Measures a plan, such as a `ClassificationEvaluator`. Where it has a method `unit_effects`, the order
+        measure: Measures a plan, such as an `ExampleEvaluator`. Where it has a method `unit_effects`, the order
             of the search starts from those estimates, which spares one evaluation per unit; where it has `probe`,
             most plans are measured only as far as matters.
         search: Settings.
@@ -143,7 +144,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
     model: nn.Module,
     dataset: Any,
-    metric: str = "accuracy",
+    metric: str | None = None,
     search: AStarSearch = AStarSearch(),
     *,
     processing_class: Any = None,
@@ -152,16 +153,21 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     journal: Path | None = None,
     progress: bool = True,
 ) -> PlanSearchResult:
-    """Finds what of a fine-tuned sequence classification model can go, without training.
+    """Finds what of a fine-tuned model can go, without training.
 
     The model is left as it was; cut it with `prune_model_(model, result.plan)`.
 
     Args:
-        model: Single-label classifier of a supported family.
-        dataset: Sized and indexable; tokenized examples with "labels" or "label". Other columns are ignored.
-        metric: "accuracy", "macro_f1" or "matthews_correlation"; `search.metric` wins where it is set.
+        model: Of a supported family: a single-label classifier of sequences or tokens, a question answering or a
+            sequence-to-sequence model.
+        dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
+            "start_positions" and "end_positions". Other columns are ignored.
+        metric: "accuracy", "macro_f1" or "matthews_correlation" of classes; "accuracy" of tokens; "f1" or
+            "exact_match" of spans, see `SpanScoring`; "likelihood" of references, see `LikelihoodScoring`. None takes
+            the first of the task; `search.metric` wins where it is set.
         search: Settings.
-        processing_class: Tokenizer that pads the batches; without one they are padded on the right.
+        processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
+            padded on the right.
         data_collator: Makes the batches instead.
         batch_size: Examples per batch.
         journal: File that holds the state: a search that was killed continues from it.
@@ -169,21 +175,22 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
 
     Raises:
         InvalidSettingError: The data set is empty, unlabelled or not tokenized, or the metric or a setting is unknown.
-        UnsupportedModelError: The model is no single-label classifier of a supported family.
+        UnsupportedModelError: The model has none of these tasks, or its family is not supported.
         SearchStateError: The journal belongs to another search or is damaged.
     """
-    name = search.metric or metric
-    _check_metric(name, search.max_drop)
+    scoring = scoring_for(model, search.metric or metric, where="search_plan")
+    _check_drop(scoring.metric, search.max_drop)
     if search.confidence not in (None, REPORT):
         raise InvalidSettingError(
             f"search_plan: confidence={search.confidence} is for HeadPruneCallback, which holds examples back from the "
             "search. Make a split with three_way_split, search on one side, and certify on the other."
         )
     anatomy = anatomy_of(model)
-    collate = data_collator or _collate(model, processing_class)
+    tokenizer = processing_class if isinstance(scoring, ClassScoring) else None
+    collate = data_collator or _collate(model, tokenizer)
     batches = length_sorted_batches(ModelExamples(dataset, model), collate, batch_size=batch_size)
     probing = Probing(cache_mib=search.cache_mib)
-    evaluator = ClassificationEvaluator(model, batches, metric=name, probing=probing)
+    evaluator = ExampleEvaluator(model, batches, metric=scoring.metric, probing=probing)
     fingerprint = "" if journal is None else evaluator.fingerprint()
     with SearchBar(disable=not progress, unit_name="heads" if search.units == ("heads",) else "units") as bar:
         return search_over_plans(
@@ -191,12 +198,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         )
 
 
-def _check_metric(name: str, max_drop: float) -> None:
-    if name not in CLASSIFICATION_METRICS:
-        raise InvalidSettingError(
-            f"search_plan: metric must be one of {', '.join(CLASSIFICATION_METRICS)}, received {name!r}. For any "
-            "other, call search_over_plans with a MetricEvaluator."
-        )
+def _check_drop(name: str, max_drop: float) -> None:
     if max_drop >= 1:
         raise InvalidSettingError(
             f"search_plan: max_drop is absolute and {name} at most 1, received {max_drop}, which allows anything. "

@@ -8,36 +8,31 @@ memory, so that a search that goes on after a kill measures the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from hf_headprune.collation import LABEL_NAMES
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
-from hf_headprune.search.layers import LayerStack, StateMemory
-from hf_headprune.search.metrics import CLASSIFICATION_METRICS, confusion_of, margins_of
+from hf_headprune.search.answers import Answers
+from hf_headprune.search.compositions import Compositions
+from hf_headprune.search.layers import LayerStack
+from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Measurement
-from hf_headprune.search.rows import Rows, can_be_taken_apart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import torch
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.search.answers import Scoring
+    from hf_headprune.search.compositions import Batch, Composition
     from hf_headprune.search.layers import Kept
     from hf_headprune.search.problem import Question
-
-COMPOSITIONS = 8  # orders of the examples whose states and answers stay in memory
-ANSWERS = 32  # plans whose answers so far stay in memory, for a confirmation
-STRATA = 8  # groups of equal hardness; examples of like length share a batch within them
-TIE_BAND = 1e-3  # margins that round-off of another batch could turn are decided by the batches given
-MEAN_OF_RIGHT = "accuracy"  # the metric that is a mean of 0/1 scores, so that errors seen decide
 
 
 @dataclass(frozen=True)
@@ -66,14 +61,6 @@ class Probing:
             )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Examples that are computed together."""
-
-    indices: np.ndarray
-    inputs: dict[str, torch.Tensor]
-
-
 @dataclass(frozen=True, eq=False)
 class Route:
     """A plan, the plan whose hidden states it shares, and up to where.
@@ -93,17 +80,8 @@ class Route:
     own: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Composition:
-    """Batches in the order in which a parent finds them hard, and the answers that plans gave in them so far."""
-
-    key: str
-    batches: list[Batch]
-    answers: OrderedDict[PruningPlan, dict[int, np.ndarray]] = field(default_factory=OrderedDict)
-
-
 class Prober:
-    """Measures plans of a classifier as far as a question needs.
+    """Measures plans as far as a question needs.
 
     Attributes:
         memory: Hidden states of parents, under the bound given.
@@ -114,40 +92,40 @@ class Prober:
         self,
         model: nn.Module,
         batches: Sequence[Mapping[str, torch.Tensor]],
-        *,
-        metric: str,
+        scoring: Scoring,
         settings: Probing,
     ) -> None:
         """Tries on one batch what the model allows.
 
         Args:
-            model: Single-label classifier; its weights must not change from now on.
-            batches: Inputs with "labels", as the plain evaluation takes them.
-            metric: One of `CLASSIFICATION_METRICS`.
+            model: Its weights must not change from now on.
+            batches: With labels, as the plain evaluation takes them.
+            scoring: Of the model's task.
             settings: Memory, batches, estimates.
         """
         self._model = model
-        self._given = list(batches)
-        self._metric = metric
-        self._batch_size = settings.batch_size
+        self._scoring = scoring
         self._share = settings.tentative_share
-        self._device = next(model.parameters()).device
-        self._gold = torch.cat([_labels(batch) for batch in self._given]).cpu().numpy()
-        self._places = np.split(np.arange(len(self._gold)), np.cumsum([len(_labels(b)) for b in self._given])[:-1])
+        self._weights = np.concatenate([scoring.weights(batch) for batch in batches])
         self._stack = LayerStack(model)
-        self._rows: Rows | None = None
         self._closed: PruningPlan | None = None
         self._guessed: list[tuple[str, tuple[int, str]]] = []
-        self._compositions: OrderedDict[str, Composition] = OrderedDict()
         self.memory = StateMemory(settings.cache_mib)
         self.examples_seen = 0
-        probe = {name: tensor[:4].to(self._device) for name, tensor in _inputs(self._given[0]).items()}
+        device = next(model.parameters()).device
+        sample = scoring.inputs({name: tensor[:4].to(device) for name, tensor in batches[0].items()})
         with evaluating(model):
-            self._is_resumable = self._stack.is_resumable(probe)
-            in_full_precision = self._stack.computes_in_full_precision(probe)
-            self._reads_first = in_full_precision and self._is_resumable and self._stack.reads_first_token(probe)
-        if in_full_precision and can_be_taken_apart(self._given):
-            self._rows = Rows(self._given, getattr(model.config, "pad_token_id", None))
+            self._is_resumable = self._stack.is_resumable(sample)
+            in_full_precision = self._stack.computes_in_full_precision(sample)
+            self._reads_first = in_full_precision and self._is_resumable and self._stack.reads_first_token(sample)
+        self._compositions = Compositions(
+            batches,
+            batch_size=settings.batch_size,
+            pad_token_id=getattr(model.config, "pad_token_id", None),
+            device=device,
+            memory=self.memory,
+            recompose=in_full_precision and not scoring.is_continuous,
+        )
 
     def __call__(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Measures a plan as far as the question needs; the model is left as it was.
@@ -157,9 +135,9 @@ class Prober:
         """
         self._stack.check_fits(plan)
         self._stack.check_fits(question.base)
-        composition = self._composition(question.base_margins)
-        answers = self._answers(composition, plan)
-        logits = np.full((len(self._gold), self._num_labels), np.nan, dtype=np.float32)
+        composition = self._compositions.by(question.base_margins)
+        known = composition.answers_of(plan)
+        answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
         with ExitStack() as stack:
             stack.enter_context(evaluating(self._model))
             stack.enter_context(self._stack.attached())
@@ -168,50 +146,40 @@ class Prober:
             self._closed = None
             route = self._route(plan, question.base)
             self._guessed = []
-            for place in self._hardest_first(composition, question.expected):
-                batch = composition.batches[place]
-                if place not in answers:
-                    answers[place] = self._logits(composition, place, route)
-                logits[batch.indices] = answers[place]
-                measurement = self._verdict(logits, question)
+            for place in composition.hardest_first(question.expected):
+                if place not in known:
+                    known[place] = self._answers(composition, place, route)
+                answers.put(composition.batches[place].indices, known[place])
+                measurement = self._verdict(answers, question)
                 if measurement is not None:
                     self._forget_guesses(measurement)
                     return measurement
-        return self._exact(plan, logits)
+        return self._exact(plan, answers)
 
-    @property
-    def _num_labels(self) -> int:
-        return int(self._model.config.num_labels)  # type: ignore[union-attr, arg-type]
-
-    def _verdict(self, logits: np.ndarray, question: Question[PruningPlan]) -> Measurement | None:
+    def _verdict(self, answers: Answers, question: Question[PruningPlan]) -> Measurement | None:
         """Returns a rejection that is certain, an estimate that holds, or None."""
-        if question.floor is None or self._metric != MEAN_OF_RIGHT:
+        if question.floor is None or not self._scoring.is_mean:
             return None
-        margins = margins_of(logits, self._gold)  # NaN where not seen
-        seen = ~np.isnan(margins)
-        bound = 1.0 - float((margins < -self._tie_band(logits[seen])).sum()) / len(margins)
+        total = self._weights.sum()
+        lost = np.where(answers.are_certain, 1.0 - answers.scores, 0.0)
+        bound = 1.0 - float((lost * self._weights).sum()) / total
         if bound < question.floor - ROUND_OFF:
-            return Measurement(bound, margins, kind="bound")
-        if not question.tentative or seen.sum() < self._share * len(margins) or seen.all():
+            return Measurement(bound, answers.margins.copy(), kind="bound")
+        seen = answers.seen
+        if not question.tentative or seen.sum() < self._share * len(seen) or seen.all():
             return None
-        estimate = float((np.where(seen, margins, question.expected) > 0).mean())
-        return Measurement(estimate, margins, kind="estimate") if estimate >= question.floor else None
+        scores = np.where(seen, answers.scores, self._scoring.predicted(question.expected))
+        estimate = float((scores * self._weights).sum()) / total
+        return Measurement(estimate, answers.margins.copy(), kind="estimate") if estimate >= question.floor else None
 
-    def _exact(self, plan: PruningPlan, logits: np.ndarray) -> Measurement:
+    def _exact(self, plan: PruningPlan, answers: Answers) -> Measurement:
         """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""
-        margins = margins_of(logits, self._gold)
-        near = ~(np.abs(margins) >= self._tie_band(logits))
         with masked(self._model, plan), evaluating(self._model):
-            for batch, places in zip(self._given, self._places, strict=True):
-                if self._rows is not None and near[places].any():
-                    inputs = {name: tensor.to(self._device) for name, tensor in _inputs(batch).items()}
-                    logits[places] = self._model(**inputs).logits.float().cpu().numpy()
-        value = CLASSIFICATION_METRICS[self._metric](confusion_of(self._gold, logits))
-        return Measurement(value, margins_of(logits, self._gold))
-
-    @staticmethod
-    def _tie_band(logits: np.ndarray) -> float:
-        return TIE_BAND * max(1.0, float(np.nanmax(np.abs(logits), initial=0.0)) / 10)
+            for batch in self._compositions.given() if self._compositions.are_recomposed else ():
+                if not answers.are_certain[batch.indices].all():
+                    outputs = self._model(**self._scoring.inputs(batch.entries))
+                    answers.put(batch.indices, self._scoring.answers(outputs, batch.entries))
+        return Measurement(self._scoring.value(answers, self._weights), answers.margins)
 
     def _route(self, plan: PruningPlan, base: PruningPlan) -> Route:
         kept, kept_base = self._stack.kept_per_layer(plan), self._stack.kept_per_layer(base)
@@ -219,19 +187,19 @@ class Prober:
         first = differing[0] if differing and self._is_resumable else 0
         return Route(plan, base, first, _digests(kept_base), _digests(kept))
 
-    def _logits(self, composition: Composition, place: int, route: Route) -> np.ndarray:
+    def _answers(self, composition: Composition, place: int, route: Route) -> Answers:
         """Runs a plan on one batch, from the layer at which it leaves its base."""
         batch = composition.batches[place]
         self.examples_seen += len(batch.indices)
         first, state = self._state(composition.key, place, batch, route)
         self._close(route.plan)
         found: dict[int, torch.Tensor] | None = {} if self._is_resumable else None
-        logits = self._stack.logits(batch.inputs, first, state, found)
+        outputs = self._stack.outputs(self._scoring.inputs(batch.entries), first, state, found)
         for reached, own in (found or {}).items():
             key = (place, route.own[reached])
             if self.memory.guess(composition.key, key, own):
                 self._guessed.append((composition.key, key))
-        return logits.float().cpu().numpy()
+        return self._scoring.answers(outputs, batch.entries)
 
     def _state(self, owner: str, place: int, batch: Batch, route: Route) -> tuple[int, torch.Tensor | None]:
         """Returns a layer to enter at and its input: from memory, or computed from the nearest one and remembered."""
@@ -241,7 +209,8 @@ class Prober:
         if nearest == route.first or not self.memory.has_room(owner):
             return nearest, state
         self._close(route.base)
-        for reached, found in self._stack.states(batch.inputs, nearest, route.first, state).items():
+        inputs = self._scoring.inputs(batch.entries)
+        for reached, found in self._stack.states(inputs, nearest, route.first, state).items():
             self.memory.add(owner, (place, route.shared[reached]), found)
             state = found
         return route.first, state
@@ -257,46 +226,6 @@ class Prober:
             self._stack.close(plan)
             self._closed = plan
 
-    def _composition(self, margins: np.ndarray) -> Composition:
-        key = hashlib.sha256(np.ascontiguousarray(margins).tobytes()).hexdigest()
-        if key not in self._compositions:
-            self._compositions[key] = Composition(key, list(self._batches(margins)))
-        self._compositions.move_to_end(key)
-        while len(self._compositions) > COMPOSITIONS:
-            old, _ = self._compositions.popitem(last=False)
-            self.memory.drop(old)
-        return self._compositions[key]
-
-    def _batches(self, margins: np.ndarray) -> Any:
-        """Yields batches: strata of like hardness, and within each the examples by their length."""
-        if self._rows is None:
-            for batch, places in zip(self._given, self._places, strict=True):
-                yield Batch(places, {name: tensor.to(self._device) for name, tensor in _inputs(batch).items()})
-            return
-        order = np.argsort(margins, kind="stable")
-        size = max(4 * self._batch_size, -(-len(order) // STRATA))
-        for start in range(0, len(order), size):
-            stratum = order[start : start + size]
-            stratum = stratum[np.argsort(-self._rows.lengths[stratum], kind="stable")]
-            for first in range(0, len(stratum), self._batch_size):
-                indices = stratum[first : first + self._batch_size]
-                yield Batch(indices, self._rows.batch(indices.tolist(), self._device))
-
-    @staticmethod
-    def _hardest_first(composition: Composition, expected: np.ndarray) -> list[int]:
-        """Orders batches by the share of errors that is expected in them."""
-        doubt = 1 / (1 + np.exp(np.clip(expected, -30, 30)))
-        shares = [-float(doubt[batch.indices].mean()) for batch in composition.batches]
-        return sorted(range(len(shares)), key=lambda place: (shares[place], place))
-
-    @staticmethod
-    def _answers(composition: Composition, plan: PruningPlan) -> dict[int, np.ndarray]:
-        answers = composition.answers.setdefault(plan, {})
-        composition.answers.move_to_end(plan)
-        while len(composition.answers) > ANSWERS:
-            composition.answers.popitem(last=False)
-        return answers
-
 
 def _digests(kept: Sequence[Kept]) -> tuple[str, ...]:
     """Returns what identifies the units kept in the first 0, 1, ... layers."""
@@ -305,11 +234,3 @@ def _digests(kept: Sequence[Kept]) -> tuple[str, ...]:
         digest.update(repr(units).encode())
         found.append(digest.hexdigest())
     return tuple(found)
-
-
-def _inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}
-
-
-def _labels(batch: Mapping[str, Any]) -> torch.Tensor:
-    return next(batch[name] for name in LABEL_NAMES if name in batch)

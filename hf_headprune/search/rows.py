@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hf_headprune.collation import LABEL_NAMES
+from hf_headprune.collation import IGNORED_LABEL, LABEL_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ class Rows:
     def __init__(self, batches: Sequence[Mapping[str, torch.Tensor]], pad_token_id: int | None) -> None:
         """Cuts padding off where it is on the right and masked; any other is kept as it is."""
         self._rows: list[dict[str, torch.Tensor]] = []
-        self._filler = {IDS: pad_token_id or 0}
+        self._filler = {IDS: pad_token_id or 0, **dict.fromkeys(LABEL_NAMES, IGNORED_LABEL)}
         self._sequences: set[str] = set()
         for batch in batches:
-            inputs = {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}
+            inputs = dict(batch)
             width = inputs[IDS].shape[1] if IDS in inputs else None
             if width is not None and MASK not in inputs:
                 inputs[MASK] = torch.ones_like(inputs[IDS])
@@ -57,14 +57,12 @@ class Rows:
 
 
 def can_be_taken_apart(batches: Sequence[Mapping[str, torch.Tensor]]) -> bool:
-    """Tells whether every batch has the same inputs, with a row per example and at most one axis of tokens."""
-    names = {frozenset(batch) for batch in batches}
-    if len(names) != 1 or not any(name in LABEL_NAMES for name in batches[0]):
+    """Tells whether every batch has the same entries, with a row per example and at most one axis of tokens."""
+    if len({frozenset(batch) for batch in batches}) != 1:
         return False
     for batch in batches:
-        inputs = {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}
-        sizes = {len(tensor) if tensor.dim() else -1 for tensor in inputs.values()}
-        flat = all(tensor.dim() <= 2 for tensor in inputs.values()) or IDS not in inputs  # noqa: PLR2004
+        sizes = {len(tensor) if tensor.dim() else -1 for tensor in batch.values()}
+        flat = all(tensor.dim() <= 2 for tensor in batch.values()) or IDS not in batch  # noqa: PLR2004
         if len(sizes) != 1 or not flat:
             return False
     return True

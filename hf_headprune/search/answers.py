@@ -1,0 +1,121 @@
+"""What an evaluator needs to know of a task: how the outputs of a model become scores of its examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+TIE_BAND = 1e-3  # of the logits, where those are below 10 in size; round-off of another batch stays far below it
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model answers to some examples; one entry each, NaN where an example was not looked at.
+
+    Attributes:
+        margins: Evidence that an answer is right, `(num_examples,)`, float32; see `Scoring.margins`.
+        scores: In [0, 1], `(num_examples,)`, float64.
+        gaps: How far the next answer is, `(num_examples,)`, float32, in logits relative to their size. Within
+            `TIE_BAND`, round-off could turn the answer.
+        rows: What the metric is computed from, `(num_examples, k)`, float64; empty where it is the mean score.
+    """
+
+    margins: np.ndarray
+    scores: np.ndarray
+    gaps: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def unseen(cls, num_examples: int, num_rows: int) -> Answers:
+        """Returns the answers to examples that nobody has looked at."""
+        single, double = (np.full(num_examples, np.nan, dtype=dtype) for dtype in (np.float32, np.float64))
+        return cls(single, double, single.copy(), np.full((num_examples, num_rows), np.nan))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Answers]) -> Answers:
+        """Returns the answers of several batches, one after the other."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+    def put(self, places: np.ndarray, answers: Answers) -> None:
+        """Overwrites some entries, in place."""
+        for name in self.__dataclass_fields__:
+            getattr(self, name)[places] = getattr(answers, name)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Whether an example was looked at, `(num_examples,)`."""
+        return ~np.isnan(self.margins)
+
+    @property
+    def are_certain(self) -> np.ndarray:
+        """Whether an example was looked at and its answer is no near tie, `(num_examples,)`."""
+        return self.gaps >= TIE_BAND
+
+
+class Scoring(Protocol):
+    """How one task is scored. All of its methods look at each example of a batch by itself."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric; higher is better."""
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the metric is the weighted mean of the scores, so that what was seen bounds it."""
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether round-off changes a score; examples then stay in the batches given."""
+
+    @property
+    def num_rows(self) -> int:
+        """Columns of `Answers.rows`."""
+
+    def check(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Refuses batches without proper labels.
+
+        Raises:
+            InvalidSettingError: Labels are missing, malformed or out of range, or there is no example.
+        """
+
+    def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns what the model takes."""
+
+    def weights(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """Returns the weight of each example in the mean, `(batch,)`."""
+
+    def answers(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> Answers:
+        """Reads the answers from what the model returned.
+
+        Raises:
+            UnsupportedModelError: The model returned something else.
+        """
+
+    def value(self, answers: Answers, weights: np.ndarray) -> float:
+        """Returns the metric of all examples."""
+
+    def predicted(self, margins: np.ndarray) -> np.ndarray:
+        """Returns the scores that predicted margins stand for, `(num_examples,)`."""
+
+    def margins(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the evidence that each answer is right, `(batch,)`, with gradient; above zero for right."""
+
+    def losses(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the loss of each example, `(batch,)`, with gradient."""
+
+
+def weighted_mean(scores: np.ndarray, weights: np.ndarray) -> float:
+    """Returns the mean of scores, `(n,)`, by their weights, `(n,)`."""
+    return float((scores * weights).sum() / weights.sum())
+
+
+def tie_scale(logits: torch.Tensor) -> torch.Tensor:
+    """Returns what gaps between the logits of each example, `(batch, ...)`, are divided by, `(batch,)`."""
+    return (logits.abs().flatten(1).amax(dim=1) / 10).clamp_min(1.0)
