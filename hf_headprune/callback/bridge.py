@@ -243,7 +243,13 @@ def metric_source(
         return _evaluate(trainer, name)
 
     data = sha256_of(name, {f"{i} {key}": value for i, batch in enumerate(loader) for key, value in tensors(batch)})
-    by_metric = MetricEvaluator(measure, trainer.model, higher_is_better=higher, data_fingerprint=data)
+    by_metric = MetricEvaluator(
+        measure,
+        trainer.model,
+        higher_is_better=higher,
+        data_fingerprint=data,
+        cache_mib=(Probing() if probing is None else probing).cache_mib,
+    )
     return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0)
 
 

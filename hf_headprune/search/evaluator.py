@@ -17,6 +17,7 @@ from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.search.answers import Answers
 from hf_headprune.search.effects import GateGradients
+from hf_headprune.search.prefix import PrefixCache
 from hf_headprune.search.probing import Prober, Probing
 from hf_headprune.search.problem import Measurement
 from hf_headprune.search.scorings import scoring_for
@@ -189,6 +190,7 @@ class MetricEvaluator:
         *,
         higher_is_better: bool = True,
         data_fingerprint: str = "",
+        cache_mib: float = 1024,
     ) -> None:
         """Stores the function.
 
@@ -197,11 +199,14 @@ class MetricEvaluator:
             model: The model that it measures.
             higher_is_better: Where false, the metric's sign is flipped in every `Measurement`.
             data_fingerprint: Identifies the data that it measures on.
+            cache_mib: Memory for the hidden states of plans measured before, in MiB: what a plan shares with them is
+                not computed again. From the first measurement on, the model's weights must stay as they are.
         """
         self._measure = measure
         self._model = model
         self._sign = 1.0 if higher_is_better else -1.0
         self._data_fingerprint = data_fingerprint
+        self._prefix = PrefixCache(model, cache_mib)
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures a plan; the model is left as it was.
@@ -210,7 +215,7 @@ class MetricEvaluator:
             InvalidPlanError: The plan does not fit the model.
             InvalidSettingError: The function returned no number.
         """
-        with masked(self._model, plan), evaluating(self._model):
+        with masked(self._model, plan), evaluating(self._model), self._prefix.serving(plan):
             value = self._measure()
         try:
             return Measurement(self._sign * float(value))

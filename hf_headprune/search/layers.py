@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.masking import UnitScale, attach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from hf_headprune.plan import PruningPlan
 
@@ -97,9 +98,17 @@ class LayerStack:
             state: Its input, `(batch, length, hidden_size)`; None for `first=0`.
             found: Where to put the inputs of the layers after it.
         """
+        with self.entered(first, state, found):
+            return self._model(**inputs)
+
+    @contextmanager
+    def entered(
+        self, first: int = 0, state: torch.Tensor | None = None, found: dict[int, torch.Tensor] | None = None
+    ) -> Iterator[None]:
+        """Lets every forward pass in a `with` block enter at a layer; see `outputs`."""
         last = first if found is None else self.depth - 1
         with self._noting({} if found is None else found, first, last), self._only(first, self.depth, state):
-            return self._model(**inputs)
+            yield
 
     def states(
         self, inputs: Inputs, first: int, last: int, state: torch.Tensor | None = None
@@ -148,10 +157,10 @@ class LayerStack:
         """Tells whether entering at any layer gives the very bits of a whole forward pass."""
         if not self._has_one_list or not self._hands_states_on(inputs):
             return False
-        expected = logits_in(self.outputs(inputs))
+        expected = self.outputs(inputs)
         states = self.states(inputs, 0, self.depth - 1)
         twice = [*states.items()] * 2  # the second time shows whether a state was changed in place
-        same = all(torch.equal(logits_in(self.outputs(inputs, first, state)), expected) for first, state in twice)
+        same = all(_are_equal(self.outputs(inputs, first, state), expected) for first, state in twice)
         partial = self.states(inputs, 1, self.depth - 1, states.get(1)) if self.depth > 1 else {}
         return same and all(torch.equal(state, states[place]) for place, state in partial.items())
 
@@ -221,11 +230,31 @@ class LayerStack:
                 handle.remove()
 
 
+def digests_of(kept: Sequence[Kept]) -> tuple[str, ...]:
+    """Returns what identifies the units kept in the first 0, 1, ... layers."""
+    digest, found = hashlib.sha256(), [""]
+    for units in kept:
+        digest.update(repr(units).encode())
+        found.append(digest.hexdigest())
+    return tuple(found)
+
+
 def logits_in(outputs: Any) -> torch.Tensor:
     """Returns all logits of a model's output in one tensor: those of classes or tokens, or of both ends of spans."""
     if "start_logits" in outputs:
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
     return outputs.logits
+
+
+def _are_equal(output: Any, other: Any) -> bool:
+    """Tells whether two outputs of a model hold the same bits, tensor by tensor."""
+    if isinstance(output, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(output, other)
+    if isinstance(output, dict):
+        return output.keys() == other.keys() and all(_are_equal(output[name], other[name]) for name in output)
+    if isinstance(output, tuple):
+        return len(output) == len(other) and all(map(_are_equal, output, other))
+    return output is None and other is None
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ memory, so that a search that goes on after a kill measures the same bits.
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.search.answers import Answers
 from hf_headprune.search.compositions import Compositions
-from hf_headprune.search.layers import LayerStack
+from hf_headprune.search.layers import LayerStack, digests_of
 from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Measurement
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.search.answers import Scoring
     from hf_headprune.search.compositions import Batch, Composition
-    from hf_headprune.search.layers import Kept
     from hf_headprune.search.problem import Question
 
 
@@ -185,7 +183,7 @@ class Prober:
         kept, kept_base = self._stack.kept_per_layer(plan), self._stack.kept_per_layer(base)
         differing = [layer for layer in range(self._stack.depth) if kept[layer] != kept_base[layer]]
         first = differing[0] if differing and self._is_resumable else 0
-        return Route(plan, base, first, _digests(kept_base), _digests(kept))
+        return Route(plan, base, first, digests_of(kept_base), digests_of(kept))
 
     def _answers(self, composition: Composition, place: int, route: Route) -> Answers:
         """Runs a plan on one batch, from the layer at which it leaves its base."""
@@ -225,12 +223,3 @@ class Prober:
         if plan is not self._closed:
             self._stack.close(plan)
             self._closed = plan
-
-
-def _digests(kept: Sequence[Kept]) -> tuple[str, ...]:
-    """Returns what identifies the units kept in the first 0, 1, ... layers."""
-    digest, found = hashlib.sha256(), [""]
-    for units in kept:
-        digest.update(repr(units).encode())
-        found.append(digest.hexdigest())
-    return tuple(found)
