@@ -6,6 +6,7 @@ of the other units. Closing it there equals cutting it out (see `hf_headprune.sh
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -101,3 +102,11 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def plain_copy(model: Any) -> Any:
+    """Copies a model, in evaluation mode, without the wrapper that mixed precision put around its forward method."""
+    twin = copy.deepcopy(model)
+    for name in ("forward", "_original_forward"):
+        vars(twin).pop(name, None)
+    return twin.eval()

@@ -8,10 +8,13 @@ from torch import nn
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.lanes import gains_by_half_precision
 from hf_headprune.search.layers import LayerStack
 from hf_headprune.search.memory import StateMemory
+from hf_headprune.search.plans import search_plan
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Question
+from hf_headprune.search.settings import AStarSearch
 from tests.conftest import FAMILY_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
 from tests.test_evaluator import NUM_LABELS, batches_of, classifier, decisive, examples, random_plan
 
@@ -255,6 +258,60 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
         found, expected = evaluator.probe(plan, asked(base, margins, rng)), evaluator(plan)
         assert found.metric == expected.metric
         np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
+
+
+def test_a_rounded_twin_rejects_and_estimates_but_is_never_certain_and_never_exact():
+    model = classifier()
+    batches = batches_of(decided(model, examples(60)))
+    plain = ExampleEvaluator(model, batches)
+    rounded = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=True, cache_mib=0.5))
+    base, rng = PruningPlan.of(model), np.random.default_rng(11)
+    margins = plain(base).margins
+    kinds = []
+    for turn in range(40):
+        plan = near(base, rng)
+        expected = plain(plan)
+        floor = float(rng.choice([0.5, 0.8, 0.95]))
+        question = asked(base, margins, rng, floor=floor, tentative=turn % 2 == 0)
+        found = rounded.probe(plan, question)
+        is_rejected = found.kind == "estimate" and found.metric < floor
+        kinds.append("rejected" if is_rejected else found.kind)
+        if is_rejected:
+            assert expected.metric < floor
+            assert np.isnan(found.margins).any() or turn
+        if found.kind == "exact":
+            assert found.metric == expected.metric
+        assert found.kind != "estimate" or is_rejected or question.tentative
+        exact = rounded.probe(plan, asked(base, margins, rng))
+        assert (exact.kind, exact.metric) == ("exact", expected.metric)
+    assert {"rejected", "estimate", "exact"} <= set(kinds)
+    assert rounded._prober.memory.peak_bytes <= 2**19
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_small_models_and_other_precisions_have_no_rounded_twin():
+    model = classifier()
+    assert not gains_by_half_precision(model)
+    for probing in (Probing(), Probing(half_precision=False)):
+        evaluator = ExampleEvaluator(model, batches_of(examples()), probing=probing)
+        full = PruningPlan.of(model)
+        evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
+        assert evaluator._prober._rough is None
+    rounded = classifier().to(torch.bfloat16)
+    evaluator = ExampleEvaluator(rounded, batches_of(examples()), probing=Probing(half_precision=True))
+    evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
+    assert evaluator._prober._rough is None
+
+
+def test_a_search_with_a_rounded_twin_returns_what_was_measured_exactly():
+    model = classifier()
+    dataset = decided(model, examples(60))
+    search = AStarSearch(max_evaluations=40, max_drop=0.2, half_precision=True)
+    found = search_plan(model, dataset, search=search, progress=False)
+    evaluator = ExampleEvaluator(model, batches_of(dataset))
+    assert found.gain > 0
+    assert evaluator(found.plan).metric == found.metric >= found.threshold - 1e-9
+    assert all(step.kind == "exact" for step in found.history if step.is_incumbent)
 
 
 def test_the_model_is_left_as_it_was():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from hf_headprune.callback.promise import NoPromise, Promise
 from hf_headprune.callback.spare import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
 from hf_headprune.errors import SearchStateError
 from hf_headprune.guarantee.certificate import CERTIFICATE_NAME
+from hf_headprune.masking import plain_copy
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
@@ -137,7 +137,8 @@ def _find(
     """Searches, and where there is a promise to keep, goes back to what can be certified."""
     started = time.perf_counter()
     examples = None if promise is None else promise.search_split
-    source = metric_source(trainer, search.metric, examples, probing=Probing(cache_mib=search.cache_mib))
+    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
+    source = metric_source(trainer, search.metric, examples, probing=probing)
     searched = search if promise is None else promise.searched(search)
     result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
     plan, chosen = result.plan, None
@@ -160,14 +161,6 @@ def _find(
         optimality=OPTIMALITY_WORDS[result.optimality],
     )
     return Found(plan, result, metric, chosen, effort)
-
-
-def plain_copy(model: Any) -> Any:
-    """Copies a model without the wrapper for mixed precision that training put around its forward method."""
-    twin = copy.deepcopy(model)
-    for name in ("forward", "_original_forward"):
-        vars(twin).pop(name, None)
-    return twin.eval()
 
 
 def _search(

@@ -53,11 +53,6 @@ class Answers:
         """Whether an example was looked at, `(num_examples,)`."""
         return ~np.isnan(self.margins)
 
-    @property
-    def are_certain(self) -> np.ndarray:
-        """Whether an example was looked at and its answer is no near tie, `(num_examples,)`."""
-        return self.gaps >= TIE_BAND
-
 
 class Scoring(Protocol):
     """How one task is scored. All of its methods look at each example of a batch by itself."""

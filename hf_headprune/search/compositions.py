@@ -39,7 +39,7 @@ class Composition:
 
     key: str
     batches: list[Batch]
-    answers: OrderedDict[PruningPlan, dict[int, Answers]] = field(default_factory=OrderedDict)
+    answers: OrderedDict[tuple[PruningPlan, bool], dict[int, Answers]] = field(default_factory=OrderedDict)
 
     def hardest_first(self, expected: np.ndarray) -> list[int]:
         """Orders batches by the share of errors that predicted margins, `(num_examples,)`, let expect in them."""
@@ -47,10 +47,10 @@ class Composition:
         shares = [-float(doubt[batch.indices].mean()) for batch in self.batches]
         return sorted(range(len(shares)), key=lambda place: (shares[place], place))
 
-    def answers_of(self, plan: PruningPlan) -> dict[int, Answers]:
-        """Returns the answers of a plan so far, by the place of their batch."""
-        answers = self.answers.setdefault(plan, {})
-        self.answers.move_to_end(plan)
+    def answers_of(self, plan: PruningPlan, *, is_exact: bool) -> dict[int, Answers]:
+        """Returns the answers of a plan so far, exact or rough ones, by the place of their batch."""
+        answers = self.answers.setdefault((plan, is_exact), {})
+        self.answers.move_to_end((plan, is_exact))
         while len(self.answers) > ANSWERS:
             self.answers.popitem(last=False)
         return answers
@@ -103,7 +103,8 @@ class Compositions:
         self._held.move_to_end(key)
         while len(self._held) > COMPOSITIONS:
             old, _ = self._held.popitem(last=False)
-            self._memory.drop(old)
+            for is_exact in (True, False):
+                self._memory.drop((old, is_exact))
         return self._held[key]
 
     def given(self) -> Iterator[Batch]:

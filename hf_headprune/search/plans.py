@@ -189,7 +189,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     tokenizer = processing_class if isinstance(scoring, ClassScoring) else None
     collate = data_collator or _collate(model, tokenizer)
     batches = length_sorted_batches(ModelExamples(dataset, model), collate, batch_size=batch_size)
-    probing = Probing(cache_mib=search.cache_mib)
+    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
     evaluator = ExampleEvaluator(model, batches, metric=scoring.metric, probing=probing)
     fingerprint = "" if journal is None else evaluator.fingerprint()
     with SearchBar(disable=not progress, unit_name="heads" if search.units == ("heads",) else "units") as bar:

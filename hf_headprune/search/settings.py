@@ -45,6 +45,9 @@ class AStarSearch:
         seed: Of all random choices.
         max_open: Sets that wait for expansion at most; the least promising are dropped beyond it.
         cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
+        half_precision: Whether sets may be rejected, and accepted for the time being, by a copy of the model in bf16.
+            What is returned, and every better set on the way there, is measured in the model's own precision. None
+            leaves it to the hardware and to the size of the model.
         confidence: For `HeadPruneCallback`, about the drop of accuracy on unseen data. Half of `eval_dataset` is held
             back from the search for it, unless there is a `certification_dataset`. A level, such as 0.95: only what is
             certified at it to lose less than `max_drop` is cut. "report": what the search found is cut, and the
@@ -73,6 +76,7 @@ class AStarSearch:
     ffn_chunk: int = 128
     latency_ms: Mapping[str, tuple[float, ...]] | None = field(default=None, hash=False)
     cache_mib: float = 1024
+    half_precision: bool | None = None
     confidence: float | Literal["report"] | None = REPORT
 
     def __post_init__(self) -> None:
@@ -124,6 +128,7 @@ class AStarSearch:
                 or (_is_real(self.confidence) and 0.5 < self.confidence < 1 and self.max_drop > 0),  # noqa: PLR2004
                 "'report', None, or above 0.5 and below 1 with a max_drop above 0",
             ),
+            "half_precision": (self.half_precision in (None, True, False), "True, False, or None"),
             "cache_mib": (_is_real(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),
         }
         for name, least in (("children_per_step", 1), ("random_children", 0), ("seed", 0), ("max_open", 1)):

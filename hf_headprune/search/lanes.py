@@ -1,0 +1,166 @@
+"""Computes answers of plans batch by batch, in one precision, and reuses what their parents computed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.masking import evaluating, plain_copy
+from hf_headprune.search.layers import LayerStack, digests_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.search.answers import Answers, Scoring
+    from hf_headprune.search.compositions import Composition
+    from hf_headprune.search.memory import StateMemory
+
+LEAST_WEIGHTS = 5_000_000  # of a model that gains by half precision
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """A plan, the plan whose hidden states it shares, and up to where.
+
+    Attributes:
+        plan: To be measured.
+        base: Shares the layers below `first` with it.
+        first: Layer at which the two first differ.
+        shared: For each number of layers below, what identifies the units that the base keeps in them.
+        own: The same of the plan itself.
+    """
+
+    plan: PruningPlan
+    base: PruningPlan
+    first: int
+    shared: tuple[str, ...]
+    own: tuple[str, ...]
+
+
+class Lane:
+    """A model that answers in its own precision, entered late and left early where that changes nothing.
+
+    Attributes:
+        is_exact: Whether it is the model itself, rather than a rounded twin.
+        in_full_precision: Whether products are computed in fp32 or fp64.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scoring: Scoring,
+        memory: StateMemory,
+        sample: dict[str, torch.Tensor],
+        *,
+        is_exact: bool,
+    ) -> None:
+        """Tries on a few examples what the model allows.
+
+        Args:
+            model: Its weights must not change from now on.
+            scoring: Of the model's task.
+            memory: For hidden states.
+            sample: A small batch with labels.
+            is_exact: Whether it is the model itself.
+        """
+        self.is_exact = is_exact
+        self._model = model
+        self._scoring = scoring
+        self._memory = memory
+        self._stack = LayerStack(model)
+        self._closed: PruningPlan | None = None
+        self._guessed: list[tuple[Any, Any]] = []
+        inputs = scoring.inputs(sample)
+        with evaluating(model):
+            self._is_resumable = self._stack.is_resumable(inputs)
+            self.in_full_precision = self._stack.computes_in_full_precision(inputs)
+            may_skip = self._is_resumable and (self.in_full_precision or not is_exact)
+            self._reads_first = may_skip and self._stack.reads_first_token(inputs)
+
+    def check_fits(self, plan: PruningPlan) -> None:
+        """Checks that a plan was made for this model.
+
+        Raises:
+            InvalidPlanError: It was not.
+        """
+        self._stack.check_fits(plan)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Makes the model ready for `answers`; it is left as it was."""
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self._model))
+            stack.enter_context(self._stack.attached())
+            if self._reads_first:
+                stack.enter_context(self._stack.first_token_only())
+            self._closed, self._guessed = None, []
+            yield
+
+    def route(self, plan: PruningPlan, base: PruningPlan) -> Route:
+        """Returns from which layer on a plan leaves its base."""
+        kept, kept_base = self._stack.kept_per_layer(plan), self._stack.kept_per_layer(base)
+        differing = [layer for layer in range(self._stack.depth) if kept[layer] != kept_base[layer]]
+        first = differing[0] if differing and self._is_resumable else 0
+        return Route(plan, base, first, digests_of(kept_base), digests_of(kept))
+
+    def answers(self, composition: Composition, place: int, route: Route) -> Answers:
+        """Runs a plan on one batch, from the layer at which it leaves its base; only while open."""
+        entries = composition.batches[place].entries
+        inputs, owner = self._scoring.inputs(entries), (composition.key, self.is_exact)
+        first, state = self._state(owner, place, inputs, route)
+        self._close(route.plan)
+        found: dict[int, torch.Tensor] | None = {} if self._is_resumable else None
+        outputs = self._stack.outputs(inputs, first, state, found)
+        for reached, own in (found or {}).items():
+            key = (place, route.own[reached])
+            if self._memory.guess(owner, key, own):
+                self._guessed.append((owner, key))
+        return self._scoring.answers(outputs, entries)
+
+    def forget_guesses(self) -> None:
+        """Drops the states of the plan at work: it was rejected and becomes no parent."""
+        for owner, key in self._guessed:
+            if key in self._memory.of(owner):
+                self._memory.forget(owner, key)
+
+    def _state(
+        self, owner: Any, place: int, inputs: dict[str, torch.Tensor], route: Route
+    ) -> tuple[int, torch.Tensor | None]:
+        """Returns a layer to enter at and its input: from memory, or computed from the nearest one and remembered."""
+        held = self._memory.of(owner)
+        nearest = next((n for n in range(route.first, 0, -1) if (place, route.shared[n]) in held), 0)
+        state = held.get((place, route.shared[nearest]))
+        if nearest == route.first or not self._memory.has_room(owner):
+            return nearest, state
+        self._close(route.base)
+        for reached, found in self._stack.states(inputs, nearest, route.first, state).items():
+            self._memory.add(owner, (place, route.shared[reached]), found)
+            state = found
+        return route.first, state
+
+    def _close(self, plan: PruningPlan) -> None:
+        if plan is not self._closed:
+            self._stack.close(plan)
+            self._closed = plan
+
+
+def half_precision_twin(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model in bf16."""
+    return plain_copy(model).to(torch.bfloat16)
+
+
+def gains_by_half_precision(model: nn.Module) -> bool:
+    """Tells whether the device of a model has instructions for bf16, and the model is large enough for them."""
+    device = next(model.parameters()).device.type
+    if sum(parameter.numel() for parameter in model.parameters()) < LEAST_WEIGHTS:
+        return False
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return device == "cpu" and any(has_it() for has_it in known if has_it is not None)
