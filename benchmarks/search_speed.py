@@ -239,13 +239,19 @@ def main() -> None:
     prober = recorder.evaluator._prober
     states = 0.0 if prober is None else prober.memory.peak_bytes / 2**20
     peak = {"states_mib": states, "process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    naive_seconds = float(np.mean([row["naive_cpu_seconds"] for row in rows]))
-    whole = whole_search(model, task.dev, naive_seconds, smoke=options.smoke)
-    print("whole search:", whole, flush=True)
-    grown = growth(((2, 48, 20, 8),) if options.smoke else GROWTH)
+    content = {"seed": 0, "examples": len(task.dev), "kinds": rows, "peak": peak}
+    content["growth"] = growth(((2, 48, 20, 8),) if options.smoke else GROWTH)
     out = options.out or (None if options.smoke else RESULTS / "search_speed.json")
+    write_result(out, content)  # now, since greedy takes long
+    naive_seconds = float(np.mean([row["naive_cpu_seconds"] for row in rows]))
+    content["whole"] = whole_search(model, task.dev, naive_seconds, smoke=options.smoke)
+    print("whole search:", content["whole"], flush=True)
+    write_result(out, content)
+
+
+def write_result(out: Path | None, content: dict[str, Any]) -> None:
+    """Writes what is measured so far, where a file is wanted."""
     if out is not None:
-        content = {"seed": 0, "examples": len(task.dev), "kinds": rows, "peak": peak, "whole": whole, "growth": grown}
         write_json(out, {**environment(), **content})
 
 

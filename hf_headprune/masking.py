@@ -7,7 +7,7 @@ of the other units. Closing it there equals cutting it out (see `hf_headprune.sh
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Site
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
 
 
 class UnitScale:
@@ -59,7 +60,7 @@ def attach(model: nn.Module, site: Site, hook: UnitScale) -> RemovableHandle:
 
 
 @contextmanager
-def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
+def masked(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstruction | None = None) -> Iterator[nn.Module]:
     """Closes the units that a plan removes, for the length of a `with` block.
 
     The model keeps its shapes and its training mode; leaving the block restores it, after an error too. Closed units
@@ -68,6 +69,7 @@ def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
     Args:
         model: Live model of the anatomy that the plan was made for.
         plan: What stays open.
+        reconstruction: Refits the output projections to what stays open, for the length of the block, too.
 
     Yields:
         The model itself.
@@ -78,18 +80,17 @@ def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
     anatomy = anatomy_of(model)
     plan.check_fits(anatomy)
     device = next(model.parameters()).device
-    handles = []
-    try:
+    with ExitStack() as stack:
+        if reconstruction is not None:
+            stack.enter_context(reconstruction.restoring(model))
+            reconstruction.apply_(model, plan)
         for site in anatomy.sites:
             kept = plan.kept(site.name)
             if len(kept) < site.units:
                 scale = torch.zeros(site.units, device=device)
                 scale[list(kept)] = 1.0
-                handles.append(attach(model, site, UnitScale(site.unit_width, scale)))
+                stack.callback(attach(model, site, UnitScale(site.unit_width, scale)).remove)
         yield model
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

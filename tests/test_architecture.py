@@ -23,7 +23,8 @@ HALL = {
     "anatomy": {"errors"},
     "plan": {"errors", "anatomy"},
     "cost": {"errors", "anatomy", "plan"},
-    "masking": {"errors", "anatomy", "plan"},
+    "reconstruction": {"errors", "anatomy", "plan"},
+    "masking": {"errors", "anatomy", "plan", "reconstruction"},
     "collation": {"errors"},
     "fingerprints": set(),
 }

@@ -89,7 +89,7 @@ def finish(
         found = _find(trainer, anatomy, settings.search, held_back, start=learned, head_scores=head_scores)
         drop_spare_checkpoint(trainer, spare_folder(trainer))
     dense = plain_copy(model)
-    prune_model_(model, found.plan)
+    prune_model_(model, found.plan, reconstruction=None if found.result is None else found.result.reconstruction)
     pruned = plain_copy(model)
     report = PruningReport.of(
         found.plan,
@@ -143,7 +143,7 @@ def _find(
     result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
     plan, chosen = result.plan, None
     if promise is not None:
-        chosen = promise.choose(trainer, plain_copy(trainer.model), start, plan, head_scores)
+        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result, head_scores)
         plan = chosen.plan
     known = {start: result.reference_metric, result.plan: result.metric}
     metric = MetricChange(

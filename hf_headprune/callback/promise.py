@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.path import CertifiedPath
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
 
 MILESTONES = 5
@@ -103,7 +104,7 @@ class Promise:
         return f"To be certified: {promise_in_words(len(self.data.dataset), self.max_drop, expected)}"
 
     def choose(
-        self, trainer: Trainer, model: Any, learned: PruningPlan, found: PruningPlan, scores: np.ndarray | None
+        self, trainer: Trainer, model: Any, learned: PruningPlan, result: PlanSearchResult, scores: np.ndarray | None
     ) -> ChosenPlan:
         """Returns what the search found, or the furthest plan on the way there that is certified.
 
@@ -113,15 +114,18 @@ class Promise:
             trainer: Its first process tests; the others wait for the outcome.
             model: A copy of the trained model, not cut.
             learned: What training kept: what the others are compared with.
-            found: By the search on the search split.
+            result: Of the search on the search split.
             scores: Importance of the heads, `(num_heads,)`, or None.
         """
+        found = result.plan
         if not self.is_condition:
             return ChosenPlan(found, None, has_certificate=found != learned)
         plans = milestones(plans_between(learned, found, scores), MILESTONES)
         path = None
         if trainer.is_world_process_zero():
-            path = certify_path(model, plans, self.data, METRIC, self.max_drop, self.confidence, reference=learned)
+            claim = METRIC, self.max_drop, self.confidence
+            refit = result.reconstruction
+            path = certify_path(model, plans, self.data, *claim, reference=learned, reconstruction=refit)
         path = broadcast_object_list([path])[0]
         passed = path.certified_index is not None
         return ChosenPlan(plans[path.certified_index] if passed else learned, path, has_certificate=passed)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.guarantee.sequence import AlphaLedger
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
 
 PACKAGES = ("hf-headprune", "torch", "transformers", "numpy", "scipy")
 VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
@@ -133,6 +134,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     confidence: float = 0.95,
     *,
     reference: PruningPlan | None = None,
+    reconstruction: Reconstruction | None = None,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
 ) -> CertifiedPath:
@@ -148,6 +150,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         max_drop: Drop that is to be excluded for each plan.
         confidence: Of the statement.
         reference: What of the model the plans are compared with, such as the heads that training kept; None for all.
+        reconstruction: Refits output projections to each plan, where the search did so.
         ledger: Of the uses of certification splits; without one this must be the only use.
         seed: Of the bootstrap.
 
@@ -166,7 +169,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
 
     def scores(plan: PruningPlan | None) -> np.ndarray:
-        with nullcontext() if plan is None else masked(model, plan):
+        with nullcontext() if plan is None else masked(model, plan, reconstruction=reconstruction):
             return split.scores_of(model)
 
     dense = scores(reference)

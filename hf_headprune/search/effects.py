@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
 
 
 class ExampleGates:
@@ -23,9 +24,12 @@ class ExampleGates:
         gates: Shape `(batch, units)`, with gradient; those of the last forward pass.
     """
 
-    def __init__(self, open_units: torch.Tensor, unit_width: int) -> None:
-        """Stores which units are open, `(units,)`, and the columns per unit."""
+    def __init__(
+        self, open_units: torch.Tensor, unit_width: int, residual: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> None:
+        """Stores which units are open, `(units,)`, the columns per unit, and what leaves for good with an open one."""
         self._open_units = open_units
+        self._residual = residual
         self._unit_width = unit_width
         self.gates: torch.Tensor | None = None
 
@@ -35,13 +39,24 @@ class ExampleGates:
         gates = self._open_units.to(hidden.dtype).expand(hidden.shape[0], -1).contiguous()  # (batch, units)
         self.gates = gates.requires_grad_()
         per_column = gates.repeat_interleave(self._unit_width, dim=1)  # (batch, units * unit_width)
-        return (hidden * per_column[:, None], *args[1:])
+        if self._residual is None:
+            return (hidden * per_column[:, None], *args[1:])
+        is_open = self._open_units.to(hidden.dtype).repeat_interleave(self._unit_width)  # (units * unit_width,)
+        matrix, constant = (part.to(hidden) for part in self._residual)
+        leaving = hidden @ matrix.T + constant
+        return (hidden * is_open + leaving * (per_column - is_open)[:, None], *args[1:])
 
 
 class GateGradients:
     """Gradient with respect to gates, with the units of a plan open: a context manager around forward passes."""
 
-    def __init__(self, model: nn.Module, plan: PruningPlan, sites: Iterable[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: PruningPlan,
+        sites: Iterable[str],
+        reconstruction: Reconstruction | None = None,
+    ) -> None:
         """Prepares one hook for each site named that has units.
 
         Raises:
@@ -56,7 +71,9 @@ class GateGradients:
             if site.units and site.name in named:
                 is_open = torch.zeros(site.units, device=device)
                 is_open[list(plan.kept(site.name))] = 1.0
-                self._hooks[site.name] = base.get_submodule(site.output), ExampleGates(is_open, site.unit_width)
+                residual = None if reconstruction is None else reconstruction.residual(site.name, plan.kept(site.name))
+                gates = ExampleGates(is_open, site.unit_width, residual)
+                self._hooks[site.name] = base.get_submodule(site.output), gates
 
     def __enter__(self) -> GateGradients:
         """Attaches the hooks."""

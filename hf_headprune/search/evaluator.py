@@ -15,6 +15,7 @@ import torch
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import evaluating, masked
+from hf_headprune.reconstruction import Reconstruction
 from hf_headprune.search.answers import Answers
 from hf_headprune.search.effects import GateGradients
 from hf_headprune.search.prefix import PrefixCache
@@ -72,6 +73,7 @@ class ExampleEvaluator:
         self._autocast_dtype = autocast_dtype
         self._probing = Probing() if probing is None else probing
         self._prober: Prober | None = None
+        self._reconstruction: Reconstruction | None = None
         self.scoring = scoring_for(model, metric)
         if not sum(len(next(iter(batch.values()))) for batch in self._batches):
             raise InvalidSettingError(
@@ -91,7 +93,8 @@ class ExampleEvaluator:
             InvalidPlanError: The plan does not fit the model.
             UnsupportedModelError: The model returns something else than its task needs.
         """
-        with masked(self._model, plan), evaluating(self._model), self._precision():
+        opened = masked(self._model, plan, reconstruction=self._reconstruction)
+        with opened, evaluating(self._model), self._precision():
             answers = Answers.joined([self.scoring.answers(*self._run(batch)) for batch in self._batches])
         return Measurement(self.scoring.value(answers, self._weights), answers.margins)
 
@@ -105,8 +108,16 @@ class ExampleEvaluator:
         """
         with self._precision():
             if self._prober is None:
-                self._prober = Prober(self._model, self._batches, self.scoring, self._probing)
+                self._prober = Prober(
+                    self._model, self._batches, self.scoring, self._probing, reconstruction=self._reconstruction
+                )
             return self._prober(plan, question)
+
+    def reconstruct(self, start: PruningPlan) -> Reconstruction:
+        """Refits output projections to each plan from now on; see `Reconstruction`. The inputs here are its tokens."""
+        self._prober = self._reconstruction = None
+        self._reconstruction = Reconstruction.recorded(self._model, start, lambda: self(start))
+        return self._reconstruction
 
     def unit_effects(self, plan: PruningPlan, units: Sequence[Unit], of: Scalar = "margin") -> np.ndarray:
         """Estimates what the removal of each unit does to each example, from one backward pass.
@@ -156,7 +167,7 @@ class ExampleEvaluator:
             torch.enable_grad(),
             masked(self._model, opened),
             self._precision(),
-            GateGradients(self._model, plan, named) as gradients,
+            GateGradients(self._model, plan, named, self._reconstruction) as gradients,
         ):
             for batch in self._batches:
                 read = self.scoring.losses if of == "loss" else self.scoring.margins
@@ -206,7 +217,9 @@ class MetricEvaluator:
         self._model = model
         self._sign = 1.0 if higher_is_better else -1.0
         self._data_fingerprint = data_fingerprint
+        self._cache_mib = cache_mib
         self._prefix = PrefixCache(model, cache_mib)
+        self._reconstruction: Reconstruction | None = None
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures a plan; the model is left as it was.
@@ -215,7 +228,8 @@ class MetricEvaluator:
             InvalidPlanError: The plan does not fit the model.
             InvalidSettingError: The function returned no number.
         """
-        with masked(self._model, plan), evaluating(self._model), self._prefix.serving(plan):
+        opened = masked(self._model, plan, reconstruction=self._reconstruction)
+        with opened, evaluating(self._model), self._prefix.serving(plan):
             value = self._measure()
         try:
             return Measurement(self._sign * float(value))
@@ -224,6 +238,13 @@ class MetricEvaluator:
                 f"MetricEvaluator: the function must return one number, received {type(value).__name__} {value!r}. "
                 "Return the one metric that the search is to keep."
             ) from error
+
+    def reconstruct(self, start: PruningPlan) -> Reconstruction:
+        """Refits output projections to each plan from now on, by what the function gives the model."""
+        with masked(self._model, start), evaluating(self._model):
+            self._reconstruction = Reconstruction.recorded(self._model, start, self._measure)
+        self._prefix = PrefixCache(self._model, self._cache_mib)
+        return self._reconstruction
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights and of the data's own fingerprint."""

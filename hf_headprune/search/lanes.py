@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.answers import Answers, Scoring
     from hf_headprune.search.compositions import Composition
     from hf_headprune.search.memory import StateMemory
@@ -49,6 +50,7 @@ class Lane:
     Attributes:
         is_exact: Whether it is the model itself, rather than a rounded twin.
         in_full_precision: Whether products are computed in fp32 or fp64.
+        reconstruction: Refits output projections to each plan; None leaves them.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Lane:
             is_exact: Whether it is the model itself.
         """
         self.is_exact = is_exact
+        self.reconstruction: Reconstruction | None = None
         self._model = model
         self._scoring = scoring
         self._memory = memory
@@ -97,6 +100,8 @@ class Lane:
         with ExitStack() as stack:
             stack.enter_context(evaluating(self._model))
             stack.enter_context(self._stack.attached())
+            if self.reconstruction is not None:
+                stack.enter_context(self.reconstruction.restoring(self._model))
             if self._reads_first:
                 stack.enter_context(self._stack.first_token_only())
             self._closed, self._guessed = None, []
@@ -147,6 +152,8 @@ class Lane:
     def _close(self, plan: PruningPlan) -> None:
         if plan is not self._closed:
             self._stack.close(plan)
+            if self.reconstruction is not None:
+                self.reconstruction.apply_(self._model, plan)
             self._closed = plan
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy
+    from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.problem import OnProgress
     from hf_headprune.search.units import Unit
 
@@ -64,6 +65,14 @@ class Probes(Protocol):
 
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Measures a plan as far as the question needs."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """An evaluator that can also refit output projections to the plans that it measures."""
+
+    def reconstruct(self, start: PruningPlan) -> Reconstruction:
+        """Does so from now on, and returns what the model has to be cut with."""
 
 
 class Strategy(Protocol):
@@ -119,6 +128,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     """
     start = PruningPlan.full(anatomy) if start is None else start
     start.check_fits(anatomy)
+    reconstruction = _reconstruction(measure, start) if search.reconstruct else None
     if ffn_scores is None and search.units != ("heads",) and isinstance(measure, ScoresFFN):
         ffn_scores = measure.ffn_importance(start)
     units = units_of_search(anatomy, start, search, ffn_scores)
@@ -138,7 +148,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         fingerprint=f"{fingerprint} {start.to_json()} {units}",
     )
     found = strategy(problem, search, journal=journal, on_progress=on_progress)
-    return _result(found, start, units, search)
+    return replace(_result(found, start, units, search), reconstruction=reconstruction)
 
 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
@@ -155,7 +165,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
 ) -> PlanSearchResult:
     """Finds what of a fine-tuned model can go, without training.
 
-    The model is left as it was; cut it with `prune_model_(model, result.plan)`.
+    The model is left as it was; cut it with `prune_model_(model, result.plan, reconstruction=result.reconstruction)`.
 
     Args:
         model: Of a supported family: a single-label classifier of sequences or tokens, a question answering or a
@@ -196,6 +206,15 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         return search_over_plans(
             anatomy, evaluator, search, journal=journal, fingerprint=fingerprint, on_progress=bar.show
         )
+
+
+def _reconstruction(measure: Any, start: PruningPlan) -> Reconstruction:
+    if not isinstance(measure, Reconstructs):
+        raise InvalidSettingError(
+            f"search: AStarSearch(reconstruct=True) needs an evaluator with a method reconstruct, received a "
+            f"{type(measure).__name__}. Pass an ExampleEvaluator or a MetricEvaluator, or reconstruct=False."
+        )
+    return measure.reconstruct(start)
 
 
 def _check_drop(name: str, max_drop: float) -> None:

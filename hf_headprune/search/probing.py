@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.answers import Scoring
     from hf_headprune.search.compositions import Composition
     from hf_headprune.search.problem import Question
@@ -78,6 +79,8 @@ class Prober:
         batches: Sequence[Mapping[str, torch.Tensor]],
         scoring: Scoring,
         settings: Probing,
+        *,
+        reconstruction: Reconstruction | None = None,
     ) -> None:
         """Tries on one batch what the model allows.
 
@@ -86,7 +89,9 @@ class Prober:
             batches: With labels, as the plain evaluation takes them.
             scoring: Of the model's task.
             settings: Memory, batches, estimates, precision.
+            reconstruction: Refits output projections to each plan.
         """
+        self._reconstruction = reconstruction
         self._model = model
         self._scoring = scoring
         self._share = settings.tentative_share
@@ -96,11 +101,13 @@ class Prober:
         device = next(model.parameters()).device
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
         self._exact = Lane(model, scoring, self.memory, sample, is_exact=True)
+        self._exact.reconstruction = reconstruction
         recompose = self._exact.in_full_precision and not scoring.is_continuous
         self._rough: Lane | None = None
         wanted = gains_by_half_precision(model) if settings.half_precision is None else settings.half_precision
         if wanted and recompose and scoring.is_mean:
             self._rough = Lane(half_precision_twin(model), scoring, self.memory, sample, is_exact=False)
+            self._rough.reconstruction = reconstruction
         self._compositions = Compositions(
             batches,
             batch_size=settings.batch_size,
@@ -174,7 +181,7 @@ class Prober:
 
     def _to_the_end(self, plan: PruningPlan, answers: Answers) -> Measurement:
         """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""
-        with masked(self._model, plan), evaluating(self._model):
+        with masked(self._model, plan, reconstruction=self._reconstruction), evaluating(self._model):
             for batch in self._compositions.given() if self._compositions.are_recomposed else ():
                 if (answers.gaps[batch.indices] < TIE_BAND).any():
                     outputs = self._model(**self._scoring.inputs(batch.entries))

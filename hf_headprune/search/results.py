@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.problem import MeasurementKind, Optimality
     from hf_headprune.search.settings import Objective, UnitKind
 
@@ -60,6 +61,8 @@ class PlanSearchResult:
         history: Every evaluated plan in its order.
         units: What was searched.
         ffn_chunks: `{site: the FFN units of each chunk}`, where chunks were searched.
+        reconstruction: What the model has to be cut with, where output projections were refitted; it is not in the
+            JSON text.
     """
 
     plan: PruningPlan
@@ -76,6 +79,7 @@ class PlanSearchResult:
     history: tuple[PlanStep, ...]
     units: tuple[UnitKind, ...] = ("heads",)
     ffn_chunks: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    reconstruction: Reconstruction | None = field(default=None, repr=False, compare=False)
 
     def plan_of(self, step: PlanStep) -> PruningPlan:
         """Returns the plan that a step of the history evaluated."""
@@ -97,7 +101,7 @@ class PlanSearchResult:
     def to_json(self) -> str:
         """Returns the whole result as JSON text; plans are in the form of `PruningPlan.to_json`."""
         content: dict[str, Any] = {"format": RESULT_FORMAT}
-        content |= {name: getattr(self, name) for name in self.__dataclass_fields__}
+        content |= {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "reconstruction"}
         content["plan"] = json.loads(self.plan.to_json())
         content["start"] = json.loads(self.start.to_json())
         content["history"] = [asdict(step) for step in self.history]

@@ -19,6 +19,7 @@ from hf_headprune.shrink.resize import check_can_cut, cut_site_
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _MAX_RELATIVE_ERROR = 1e-3
 _MAX_RELATIVE_ERROR_OF_HALF_PRECISION = 0.1  # rounding differs with the order of summation and grows with depth
 
 
-def prune_model_(model: nn.Module, plan: PruningPlan) -> nn.Module:
+def prune_model_(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstruction | None = None) -> nn.Module:
     """Removes, in place, what a plan does not keep: smaller weights, `Prunable*` class and configuration.
 
     Everything is validated before the first tensor changes. The result computes what the model computed under
@@ -38,6 +39,8 @@ def prune_model_(model: nn.Module, plan: PruningPlan) -> nn.Module:
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned.
         plan: What stays, made for this very model.
+        reconstruction: Refits the output projections first: that of the search that found the plan. The result then
+            computes what the model computed under `masked(model, plan, reconstruction=reconstruction)`.
 
     Returns:
         The same object.
@@ -52,6 +55,8 @@ def prune_model_(model: nn.Module, plan: PruningPlan) -> nn.Module:
     plan.check_fits(anatomy)
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
     configs = _pruned_configs(model, plan, anatomy)
+    if reconstruction is not None:
+        reconstruction.apply_(model, plan)
     with masked(model, plan):
         expected = probe(model)
 

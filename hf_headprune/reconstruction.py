@@ -1,0 +1,213 @@
+"""Refits output projections to the heads that stay, so that what a block of attention adds changes least.
+
+A head that leaves is partly predictable from those that stay. With x what an output projection is given and W its
+weight, the share of W x that the heads that left contributed is regressed on the others, by least squares over real
+tokens, and the result goes into the weight and the bias that stay: same shapes, no training, no labels.
+
+Source: the update of the remaining weights in Optimal Brain Surgeon (Hassibi and Stork 1992), for whole structures as
+in ZipLM (Kurtic et al. 2023, arXiv 2302.04089, section 3), here with a constant and for a set of heads at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.errors import InvalidSettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import nn
+
+    from hf_headprune.anatomy import Site
+    from hf_headprune.plan import PruningPlan
+
+RIDGE = 1e-3  # of the mean square of an entry
+REMEMBERED = 64  # refitted projections; neighbouring plans share most of them
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """One block of attention: its output projection, in float64, and the second moments of what that is given.
+
+    Attributes:
+        site: Where it is.
+        weight: Shape `(hidden_size, width)`, `width = units * unit_width`.
+        bias: Shape `(hidden_size,)`, or None.
+        moments: Of the inputs and a constant one, summed over tokens, `(width + 1, width + 1)`.
+        start: Heads whose contribution is to be kept.
+    """
+
+    site: Site
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    moments: torch.Tensor
+    start: tuple[int, ...]
+
+    def columns(self, heads: Sequence[int], *, constant: bool) -> torch.Tensor:
+        """Returns the columns of heads, and that of the constant where the projection has a bias to take it."""
+        width = self.site.unit_width
+        found = [column for head in heads for column in range(head * width, (head + 1) * width)]
+        has_constant = constant and self.bias is not None
+        return torch.tensor(found + [self.weight.shape[1]] * has_constant, dtype=torch.long)
+
+    def regularised(self, columns: torch.Tensor) -> torch.Tensor:
+        """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant."""
+        ridge = RIDGE * self.moments.diagonal()[:-1].mean() + torch.finfo(torch.float64).tiny
+        return self.moments[columns][:, columns] + torch.diag(ridge * (columns < len(self.moments) - 1))
+
+    def refitted(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns weight and bias for the heads that stay; columns of the others are left as they are."""
+        lost = self.columns(sorted(set(self.start) - set(kept)), constant=False)
+        stay = self.columns(kept, constant=True)
+        if not len(lost) or not len(stay):
+            return self.weight, self.bias
+        target = self.moments[stay][:, lost] @ self.weight[:, lost].T  # (stay, hidden_size)
+        change = torch.linalg.solve(self.regularised(stay), target).T  # (hidden_size, stay)
+        weight, bias = self.weight.clone(), self.bias
+        if bias is not None:
+            bias, change, stay = bias + change[:, -1], change[:, :-1], stay[:-1]
+        weight[:, stay] += change
+        return weight, bias
+
+    def residual(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the map from an input to what no other open head predicts of it, `(width, width)` and `(width,)`."""
+        width = self.site.unit_width
+        matrix = torch.eye(self.weight.shape[1] + 1, dtype=torch.float64)
+        columns = self.columns(kept, constant=True)
+        precision = torch.linalg.inv(self.regularised(columns))
+        for place, head in enumerate(kept):
+            rows = slice(place * width, (place + 1) * width)
+            own = slice(head * width, (head + 1) * width)
+            matrix[own] = 0.0
+            matrix[own, columns] = torch.linalg.solve(precision[rows, rows], precision[rows])
+        return matrix[:-1, :-1], matrix[:-1, -1]
+
+
+class Reconstruction:
+    """Output projections of one model, refitted to any plan; those of FFNs stay as they are.
+
+    Only the heads of a start are reconstructed: what training has closed already is missed by nobody.
+    """
+
+    def __init__(self, blocks: dict[str, _Block]) -> None:
+        """Stores what `recorded` found."""
+        self._blocks = blocks
+        self._refitted: dict[tuple[str, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    @classmethod
+    def recorded(cls, model: nn.Module, start: PruningPlan, run: Callable[[], Any]) -> Reconstruction:
+        """Records what output projections are given while a function runs the model; padding is left out.
+
+        Args:
+            model: Live model; its weights must not change from now on.
+            start: Heads whose contribution is to be kept.
+            run: Makes forward passes with exactly the units of the start open, in evaluation mode.
+
+        Raises:
+            InvalidSettingError: The function ran a model of which some attention was given nothing.
+        """
+        base = base_model(model)
+        sites = [site for site in anatomy_of(model).attention_sites if site.units]
+        recorders = {site.name: _Recorder(site) for site in sites}
+        masks: dict[str, Any] = {}
+
+        def note_masks(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            masks.update(encoder=kwargs.get("attention_mask"), decoder=kwargs.get("decoder_attention_mask"))
+
+        handles: list[Any] = [base.register_forward_pre_hook(note_masks, with_kwargs=True)]
+        for site in sites:
+            recorders[site.name].masks = masks
+            handles.append(base.get_submodule(site.output).register_forward_pre_hook(recorders[site.name]))
+        try:
+            with torch.no_grad():
+                run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        silent = [name for name, recorder in recorders.items() if recorder.moments is None]
+        if silent:
+            raise InvalidSettingError(
+                f"Reconstruction: {', '.join(silent)} of a {type(model).__name__} was given no token. Measure the "
+                "model that is searched, or use AStarSearch(reconstruct=False)."
+            )
+        blocks = {}
+        for site in sites:
+            output: Any = base.get_submodule(site.output)
+            weight, bias = (None if t is None else t.detach().cpu().double() for t in (output.weight, output.bias))
+            moments: Any = recorders[site.name].moments
+            blocks[site.name] = _Block(site, weight, bias, _summed(moments), start.kept(site.name))  # type: ignore[arg-type]
+        return cls(blocks)
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
+        """Gives every output projection of attention, in place, what a plan needs; `restoring` takes it back."""
+        base = base_model(model)
+        for name, block in self._blocks.items():
+            output: Any = base.get_submodule(block.site.output)
+            weight, bias = self._of(name, plan.kept(name))
+            output.weight.data = weight.to(output.weight)
+            if bias is not None:
+                output.bias.data = bias.to(output.bias)
+
+    @contextmanager
+    def restoring(self, model: nn.Module) -> Iterator[None]:
+        """Puts every output projection back at the end of a `with` block, after an error too."""
+        base = base_model(model)
+        outputs: list[Any] = [base.get_submodule(block.site.output) for block in self._blocks.values()]
+        before = [(parameter, parameter.data) for output in outputs for parameter in output.parameters(recurse=False)]
+        try:
+            yield
+        finally:
+            for parameter, tensor in before:
+                parameter.data = tensor
+
+    def residual(self, site: str, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Returns the map from what an output projection is given to what leaves for good with each head alone.
+
+        Returns:
+            Matrix `(width, width)` and constant `(width,)`, float64: heads that are not kept map to themselves. None
+            where nothing is reconstructed, as in an FFN.
+        """
+        return self._blocks[site].residual(tuple(kept)) if site in self._blocks else None
+
+    def _of(self, name: str, kept: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key = name, kept
+        found = self._refitted.pop(key, None)
+        self._refitted[key] = self._blocks[name].refitted(kept) if found is None else found
+        if len(self._refitted) > REMEMBERED:
+            del self._refitted[next(iter(self._refitted))]
+        return self._refitted[key]
+
+
+class _Recorder:
+    """Forward pre-hook of an output projection that sums second moments over tokens."""
+
+    def __init__(self, site: Site) -> None:
+        self._mask_name = "encoder" if site.kind == "encoder" else "decoder"
+        self.masks: dict[str, Any] = {}
+        self.moments: torch.Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        hidden, mask = args[0].detach(), self.masks.get(self._mask_name)
+        if isinstance(mask, torch.Tensor) and mask.shape == hidden.shape[:-1]:
+            hidden = hidden[mask.to(hidden.device).bool()]
+        tokens = hidden.reshape(-1, hidden.shape[-1]).float()
+        tokens = torch.cat([tokens, torch.ones_like(tokens[:, :1])], dim=1)  # (tokens, width + 1)
+        with torch.autocast(tokens.device.type, enabled=False):
+            moments = (tokens.T @ tokens).cpu().double()
+        self.moments = moments if self.moments is None else self.moments + moments
+
+
+def _summed(moments: torch.Tensor) -> torch.Tensor:
+    """Returns the sum over processes, each of which may have seen its own share of the tokens."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        moments = moments.to(device)
+        torch.distributed.all_reduce(moments)
+    return moments.cpu()
