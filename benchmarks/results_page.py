@@ -279,8 +279,8 @@ def certified_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## What goes with a certificate"
     yield from missing_runs(content)
     yield f"\nMiniLM ({content['heads']} heads), certified on test at level {content['alpha']} to lose less than the"
-    yield "drop. *Without training*: found by A* on dev, compared with the fine-tuned model itself; *with training*:"
-    yield "learned by the gates, compared with a model trained as long without them.\n"
+    yield "drop. *Without training*: found by A* on dev, output projections refitted, compared with the fine-tuned"
+    yield "model itself; *with training*: learned by the gates, compared with a model trained as long without them.\n"
     yield from header(
         "way", "task", "seed", "drop", "heads removed", "parameters removed", "test, dense", "test, pruned"
     )

@@ -281,8 +281,9 @@ def _certifying(tmp_path, *, examples=400, **search):
     return _trainer(tmp_path, callback, eval_dataset=_examples(examples, 1), max_steps=40), callback
 
 
-def test_a_confidence_certifies_what_is_cut_on_examples_that_the_search_has_not_seen(tmp_path, capsys):
-    trainer, callback = _certifying(tmp_path / "run")
+@pytest.mark.parametrize("reconstruct", [False, True])
+def test_a_confidence_certifies_what_is_cut_on_examples_that_the_search_has_not_seen(tmp_path, capsys, reconstruct):
+    trainer, callback = _certifying(tmp_path / "run", reconstruct=reconstruct)
     trainer.train()
     certificate = callback.certificate
     printed = capsys.readouterr().out

@@ -43,6 +43,7 @@ class ExampleEvaluator:
     Attributes:
         scoring: How outputs become scores.
         num_examples: Examples in all batches.
+        reconstruction: Refits output projections to each plan, from the first measurement on; None leaves them.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ExampleEvaluator:
         self._autocast_dtype = autocast_dtype
         self._probing = Probing() if probing is None else probing
         self._prober: Prober | None = None
-        self._reconstruction: Reconstruction | None = None
+        self.reconstruction: Reconstruction | None = None
         self.scoring = scoring_for(model, metric)
         if not sum(len(next(iter(batch.values()))) for batch in self._batches):
             raise InvalidSettingError(
@@ -93,7 +94,7 @@ class ExampleEvaluator:
             InvalidPlanError: The plan does not fit the model.
             UnsupportedModelError: The model returns something else than its task needs.
         """
-        opened = masked(self._model, plan, reconstruction=self._reconstruction)
+        opened = masked(self._model, plan, reconstruction=self.reconstruction)
         with opened, evaluating(self._model), self._precision():
             answers = Answers.joined([self.scoring.answers(*self._run(batch)) for batch in self._batches])
         return Measurement(self.scoring.value(answers, self._weights), answers.margins)
@@ -109,15 +110,15 @@ class ExampleEvaluator:
         with self._precision():
             if self._prober is None:
                 self._prober = Prober(
-                    self._model, self._batches, self.scoring, self._probing, reconstruction=self._reconstruction
+                    self._model, self._batches, self.scoring, self._probing, reconstruction=self.reconstruction
                 )
             return self._prober(plan, question)
 
     def reconstruct(self, start: PruningPlan) -> Reconstruction:
         """Refits output projections to each plan from now on; see `Reconstruction`. The inputs here are its tokens."""
-        self._prober = self._reconstruction = None
-        self._reconstruction = Reconstruction.recorded(self._model, start, lambda: self(start))
-        return self._reconstruction
+        self._prober = self.reconstruction = None
+        self.reconstruction = Reconstruction.recorded(self._model, start, lambda: self(start))
+        return self.reconstruction
 
     def unit_effects(self, plan: PruningPlan, units: Sequence[Unit], of: Scalar = "margin") -> np.ndarray:
         """Estimates what the removal of each unit does to each example, from one backward pass.
@@ -167,7 +168,7 @@ class ExampleEvaluator:
             torch.enable_grad(),
             masked(self._model, opened),
             self._precision(),
-            GateGradients(self._model, plan, named, self._reconstruction) as gradients,
+            GateGradients(self._model, plan, named, self.reconstruction) as gradients,
         ):
             for batch in self._batches:
                 read = self.scoring.losses if of == "loss" else self.scoring.margins
@@ -192,7 +193,11 @@ class ExampleEvaluator:
 
 
 class MetricEvaluator:
-    """Measures plans by any function of the live model."""
+    """Measures plans by any function of the live model.
+
+    Attributes:
+        reconstruction: Refits output projections to each plan, from the first measurement on; None leaves them.
+    """
 
     def __init__(
         self,
@@ -219,7 +224,7 @@ class MetricEvaluator:
         self._data_fingerprint = data_fingerprint
         self._cache_mib = cache_mib
         self._prefix = PrefixCache(model, cache_mib)
-        self._reconstruction: Reconstruction | None = None
+        self.reconstruction: Reconstruction | None = None
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures a plan; the model is left as it was.
@@ -228,7 +233,7 @@ class MetricEvaluator:
             InvalidPlanError: The plan does not fit the model.
             InvalidSettingError: The function returned no number.
         """
-        opened = masked(self._model, plan, reconstruction=self._reconstruction)
+        opened = masked(self._model, plan, reconstruction=self.reconstruction)
         with opened, evaluating(self._model), self._prefix.serving(plan):
             value = self._measure()
         try:
@@ -242,9 +247,9 @@ class MetricEvaluator:
     def reconstruct(self, start: PruningPlan) -> Reconstruction:
         """Refits output projections to each plan from now on, by what the function gives the model."""
         with masked(self._model, start), evaluating(self._model):
-            self._reconstruction = Reconstruction.recorded(self._model, start, self._measure)
+            self.reconstruction = Reconstruction.recorded(self._model, start, self._measure)
         self._prefix = PrefixCache(self._model, self._cache_mib)
-        return self._reconstruction
+        return self.reconstruction
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights and of the data's own fingerprint."""
