@@ -189,8 +189,22 @@ def plain(trainer: Trainer) -> Any:
 
 
 def read_result(run: Run, work: Path) -> dict[str, Any]:
-    """Returns the result of a finished run."""
-    return read_json(work / f"{key_of(run)}.json")
+    """Returns the result of a finished run, of this folder or of the committed file; empty where there is none."""
+    found = read_json(work / f"{key_of(run)}.json")
+    return found or RunQueue((run,), work, RESULT).published().get(key_of(run), {})
+
+
+def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
+    """Tells whether a finished dense run has to leave its model again, since others wait for it."""
+    if run.method != DENSE or has_model(work / key_of(run)):
+        return False
+    done = {key_of(Run(**{name: r[name] for name in Run.__dataclass_fields__})) for r in waiting.finished()}
+    return any(needed_by(other) == run and key_of(other) not in done for other in waiting.runs)
+
+
+def has_model(folder: Path) -> bool:
+    """Tells whether a folder holds a saved model."""
+    return (folder / "config.json").exists()
 
 
 def can_start(run: Run, work: Path) -> bool:
@@ -198,8 +212,7 @@ def can_start(run: Run, work: Path) -> bool:
     source = needed_by(run)
     if source is None:
         return True
-    has_model = (work / key_of(source) / "config.json").exists()
-    return bool(read_result(source, work)) and (source.method != DENSE or has_model)
+    return has_model(work / key_of(source)) if source.method == DENSE else bool(read_result(source, work))
 
 
 def queue(work: Path, only: str | None, *, smoke: bool) -> RunQueue[Run]:
@@ -224,7 +237,9 @@ def main() -> None:
     waiting = queue(options.work, options.only, smoke=options.smoke)
     if not options.collect:
         waiting.work_through(
-            partial(perform, work=options.work, smoke=options.smoke), can_start=partial(can_start, work=options.work)
+            partial(perform, work=options.work, smoke=options.smoke),
+            can_start=partial(can_start, work=options.work),
+            must_repeat=partial(must_repeat, work=options.work, waiting=waiting),
         )
     elif not options.smoke:
         runs = waiting.finished()
