@@ -8,7 +8,7 @@
 Both on sst2 (n = 1 821) and snli (n = 9 824), for drops of 1 and 2 %. Every run is cached in `--work`; several
 processes share the queue.
 
-Run: OMP_NUM_THREADS=1 python -m benchmarks.certified_pruning [--work FOLDER] [--smoke]
+Run: OMP_NUM_THREADS=1 python -m benchmarks.certified_pruning [--only searched] [--work FOLDER] [--smoke]
      python -m benchmarks.certified_pruning --collect
 """
 
@@ -191,12 +191,13 @@ def main() -> None:
     """Works through the queue, or collects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/certified"), help="cache of models and finished runs")
+    parser.add_argument("--only", choices=("searched", "trained"), help="one of the two ways")
     parser.add_argument("--collect", action="store_true", help="certify and summarise what is finished")
     parser.add_argument("--smoke", action="store_true", help="a search and two runs of four steps on 64 rows")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    runs = all_runs()
+    runs = tuple(run for run in all_runs() if options.only in (None, "trained" if run.kept_heads else "searched"))
     if options.smoke:
         runs = tuple(r for r in runs if (r.task, r.seed) == ("sst2", 0) and r.kept_heads in (0, HEADS, 36))
     waiting = RunQueue(runs, options.work, Path("no such file"))

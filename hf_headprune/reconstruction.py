@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.anatomy import anatomy_of, base_model
-from hf_headprune.errors import InvalidSettingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Site
     from hf_headprune.plan import PruningPlan
 
-RIDGE = 1e-3  # of the mean square of an entry
-REMEMBERED = 64  # refitted projections; neighbouring plans share most of them
+RIDGE = 1e-3  # of the mean square of an entry; more where tokens are few for the number of coefficients
+REMEMBERED = 16  # refitted projections of each block; neighbouring plans share most of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,8 @@ class _Block:
 
     def regularised(self, columns: torch.Tensor) -> torch.Tensor:
         """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant."""
-        ridge = RIDGE * self.moments.diagonal()[:-1].mean() + torch.finfo(torch.float64).tiny
+        scarcity = (len(self.moments) - 1) / self.moments[-1, -1]  # entries per token
+        ridge = (RIDGE + scarcity**2) * self.moments.diagonal()[:-1].mean() + torch.finfo(torch.float64).tiny
         return self.moments[columns][:, columns] + torch.diag(ridge * (columns < len(self.moments) - 1))
 
     def refitted(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -98,7 +98,7 @@ class Reconstruction:
     def __init__(self, blocks: dict[str, _Block]) -> None:
         """Stores what `recorded` found."""
         self._blocks = blocks
-        self._refitted: dict[tuple[str, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._refitted: dict[Any, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     @classmethod
     def recorded(cls, model: nn.Module, start: PruningPlan, run: Callable[[], Any]) -> Reconstruction:
@@ -107,10 +107,8 @@ class Reconstruction:
         Args:
             model: Live model; its weights must not change from now on.
             start: Heads whose contribution is to be kept.
-            run: Makes forward passes with exactly the units of the start open, in evaluation mode.
-
-        Raises:
-            InvalidSettingError: The function ran a model of which some attention was given nothing.
+            run: Makes forward passes with exactly the units of the start open, in evaluation mode. Attention that it
+                does not run is not refitted.
         """
         base = base_model(model)
         sites = [site for site in anatomy_of(model).attention_sites if site.units]
@@ -130,17 +128,13 @@ class Reconstruction:
         finally:
             for handle in handles:
                 handle.remove()
-        silent = [name for name, recorder in recorders.items() if recorder.moments is None]
-        if silent:
-            raise InvalidSettingError(
-                f"Reconstruction: {', '.join(silent)} of a {type(model).__name__} was given no token. Measure the "
-                "model that is searched, or use AStarSearch(reconstruct=False)."
-            )
         blocks = {}
         for site in sites:
+            moments = recorders[site.name].moments
+            if moments is None:
+                continue
             output: Any = base.get_submodule(site.output)
             weight, bias = (None if t is None else t.detach().cpu().double() for t in (output.weight, output.bias))
-            moments: Any = recorders[site.name].moments
             blocks[site.name] = _Block(site, weight, bias, _summed(moments), start.kept(site.name))  # type: ignore[arg-type]
         return cls(blocks)
 
@@ -150,10 +144,10 @@ class Reconstruction:
         base = base_model(model)
         for name, block in self._blocks.items():
             output: Any = base.get_submodule(block.site.output)
-            weight, bias = self._of(name, plan.kept(name))
-            output.weight.data = weight.to(output.weight)
+            weight, bias = self._of(name, plan.kept(name), output.weight)
+            output.weight.data = weight
             if bias is not None:
-                output.bias.data = bias.to(output.bias)
+                output.bias.data = bias
 
     @contextmanager
     def restoring(self, model: nn.Module) -> Iterator[None]:
@@ -176,13 +170,16 @@ class Reconstruction:
         """
         return self._blocks[site].residual(tuple(kept)) if site in self._blocks else None
 
-    def _of(self, name: str, kept: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key = name, kept
+    def _of(self, name: str, kept: tuple[int, ...], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key = name, kept, like.dtype, like.device
         found = self._refitted.pop(key, None)
-        self._refitted[key] = self._blocks[name].refitted(kept) if found is None else found
-        if len(self._refitted) > REMEMBERED:
+        if found is None:
+            weight, bias = self._blocks[name].refitted(kept)
+            found = weight.to(like), None if bias is None else bias.to(like)
+        self._refitted[key] = found
+        if len(self._refitted) > REMEMBERED * len(self._blocks):
             del self._refitted[next(iter(self._refitted))]
-        return self._refitted[key]
+        return found
 
 
 class _Recorder:

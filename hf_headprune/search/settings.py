@@ -50,7 +50,8 @@ class AStarSearch:
             leaves it to the hardware and to the size of the model.
         reconstruct: Whether the output projections of attention are refitted to the heads that stay, by least squares
             on the inputs that the search evaluates, without training; see `hf_headprune.reconstruction`. The model must
-            then be cut with `PlanSearchResult.reconstruction`, which `HeadPruneCallback` does.
+            then be cut with `PlanSearchResult.reconstruction`, too. None: `HeadPruneCallback` does all that, and
+            `search_plan` does not.
         confidence: For `HeadPruneCallback`, about the drop of accuracy on unseen data. Half of `eval_dataset` is held
             back from the search for it, unless there is a `certification_dataset`. A level, such as 0.95: only what is
             certified at it to lose less than `max_drop` is cut. "report": what the search found is cut, and the
@@ -80,7 +81,7 @@ class AStarSearch:
     latency_ms: Mapping[str, tuple[float, ...]] | None = field(default=None, hash=False)
     cache_mib: float = 1024
     half_precision: bool | None = None
-    reconstruct: bool = False
+    reconstruct: bool | None = None
     confidence: float | Literal["report"] | None = REPORT
 
     def __post_init__(self) -> None:
@@ -132,7 +133,7 @@ class AStarSearch:
                 or (_is_real(self.confidence) and 0.5 < self.confidence < 1 and self.max_drop > 0),  # noqa: PLR2004
                 "'report', None, or above 0.5 and below 1 with a max_drop above 0",
             ),
-            "reconstruct": (self.reconstruct in (True, False), "True or False"),
+            "reconstruct": (self.reconstruct in (None, True, False), "True, False, or None"),
             "half_precision": (self.half_precision in (None, True, False), "True, False, or None"),
             "cache_mib": (_is_real(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),
         }
