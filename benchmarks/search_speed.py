@@ -9,11 +9,12 @@ benchmark ends with an error. Kinds:
 - tentative acceptance: an estimate from the hardest quarter;
 - exact acceptance: every example; where an estimate came first, both together.
 
-The whole search is compared with naive greedy elimination: the CPU seconds until A*'s exact incumbent removes as much
-as greedy does in the end, against the number of plans that greedy measures times the naive seconds of a plan, an
-extrapolation. Greedy itself is run with racing, which changes its time and not its course.
+The whole search is compared with naive greedy elimination: the CPU seconds until A*'s exact incumbent removes so many
+heads, against the number of plans that greedy has to measure before it can have removed as many, times the naive
+seconds of a plan, an extrapolation. How far greedy gets is told by `--greedy`, which takes an hour more.
 
-Run: python -m benchmarks.search_speed [--smoke] [--work FOLDER]
+Run: python -m benchmarks.search_speed [--part whole] [--greedy] [--smoke] [--work FOLDER]
+Parts write into one result file; "whole" takes the naive seconds of a plan from it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.finetuned import evaluator_on, fine_tuned
-from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
 from hf_headprune.collation import PadRight
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 SEARCH = AStarSearch(max_drop=0.01, max_evaluations=300)
 GREEDY = AStarSearch(max_drop=0.01, max_evaluations=100_000)
+WHOLE_EVALUATIONS = 150
 SAMPLE = 12  # plans of each kind that the naive loop measures again
 GROWTH = ((6, 384, 200, 24), (6, 384, 800, 24), (6, 384, 200, 96), (12, 768, 200, 24), (12, 768, 100, 128))
 
@@ -150,34 +152,31 @@ def check(metric: float, measurement: Measurement, question: Question[PruningPla
         raise SystemExit(f"The naive loop measured {metric}, the search {measurement.kind} {measurement.metric}.")
 
 
-def whole_search(model: Any, split: Any, naive_seconds: float, *, smoke: bool) -> dict[str, Any]:
-    """Compares the CPU seconds to a plan as good as greedy's."""
-    anatomy = anatomy_of(model)
-    limit = 12 if smoke else None
-    settings = replace(GREEDY, max_evaluations=limit or GREEDY.max_evaluations)
-    started = time.process_time()
-    by_greedy = search_over_plans(anatomy, evaluator_on(model, split), settings, strategy=greedy)
-    greedy_seconds = time.process_time() - started
-    reached: list[tuple[float, float, int]] = []
+def whole_search(model: Any, split: Any, naive_seconds: float, evaluations: int, *, greedy_too: bool) -> dict[str, Any]:
+    """Compares the CPU seconds until A* removes so many heads with those of greedy elimination in the naive loop."""
+    whole: dict[str, Any] = {"naive_cpu_seconds": naive_seconds}
+    if greedy_too:
+        found = search_over_plans(anatomy_of(model), evaluator_on(model, split), GREEDY, strategy=greedy)
+        whole["greedy"] = {"removed": found.gain, "evaluations": found.evaluations}
+    for name, refits in (("refitted", True), ("as it is", False)):
+        rows: dict[float, dict[str, float]] = {}
+        started = time.process_time()
 
-    def note(progress: Progress) -> None:
-        reached.append((progress.best.gain, time.process_time() - started, progress.evaluations))
+        def note(progress: Progress, rows: dict[float, dict[str, float]] = rows, started: float = started) -> None:
+            removed, seconds = progress.best.gain, time.process_time() - started
+            naive = plans_of_greedy(int(removed)) * naive_seconds
+            row = {"removed": removed, "evaluations": progress.evaluations, "cpu_seconds": seconds}
+            rows.setdefault(removed, row | {"greedy_cpu_seconds": naive, "ratio": naive / seconds})
 
-    started = time.process_time()
-    chosen = replace(SEARCH, max_evaluations=limit or 1000)
-    by_astar = search_over_plans(anatomy, evaluator_on(model, split), chosen, on_progress=note)
-    as_good = next(((s, n) for gain, s, n in reached if gain >= by_greedy.gain), None)
-    return {
-        "greedy": {
-            "removed": by_greedy.gain,
-            "evaluations": by_greedy.evaluations,
-            "racing_cpu_seconds": greedy_seconds,
-            "naive_cpu_seconds_extrapolated": by_greedy.evaluations * naive_seconds,
-        },
-        "astar": {"removed": by_astar.gain, "evaluations": by_astar.evaluations, "cpu_seconds": reached[-1][1]},
-        "astar_as_good_as_greedy": None if as_good is None else {"cpu_seconds": as_good[0], "evaluations": as_good[1]},
-        "ratio": None if as_good is None else by_greedy.evaluations * naive_seconds / as_good[0],
-    }
+        settings = replace(SEARCH, max_evaluations=evaluations, reconstruct=refits)
+        search_over_plans(anatomy_of(model), evaluator_on(model, split), settings, on_progress=note)
+        whole[name] = [row for removed, row in sorted(rows.items()) if removed]
+    return whole
+
+
+def plans_of_greedy(removed: int, units: int = 72) -> int:
+    """Counts the plans that greedy backward elimination measures until it has removed so many units, if it does."""
+    return sum(units - step for step in range(removed))
 
 
 def growth(shapes: Any) -> list[dict[str, Any]]:
@@ -223,14 +222,33 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/search"), help="where fine-tuned models are kept")
     parser.add_argument("--smoke", action="store_true", help="64 rows, a few evaluations")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--part", choices=("kinds", "growth", "whole"), help="one part, into the same file")
+    parser.add_argument("--greedy", action="store_true", help="run greedy elimination, too: an hour more")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = load_task("sst2", limit=64 if options.smoke else None)
     model = fine_tuned(task, 0, options.work, smoke=options.smoke)
-    recorder, naive = Recorder(evaluator_on(model, task.dev)), NaiveLoop(model, task.dev)
-    chosen = replace(SEARCH, max_evaluations=14) if options.smoke else SEARCH
-    search_over_plans(anatomy_of(model), recorder, chosen)
-    rows = compare(recorder, naive, 2 if options.smoke else SAMPLE)
+    out = options.out or (options.work / "search_speed.json" if options.smoke else RESULTS / "search_speed.json")
+    content = {**read_json(out), **environment(), "seed": 0, "examples": len(task.dev)}
+    if options.part in (None, "kinds"):
+        content |= measured_kinds(model, task.dev, smoke=options.smoke)
+        write_json(out, content)
+    if options.part in (None, "growth"):
+        content["growth"] = growth(((2, 48, 20, 8),) if options.smoke else GROWTH)
+        write_json(out, content)
+    if options.part in (None, "whole"):
+        naive_seconds = float(np.mean([row["naive_cpu_seconds"] for row in content["kinds"]]))
+        evaluations = 12 if options.smoke else WHOLE_EVALUATIONS
+        content["whole"] = whole_search(model, task.dev, naive_seconds, evaluations, greedy_too=options.greedy)
+        print("whole search:", content["whole"], flush=True)
+        write_json(out, content)
+
+
+def measured_kinds(model: Any, split: Any, *, smoke: bool) -> dict[str, Any]:
+    """Records a search, measures a sample of each kind of verdict naively, and returns the ratios and peak memory."""
+    recorder, naive = Recorder(evaluator_on(model, split)), NaiveLoop(model, split)
+    search_over_plans(anatomy_of(model), recorder, replace(SEARCH, max_evaluations=14) if smoke else SEARCH)
+    rows = compare(recorder, naive, 2 if smoke else SAMPLE)
     for row in rows:
         print(
             f"{row['kind']}: {row['plans']} plans, ratio {row['ratio']:.2f}, of all {row['ratio_of_all']:.2f}",
@@ -239,20 +257,7 @@ def main() -> None:
     prober = recorder.evaluator._prober
     states = 0.0 if prober is None else prober.memory.peak_bytes / 2**20
     peak = {"states_mib": states, "process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    content = {"seed": 0, "examples": len(task.dev), "kinds": rows, "peak": peak}
-    content["growth"] = growth(((2, 48, 20, 8),) if options.smoke else GROWTH)
-    out = options.out or (None if options.smoke else RESULTS / "search_speed.json")
-    write_result(out, content)  # now, since greedy takes long
-    naive_seconds = float(np.mean([row["naive_cpu_seconds"] for row in rows]))
-    content["whole"] = whole_search(model, task.dev, naive_seconds, smoke=options.smoke)
-    print("whole search:", content["whole"], flush=True)
-    write_result(out, content)
-
-
-def write_result(out: Path | None, content: dict[str, Any]) -> None:
-    """Writes what is measured so far, where a file is wanted."""
-    if out is not None:
-        write_json(out, {**environment(), **content})
+    return {"kinds": rows, "peak": peak}
 
 
 if __name__ == "__main__":
