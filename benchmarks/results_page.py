@@ -200,7 +200,7 @@ def search_speed_section(content: dict[str, Any]) -> Iterator[str]:
     if "whole" in content:
         yield from whole_search_lines(content["whole"])
     peak = content["peak"]
-    yield f"Hidden states took at most {peak['states_mib']:.0f} MiB, the process {peak['process_mib']:.0f} MiB.\n"
+    yield f"\nHidden states took at most {peak['states_mib']:.0f} MiB, the process {peak['process_mib']:.0f} MiB.\n"
     yield "How it grows: a parent's children, each measured on every example; random weights.\n"
     yield from header("layers x width", "examples x mean length", "loop", "child", "ratio", "states, MiB")
     for row in content["growth"]:
