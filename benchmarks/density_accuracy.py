@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.one_shot import fisher_plan
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
-from benchmarks.run_queue import RunQueue, key_of, summary
+from benchmarks.run_queue import RunQueue, has_model, key_of, summary
 from benchmarks.tasks import Task, copied, load_task
 from benchmarks.training import Recipe, build_trainer, score, train_and_score
 from hf_headprune import (
@@ -198,13 +198,7 @@ def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
     """Tells whether a finished dense run has to leave its model again, since others wait for it."""
     if run.method != DENSE or has_model(work / key_of(run)):
         return False
-    done = {key_of(Run(**{name: r[name] for name in Run.__dataclass_fields__})) for r in waiting.finished()}
-    return any(needed_by(other) == run and key_of(other) not in done for other in waiting.runs)
-
-
-def has_model(folder: Path) -> bool:
-    """Tells whether a folder holds a saved model."""
-    return (folder / "config.json").exists()
+    return waiting.is_awaited(run, needed_by)
 
 
 def can_start(run: Run, work: Path) -> bool:

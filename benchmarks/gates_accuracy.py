@@ -30,7 +30,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.results_file import RESULTS, environment, write_json
-from benchmarks.run_queue import RunQueue, key_of, summary
+from benchmarks.run_queue import RunQueue, has_model, key_of, summary
 from benchmarks.tasks import Task, load_task
 from benchmarks.training import Recipe, build_trainer, score, train_and_score
 from hf_headprune import (
@@ -191,19 +191,13 @@ def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
     """Tells whether a finished dense run has to leave its model again, since others wait for it."""
     if run.method != DENSE or has_model(work / key_of(run)):
         return False
-    done = {key_of(Run(**{name: r[name] for name in Run.__dataclass_fields__})) for r in waiting.finished()}
-    return any(source_of(r) == run and key_of(r) not in done for r in waiting.runs)
+    return waiting.is_awaited(run, source_of)
 
 
 def can_start(run: Run, work: Path) -> bool:
     """Tells whether the model that a run needs is there."""
     source = source_of(run)
     return source is None or has_model(work / key_of(source))
-
-
-def has_model(folder: Path) -> bool:
-    """Tells whether a folder holds a saved model."""
-    return (folder / "config.json").exists()
 
 
 def collect(work: Path) -> dict[str, Any]:

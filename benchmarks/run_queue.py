@@ -65,11 +65,21 @@ class RunQueue(Generic[R]):
         results = read_json(self.result).get("runs", [])
         return {key_of(kind(**{name: r[name] for name in kind.__dataclass_fields__})): r for r in results}  # type: ignore[attr-defined]
 
+    def is_awaited(self, run: R, source_of: Callable[[R], R | None]) -> bool:
+        """Tells whether an unfinished run needs another one, its source."""
+        done = {key_of(type(run)(**{name: r[name] for name in asdict(run)})) for r in self.finished()}  # type: ignore[call-overload]
+        return any(source_of(other) == run and key_of(other) not in done for other in self.runs)
+
     def finished(self) -> list[dict[str, Any]]:
         """Returns the results of all finished runs, those of the committed file first."""
         published = self.published()
         found = (published.get(key) or read_json(self.work / f"{key}.json") for key in map(key_of, self.runs))
         return [result for result in found if result]
+
+
+def has_model(folder: Path) -> bool:
+    """Tells whether a folder holds a saved model."""
+    return (folder / "config.json").exists()
 
 
 def summary(results: Iterable[dict[str, Any]], by: tuple[str, ...], measures: tuple[str, ...]) -> list[dict[str, Any]]:

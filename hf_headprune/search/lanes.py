@@ -50,7 +50,6 @@ class Lane:
     Attributes:
         is_exact: Whether it is the model itself, rather than a rounded twin.
         in_full_precision: Whether products are computed in fp32 or fp64.
-        reconstruction: Refits output projections to each plan; None leaves them.
     """
 
     def __init__(
@@ -61,6 +60,7 @@ class Lane:
         sample: dict[str, torch.Tensor],
         *,
         is_exact: bool,
+        reconstruction: Reconstruction | None = None,
     ) -> None:
         """Tries on a few examples what the model allows.
 
@@ -70,9 +70,10 @@ class Lane:
             memory: For hidden states.
             sample: A small batch with labels.
             is_exact: Whether it is the model itself.
+            reconstruction: Refits output projections to each plan.
         """
         self.is_exact = is_exact
-        self.reconstruction: Reconstruction | None = None
+        self._reconstruction = reconstruction
         self._model = model
         self._scoring = scoring
         self._memory = memory
@@ -100,8 +101,8 @@ class Lane:
         with ExitStack() as stack:
             stack.enter_context(evaluating(self._model))
             stack.enter_context(self._stack.attached())
-            if self.reconstruction is not None:
-                stack.enter_context(self.reconstruction.restoring(self._model))
+            if self._reconstruction is not None:
+                stack.enter_context(self._reconstruction.restoring(self._model))
             if self._reads_first:
                 stack.enter_context(self._stack.first_token_only())
             self._closed, self._guessed = None, []
@@ -152,8 +153,8 @@ class Lane:
     def _close(self, plan: PruningPlan) -> None:
         if plan is not self._closed:
             self._stack.close(plan)
-            if self.reconstruction is not None:
-                self.reconstruction.apply_(self._model, plan)
+            if self._reconstruction is not None:
+                self._reconstruction.apply_(self._model, plan)
             self._closed = plan
 
 

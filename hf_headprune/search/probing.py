@@ -100,14 +100,13 @@ class Prober:
         self.examples_seen = 0
         device = next(model.parameters()).device
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
-        self._exact = Lane(model, scoring, self.memory, sample, is_exact=True)
-        self._exact.reconstruction = reconstruction
+        self._exact = Lane(model, scoring, self.memory, sample, is_exact=True, reconstruction=reconstruction)
         recompose = self._exact.in_full_precision and not scoring.is_continuous
         self._rough: Lane | None = None
         wanted = gains_by_half_precision(model) if settings.half_precision is None else settings.half_precision
         if wanted and recompose and scoring.is_mean:
-            self._rough = Lane(half_precision_twin(model), scoring, self.memory, sample, is_exact=False)
-            self._rough.reconstruction = reconstruction
+            twin = half_precision_twin(model)
+            self._rough = Lane(twin, scoring, self.memory, sample, is_exact=False, reconstruction=reconstruction)
         self._compositions = Compositions(
             batches,
             batch_size=settings.batch_size,
