@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.finetuned import evaluator_on, fine_tuned
+from benchmarks.finetuned import RECIPES, evaluator_on, fine_tuned
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.run_queue import RunQueue, key_of
 from benchmarks.tasks import SEARCH_EXAMPLES, Task, load_task
-from benchmarks.training import Recipe, build_trainer, train_and_score
+from benchmarks.training import build_trainer, train_and_score
 from hf_headprune import (
     AStarSearch,
     CertificationData,
@@ -58,7 +58,6 @@ ALPHA = 0.05
 MILESTONES = 12
 SEARCH = AStarSearch(max_evaluations=250, reconstruct=True)
 KEPT_HEADS = (54, 43, 36, 29, 24)
-RECIPE = {"sst2": Recipe(epochs=3.0), "snli": Recipe(epochs=2.0)}
 HEADS = 72
 
 
@@ -100,7 +99,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
 
 def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Trains and keeps the answers on test."""
-    recipe = replace(RECIPE[run.task], max_steps=4) if smoke else RECIPE[run.task]
+    recipe = replace(RECIPES[run.task], max_steps=4) if smoke else RECIPES[run.task]
     gates = SubsetGates(kept_heads=run.kept_heads)
     callback = None if run.kept_heads == HEADS else HeadPruneCallback(gates=gates, search=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback)

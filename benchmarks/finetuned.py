@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks import Task
 
-RECIPE = Recipe(epochs=3.0)
+RECIPES = {"sst2": Recipe(epochs=3.0), "snli": Recipe(epochs=2.0)}
 
 
 def fine_tuned(task: Task, seed: int, work: Path, *, smoke: bool = False) -> nn.Module:
@@ -27,7 +27,9 @@ def fine_tuned(task: Task, seed: int, work: Path, *, smoke: bool = False) -> nn.
     """
     folder = work / f"{task.name}-{seed}"
     if not (folder / "config.json").exists():
-        trainer = build_trainer(task, replace(RECIPE, max_steps=4) if smoke else RECIPE, seed=seed, callback=None)
+        trainer = build_trainer(
+            task, replace(RECIPES[task.name], max_steps=4) if smoke else RECIPES[task.name], seed=seed, callback=None
+        )
         trainer.train()
         trainer.save_model(str(folder))
     model = AutoModelForSequenceClassification.from_pretrained(folder)

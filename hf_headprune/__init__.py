@@ -18,6 +18,7 @@ from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.second_order import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
@@ -44,6 +45,7 @@ __all__ = [
     "Metric",
     "PlanSearchResult",
     "PruningPlan",
+    "SecondOrder",
     "SplitSettings",
     "SubsetGates",
     "anatomy_of",

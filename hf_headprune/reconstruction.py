@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.moments import record_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
     from hf_headprune.anatomy import Site
+    from hf_headprune.moments import SiteMoments
     from hf_headprune.plan import PruningPlan
 
 RIDGE = 1e-3  # of the mean square of an entry; more where tokens are few for the number of coefficients
@@ -31,38 +33,47 @@ REMEMBERED = 16  # refitted projections of each block; neighbouring plans share 
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
-    """One block of attention: its output projection, in float64, and the second moments of what that is given.
+class Block:
+    """One block of attention or FFN: its output projection, in float64, and the moments of what that is given.
 
     Attributes:
         site: Where it is.
         weight: Shape `(hidden_size, width)`, `width = units * unit_width`.
         bias: Shape `(hidden_size,)`, or None.
-        moments: Of the inputs and a constant one, summed over tokens, `(width + 1, width + 1)`.
-        start: Heads whose contribution is to be kept.
+        moments: Of the inputs and a constant one, averaged over tokens, `(width + 1, width + 1)`.
+        tokens: Effective number of tokens.
+        start: Units whose contribution is to be kept.
     """
 
     site: Site
     weight: torch.Tensor
     bias: torch.Tensor | None
     moments: torch.Tensor
+    tokens: float
     start: tuple[int, ...]
 
-    def columns(self, heads: Sequence[int], *, constant: bool) -> torch.Tensor:
-        """Returns the columns of heads, and that of the constant where the projection has a bias to take it."""
+    @classmethod
+    def of(cls, model: nn.Module, recorded: SiteMoments, start: Sequence[int]) -> Block:
+        """Copies the projection of a live model, and pairs it with its moments."""
+        output: Any = base_model(model).get_submodule(recorded.site.output)
+        weight, bias = (None if t is None else t.detach().cpu().double() for t in (output.weight, output.bias))
+        return cls(recorded.site, weight, bias, recorded.inputs, recorded.tokens, tuple(start))  # type: ignore[arg-type]
+
+    def columns(self, units: Sequence[int], *, constant: bool) -> torch.Tensor:
+        """Returns the columns of units, and that of the constant where the projection has a bias to take it."""
         width = self.site.unit_width
-        found = [column for head in heads for column in range(head * width, (head + 1) * width)]
+        found = [column for unit in units for column in range(unit * width, (unit + 1) * width)]
         has_constant = constant and self.bias is not None
         return torch.tensor(found + [self.weight.shape[1]] * has_constant, dtype=torch.long)
 
     def regularised(self, columns: torch.Tensor) -> torch.Tensor:
         """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant."""
-        scarcity = (len(self.moments) - 1) / self.moments[-1, -1]  # entries per token
+        scarcity = (len(self.moments) - 1) / self.tokens  # entries per token
         ridge = (RIDGE + scarcity**2) * self.moments.diagonal()[:-1].mean() + torch.finfo(torch.float64).tiny
         return self.moments[columns][:, columns] + torch.diag(ridge * (columns < len(self.moments) - 1))
 
     def refitted(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns weight and bias for the heads that stay; columns of the others are left as they are."""
+        """Returns weight and bias for the units that stay; columns of the others are left as they are."""
         lost = self.columns(sorted(set(self.start) - set(kept)), constant=False)
         stay = self.columns(kept, constant=True)
         if not len(lost) or not len(stay):
@@ -90,19 +101,25 @@ class _Block:
 
 
 class Reconstruction:
-    """Output projections of one model, refitted to any plan; those of FFNs stay as they are.
+    """Output projections of one model, refitted to any plan.
 
-    Only the heads of a start are reconstructed: what training has closed already is missed by nobody.
+    Only the units of a start are reconstructed: what training has closed already is missed by nobody.
     """
 
-    def __init__(self, blocks: dict[str, _Block]) -> None:
-        """Stores what `recorded` found."""
-        self._blocks = blocks
+    def __init__(self, model: nn.Module, start: PruningPlan, recorded: Mapping[str, SiteMoments]) -> None:
+        """Copies the output projections of a live model.
+
+        Args:
+            model: Its weights must not change from now on.
+            start: Units whose contribution is to be kept.
+            recorded: With exactly the units of the start open. Other sites are left as they are.
+        """
+        self.blocks = {name: Block.of(model, moments, start.kept(name)) for name, moments in recorded.items()}
         self._refitted: dict[Any, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     @classmethod
     def recorded(cls, model: nn.Module, start: PruningPlan, run: Callable[[], Any]) -> Reconstruction:
-        """Records what output projections are given while a function runs the model; padding is left out.
+        """Records what output projections of attention are given while a function runs the model.
 
         Args:
             model: Live model; its weights must not change from now on.
@@ -110,39 +127,13 @@ class Reconstruction:
             run: Makes forward passes with exactly the units of the start open, in evaluation mode. Attention that it
                 does not run is not refitted.
         """
-        base = base_model(model)
-        sites = [site for site in anatomy_of(model).attention_sites if site.units]
-        recorders = {site.name: _Recorder(site) for site in sites}
-        masks: dict[str, Any] = {}
-
-        def note_masks(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            masks.update(encoder=kwargs.get("attention_mask"), decoder=kwargs.get("decoder_attention_mask"))
-
-        handles: list[Any] = [base.register_forward_pre_hook(note_masks, with_kwargs=True)]
-        for site in sites:
-            recorders[site.name].masks = masks
-            handles.append(base.get_submodule(site.output).register_forward_pre_hook(recorders[site.name]))
-        try:
-            with torch.no_grad():
-                run()
-        finally:
-            for handle in handles:
-                handle.remove()
-        blocks = {}
-        for site in sites:
-            moments = recorders[site.name].moments
-            if moments is None:
-                continue
-            output: Any = base.get_submodule(site.output)
-            weight, bias = (None if t is None else t.detach().cpu().double() for t in (output.weight, output.bias))
-            blocks[site.name] = _Block(site, weight, bias, _summed(moments), start.kept(site.name))  # type: ignore[arg-type]
-        return cls(blocks)
+        return cls(model, start, record_moments(model, anatomy_of(model).attention_sites, run))
 
     @torch.no_grad()
     def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
-        """Gives every output projection of attention, in place, what a plan needs; `restoring` takes it back."""
+        """Gives every output projection recorded, in place, what a plan needs; `restoring` takes it back."""
         base = base_model(model)
-        for name, block in self._blocks.items():
+        for name, block in self.blocks.items():
             output: Any = base.get_submodule(block.site.output)
             weight, bias = self._of(name, plan.kept(name), output.weight)
             output.weight.data = weight
@@ -153,7 +144,7 @@ class Reconstruction:
     def restoring(self, model: nn.Module) -> Iterator[None]:
         """Puts every output projection back at the end of a `with` block, after an error too."""
         base = base_model(model)
-        outputs: list[Any] = [base.get_submodule(block.site.output) for block in self._blocks.values()]
+        outputs: list[Any] = [base.get_submodule(block.site.output) for block in self.blocks.values()]
         before = [(parameter, parameter.data) for output in outputs for parameter in output.parameters(recurse=False)]
         try:
             yield
@@ -168,43 +159,15 @@ class Reconstruction:
             Matrix `(width, width)` and constant `(width,)`, float64: heads that are not kept map to themselves. None
             where nothing is reconstructed, as in an FFN.
         """
-        return self._blocks[site].residual(tuple(kept)) if site in self._blocks else None
+        return self.blocks[site].residual(tuple(kept)) if site in self.blocks else None
 
     def _of(self, name: str, kept: tuple[int, ...], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         key = name, kept, like.dtype, like.device
         found = self._refitted.pop(key, None)
         if found is None:
-            weight, bias = self._blocks[name].refitted(kept)
+            weight, bias = self.blocks[name].refitted(kept)
             found = weight.to(like), None if bias is None else bias.to(like)
         self._refitted[key] = found
-        if len(self._refitted) > REMEMBERED * len(self._blocks):
+        if len(self._refitted) > REMEMBERED * len(self.blocks):
             del self._refitted[next(iter(self._refitted))]
         return found
-
-
-class _Recorder:
-    """Forward pre-hook of an output projection that sums second moments over tokens."""
-
-    def __init__(self, site: Site) -> None:
-        self._mask_name = "encoder" if site.kind == "encoder" else "decoder"
-        self.masks: dict[str, Any] = {}
-        self.moments: torch.Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        hidden, mask = args[0].detach(), self.masks.get(self._mask_name)
-        if isinstance(mask, torch.Tensor) and mask.shape == hidden.shape[:-1]:
-            hidden = hidden[mask.to(hidden.device).bool()]
-        tokens = hidden.reshape(-1, hidden.shape[-1]).float()
-        tokens = torch.cat([tokens, torch.ones_like(tokens[:, :1])], dim=1)  # (tokens, width + 1)
-        with torch.autocast(tokens.device.type, enabled=False):
-            moments = (tokens.T @ tokens).cpu().double()
-        self.moments = moments if self.moments is None else self.moments + moments
-
-
-def _summed(moments: torch.Tensor) -> torch.Tensor:
-    """Returns the sum over processes, each of which may have seen its own share of the tokens."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        moments = moments.to(device)
-        torch.distributed.all_reduce(moments)
-    return moments.cpu()

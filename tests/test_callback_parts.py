@@ -33,8 +33,8 @@ def _logits(model):
         return model.eval()(**text_inputs()).logits
 
 
-def test_a_density_alone_prunes_heads_and_ffn_units_in_one_run_and_the_saved_model_reloads(tmp_path):
-    callback = HeadPruneCallback(density=0.5, search=None)
+def test_gates_and_a_density_prune_heads_and_ffn_units_in_one_run_and_the_saved_model_reloads(tmp_path):
+    callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)
     trainer = _trainer(tmp_path / "run", callback)
     trainer.train()
     trainer.save_model(tmp_path / "saved")
@@ -79,7 +79,7 @@ def test_gates_and_ffn_units_meet_both_budgets_and_are_logged_and_searched_from(
 
 def test_a_movement_run_that_was_killed_ends_as_one_that_was_not(tmp_path):
     def run(folder, **settings):
-        callback = HeadPruneCallback(density=0.5, search=None)
+        callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)
         return _trainer(folder, callback, save_strategy="steps", save_steps=4, **settings), callback
 
     whole, whole_callback = run(tmp_path / "whole")
@@ -212,8 +212,8 @@ def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_eva
     assert distances[1.0] < distances[0.0]
 
 
-def test_a_density_means_the_same_budgets_as_their_explicit_settings(tmp_path):
-    callback = HeadPruneCallback(density=0.5, search=None)
+def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tmp_path):
+    callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)
     _trainer(tmp_path, callback)
     parts = callback._parts
     assert sum(group.kept for group in parts.gates.groups) > 0
@@ -225,8 +225,7 @@ def test_a_density_means_the_same_budgets_as_their_explicit_settings(tmp_path):
     ("parts", "rule"),
     [
         ({"density": 0.4, "movement": BLOCKS}, "no movement"),
-        ({"density": 0.4, "gates": None}, "needs gates"),
-        ({"density": 0.4, "gates": SubsetGates(kept_heads=3)}, "without a budget of their own"),
+        ({"density": 0.4, "gates": SubsetGates(kept_heads=3)}, "no budget of their own"),
         ({"movement": BLOCKS}, "gates=None"),
         ({"movement": 0.5, "gates": None}, "BlockMovement"),
         ({"distillation": tiny_bert()}, "Distillation"),

@@ -172,6 +172,12 @@ def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
         return trainer.compute_loss(trainer.model, batch)
 
 
+def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
+    """Returns the loss times the examples of the batch, as fp16 training scales it."""
+    examples = len(next(value for _, value in tensors(batch)))
+    return batch_loss(trainer, batch) * (examples * loss_scale(trainer))
+
+
 def loss_scale(trainer: Trainer) -> float:
     """Returns what fp16 training multiplies the loss with; 1 in any other precision."""
     scaler = trainer.accelerator.scaler

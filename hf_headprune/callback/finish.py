@@ -82,7 +82,7 @@ def finish(
     held_back = promise if isinstance(promise, Promise) else None
     if settings.search is not None or settings.trains_twice:
         save_spare_checkpoint(trainer, parts)
-    learned, head_scores = parts.take_off(model)
+    learned, head_scores = parts.take_off(trainer)
     anatomy = anatomy_of(model)
     found = Found(learned)
     if settings.search is not None:

@@ -15,9 +15,8 @@ from hf_headprune.callback.finish import finish
 from hf_headprune.callback.parts import LearnedParts
 from hf_headprune.callback.promise import NoPromise, Promise, promise_of
 from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
-from hf_headprune.callback.settings import Settings
+from hf_headprune.callback.settings import DEFAULT_GATES, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.search.settings import AStarSearch
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.learn.distillation import Distillation
     from hf_headprune.learn.movement_settings import BlockMovement
+    from hf_headprune.learn.second_order import SecondOrder
+    from hf_headprune.learn.settings import SubsetGates
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.report import PruningReport
     from hf_headprune.search.plans import PlanSearchResult
@@ -38,7 +39,7 @@ class HeadPruneCallback(TrainerCallback):
     After training an A* search looks for the smallest model that keeps its accuracy on `eval_dataset`; then the heads
     are cut out in place, so that `trainer.save_model()` writes the smaller checkpoint.
 
-    With `density`, gates and movement scores share one budget: heads and FFN units are learned in the same run.
+    With `density`, heads and FFN units leave in one run, where their removal costs least (`SecondOrder`).
 
     Attributes:
         settings: The parts as they were passed.
@@ -56,12 +57,13 @@ class HeadPruneCallback(TrainerCallback):
         TrainingStateError: The Trainer can't train the scores correctly; the message says what to change.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument for each part of a run
         self,
-        gates: SubsetGates | None = SubsetGates(),
+        gates: SubsetGates | None = DEFAULT_GATES,
         search: AStarSearch | None = AStarSearch(),
         *,
         movement: BlockMovement | None = None,
+        second_order: SecondOrder | None = None,
         density: float | None = None,
         distillation: Distillation | None = None,
         certification_dataset: Any = None,
@@ -72,8 +74,10 @@ class HeadPruneCallback(TrainerCallback):
             gates: How heads are chosen during training, or None to leave them to `movement` and `search`.
             search: How the search after training goes, or None to cut exactly what training chose.
             movement: How blocks of weights and FFN units are chosen during training.
-            density: Share of the weights of all attention and FFN matrices that stays; in place of budgets in `gates`
-                and `movement`.
+            second_order: How heads and FFN units are chosen without learned scores; in place of gates and movement.
+            density: Share of the weights of all attention and FFN matrices that stays: short for
+                `second_order=SecondOrder(density=...)`. Where gates are passed too, they and movement scores of FFN
+                units share this budget instead.
             distillation: What the model learns from a teacher.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone. When left
                 out, half of `eval_dataset` is held back for it.
@@ -83,7 +87,7 @@ class HeadPruneCallback(TrainerCallback):
                 "HeadPruneCallback(certification_dataset=...): without a search there is nothing to certify. Leave it "
                 "out, or leave the search on."
             )
-        self.settings = Settings(gates, movement, density, distillation, search)
+        self.settings = Settings.of(gates, movement, second_order, density, distillation=distillation, search=search)
         self.plan: PruningPlan | None = None
         self.search_result: PlanSearchResult | None = None
         self.report: PruningReport | None = None

@@ -1,4 +1,4 @@
-"""What learns during training: the banks of scores, and when they do what."""
+"""What chooses during training: banks of scores, or second-order costs; and when they do what."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.gates import GateBank, gate_quantities
 from hf_headprune.learn.importance import gradient_importance, standardised
 from hf_headprune.learn.movement import MovementBank, movement_quantities
+from hf_headprune.learn.score_bank import ScoreBank
+from hf_headprune.learn.second_order import SecondOrderBank, second_order_quantities
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.folding import fold_dead_units_
@@ -22,15 +24,15 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.callback.settings import Settings
     from hf_headprune.learn.schedules import GateSchedule, MovementSchedule
-    from hf_headprune.learn.score_bank import ScoreBank
 
 
 class LearnedParts:
-    """The banks of one run: gates of heads, scores of blocks and FFN units, both or neither.
+    """The banks of one run: gates of heads, scores of blocks and FFN units, both, or second-order costs; or none.
 
     Attributes:
         gates: Of the heads, or None.
         movement: Of blocks and FFN units, or None.
+        second_order: Of heads and FFN units, or None.
     """
 
     def __init__(self, trainer: Trainer, anatomy: Anatomy, settings: Settings) -> None:
@@ -42,14 +44,19 @@ class LearnedParts:
         """
         self.gates: GateBank | None = None
         self.movement: MovementBank | None = None
+        self.second_order: SecondOrderBank | None = None
         self._anatomy = anatomy
         self._gate_schedule: GateSchedule | None = None
         self._movement_schedule: MovementSchedule | None = None
-        if settings.gates is None and settings.movement is None:
+        if settings.gates is None and settings.movement is None and settings.second_order is None:
             return
         bridge.require_plain_construction(trainer)
-        bridge.let_ddp_miss_scores(trainer)
         model: Any = trainer.model
+        if settings.second_order is not None:
+            self.second_order = SecondOrderBank(anatomy, settings.second_order)
+            self.second_order.attach(model)
+            return
+        bridge.let_ddp_miss_scores(trainer)
         if settings.gates is not None:
             self.gates = GateBank(
                 settings.gates.budget_groups(anatomy),
@@ -63,14 +70,14 @@ class LearnedParts:
             self.movement = MovementBank.of(model, anatomy, settings.movement, learning_rate=rate)
 
     @property
-    def banks(self) -> list[ScoreBank]:
+    def banks(self) -> list[ScoreBank | SecondOrderBank]:
         """All banks of the run."""
-        return [bank for bank in (self.gates, self.movement) if bank is not None]
+        return [bank for bank in (self.gates, self.movement, self.second_order) if bank is not None]
 
     @property
     def were_taken_off(self) -> bool:
         """Whether an earlier training has ended, and its banks with it."""
-        return any(not bank.handles for bank in (self.gates, self.movement) if bank is not None)
+        return any(not bank.handles for bank in self.banks)
 
     def begin_run(self, max_steps: int, step: int, optimizer: Any) -> None:
         """Makes the schedules and checks the banks.
@@ -93,8 +100,12 @@ class LearnedParts:
             _check_bank(bank, step, optimizer)
 
     def begin_step(self, trainer: Trainer) -> None:
-        """Sets what the coming optimizer step needs: phase, temperature and noise of the gates, masks of the blocks."""
+        """Sets what the coming optimizer step needs: gates, masks, and the second-order rounds that are due."""
         step = trainer.state.global_step
+        if self.second_order is not None:
+            due = self.second_order.settings.rounds_due(step, trainer.state.max_steps)
+            _remove(trainer, self.second_order, due)
+            self.second_order.steps.fill_(step + 1)
         if self.movement is not None and self._movement_schedule is not None:
             self.movement.begin_step(step, self._movement_schedule)
         if self.gates is not None and self._gate_schedule is not None:
@@ -113,20 +124,28 @@ class LearnedParts:
         """Returns what a training log should show."""
         names = [site.name for site in self._anatomy.attention_sites]
         found = {} if self.gates is None else gate_quantities(self.gates, names)
-        return found if self.movement is None else found | movement_quantities(self.movement)
+        found |= {} if self.movement is None else movement_quantities(self.movement)
+        return found | ({} if self.second_order is None else second_order_quantities(self.second_order))
 
     def mark_step(self, step: int) -> None:
         """Says that the banks have seen so many steps: the best model may be that of an earlier one."""
         for bank in self.banks:
             bank.steps.fill_(step)
 
-    def take_off(self, model: Any) -> tuple[PruningPlan, np.ndarray | None]:
+    def take_off(self, trainer: Trainer) -> tuple[PruningPlan, np.ndarray | None]:
         """Takes the banks off the model, with zeros where blocks were masked.
+
+        Second-order rounds that the best model has not seen are done now.
 
         Returns:
             What stays, and the scores of the heads, `(num_heads,)`, where gates have learned them.
         """
+        model: Any = trainer.model
         plan, head_scores = PruningPlan.full(self._anatomy), None
+        if self.second_order is not None:
+            _remove(trainer, self.second_order, self.second_order.settings.rounds)
+            plan = self.second_order.plan()
+            self.second_order.detach(model)
         if self.gates is not None:
             self.gates.decide()
             kept = self.gates.kept_per_site()
@@ -142,8 +161,8 @@ class LearnedParts:
         return plan.replace(kept_heads=heads, kept_ffn=alive.kept_ffn), head_scores
 
 
-def _check_bank(bank: ScoreBank, step: int, optimizer: Any) -> None:
-    if not bridge.in_optimizer(bank.importance_bias, optimizer):
+def _check_bank(bank: ScoreBank | SecondOrderBank, step: int, optimizer: Any) -> None:
+    if isinstance(bank, ScoreBank) and not bridge.in_optimizer(bank.importance_bias, optimizer):
         raise TrainingStateError(
             "The optimizer does not hold the learned scores, so they would never be trained. If create_optimizer is "
             "overridden, let it include every parameter of the model that requires a gradient."
@@ -152,7 +171,7 @@ def _check_bank(bank: ScoreBank, step: int, optimizer: Any) -> None:
         bank.reset()
     elif int(bank.steps) != step:
         raise TrainingStateError(
-            f"Resumed at step {step}, but the scores in the checkpoint have seen {int(bank.steps)} steps. Resume from "
+            f"Resumed at step {step}, but the choice in the checkpoint has seen {int(bank.steps)} steps. Resume from "
             "a checkpoint that was written with this callback and the same settings."
         )
 
@@ -164,3 +183,15 @@ def _score_heads(trainer: Trainer, bank: GateBank) -> None:
     importance = gradient_importance(trainer.model, bank, batches, lambda batch: bridge.batch_loss(trainer, batch))
     # Processes that stream have seen different examples, but must choose the same heads.
     bank.set_scores(standardised(broadcast(importance)) * bank.settings.initial_spread)
+
+
+def _remove(trainer: Trainer, bank: SecondOrderBank, rounds: int) -> None:
+    """Does the rounds that are due and not done yet."""
+    if rounds <= bank.rounds_done:
+        return
+    seed = trainer.args.seed if bank.settings.seed is None else bank.settings.seed
+    batches = bridge.scoring_batches(trainer, bank.settings.scoring_examples, seed + rounds)
+    bank.remove(trainer.model, (bridge.summed_loss(trainer, batch) for batch in batches), rounds)
+    # Processes that stream have seen different examples, and rounding may differ between devices.
+    for values in (bank.kept, *bank.refitted(trainer.model)):
+        values.data.copy_(broadcast(values.data))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.density import budgets
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.second_order import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.search.settings import AStarSearch
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
 
-DEFAULT_BUDGET = SubsetGates().kept_heads
+DEFAULT_GATES = SubsetGates()  # this very object: whoever passes gates of their own wants gates
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Settings:
     Attributes:
         gates: How heads are chosen during training.
         movement: How blocks of weights and FFN units are chosen during training.
-        density: Share of the weights of all attention and FFN matrices that is to stay.
+        second_order: How heads and FFN units are chosen during training without learned scores, in place of both.
+        density: Share of the weights of all attention and FFN matrices that is to stay, where gates and movement scores
+            are to share it.
         distillation: What the model learns from a teacher.
         search: How the search after training goes.
 
@@ -35,33 +38,73 @@ class Settings:
 
     gates: SubsetGates | None
     movement: BlockMovement | None
+    second_order: SecondOrder | None
     density: float | None
     distillation: Distillation | None
     search: AStarSearch | None
 
+    @classmethod
+    def of(
+        cls,
+        gates: SubsetGates | None,
+        movement: BlockMovement | None,
+        second_order: SecondOrder | None,
+        density: float | None,
+        **others: Any,
+    ) -> Settings:
+        """Decides who chooses: second-order costs where they, or a density without gates, are asked for.
+
+        Args:
+            gates: `DEFAULT_GATES` where the user gave none.
+            movement: See the class.
+            second_order: See the class.
+            density: Share of the weights that is to stay.
+            **others: The other attributes.
+        """
+        is_asked = second_order is not None or (density is not None and movement is None)
+        if is_asked and gates is DEFAULT_GATES:
+            gates = None
+        if density is not None and second_order is None and movement is None and gates is None:
+            second_order, density = SecondOrder(density=density), None
+        return cls(gates, movement, second_order, density, **others)
+
     def __post_init__(self) -> None:
         """Checks all that does not depend on the model."""
-        kinds = {"gates": SubsetGates, "movement": BlockMovement, "distillation": Distillation, "search": AStarSearch}
+        kinds = {
+            "gates": SubsetGates,
+            "movement": BlockMovement,
+            "second_order": SecondOrder,
+            "distillation": Distillation,
+            "search": AStarSearch,
+        }
         for name, kind in kinds.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise InvalidSettingError(
                     f"HeadPruneCallback({name}=...) takes {kind.__name__}(...) or None, received {value!r}."
                 )
-        if self.gates is None and self.movement is None and self.search is None:
+        if all(part is None for part in (self.gates, self.movement, self.second_order, self.search)):
             raise InvalidSettingError(
-                "HeadPruneCallback(gates=None, search=None) would prune nothing. Leave one on, or pass movement."
+                "HeadPruneCallback(gates=None, search=None) would prune nothing. Leave one on, or pass movement, "
+                "second_order or density."
             )
         self._check_density()
         self._check_movement()
 
     def _check_density(self) -> None:
+        others = {"gates": self.gates, "movement": self.movement, "density": self.density}
+        given = [name for name, value in others.items() if value is not None]
+        if self.second_order is not None and given:
+            raise InvalidSettingError(
+                f"HeadPruneCallback(second_order=...): its costs decide which heads and FFN units stay, and so would "
+                f"{', '.join(given)}. Leave one side out."
+            )
         if self.density is None:
             return
-        if self.gates is None or self.movement is not None or self.gates.kept_heads != DEFAULT_BUDGET:
+        if self.gates is None or self.movement is not None or self.gates.kept_heads != DEFAULT_GATES.kept_heads:
             raise InvalidSettingError(
-                f"HeadPruneCallback(density={self.density!r}) decides how many heads and FFN units stay, so it needs "
-                "gates without a budget of their own, and no movement. Leave gates and movement out, or pass "
+                f"HeadPruneCallback(density={self.density!r}) decides how many heads and FFN units stay, so gates must "
+                "have no budget of their own, and there can be no movement. Leave gates and movement out, or pass "
                 "SubsetGates(kept_heads=...) and BlockMovement.ffn_units(...) in place of density."
             )
 

@@ -111,7 +111,7 @@ class SubsetGates:
             "scoring_examples must be at least 1": self.scoring_examples >= 1,
             "max_score_grad_norm must be above 0 or None": norm is None or norm > 0,
             "penalty must not be negative": self.penalty >= 0,
-            **_budget_rules(self.kept_heads),
+            **budget_rules(self.kept_heads),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
@@ -193,29 +193,35 @@ class SubsetGates:
         )
 
     def budget_groups(self, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
-        """Turns the budget into numbers of heads for one model.
-
-        Raises:
-            InvalidSettingError: More heads are asked for than there are, or a kind of attention that the model lacks.
-        """
-        kinds = [site.kind for site in anatomy.attention_sites for _ in range(site.units)]
-        if not isinstance(self.kept_heads, Mapping):
-            return (BudgetGroup(tuple(range(len(kinds))), _count(self.kept_heads, len(kinds), "the model")),)
-        missing = sorted(set(self.kept_heads) - set(kinds))
-        if missing:
-            raise InvalidSettingError(
-                f"SubsetGates.kept_heads: the model has no {missing} attention, only {sorted(set(kinds))}. "
-                "Name only kinds that the model has."
-            )
-        groups = []
-        for kind in dict.fromkeys(kinds):
-            positions = tuple(i for i, present in enumerate(kinds) if present == kind)
-            wanted = self.kept_heads.get(kind, len(positions))
-            groups.append(BudgetGroup(positions, _count(wanted, len(positions), f"its {kind} attention")))
-        return tuple(groups)
+        """Turns the budget into numbers of heads for one model; see `budget_groups`."""
+        return budget_groups(self.kept_heads, anatomy)
 
 
-def _budget_rules(budget: Budget) -> dict[str, bool]:
+def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
+    """Turns a budget into numbers of heads for one model.
+
+    Raises:
+        InvalidSettingError: More heads are asked for than there are, or a kind of attention that the model lacks.
+    """
+    kinds = [site.kind for site in anatomy.attention_sites for _ in range(site.units)]
+    if not isinstance(budget, Mapping):
+        return (BudgetGroup(tuple(range(len(kinds))), _count(budget, len(kinds), "the model")),)
+    missing = sorted(set(budget) - set(kinds))
+    if missing:
+        raise InvalidSettingError(
+            f"kept_heads: the model has no {missing} attention, only {sorted(set(kinds))}. "
+            "Name only kinds that the model has."
+        )
+    groups = []
+    for kind in dict.fromkeys(kinds):
+        positions = tuple(i for i, present in enumerate(kinds) if present == kind)
+        wanted = budget.get(kind, len(positions))
+        groups.append(BudgetGroup(positions, _count(wanted, len(positions), f"its {kind} attention")))
+    return tuple(groups)
+
+
+def budget_rules(budget: Budget) -> dict[str, bool]:
+    """Returns what a budget must obey on any model, and whether it does."""
     by_kind = budget if isinstance(budget, Mapping) else {}
     values = by_kind.values() if by_kind else (budget,)
     return {
@@ -234,7 +240,7 @@ def _count(wanted: float, present: int, where: str) -> int:
     kept = wanted if isinstance(wanted, int) else int(wanted * present + 0.5)
     if kept > present:
         raise InvalidSettingError(
-            f"SubsetGates.kept_heads: {kept} heads are to stay, but {where} has {present}. "
+            f"kept_heads: {kept} heads are to stay, but {where} has {present}. "
             f"Ask for at most {present}, or for a fraction from 0.0 to 1.0."
         )
     return kept

@@ -1,0 +1,259 @@
+"""SecondOrder: heads and FFN units leave during training where their removal costs least, and the rest is refitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hf_headprune.anatomy import base_model
+from hf_headprune.elimination import cheapest_first, elimination
+from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.learn.density import weights_per_unit
+from hf_headprune.learn.settings import budget_groups, budget_rules
+from hf_headprune.masking import UnitScale, attach
+from hf_headprune.moments import record_moments_by_gradient
+from hf_headprune.plan import PruningPlan
+from hf_headprune.reconstruction import Reconstruction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch.utils.hooks import RemovableHandle
+
+    from hf_headprune.anatomy import Anatomy, Site
+    from hf_headprune.elimination import Removal
+    from hf_headprune.learn.settings import Budget
+    from hf_headprune.moments import SiteMoments
+
+BANK_NAME = "headprune_second_order"
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """Removal of heads and FFN units by a second-order estimate of what it costs (Optimal Brain Surgeon).
+
+    The model trains whole at first. Then, in one or several rounds, the units that cost least leave, after the output
+    projections are refitted to those that stay, by least squares on training examples; and a plain smaller model trains
+    on. Nothing but weights is trained.
+
+    Attributes:
+        density: Share of the entries of all attention and FFN matrices that stays; heads and FFN units compete for it.
+            It is met to the nearest unit.
+        kept_heads: In its place, how many heads stay, as in `SubsetGates`; FFNs stay whole.
+        rounds: In how many steps of equal size the budget is reached.
+        first_at: Fraction of the run's optimizer steps at which the first round takes place.
+        last_at: Fraction of the run at which the last one does; equal to `first_at` for one round.
+        scoring_examples: Training examples that each round looks at.
+        width_multiple: FFN widths stay multiples of this.
+        seed: Of the choice of examples; the Trainer's seed when left out.
+
+    Raises:
+        InvalidSettingError: A value is out of range, or not exactly one budget is given.
+    """
+
+    density: float | None = None
+    kept_heads: Budget | None = None
+    rounds: int = 1
+    first_at: float = 0.5
+    last_at: float = 0.5
+    scoring_examples: int = 512
+    width_multiple: int = 32
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every value that does not depend on the model."""
+        rules = {
+            "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
+            "density must be above 0 and at most 1": self.density is None or 0.0 < self.density <= 1.0,
+            "rounds must be at least 1": self.rounds >= 1,
+            "0 <= first_at <= last_at <= 1 must hold": 0.0 <= self.first_at <= self.last_at <= 1.0,
+            "one round takes place once: first_at must equal last_at": self.rounds > 1 or self.first_at == self.last_at,
+            "scoring_examples must be at least 1": self.scoring_examples >= 1,
+            "width_multiple must be at least 1": self.width_multiple >= 1,
+            **({} if self.kept_heads is None else budget_rules(self.kept_heads)),
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise InvalidSettingError(f"SecondOrder: {'; '.join(broken)}. Received {self!r}.")
+
+    def rounds_due(self, step: int, max_steps: int) -> int:
+        """Returns how many rounds have taken place once an optimizer step, counted from zero, begins."""
+        span = (self.last_at - self.first_at) / max(self.rounds - 1, 1)
+        return sum(step >= round((self.first_at + number * span) * max_steps) for number in range(self.rounds))
+
+
+class SecondOrderBank(nn.Module):
+    """What stays open, in one model. It lives inside the base model, so that checkpoints carry it.
+
+    Attributes:
+        settings: What is asked for.
+        kept: Ones and zeros, `(num_units,)`, in the order of the sites.
+        rounds: Rounds done, as checkpoints carry it.
+        rounds_done: The same, without waiting for the device.
+        steps: Optimizer steps begun; tells whether a resumed checkpoint carried this bank.
+        handles: Of the hooks; empty when it is not attached.
+    """
+
+    kept: torch.Tensor
+    rounds: torch.Tensor
+    steps: torch.Tensor
+
+    def __init__(self, anatomy: Anatomy, settings: SecondOrder) -> None:
+        """Starts with everything open.
+
+        Raises:
+            InvalidSettingError: A budget that the model can't meet.
+        """
+        super().__init__()
+        self.settings = settings
+        self._sites = [site for site in anatomy.sites if site.units]
+        self._full = PruningPlan.full(anatomy)
+        self._groups = () if settings.kept_heads is None else budget_groups(settings.kept_heads, anatomy)
+        self.register_buffer("kept", torch.ones(sum(site.units for site in self._sites)))
+        self.register_buffer("rounds", torch.tensor(0))
+        self.register_buffer("steps", torch.tensor(0))
+        self.rounds_done = 0
+        self.scales = [UnitScale(site.unit_width) for site in self._sites]
+        self.handles: list[RemovableHandle] = []
+
+    def attach(self, model: nn.Module) -> None:
+        """Joins the base model as a submodule and hooks every site."""
+        base = base_model(model)
+        base.add_module(BANK_NAME, self)
+        self.to(next(model.parameters()).device)
+        self.handles = [base.register_forward_pre_hook(self._refresh)]
+        self.handles += [attach(model, site, scale) for site, scale in zip(self._sites, self.scales, strict=True)]
+
+    def detach(self, model: nn.Module) -> None:
+        """Leaves the model, whose weights stay refitted; what is closed opens, with whatever it then computes."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        delattr(base_model(model), BANK_NAME)
+
+    def reset(self) -> None:
+        """Starts over: everything open, no round done."""
+        self.kept.fill_(1.0)
+        self.steps.fill_(0)
+        self._count_rounds(0)
+
+    def plan(self) -> PruningPlan:
+        """Returns what stays."""
+        parts = zip(self._sites, self.kept.split([site.units for site in self._sites]), strict=True)
+        open_units = {site.name: tuple(part.nonzero().flatten().tolist()) for site, part in parts}
+        heads = {site.name: open_units[site.name] for site in self._sites if site.is_attention}
+        ffn = {site.name: open_units[site.name] for site in self._sites if not site.is_attention}
+        return self._full.replace(kept_heads=heads, kept_ffn=ffn)
+
+    def remove(self, model: nn.Module, losses: Iterable[torch.Tensor], number: int) -> None:
+        """Does the rounds up to a number at once: closes what costs least, and refits what stays, in place.
+
+        Args:
+            model: With this bank attached.
+            losses: Of training examples, summed over each batch; each is computed when it is asked for.
+            number: Of the last round to be done, counted from one.
+
+        Raises:
+            TrainingStateError: The losses gave no gradient, or one that is not finite.
+        """
+        was_training, before = model.training, self.plan()
+        try:
+            recorded = record_moments_by_gradient(model.eval(), self._sites, losses)
+        finally:
+            model.train(was_training)
+        reconstruction = Reconstruction(model, before, recorded)
+        paths = {site.name: self._path(site, recorded, reconstruction, before) for site in self._sites}
+        parts = dict(zip(paths, self.kept.split([site.units for site in self._sites]), strict=True))
+        for removal in self._chosen(paths, number / self.settings.rounds):
+            parts[removal.site][list(removal.units)] = 0.0
+        self._count_rounds(number)
+        reconstruction.apply_(model, self.plan())
+
+    def _path(
+        self, site: Site, recorded: dict[str, SiteMoments], reconstruction: Reconstruction, before: PruningPlan
+    ) -> list[Removal]:
+        sensitivity = recorded[site.name].sensitivity if site.name in recorded else None
+        if sensitivity is None or not bool(sensitivity.isfinite().all()):
+            raise TrainingStateError(
+                f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
+                f"{site.output}. Check that it comes from the model's forward pass and is finite."
+            )
+        return elimination(
+            reconstruction.blocks[site.name],
+            sensitivity,
+            before.kept(site.name),
+            multiple=1 if site.is_attention else self.settings.width_multiple,
+            weights_per_unit=weights_per_unit(site),
+        )
+
+    def refitted(self, model: nn.Module) -> list[nn.Parameter]:
+        """Returns the parameters of a model that a round changes."""
+        outputs = (base_model(model).get_submodule(site.output) for site in self._sites)
+        return [parameter for output in outputs for parameter in output.parameters(recurse=False)]
+
+    def _chosen(self, paths: dict[str, list[Removal]], share: float) -> list[Removal]:
+        """Returns the removals that reach a share of what is to go."""
+        if self.settings.density is not None:
+            total = sum(site.units * weights_per_unit(site) for site in self._sites)
+            now = float((self.kept * self._weights()).sum())
+            aim = share * (1.0 - self.settings.density) * total - (total - now)
+            return _up_to(cheapest_first(paths.values()), aim)
+        sites = [site for site in self._sites if site.is_attention]
+        owners = [site.name for site in sites for _ in range(site.units)]
+        found = []
+        for group in self._groups:
+            names = dict.fromkeys(owners[position] for position in group.positions)
+            removals = cheapest_first(paths[name] for name in names)
+            already = len(group.positions) - len(removals)
+            found += removals[: max(round(share * (len(group.positions) - group.kept)) - already, 0)]
+        return found
+
+    def _count_rounds(self, number: int) -> None:
+        self.rounds.fill_(number)
+        self.rounds_done = number
+
+    def _weights(self) -> torch.Tensor:
+        parts = [torch.full((site.units,), float(weights_per_unit(site))) for site in self._sites]
+        return torch.cat(parts).to(self.kept.device)
+
+    def _refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook of the base model: hands each site its slice."""
+        del module, args
+        for scale, part in zip(self.scales, self.kept.split([site.units for site in self._sites]), strict=True):
+            scale.scale = part
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Refuses weights without a choice: a resumed run would silently choose anew.
+
+        Raises:
+            TrainingStateError: The choice is missing or belongs to another model.
+        """
+        saved = state_dict.get(f"{prefix}kept")
+        if saved is None or saved.shape != self.kept.shape:
+            raise TrainingStateError(
+                f"{prefix}kept: this model has {self.kept.numel()} heads and FFN units, the checkpoint holds a choice "
+                f"among {'none' if saved is None else saved.numel()}. Resume from a checkpoint that was written with "
+                "this callback on the same model."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.rounds_done = int(self.rounds)
+
+
+def _up_to(removals: Sequence[Removal], weights: float) -> list[Removal]:
+    """Returns the first removals that take away a number of weights, to the nearest removal."""
+    found, gone = [], 0.0
+    for removal in removals:
+        if gone + removal.weights / 2 > weights:
+            break
+        found.append(removal)
+        gone += removal.weights
+    return found
+
+
+def second_order_quantities(bank: SecondOrderBank) -> dict[str, float]:
+    """Returns what a training log should show, as scalars: units that stay per site."""
+    plan = bank.plan()
+    return {f"kept_units/{site}": float(len(kept)) for site, kept in {**plan.kept_heads, **plan.kept_ffn}.items()}

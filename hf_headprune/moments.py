@@ -1,0 +1,191 @@
+"""Second moments of what output projections are given, and of the gradient that comes back: all that a refit needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.anatomy import base_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import nn
+
+    from hf_headprune.anatomy import Site
+
+EVEN_SHARE = 0.3  # of the mean is that over all tokens alike, the rest that by their squared gradient
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMoments:
+    """What was recorded of one site.
+
+    Attributes:
+        site: Where.
+        inputs: Mean, over tokens, of the products of the output projection's inputs and a constant one,
+            `(width + 1, width + 1)`, float64, `width = units * unit_width`.
+        tokens: Their number.
+        sensitivity: Sum, over tokens, of the products of the loss's gradient for the projection's outputs,
+            `(hidden_size, hidden_size)`, float64; None where no loss was recorded.
+    """
+
+    site: Site
+    inputs: torch.Tensor
+    tokens: float
+    sensitivity: torch.Tensor | None = None
+
+
+def record_moments(model: nn.Module, sites: Iterable[Site], run: Callable[[], Any]) -> dict[str, SiteMoments]:
+    """Records what output projections are given while a function runs the model; every token counts alike.
+
+    Padding is left out. Sites that the function does not run are left out of the result.
+
+    Args:
+        model: Live model.
+        sites: Of that model.
+        run: Makes forward passes, in evaluation mode.
+    """
+    recording = _Recording(model, sites, by_gradient=False)
+    with recording, torch.no_grad():
+        run()
+    return recording.moments()
+
+
+def record_moments_by_gradient(
+    model: nn.Module, sites: Iterable[Site], losses: Iterable[torch.Tensor]
+) -> dict[str, SiteMoments]:
+    """Records what output projections are given, and how much the loss minds an error in what they return.
+
+    Most of the mean counts tokens by the squared norm of their gradient: an error matters where the loss sees it, such
+    as in the first token of the last layer of a classifier. The rest, `EVEN_SHARE`, counts all alike, since few tokens
+    may carry nearly all of the gradient. No parameter receives a gradient.
+
+    Args:
+        model: Live model.
+        sites: Of that model.
+        losses: Losses, summed over the examples of a batch, each made by a forward pass of the model when it is asked
+            for, in evaluation mode and with gradients enabled.
+    """
+    recording = _Recording(model, sites, by_gradient=True)
+    with recording, torch.enable_grad():
+        for loss in losses:
+            torch.autograd.grad(loss, recording.probes, allow_unused=True)
+    return recording.moments()
+
+
+class _Recording:
+    """Hooks on output projections and on the base model, for the length of a `with` block.
+
+    Attributes:
+        probes: Factors of one on what each projection is given, so that there is something to differentiate for.
+    """
+
+    def __init__(self, model: nn.Module, sites: Iterable[Site], *, by_gradient: bool) -> None:
+        device = next(model.parameters()).device
+        self._base = base_model(model)
+        self._masks: dict[str, Any] = {}
+        self._recorders = {site.name: _Recorder(site, self._masks) for site in sites if site.units}
+        self._by_gradient = by_gradient
+        self.probes = [torch.ones(1, device=device, requires_grad=True) for _ in self._recorders]
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Recording:
+        self._handles = [self._base.register_forward_pre_hook(self._note_masks, with_kwargs=True)]
+        for probe, recorder in zip(self.probes, self._recorders.values(), strict=True):
+            output = self._base.get_submodule(recorder.site.output)
+            if self._by_gradient:
+                recorder.probe = probe
+                self._handles.append(output.register_forward_hook(recorder.await_gradient))
+            self._handles.append(output.register_forward_pre_hook(recorder.read))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def moments(self) -> dict[str, SiteMoments]:
+        found = {name: recorder.moments() for name, recorder in self._recorders.items()}
+        return {name: moments for name, moments in found.items() if moments is not None}
+
+    def _note_masks(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        del module, args
+        self._masks.update(encoder=kwargs.get("attention_mask"), decoder=kwargs.get("decoder_attention_mask"))
+
+
+class _Recorder:
+    """Sums the moments of one site over tokens."""
+
+    def __init__(self, site: Site, masks: dict[str, Any]) -> None:
+        self.site = site
+        self.probe: torch.Tensor | None = None
+        self._masks = masks
+        self._is_decoder = site.kind in ("decoder", "cross") or "decoder" in site.name.split(".")
+        self._given: torch.Tensor | None = None
+        self._plain, self._weighed, self._outputs = _Sum(), _Sum(), _Sum()
+
+    def read(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook: takes the inputs, `(batch, length, width)`."""
+        tokens = _with_constant(self._real(args[0].detach()))
+        self._plain.add(tokens, tokens)
+        if self.probe is None:
+            return None
+        self._given = tokens
+        return (args[0] * self.probe.to(args[0].dtype), *args[1:])
+
+    def await_gradient(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        """Forward hook: weighs the tokens when the gradient of the output, `(batch, length, hidden)`, arrives."""
+        given = self._given
+        if given is not None and output.requires_grad:
+            output.register_hook(lambda gradient: self._add_by_gradient(given, gradient))
+
+    def _add_by_gradient(self, tokens: torch.Tensor, gradient: torch.Tensor) -> None:
+        gradient = self._real(gradient.detach())
+        self._weighed.add(tokens * gradient.square().sum(dim=1, keepdim=True), tokens)
+        self._outputs.add(gradient, gradient)
+
+    def _real(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the values of real tokens, `(tokens, ...)`, float32."""
+        mask = self._masks.get("decoder" if self._is_decoder else "encoder")
+        if isinstance(mask, torch.Tensor) and mask.shape == values.shape[:-1]:
+            values = values[mask.to(values.device).bool()]
+        return values.reshape(-1, values.shape[-1]).float()
+
+    def moments(self) -> SiteMoments | None:
+        """Returns what was recorded, over all processes, each of which may have seen its own share of the tokens."""
+        plain, weighed, outputs = self._plain.total(), self._weighed.total(), self._outputs.total()
+        if plain is None:
+            return None
+        tokens, inputs = float(plain[-1, -1]), plain / plain[-1, -1]
+        if weighed is not None and weighed[-1, -1] > 0:
+            inputs = EVEN_SHARE * inputs + (1.0 - EVEN_SHARE) * weighed / weighed[-1, -1]
+        return SiteMoments(self.site, inputs, tokens, outputs)
+
+
+class _Sum:
+    """A sum of matrix products over batches, in float64."""
+
+    def __init__(self) -> None:
+        self._value: torch.Tensor | None = None
+
+    def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Adds `left.T @ right`, both `(tokens, ...)`."""
+        with torch.autocast(left.device.type, enabled=False):
+            product = (left.T @ right).cpu().double()
+        self._value = product if self._value is None else self._value + product
+
+    def total(self) -> torch.Tensor | None:
+        """Returns the sum over all processes; None where nothing was added."""
+        value = self._value
+        if value is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+            value = value.to(device)
+            torch.distributed.all_reduce(value)
+            value = value.cpu()
+        return value
+
+
+def _with_constant(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.cat([tokens, torch.ones_like(tokens[:, :1])], dim=1)  # (tokens, width + 1)

@@ -1,0 +1,306 @@
+"""Second-order removal: its costs against ridge regression written out, its budgets, and the callback around it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+
+from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density
+from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.elimination import Removal, cheapest_first, elimination
+from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.second_order import SecondOrderBank
+from hf_headprune.learn.settings import SubsetGates
+from hf_headprune.masking import masked
+from hf_headprune.moments import EVEN_SHARE, record_moments, record_moments_by_gradient
+from hf_headprune.reconstruction import Block
+from tests.conftest import text_inputs, tiny_bert
+from tests.test_callback import _trainer
+from tests.test_evaluator import batches_of, classifier, examples
+
+ATTENTION, FFN = "encoder.layer.1.attention", "encoder.layer.0.intermediate"
+
+
+def losses_of(model, batches):
+    for batch in batches:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        yield cross_entropy(logits, batch["labels"], reduction="sum")
+
+
+@pytest.fixture
+def case():
+    return classifier().eval(), batches_of(examples(40))
+
+
+def site_of(model, name):
+    return next(site for site in anatomy_of(model).sites if site.name == name)
+
+
+def seen_at(model, site, batches):
+    """Inputs of an output projection and gradients of the summed loss for its outputs, over real tokens."""
+    inputs, gradients = [], []
+    output = model.bert.get_submodule(site.output)
+
+    def note(module, args, result):
+        inputs.append(args[0].detach())
+        result.register_hook(gradients.append)
+
+    handle = output.register_forward_hook(note)
+    for loss in losses_of(model, batches):
+        loss.backward()
+    handle.remove()
+    model.zero_grad()
+    masks = [batch["attention_mask"].bool() for batch in batches]
+    pairs = zip(inputs, gradients, masks, strict=True)
+    return [(x[m].double(), g[m].double()) for x, g, m in pairs]
+
+
+@pytest.mark.parametrize("name", [ATTENTION, FFN])
+def test_moments_weigh_tokens_by_their_squared_gradient_and_leave_no_trace(case, name):
+    model, batches = case
+    site = site_of(model, name)
+    moments = record_moments_by_gradient(model, [site], losses_of(model, batches))[name]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    plain, weighed, sensitivity = 0.0, 0.0, 0.0
+    for x, g in seen_at(model, site, batches):
+        given = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+        plain = plain + given.T @ given
+        weighed = weighed + (given * g.square().sum(1, keepdim=True)).T @ given
+        sensitivity = sensitivity + g.T @ g
+    expected = EVEN_SHARE * plain / plain[-1, -1] + (1 - EVEN_SHARE) * weighed / weighed[-1, -1]
+    torch.testing.assert_close(moments.inputs, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(moments.sensitivity, sensitivity, rtol=1e-4, atol=1e-9)
+    assert moments.tokens == float(plain[-1, -1])
+
+
+def test_without_losses_every_real_token_counts_alike(case):
+    model, batches = case
+    site = site_of(model, ATTENTION)
+
+    def run():
+        for batch in batches:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+    moments = record_moments(model, [site], run)[ATTENTION]
+    x = torch.cat([x for x, _ in seen_at(model, site, batches)])
+    assert moments.tokens == len(x) == sum(int(batch["attention_mask"].sum()) for batch in batches)
+    torch.testing.assert_close(moments.inputs[:-1, :-1], x.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    assert moments.sensitivity is None
+
+
+@pytest.mark.parametrize("name", [ATTENTION, FFN])
+def test_summed_costs_are_the_error_that_ridge_regression_leaves(case, name):
+    model, batches = case
+    site = site_of(model, name)
+    recorded = record_moments_by_gradient(model, [site], losses_of(model, batches))[name]
+    kept = tuple(range(site.units))
+    block = Block.of(model, recorded, kept)
+    path = elimination(block, recorded.sensitivity, kept, multiple=4 if name == FFN else 1)
+    assert sorted(unit for removal in path for unit in removal.units) == list(kept)
+    gone: list[int] = []
+    cost = 0.0
+    for removal in path:
+        gone += removal.units
+        cost += removal.cost
+        columns = block.columns([unit for unit in kept if unit not in gone], constant=True)
+        lost = block.columns(gone, constant=False)
+        moments = block.regularised(torch.arange(len(block.moments)))
+        fit = torch.linalg.solve(moments[columns][:, columns], moments[columns][:, lost])
+        left = moments[lost][:, lost] - moments[lost][:, columns] @ fit  # what the others do not predict
+        weight = block.weight[:, lost]
+        assert cost == pytest.approx(float(torch.trace(recorded.sensitivity @ weight @ left @ weight.T)), rel=1e-6)
+
+
+def test_the_first_removal_is_the_cheapest_single_one(case):
+    model, batches = case
+    site = site_of(model, ATTENTION)
+    recorded = record_moments_by_gradient(model, [site], losses_of(model, batches))[ATTENTION]
+    kept = tuple(range(site.units))
+    block = Block.of(model, recorded, kept)
+    costs = {}
+    for head in kept:
+        lost = block.columns([head], constant=False)
+        columns = block.columns([other for other in kept if other != head], constant=True)
+        moments = block.regularised(torch.arange(len(block.moments)))
+        fit = torch.linalg.solve(moments[columns][:, columns], moments[columns][:, lost])
+        left = moments[lost][:, lost] - moments[lost][:, columns] @ fit
+        weight = block.weight[:, lost]
+        costs[head] = float(torch.trace(recorded.sensitivity @ weight @ left @ weight.T))
+    first = elimination(block, recorded.sensitivity, kept)[0]
+    assert first.units == (min(costs, key=costs.__getitem__),)
+    assert first.cost == pytest.approx(min(costs.values()), rel=1e-6)
+
+
+def test_sites_take_turns_by_cost_per_weight_in_their_own_order():
+    a = [Removal("a", (1,), 3.0, 1), Removal("a", (0,), 1.0, 1)]
+    b = [Removal("b", (0, 1), 4.0, 2), Removal("b", (2, 3), 9.0, 2)]
+    found = [removal.units for removal in cheapest_first([a, b, []])]
+    assert found == [(0, 1), (1,), (0,), (2, 3)]
+
+
+@pytest.mark.parametrize("density", [0.3, 0.55, 0.8, 1.0])
+def test_a_density_is_met_to_the_nearest_unit_and_widths_stay_multiples(case, density):
+    model, batches = case
+    bank = SecondOrderBank(anatomy_of(model), SecondOrder(density=density, width_multiple=8))
+    bank.attach(model)
+    bank.remove(model, losses_of(model, batches), 1)
+    plan = bank.plan()
+    anatomy = anatomy_of(model)
+    largest = max(site.hidden_size * site.unit_width * 4 for site in anatomy.attention_sites)
+    total = sum(sum(p.numel() for n, p in model.bert.encoder.named_parameters() if p.dim() == 2) for _ in (0,))
+    assert abs(linear_density(plan, anatomy) - density) <= max(largest, 16 * 64) / total
+    assert all(len(kept) % 8 == 0 for kept in plan.kept_ffn.values())
+
+
+@pytest.mark.parametrize("kept_heads", [0, 3, 8])
+def test_heads_alone_are_met_exactly_and_ffns_stay_whole(case, kept_heads):
+    model, batches = case
+    full = PruningPlan.of(model)
+    kept_heads = min(kept_heads, full.num_kept_heads)
+    bank = SecondOrderBank(anatomy_of(model), SecondOrder(kept_heads=kept_heads, rounds=2, last_at=0.6))
+    bank.attach(model)
+    bank.remove(model, losses_of(model, batches), 1)
+    halfway = bank.plan().num_kept_heads
+    assert kept_heads <= halfway <= full.num_kept_heads
+    bank.remove(model, losses_of(model, batches), 2)
+    assert bank.plan().num_kept_heads == kept_heads
+    assert bank.plan().kept_ffn == full.kept_ffn
+
+
+def test_refitted_outputs_are_nearer_to_the_whole_model_than_closed_ones(case):
+    model, batches = case
+    whole = copy.deepcopy(model)
+    bank = SecondOrderBank(anatomy_of(model), SecondOrder(density=0.5, width_multiple=8))
+    bank.attach(model)
+    bank.remove(model, losses_of(model, batches), 1)
+    batch = {name: batches[0][name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = whole(**batch).logits
+        refitted = (model(**batch).logits - expected).norm()
+        with masked(whole, bank.plan()):
+            closed = (whole(**batch).logits - expected).norm()
+    assert refitted < closed
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"density": 0.5, "kept_heads": 3},
+        {"density": 0.0},
+        {"density": 1.5},
+        {"kept_heads": -1},
+        {"density": 0.5, "rounds": 0},
+        {"density": 0.5, "rounds": 2, "first_at": 0.6, "last_at": 0.5},
+        {"density": 0.5, "first_at": 0.4},
+        {"density": 0.5, "scoring_examples": 0},
+        {"density": 0.5, "width_multiple": 0},
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(settings):
+    with pytest.raises(InvalidSettingError, match="SecondOrder"):
+        SecondOrder(**settings)
+
+
+def test_rounds_are_spread_evenly_between_first_and_last():
+    settings = SecondOrder(density=0.5, rounds=3, first_at=0.2, last_at=0.6)
+    due = [settings.rounds_due(step, 10) for step in range(10)]
+    assert due == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3]
+
+
+def _logits(model):
+    with torch.no_grad():
+        return model.eval()(**text_inputs()).logits
+
+
+def test_a_density_alone_prunes_both_kinds_and_the_saved_model_reloads(tmp_path):
+    callback = HeadPruneCallback(density=0.5, search=None)
+    assert callback.settings.second_order == SecondOrder(density=0.5)
+    assert callback.settings.gates is None
+    trainer = _trainer(tmp_path / "run", callback)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(_logits(trainer.model), _logits(reloaded))
+    assert abs(linear_density(callback.plan, anatomy_of(tiny_bert())) - 0.5) < 0.1
+    assert any(key.startswith("headprune/kept_units/") for entry in trainer.state.log_history for key in entry)
+
+
+def test_the_cut_computes_what_evaluation_computed(tmp_path):
+    callback = HeadPruneCallback(second_order=SecondOrder(density=0.6, width_multiple=8), search=None)
+    trainer = _trainer(tmp_path, callback)
+    seen = []
+    finish = trainer.callback_handler.on_train_end
+    trainer.callback_handler.on_train_end = lambda *given: (seen.append(_logits(trainer.model)), finish(*given))[1]
+    trainer.train()
+    assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
+    torch.testing.assert_close(_logits(trainer.model), seen[0], atol=1e-6, rtol=1e-5)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
+
+
+@pytest.mark.parametrize("killed_after", [3, 4, 6])
+def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, killed_after):
+    def build(folder, *others):
+        settings = SecondOrder(density=0.5, width_multiple=8, rounds=2, first_at=0.5, last_at=0.75, scoring_examples=8)
+        callback = HeadPruneCallback(second_order=settings, search=None)
+        changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
+        return callback, _trainer(folder, callback, *others, **changes)
+
+    whole, trainer = build(tmp_path / "whole")
+    trainer.train()
+    checkpoint = tmp_path / "whole" / f"checkpoint-{killed_after}"
+    resumed, again = build(tmp_path / "again")
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.plan == whole.plan
+    state = trainer.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_rounds_that_the_best_model_has_not_seen_are_done_at_the_end(tmp_path):
+    settings = SecondOrder(kept_heads=3, first_at=1.0, last_at=1.0, scoring_examples=8)
+    callback = HeadPruneCallback(second_order=settings, search=None)
+    _trainer(tmp_path, callback).train()
+    assert callback.plan.num_kept_heads == 3
+
+
+def test_a_checkpoint_of_another_callback_is_refused(tmp_path):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    _trainer(tmp_path, None, **settings).train()
+    later = _trainer(tmp_path, HeadPruneCallback(density=0.5, search=None), **settings)
+    with pytest.raises(TrainingStateError, match="kept"):
+        later.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"second_order": SecondOrder(density=0.5), "gates": SubsetGates(kept_heads=3)},
+        {"second_order": SecondOrder(density=0.5), "movement": BlockMovement(kept=0.5)},
+        {"second_order": SecondOrder(density=0.5), "density": 0.5},
+        {"second_order": 0.5},
+    ],
+)
+def test_parts_that_would_both_choose_are_refused(parts):
+    with pytest.raises(InvalidSettingError, match="second_order"):
+        HeadPruneCallback(**parts)
+
+
+def test_a_loss_that_is_not_finite_is_refused(case):
+    model, batches = case
+    bank = SecondOrderBank(anatomy_of(model), SecondOrder(density=0.5, width_multiple=8))
+    bank.attach(model)
+    broken = (loss * np.inf for loss in losses_of(model, batches))
+    with pytest.raises(TrainingStateError, match="non-finite"):
+        bank.remove(model, broken, 1)
+    assert bool(bank.kept.all())
