@@ -1,8 +1,8 @@
 """How much of MiniLM goes with a certificate at 95 %, with and without fine-tuning under the gates.
 
 - without training: a fine-tuned model is searched on dev by A* within half the drop, output projections refitted to the
-  heads that stay; plans on the way to what it found, on which heads with the least estimated effect on dev leave first,
-  are certified on test, the least pruned first, against the model itself.
+  heads that stay; plans on the way to what it found, on which the heads that cost least leave first, are certified on
+  test, the least pruned first, against the model itself.
 - with training: gates keep 54, 43, 36, 29 and 24 of 72 heads, each in a run of its own; the models are certified on
   test, the least pruned first, against a dense model trained with the same steps.
 
@@ -48,7 +48,6 @@ from hf_headprune.guarantee.evidence import PairedScores
 from hf_headprune.guarantee.path import walk
 from hf_headprune.guarantee.scoring import right_answers
 from hf_headprune.search.plans import search_over_plans
-from hf_headprune.search.units import units_of_search
 
 RESULT = RESULTS / "certified_pruning.json"
 SEEDS = (0, 1, 2)
@@ -124,9 +123,7 @@ def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]
         anatomy, evaluator, settings, journal=work / f"{key_of(run)}.jsonl", fingerprint=evaluator.fingerprint()
     )
     full = PruningPlan.of(model)
-    units = units_of_search(anatomy, full, settings, None)
-    effects = np.abs(evaluator.unit_effects(full, units)).mean(axis=1)
-    plans = milestones(plans_between(full, found.plan, effects), MILESTONES)
+    plans = milestones(plans_between(full, found.plan, found.reconstruction, None), MILESTONES)
     data = CertificationData(task.test, search=dev)
     path = certify_path(model, plans, data, max_drop=run.drop, reconstruction=found.reconstruction)
     certified = full if path.certified_index is None else plans[path.certified_index]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune import PruningPlan, anatomy_of
-from hf_headprune.learn.density import weights_per_unit
+from hf_headprune.cost import weights_per_unit
 from hf_headprune.masking import UnitScale, attach
 
 if TYPE_CHECKING:

@@ -71,3 +71,8 @@ def macs_per_unit(site: Site, seq_len: int, target_len: int) -> int:
     projections = 2 * (queries + keys) * site.hidden_size * site.unit_width  # query and output, key and value
     products = 2 * queries * keys * site.unit_width
     return projections + products
+
+
+def weights_per_unit(site: Site) -> int:
+    """Counts the entries of weight matrices that leave with one unit; biases aside."""
+    return (len(site.inputs) + 1) * site.hidden_size * site.unit_width

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_headprune.cost import weights_per_unit
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from hf_headprune.reconstruction import Block
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Block, Reconstruction
 
 
 @dataclass(frozen=True)
@@ -39,37 +42,60 @@ class Removal:
 
 
 def elimination(
-    block: Block, sensitivity: torch.Tensor, kept: Sequence[int], *, multiple: int = 1, weights_per_unit: int = 1
+    block: Block, kept: Sequence[int], *, removable: Iterable[int] | None = None, multiple: int = 1
 ) -> list[Removal]:
-    """Returns all removals of one site, greedily the cheapest next, each priced after those before it.
+    """Returns the removals of one site, greedily the cheapest next, each priced after those before it.
 
     Args:
-        block: With moments that were recorded with exactly the `kept` units open.
-        sensitivity: Of its outputs, `(hidden_size, hidden_size)`, see `SiteMoments`.
+        block: With moments that were recorded with exactly the `kept` units open. Where no loss was recorded with them,
+            the price is the lost share of what the block adds.
         kept: Units that are still there, in order.
+        removable: Those of them that may leave; None for all.
         multiple: Units leave in such numbers; the first ones make what stays a multiple.
-        weights_per_unit: Entries of weight matrices that leave with a unit.
     """
-    width = block.site.unit_width
+    width, price = block.site.unit_width, weights_per_unit(block.site)
     columns = block.columns(kept, constant=True)
     augmented = block.weight if block.bias is None else torch.cat([block.weight, block.bias[:, None]], dim=1)
-    weight = _root(sensitivity) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
+    weight = _root(_metric(block)) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
     precision = torch.linalg.inv(block.regularised(columns))
     left, found = list(kept), []
-    while left:
-        count = len(left) % multiple or multiple
-        gone = _costs(weight, precision, len(left), width).argsort(stable=True)[:count].sort().values
+    may_leave = set(left) if removable is None else set(left) & set(removable)
+    while may_leave:
+        costs = _costs(weight, precision, len(left), width)
+        costs[[place for place, unit in enumerate(left) if unit not in may_leave]] = torch.inf
+        count = min(len(left) % multiple or multiple, len(may_leave))
+        gone = costs.argsort(stable=True)[:count].sort().values
         own = (gone[:, None] * width + torch.arange(width)).flatten()
         pivot = torch.linalg.inv(precision[own][:, own])
         change = pivot @ precision[own]
         cost = float(((weight[:, own] @ pivot) * weight[:, own]).sum())
-        found.append(Removal(block.site.name, tuple(left[i] for i in gone.tolist()), cost, count * weights_per_unit))
+        found.append(Removal(block.site.name, tuple(left[i] for i in gone.tolist()), cost, count * price))
         stays = torch.ones(len(precision), dtype=torch.bool)
         stays[own] = False
         weight = (weight - weight[:, own] @ change)[:, stays]
         precision = (precision - precision[:, own] @ change)[stays][:, stays]
         left = [unit for place, unit in enumerate(left) if place not in set(gone.tolist())]
+        may_leave.intersection_update(left)
     return found
+
+
+def removals_between(
+    reconstruction: Reconstruction, start: PruningPlan, end: PruningPlan, *, width_multiple: int = 32
+) -> list[Removal]:
+    """Returns what leaves on the way from one plan to another, of the sites recorded, the cheapest first.
+
+    Args:
+        reconstruction: Recorded with exactly the units of the start open.
+        start: What is open at first.
+        end: What stays.
+        width_multiple: FFN units leave in such numbers.
+    """
+    paths = []
+    for name, block in reconstruction.blocks.items():
+        kept = start.kept(name)
+        multiple = 1 if block.site.is_attention else width_multiple
+        paths.append(elimination(block, kept, removable=set(kept) - set(end.kept(name)), multiple=multiple))
+    return cheapest_first(paths)
 
 
 def cheapest_first(paths: Iterable[Sequence[Removal]]) -> list[Removal]:
@@ -94,6 +120,14 @@ def _costs(weight: torch.Tensor, precision: torch.Tensor, units: int, width: int
     if width == 1:
         return columns.square().sum(dim=(1, 2)) / own[:, 0, 0]
     return (torch.linalg.solve(own, columns) * columns).sum(dim=(1, 2))
+
+
+def _metric(block: Block) -> torch.Tensor:
+    """Returns what an error in the outputs of a block costs, `(hidden_size, hidden_size)`."""
+    if block.sensitivity is not None:
+        return block.sensitivity
+    added = float(((block.weight @ block.moments[:-1, :-1]) * block.weight).sum())
+    return torch.eye(len(block.weight), dtype=torch.float64) / (added or 1.0)
 
 
 def _root(sensitivity: torch.Tensor) -> torch.Tensor:

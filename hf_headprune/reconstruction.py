@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.anatomy import anatomy_of, base_model
-from hf_headprune.moments import record_moments
+from hf_headprune.anatomy import base_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -41,8 +40,9 @@ class Block:
         weight: Shape `(hidden_size, width)`, `width = units * unit_width`.
         bias: Shape `(hidden_size,)`, or None.
         moments: Of the inputs and a constant one, averaged over tokens, `(width + 1, width + 1)`.
-        tokens: Effective number of tokens.
+        tokens: Their number.
         start: Units whose contribution is to be kept.
+        sensitivity: Of the loss to its outputs, `(hidden_size, hidden_size)`, see `SiteMoments`; or None.
     """
 
     site: Site
@@ -51,13 +51,15 @@ class Block:
     moments: torch.Tensor
     tokens: float
     start: tuple[int, ...]
+    sensitivity: torch.Tensor | None = None
 
     @classmethod
     def of(cls, model: nn.Module, recorded: SiteMoments, start: Sequence[int]) -> Block:
         """Copies the projection of a live model, and pairs it with its moments."""
         output: Any = base_model(model).get_submodule(recorded.site.output)
         weight, bias = (None if t is None else t.detach().cpu().double() for t in (output.weight, output.bias))
-        return cls(recorded.site, weight, bias, recorded.inputs, recorded.tokens, tuple(start))  # type: ignore[arg-type]
+        moments = recorded.inputs, recorded.tokens
+        return cls(recorded.site, weight, bias, *moments, tuple(start), recorded.sensitivity)  # type: ignore[arg-type]
 
     def columns(self, units: Sequence[int], *, constant: bool) -> torch.Tensor:
         """Returns the columns of units, and that of the constant where the projection has a bias to take it."""
@@ -68,8 +70,9 @@ class Block:
 
     def regularised(self, columns: torch.Tensor) -> torch.Tensor:
         """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant."""
-        scarcity = (len(self.moments) - 1) / self.tokens  # entries per token
-        ridge = (RIDGE + scarcity**2) * self.moments.diagonal()[:-1].mean() + torch.finfo(torch.float64).tiny
+        entries = self.moments.diagonal()[self.columns(self.start, constant=False)]
+        scarcity = len(entries) / self.tokens  # entries per token
+        ridge = (RIDGE + scarcity**2) * entries.sum() / max(len(entries), 1) + torch.finfo(torch.float64).tiny
         return self.moments[columns][:, columns] + torch.diag(ridge * (columns < len(self.moments) - 1))
 
     def refitted(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -87,16 +90,16 @@ class Block:
         return weight, bias
 
     def residual(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the map from an input to what no other open head predicts of it, `(width, width)` and `(width,)`."""
-        width = self.site.unit_width
+        """Returns the map from an input to what no other open unit predicts of it, `(width, width)` and `(width,)`."""
+        width, count = self.site.unit_width, len(kept)
         matrix = torch.eye(self.weight.shape[1] + 1, dtype=torch.float64)
         columns = self.columns(kept, constant=True)
-        precision = torch.linalg.inv(self.regularised(columns))
-        for place, head in enumerate(kept):
-            rows = slice(place * width, (place + 1) * width)
-            own = slice(head * width, (head + 1) * width)
-            matrix[own] = 0.0
-            matrix[own, columns] = torch.linalg.solve(precision[rows, rows], precision[rows])
+        own = self.columns(kept, constant=False)
+        precision = torch.linalg.inv(self.regularised(columns))[: len(own)]
+        pivots = precision[:, : len(own)].reshape(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        rows = torch.linalg.solve(pivots, precision.reshape(count, width, -1)).reshape(len(own), -1)
+        matrix[own] = 0.0
+        matrix[own[:, None], columns] = rows
         return matrix[:-1, :-1], matrix[:-1, -1]
 
 
@@ -116,18 +119,6 @@ class Reconstruction:
         """
         self.blocks = {name: Block.of(model, moments, start.kept(name)) for name, moments in recorded.items()}
         self._refitted: dict[Any, tuple[torch.Tensor, torch.Tensor | None]] = {}
-
-    @classmethod
-    def recorded(cls, model: nn.Module, start: PruningPlan, run: Callable[[], Any]) -> Reconstruction:
-        """Records what output projections of attention are given while a function runs the model.
-
-        Args:
-            model: Live model; its weights must not change from now on.
-            start: Heads whose contribution is to be kept.
-            run: Makes forward passes with exactly the units of the start open, in evaluation mode. Attention that it
-                does not run is not refitted.
-        """
-        return cls(model, start, record_moments(model, anatomy_of(model).attention_sites, run))
 
     @torch.no_grad()
     def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
@@ -153,11 +144,11 @@ class Reconstruction:
                 parameter.data = tensor
 
     def residual(self, site: str, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Returns the map from what an output projection is given to what leaves for good with each head alone.
+        """Returns the map from what an output projection is given to what leaves for good with each unit alone.
 
         Returns:
-            Matrix `(width, width)` and constant `(width,)`, float64: heads that are not kept map to themselves. None
-            where nothing is reconstructed, as in an FFN.
+            Matrix `(width, width)` and constant `(width,)`, float64: units that are not kept map to themselves. None
+            where nothing is reconstructed.
         """
         return self.blocks[site].residual(tuple(kept)) if site in self.blocks else None
 

@@ -25,7 +25,7 @@ HALL = {
     "cost": {"errors", "anatomy", "plan"},
     "moments": {"anatomy"},
     "reconstruction": {"errors", "anatomy", "plan", "moments"},
-    "elimination": {"reconstruction"},
+    "elimination": {"plan", "cost", "reconstruction"},
     "masking": {"errors", "anatomy", "plan", "reconstruction"},
     "collation": {"errors"},
     "fingerprints": set(),

@@ -9,6 +9,7 @@ import torch
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
+from hf_headprune.moments import record_moments
 from hf_headprune.plan import PruningPlan
 from hf_headprune.reconstruction import RIDGE, Reconstruction
 from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator
@@ -37,6 +38,17 @@ def given_to(model, site, batches, plan):
     return torch.cat(kept).double()
 
 
+def evenly(model, batches, start):
+    """A reconstruction for which every token counts alike."""
+
+    def run():
+        for batch in batches:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return 0.0
+
+    return MetricEvaluator(run, model).reconstruct(start, ffn=True)
+
+
 @pytest.fixture
 def case():
     model = classifier()
@@ -48,7 +60,7 @@ def test_the_refitted_projection_is_that_of_ridge_regression_on_real_tokens(case
     model, batches, evaluator = case
     full = PruningPlan.of(model)
     start = full.replace(kept_heads={SITE: (0, 1, 2)})
-    reconstruction = evaluator.reconstruct(start)
+    reconstruction = evenly(model, batches, start)
     site = next(site for site in anatomy_of(model).sites if site.name == SITE)
     x = given_to(model, site, batches, start)
     width = site.unit_width
@@ -56,7 +68,7 @@ def test_the_refitted_projection_is_that_of_ridge_regression_on_real_tokens(case
     lost, stay = slice(width, 2 * width), [*range(width), *range(2 * width, 3 * width)]
     inputs = torch.cat([x[:, stay], torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
     target = x[:, lost] @ output.weight.double()[:, lost].T
-    ridge = (RIDGE + (x.shape[1] / len(x)) ** 2) * x.square().sum(0).mean()
+    ridge = (RIDGE + (3 * width / len(x)) ** 2) * x[:, : 3 * width].square().sum(0).mean()
     free = torch.eye(inputs.shape[1], dtype=torch.float64)[:-1]  # the constant is not pulled to zero
     rows = torch.cat([inputs, ridge.sqrt() * free])
     aims = torch.cat([target, torch.zeros(len(free), target.shape[1], dtype=torch.float64)])
@@ -78,7 +90,8 @@ def test_masked_and_cut_agree_in_every_family_and_are_nearer_to_the_whole_model(
     base = base_model(model)
     with torch.no_grad():
         whole = base(**inputs).last_hidden_state
-        reconstruction = Reconstruction.recorded(model, full, lambda: base(**inputs))
+        recorded = record_moments(model, anatomy_of(model).sites, lambda: base(**inputs))
+        reconstruction = Reconstruction(model, full, recorded)
         plan = full.replace(kept_heads={name: range(1, count) for name, count in full.num_heads.items()})
         with masked(model, plan):
             plain = base(**inputs).last_hidden_state
@@ -93,7 +106,7 @@ def test_masked_and_cut_agree_in_every_family_and_are_nearer_to_the_whole_model(
 def test_without_any_head_the_mean_of_what_is_lost_stays_in_the_bias(case):
     model, batches, evaluator = case
     full = PruningPlan.of(model)
-    reconstruction = evaluator.reconstruct(full)
+    reconstruction = evenly(model, batches, full)
     site = next(site for site in anatomy_of(model).sites if site.name == SITE)
     output = base_model(model).get_submodule(site.output)
     mean = given_to(model, site, batches, full).mean(0)
@@ -191,17 +204,20 @@ def test_any_function_of_the_model_can_be_measured_refitted(case):
 
     measured = MetricEvaluator(accuracy, model)
     full = PruningPlan.of(model)
-    measured(full)
-    for each in (measured, evaluator):
-        each.reconstruct(full)
     plan = full.replace(kept_heads={SITE: (3,)})
-    assert measured(plan).metric == pytest.approx(evaluator(plan).metric)
+    measured(full)
+    before = measured(plan).metric
+    reconstruction = measured.reconstruct(full)
+    with masked(model, plan, reconstruction=reconstruction), torch.no_grad():
+        expected = float(accuracy())
+    assert measured(plan).metric == pytest.approx(expected)
+    assert before != expected
 
 
 def test_what_can_not_be_refitted_is_refused(case):
     model, _, _ = case
     full = PruningPlan.of(model)
-    assert Reconstruction.recorded(model, full, lambda: None).residual(SITE, (0, 1)) is None  # nothing was run
+    assert Reconstruction(model, full, {}).residual(SITE, (0, 1)) is None  # nothing was run
     with pytest.raises(InvalidSettingError, match="needs an evaluator with a method reconstruct, received a function"):
         search_over_plans(anatomy_of(model), lambda plan: Measurement(1.0), AStarSearch(reconstruct=True))
     with pytest.raises(InvalidSettingError, match="reconstruct must be True, False, or None, received 'yes'"):

@@ -99,7 +99,7 @@ def test_summed_costs_are_the_error_that_ridge_regression_leaves(case, name):
     recorded = record_moments_by_gradient(model, [site], losses_of(model, batches))[name]
     kept = tuple(range(site.units))
     block = Block.of(model, recorded, kept)
-    path = elimination(block, recorded.sensitivity, kept, multiple=4 if name == FFN else 1)
+    path = elimination(block, kept, multiple=4 if name == FFN else 1)
     assert sorted(unit for removal in path for unit in removal.units) == list(kept)
     gone: list[int] = []
     cost = 0.0
@@ -130,9 +130,24 @@ def test_the_first_removal_is_the_cheapest_single_one(case):
         left = moments[lost][:, lost] - moments[lost][:, columns] @ fit
         weight = block.weight[:, lost]
         costs[head] = float(torch.trace(recorded.sensitivity @ weight @ left @ weight.T))
-    first = elimination(block, recorded.sensitivity, kept)[0]
+    first = elimination(block, kept)[0]
     assert first.units == (min(costs, key=costs.__getitem__),)
     assert first.cost == pytest.approx(min(costs.values()), rel=1e-6)
+
+
+def test_only_what_may_leave_leaves_and_without_a_loss_the_price_is_the_share_lost(case):
+    model, batches = case
+    site = site_of(model, ATTENTION)
+
+    def run():
+        for batch in batches:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+    kept = tuple(range(site.units))
+    block = Block.of(model, record_moments(model, [site], run)[ATTENTION], kept)
+    path = elimination(block, kept, removable=kept[1:])
+    assert {unit for removal in path for unit in removal.units} == set(kept[1:])
+    assert sum(removal.cost for removal in elimination(block, kept)) <= 1.0 + 1e-6
 
 
 def test_sites_take_turns_by_cost_per_weight_in_their_own_order():

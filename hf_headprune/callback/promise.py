@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from hf_headprune.callback import bridge
+from hf_headprune.elimination import removals_between
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import CertificationData, ScoredSplit, certify, certify_path
 from hf_headprune.guarantee.claim import Metric
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.path import CertifiedPath
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
 
@@ -120,7 +122,7 @@ class Promise:
         found = result.plan
         if not self.is_condition:
             return ChosenPlan(found, None, has_certificate=found != learned)
-        plans = milestones(plans_between(learned, found, scores), MILESTONES)
+        plans = milestones(plans_between(learned, found, result.reconstruction, scores), MILESTONES)
         path = None
         if trainer.is_world_process_zero():
             claim = METRIC, self.max_drop, self.confidence
@@ -153,30 +155,40 @@ class Promise:
         return certify(model, pruned, self.data, METRIC, self.max_drop, self.confidence, path=chosen.path)
 
 
-def plans_between(learned: PruningPlan, found: PruningPlan, scores: np.ndarray | None) -> list[PruningPlan]:
-    """Returns plans from the least pruned to `found`: each removes one head more, the least important first.
+def plans_between(
+    learned: PruningPlan, found: PruningPlan, reconstruction: Reconstruction | None, scores: np.ndarray | None
+) -> list[PruningPlan]:
+    """Returns plans from the least pruned to `found`: each removes one head or chunk of an FFN more.
 
-    What the search restored is there in all of them; what it removed of an FFN goes as a whole, after the heads.
+    What costs least leaves first, where projections are refitted; else the least important heads, and then what the
+    search removed of each FFN. What the search restored is there in all of them.
 
     Args:
         learned: What training kept.
         found: What the search keeps.
+        reconstruction: Of the search, or None.
         scores: Importance of the heads, `(num_heads,)`, in the order of the sites; None takes them in that order.
     """
+    gone = {site: set(learned.kept(site)) - set(found.kept(site)) for site in (*learned.num_heads, *learned.num_ffn)}
+    steps: list[tuple[str, set[int]]] = []
+    if reconstruction is not None:
+        steps = [(removal.site, set(removal.units)) for removal in removals_between(reconstruction, learned, found)]
+    listed = {site for site, _ in steps}
     heads = [(site, head) for site, count in learned.num_heads.items() for head in range(count)]
     rank = dict(zip(heads, range(len(heads)) if scores is None else scores.tolist(), strict=True))
-    gone = [(site, head) for site, head in heads if head in set(learned.kept_heads[site]) - set(found.kept_heads[site])]
-    steps: list[tuple[str, Any]] = sorted(gone, key=lambda unit: rank[unit])
-    steps += [(site, None) for site, kept in found.kept_ffn.items() if not set(learned.kept_ffn[site]) <= set(kept)]
-    kept_heads = {site: {*kept, *found.kept_heads[site]} for site, kept in learned.kept_heads.items()}
-    kept_ffn = {site: {*kept, *found.kept_ffn[site]} for site, kept in learned.kept_ffn.items()}
+    others = [(site, head) for site, head in heads if site not in listed and head in gone[site]]
+    steps += [(site, {head}) for site, head in sorted(others, key=rank.__getitem__)]
+    steps += [(site, gone[site]) for site in learned.num_ffn if site not in listed and gone[site]]
+    kept = {site: {*learned.kept(site), *found.kept(site)} for site in gone}
     plans = []
-    for site, head in steps:
-        if head is None:
-            kept_ffn[site] = set(found.kept_ffn[site])
-        else:
-            kept_heads[site] = kept_heads[site] - {head}
-        plans.append(learned.replace(kept_heads=kept_heads, kept_ffn=kept_ffn))
+    for site, units in steps:
+        kept[site] = kept[site] - units
+        plans.append(
+            learned.replace(
+                kept_heads={site: kept[site] for site in learned.num_heads},
+                kept_ffn={site: kept[site] for site in learned.num_ffn},
+            )
+        )
     return plans or [found]
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_headprune.cost import weights_per_unit
 from hf_headprune.errors import InvalidSettingError
 
 if TYPE_CHECKING:
@@ -28,11 +29,6 @@ class Budgets:
     kept_heads: int
     kept_ffn: int
     density: float
-
-
-def weights_per_unit(site: Site) -> int:
-    """Counts the entries of weight matrices that leave with one unit; biases aside."""
-    return (len(site.inputs) + 1) * site.hidden_size * site.unit_width
 
 
 def linear_density(plan: PruningPlan, anatomy: Anatomy) -> float:

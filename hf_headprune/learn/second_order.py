@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hf_headprune.anatomy import base_model
+from hf_headprune.cost import weights_per_unit
 from hf_headprune.elimination import cheapest_first, elimination
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.learn.density import weights_per_unit
 from hf_headprune.learn.settings import budget_groups, budget_rules
 from hf_headprune.masking import UnitScale, attach
 from hf_headprune.moments import record_moments_by_gradient
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy, Site
     from hf_headprune.elimination import Removal
     from hf_headprune.learn.settings import Budget
-    from hf_headprune.moments import SiteMoments
 
 BANK_NAME = "headprune_second_order"
 
@@ -165,29 +164,23 @@ class SecondOrderBank(nn.Module):
         finally:
             model.train(was_training)
         reconstruction = Reconstruction(model, before, recorded)
-        paths = {site.name: self._path(site, recorded, reconstruction, before) for site in self._sites}
+        paths = {site.name: self._path(site, reconstruction, before) for site in self._sites}
         parts = dict(zip(paths, self.kept.split([site.units for site in self._sites]), strict=True))
         for removal in self._chosen(paths, number / self.settings.rounds):
             parts[removal.site][list(removal.units)] = 0.0
         self._count_rounds(number)
         reconstruction.apply_(model, self.plan())
 
-    def _path(
-        self, site: Site, recorded: dict[str, SiteMoments], reconstruction: Reconstruction, before: PruningPlan
-    ) -> list[Removal]:
-        sensitivity = recorded[site.name].sensitivity if site.name in recorded else None
-        if sensitivity is None or not bool(sensitivity.isfinite().all()):
+    def _path(self, site: Site, reconstruction: Reconstruction, before: PruningPlan) -> list[Removal]:
+        block = reconstruction.blocks.get(site.name)
+        sensitivity = None if block is None else block.sensitivity
+        if block is None or sensitivity is None or not bool(sensitivity.isfinite().all()):
             raise TrainingStateError(
                 f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
                 f"{site.output}. Check that it comes from the model's forward pass and is finite."
             )
-        return elimination(
-            reconstruction.blocks[site.name],
-            sensitivity,
-            before.kept(site.name),
-            multiple=1 if site.is_attention else self.settings.width_multiple,
-            weights_per_unit=weights_per_unit(site),
-        )
+        multiple = 1 if site.is_attention else self.settings.width_multiple
+        return elimination(block, before.kept(site.name), multiple=multiple)
 
     def refitted(self, model: nn.Module) -> list[nn.Parameter]:
         """Returns the parameters of a model that a round changes."""

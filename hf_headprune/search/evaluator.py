@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import evaluating, masked
+from hf_headprune.moments import record_moments, record_moments_by_gradient
 from hf_headprune.reconstruction import Reconstruction
 from hf_headprune.search.answers import Answers
 from hf_headprune.search.effects import GateGradients
@@ -114,10 +116,19 @@ class ExampleEvaluator:
                 )
             return self._prober(plan, question)
 
-    def reconstruct(self, start: PruningPlan) -> Reconstruction:
-        """Refits output projections to each plan from now on; see `Reconstruction`. The inputs here are its tokens."""
+    def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
+        """Refits output projections to each plan from now on, on the examples here; see `Reconstruction`.
+
+        Args:
+            start: Units whose contribution is to be kept.
+            ffn: Whether those of FFNs are refitted, too.
+        """
         self._prober = self.reconstruction = None
-        self.reconstruction = Reconstruction.recorded(self._model, start, lambda: self(start))
+        sites = [site for site in anatomy_of(self._model).sites if site.is_attention or ffn]
+        losses = (self.scoring.losses(*self._run(batch)).sum() for batch in self._batches)
+        with masked(self._model, start), evaluating(self._model), self._precision():
+            recorded = record_moments_by_gradient(self._model, sites, losses)
+        self.reconstruction = Reconstruction(self._model, start, recorded)
         return self.reconstruction
 
     def unit_effects(self, plan: PruningPlan, units: Sequence[Unit], of: Scalar = "margin") -> np.ndarray:
@@ -244,10 +255,17 @@ class MetricEvaluator:
                 "Return the one metric that the search is to keep."
             ) from error
 
-    def reconstruct(self, start: PruningPlan) -> Reconstruction:
-        """Refits output projections to each plan from now on, by what the function gives the model."""
+    def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
+        """Refits output projections to each plan from now on, by what the function gives the model.
+
+        Args:
+            start: Units whose contribution is to be kept.
+            ffn: Whether those of FFNs are refitted, too.
+        """
+        sites = [site for site in anatomy_of(self._model).sites if site.is_attention or ffn]
         with masked(self._model, start), evaluating(self._model):
-            self.reconstruction = Reconstruction.recorded(self._model, start, self._measure)
+            recorded = record_moments(self._model, sites, self._measure)
+        self.reconstruction = Reconstruction(self._model, start, recorded)
         self._prefix = PrefixCache(self._model, self._cache_mib)
         return self.reconstruction
 

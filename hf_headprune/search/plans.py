@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 from transformers import DataCollatorWithPadding
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.collation import ModelExamples, PadRight
+from hf_headprune.elimination import elimination
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.astar import search as search_sets
@@ -34,13 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.problem import OnProgress
     from hf_headprune.search.units import Unit
+
+RANKED_TOGETHER = 8  # FFN units; each step prices the others anew
 
 
 @runtime_checkable
@@ -71,8 +74,8 @@ class Probes(Protocol):
 class Reconstructs(Protocol):
     """An evaluator that can also refit output projections to the plans that it measures."""
 
-    def reconstruct(self, start: PruningPlan) -> Reconstruction:
-        """Does so from now on, and returns what the model has to be cut with."""
+    def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
+        """Does so from now on, in FFNs too where asked, and returns what the model has to be cut with."""
 
 
 class Strategy(Protocol):
@@ -113,8 +116,9 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         start: The reference, such as the plan that training learned; None keeps everything. Units that it removes
             may be restored; those of a kind that is not searched stay as they are.
         head_scores: Importance per head, `(anatomy.num_heads,)` in the order of `anatomy.attention_sites`.
-        ffn_scores: Importance per FFN unit, `{site: (units,)}`, by which chunks are formed; None leaves it to the
-            evaluator's `ffn_importance`, or to the order of the units.
+        ffn_scores: Importance per FFN unit, `{site: (units,)}`, by which chunks are formed. When left out, units that
+            cost least leave first where projections are refitted; else the evaluator's `ffn_importance` decides, or
+            the order of the units.
         journal: File that holds the state of the search.
         fingerprint: Identifies weights and data in the journal.
         on_progress: Called after each evaluation.
@@ -128,8 +132,11 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     """
     start = PruningPlan.full(anatomy) if start is None else start
     start.check_fits(anatomy)
-    reconstruction = _reconstruction(measure, start) if search.reconstruct else None
-    if ffn_scores is None and search.units != ("heads",) and isinstance(measure, ScoresFFN):
+    cuts_ffn = search.units != ("heads",)
+    reconstruction = _reconstruction(measure, start, ffn=cuts_ffn) if search.reconstruct else None
+    if ffn_scores is None and cuts_ffn and reconstruction is not None:
+        ffn_scores = _ranks(reconstruction, start)
+    elif ffn_scores is None and cuts_ffn and isinstance(measure, ScoresFFN):
         ffn_scores = measure.ffn_importance(start)
     units = units_of_search(anatomy, start, search, ffn_scores)
     if search.latency_ms is not None:
@@ -208,13 +215,24 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         )
 
 
-def _reconstruction(measure: Any, start: PruningPlan) -> Reconstruction:
+def _ranks(reconstruction: Reconstruction, start: PruningPlan) -> dict[str, np.ndarray]:
+    """Returns for each FFN unit how late it leaves where what stays is refitted, `{site: (units,)}`; closed ones 0."""
+    found = {site: np.zeros(units) for site, units in start.num_ffn.items()}
+    for site, ranks in found.items():
+        if site in reconstruction.blocks:
+            path = elimination(reconstruction.blocks[site], start.kept(site), multiple=RANKED_TOGETHER)
+            for place, removal in enumerate(path):
+                ranks[list(removal.units)] = place + 1
+    return found
+
+
+def _reconstruction(measure: Any, start: PruningPlan, *, ffn: bool) -> Reconstruction:
     if not isinstance(measure, Reconstructs):
         raise InvalidSettingError(
             f"search: AStarSearch(reconstruct=True) needs an evaluator with a method reconstruct, received a "
             f"{type(measure).__name__}. Pass an ExampleEvaluator or a MetricEvaluator, or reconstruct=False."
         )
-    return measure.reconstruct(start)
+    return measure.reconstruct(start, ffn=ffn)
 
 
 def _check_drop(name: str, max_drop: float) -> None:
