@@ -101,9 +101,10 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "published": "2 epochs at batch 16 with a teacher of 1.5 epochs, as in the run of the published code of block "
         "movement pruning, which ended at 74 % with 89.2 (one seed; dev 87.0), in a file of 89.5 MB.",
         "budget": "300 steps at batch 32, no teacher; every method meets the same density with whole heads and FFN "
-        "units that are cut. *hybrid* is the default of `HeadPruneCallback(density=...)`.",
-        "questions": "SQuAD-format questions, 2 epochs; *hybrid_filled* learns blocks of attention and FFN units with "
-        "the dense model as its teacher, cuts, refills and trains a second time.",
+        "units that are cut. *second order* is the default of `HeadPruneCallback(density=...)`; *random units* has its "
+        "sizes per layer.",
+        "questions": "SQuAD-format questions, 2 epochs, the dense model as teacher; *hybrid_filled* learns blocks of "
+        "attention and FFN units, cuts, refills and trains a second time.",
     }
     for group, title in titles.items():
         for task in dict.fromkeys(row["task"] for row in content["summary"] if row["group"] == group):

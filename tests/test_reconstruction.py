@@ -57,7 +57,7 @@ def case():
 
 
 def test_the_refitted_projection_is_that_of_ridge_regression_on_real_tokens(case):
-    model, batches, evaluator = case
+    model, batches, _ = case
     full = PruningPlan.of(model)
     start = full.replace(kept_heads={SITE: (0, 1, 2)})
     reconstruction = evenly(model, batches, start)
@@ -104,7 +104,7 @@ def test_masked_and_cut_agree_in_every_family_and_are_nearer_to_the_whole_model(
 
 
 def test_without_any_head_the_mean_of_what_is_lost_stays_in_the_bias(case):
-    model, batches, evaluator = case
+    model, batches, _ = case
     full = PruningPlan.of(model)
     reconstruction = evenly(model, batches, full)
     site = next(site for site in anatomy_of(model).sites if site.name == SITE)
@@ -196,7 +196,7 @@ def test_the_cut_model_has_the_metric_that_the_search_found():
 
 
 def test_any_function_of_the_model_can_be_measured_refitted(case):
-    model, batches, evaluator = case
+    model, batches, _ = case
 
     def accuracy():
         hits = [model(b["input_ids"], b["attention_mask"]).logits.argmax(-1) == b["labels"] for b in batches]
