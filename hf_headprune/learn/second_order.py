@@ -109,22 +109,23 @@ class SecondOrderBank(nn.Module):
         super().__init__()
         self.settings = settings
         self._sites = [site for site in anatomy.sites if site.units]
+        self._scored = [site for site in self._sites if site.is_attention or settings.density is not None]
         self._full = PruningPlan.full(anatomy)
         self._groups = () if settings.kept_heads is None else budget_groups(settings.kept_heads, anatomy)
         self.register_buffer("kept", torch.ones(sum(site.units for site in self._sites)))
         self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("steps", torch.tensor(0))
         self.rounds_done = 0
-        self.scales = [UnitScale(site.unit_width) for site in self._sites]
+        self.scales = [UnitScale(site.unit_width) for site in self._scored]
         self.handles: list[RemovableHandle] = []
 
     def attach(self, model: nn.Module) -> None:
-        """Joins the base model as a submodule and hooks every site."""
+        """Joins the base model as a submodule and hooks the sites that lose something."""
         base = base_model(model)
         base.add_module(BANK_NAME, self)
         self.to(next(model.parameters()).device)
         self.handles = [base.register_forward_pre_hook(self._refresh)]
-        self.handles += [attach(model, site, scale) for site, scale in zip(self._sites, self.scales, strict=True)]
+        self.handles += [attach(model, site, scale) for site, scale in zip(self._scored, self.scales, strict=True)]
 
     def detach(self, model: nn.Module) -> None:
         """Leaves the model, whose weights stay refitted; what is closed opens, with whatever it then computes."""
@@ -141,8 +142,7 @@ class SecondOrderBank(nn.Module):
 
     def plan(self) -> PruningPlan:
         """Returns what stays."""
-        parts = zip(self._sites, self.kept.split([site.units for site in self._sites]), strict=True)
-        open_units = {site.name: tuple(part.nonzero().flatten().tolist()) for site, part in parts}
+        open_units = {name: tuple(part.nonzero().flatten().tolist()) for name, part in self._parts().items()}
         heads = {site.name: open_units[site.name] for site in self._sites if site.is_attention}
         ffn = {site.name: open_units[site.name] for site in self._sites if not site.is_attention}
         return self._full.replace(kept_heads=heads, kept_ffn=ffn)
@@ -160,12 +160,12 @@ class SecondOrderBank(nn.Module):
         """
         was_training, before = model.training, self.plan()
         try:
-            recorded = record_moments_by_gradient(model.eval(), self._sites, losses)
+            recorded = record_moments_by_gradient(model.eval(), self._scored, losses)
         finally:
             model.train(was_training)
         reconstruction = Reconstruction(model, before, recorded)
-        paths = {site.name: self._path(site, reconstruction, before) for site in self._sites}
-        parts = dict(zip(paths, self.kept.split([site.units for site in self._sites]), strict=True))
+        paths = {site.name: self._path(site, reconstruction, before) for site in self._scored}
+        parts = self._parts()
         for removal in self._chosen(paths, number / self.settings.rounds):
             parts[removal.site][list(removal.units)] = 0.0
         self._count_rounds(number)
@@ -184,7 +184,7 @@ class SecondOrderBank(nn.Module):
 
     def refitted(self, model: nn.Module) -> list[nn.Parameter]:
         """Returns the parameters of a model that a round changes."""
-        outputs = (base_model(model).get_submodule(site.output) for site in self._sites)
+        outputs = (base_model(model).get_submodule(site.output) for site in self._scored)
         return [parameter for output in outputs for parameter in output.parameters(recurse=False)]
 
     def _chosen(self, paths: dict[str, list[Removal]], share: float) -> list[Removal]:
@@ -194,8 +194,7 @@ class SecondOrderBank(nn.Module):
             now = float((self.kept * self._weights()).sum())
             aim = share * (1.0 - self.settings.density) * total - (total - now)
             return _up_to(cheapest_first(paths.values()), aim)
-        sites = [site for site in self._sites if site.is_attention]
-        owners = [site.name for site in sites for _ in range(site.units)]
+        owners = [site.name for site in self._scored for _ in range(site.units)]
         found = []
         for group in self._groups:
             names = dict.fromkeys(owners[position] for position in group.positions)
@@ -203,6 +202,11 @@ class SecondOrderBank(nn.Module):
             already = len(group.positions) - len(removals)
             found += removals[: max(round(share * (len(group.positions) - group.kept)) - already, 0)]
         return found
+
+    def _parts(self) -> dict[str, torch.Tensor]:
+        """Returns each site's part of `kept`, as views."""
+        parts = self.kept.split([site.units for site in self._sites])
+        return {site.name: part for site, part in zip(self._sites, parts, strict=True)}
 
     def _count_rounds(self, number: int) -> None:
         self.rounds.fill_(number)
@@ -215,8 +219,9 @@ class SecondOrderBank(nn.Module):
     def _refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the base model: hands each site its slice."""
         del module, args
-        for scale, part in zip(self.scales, self.kept.split([site.units for site in self._sites]), strict=True):
-            scale.scale = part
+        parts = self._parts()
+        for site, scale in zip(self._scored, self.scales, strict=True):
+            scale.scale = parts[site.name] if self.rounds_done else None
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Refuses weights without a choice: a resumed run would silently choose anew.
