@@ -112,7 +112,9 @@ class PruningArguments:
         search = AStarSearch(max_drop=self.max_drop, metric=self.metric, max_evaluations=self.max_evaluations)
         if self.no_search:
             search = None
-        return [HeadPruneCallback(gates, search, density=self.density, distillation=distillation)]
+        if self.density is not None:
+            return [HeadPruneCallback(search=search, density=self.density, distillation=distillation)]
+        return [HeadPruneCallback(gates, search, distillation=distillation)]
 
     def movement(self) -> BlockMovement:
         """Returns the settings of the published recipe that was asked for."""

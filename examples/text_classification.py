@@ -100,13 +100,16 @@ class PruningArguments:
         kept_heads = float(self.kept_heads) if "." in self.kept_heads else int(self.kept_heads)
         gates = SubsetGates(kept_heads=kept_heads, estimator=self.estimator, mode=self.mode)
         known = {"report": "report", "none": None}
-        search = AStarSearch(
+        search: AStarSearch | None = AStarSearch(
             max_drop=self.max_drop,
             metric=self.metric,
             max_evaluations=self.max_evaluations,
             confidence=known[self.confidence] if self.confidence in known else float(self.confidence),
         )
-        return [HeadPruneCallback(gates=gates, search=None if self.no_search else search, density=self.density)]
+        search = None if self.no_search else search
+        if self.density is not None:
+            return [HeadPruneCallback(search=search, density=self.density)]
+        return [HeadPruneCallback(gates=gates, search=search)]
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
