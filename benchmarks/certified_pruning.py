@@ -55,7 +55,7 @@ TASKS = ("sst2", "snli")
 DROPS = (0.01, 0.02)
 ALPHA = 0.05
 MILESTONES = 12
-SEARCH = AStarSearch(max_evaluations=250, reconstruct=True)
+SEARCH = AStarSearch(max_evaluations=100, reconstruct=True)
 KEPT_HEADS = (54, 43, 36, 29, 24)
 HEADS = 72
 

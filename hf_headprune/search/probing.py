@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from hf_headprune.search.problem import Question
 
 ROUGH_BAND = 0.2  # of the logits; bf16 moves those of BERT-like models by 0.03, with a largest of 0.1
+ROUGH_MARGIN = 0.005  # of the metric, and two examples: errors in bf16 that are not beyond the band must be more
+ROUGH_SHARE = 0.5  # of the examples, the hardest: what a rounded model has not decided then, it leaves to the model
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Prober:
     ) -> tuple[Measurement | None, Answers]:
         """Looks at the hardest examples first, until there is a verdict; without one, also returns all answers.
 
-        A rough lane stops where it could only accept and nobody wants an estimate.
+        A rough lane stops where it could only accept and nobody wants an estimate, and half way in any case.
         """
         known = composition.answers_of(plan, is_exact=lane.is_exact)
         answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
@@ -155,19 +157,24 @@ class Prober:
                         lane.forget_guesses()
                     is_wanted = lane.is_exact or question.tentative or verdict.metric < (question.floor or 0.0)
                     return (verdict if is_wanted else None), answers
+                if not lane.is_exact and answers.seen.mean() >= ROUGH_SHARE:
+                    break
         return None, answers
 
     def _verdict(self, answers: Answers, question: Question[PruningPlan], *, is_exact: bool) -> Measurement | None:
-        """Returns a rejection, an estimate that holds, or None; what rounding could turn counts as right.
+        """Returns a rejection, an estimate, or None; what rounding could turn counts as right.
 
-        A rejection is certain in the model's own precision. In another it is an estimate, though one that would take
-        many times the usual error to be wrong.
+        A rejection is certain in the model's own precision. In another it is an estimate, from errors that rounding
+        could hardly explain, or from all errors where they are too many by a margin.
         """
         if question.floor is None or not self._scoring.is_mean:
             return None
         total = self._weights.sum()
         is_certain = answers.gaps >= (TIE_BAND if is_exact else ROUGH_BAND)
-        bound = 1.0 - float((np.where(is_certain, 1.0 - answers.scores, 0.0) * self._weights).sum()) / total
+        lost = np.where(answers.seen, 1.0 - answers.scores, 0.0) * self._weights / total
+        bound = 1.0 - float(lost[is_certain].sum())
+        if not is_exact:
+            bound = min(bound, 1.0 - float(lost.sum()) + max(ROUGH_MARGIN, 2.0 / len(lost)))
         if bound < question.floor - ROUND_OFF:
             return Measurement(bound, answers.margins.copy(), kind="bound" if is_exact else "estimate")
         seen = answers.seen
