@@ -3,9 +3,10 @@
 Three groups of runs, 3 seeds each; within a group all runs share data, steps, learning rate and batch order:
 
 - headline: sst2, 3 epochs; dense; gates with 43 and 29 of 72 heads kept, which close over 120 steps (the default), at
-  once, late (until they are decided), or only after a third of the run, and with the dense model as a teacher; and
-  the dense model after an A* search on dev, without any retraining, as it is and with output projections refitted.
-- joint: sst2, 1 epoch; dense, and 36, 18, 9 heads kept by each estimator and by the baselines.
+  once, late (until they are decided), or only after a third of the run, and with the dense model as a teacher;
+  second-order removal; and the dense model after an A* search on dev, without any retraining, as it is and with output
+  projections refitted.
+- joint: sst2, 1 epoch; dense, and 36, 18, 9 heads kept by each estimator, by second-order removal and by the baselines.
 - pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen.
 
 Every run is cached in `--work`, so a killed benchmark goes on where it was, and several processes share the queue.
@@ -38,6 +39,7 @@ from hf_headprune import (
     Distillation,
     HeadPruneCallback,
     PruningPlan,
+    SecondOrder,
     SubsetGates,
     prune_model_,
     search_plan,
@@ -74,6 +76,7 @@ PIPELINED: dict[str, dict[str, Any]] = {name: ESTIMATORS[name] for name in ("ste
 }
 CONTENDERS = ("ste", "sigmoid")
 TEACHER = "ste, teacher"
+SECOND_ORDER = "second order"
 SEARCHES = {
     "A* after plain training": AStarSearch(max_drop=0.01, max_evaluations=80),
     "A* after plain training, refitted": AStarSearch(max_drop=0.01, max_evaluations=80, reconstruct=True),
@@ -103,7 +106,9 @@ def all_runs() -> Iterator[Run]:
     others = [("joint", "sst2", *cell) for cell in product(JOINT.keys() - CONTENDERS, BUDGETS)]
     taught = [("headline", "sst2", TEACHER, kept) for kept in (43, 29)]
     ablation = [("headline", "sst2", *cell) for cell in product(AT_ONCE, (43, 29))]
-    for cells in (headline, dense + contenders, pipelined, sorted(others), taught, ablation):
+    costs = [("headline", "sst2", SECOND_ORDER, kept) for kept in (43, 29)]
+    costs += [("joint", "sst2", SECOND_ORDER, kept) for kept in BUDGETS]
+    for cells in (headline, dense + contenders, pipelined, costs, sorted(others), taught, ablation):
         for seed, cell in product(SEEDS, cells):
             yield Run(*cell, seed)
     for seed, cell in product(SEEDS[:2], product(LATE | AFTER_A_THIRD, (43, 29))):
@@ -131,7 +136,9 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         model = AutoModelForSequenceClassification.from_pretrained(work / key_of(source))
     if run.method == TEACHER and model is not None:
         model, distillation = None, Distillation(model)
-    if run.method not in (DENSE, *SEARCHES):
+    if run.method == SECOND_ORDER:
+        callback = HeadPruneCallback(second_order=SecondOrder(kept_heads=run.kept_heads), search=None)
+    elif run.method not in (DENSE, *SEARCHES):
         mode: Mode = "pipelined" if run.group == "pipelined" else "joint"
         methods = PIPELINED if mode == "pipelined" else JOINT | ABLATION | {TEACHER: ESTIMATORS["ste"]}
         gates = SubsetGates(kept_heads=run.kept_heads, mode=mode, **methods[run.method])
@@ -177,12 +184,12 @@ def source_of(run: Run) -> Run | None:
     return replace(run, method=DENSE, kept_heads=72) if run.method in (TEACHER, *SEARCHES) else None
 
 
-def queue(work: Path, *, smoke: bool, only: str | None = None) -> RunQueue[Run]:
-    """Builds the queue of all runs, of one group, or of those of a smoke run, which knows no finished ones."""
-    runs = [run for run in all_runs() if only in (None, run.group)]
+def queue(work: Path, *, smoke: bool, only: str | None = None, methods: list[str] | None = None) -> RunQueue[Run]:
+    """Builds the queue of all runs, of a group or some methods, or of a smoke run, which knows no finished ones."""
+    runs = [run for run in all_runs() if only in (None, run.group) and (methods is None or run.method in methods)]
     if smoke:
-        methods = {"headline": {DENSE}, "joint": {DENSE, "sigmoid"}, "pipelined": {"dsp"}}
-        runs = [r for r in runs if r.seed == 0 and r.task == "sst2" and r.method in methods[r.group]][:6]
+        chosen = {"headline": {DENSE}, "joint": {DENSE, "sigmoid"}, "pipelined": {"dsp"}}
+        runs = [r for r in runs if r.seed == 0 and r.task == "sst2" and r.method in chosen[r.group]][:6]
         runs = [r for r in runs if r.group != "headline"] + [Run("pipelined", "sst2", "dsp", 9, 0)]
     return RunQueue(tuple(runs), work, Path("no such file") if smoke else RESULT)
 
@@ -214,13 +221,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/gates_accuracy"), help="cache of finished runs")
     parser.add_argument("--only", choices=("headline", "joint", "pipelined"))
+    parser.add_argument("--methods", nargs="+", help="of these methods alone, such as 'second order'")
     parser.add_argument("--collect", action="store_true", help="summarise what is finished")
     parser.add_argument("--smoke", action="store_true", help="four steps of a few runs on 64 rows")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     if not options.collect:
-        waiting = queue(options.work, smoke=options.smoke, only=options.only)
+        waiting = queue(options.work, smoke=options.smoke, only=options.only, methods=options.methods)
         waiting.work_through(
             partial(perform, work=options.work, smoke=options.smoke),
             can_start=partial(can_start, work=options.work),
