@@ -176,7 +176,7 @@ def test_heads_alone_are_met_exactly_and_ffns_stay_whole(case, kept_heads):
     model, batches = case
     full = PruningPlan.of(model)
     kept_heads = min(kept_heads, full.num_kept_heads)
-    bank = SecondOrderBank(anatomy_of(model), SecondOrder(kept_heads=kept_heads, rounds=2, last_at=0.6))
+    bank = SecondOrderBank(anatomy_of(model), SecondOrder(kept_heads=kept_heads, rounds=2, first_at=0.5))
     bank.attach(model)
     bank.remove(model, losses_of(model, batches), 1)
     halfway = bank.plan().num_kept_heads

@@ -56,8 +56,8 @@ class SecondOrder:
     density: float | None = None
     kept_heads: Budget | None = None
     rounds: int = 1
-    first_at: float = 0.5
-    last_at: float = 0.5
+    first_at: float = 0.6
+    last_at: float = 0.6
     scoring_examples: int = 512
     width_multiple: int = 32
     seed: int | None = None
