@@ -210,8 +210,9 @@ def test_refitted_outputs_are_nearer_to_the_whole_model_than_closed_ones(case):
         {"density": 1.5},
         {"kept_heads": -1},
         {"density": 0.5, "rounds": 0},
-        {"density": 0.5, "rounds": 2, "first_at": 0.6, "last_at": 0.5},
+        {"density": 0.5, "rounds": 2, "first_at": 0.7},
         {"density": 0.5, "first_at": 0.4},
+        {"density": 0.5, "rounds": 2},
         {"density": 0.5, "scoring_examples": 0},
         {"density": 0.5, "width_multiple": 0},
     ],
@@ -222,7 +223,7 @@ def test_settings_that_contradict_themselves_are_refused(settings):
 
 
 def test_rounds_are_spread_evenly_between_first_and_last():
-    settings = SecondOrder(density=0.5, rounds=3, first_at=0.2, last_at=0.6)
+    settings = SecondOrder(density=0.5, rounds=3, first_at=0.2)
     due = [settings.rounds_due(step, 10) for step in range(10)]
     assert due == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3]
 
@@ -267,7 +268,9 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize("killed_after", [3, 4, 6])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, killed_after):
     def build(folder, *others):
-        settings = SecondOrder(density=0.5, width_multiple=8, rounds=2, first_at=0.5, last_at=0.75, scoring_examples=8)
+        settings = SecondOrder(
+            density=0.5, width_multiple=8, rounds=2, first_at=0.5, decided_by=0.75, scoring_examples=8
+        )
         callback = HeadPruneCallback(second_order=settings, search=None)
         changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
         return callback, _trainer(folder, callback, *others, **changes)
@@ -283,7 +286,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, killed_after):
 
 
 def test_rounds_that_the_best_model_has_not_seen_are_done_at_the_end(tmp_path):
-    settings = SecondOrder(kept_heads=3, first_at=1.0, last_at=1.0, scoring_examples=8)
+    settings = SecondOrder(kept_heads=3, decided_by=1.0, scoring_examples=8)
     callback = HeadPruneCallback(second_order=settings, search=None)
     _trainer(tmp_path, callback).train()
     assert callback.plan.num_kept_heads == 3

@@ -42,9 +42,9 @@ class SecondOrder:
         density: Share of the entries of all attention and FFN matrices that stays; heads and FFN units compete for it.
             It is met to the nearest unit.
         kept_heads: In its place, how many heads stay, as in `SubsetGates`; FFNs stay whole.
+        decided_by: Fraction of the run's optimizer steps at which the last, or only, round takes place.
         rounds: In how many steps of equal size the budget is reached.
-        first_at: Fraction of the run's optimizer steps at which the first round takes place.
-        last_at: Fraction of the run at which the last one does; equal to `first_at` for one round.
+        first_at: Fraction of the run at which the first of several rounds takes place.
         scoring_examples: Training examples that each round looks at.
         width_multiple: FFN widths stay multiples of this.
         seed: Of the choice of examples; the Trainer's seed when left out.
@@ -55,21 +55,23 @@ class SecondOrder:
 
     density: float | None = None
     kept_heads: Budget | None = None
+    decided_by: float = 0.6
     rounds: int = 1
-    first_at: float = 0.6
-    last_at: float = 0.6
+    first_at: float | None = None
     scoring_examples: int = 512
     width_multiple: int = 32
     seed: int | None = None
 
     def __post_init__(self) -> None:
         """Checks every value that does not depend on the model."""
+        first = self.decided_by if self.first_at is None else self.first_at
         rules = {
             "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
             "density must be above 0 and at most 1": self.density is None or 0.0 < self.density <= 1.0,
             "rounds must be at least 1": self.rounds >= 1,
-            "0 <= first_at <= last_at <= 1 must hold": 0.0 <= self.first_at <= self.last_at <= 1.0,
-            "one round takes place once: first_at must equal last_at": self.rounds > 1 or self.first_at == self.last_at,
+            "0 <= first_at <= decided_by <= 1 must hold": 0.0 <= first <= self.decided_by <= 1.0,
+            "first_at must be given for several rounds, and only then": (self.rounds > 1)
+            == (self.first_at is not None),
             "scoring_examples must be at least 1": self.scoring_examples >= 1,
             "width_multiple must be at least 1": self.width_multiple >= 1,
             **({} if self.kept_heads is None else budget_rules(self.kept_heads)),
@@ -80,8 +82,8 @@ class SecondOrder:
 
     def rounds_due(self, step: int, max_steps: int) -> int:
         """Returns how many rounds have taken place once an optimizer step, counted from zero, begins."""
-        span = (self.last_at - self.first_at) / max(self.rounds - 1, 1)
-        return sum(step >= round((self.first_at + number * span) * max_steps) for number in range(self.rounds))
+        span = 0.0 if self.first_at is None else (self.decided_by - self.first_at) / (self.rounds - 1)
+        return sum(step >= round((self.decided_by - before * span) * max_steps) for before in range(self.rounds))
 
 
 class SecondOrderBank(nn.Module):
