@@ -184,12 +184,17 @@ def _heads(plan):
     return [unit[0] for unit in units_of_search(anatomy_of(model), plan, AStarSearch(), None)]
 
 
-def test_the_cut_model_has_the_metric_that_the_search_found():
+@pytest.mark.parametrize("units", [("heads",), ("heads", "ffn")])
+def test_the_cut_model_has_the_metric_that_the_search_found(units):
     model = classifier()
     dataset = decided(model, examples(80))
-    search = AStarSearch(max_drop=0.1, max_evaluations=60, reconstruct=True)
+    objective = "heads" if units == ("heads",) else "parameters"
+    search = AStarSearch(
+        max_drop=0.1, max_evaluations=60, reconstruct=True, units=units, objective=objective, ffn_chunk=32
+    )
     found = search_plan(model, dataset, search=search, progress=False)
     assert found.gain > 0
+    assert (found.plan.num_removed_ffn > 0) == ("ffn" in units)
     cut = prune_model_(copy.deepcopy(model), found.plan, reconstruction=found.reconstruction)
     assert ExampleEvaluator(cut, batches_of(dataset))(PruningPlan.of(cut)).metric == found.metric
     assert "reconstruction" not in found.to_json()
