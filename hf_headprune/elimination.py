@@ -125,8 +125,8 @@ def _costs(weight: torch.Tensor, precision: torch.Tensor, units: int, width: int
 def _metric(block: Block) -> torch.Tensor:
     """Returns what an error in the outputs of a block costs, `(hidden_size, hidden_size)`."""
     if block.sensitivity is not None:
-        return block.sensitivity
-    added = float(((block.weight @ block.moments[:-1, :-1]) * block.weight).sum())
+        return block.sensitivity.double()
+    added = float(((block.weight @ block.moments[:-1, :-1].double()) * block.weight).sum())
     return torch.eye(len(block.weight), dtype=torch.float64) / (added or 1.0)
 
 

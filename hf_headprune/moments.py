@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Site
 
-EVEN_SHARE = 0.3  # of the mean is that over all tokens alike, the rest that by their squared gradient
+EVEN_SHARE = 0.3  # of a batch's weight is spread evenly over its tokens, the rest by their squared gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +26,10 @@ class SiteMoments:
     Attributes:
         site: Where.
         inputs: Mean, over tokens, of the products of the output projection's inputs and a constant one,
-            `(width + 1, width + 1)`, float64, `width = units * unit_width`.
+            `(width + 1, width + 1)`, float32, `width = units * unit_width`.
         tokens: Their number.
         sensitivity: Sum, over tokens, of the products of the loss's gradient for the projection's outputs,
-            `(hidden_size, hidden_size)`, float64; None where no loss was recorded.
+            `(hidden_size, hidden_size)`, float32; None where no loss was recorded.
     """
 
     site: Site
@@ -59,9 +59,9 @@ def record_moments_by_gradient(
 ) -> dict[str, SiteMoments]:
     """Records what output projections are given, and how much the loss minds an error in what they return.
 
-    Most of the mean counts tokens by the squared norm of their gradient: an error matters where the loss sees it, such
-    as in the first token of the last layer of a classifier. The rest, `EVEN_SHARE`, counts all alike, since few tokens
-    may carry nearly all of the gradient. No parameter receives a gradient.
+    Within each batch, tokens count mostly by the squared norm of their gradient: an error matters where the loss sees
+    it, such as in the first token of the last layer of a classifier. A share, `EVEN_SHARE`, counts all alike, since few
+    tokens may carry nearly all of the gradient. No parameter receives a gradient.
 
     Args:
         model: Live model.
@@ -124,27 +124,33 @@ class _Recorder:
         self._masks = masks
         self._is_decoder = site.kind in ("decoder", "cross") or "decoder" in site.name.split(".")
         self._given: torch.Tensor | None = None
-        self._plain, self._weighed, self._outputs = _Sum(), _Sum(), _Sum()
+        self._inputs, self._outputs = _Sum(), _Sum()
 
     def read(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Forward pre-hook: takes the inputs, `(batch, length, width)`."""
-        tokens = _with_constant(self._real(args[0].detach()))
-        self._plain.add(tokens, tokens)
+        """Forward pre-hook: takes the inputs, `(batch, length, width)`; tokens are counted at once, or later."""
         if self.probe is None:
+            tokens = self._real(args[0].detach())
+            self._add(tokens, torch.ones_like(tokens[:, :1]))
             return None
-        self._given = tokens
+        self._given = args[0].detach()
         return (args[0] * self.probe.to(args[0].dtype), *args[1:])
 
     def await_gradient(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        """Forward hook: weighs the tokens when the gradient of the output, `(batch, length, hidden)`, arrives."""
-        given = self._given
+        """Forward hook: counts the tokens when the gradient of the output, `(batch, length, hidden)`, arrives."""
+        given, self._given = self._given, None
         if given is not None and output.requires_grad:
             output.register_hook(lambda gradient: self._add_by_gradient(given, gradient))
 
-    def _add_by_gradient(self, tokens: torch.Tensor, gradient: torch.Tensor) -> None:
+    def _add_by_gradient(self, given: torch.Tensor, gradient: torch.Tensor) -> None:
         gradient = self._real(gradient.detach())
-        self._weighed.add(tokens * gradient.square().sum(dim=1, keepdim=True), tokens)
+        squares = gradient.square().sum(dim=1, keepdim=True)
+        shares = squares / squares.mean().clamp_min(torch.finfo(squares.dtype).tiny)
+        self._add(self._real(given), (1.0 - EVEN_SHARE) * shares + EVEN_SHARE)
         self._outputs.add(gradient, gradient)
+
+    def _add(self, tokens: torch.Tensor, weights: torch.Tensor) -> None:
+        tokens = torch.cat([tokens, torch.ones_like(tokens[:, :1])], dim=1)  # (tokens, width + 1)
+        self._inputs.add(tokens * weights, tokens)
 
     def _real(self, values: torch.Tensor) -> torch.Tensor:
         """Returns the values of real tokens, `(tokens, ...)`, float32."""
@@ -155,17 +161,14 @@ class _Recorder:
 
     def moments(self) -> SiteMoments | None:
         """Returns what was recorded, over all processes, each of which may have seen its own share of the tokens."""
-        plain, weighed, outputs = self._plain.total(), self._weighed.total(), self._outputs.total()
-        if plain is None:
+        inputs = self._inputs.total()
+        if inputs is None:
             return None
-        tokens, inputs = float(plain[-1, -1]), plain / plain[-1, -1]
-        if weighed is not None and weighed[-1, -1] > 0:
-            inputs = EVEN_SHARE * inputs + (1.0 - EVEN_SHARE) * weighed / weighed[-1, -1]
-        return SiteMoments(self.site, inputs, tokens, outputs)
+        return SiteMoments(self.site, inputs / inputs[-1, -1], float(inputs[-1, -1]), self._outputs.total())
 
 
 class _Sum:
-    """A sum of matrix products over batches, in float64."""
+    """A sum of matrix products over batches, float32, on the CPU."""
 
     def __init__(self) -> None:
         self._value: torch.Tensor | None = None
@@ -173,7 +176,7 @@ class _Sum:
     def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """Adds `left.T @ right`, both `(tokens, ...)`."""
         with torch.autocast(left.device.type, enabled=False):
-            product = (left.T @ right).cpu().double()
+            product = (left.T @ right).cpu()
         self._value = product if self._value is None else self._value + product
 
     def total(self) -> torch.Tensor | None:
@@ -185,7 +188,3 @@ class _Sum:
             torch.distributed.all_reduce(value)
             value = value.cpu()
         return value
-
-
-def _with_constant(tokens: torch.Tensor) -> torch.Tensor:
-    return torch.cat([tokens, torch.ones_like(tokens[:, :1])], dim=1)  # (tokens, width + 1)

@@ -33,13 +33,13 @@ REMEMBERED = 16  # refitted projections of each block; neighbouring plans share 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block of attention or FFN: its output projection, in float64, and the moments of what that is given.
+    """One block of attention or FFN: its output projection, and the moments of what that is given.
 
     Attributes:
         site: Where it is.
-        weight: Shape `(hidden_size, width)`, `width = units * unit_width`.
-        bias: Shape `(hidden_size,)`, or None.
-        moments: Of the inputs and a constant one, averaged over tokens, `(width + 1, width + 1)`.
+        weight: Shape `(hidden_size, width)`, `width = units * unit_width`, float64.
+        bias: Shape `(hidden_size,)`, float64, or None.
+        moments: Of the inputs and a constant one, averaged over tokens, `(width + 1, width + 1)`, float32.
         tokens: Their number.
         start: Units whose contribution is to be kept.
         sensitivity: Of the loss to its outputs, `(hidden_size, hidden_size)`, see `SiteMoments`; or None.
@@ -69,11 +69,15 @@ class Block:
         return torch.tensor(found + [self.weight.shape[1]] * has_constant, dtype=torch.long)
 
     def regularised(self, columns: torch.Tensor) -> torch.Tensor:
-        """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant."""
-        entries = self.moments.diagonal()[self.columns(self.start, constant=False)]
+        """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant.
+
+        Args:
+            columns: Their numbers, the constant's last.
+        """
+        entries = self.moments.diagonal()[self.columns(self.start, constant=False)].double()
         scarcity = len(entries) / self.tokens  # entries per token
         ridge = (RIDGE + scarcity**2) * entries.sum() / max(len(entries), 1) + torch.finfo(torch.float64).tiny
-        return self.moments[columns][:, columns] + torch.diag(ridge * (columns < len(self.moments) - 1))
+        return self.moments[columns][:, columns].double() + torch.diag(ridge * (columns < len(self.moments) - 1))
 
     def refitted(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns weight and bias for the units that stay; columns of the others are left as they are."""
@@ -81,7 +85,7 @@ class Block:
         stay = self.columns(kept, constant=True)
         if not len(lost) or not len(stay):
             return self.weight, self.bias
-        target = self.moments[stay][:, lost] @ self.weight[:, lost].T  # (stay, hidden_size)
+        target = self.moments[stay][:, lost].double() @ self.weight[:, lost].T  # (stay, hidden_size)
         change = torch.linalg.solve(self.regularised(stay), target).T  # (hidden_size, stay)
         weight, bias = self.weight.clone(), self.bias
         if bias is not None:
