@@ -7,9 +7,9 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   Lagunas et al. 2021's code (one seed: 74 % density, dev 87.0, test 89.2). Densities 74, 50, 35 and 25 %.
 - budget: sst2, snli (10 000 pairs) and qamr (F1), 300 steps at batch 32, densities 50 and 25 %, no teacher:
   second-order removal, which is what `density` asks for; the hybrid of gates for heads and movement scores for FFN
-  units; block movement alone (units); gates for heads with the FFN by magnitude; magnitude; Fisher scores after dense
-  training (Kwon et al. 2022, arXiv 2204.09656, one-shot, without its mask tuning); and second-order removal's own sizes
-  per layer, filled with heads and units drawn at random and trained as long.
+  units; block movement alone (units); gates for heads with the FFN by magnitude; magnitude; second-order costs, and
+  Fisher scores (Kwon et al. 2022, arXiv 2204.09656, without its mask tuning), after dense training and without any
+  other; and second-order removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
 - questions: squad_v1_dev, dense; second-order removal with a teacher; and hybrid_filled, an exact budget of blocks,
   with a teacher and a second run: at 50 and 26 %.
 
@@ -41,10 +41,12 @@ from hf_headprune import (
     Distillation,
     HeadPruneCallback,
     PruningPlan,
+    SecondOrder,
     SubsetGates,
     anatomy_of,
     linear_density,
     prune_model_,
+    second_order_plan,
 )
 from hf_headprune.learn.density import budgets
 
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 RESULT = RESULTS / "density_accuracy.json"
 SEEDS = (0, 1, 2)
 DENSE, SECOND_ORDER, HYBRID, FILLED = "dense", "second order", "hybrid", "hybrid_filled"
-RANDOM_UNITS, FISHER = "random units", "Fisher, one-shot"
+RANDOM_UNITS, FISHER, ONE_SHOT = "random units", "Fisher, one-shot", "second order, one-shot"
 IN_TRAINING = (SECOND_ORDER, HYBRID, "movement", "gates, FFN by magnitude", "magnitude")
 TEACHER = Recipe(epochs=1.5, batch_size=16, learning_rate=5e-5)
 RECIPES = {
@@ -86,7 +88,10 @@ def all_runs() -> Iterator[Run]:
     budget = []
     for task in ("sst2", "snli", "qamr"):
         budget.append(Run("budget", task, DENSE, 1.0, 0))
-        budget += [Run("budget", task, *cell, 0) for cell in product((*IN_TRAINING, FISHER, RANDOM_UNITS), (0.5, 0.25))]
+        budget += [
+            Run("budget", task, *cell, 0)
+            for cell in product((*IN_TRAINING, ONE_SHOT, FISHER, RANDOM_UNITS), (0.5, 0.25))
+        ]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
     questions += [Run("questions", "squad_v1_dev", *cell, 0) for cell in product((SECOND_ORDER, FILLED), (0.5, 0.26))]
     for runs in (published, budget, questions):
@@ -98,7 +103,7 @@ def needed_by(run: Run) -> Run | None:
     """Returns the run whose model or sizes a run needs."""
     if run.method == RANDOM_UNITS:
         return replace(run, method=SECOND_ORDER)
-    if run.method == FISHER or (run.group == "questions" and run.method != DENSE):
+    if run.method in (FISHER, ONE_SHOT) or (run.group == "questions" and run.method != DENSE):
         return replace(run, method=DENSE, density=1.0)
     if run.group == "published" and run.method != DENSE:
         return Run("teacher", run.task, DENSE, 1.0, run.seed)
@@ -116,10 +121,10 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     task = cached_task(run.task, 16 if smoke else None)
     recipe = replace(RECIPES[run.group], max_steps=4, batch_size=4) if smoke else RECIPES[run.group]
     build = partial(build_trainer, task, recipe, seed=run.seed)
-    if run.method == FISHER:
+    if run.method in (FISHER, ONE_SHOT):
         trainer = build(callback=None, model=saved_model(run, task, work))
-        plan = fisher_plan(trainer, run.density, examples=4 if smoke else 1024)
-        prune_model_(plain(trainer), plan)
+        plan, reconstruction = cut_at_once(run, trainer, examples=4 if smoke else 1024)
+        prune_model_(plain(trainer), plan, reconstruction=reconstruction)
         return {**score(trainer, task), **sizes(plan, task)}
     if run.method == RANDOM_UNITS:
         source = needed_by(run)
@@ -136,6 +141,15 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     if run.method == FILLED:  # its blocks leave no zeros behind, once they are filled
         return {**result, **file_size(trainer, work / key_of(run))}
     return {**result, **sizes(callback.plan, task), **file_size(trainer, work / key_of(run))}
+
+
+def cut_at_once(run: Run, trainer: Trainer, *, examples: int) -> tuple[PruningPlan, Any]:
+    """Returns what a one-shot method keeps of a fine-tuned model, and what refits the model to it."""
+    if run.method == FISHER:
+        return fisher_plan(trainer, run.density, examples=examples), None
+    settings = SecondOrder(density=run.density, scoring_examples=examples, seed=run.seed)
+    found = second_order_plan(plain(trainer).eval(), trainer.train_dataset, settings)
+    return found.plan, found.reconstruction
 
 
 def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:

@@ -4,8 +4,8 @@ Three groups of runs, 3 seeds each; within a group all runs share data, steps, l
 
 - headline: sst2, 3 epochs; dense; gates with 43 and 29 of 72 heads kept, which close over 120 steps (the default), at
   once, late (until they are decided), or only after a third of the run, and with the dense model as a teacher;
-  second-order removal; and the dense model after an A* search on dev, without any retraining, as it is and with output
-  projections refitted.
+  second-order removal, in the run and after it; and the dense model after an A* search on dev, without any retraining,
+  as it is and with output projections refitted.
 - joint: sst2, 1 epoch; dense, and 36, 18, 9 heads kept by each estimator, by second-order removal and by the baselines.
 - pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen.
 
@@ -43,6 +43,7 @@ from hf_headprune import (
     SubsetGates,
     prune_model_,
     search_plan,
+    second_order_plan,
 )
 from hf_headprune.learn.settings import Mode
 
@@ -76,7 +77,7 @@ PIPELINED: dict[str, dict[str, Any]] = {name: ESTIMATORS[name] for name in ("ste
 }
 CONTENDERS = ("ste", "sigmoid")
 TEACHER = "ste, teacher"
-SECOND_ORDER = "second order"
+SECOND_ORDER, ONE_SHOT = "second order", "second order, one-shot"
 SEARCHES = {
     "A* after plain training": AStarSearch(max_drop=0.01, max_evaluations=80),
     "A* after plain training, refitted": AStarSearch(max_drop=0.01, max_evaluations=80, reconstruct=True),
@@ -106,7 +107,7 @@ def all_runs() -> Iterator[Run]:
     others = [("joint", "sst2", *cell) for cell in product(JOINT.keys() - CONTENDERS, BUDGETS)]
     taught = [("headline", "sst2", TEACHER, kept) for kept in (43, 29)]
     ablation = [("headline", "sst2", *cell) for cell in product(AT_ONCE, (43, 29))]
-    costs = [("headline", "sst2", SECOND_ORDER, kept) for kept in (43, 29)]
+    costs = [("headline", "sst2", *cell) for cell in product((SECOND_ORDER, ONE_SHOT), (43, 29))]
     costs += [("joint", "sst2", SECOND_ORDER, kept) for kept in BUDGETS]
     for cells in (headline, dense + contenders, pipelined, costs, sorted(others), taught, ablation):
         for seed, cell in product(SEEDS, cells):
@@ -138,12 +139,14 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         model, distillation = None, Distillation(model)
     if run.method == SECOND_ORDER:
         callback = HeadPruneCallback(second_order=SecondOrder(kept_heads=run.kept_heads), search=None)
-    elif run.method not in (DENSE, *SEARCHES):
+    elif run.method not in (DENSE, ONE_SHOT, *SEARCHES):
         mode: Mode = "pipelined" if run.group == "pipelined" else "joint"
         methods = PIPELINED if mode == "pipelined" else JOINT | ABLATION | {TEACHER: ESTIMATORS["ste"]}
         gates = SubsetGates(kept_heads=run.kept_heads, mode=mode, **methods[run.method])
         callback = HeadPruneCallback(gates=gates, search=None, distillation=distillation)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
+    if run.method == ONE_SHOT:
+        return cut_at_once(run, trainer, task)
     if run.method in SEARCHES:
         return cut_by_search(run, trainer, task, smoke=smoke)
     result: dict[str, Any] = {**train_and_score(trainer, task), "steps": trainer.state.global_step}
@@ -152,6 +155,15 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     else:
         result["heads_per_layer"] = [len(kept) for kept in callback.plan.kept_heads.values()]  # type: ignore[union-attr]
     return result
+
+
+def cut_at_once(run: Run, trainer: Trainer, task: Task) -> dict[str, Any]:
+    """Cuts by second-order costs on training examples, without any training, and scores."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    settings = SecondOrder(kept_heads=run.kept_heads, scoring_examples=1024, seed=run.seed)
+    found = second_order_plan(model, task.train, settings)
+    prune_model_(model, found.plan, reconstruction=found.reconstruction)
+    return {**score(trainer, task), "heads_per_layer": [len(kept) for kept in found.plan.kept_heads.values()]}
 
 
 def cut_by_search(run: Run, trainer: Trainer, task: Task, *, smoke: bool) -> dict[str, Any]:
@@ -181,7 +193,7 @@ def source_of(run: Run) -> Run | None:
     """Returns the dense run whose model a run starts from or learns from."""
     if run.group == "pipelined":
         return replace(run, group="joint", method=DENSE, kept_heads=72)
-    return replace(run, method=DENSE, kept_heads=72) if run.method in (TEACHER, *SEARCHES) else None
+    return replace(run, method=DENSE, kept_heads=72) if run.method in (TEACHER, ONE_SHOT, *SEARCHES) else None
 
 
 def queue(work: Path, *, smoke: bool, only: str | None = None, methods: list[str] | None = None) -> RunQueue[Run]:

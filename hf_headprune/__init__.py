@@ -18,7 +18,8 @@ from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
-from hf_headprune.learn.second_order import SecondOrder
+from hf_headprune.learn.one_shot import OneShot, second_order_plan
+from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
@@ -43,6 +44,7 @@ __all__ = [
     "HeadPruneCallback",
     "HeadPruneError",
     "Metric",
+    "OneShot",
     "PlanSearchResult",
     "PruningPlan",
     "SecondOrder",
@@ -61,6 +63,7 @@ __all__ = [
     "promise_in_words",
     "prune_model_",
     "search_plan",
+    "second_order_plan",
     "smallest_drop",
     "three_way_split",
     "verify_certificate",

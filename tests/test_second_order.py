@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density
+from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_, second_order_plan
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.elimination import Removal, cheapest_first, elimination
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
@@ -324,3 +324,33 @@ def test_a_loss_that_is_not_finite_is_refused(case):
     with pytest.raises(TrainingStateError, match="non-finite"):
         bank.remove(model, broken, 1)
     assert bool(bank.kept.all())
+
+
+def test_a_fine_tuned_model_is_cut_to_a_budget_without_training_and_left_as_it_was(case):
+    model, _ = case
+    state = copy.deepcopy(model.state_dict())
+    found = second_order_plan(model, examples(40), SecondOrder(density=0.5, width_multiple=8), batch_size=8)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert model.state_dict().keys() == state.keys()
+    batch = {name: batches_of(examples(40))[0][name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad(), masked(model, found.plan, reconstruction=found.reconstruction):
+        expected = model(**batch).logits
+    cut = prune_model_(copy.deepcopy(model), found.plan, reconstruction=found.reconstruction)
+    with torch.no_grad():
+        torch.testing.assert_close(cut(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    assert linear_density(found.plan, anatomy_of(model)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_one_shot_pruning_works_in_every_family(tiny_family, any_model):
+    inputs = tiny_family.inputs()
+    labels = {"labels": inputs["input_ids"][0].tolist()} if "Marian" in type(any_model).__name__ else {"labels": 1}
+    rows = [{"input_ids": row.tolist(), **labels} for row in inputs["input_ids"]]
+    heads = PruningPlan.of(any_model).num_kept_heads
+    found = second_order_plan(any_model, rows, SecondOrder(kept_heads=heads - 2))
+    assert found.plan.num_kept_heads == heads - 2
+
+
+def test_one_shot_pruning_refuses_examples_without_labels(case):
+    model, _ = case
+    with pytest.raises(InvalidSettingError, match="second_order_plan: examples must hold"):
+        second_order_plan(model, [{"input_ids": [1, 2]}], SecondOrder(density=0.5))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.learn.distillation import Distillation
     from hf_headprune.learn.movement_settings import BlockMovement
-    from hf_headprune.learn.second_order import SecondOrder
+    from hf_headprune.learn.second_order_settings import SecondOrder
     from hf_headprune.learn.settings import SubsetGates
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.report import PruningReport

@@ -9,7 +9,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.density import budgets
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
-from hf_headprune.learn.second_order import SecondOrder
+from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.search.settings import AStarSearch
 

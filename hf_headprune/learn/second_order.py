@@ -1,8 +1,7 @@
-"""SecondOrder: heads and FFN units leave during training where their removal costs least, and the rest is refitted."""
+"""SecondOrderBank: heads and FFN units leave where their removal costs least, and the rest is refitted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import nn
 from hf_headprune.anatomy import base_model
 from hf_headprune.cost import weights_per_unit
 from hf_headprune.elimination import cheapest_first, elimination
-from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.learn.settings import budget_groups, budget_rules
+from hf_headprune.errors import TrainingStateError
+from hf_headprune.learn.settings import budget_groups
 from hf_headprune.masking import UnitScale, attach
 from hf_headprune.moments import record_moments_by_gradient
 from hf_headprune.plan import PruningPlan
@@ -25,65 +24,9 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Anatomy, Site
     from hf_headprune.elimination import Removal
-    from hf_headprune.learn.settings import Budget
+    from hf_headprune.learn.second_order_settings import SecondOrder
 
 BANK_NAME = "headprune_second_order"
-
-
-@dataclass(frozen=True)
-class SecondOrder:
-    """Removal of heads and FFN units by a second-order estimate of what it costs (Optimal Brain Surgeon).
-
-    The model trains whole at first. Then, in one or several rounds, the units that cost least leave, after the output
-    projections are refitted to those that stay, by least squares on training examples; and a plain smaller model trains
-    on. Nothing but weights is trained.
-
-    Attributes:
-        density: Share of the entries of all attention and FFN matrices that stays; heads and FFN units compete for it.
-            It is met to the nearest unit.
-        kept_heads: In its place, how many heads stay, as in `SubsetGates`; FFNs stay whole.
-        decided_by: Fraction of the run's optimizer steps at which the last, or only, round takes place.
-        rounds: In how many steps of equal size the budget is reached.
-        first_at: Fraction of the run at which the first of several rounds takes place.
-        scoring_examples: Training examples that each round looks at.
-        width_multiple: FFN widths stay multiples of this.
-        seed: Of the choice of examples; the Trainer's seed when left out.
-
-    Raises:
-        InvalidSettingError: A value is out of range, or not exactly one budget is given.
-    """
-
-    density: float | None = None
-    kept_heads: Budget | None = None
-    decided_by: float = 0.6
-    rounds: int = 1
-    first_at: float | None = None
-    scoring_examples: int = 512
-    width_multiple: int = 32
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Checks every value that does not depend on the model."""
-        first = self.decided_by if self.first_at is None else self.first_at
-        rules = {
-            "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
-            "density must be above 0 and at most 1": self.density is None or 0.0 < self.density <= 1.0,
-            "rounds must be at least 1": self.rounds >= 1,
-            "0 <= first_at <= decided_by <= 1 must hold": 0.0 <= first <= self.decided_by <= 1.0,
-            "first_at must be given for several rounds, and only then": (self.rounds > 1)
-            == (self.first_at is not None),
-            "scoring_examples must be at least 1": self.scoring_examples >= 1,
-            "width_multiple must be at least 1": self.width_multiple >= 1,
-            **({} if self.kept_heads is None else budget_rules(self.kept_heads)),
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise InvalidSettingError(f"SecondOrder: {'; '.join(broken)}. Received {self!r}.")
-
-    def rounds_due(self, step: int, max_steps: int) -> int:
-        """Returns how many rounds have taken place once an optimizer step, counted from zero, begins."""
-        span = 0.0 if self.first_at is None else (self.decided_by - self.first_at) / (self.rounds - 1)
-        return sum(step >= round((self.decided_by - before * span) * max_steps) for before in range(self.rounds))
 
 
 class SecondOrderBank(nn.Module):
@@ -150,10 +93,23 @@ class SecondOrderBank(nn.Module):
         return self._full.replace(kept_heads=heads, kept_ffn=ffn)
 
     def remove(self, model: nn.Module, losses: Iterable[torch.Tensor], number: int) -> None:
-        """Does the rounds up to a number at once: closes what costs least, and refits what stays, in place.
+        """Does the rounds up to a number at once, in a model with this bank attached: closes units, refits the rest.
 
         Args:
-            model: With this bank attached.
+            model: It is refitted in place.
+            losses: See `choose`.
+            number: Of the last round to be done, counted from one.
+
+        Raises:
+            TrainingStateError: The losses gave no gradient, or one that is not finite.
+        """
+        self.choose(model, losses, number).apply_(model, self.plan())
+
+    def choose(self, model: nn.Module, losses: Iterable[torch.Tensor], number: int) -> Reconstruction:
+        """Chooses what leaves in the rounds up to a number, and returns what refits the model to the rest.
+
+        Args:
+            model: With exactly those units open that are open here.
             losses: Of training examples, summed over each batch; each is computed when it is asked for.
             number: Of the last round to be done, counted from one.
 
@@ -171,7 +127,7 @@ class SecondOrderBank(nn.Module):
         for removal in self._chosen(paths, number / self.settings.rounds):
             parts[removal.site][list(removal.units)] = 0.0
         self._count_rounds(number)
-        reconstruction.apply_(model, self.plan())
+        return reconstruction
 
     def _path(self, site: Site, reconstruction: Reconstruction, before: PruningPlan) -> list[Removal]:
         block = reconstruction.blocks.get(site.name)

@@ -1,0 +1,76 @@
+"""One-shot pruning of a fine-tuned model to a budget: no training, some hundred labelled examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.collation import ModelExamples, PadRight
+from hf_headprune.learn.second_order import SecondOrderBank
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+    from hf_headprune.learn.second_order_settings import SecondOrder
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """What stays, and what refits the model to it.
+
+    Attributes:
+        plan: What stays.
+        reconstruction: Of the output projections.
+    """
+
+    plan: PruningPlan
+    reconstruction: Reconstruction
+
+
+def second_order_plan(
+    model: nn.Module,
+    dataset: Any,
+    settings: SecondOrder,
+    *,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 32,
+) -> OneShot:
+    """Finds what of a fine-tuned model should stay within a budget, without training.
+
+    The model is left as it was; cut it with `prune_model_(model, found.plan, reconstruction=found.reconstruction)`.
+    Nothing is promised about its accuracy: `search_plan` looks for the smallest model that keeps it.
+
+    Args:
+        model: Of a supported family, fine-tuned; its forward pass returns a loss.
+        dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
+            "start_positions" and "end_positions". Training examples do. Other columns are ignored.
+        settings: The budget, and how many of the examples are looked at.
+        data_collator: Makes the batches; when left out, examples are padded on the right.
+        batch_size: Examples per batch.
+
+    Raises:
+        InvalidSettingError: The data set is empty, unlabelled or not tokenized, or the model can't meet the budget.
+        TrainingStateError: The loss does not depend on the model, or is not finite.
+        UnsupportedModelError: The model's family is not supported.
+    """
+    bank = SecondOrderBank(anatomy_of(model), settings)
+    examples = ModelExamples(dataset, model, where="second_order_plan")
+    collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
+    drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed or 0)).tolist()
+    device = next(model.parameters()).device
+
+    def losses() -> Iterator[torch.Tensor]:
+        for first in range(0, min(len(drawn), settings.scoring_examples), batch_size):
+            chosen = drawn[first : min(first + batch_size, settings.scoring_examples)]
+            batch = {name: value.to(device) for name, value in collate([examples[i] for i in chosen]).items()}
+            yield model(**batch).loss * len(chosen)
+
+    reconstruction = bank.choose(model, losses(), settings.rounds)
+    return OneShot(bank.plan(), reconstruction)

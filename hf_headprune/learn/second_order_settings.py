@@ -1,0 +1,68 @@
+"""SecondOrder: the settings of removal by second-order costs, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.learn.settings import budget_rules
+
+if TYPE_CHECKING:
+    from hf_headprune.learn.settings import Budget
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """Removal of heads and FFN units by a second-order estimate of what it costs (Optimal Brain Surgeon).
+
+    The model trains whole at first. Then, in one or several rounds, the units that cost least leave, after the output
+    projections are refitted to those that stay, by least squares on training examples; and a plain smaller model trains
+    on. Nothing but weights is trained.
+
+    Attributes:
+        density: Share of the entries of all attention and FFN matrices that stays; heads and FFN units compete for it.
+            It is met to the nearest unit.
+        kept_heads: In its place, how many heads stay, as in `SubsetGates`; FFNs stay whole.
+        decided_by: Fraction of the run's optimizer steps at which the last, or only, round takes place.
+        rounds: In how many steps of equal size the budget is reached.
+        first_at: Fraction of the run at which the first of several rounds takes place.
+        scoring_examples: Training examples that each round looks at.
+        width_multiple: FFN widths stay multiples of this.
+        seed: Of the choice of examples; the Trainer's seed when left out.
+
+    Raises:
+        InvalidSettingError: A value is out of range, or not exactly one budget is given.
+    """
+
+    density: float | None = None
+    kept_heads: Budget | None = None
+    decided_by: float = 0.6
+    rounds: int = 1
+    first_at: float | None = None
+    scoring_examples: int = 512
+    width_multiple: int = 32
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every value that does not depend on the model."""
+        first = self.decided_by if self.first_at is None else self.first_at
+        rules = {
+            "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
+            "density must be above 0 and at most 1": self.density is None or 0.0 < self.density <= 1.0,
+            "rounds must be at least 1": self.rounds >= 1,
+            "0 <= first_at <= decided_by <= 1 must hold": 0.0 <= first <= self.decided_by <= 1.0,
+            "first_at must be given for several rounds, and only then": (self.rounds > 1)
+            == (self.first_at is not None),
+            "scoring_examples must be at least 1": self.scoring_examples >= 1,
+            "width_multiple must be at least 1": self.width_multiple >= 1,
+            **({} if self.kept_heads is None else budget_rules(self.kept_heads)),
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise InvalidSettingError(f"SecondOrder: {'; '.join(broken)}. Received {self!r}.")
+
+    def rounds_due(self, step: int, max_steps: int) -> int:
+        """Returns how many rounds have taken place once an optimizer step, counted from zero, begins."""
+        span = 0.0 if self.first_at is None else (self.decided_by - self.first_at) / (self.rounds - 1)
+        return sum(step >= round((self.decided_by - before * span) * max_steps) for before in range(self.rounds))
