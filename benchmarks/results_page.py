@@ -61,7 +61,7 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
         "headline": "3 epochs; the dense model is trained with the same steps. *ste* is the default, and gates close "
         "over 120 steps; *at once* closes them fully from the first learning step, *late* until the choice is decided, "
         "*open for a third* lets the dense model train for one of the 3 epochs first; *teacher*: the dense one of the "
-        "same seed. *second order* removes heads once, at 60 % of the run, *one-shot* after it, and trains nothing then; "
+        "same seed. *second order* removes heads at 60 % of the run, *one-shot* after it, and trains nothing then; "
         "*A\\** searches on dev after plain training, trains nothing, and keeps at most so many heads.",
         "joint": "Weights and choice together, 1 epoch. All methods share data, steps and batch order; the estimators "
         "share everything but the estimator with its own learning rate and temperature (gradient start, closing "
