@@ -7,7 +7,8 @@ Three groups of runs, 3 seeds each; within a group all runs share data, steps, l
   second-order removal, in the run and after it; and the dense model after an A* search on dev, without any retraining,
   as it is and with output projections refitted.
 - joint: sst2, 1 epoch; dense, and 36, 18, 9 heads kept by each estimator, by second-order removal and by the baselines.
-- pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen.
+- pipelined: sst2 and snli; a dense fine-tuned model is frozen and 18 or 9 heads are chosen; beside it second-order
+  removal, which trains nothing, but refits.
 
 Every run is cached in `--work`, so a killed benchmark goes on where it was, and several processes share the queue.
 Runs in the committed result file count as done; delete it to measure anew:
@@ -109,6 +110,7 @@ def all_runs() -> Iterator[Run]:
     ablation = [("headline", "sst2", *cell) for cell in product(AT_ONCE, (43, 29))]
     costs = [("headline", "sst2", *cell) for cell in product((SECOND_ORDER, ONE_SHOT), (43, 29))]
     costs += [("joint", "sst2", SECOND_ORDER, kept) for kept in BUDGETS]
+    costs += [("pipelined", *cell) for cell in product(TASKS, (ONE_SHOT,), (18, 9))]
     for cells in (headline, dense + contenders, pipelined, costs, sorted(others), taught, ablation):
         for seed, cell in product(SEEDS, cells):
             yield Run(*cell, seed)

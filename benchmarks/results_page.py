@@ -66,8 +66,8 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
         "joint": "Weights and choice together, 1 epoch. All methods share data, steps and batch order; the estimators "
         "share everything but the estimator with its own learning rate and temperature (gradient start, closing "
         "over 119 steps, decided after 65 % of the steps). *ste* is the default.",
-        "pipelined": "A dense fine-tuned model is frozen; 100 steps choose the heads. No weight moves. *sigmoid* is "
-        "the default.",
+        "pipelined": "A dense fine-tuned model is frozen; 100 steps choose the heads. No weight moves; only *second "
+        "order, one-shot* refits output projections, without training. *sigmoid* is the default of the gates.",
     }
     for group, title in titles.items():
         for task in dict.fromkeys(row["task"] for row in content["summary"] if row["group"] == group):
