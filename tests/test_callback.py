@@ -498,3 +498,13 @@ def test_one_callback_serves_one_trainer(tmp_path):
     _trainer(tmp_path, callback)
     with pytest.raises(TrainingStateError, match="serves one Trainer"):
         _trainer(tmp_path, callback)
+
+
+def test_a_model_that_can_not_be_cut_is_refused_before_training(tmp_path):
+    class Adapted(torch.nn.Linear):
+        pass
+
+    model = tiny_bert()
+    model.bert.encoder.layer[0].output.dense.__class__ = Adapted
+    with pytest.raises(UnsupportedModelError, match="can't be cut"):
+        _trainer(tmp_path, HeadPruneCallback(), model=model)

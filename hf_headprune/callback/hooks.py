@@ -18,6 +18,7 @@ from hf_headprune.callback.second_run import let_second_run_follow, second_run_s
 from hf_headprune.callback.settings import DEFAULT_GATES, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.resize import check_can_cut
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -53,7 +54,8 @@ class HeadPruneCallback(TrainerCallback):
             when the Trainer is built: a budget that the model can't meet, a teacher that doesn't fit it, or no data to
             search on.
         DataLeakError: When the Trainer is built: training or search would see examples of `certification_dataset`.
-        UnsupportedModelError: When the Trainer is built: nothing says where the heads of its model are.
+        UnsupportedModelError: When the Trainer is built: nothing says where the heads of its model are, or they can't
+            be cut, since their projections are adapters, quantized, or shared.
         TrainingStateError: The Trainer can't train the scores correctly; the message says what to change.
     """
 
@@ -105,6 +107,7 @@ class HeadPruneCallback(TrainerCallback):
         trainer = bridge.calling_trainer(self)
         bridge.let_finished_runs_end(trainer)
         anatomy = anatomy_of(trainer.model)
+        check_can_cut(trainer.model, anatomy.sites)
         settings = self.settings.resolved(anatomy)
         if settings.search is not None:
             bridge.require_search_data(trainer)
