@@ -40,6 +40,11 @@ def fine_tuned(task: Task, seed: int, work: Path, *, smoke: bool = False) -> nn.
 
 def evaluator_on(model: Any, split: Any, *, batch_size: int = 32, **settings: Any) -> ExampleEvaluator:
     """Returns an evaluator of a model on one split of a task."""
-    examples = ModelExamples(split, model)
-    batches = length_sorted_batches(examples, PadRight(model.config.pad_token_id), batch_size=batch_size)
-    return ExampleEvaluator(model, batches, **settings)
+    return ExampleEvaluator(model, batches_of(model, split, batch_size=batch_size), **settings)
+
+
+def batches_of(model: Any, split: Any, *, batch_size: int = 32) -> list[dict[str, Any]]:
+    """Returns one split of a task in batches, as an evaluator takes them."""
+    return length_sorted_batches(
+        ModelExamples(split, model), PadRight(model.config.pad_token_id), batch_size=batch_size
+    )

@@ -227,3 +227,17 @@ def test_what_can_not_be_refitted_is_refused(case):
         search_over_plans(anatomy_of(model), lambda plan: Measurement(1.0), AStarSearch(reconstruct=True))
     with pytest.raises(InvalidSettingError, match="reconstruct must be True, False, or None, received 'yes'"):
         AStarSearch(reconstruct="yes")
+
+
+def test_projections_are_refitted_on_the_calibration_where_there_is_one(case):
+    model, batches, evaluator = case
+    full = PruningPlan.of(model)
+    other = batches_of(examples(24, seed=5))
+    calibrated = ExampleEvaluator(model, batches, calibration=other)
+    assert calibrated.fingerprint() != evaluator.fingerprint()
+    found = calibrated.reconstruct(full).blocks[SITE].moments
+    torch.testing.assert_close(found, ExampleEvaluator(model, other).reconstruct(full).blocks[SITE].moments)
+    assert not torch.allclose(found, evaluator.reconstruct(full).blocks[SITE].moments)
+    search = AStarSearch(max_drop=0.2, max_evaluations=5, reconstruct=True)
+    searched = search_plan(model, examples(40), search=search, calibration=examples(24, seed=5), progress=False)
+    assert searched.reconstruction is not None

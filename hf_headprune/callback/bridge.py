@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from transformers import TrainerCallback
 
+CALIBRATION = 1024  # training examples on which output projections are refitted
+
 
 def calling_trainer(callback: TrainerCallback) -> Trainer:
     """Returns the Trainer that is calling one of the callback's hooks.
@@ -239,7 +241,10 @@ def metric_source(
     if by_example:
         size = trainer.args.per_device_eval_batch_size
         batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
-        evaluator = ExampleEvaluator(trainer.model, batches, metric="accuracy", probing=probing)
+        calibration = _calibration(trainer, loader.collate_fn, size)
+        evaluator = ExampleEvaluator(
+            trainer.model, batches, metric="accuracy", probing=probing, calibration=calibration
+        )
         return MetricSource(evaluator, name, len(loader.dataset), 1.0)
     is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
     greater = trainer.args.greater_is_better if is_best_metric else None
@@ -257,6 +262,16 @@ def metric_source(
         cache_mib=(Probing() if probing is None else probing).cache_mib,
     )
     return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0)
+
+
+def _calibration(trainer: Trainer, collate: Any, batch_size: int) -> list[dict[str, torch.Tensor]] | None:
+    """Returns batches of training examples to refit on, or None where the training set is a stream."""
+    dataset: Any = trainer.callback_handler.train_dataloader.dataset
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        return None
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(trainer.args.seed))
+    examples = torch.utils.data.Subset(dataset, order[:CALIBRATION].tolist())
+    return length_sorted_batches(examples, collate, batch_size=batch_size)
 
 
 def require_search_metric(trainer: Trainer, metric: str | None) -> None:

@@ -56,6 +56,7 @@ class ExampleEvaluator:
         metric: str | None = None,
         autocast_dtype: torch.dtype | None = None,
         probing: Probing | None = None,
+        calibration: Sequence[Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         """Checks model and labels.
 
@@ -66,6 +67,8 @@ class ExampleEvaluator:
             autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
                 only when the model will run in that precision.
             probing: How `probe` works; None for the defaults.
+            calibration: Labelled batches on which output projections are refitted, such as some of the training set;
+                None takes `batches`, on which refitted plans then look a little better than they are.
 
         Raises:
             InvalidSettingError: There is no example, labels are missing or out of range, or the metric is unknown.
@@ -73,6 +76,7 @@ class ExampleEvaluator:
         """
         self._model = model
         self._batches = [dict(batch) for batch in batches]
+        self._calibration = self._batches if calibration is None else [dict(batch) for batch in calibration]
         self._autocast_dtype = autocast_dtype
         self._probing = Probing() if probing is None else probing
         self._prober: Prober | None = None
@@ -83,6 +87,8 @@ class ExampleEvaluator:
                 "ExampleEvaluator: at least one labelled example is needed, received none. Pass a non-empty data set."
             )
         self.scoring.check(self._batches)
+        if calibration is not None:
+            self.scoring.check(self._calibration)
         self._weights = np.concatenate([self.scoring.weights(batch) for batch in self._batches])
         self.num_examples = len(self._weights)
 
@@ -117,7 +123,7 @@ class ExampleEvaluator:
             return self._prober(plan, question)
 
     def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
-        """Refits output projections to each plan from now on, on the examples here; see `Reconstruction`.
+        """Refits output projections to each plan from now on, on the calibration; see `Reconstruction`.
 
         Args:
             start: Units whose contribution is to be kept.
@@ -125,7 +131,7 @@ class ExampleEvaluator:
         """
         self._prober = self.reconstruction = None
         sites = [site for site in anatomy_of(self._model).sites if site.is_attention or ffn]
-        losses = (self.scoring.losses(*self._run(batch)).sum() for batch in self._batches)
+        losses = (self.scoring.losses(*self._run(batch)).sum() for batch in self._calibration)
         with masked(self._model, start), evaluating(self._model), self._precision():
             recorded = record_moments_by_gradient(self._model, sites, losses)
         self.reconstruction = Reconstruction(self._model, start, recorded)
@@ -188,7 +194,8 @@ class ExampleEvaluator:
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights, the data, the metric and the precision."""
         settings = f"{self.scoring.metric} {self._autocast_dtype}"
-        batches = {f"{i} {name}": tensor for i, batch in enumerate(self._batches) for name, tensor in batch.items()}
+        read = [*self._batches, *([] if self._calibration is self._batches else self._calibration)]
+        batches = {f"{i} {name}": tensor for i, batch in enumerate(read) for name, tensor in batch.items()}
         return sha256_of(settings, self._model.state_dict(), batches)
 
     def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -167,6 +167,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
+    calibration: Any = None,
     journal: Path | None = None,
     progress: bool = True,
 ) -> PlanSearchResult:
@@ -187,6 +188,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             padded on the right.
         data_collator: Makes the batches instead.
         batch_size: Examples per batch.
+        calibration: Labelled examples on which output projections are refitted, such as a thousand of the training set;
+            None takes `dataset`, on which what is found then looks a little better than it is.
         journal: File that holds the state: a search that was killed continues from it.
         progress: Whether to show a progress bar (on the first process).
 
@@ -207,7 +210,10 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     collate = data_collator or _collate(model, tokenizer)
     batches = length_sorted_batches(ModelExamples(dataset, model), collate, batch_size=batch_size)
     probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
-    evaluator = ExampleEvaluator(model, batches, metric=scoring.metric, probing=probing)
+    refit_on = None
+    if calibration is not None:
+        refit_on = length_sorted_batches(ModelExamples(calibration, model), collate, batch_size=batch_size)
+    evaluator = ExampleEvaluator(model, batches, metric=scoring.metric, probing=probing, calibration=refit_on)
     fingerprint = "" if journal is None else evaluator.fingerprint()
     with SearchBar(disable=not progress, unit_name="heads" if search.units == ("heads",) else "units") as bar:
         return search_over_plans(
