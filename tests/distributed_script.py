@@ -6,7 +6,7 @@ import sys
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_headprune import AStarSearch, HeadPruneCallback, SubsetGates, anatomy_of
+from hf_headprune import AStarSearch, HeadPruneCallback, SecondOrder, SubsetGates, anatomy_of
 from tests.conftest import tiny_bert
 
 
@@ -14,9 +14,11 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 100, (64, 6), generator=generator)
     dataset = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": int(row[0] > 50)} for row in ids]
-    callback = HeadPruneCallback(
-        gates=SubsetGates(kept_heads=5, scoring_examples=8), search=AStarSearch(max_drop=0.05, max_evaluations=10)
-    )
+    search = AStarSearch(max_drop=0.05, max_evaluations=10)
+    callback = {
+        "gates": HeadPruneCallback(gates=SubsetGates(kept_heads=5, scoring_examples=8), search=search),
+        "second_order": HeadPruneCallback(second_order=SecondOrder(kept_heads=5, scoring_examples=8), search=search),
+    }[sys.argv[2]]
     arguments = TrainingArguments(
         output_dir=sys.argv[1],
         max_steps=10,
@@ -41,7 +43,7 @@ def main() -> None:
         "world": arguments.world_size,
         "kept": {site: list(kept) for site, kept in callback.plan.kept_heads.items()},
         "heads": anatomy_of(trainer.model).num_heads,
-        "scores": callback._parts.gates.scores.tolist(),
+        "scores": [] if callback._parts.gates is None else callback._parts.gates.scores.tolist(),
         "weights": weights,
     }
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")

@@ -294,6 +294,27 @@ def test_rounds_that_the_best_model_has_not_seen_are_done_at_the_end(tmp_path):
     assert callback.plan.num_kept_heads == 3
 
 
+def test_a_best_model_from_before_the_removal_meets_the_budget_too(tmp_path):
+    settings = SecondOrder(kept_heads=3, decided_by=0.75, scoring_examples=8)
+    callback = HeadPruneCallback(second_order=settings, search=None)
+    every = {
+        f"{what}_{name}": value
+        for what in ("eval", "save")
+        for name, value in {"strategy": "steps", "steps": 1}.items()
+    }
+    trainer = _trainer(
+        tmp_path,
+        callback,
+        max_steps=4,
+        learning_rate=0.5,  # the loss explodes, so that the first model is the best
+        load_best_model_at_end=True,
+        **every,
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    assert callback.plan.num_kept_heads == 3
+
+
 def test_a_checkpoint_of_another_callback_is_refused(tmp_path):
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     _trainer(tmp_path, None, **settings).train()
