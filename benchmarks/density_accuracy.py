@@ -262,6 +262,7 @@ def main() -> None:
             must_repeat=partial(must_repeat, work=options.work, waiting=waiting),
         )
     elif not options.smoke:
+        waiting = RunQueue(tuple(all_runs()), options.work, RESULT)  # a result file never loses what was not asked for
         runs = waiting.finished()
         measures = ("dev", "test", "reached_density", "file_mb", "weights_mb")
         rows = summary(runs, ("group", "task", "method", "density"), measures)
