@@ -42,6 +42,7 @@ from hf_headprune import (
     cost_of,
     milestones,
 )
+from hf_headprune.callback.bridge import CALIBRATION
 from hf_headprune.callback.promise import plans_between
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import PairedScores
@@ -55,7 +56,6 @@ TASKS = ("sst2", "snli")
 DROPS = (0.01, 0.02)
 ALPHA = 0.05
 MILESTONES = 12
-CALIBRATION = 1024
 SEARCH = AStarSearch(max_evaluations=100, reconstruct=True)
 KEPT_HEADS = (54, 43, 36, 29, 24)
 HEADS = 72

@@ -27,9 +27,8 @@ def fine_tuned(task: Task, seed: int, work: Path, *, smoke: bool = False) -> nn.
     """
     folder = work / f"{task.name}-{seed}"
     if not (folder / "config.json").exists():
-        trainer = build_trainer(
-            task, replace(RECIPES[task.name], max_steps=4) if smoke else RECIPES[task.name], seed=seed, callback=None
-        )
+        recipe = replace(RECIPES[task.name], max_steps=4) if smoke else RECIPES[task.name]
+        trainer = build_trainer(task, recipe, seed=seed, callback=None)
         trainer.train()
         trainer.save_model(str(folder))
     model = AutoModelForSequenceClassification.from_pretrained(folder)

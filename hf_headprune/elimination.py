@@ -42,7 +42,7 @@ class Removal:
 
 
 def elimination(
-    block: Block, kept: Sequence[int], *, removable: Iterable[int] | None = None, multiple: int = 1
+    block: Block, kept: Sequence[int], *, removable: Iterable[int] | None = None, width_multiple: int = 32
 ) -> list[Removal]:
     """Returns the removals of one site, greedily the cheapest next, each priced after those before it.
 
@@ -51,9 +51,10 @@ def elimination(
             the price is the lost share of what the block adds.
         kept: Units that are still there, in order.
         removable: Those of them that may leave; None for all.
-        multiple: Units leave in such numbers; the first ones make what stays a multiple.
+        width_multiple: FFN units leave in such numbers, the first so that a multiple stays; heads leave one by one.
     """
     width, price = block.site.unit_width, weights_per_unit(block.site)
+    multiple = 1 if block.site.is_attention else width_multiple
     columns = block.columns(kept, constant=True)
     augmented = block.weight if block.bias is None else torch.cat([block.weight, block.bias[:, None]], dim=1)
     weight = _root(_metric(block)) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
@@ -64,18 +65,19 @@ def elimination(
         costs = _costs(weight, precision, len(left), width)
         costs[[place for place, unit in enumerate(left) if unit not in may_leave]] = torch.inf
         count = min(len(left) % multiple or multiple, len(may_leave))
-        gone = costs.argsort(stable=True)[:count].sort().values
-        own = (gone[:, None] * width + torch.arange(width)).flatten()
+        places = costs.argsort(stable=True)[:count].sort().values
+        gone = tuple(left[place] for place in places.tolist())
+        own = (places[:, None] * width + torch.arange(width)).flatten()
         pivot = torch.linalg.inv(precision[own][:, own])
         change = pivot @ precision[own]
         cost = float(((weight[:, own] @ pivot) * weight[:, own]).sum())
-        found.append(Removal(block.site.name, tuple(left[i] for i in gone.tolist()), cost, count * price))
+        found.append(Removal(block.site.name, gone, cost, count * price))
         stays = torch.ones(len(precision), dtype=torch.bool)
         stays[own] = False
         weight = (weight - weight[:, own] @ change)[:, stays]
         precision = (precision - precision[:, own] @ change)[stays][:, stays]
-        left = [unit for place, unit in enumerate(left) if place not in set(gone.tolist())]
-        may_leave.intersection_update(left)
+        may_leave.difference_update(gone)
+        left = [unit for unit in left if unit not in gone]
     return found
 
 
@@ -93,8 +95,8 @@ def removals_between(
     paths = []
     for name, block in reconstruction.blocks.items():
         kept = start.kept(name)
-        multiple = 1 if block.site.is_attention else width_multiple
-        paths.append(elimination(block, kept, removable=set(kept) - set(end.kept(name)), multiple=multiple))
+        removable = set(kept) - set(end.kept(name))
+        paths.append(elimination(block, kept, removable=removable, width_multiple=width_multiple))
     return cheapest_first(paths)
 
 

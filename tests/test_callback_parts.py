@@ -36,13 +36,17 @@ def _logits(model):
         return model.eval()(**text_inputs()).logits
 
 
+def assert_reloads_alike(trainer, folder):
+    trainer.save_model(folder)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert torch.equal(_logits(trainer.model), _logits(reloaded))
+
+
 def test_gates_and_a_density_prune_heads_and_ffn_units_in_one_run_and_the_saved_model_reloads(tmp_path):
     callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)
     trainer = _trainer(tmp_path / "run", callback)
     trainer.train()
-    trainer.save_model(tmp_path / "saved")
-    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-    assert torch.equal(_logits(trainer.model), _logits(reloaded))
+    assert_reloads_alike(trainer, tmp_path / "saved")
     assert abs(linear_density(callback.plan, anatomy_of(tiny_bert())) - 0.5) < 0.1
     assert callback.plan.num_removed_heads > 0
     assert all(len(kept) % 32 == 0 for kept in callback.plan.kept_ffn.values())
@@ -120,9 +124,7 @@ def test_one_call_trains_cuts_refills_and_trains_the_cut_model(tmp_path, capsys)
     assert trainer.callback_handler.callbacks == callbacks
     assert all(bool((matrix != 0).all()) for matrix in _matrices(trainer.model))
     assert not list((tmp_path / "run").glob("checkpoint-*"))  # nobody asked for one
-    trainer.save_model(tmp_path / "saved")
-    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-    assert torch.equal(_logits(trainer.model), _logits(reloaded))
+    assert_reloads_alike(trainer, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("saves", [True, False])
@@ -193,9 +195,7 @@ def test_the_published_recipes_run_from_start_to_end_in_one_call_with_a_teacher(
     trainer = _trainer(tmp_path / "run", callback, max_steps=20)
     trainer.train()
     assert callback.plan.num_removed_ffn > 0
-    trainer.save_model(tmp_path / "saved")
-    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-    assert torch.equal(_logits(trainer.model), _logits(reloaded))
+    assert_reloads_alike(trainer, tmp_path / "saved")
 
 
 def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_evaluation(tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_, second_order_plan
 from hf_headprune.callback import HeadPruneCallback
@@ -18,8 +17,9 @@ from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.moments import EVEN_SHARE, record_moments, record_moments_by_gradient
 from hf_headprune.reconstruction import Block
-from tests.conftest import text_inputs, tiny_bert
+from tests.conftest import tiny_bert
 from tests.test_callback import _trainer
+from tests.test_callback_parts import _logits, assert_reloads_alike
 from tests.test_evaluator import batches_of, classifier, examples
 
 ATTENTION, FFN = "encoder.layer.1.attention", "encoder.layer.0.intermediate"
@@ -92,6 +92,17 @@ def test_without_losses_every_real_token_counts_alike(case):
     assert moments.sensitivity is None
 
 
+def error_without(block, gone):
+    """What ridge regression on the units of the start that stay leaves unpredicted, in the metric of the loss."""
+    columns = block.columns([unit for unit in block.start if unit not in gone], constant=True)
+    lost = block.columns(gone, constant=False)
+    moments = block.regularised(torch.arange(len(block.moments)))
+    fit = torch.linalg.solve(moments[columns][:, columns], moments[columns][:, lost])
+    left = moments[lost][:, lost] - moments[lost][:, columns] @ fit
+    weight = block.weight[:, lost]
+    return float(torch.trace(block.sensitivity.double() @ weight @ left @ weight.T))
+
+
 @pytest.mark.parametrize("name", [ATTENTION, FFN])
 def test_summed_costs_are_the_error_that_ridge_regression_leaves(case, name):
     model, batches = case
@@ -99,22 +110,14 @@ def test_summed_costs_are_the_error_that_ridge_regression_leaves(case, name):
     recorded = record_moments_by_gradient(model, [site], losses_of(model, batches))[name]
     kept = tuple(range(site.units))
     block = Block.of(model, recorded, kept)
-    path = elimination(block, kept, multiple=4 if name == FFN else 1)
+    path = elimination(block, kept, width_multiple=4)
     assert sorted(unit for removal in path for unit in removal.units) == list(kept)
     gone: list[int] = []
     cost = 0.0
     for removal in path:
         gone += removal.units
         cost += removal.cost
-        columns = block.columns([unit for unit in kept if unit not in gone], constant=True)
-        lost = block.columns(gone, constant=False)
-        moments = block.regularised(torch.arange(len(block.moments)))
-        fit = torch.linalg.solve(moments[columns][:, columns], moments[columns][:, lost])
-        left = moments[lost][:, lost] - moments[lost][:, columns] @ fit  # what the others do not predict
-        weight = block.weight[:, lost]
-        assert cost == pytest.approx(
-            float(torch.trace(recorded.sensitivity.double() @ weight @ left @ weight.T)), rel=1e-6
-        )
+        assert cost == pytest.approx(error_without(block, gone), rel=1e-6)
 
 
 def test_the_first_removal_is_the_cheapest_single_one(case):
@@ -123,15 +126,7 @@ def test_the_first_removal_is_the_cheapest_single_one(case):
     recorded = record_moments_by_gradient(model, [site], losses_of(model, batches))[ATTENTION]
     kept = tuple(range(site.units))
     block = Block.of(model, recorded, kept)
-    costs = {}
-    for head in kept:
-        lost = block.columns([head], constant=False)
-        columns = block.columns([other for other in kept if other != head], constant=True)
-        moments = block.regularised(torch.arange(len(block.moments)))
-        fit = torch.linalg.solve(moments[columns][:, columns], moments[columns][:, lost])
-        left = moments[lost][:, lost] - moments[lost][:, columns] @ fit
-        weight = block.weight[:, lost]
-        costs[head] = float(torch.trace(recorded.sensitivity.double() @ weight @ left @ weight.T))
+    costs = {head: error_without(block, [head]) for head in kept}
     first = elimination(block, kept)[0]
     assert first.units == (min(costs, key=costs.__getitem__),)
     assert first.cost == pytest.approx(min(costs.values()), rel=1e-6)
@@ -168,7 +163,7 @@ def test_a_density_is_met_to_the_nearest_unit_and_widths_stay_multiples(case, de
     plan = bank.plan()
     anatomy = anatomy_of(model)
     largest = max(site.hidden_size * site.unit_width * 4 for site in anatomy.attention_sites)
-    total = sum(sum(p.numel() for n, p in model.bert.encoder.named_parameters() if p.dim() == 2) for _ in (0,))
+    total = sum(parameter.numel() for parameter in model.bert.encoder.parameters() if parameter.dim() == 2)
     assert abs(linear_density(plan, anatomy) - density) <= max(largest, 16 * 64) / total
     assert all(len(kept) % 8 == 0 for kept in plan.kept_ffn.values())
 
@@ -230,20 +225,13 @@ def test_rounds_are_spread_evenly_between_first_and_last():
     assert due == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3]
 
 
-def _logits(model):
-    with torch.no_grad():
-        return model.eval()(**text_inputs()).logits
-
-
 def test_a_density_alone_prunes_both_kinds_and_the_saved_model_reloads(tmp_path):
     callback = HeadPruneCallback(density=0.5, search=None)
     assert callback.settings.second_order == SecondOrder(density=0.5)
     assert callback.settings.gates is None
     trainer = _trainer(tmp_path / "run", callback)
     trainer.train()
-    trainer.save_model(tmp_path / "saved")
-    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-    assert torch.equal(_logits(trainer.model), _logits(reloaded))
+    assert_reloads_alike(trainer, tmp_path / "saved")
     assert abs(linear_density(callback.plan, anatomy_of(tiny_bert())) - 0.5) < 0.1
     assert any(key.startswith("headprune/kept_units/") for entry in trainer.state.log_history for key in entry)
 
@@ -257,14 +245,6 @@ def test_the_cut_computes_what_evaluation_computed(tmp_path):
     trainer.train()
     assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
     torch.testing.assert_close(_logits(trainer.model), seen[0], atol=1e-6, rtol=1e-5)
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop |= state.global_step == self.step
 
 
 @pytest.mark.parametrize("killed_after", [3, 4, 6])

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import Subset
 from transformers import Trainer
 
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
@@ -156,16 +157,21 @@ def require_search_data(trainer: Trainer) -> None:
 def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
     """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state."""
     loader = trainer.callback_handler.train_dataloader
-    dataset, size = loader.dataset, trainer.state.train_batch_size  # smaller than set, with auto_find_batch_size
-    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-        examples: Iterator[Any] = (dataset[i] for i in order[:count].tolist())
-    else:
-        examples = islice(iter(dataset), count)
+    size = trainer.state.train_batch_size  # smaller than set, with auto_find_batch_size
+    drawn = _drawn(loader.dataset, count, seed)
+    examples: Iterator[Any] = islice(iter(loader.dataset if drawn is None else drawn), count)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         while chunk := list(islice(examples, size)):
             yield trainer._prepare_inputs(loader.collate_fn(chunk))
+
+
+def _drawn(dataset: Any, count: int, seed: int) -> Subset[Any] | None:
+    """Returns `count` examples of a data set, drawn by `seed`, or None where it is a stream."""
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        return None
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Subset(dataset, order[:count].tolist())
 
 
 def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
@@ -219,7 +225,12 @@ def searches_accuracy(trainer: Trainer, metric: str | None) -> bool:
 
 
 def metric_source(
-    trainer: Trainer, metric: str | None, examples: Any = None, *, probing: Probing | None = None
+    trainer: Trainer,
+    metric: str | None,
+    examples: Any = None,
+    *,
+    probing: Probing | None = None,
+    refits: bool = False,
 ) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
@@ -232,6 +243,7 @@ def metric_source(
         metric: Of the search settings; else the Trainer's `metric_for_best_model`.
         examples: In place of `eval_dataset`, where right answers are counted.
         probing: How plans are measured with less work, where right answers are counted; None for the defaults.
+        refits: Whether the search will refit output projections: on training examples, where right answers are counted.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns.
@@ -241,7 +253,7 @@ def metric_source(
     if by_example:
         size = trainer.args.per_device_eval_batch_size
         batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
-        calibration = _calibration(trainer, loader.collate_fn, size)
+        calibration = _calibration(trainer, loader.collate_fn, size) if refits else None
         evaluator = ExampleEvaluator(
             trainer.model, batches, metric="accuracy", probing=probing, calibration=calibration
         )
@@ -266,12 +278,8 @@ def metric_source(
 
 def _calibration(trainer: Trainer, collate: Any, batch_size: int) -> list[dict[str, torch.Tensor]] | None:
     """Returns batches of training examples to refit on, or None where the training set is a stream."""
-    dataset: Any = trainer.callback_handler.train_dataloader.dataset
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        return None
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(trainer.args.seed))
-    examples = torch.utils.data.Subset(dataset, order[:CALIBRATION].tolist())
-    return length_sorted_batches(examples, collate, batch_size=batch_size)
+    drawn = _drawn(trainer.callback_handler.train_dataloader.dataset, CALIBRATION, trainer.args.seed)
+    return None if drawn is None else length_sorted_batches(drawn, collate, batch_size=batch_size)
 
 
 def require_search_metric(trainer: Trainer, metric: str | None) -> None:

@@ -138,8 +138,8 @@ def _find(
     started = time.perf_counter()
     examples = None if promise is None else promise.search_split
     probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
-    source = metric_source(trainer, search.metric, examples, probing=probing)
     search = replace(search, reconstruct=search.reconstruct is not False)  # it is the callback that cuts
+    source = metric_source(trainer, search.metric, examples, probing=probing, refits=bool(search.reconstruct))
     searched = search if promise is None else promise.searched(search)
     result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
     plan, chosen = result.plan, None

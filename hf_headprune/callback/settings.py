@@ -61,11 +61,11 @@ class Settings:
             density: Share of the weights that is to stay.
             **others: The other attributes.
         """
-        is_asked = second_order is not None or (density is not None and movement is None)
-        if is_asked and gates is DEFAULT_GATES:
-            gates = None
-        if density is not None and second_order is None and movement is None and gates is None:
+        no_other = second_order is None and movement is None and (gates is None or gates is DEFAULT_GATES)
+        if density is not None and no_other:
             second_order, density = SecondOrder(density=density), None
+        if second_order is not None and gates is DEFAULT_GATES:
+            gates = None
         return cls(gates, movement, second_order, density, **others)
 
     def __post_init__(self) -> None:

@@ -63,12 +63,13 @@ def second_order_plan(
     bank = SecondOrderBank(anatomy_of(model), settings)
     examples = ModelExamples(dataset, model, where="second_order_plan")
     collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
-    drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed or 0)).tolist()
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed or 0))
+    drawn = order[: settings.scoring_examples].tolist()
     device = next(model.parameters()).device
 
     def losses() -> Iterator[torch.Tensor]:
-        for first in range(0, min(len(drawn), settings.scoring_examples), batch_size):
-            chosen = drawn[first : min(first + batch_size, settings.scoring_examples)]
+        for first in range(0, len(drawn), batch_size):
+            chosen = drawn[first : first + batch_size]
             batch = {name: value.to(device) for name, value in collate([examples[i] for i in chosen]).items()}
             yield model(**batch).loss * len(chosen)
 

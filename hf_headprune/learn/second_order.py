@@ -137,8 +137,7 @@ class SecondOrderBank(nn.Module):
                 f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
                 f"{site.output}. Check that it comes from the model's forward pass and is finite."
             )
-        multiple = 1 if site.is_attention else self.settings.width_multiple
-        return elimination(block, before.kept(site.name), multiple=multiple)
+        return elimination(block, before.kept(site.name), width_multiple=self.settings.width_multiple)
 
     def refitted(self, model: nn.Module) -> list[nn.Parameter]:
         """Returns the parameters of a model that a round changes."""
@@ -149,7 +148,7 @@ class SecondOrderBank(nn.Module):
         """Returns the removals that reach a share of what is to go."""
         if self.settings.density is not None:
             total = sum(site.units * weights_per_unit(site) for site in self._sites)
-            now = float((self.kept * self._weights()).sum())
+            now = sum(removal.weights for path in paths.values() for removal in path)
             aim = share * (1.0 - self.settings.density) * total - (total - now)
             return _up_to(cheapest_first(paths.values()), aim)
         owners = [site.name for site in self._scored for _ in range(site.units)]
@@ -169,10 +168,6 @@ class SecondOrderBank(nn.Module):
     def _count_rounds(self, number: int) -> None:
         self.rounds.fill_(number)
         self.rounds_done = number
-
-    def _weights(self) -> torch.Tensor:
-        parts = [torch.full((site.units,), float(weights_per_unit(site))) for site in self._sites]
-        return torch.cat(parts).to(self.kept.device)
 
     def _refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the base model: hands each site its slice."""

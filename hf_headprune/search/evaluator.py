@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from hf_headprune.anatomy import Site
     from hf_headprune.plan import PruningPlan
     from hf_headprune.search.problem import Question
     from hf_headprune.search.units import Unit
@@ -130,7 +131,7 @@ class ExampleEvaluator:
             ffn: Whether those of FFNs are refitted, too.
         """
         self._prober = self.reconstruction = None
-        sites = [site for site in anatomy_of(self._model).sites if site.is_attention or ffn]
+        sites = _refitted_sites(self._model, ffn=ffn)
         losses = (self.scoring.losses(*self._run(batch)).sum() for batch in self._calibration)
         with masked(self._model, start), evaluating(self._model), self._precision():
             recorded = record_moments_by_gradient(self._model, sites, losses)
@@ -269,7 +270,7 @@ class MetricEvaluator:
             start: Units whose contribution is to be kept.
             ffn: Whether those of FFNs are refitted, too.
         """
-        sites = [site for site in anatomy_of(self._model).sites if site.is_attention or ffn]
+        sites = _refitted_sites(self._model, ffn=ffn)
         with masked(self._model, start), evaluating(self._model):
             recorded = record_moments(self._model, sites, self._measure)
         self.reconstruction = Reconstruction(self._model, start, recorded)
@@ -279,6 +280,10 @@ class MetricEvaluator:
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights and of the data's own fingerprint."""
         return sha256_of(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
+
+
+def _refitted_sites(model: nn.Module, *, ffn: bool) -> list[Site]:
+    return [site for site in anatomy_of(model).sites if site.is_attention or ffn]
 
 
 def length_sorted_batches(

@@ -226,7 +226,7 @@ def _ranks(reconstruction: Reconstruction, start: PruningPlan) -> dict[str, np.n
     found = {site: np.zeros(units) for site, units in start.num_ffn.items()}
     for site, ranks in found.items():
         if site in reconstruction.blocks:
-            path = elimination(reconstruction.blocks[site], start.kept(site), multiple=RANKED_TOGETHER)
+            path = elimination(reconstruction.blocks[site], start.kept(site), width_multiple=RANKED_TOGETHER)
             for place, removal in enumerate(path):
                 ranks[list(removal.units)] = place + 1
     return found
