@@ -27,6 +27,8 @@ def main() -> None:
     if torch.distributed.get_rank() == 0:
         torch.save(found, folder / "weights.pt")
         (folder / "world.json").write_text(json.dumps(torch.distributed.get_world_size()), encoding="utf-8")
+    # Without it, the interpreter's end may find the backend's threads running, and the process aborts.
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

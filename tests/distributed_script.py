@@ -47,6 +47,8 @@ def main() -> None:
         "weights": weights,
     }
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
+    # Without it, the interpreter's end may find the backend's threads running, and the process aborts.
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
