@@ -358,17 +358,32 @@ def test_the_path_to_certify_takes_first_what_costs_least_where_projections_are_
         before = plan
 
 
-def test_by_default_the_final_table_says_what_unseen_examples_show_of_what_was_found(tmp_path, capsys):
-    trainer, callback = _certifying(tmp_path / "run", max_drop=0.01, confidence="report")
+def test_by_default_what_unseen_examples_support_is_cut_and_the_table_says_what_they_show(tmp_path, capsys):
+    trainer, callback = _certifying(tmp_path / "run", max_drop=0.1, confidence="report")
     trainer.train()
     assert "To be certified: 200 examples, 95 % confidence" in " ".join(capsys.readouterr().out.split())
-    assert callback.plan == callback.search_result.plan
-    assert callback.search_result.threshold == pytest.approx(callback.search_result.reference_metric - 0.01)
-    assert callback.certificate.evidence.examples == 200
+    assert callback.search_result.threshold == pytest.approx(callback.search_result.reference_metric - 0.1)
+    found, evidence = callback.search_result.plan, callback.certificate.evidence
+    assert found.num_kept_heads <= callback.plan.num_kept_heads < 6
+    assert evidence.examples == 200
+    assert evidence.dense_metric - evidence.pruned_metric <= 0.1
+    candidates = 6 - found.num_kept_heads
+    assert callback.certificate.claim.chosen_among == min(candidates, 5)
     assert callback.certificate.path is None
     assert callback.certificate.statement in callback.report.promise
     trainer.save_model(tmp_path / "saved")
     assert Certificate.load(tmp_path / "saved") == callback.certificate
+
+
+def test_by_default_what_training_kept_is_cut_where_unseen_examples_support_nothing_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_headprune.callback.promise.furthest_within", lambda *_, **__: None)
+    trainer, callback = _certifying(tmp_path, confidence="report")
+    trainer.train()
+    assert callback.search_result.plan.num_kept_heads < 6
+    assert callback.plan.num_kept_heads == 6
+    assert callback.certificate is None
+    assert "was seen to lose more than 20 % on 200 examples that the search has not seen" in callback.report.promise
+    assert callback.report.metric.before == callback.report.metric.after
 
 
 @pytest.mark.parametrize(

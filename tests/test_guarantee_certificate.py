@@ -13,13 +13,14 @@ from transformers import AutoModelForSequenceClassification
 from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee import paired
 from hf_headprune.guarantee.certificate import CERTIFICATE_NAME, Certificate, checksum_of
-from hf_headprune.guarantee.certify import CertificationData, certify, certify_path, name_of
+from hf_headprune.guarantee.certify import CertificationData, certify, certify_path, furthest_within, name_of
 from hf_headprune.guarantee.claim import METHODS, Claim, Metric
 from hf_headprune.guarantee.evidence import Counts, PairedScores, evidence_of, evidence_of_counts
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.scoring import Batching, labels_and_predictions, right_answers
 from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use
 from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
@@ -150,6 +151,48 @@ def test_the_statement_says_what_was_found_and_what_was_not_checked(dense, prune
     assert "not checked" not in certificate.statement
     unchecked = certify(dense, pruned, CertificationData(rows, search=examples(9, seed=8)), max_drop=0.4)
     assert "It was not checked that no example is in the train split." in unchecked.statement
+
+
+def test_a_split_that_chose_among_models_gives_each_its_share_of_alpha(dense, pruned, data, tmp_path):
+    chosen = certify(dense, pruned, data, max_drop=0.4, chosen_among=5)
+    assert (chosen.claim.alpha, chosen.claim.spent) == (0.05, pytest.approx(0.01))
+    alone = certify(dense, pruned, data, max_drop=0.4)
+    assert chosen.evidence.upper_bound > alone.evidence.upper_bound
+    assert (
+        chosen.evidence.upper_bound == certify(dense, pruned, data, max_drop=0.4, confidence=0.99).evidence.upper_bound
+    )
+    assert "These examples chose it among 5 models, each of which may spend an alpha of 0.01." in chosen.statement
+    assert "Nothing but the choice among the candidates" in chosen.assumptions[-1]
+    assert Certificate.load(chosen.save(tmp_path)) == chosen
+    assert verify_certificate(chosen, pruned, data.dataset, dense=dense).holds
+    ledger = AlphaLedger(tmp_path / "ledger.jsonl")
+    assert certify(dense, pruned, data, chosen_among=5, ledger=ledger).claim.spent == alpha_of_use(0.05, 1) / 5
+
+
+def test_more_alpha_than_the_share_of_a_chosen_model_is_refused(dense, pruned, data):
+    with pytest.raises(InvalidSettingError, match=r"spent must be in \(0, alpha / chosen_among\], received 0.05"):
+        Claim("accuracy", "binary", 0.01, 0.05, 0.05, chosen_among=5)
+    with pytest.raises(InvalidSettingError, match="chosen_among must be a count of at least 1, received 0"):
+        certify(dense, pruned, data, chosen_among=0)
+    path = certify_path(dense, [PruningPlan.of(dense)], data)
+    with pytest.raises(InvalidSettingError, match="received chosen_among=2 beside it"):
+        certify(dense, pruned, data, path=path, chosen_among=2)
+
+
+def test_the_furthest_plan_within_a_drop_is_the_last_before_the_first_that_is_seen_to_lose_more(dense, data):
+    full = PruningPlan.of(dense)
+    plans = [without(full, range(count)) for count in range(1, 5)]
+    right = right_answers(dense, data.dataset).sum()
+    seen = []
+    for plan in plans:
+        with masked(dense, plan):
+            seen.append(int(right - right_answers(dense, data.dataset).sum()))
+    assert max(seen) > 0
+    for allowed in sorted({0, max(seen) - 1, max(seen)}):
+        more = [index for index, drop in enumerate(seen) if drop > allowed]
+        last = more[0] - 1 if more else len(plans) - 1
+        found = furthest_within(dense, plans, data, allowed / len(data.dataset))
+        assert found == (None if last < 0 else last)
 
 
 def test_a_certificate_survives_saving_and_reading(certificate, tmp_path):

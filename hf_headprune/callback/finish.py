@@ -102,13 +102,16 @@ def finish(
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if held_back is not None and found.chosen is not None and found.chosen.has_certificate:
-            certificate = held_back.certify(dense, learned, pruned, found.chosen)
-            certificate.save(folder)
-            certify_weights_(model, certificate.to_json(), file_name=CERTIFICATE_NAME)
-            report = replace(report, promise=f"Compared with what training kept: {certificate.statement}")
+        if held_back is not None and found.chosen is not None:
+            words = held_back.nothing_certified(found.chosen)
+            if found.chosen.has_certificate:
+                certificate = held_back.certify(dense, learned, pruned, found.chosen)
+                certificate.save(folder)
+                certify_weights_(model, certificate.to_json(), file_name=CERTIFICATE_NAME)
+                words = f"Compared with what training kept: {certificate.statement}"
+            report = replace(report, promise=words)
         elif promise is not None:
-            report = replace(report, promise=promise.nothing_certified())
+            report = replace(report, promise=promise.in_words())
         (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         tqdm.write(report.to_text())
     return Outcome(found.plan, found.result, report, certificate)

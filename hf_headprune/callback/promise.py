@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from hf_headprune.callback import bridge
 from hf_headprune.elimination import removals_between
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.guarantee.certify import CertificationData, ScoredSplit, certify, certify_path
+from hf_headprune.guarantee.certify import CertificationData, ScoredSplit, certify, certify_path, furthest_within
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
@@ -41,17 +41,18 @@ LEAST_EXAMPLES = 200  # with fewer, a half of them shows next to nothing, and th
 
 @dataclass(frozen=True)
 class ChosenPlan:
-    """The plan that is cut.
+    """The plan that is cut: the last one on the way to what the search found that the unseen examples allow.
 
     Attributes:
-        plan: Where only what is certified is cut: the last plan of the path that could be, or what training kept, where
-            none could. Else what the search found.
-        path: What was tested, in the first case.
+        plan: What training kept, where they allow no smaller one.
+        path: What was tested, where only what is certified is cut.
+        candidates: Plans on the way among which the unseen examples chose.
         has_certificate: Whether there is anything to say: the plan removes something that training kept.
     """
 
     plan: PruningPlan
     path: CertifiedPath | None
+    candidates: int
     has_certificate: bool
 
 
@@ -66,12 +67,8 @@ class NoPromise:
     reason: str
 
     def in_words(self) -> str:
-        """Says so before training."""
+        """Says so, before training and after it."""
         return f"Certificate: none, since {self.reason}."
-
-    def nothing_certified(self) -> str:
-        """Says so after training."""
-        return self.in_words()
 
 
 @dataclass(frozen=True)
@@ -102,40 +99,50 @@ class Promise:
 
     def in_words(self) -> str:
         """Says before training what the examples can promise."""
-        expected = Expectation(alpha=round(1.0 - self.confidence, 12))
+        among = 1 if self.is_condition else MILESTONES
+        expected = Expectation(alpha=round(1.0 - self.confidence, 12), chosen_among=among)
         return f"To be certified: {promise_in_words(len(self.data.dataset), self.max_drop, expected)}"
 
     def choose(
         self, trainer: Trainer, model: Any, learned: PruningPlan, result: PlanSearchResult, scores: np.ndarray | None
     ) -> ChosenPlan:
-        """Returns what the search found, or the furthest plan on the way there that is certified.
+        """Returns the furthest plan on the way to what the search found that the unseen examples allow.
 
-        Plans are tested on the way from what training kept to what the search found, the least pruned first.
+        Plans on the way there from what training kept are tried, the least pruned first. One is allowed if it is
+        certified, or, where certificates are only reported, if it is seen to lose no more than is allowed.
 
         Args:
-            trainer: Its first process tests; the others wait for the outcome.
+            trainer: Its first process tries them; the others wait for the outcome.
             model: A copy of the trained model, not cut.
             learned: What training kept: what the others are compared with.
             result: Of the search on the search split.
             scores: Importance of the heads, `(num_heads,)`, or None.
         """
-        found = result.plan
-        if not self.is_condition:
-            return ChosenPlan(found, None, has_certificate=found != learned)
-        plans = milestones(plans_between(learned, found, result.reconstruction, scores), MILESTONES)
-        path = None
+        if result.plan == learned:
+            return ChosenPlan(learned, None, 0, has_certificate=False)
+        plans = milestones(plans_between(learned, result.plan, result.reconstruction, scores), MILESTONES)
+        path, last = None, None
         if trainer.is_world_process_zero():
-            claim = METRIC, self.max_drop, self.confidence
-            refit = result.reconstruction
-            path = certify_path(model, plans, self.data, *claim, reference=learned, reconstruction=refit)
-        path = broadcast_object_list([path])[0]
-        passed = path.certified_index is not None
-        return ChosenPlan(plans[path.certified_index] if passed else learned, path, has_certificate=passed)
+            where: dict[str, Any] = {"reference": learned, "reconstruction": result.reconstruction}
+            if self.is_condition:
+                path = certify_path(model, plans, self.data, METRIC, self.max_drop, self.confidence, **where)
+                last = path.certified_index
+            else:
+                last = furthest_within(model, plans, self.data, self.max_drop, **where)
+        path, last = broadcast_object_list([path, last])
+        chosen = learned if last is None else plans[last]
+        return ChosenPlan(chosen, path, len(plans), has_certificate=last is not None)
 
-    def nothing_certified(self) -> str:
+    def nothing_certified(self, chosen: ChosenPlan) -> str:
         """Says that there is no certificate, and why."""
-        if not self.is_condition:
+        if not chosen.candidates:
             return NoPromise("the search removed nothing that training kept").in_words()
+        if not self.is_condition:
+            return (
+                "Certificate: none. Every plan on the way to what the search found, the least pruned first, was seen "
+                f"to lose more than {100 * self.max_drop:g} % on {len(self.data.dataset):,} examples that the search "
+                "has not seen, so exactly what training kept was cut. A larger eval_dataset shows more."
+            )
         return (
             "Certificate: none. No plan smaller than what training kept could be certified to lose less than "
             f"{100 * self.max_drop:g} % on {len(self.data.dataset):,} unseen examples, so exactly what training kept "
@@ -152,7 +159,9 @@ class Promise:
             chosen: From `choose`.
         """
         prune_model_(model, learned)
-        return certify(model, pruned, self.data, METRIC, self.max_drop, self.confidence, path=chosen.path)
+        among = 1 if chosen.path is not None else chosen.candidates
+        claim = METRIC, self.max_drop, self.confidence
+        return certify(model, pruned, self.data, *claim, path=chosen.path, chosen_among=among)
 
 
 def plans_between(

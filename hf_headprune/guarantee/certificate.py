@@ -27,6 +27,10 @@ ASSUMPTIONS = (
     "Their labels are right.",
     "Nothing about the model, the claim or the order of candidates was chosen by looking at them.",
 )
+ASSUMPTIONS_OF_CHOICE = (
+    *ASSUMPTIONS[:-1],
+    "Nothing but the choice among the candidates was made by looking at them: neither the candidates nor the claim.",
+)
 ASSUMPTION_OF_GROUPS = "Groups of examples are independent of each other, and none is larger than the largest of these."
 _KEY_BYTES = INPUT_BYTES + LABEL_BYTES
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from hf_headprune.fingerprints import sha256_of
 from hf_headprune.guarantee.certificate import (
     ASSUMPTION_OF_GROUPS,
     ASSUMPTIONS,
+    ASSUMPTIONS_OF_CHOICE,
     Certificate,
     DisjointnessRecord,
     Environment,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from hf_headprune.reconstruction import Reconstruction
 
 PACKAGES = ("hf-headprune", "torch", "transformers", "numpy", "scipy")
+ROUND_OFF = 1e-9
 VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
 
 
@@ -107,6 +109,13 @@ class ScoredSplit:
             scores = self.metric.score(model, self.data.dataset)
         return checked_scores(scores, len(self.prints), self.metric.kind)[self.prints.order]
 
+    def scores_of_plan(
+        self, model: nn.Module, plan: PruningPlan | None, reconstruction: Reconstruction | None
+    ) -> np.ndarray:
+        """Runs what a plan keeps of a model, or the whole, with its output projections refitted or as they are."""
+        with nullcontext() if plan is None else masked(model, plan, reconstruction=reconstruction):
+            return self.scores_of(model)
+
     def groups(self) -> np.ndarray | None:
         """Returns the numbers of the groups in the order of the fingerprints."""
         if self.data.groups is None:
@@ -115,14 +124,17 @@ class ScoredSplit:
         _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
         return np.argsort(np.argsort(first))[inverse]
 
-    def claim(self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int) -> Claim:
+    def claim(
+        self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, chosen_among: int = 1
+    ) -> Claim:
         """Returns the claim; spends its share of alpha where the split may be used more than once."""
         alpha = round(1.0 - confidence, 12)
-        claim = Claim(self.metric.name, self.metric.kind, max_drop, alpha, alpha, seed=seed)  # checks the numbers
+        named = Claim(self.metric.name, self.metric.kind, max_drop, alpha, alpha, seed=seed)  # checks the numbers
+        claim = replace(named, spent=alpha / max(chosen_among, 1), chosen_among=chosen_among)
         if ledger is None:
             return claim
         entry = ledger.spend(self.prints.sha256(), alpha, f"{self.metric.name} drops by less than {max_drop}")
-        return Claim(claim.metric, claim.kind, max_drop, alpha, entry.spent, entry.use, seed)
+        return replace(claim, spent=entry.spent / chosen_among, use=entry.use)
 
 
 def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same names
@@ -167,15 +179,54 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         raise InvalidSettingError("certify_path: at least one plan is needed, received none. Pass the search's path.")
     split = _scored(dataset, metric)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
-
-    def scores(plan: PruningPlan | None) -> np.ndarray:
-        with nullcontext() if plan is None else masked(model, plan, reconstruction=reconstruction):
-            return split.scores_of(model)
-
-    dense = scores(reference)
-    candidates = [(name_of(plan), lambda plan=plan: scores(plan)) for plan in plans]
+    dense = split.scores_of_plan(model, reference, reconstruction)
+    candidates = [
+        (name_of(plan), lambda plan=plan: split.scores_of_plan(model, plan, reconstruction)) for plan in plans
+    ]
     dense_pair = PairedScores(dense, dense, split.groups())
     return walk(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)
+
+
+def furthest_within(
+    model: nn.Module,
+    plans: Sequence[PruningPlan],
+    dataset: Any,
+    max_drop: float = 0.01,
+    *,
+    reference: PruningPlan | None = None,
+    reconstruction: Reconstruction | None = None,
+) -> int | None:
+    """Goes from the least pruned plan on while accuracy on the certification split drops by at most `max_drop`.
+
+    What was seen is no promise: `certify(..., chosen_among=len(plans))` says what these examples exclude about the plan
+    that they chose.
+
+    Args:
+        model: The dense model; plans are applied by masks, reversibly.
+        plans: In an order that was fixed without looking at the certification split.
+        dataset: Certification split, or `CertificationData`.
+        max_drop: Drop that may be seen, absolute.
+        reference: What of the model the plans are compared with; None for all.
+        reconstruction: Refits output projections to each plan, where the search did so.
+
+    Returns:
+        Index of the last plan before the first that drops more, or None where that is the first one.
+
+    Raises:
+        DataLeakError: Training or search have seen an example.
+        InvalidPlanError: A plan does not fit the model.
+        InvalidSettingError: The data set is malformed.
+        UnsupportedModelError: The model can't be scored.
+    """
+    split = _scored(dataset, "accuracy")
+    right = split.scores_of_plan(model, reference, reconstruction).sum()
+    allowed = int(max_drop * len(split.prints) + ROUND_OFF)
+    last = None
+    for index, plan in enumerate(plans):
+        if right - split.scores_of_plan(model, plan, reconstruction).sum() > allowed:
+            break
+        last = index
+    return last
 
 
 def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of the claim
@@ -187,6 +238,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     confidence: float = 0.95,
     *,
     path: CertifiedPath | None = None,
+    chosen_among: int = 1,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
 ) -> Certificate:
@@ -202,6 +254,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         confidence: Of the statement, above 0.5.
         path: What `certify_path` returned, where the pruned model is its last certified plan (the first plan, where
             none was certified); the rest of the arguments must be the same.
+        chosen_among: Models among which the split itself has chosen the pruned one; each may spend an equal share of
+            alpha, so that the statement holds however the split chose. Not with a path, which is free of that cost.
         ledger: Of the uses of certification splits; without one this must be the only use. Not with a path.
         seed: Of the bootstrap.
 
@@ -213,7 +267,12 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     """
     split = _scored(dataset, metric)
     if path is None:
-        claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
+        claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, chosen_among=chosen_among)
+    elif chosen_among != 1:
+        raise InvalidSettingError(
+            f"certify: a path says how its plan was chosen, received chosen_among={chosen_among!r} beside it. Leave "
+            "one of the two out."
+        )
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
     scores = PairedScores(split.scores_of(dense), split.scores_of(pruned), split.groups())
@@ -232,7 +291,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
             split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
         ),
         environment=_environment(pruned),
-        assumptions=ASSUMPTIONS if scores.groups is None else (*ASSUMPTIONS, ASSUMPTION_OF_GROUPS),
+        assumptions=(ASSUMPTIONS if chosen_among == 1 else ASSUMPTIONS_OF_CHOICE)
+        + (() if scores.groups is None else (ASSUMPTION_OF_GROUPS,)),
     )
 
 

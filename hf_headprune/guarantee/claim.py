@@ -12,6 +12,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.paired import level_of
 
 Kind = Literal["binary", "bounded", "corpus"]
+ROUND_OFF = 1.0 + 1e-9
 METHODS = {
     "binary": "exact unconditional paired score test, finite-sample",
     "bounded": "betting on paired differences, finite-sample",
@@ -79,6 +80,8 @@ class Claim:
         alpha: One minus the confidence.
         spent: Part of alpha that this use of the certification split may spend; all of it without a ledger.
         use: Number of this use in the ledger, or 0 without one.
+        chosen_among: Models among which the certification examples themselves chose; each may spend an equal share of
+            alpha (Bonferroni), so that the claim holds however they chose.
         seed: Of the bootstrap.
 
     Raises:
@@ -92,6 +95,7 @@ class Claim:
     spent: float
     use: int = 0
     seed: int = 0
+    chosen_among: int = 1
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -99,7 +103,8 @@ class Claim:
             "kind": (self.kind in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
             "max_drop": (0 <= self.max_drop < 1, "in [0, 1): 0.01 is one point"),
             "alpha": (0 < self.alpha < 0.5, "in (0, 0.5): one minus the confidence"),  # noqa: PLR2004
-            "spent": (0 < self.spent <= self.alpha, "in (0, alpha]"),
+            "chosen_among": (self.chosen_among >= 1, "a count of at least 1"),
+            "spent": (0 < self.spent * self.chosen_among <= self.alpha * ROUND_OFF, "in (0, alpha / chosen_among]"),
             "use": (self.use >= 0, "a count"),
         }
         for name, (holds, rule) in rules.items():

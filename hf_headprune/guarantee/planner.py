@@ -24,6 +24,7 @@ class Expectation:
         true_drop: Drop over all data, in [0, disagreement].
         power: Chance of a certificate that is asked for, in (0, 1).
         alpha: One minus the confidence, in (0, 0.5).
+        chosen_among: Models among which the certification split itself will choose: each gets its share of alpha.
 
     Raises:
         InvalidSettingError: A number is out of range.
@@ -33,6 +34,7 @@ class Expectation:
     true_drop: float = 0.0
     power: float = POWER
     alpha: float = 0.05
+    chosen_among: int = 1
 
     def __post_init__(self) -> None:
         """Checks every number."""
@@ -41,6 +43,7 @@ class Expectation:
             "true_drop": (0 <= self.true_drop <= self.disagreement, "in [0, disagreement]"),
             "power": (0 < self.power < 1, "in (0, 1)"),
             "alpha": (0 < self.alpha < 0.5, "in (0, 0.5)"),  # noqa: PLR2004
+            "chosen_among": (self.chosen_among >= 1, "a count of at least 1"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
@@ -64,7 +67,7 @@ def power_of(n: int, epsilon: float, expected: Expectation = Expectation()) -> f
         raise InvalidSettingError(
             f"power_of: n must be at least 1 and epsilon in (0, 1), received {n} and {epsilon}. A drop of 1 % is 0.01."
         )
-    critical = critical_value(n, epsilon, level_of(expected.alpha), points=PLANNING_POINTS)
+    critical = critical_value(n, epsilon, level_of(expected.alpha / expected.chosen_among), points=PLANNING_POINTS)
     limits = rejection_limits(critical, n, epsilon)
     return float(tail_probabilities(limits, n, np.array([expected.disagreement]), expected.true_drop)[0])
 

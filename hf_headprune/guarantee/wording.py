@@ -27,6 +27,11 @@ def statement_of(claim: Claim, evidence: Evidence, *, checked: tuple[str, ...]) 
             f"About {evidence.examples_needed:,} examples would certify it four times in five, if the true rates are "
             "those seen."
         )
+    if claim.chosen_among > 1:
+        sentences.append(
+            f"These examples chose it among {claim.chosen_among} models, each of which may spend an alpha of "
+            f"{claim.spent:.2g}."
+        )
     if claim.use > 1:
         sentences.append(f"This is use number {claim.use} of the split, which may spend an alpha of {claim.spent:.2g}.")
     unchecked = [name for name in ("train", "search") if name not in checked]

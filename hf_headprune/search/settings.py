@@ -54,9 +54,10 @@ class AStarSearch:
             `search_plan` does not.
         confidence: For `HeadPruneCallback`, about the drop of accuracy on unseen data. Half of `eval_dataset` is held
             back from the search for it, unless there is a `certification_dataset`. A level, such as 0.95: only what is
-            certified at it to lose less than `max_drop` is cut. "report": what the search found is cut, and the
-            certificate says what those examples show about it, at 95 %, whether it is `max_drop` or not. None holds
-            nothing back and certifies nothing.
+            certified at it to lose less than `max_drop` is cut. "report": the last plan on the way to what the search
+            found is cut that loses no more than `max_drop` on those examples, and the certificate says what they show
+            about it, at 95 %, whether it is `max_drop` or not. None holds nothing back and certifies nothing: what the
+            search found is cut.
 
     Raises:
         InvalidSettingError: A setting is out of range.
