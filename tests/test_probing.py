@@ -289,6 +289,31 @@ def test_a_rounded_twin_rejects_and_estimates_but_is_never_certain_and_never_exa
     assert next(model.parameters()).dtype == torch.float32
 
 
+def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precision(monkeypatch):
+    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_BAND", 1e9)  # every error is doubtful
+    model = classifier()
+    dataset = decided(model, examples(60))
+    dataset = [{**row, "label": (row["label"] + (i % 3 == 0)) % NUM_LABELS} for i, row in enumerate(dataset)]
+    batches = batches_of(dataset)
+    plain = ExampleEvaluator(model, batches)
+    rounded = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=True))
+    base, rng = PruningPlan.of(model), np.random.default_rng(12)
+    margins, rejected = plain(base).margins, 0
+    for _ in range(12):
+        plan = near(base, rng)
+        expected = plain(plan)
+        found = rounded.probe(plan, asked(base, margins, rng, floor=0.8))
+        if found.kind != "estimate":
+            continue
+        rejected += 1
+        errors = np.flatnonzero(found.margins < 0)
+        assert expected.metric <= found.metric < 0.8
+        assert 1.0 - len(errors) / 60 <= found.metric
+        settled = errors[np.abs(found.margins[errors] - expected.margins[errors]) < 1e-5]
+        assert len(settled) >= 60 * (1.0 - 0.8)  # as many errors as the verdict needs come from the model itself
+    assert rejected > 6
+
+
 def test_small_models_and_other_precisions_have_no_rounded_twin():
     model = classifier()
     assert not gains_by_half_precision(model)

@@ -107,6 +107,15 @@ class Compositions:
                 self._memory.drop((old, is_exact))
         return self._held[key]
 
+    def some(self, indices: np.ndarray) -> Iterator[Batch]:
+        """Yields batches that hold some examples; and no others, where examples may be put together anew."""
+        if self._rows is None:
+            yield from (batch for batch in self.given() if np.isin(batch.indices, indices).any())
+            return
+        for first in range(0, len(indices), self._batch_size):
+            chosen = indices[first : first + self._batch_size]
+            yield Batch(chosen, self._rows.batch(chosen.tolist(), self._device))
+
     def given(self) -> Iterator[Batch]:
         """Yields the batches given."""
         start = 0

@@ -129,6 +129,11 @@ class Lane:
                 self._guessed.append((owner, key))
         return self._scoring.answers(outputs, entries)
 
+    def answers_alone(self, entries: dict[str, torch.Tensor], plan: PruningPlan) -> Answers:
+        """Runs a plan on a batch of its own, and remembers nothing; only while open."""
+        self._close(plan)
+        return self._scoring.answers(self._stack.outputs(self._scoring.inputs(entries)), entries)
+
     def forget_guesses(self) -> None:
         """Drops the states of the plan at work: it was rejected and becomes no parent."""
         for owner, key in self._guessed:

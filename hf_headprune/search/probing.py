@@ -1,13 +1,15 @@
 """Measures plans with as little work as their verdict needs: what a parent computed is reused, hard examples go first.
 
-A rejection in the model's own precision is certain: it counts only errors that were seen. One in bf16, and any
-acceptance before the end, is an estimate. A measurement to the end is exact, in the model's own precision. The batches
-of a measurement follow from its `Question` alone, never from what is in memory, so that a search that goes on after a
-kill measures the same bits.
+A rejection in the model's own precision is certain: it counts only errors that were seen. One in bf16 counts errors
+that rounding can't explain, and has the others looked at again in the model's own precision; it is an estimate, as is
+any acceptance before the end. A measurement to the end is exact, in the model's own precision. The batches of a
+measurement follow from its `Question` alone, never from what is in memory, so that a search that goes on after a kill
+measures the same bits.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,8 +36,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.problem import Question
 
 ROUGH_BAND = 0.2  # of the logits; bf16 moves those of BERT-like models by 0.03, with a largest of 0.1
-ROUGH_MARGIN = 0.005  # of the metric, and two examples: errors in bf16 that are not beyond the band must be more
-ROUGH_SHARE = 0.5  # of the examples, the hardest: what a rounded model has not decided then, it leaves to the model
+ROUGH_SHARE = 0.6  # of the examples, the hardest: what a rounded model has not decided then, it leaves to the model
 
 
 @dataclass(frozen=True)
@@ -139,24 +140,28 @@ class Prober:
     ) -> tuple[Measurement | None, Answers]:
         """Looks at the hardest examples first, until there is a verdict; without one, also returns all answers.
 
-        A rough lane stops where it could only accept and nobody wants an estimate, and half way in any case.
+        A rough lane stops at `ROUGH_SHARE` of the examples.
         """
         known = composition.answers_of(plan, is_exact=lane.is_exact)
         answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
         route = lane.route(plan, question.base)
-        with lane.open():
+        with ExitStack() as stack:
+            stack.enter_context(lane.open())
+            if not lane.is_exact:
+                stack.enter_context(self._exact.open())
             for place in composition.hardest_first(question.expected):
                 batch = composition.batches[place]
                 if place not in known:
                     known[place] = lane.answers(composition, place, route)
                     self.examples_seen += len(batch.indices)
                 answers.put(batch.indices, known[place])
+                if not lane.is_exact:
+                    self._settle(answers, plan, question)
                 verdict = self._verdict(answers, question, is_exact=lane.is_exact)
                 if verdict is not None:
                     if question.floor is not None and verdict.metric < question.floor:
                         lane.forget_guesses()
-                    is_wanted = lane.is_exact or question.tentative or verdict.metric < (question.floor or 0.0)
-                    return (verdict if is_wanted else None), answers
+                    return verdict, answers
                 if not lane.is_exact and answers.seen.mean() >= ROUGH_SHARE:
                     break
         return None, answers
@@ -164,26 +169,47 @@ class Prober:
     def _verdict(self, answers: Answers, question: Question[PruningPlan], *, is_exact: bool) -> Measurement | None:
         """Returns a rejection, an estimate, or None; what rounding could turn counts as right.
 
-        A rejection is certain in the model's own precision. In another it is an estimate, from errors that rounding
-        could hardly explain, or from all errors where they are too many by a margin.
+        A rejection is certain in the model's own precision, and an estimate in another.
         """
         if question.floor is None or not self._scoring.is_mean:
             return None
-        total = self._weights.sum()
-        is_certain = answers.gaps >= (TIE_BAND if is_exact else ROUGH_BAND)
-        lost = np.where(answers.seen, 1.0 - answers.scores, 0.0) * self._weights / total
-        bound = 1.0 - float(lost[is_certain].sum())
-        if not is_exact:
-            bound = min(bound, 1.0 - float(lost.sum()) + max(ROUGH_MARGIN, 2.0 / len(lost)))
+        bound = self._bound(answers, band=TIE_BAND if is_exact else ROUGH_BAND)
         if bound < question.floor - ROUND_OFF:
             return Measurement(bound, answers.margins.copy(), kind="bound" if is_exact else "estimate")
         seen = answers.seen
-        is_estimate = question.tentative or not is_exact
-        if not is_estimate or seen.sum() < self._share * len(seen) or seen.all():
+        if not question.tentative or seen.sum() < self._share * len(seen) or seen.all():
             return None
         scores = np.where(seen, answers.scores, self._scoring.predicted(question.expected))
-        estimate = float((scores * self._weights).sum()) / total
+        estimate = float((scores * self._weights).sum() / self._weights.sum())
         return Measurement(estimate, answers.margins.copy(), kind="estimate") if estimate >= question.floor else None
+
+    def _bound(self, answers: Answers, *, band: float) -> float:
+        """Returns what the metric can be at most, given the errors whose next answer is at least so far away."""
+        is_certain = answers.seen & (answers.gaps >= band)
+        lost = np.where(is_certain, 1.0 - answers.scores, 0.0) * self._weights
+        return 1.0 - float(lost.sum() / self._weights.sum())
+
+    def _settle(self, answers: Answers, plan: PruningPlan, question: Question[PruningPlan]) -> None:
+        """Where all errors seen in bf16 would reject, looks at the doubtful ones again, until it is clear; in place.
+
+        Errors that the model makes in its own precision become certain, and what could be a tie counts as right.
+        """
+        if question.floor is None:
+            return
+        floor = question.floor - ROUND_OFF
+        if not self._bound(answers, band=0.0) < floor <= self._bound(answers, band=ROUGH_BAND):
+            return
+        doubtful = np.flatnonzero(answers.seen & (answers.scores < 1.0) & (answers.gaps < ROUGH_BAND))
+        worst_first = doubtful[np.argsort(answers.margins[doubtful], kind="stable")]
+        for batch in self._compositions.some(worst_first):
+            found = self._exact.answers_alone(batch.entries, plan)
+            self.examples_seen += len(batch.indices)
+            is_tie = found.gaps < TIE_BAND
+            found.scores[is_tie] = 1.0
+            found.gaps[:] = np.inf
+            answers.put(batch.indices, found)
+            if not self._bound(answers, band=0.0) < floor <= self._bound(answers, band=ROUGH_BAND):
+                return
 
     def _to_the_end(self, plan: PruningPlan, answers: Answers) -> Measurement:
         """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""
