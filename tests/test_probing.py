@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
@@ -312,6 +313,51 @@ def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precisio
         settled = errors[np.abs(found.margins[errors] - expected.margins[errors]) < 1e-5]
         assert len(settled) >= 60 * (1.0 - 0.8)  # as many errors as the verdict needs come from the model itself
     assert rejected > 6
+
+
+@pytest.mark.parametrize("refits", [False, True])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_closed_units_are_taken_out_of_the_products_and_put_back(name, refits):
+    model = CLASSIFIERS[name]()
+    batches = batches_of(decided(model, examples(60)))
+    plain = ExampleEvaluator(model, batches)
+    narrow = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=False))
+    base, rng = PruningPlan.of(model), np.random.default_rng(13)
+    if refits:
+        plain.reconstruct(base, ffn=True)
+        narrow.reconstruct(base, ffn=True)
+    margins = plain(base).margins
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    site = next(site for site in anatomy_of(model).attention_sites)
+    widths = set()
+    handle = (
+        base_model(model)
+        .get_submodule(site.output)
+        .register_forward_hook(lambda module, args, output: widths.add(args[0].shape[-1]))
+    )
+    for kept in ([0], [1, 3], [], range(4)):
+        plan = base.replace(kept_heads={site.name: kept})
+        expected = plain(plan)
+        widths.clear()
+        found = narrow.probe(plan, asked(base, margins, rng))
+        assert found.metric == expected.metric
+        assert np.allclose(found.margins, expected.margins, atol=1e-4)
+        assert (len(kept) or 4) * site.unit_width in widths
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    handle.remove()
+
+
+def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_the_products(monkeypatch):
+    def refuse(self, plan):
+        raise RuntimeError("shape '[4, 8]' is invalid")
+
+    monkeypatch.setattr("hf_headprune.search.narrowing.Narrowing.take_out", refuse)
+    model = classifier()
+    batches = batches_of(decided(model, examples(60)))
+    plain, evaluator = ExampleEvaluator(model, batches), ExampleEvaluator(model, batches)
+    base, rng = PruningPlan.of(model), np.random.default_rng(14)
+    plan = near(base, rng)
+    assert evaluator.probe(plan, asked(base, plain(base).margins, rng)).metric == plain(plan).metric
 
 
 def test_small_models_and_other_precisions_have_no_rounded_twin():

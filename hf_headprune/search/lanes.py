@@ -85,6 +85,7 @@ class Lane:
             self._is_resumable = self._stack.is_resumable(inputs)
             self.in_full_precision = self._stack.computes_in_full_precision(inputs)
             may_skip = self._is_resumable and (self.in_full_precision or not is_exact)
+            self._takes_out = may_skip and not scoring.is_continuous and self._stack.can_take_out(inputs)
             self._reads_first = may_skip and self._stack.reads_first_token(inputs)
 
     def check_fits(self, plan: PruningPlan) -> None:
@@ -100,9 +101,9 @@ class Lane:
         """Makes the model ready for `answers`; it is left as it was."""
         with ExitStack() as stack:
             stack.enter_context(evaluating(self._model))
-            stack.enter_context(self._stack.attached())
             if self._reconstruction is not None:
                 stack.enter_context(self._reconstruction.restoring(self._model))
+            stack.enter_context(self._stack.attached())  # it restores first
             if self._reads_first:
                 stack.enter_context(self._stack.first_token_only())
             self._closed, self._guessed = None, []
@@ -160,6 +161,8 @@ class Lane:
             self._stack.close(plan)
             if self._reconstruction is not None:
                 self._reconstruction.apply_(self._model, plan)
+            if self._takes_out:
+                self._stack.take_out(plan)
             self._closed = plan
 
 

@@ -11,12 +11,13 @@ from torch import nn
 
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.masking import UnitScale, attach
+from hf_headprune.plan import PruningPlan
+from hf_headprune.search.narrowing import Narrowing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from hf_headprune.plan import PruningPlan
-
+ROUNDINGS = 1000  # of the largest logit: in fp32 far more than two orders of a sum differ by, and far less than a head
 Inputs = dict[str, torch.Tensor]
 Kept = tuple[tuple[int, ...], ...]
 
@@ -44,6 +45,7 @@ class LayerStack:
         self._parent = base_model(model).get_submodule(parent)
         self._layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self._scales: dict[str, UnitScale] = {}
+        self._narrowing = Narrowing(model, self._sites)
         self._has_one_list = len(stacks) == 1
         self.depth = len(self._layers) if self._has_one_list else 1 + max(site.layer for site in self._sites)
 
@@ -63,11 +65,13 @@ class LayerStack:
         try:
             yield
         finally:
+            self._narrowing.restore()
             for handle in handles:
                 handle.remove()
 
     def close(self, plan: PruningPlan) -> None:
         """Closes exactly the units that a plan removes; only while attached."""
+        self._narrowing.restore()
         device = next(self._model.parameters()).device
         for site in self._sites:
             kept = plan.kept(site.name)
@@ -75,6 +79,11 @@ class LayerStack:
                 scale = torch.zeros(site.units, device=device)
                 scale[list(kept)] = 1.0
                 self._scales[site.name].scale = None if len(kept) == site.units else scale
+
+    def take_out(self, plan: PruningPlan) -> None:
+        """Takes the units that `close` has closed out of the products, until the next one; only while attached."""
+        for name in self._narrowing.take_out(plan):
+            self._scales[name].scale = None
 
     def kept_per_layer(self, plan: PruningPlan) -> tuple[Kept, ...]:
         """Returns what a plan keeps in each layer, site by site."""
@@ -185,6 +194,27 @@ class LayerStack:
             return False
         with self.first_token_only():
             return torch.allclose(logits_in(self.outputs(inputs)), logits.detach(), rtol=1e-4, atol=1e-5)
+
+    def can_take_out(self, inputs: Inputs) -> bool:
+        """Tells whether taking units out of the products gives what closing them gives, up to round-off.
+
+        In bf16 round-off hides all but shapes that don't fit.
+        """
+        full = PruningPlan.full(self._anatomy)
+        plan = full.replace(
+            kept_heads={site: range(count - 1) for site, count in full.num_heads.items() if count},
+            kept_ffn={site: range(1, count) for site, count in full.num_ffn.items() if count},
+        )
+        with self.attached():
+            self.close(plan)
+            closed = logits_in(self.outputs(inputs)).float()
+            try:
+                self.take_out(plan)
+                taken = logits_in(self.outputs(inputs)).float()
+            except RuntimeError:  # shapes that do not follow from the projections
+                return False
+        scale = float(closed.abs().amax()) * torch.finfo(next(self._model.parameters()).dtype).eps
+        return bool((taken - closed).abs().amax() <= ROUNDINGS * scale)
 
     def computes_in_full_precision(self, inputs: Inputs) -> bool:
         """Tells whether products are computed in fp32 or fp64; autocast may come from a wrapped forward."""

@@ -1,0 +1,67 @@
+"""Takes closed units out of a live model's products by slices of its weights, so that nothing is computed for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.anatomy import base_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from hf_headprune.anatomy import Site
+    from hf_headprune.plan import PruningPlan
+
+
+class Narrowing:
+    """The projections of a model's sites, whole or without the units that a plan removes.
+
+    A site that loses none is left alone, and so is one that loses all: no kernel takes products of no width.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        """Finds the projections.
+
+        Args:
+            model: Live model, whose attention reads the number of its heads off the width of its projections.
+            sites: Of that model.
+        """
+        base = base_model(model)
+        self._projections: list[tuple[Site, list[Any], Any]] = [
+            (site, [base.get_submodule(path) for path in site.inputs], base.get_submodule(site.output))
+            for site in sites
+            if site.units
+        ]
+        self._whole: list[tuple[nn.Parameter, torch.Tensor]] = []
+
+    def take_out(self, plan: PruningPlan) -> set[str]:
+        """Slices the weights as they are, in place, until `restore`; returns the names of the sites concerned."""
+        taken = set()
+        for site, inputs, output in self._projections:
+            kept = plan.kept(site.name)
+            if not 0 < len(kept) < site.units:
+                continue
+            taken.add(site.name)
+            units = torch.tensor(kept, device=output.weight.device)
+            within = torch.arange(site.unit_width, device=units.device)
+            entries = (units[:, None] * site.unit_width + within).flatten()
+            for projection in inputs:
+                self._put(projection.weight, projection.weight.data[entries])
+                if projection.bias is not None:
+                    self._put(projection.bias, projection.bias.data[entries])
+            self._put(output.weight, output.weight.data[:, entries].contiguous())
+        return taken
+
+    def restore(self) -> None:
+        """Puts back what `take_out` found."""
+        while self._whole:
+            parameter, tensor = self._whole.pop()
+            parameter.data = tensor
+
+    def _put(self, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+        self._whole.append((parameter, parameter.data))
+        parameter.data = tensor
