@@ -51,7 +51,7 @@ class Scale:
     evaluations: int
 
 
-FULL = Scale(train=320, search=75, test=120, epochs=3.0, evaluations=60)
+FULL = Scale(train=320, search=100, test=120, epochs=3.0, evaluations=60)
 SMOKE = Scale(train=8, search=4, test=4, epochs=1.0, evaluations=4)
 
 

@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.fingerprints import sha256_of
+from hf_headprune.masking import plain_copy
 from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.probing import Probing
 
@@ -211,12 +212,14 @@ class MetricSource:
         metric: Name of the metric.
         num_examples: Examples that it is computed on.
         sign: -1 where the evaluator returns the metric negated, because lower is better.
+        precision: Name of the lower precision that the Trainer evaluates in, or None for that of the weights.
     """
 
     evaluator: ExampleEvaluator | MetricEvaluator
     metric: str
     num_examples: int
     sign: float
+    precision: str | None = None
 
 
 def searches_accuracy(trainer: Trainer, metric: str | None) -> bool:
@@ -234,9 +237,10 @@ def metric_source(
 ) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
-    Single-label classification is measured by accuracy, example by example, unless another metric is named; any other
-    metric by the Trainer's own `evaluate`, that is by its `compute_metrics`, or by the loss. Higher is better, unless
-    the name ends in "loss" or is `metric_for_best_model` and `greater_is_better` says otherwise.
+    Single-label classification is measured by accuracy, example by example, in the precision of the weights, which is
+    that of the model when it is loaded again, unless another metric is named; any other metric by the Trainer's own
+    `evaluate`, that is by its `compute_metrics`, or by the loss. Higher is better, unless the name ends in "loss" or is
+    `metric_for_best_model` and `greater_is_better` says otherwise.
 
     Args:
         trainer: With an `eval_dataset`.
@@ -255,7 +259,7 @@ def metric_source(
         batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
         calibration = _calibration(trainer, loader.collate_fn, size) if refits else None
         evaluator = ExampleEvaluator(
-            trainer.model, batches, metric="accuracy", probing=probing, calibration=calibration
+            plain_copy(trainer.model), batches, metric="accuracy", probing=probing, calibration=calibration
         )
         return MetricSource(evaluator, name, len(loader.dataset), 1.0)
     is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
@@ -273,7 +277,8 @@ def metric_source(
         data_fingerprint=data,
         cache_mib=(Probing() if probing is None else probing).cache_mib,
     )
-    return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0)
+    precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
+    return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0, precision)
 
 
 def _calibration(trainer: Trainer, collate: Any, batch_size: int) -> list[dict[str, torch.Tensor]] | None:

@@ -153,7 +153,7 @@ def _find(
     metric = MetricChange(
         name=source.metric,
         split=f"search split: {'' if promise is None or promise.has_own_split else 'half of '}eval_dataset"
-        + _precision(trainer),
+        + ("" if source.precision is None else f", in {source.precision}"),
         num_examples=source.num_examples,
         before=source.sign * result.reference_metric,
         after=source.sign * (known[plan] if plan in known else source.evaluator(plan).metric),
@@ -200,7 +200,3 @@ def _search(
             result = run()
     # Rounding may differ between devices: what is cut everywhere is what the first process found.
     return broadcast_object_list([result])[0]
-
-
-def _precision(trainer: Trainer) -> str:
-    return ", in bf16" if trainer.args.bf16 else ", in fp16" if trainer.args.fp16 else ""
