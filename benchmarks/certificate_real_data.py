@@ -6,6 +6,8 @@ into those that search (2 000), those that certify, and the rest. The search tak
 half the drop on its pairs; the plans up to it are certified in order; and the certificate is compared with the drop on
 the rest, and with that on all pairs, which is the truth for pairs drawn from them.
 
+The result file is written seed by seed; answers are kept in `--work`.
+
 Run: OMP_NUM_THREADS=1 python -m benchmarks.certificate_real_data [--smoke] [--work FOLDER]
 """
 
@@ -109,9 +111,10 @@ def main() -> None:
             shown = f"wrong {cell['wrong']:.4f}, certified {cell['certified']:.3f}, removed {cell['mean_removed']:.1f}"
             print(f"seed {seed} n={certifying} epsilon={epsilon}: {shown}", flush=True)
         results[-1]["drops"] = dict(zip(map(str, REMOVED), map(float, drops), strict=True))
-    if not options.smoke:
-        setting = {"seeds": SEEDS, "alpha": ALPHA, "repetitions": REPETITIONS, "searching": SEARCHING}
-        write_json(RESULTS / "certificate_real_data.json", {**environment(), **setting, "results": results})
+        if not options.smoke:
+            setting = {"alpha": ALPHA, "repetitions": REPETITIONS, "searching": SEARCHING}
+            setting |= {"seeds": SEEDS, "missing": len(SEEDS) * len(CERTIFYING) * len(DROPS) - len(results)}
+            write_json(RESULTS / "certificate_real_data.json", {**environment(), **setting, "results": results})
 
 
 if __name__ == "__main__":
