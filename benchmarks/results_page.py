@@ -268,6 +268,7 @@ def validity_section(content: dict[str, Any]) -> Iterator[str]:
 def real_data_section(content: dict[str, Any]) -> Iterator[str]:
     """Table of how often certificates are wrong on real answers."""
     yield "## How often a certificate is wrong on real answers"
+    yield from missing_runs(content)
     yield f"\nMiniLM on snli's test pairs, {content['repetitions']:,} random splits per row into"
     yield f"{content['searching']:,} that search, n that certify at level {content['alpha']}, and the rest; heads go in"
     yield "the order of gradient importance. *Wrong*: a certified plan loses the drop or more on all pairs; *on the"
