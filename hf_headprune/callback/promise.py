@@ -139,7 +139,7 @@ class Promise:
             return NoPromise("the search removed nothing that training kept").in_words()
         if not self.is_condition:
             return (
-                "Certificate: none. Every plan on the way to what the search found, the least pruned first, was seen "
+                "Certificate: none. The least pruned of the plans tried on the way to what the search found was seen "
                 f"to lose more than {100 * self.max_drop:g} % on {len(self.data.dataset):,} examples that the search "
                 "has not seen, so exactly what training kept was cut. A larger eval_dataset shows more."
             )
