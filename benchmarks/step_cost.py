@@ -6,7 +6,9 @@ Reported is the median ratio of neighbouring steps, in CPU seconds of the steppi
 set here, that is the whole step's work), and in wall seconds beside it. With a teacher, the plain Trainer runs the
 teacher's forward pass, too, so that the ratio says what distillation costs on top of it.
 
-Run: python -m benchmarks.step_cost [--smoke]
+Cells that are measured take the place of those of the same name in the result file; the others stay.
+
+Run: python -m benchmarks.step_cost [--smoke] [--models MiniLM] [--parts "hybrid, teacher"]
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import minilm
 from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SubsetGates
 
@@ -138,10 +140,17 @@ def measure(
     return result
 
 
+def cell_of(result: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what names a measurement."""
+    return result["model"], tuple(result["shape"]), result["part"], result["phase"], result["bf16"]
+
+
 def main() -> None:
     """Measures all shapes and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a few steps of one small shape")
+    parser.add_argument("--models", nargs="+", default=("MiniLM", "BERT-base shapes"), help="of these models alone")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS), help="of these parts alone")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -153,17 +162,17 @@ def main() -> None:
             ("MiniLM", minilm, (8, 32), 150),
             ("BERT-base shapes", bert_base, (8, 128), 16),
         ]
-    results = []
-    for name, make_model, shape, steps in cases:
-        cells = ((part, phase) for part, phases in PARTS.items() for phase in phases)
+    out = options.out or (None if options.smoke else RESULTS / "step_cost.json")
+    known = {} if out is None else {cell_of(result): result for result in read_json(out).get("results", [])}
+    for name, make_model, shape, steps in (case for case in cases if case[0] in options.models):
+        cells = ((part, phase) for part in options.parts for phase in PARTS[part])
         for (part, phase), bf16 in product(cells, (False,) if options.smoke else (False, True)):
             result = {"model": name, **measure(make_model, shape, part, phase, steps=steps, bf16=bf16)}
-            results.append(result)
+            known[cell_of(result)] = result
             ratio = result["cpu_seconds"]["ratio_quartiles"][1]
             print(name, shape, part, phase, f"bf16={bf16}", f"{ratio:.3f}", flush=True)
-    out = options.out or (None if options.smoke else RESULTS / "step_cost.json")
-    if out is not None:
-        write_json(out, {**environment(), "seed": 0, "results": results})
+            if out is not None:
+                write_json(out, {**environment(), "seed": 0, "results": list(known.values())})
 
 
 if __name__ == "__main__":
