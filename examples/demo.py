@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +106,12 @@ def run(output: Path, scale: Scale) -> dict[str, Any]:
     say("4/5  measuring on test sentences, of files that neither training nor search has seen")
     accuracy = accuracy_of(trainer.model, trainer.processing_class, splits["test"])
     say(f"     accuracy on {len(splits['test'])} sentences, where guessing gives {1 / len(LIBRARIES):.3f}:")
-    say(f"     {before.accuracy:.3f} with the heads that training kept, {accuracy:.3f} with those that the search kept")
+    say(f"     {before.accuracy:.3f} with the heads that training kept, {accuracy:.3f} with those that are left now")
 
     say("5/5  drawing")
-    history = callback.search_result.history
+    result = callback.search_result
     plot_head_map(callback.plan, output / "heads.png")
-    plot_frontier(history, output / "search.png", threshold=callback.search_result.threshold, chosen=chosen_of(history))
+    plot_frontier(result.history, output / "search.png", threshold=result.threshold, chosen=cut_by(callback))
     found = {
         "test_accuracy": accuracy,
         "test_accuracy_before_the_search": before.accuracy,
@@ -196,9 +196,10 @@ def accuracy_of(model: Any, tokenizer: Any, sentences: list[Sentence], batch_siz
     return right / len(sentences)
 
 
-def chosen_of(history: Any) -> Any:
-    """Returns the step of a search that its result was taken from: the last one that became the best so far."""
-    return [step for step in history if step.is_incumbent][-1]
+def cut_by(callback: HeadPruneCallback) -> Any:
+    """Returns the plan that was cut, on the way to the best one of the search, as a step of it."""
+    best = [step for step in callback.search_result.history if step.is_incumbent][-1]
+    return replace(best, gain=float(callback.plan.num_removed_heads), metric=callback.report.metric.after)
 
 
 def prefers_bf16() -> bool:
