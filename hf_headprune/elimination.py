@@ -57,7 +57,7 @@ def elimination(
     multiple = 1 if block.site.is_attention else width_multiple
     columns = block.columns(kept, constant=True)
     augmented = block.weight if block.bias is None else torch.cat([block.weight, block.bias[:, None]], dim=1)
-    weight = _root(_metric(block)) @ augmented.double()[:, columns]  # (hidden_size, width * units [+ 1])
+    weight = _root(_metric(block)) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
     precision = torch.linalg.inv(block.regularised(columns))
     left, found = list(kept), []
     may_leave = set(left) if removable is None else set(left) & set(removable)
@@ -128,8 +128,7 @@ def _metric(block: Block) -> torch.Tensor:
     """Returns what an error in the outputs of a block costs, `(hidden_size, hidden_size)`."""
     if block.sensitivity is not None:
         return block.sensitivity.double()
-    weight = block.weight.double()
-    added = float(((weight @ block.moments[:-1, :-1].double()) * weight).sum())
+    added = float(((block.weight @ block.moments[:-1, :-1].double()) * block.weight).sum())
     return torch.eye(len(block.weight), dtype=torch.float64) / (added or 1.0)
 
 

@@ -80,7 +80,7 @@ class _Recording:
     """Hooks on output projections and on the base model, for the length of a `with` block.
 
     Attributes:
-        probes: Factors of one on what each projection returns, so that there is something to differentiate for.
+        probes: Factors of one on what each projection is given, so that there is something to differentiate for.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[Site], *, by_gradient: bool) -> None:
@@ -126,23 +126,20 @@ class _Recorder:
         self._given: torch.Tensor | None = None
         self._inputs, self._outputs = _Sum(), _Sum()
 
-    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def read(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Forward pre-hook: takes the inputs, `(batch, length, width)`; tokens are counted at once, or later."""
         if self.probe is None:
             tokens = self._real(args[0].detach())
             self._add(tokens, torch.ones_like(tokens[:, :1]))
-            return
+            return None
         self._given = args[0].detach()
-        return
+        return (args[0] * self.probe.to(args[0].dtype), *args[1:])
 
-    def await_gradient(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+    def await_gradient(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         """Forward hook: counts the tokens when the gradient of the output, `(batch, length, hidden)`, arrives."""
         given, self._given = self._given, None
-        if given is None or self.probe is None or not torch.is_grad_enabled():
-            return None
-        probed = output * self.probe.to(output.dtype)
-        probed.register_hook(lambda gradient: self._add_by_gradient(given, gradient))
-        return probed
+        if given is not None and output.requires_grad:
+            output.register_hook(lambda gradient: self._add_by_gradient(given, gradient))
 
     def _add_by_gradient(self, given: torch.Tensor, gradient: torch.Tensor) -> None:
         gradient = self._real(gradient.detach())

@@ -37,8 +37,8 @@ class Block:
 
     Attributes:
         site: Where it is.
-        weight: Shape `(hidden_size, width)`, `width = units * unit_width`; that of the model itself where it can be.
-        bias: Shape `(hidden_size,)`, or None.
+        weight: Shape `(hidden_size, width)`, `width = units * unit_width`, float64.
+        bias: Shape `(hidden_size,)`, float64, or None.
         moments: Of the inputs and a constant one, averaged over tokens, `(width + 1, width + 1)`, float32.
         tokens: Their number.
         start: Units whose contribution is to be kept.
@@ -55,9 +55,9 @@ class Block:
 
     @classmethod
     def of(cls, model: nn.Module, recorded: SiteMoments, start: Sequence[int]) -> Block:
-        """Pairs the projection of a live model with its moments."""
+        """Copies the projection of a live model, and pairs it with its moments."""
         output: Any = base_model(model).get_submodule(recorded.site.output)
-        weight, bias = (None if t is None else t.detach().cpu() for t in (output.weight, output.bias))
+        weight, bias = (None if t is None else t.detach().cpu().double() for t in (output.weight, output.bias))
         moments = recorded.inputs, recorded.tokens
         return cls(recorded.site, weight, bias, *moments, tuple(start), recorded.sensitivity)  # type: ignore[arg-type]
 
@@ -80,15 +80,14 @@ class Block:
         return self.moments[columns][:, columns].double() + torch.diag(ridge * (columns < len(self.moments) - 1))
 
     def refitted(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns weight and bias for the units that stay, float64; columns of the others are left as they are."""
+        """Returns weight and bias for the units that stay; columns of the others are left as they are."""
         lost = self.columns(sorted(set(self.start) - set(kept)), constant=False)
         stay = self.columns(kept, constant=True)
-        weight = self.weight.to(torch.float64, copy=True)
-        bias = None if self.bias is None else self.bias.double()
         if not len(lost) or not len(stay):
-            return weight, bias
-        target = self.moments[stay][:, lost].double() @ weight[:, lost].T  # (stay, hidden_size)
+            return self.weight, self.bias
+        target = self.moments[stay][:, lost].double() @ self.weight[:, lost].T  # (stay, hidden_size)
         change = torch.linalg.solve(self.regularised(stay), target).T  # (hidden_size, stay)
+        weight, bias = self.weight.clone(), self.bias
         if bias is not None:
             bias, change, stay = bias + change[:, -1], change[:, :-1], stay[:-1]
         weight[:, stay] += change
@@ -115,7 +114,7 @@ class Reconstruction:
     """
 
     def __init__(self, model: nn.Module, start: PruningPlan, recorded: Mapping[str, SiteMoments]) -> None:
-        """Looks at the output projections of a live model.
+        """Copies the output projections of a live model.
 
         Args:
             model: Its weights must not change from now on.

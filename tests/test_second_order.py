@@ -99,7 +99,7 @@ def error_without(block, gone):
     moments = block.regularised(torch.arange(len(block.moments)))
     fit = torch.linalg.solve(moments[columns][:, columns], moments[columns][:, lost])
     left = moments[lost][:, lost] - moments[lost][:, columns] @ fit
-    weight = block.weight.double()[:, lost]
+    weight = block.weight[:, lost]
     return float(torch.trace(block.sensitivity.double() @ weight @ left @ weight.T))
 
 
