@@ -112,8 +112,9 @@ def main() -> None:
             print(f"seed {seed} n={certifying} epsilon={epsilon}: {shown}", flush=True)
         results[-1]["drops"] = dict(zip(map(str, REMOVED), map(float, drops), strict=True))
         if not options.smoke:
-            setting = {"alpha": ALPHA, "repetitions": REPETITIONS, "searching": SEARCHING}
-            setting |= {"seeds": SEEDS, "missing": len(SEEDS) * len(CERTIFYING) * len(DROPS) - len(results)}
+            missing = len(SEEDS) * len(CERTIFYING) * len(DROPS) - len(results)
+            setting = {"seeds": SEEDS, "missing": missing}
+            setting |= {"alpha": ALPHA, "repetitions": REPETITIONS, "searching": SEARCHING}
             write_json(RESULTS / "certificate_real_data.json", {**environment(), **setting, "results": results})
 
 

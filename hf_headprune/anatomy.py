@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hf_headprune.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
 
@@ -253,6 +253,15 @@ class Site:
     def is_attention(self) -> bool:
         """Whether the units are attention heads."""
         return self.kind != "ffn"
+
+    def columns(self, units: Iterable[int]) -> list[int]:
+        """Returns the columns of the output projection that belong to units, which are the rows of the input modules.
+
+        Args:
+            units: In the order wanted.
+        """
+        width = self.unit_width
+        return [column for unit in units for column in range(unit * width, (unit + 1) * width)]
 
 
 @dataclass(frozen=True)

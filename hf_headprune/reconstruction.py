@@ -63,10 +63,8 @@ class Block:
 
     def columns(self, units: Sequence[int], *, constant: bool) -> torch.Tensor:
         """Returns the columns of units, and that of the constant where the projection has a bias to take it."""
-        width = self.site.unit_width
-        found = [column for unit in units for column in range(unit * width, (unit + 1) * width)]
         has_constant = constant and self.bias is not None
-        return torch.tensor(found + [self.weight.shape[1]] * has_constant, dtype=torch.long)
+        return torch.tensor(self.site.columns(units) + [self.weight.shape[1]] * has_constant, dtype=torch.long)
 
     def regularised(self, columns: torch.Tensor) -> torch.Tensor:
         """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant.

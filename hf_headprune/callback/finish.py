@@ -103,12 +103,13 @@ def finish(
         folder = Path(trainer.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if held_back is not None and found.chosen is not None:
-            words = held_back.nothing_certified(found.chosen)
             if found.chosen.has_certificate:
                 certificate = held_back.certify(dense, learned, pruned, found.chosen)
                 certificate.save(folder)
                 certify_weights_(model, certificate.to_json(), file_name=CERTIFICATE_NAME)
                 words = f"Compared with what training kept: {certificate.statement}"
+            else:
+                words = held_back.nothing_certified(found.chosen)
             report = replace(report, promise=words)
         elif promise is not None:
             report = replace(report, promise=promise.in_words())

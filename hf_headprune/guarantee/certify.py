@@ -129,8 +129,8 @@ class ScoredSplit:
     ) -> Claim:
         """Returns the claim; spends its share of alpha where the split may be used more than once."""
         alpha = round(1.0 - confidence, 12)
-        named = Claim(self.metric.name, self.metric.kind, max_drop, alpha, alpha, seed=seed)  # checks the numbers
-        claim = replace(named, spent=alpha / max(chosen_among, 1), chosen_among=chosen_among)
+        spent = alpha / max(chosen_among, 1)  # the claim checks the numbers
+        claim = Claim(self.metric.name, self.metric.kind, max_drop, alpha, spent, seed=seed, chosen_among=chosen_among)
         if ledger is None:
             return claim
         entry = ledger.spend(self.prints.sha256(), alpha, f"{self.metric.name} drops by less than {max_drop}")

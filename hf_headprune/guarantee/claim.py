@@ -12,7 +12,6 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.paired import level_of
 
 Kind = Literal["binary", "bounded", "corpus"]
-ROUND_OFF = 1.0 + 1e-9
 METHODS = {
     "binary": "exact unconditional paired score test, finite-sample",
     "bounded": "betting on paired differences, finite-sample",
@@ -104,7 +103,7 @@ class Claim:
             "max_drop": (0 <= self.max_drop < 1, "in [0, 1): 0.01 is one point"),
             "alpha": (0 < self.alpha < 0.5, "in (0, 0.5): one minus the confidence"),  # noqa: PLR2004
             "chosen_among": (self.chosen_among >= 1, "a count of at least 1"),
-            "spent": (0 < self.spent * self.chosen_among <= self.alpha * ROUND_OFF, "in (0, alpha / chosen_among]"),
+            "spent": (0 < self.spent <= self.alpha / max(self.chosen_among, 1), "in (0, alpha / chosen_among]"),
             "use": (self.use >= 0, "a count"),
         }
         for name, (holds, rule) in rules.items():

@@ -46,14 +46,11 @@ class Narrowing:
             if not 0 < len(kept) < site.units:
                 continue
             taken.add(site.name)
-            units = torch.tensor(kept, device=output.weight.device)
-            within = torch.arange(site.unit_width, device=units.device)
-            entries = (units[:, None] * site.unit_width + within).flatten()
+            columns = torch.tensor(site.columns(kept), device=output.weight.device)
             for projection in inputs:
-                self._put(projection.weight, projection.weight.data[entries])
-                if projection.bias is not None:
-                    self._put(projection.bias, projection.bias.data[entries])
-            self._put(output.weight, output.weight.data[:, entries].contiguous())
+                for parameter in projection.parameters(recurse=False):
+                    self._put(parameter, parameter.data[columns])
+            self._put(output.weight, output.weight.data[:, columns].contiguous())
         return taken
 
     def restore(self) -> None:

@@ -9,7 +9,6 @@ measures the same bits.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -145,18 +144,15 @@ class Prober:
         known = composition.answers_of(plan, is_exact=lane.is_exact)
         answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
         route = lane.route(plan, question.base)
-        with ExitStack() as stack:
-            stack.enter_context(lane.open())
-            if not lane.is_exact:
-                stack.enter_context(self._exact.open())
+        with lane.open():
             for place in composition.hardest_first(question.expected):
                 batch = composition.batches[place]
                 if place not in known:
                     known[place] = lane.answers(composition, place, route)
                     self.examples_seen += len(batch.indices)
                 answers.put(batch.indices, known[place])
-                if not lane.is_exact:
-                    self._settle(answers, plan, question)
+                if not lane.is_exact and question.floor is not None:
+                    self._settle(answers, plan, question.floor - ROUND_OFF)
                 verdict = self._verdict(answers, question, is_exact=lane.is_exact)
                 if verdict is not None:
                     if question.floor is not None and verdict.metric < question.floor:
@@ -189,27 +185,28 @@ class Prober:
         lost = np.where(is_certain, 1.0 - answers.scores, 0.0) * self._weights
         return 1.0 - float(lost.sum() / self._weights.sum())
 
-    def _settle(self, answers: Answers, plan: PruningPlan, question: Question[PruningPlan]) -> None:
+    def _settle(self, answers: Answers, plan: PruningPlan, floor: float) -> None:
         """Where all errors seen in bf16 would reject, looks at the doubtful ones again, until it is clear; in place.
 
         Errors that the model makes in its own precision become certain, and what could be a tie counts as right.
         """
-        if question.floor is None:
-            return
-        floor = question.floor - ROUND_OFF
-        if not self._bound(answers, band=0.0) < floor <= self._bound(answers, band=ROUGH_BAND):
+        if not self._hangs_on_doubt(answers, floor):
             return
         doubtful = np.flatnonzero(answers.seen & (answers.scores < 1.0) & (answers.gaps < ROUGH_BAND))
         worst_first = doubtful[np.argsort(answers.margins[doubtful], kind="stable")]
-        for batch in self._compositions.some(worst_first):
-            found = self._exact.answers_alone(batch.entries, plan)
-            self.examples_seen += len(batch.indices)
-            is_tie = found.gaps < TIE_BAND
-            found.scores[is_tie] = 1.0
-            found.gaps[:] = np.inf
-            answers.put(batch.indices, found)
-            if not self._bound(answers, band=0.0) < floor <= self._bound(answers, band=ROUGH_BAND):
-                return
+        with self._exact.open():
+            for batch in self._compositions.some(worst_first):
+                found = self._exact.answers_alone(batch.entries, plan)
+                self.examples_seen += len(batch.indices)
+                found.scores[found.gaps < TIE_BAND] = 1.0
+                found.gaps[:] = np.inf
+                answers.put(batch.indices, found)
+                if not self._hangs_on_doubt(answers, floor):
+                    return
+
+    def _hangs_on_doubt(self, answers: Answers, floor: float) -> bool:
+        """Tells whether all errors seen put the metric below the floor, and those beyond rounding do not."""
+        return self._bound(answers, band=0.0) < floor <= self._bound(answers, band=ROUGH_BAND)
 
     def _to_the_end(self, plan: PruningPlan, answers: Answers) -> Measurement:
         """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""

@@ -33,7 +33,7 @@ def cut_site_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
     if len(kept) == site.units:
         return
     if kept:
-        columns = _columns(kept, site.unit_width)
+        columns = torch.tensor(site.columns(kept), device="cpu")
         for path in site.inputs:
             _keep_rows_(base.get_submodule(path), columns)
         _keep_columns_(base.get_submodule(site.output), columns)
@@ -90,11 +90,6 @@ def _problems(path: str, linear: Any, expected: tuple[int | None, int | None], o
         yield f"{path} shares a parameter with another module"
     if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in linear._forward_pre_hooks.values()):
         yield f"{path} still carries gates or a mask"
-
-
-def _columns(kept: Sequence[int], unit_width: int) -> torch.Tensor:
-    first = torch.tensor(kept, device="cpu").unsqueeze(1) * unit_width  # (kept, 1)
-    return (first + torch.arange(unit_width, device="cpu")).flatten()  # (kept * unit_width,)
 
 
 def _keep_rows_(linear: Any, rows: torch.Tensor) -> None:
