@@ -6,7 +6,7 @@ into those that search (2 000), those that certify, and the rest. The search tak
 half the drop on its pairs; the plans up to it are certified in order; and the certificate is compared with the drop on
 the rest, and with that on all pairs, which is the truth for pairs drawn from them.
 
-The result file is written seed by seed; answers are kept in `--work`.
+The result file is written seed by seed, and its seeds are not run again; answers are kept in `--work`.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.certificate_real_data [--smoke] [--work FOLDER]
 """
@@ -22,13 +22,14 @@ import numpy as np
 import torch
 
 from benchmarks.finetuned import evaluator_on, fine_tuned
-from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import Task, load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
 from hf_headprune.guarantee.paired import critical_value, level_of, score_statistic
 from hf_headprune.guarantee.scoring import right_answers
 from hf_headprune.search.units import units_of_search
 
+RESULT = RESULTS / "certificate_real_data.json"
 SEEDS = (0, 1, 2)
 REPETITIONS = 2000
 SEARCHING = 2000
@@ -100,8 +101,8 @@ def main() -> None:
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     task = load_task("snli", limit=128 if options.smoke else None)
-    results = []
-    for seed in SEEDS[:1] if options.smoke else SEEDS:
+    results = [] if options.smoke else read_json(RESULT).get("results", [])
+    for seed in SEEDS[:1] if options.smoke else set(SEEDS) - {row["seed"] for row in results}:
         right = answers(task, seed, options.work, smoke=options.smoke)
         drops = (right[:1] - right[1:]).mean(axis=1)
         sizes = (32,) if options.smoke else CERTIFYING
@@ -115,7 +116,7 @@ def main() -> None:
             missing = len(SEEDS) * len(CERTIFYING) * len(DROPS) - len(results)
             setting = {"seeds": SEEDS, "missing": missing}
             setting |= {"alpha": ALPHA, "repetitions": REPETITIONS, "searching": SEARCHING}
-            write_json(RESULTS / "certificate_real_data.json", {**environment(), **setting, "results": results})
+            write_json(RESULT, {**environment(), **setting, "results": results})
 
 
 if __name__ == "__main__":

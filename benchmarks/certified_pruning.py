@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from benchmarks.finetuned import RECIPES, batches_of, evaluator_on, fine_tuned
-from benchmarks.results_file import RESULTS, environment, read_json, write_json
-from benchmarks.run_queue import RunQueue, key_of
+from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.run_queue import RunQueue, has_model, key_of
 from benchmarks.tasks import SEARCH_EXAMPLES, Task, load_task
 from benchmarks.training import build_trainer, train_and_score
 from hf_headprune import (
@@ -80,9 +80,21 @@ def all_runs() -> tuple[Run, ...]:
     return tuple(runs)
 
 
+def source_of(run: Run) -> Run | None:
+    """Returns the dense run whose model a search needs."""
+    return Run(run.task, HEADS, 0.0, run.seed) if run.kept_heads == 0 else None
+
+
+def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
+    """Tells whether a finished dense run has to leave its model again, since searches wait for it."""
+    if run.kept_heads != HEADS or has_model(work / f"{run.task}-{run.seed}"):
+        return False
+    return waiting.is_awaited(run, source_of)
+
+
 def can_start(run: Run, work: Path) -> bool:
     """Tells whether the model that a run needs is there."""
-    return run.kept_heads > 0 or (work / f"{run.task}-{run.seed}" / "config.json").exists()
+    return run.kept_heads > 0 or has_model(work / f"{run.task}-{run.seed}")
 
 
 @cache
@@ -107,8 +119,10 @@ def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     if callback is None:
         trainer.save_model(str(work / f"{run.task}-{run.seed}"))  # where `fine_tuned` looks for it
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    np.save(work / f"{key_of(run)}.npy", right_answers(model, task.test).astype(np.int8))
-    return {**scores, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    right = np.packbits(right_answers(model, task.test).astype(np.uint8)).tobytes().hex()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    scores["trained_in_bf16"] = recipe.in_bf16
+    return {**scores, "parameters": parameters, "examples": len(task.test), "right": right}
 
 
 def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
@@ -150,40 +164,43 @@ def some_of(split: Any, seed: int) -> Any:
     return split.select(np.random.default_rng(seed).permutation(len(split))[:CALIBRATION])
 
 
-def certified_of_trained(task: str, seed: int, drop: float, work: Path) -> dict[str, Any] | None:
+def certified_of_trained(runs: list[dict[str, Any]], drop: float) -> dict[str, Any] | None:
     """Certifies the trained models of one task and seed, or returns None where a run is missing."""
-    files = {kept: work / f"{key_of(Run(task, kept, 0.0, seed))}.npy" for kept in (HEADS, *KEPT_HEADS)}
-    if not all(file.exists() for file in files.values()):
+    of_kept = {run["kept_heads"]: run for run in runs}
+    if any(kept not in of_kept for kept in (HEADS, *KEPT_HEADS)):
         return None
-    right = {kept: np.load(file).astype(float) for kept, file in files.items()}
+    right = {kept: right_of(run) for kept, run in of_kept.items()}
     dense = PairedScores(right[HEADS], right[HEADS])
     candidates = [(str(kept), partial(right.__getitem__, kept)) for kept in KEPT_HEADS]
     path = walk(dense, candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
     last = path.certified_index
     kept = HEADS if last is None else KEPT_HEADS[last]
-    models = [read_json(work / f"{key_of(Run(task, k, 0.0, seed))}.json") for k in (HEADS, kept)]
     return {
         "certified_removed": HEADS - kept,
-        "certified_parameters": models[1]["parameters"],
-        "parameters": models[0]["parameters"],
-        "dense_test": models[0]["test"],
-        "test": models[1]["test"],
+        "certified_parameters": of_kept[kept]["parameters"],
+        "parameters": of_kept[HEADS]["parameters"],
+        "dense_test": of_kept[HEADS]["test"],
+        "test": of_kept[kept]["test"],
         "steps": [vars(step) for step in path.steps],
     }
 
 
-def collect(waiting: RunQueue[Run], work: Path) -> dict[str, Any]:
+def right_of(run: dict[str, Any]) -> np.ndarray:
+    """Returns which test examples a trained model answered right, from the bits in its result."""
+    bits = np.frombuffer(bytes.fromhex(run["right"]), dtype=np.uint8)
+    return np.unpackbits(bits, count=run["examples"]).astype(float)
+
+
+def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
     """Gathers what is certified."""
-    rows = [
-        {"way": "without training", "task": run["task"], "max_drop": run["drop"], **run}
-        for run in waiting.finished()
-        if run["kept_heads"] == 0
-    ]
+    runs = waiting.finished()
+    rows = [{"way": "without training", "max_drop": run["drop"], **run} for run in runs if run["kept_heads"] == 0]
     for task, seed, drop in product(TASKS, SEEDS, DROPS):
-        found = certified_of_trained(task, seed, drop, work)
+        mine = [run for run in runs if run["kept_heads"] > 0 and (run["task"], run["seed"]) == (task, seed)]
+        found = certified_of_trained(mine, drop)
         if found is not None:
             rows.append({"way": "with training", "task": task, "seed": seed, "max_drop": drop, **found})
-    return {"missing": len(TASKS) * len(SEEDS) * len(DROPS) * 2 - len(rows), "results": rows}
+    return {"missing": len(TASKS) * len(SEEDS) * len(DROPS) * 2 - len(rows), "results": rows, "runs": runs}
 
 
 def main() -> None:
@@ -192,21 +209,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/certified"), help="cache of models and finished runs")
     parser.add_argument("--only", choices=("searched", "trained"), help="one of the two ways")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of these tasks alone")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of these seeds alone")
     parser.add_argument("--collect", action="store_true", help="certify and summarise what is finished")
     parser.add_argument("--smoke", action="store_true", help="a search and two runs of four steps on 64 rows")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     runs = tuple(run for run in all_runs() if options.only in (None, "trained" if run.kept_heads else "searched"))
-    runs = tuple(run for run in runs if run.task in options.tasks)
+    runs = tuple(run for run in runs if run.task in options.tasks and run.seed in options.seeds)
     if options.smoke:
         runs = tuple(r for r in runs if (r.task, r.seed) == ("sst2", 0) and r.kept_heads in (0, HEADS, 36))
-    waiting = RunQueue(runs, options.work, Path("no such file"))
-    if not options.collect:
+    waiting = RunQueue(runs, options.work, Path("no such file") if options.smoke else RESULT)
+    if options.collect and not options.smoke:
+        waiting = RunQueue(all_runs(), options.work, RESULT)  # a result file never loses what was not asked for
+    else:
         waiting.work_through(
-            partial(perform, work=options.work, smoke=options.smoke), can_start=partial(can_start, work=options.work)
+            partial(perform, work=options.work, smoke=options.smoke),
+            can_start=partial(can_start, work=options.work),
+            must_repeat=partial(must_repeat, work=options.work, waiting=waiting),
         )
-    content = collect(waiting, options.work)
+    content = collect(waiting)
     for row in content["results"]:
         print(row["way"], row["task"], row["seed"], row["max_drop"], "heads removed:", row["certified_removed"])
     if options.collect and not options.smoke:

@@ -17,7 +17,8 @@ R = TypeVar("R")
 
 def key_of(run: Any) -> str:
     """Returns the name of a run's file: the values of its fields."""
-    return "--".join(str(value).replace(" ", "_").replace("/", "_") for value in asdict(run).values())
+    names = ("--".join(map(str, asdict(run).values()))).replace("*", "star")
+    return names.replace(" ", "_").replace("/", "_")
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ evaluations each. The test split is looked at once, with the plan found.
 Every search keeps a journal in `--work`, so that a larger budget goes on from a smaller one and a killed benchmark from
 where it was.
 
-Run: python -m benchmarks.search_quality [--smoke] [--work FOLDER] [--tasks sst2] [--collect]
+Run: python -m benchmarks.search_quality [--smoke] [--work FOLDER] [--tasks sst2] [--seeds 0] [--budgets 100]
+     python -m benchmarks.search_quality --collect
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,8 @@ import numpy as np
 import torch
 
 from benchmarks.finetuned import evaluator_on, fine_tuned
-from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.run_queue import RunQueue, key_of
 from benchmarks.tasks import SEARCH_EXAMPLES, load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.search.astar import search
@@ -32,6 +35,8 @@ from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.units import units_of_search
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from benchmarks.tasks import Task
     from hf_headprune.search.evaluator import ExampleEvaluator
 
@@ -48,6 +53,37 @@ STRATEGIES: dict[str, Any] = {
     "random": at_random,
 }
 MAX_DROP = 0.01
+SMOKE_BUDGETS = (4, 8)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One search of one fine-tuned model."""
+
+    task: str
+    seed: int
+    strategy: str
+    budget: int
+
+
+def all_runs(tasks: Iterable[str], seeds: Iterable[int], budgets: Iterable[int]) -> tuple[Run, ...]:
+    """Returns every run, seed by seed; a larger budget comes after a smaller one, whose journal it goes on with."""
+    cells = product(seeds, tasks, budgets, STRATEGIES)
+    return tuple(Run(task, seed, strategy, budget) for seed, task, budget, strategy in cells)
+
+
+def follows(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
+    """Tells whether no other process writes the journal of a run: those with smaller budgets are finished."""
+    budgets = {other.budget for other in waiting.runs if other.budget < run.budget}
+    smaller = [replace(run, budget=budget) for budget in budgets]
+    done = waiting.published()
+    return all(key_of(other) in done or (work / f"{key_of(other)}.json").exists() for other in smaller)
+
+
+@cache
+def cached_task(name: str, limit: int | None) -> Task:
+    """Loads a task once per process."""
+    return load_task(name, limit=limit)
 
 
 def importance(name: str, evaluator: ExampleEvaluator, model: Any) -> np.ndarray | None:
@@ -62,33 +98,31 @@ def importance(name: str, evaluator: ExampleEvaluator, model: Any) -> np.ndarray
     return np.abs(effects).mean(axis=1) if name == "gradient" else np.square(effects).mean(axis=1)
 
 
-def perform(task: Task, seed: int, name: str, budget: int, work: Path, *, smoke: bool) -> dict[str, Any]:
+def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Runs one search on dev and measures its plan on test."""
-    model = fine_tuned(task, seed, work, smoke=smoke)
+    task = cached_task(run.task, 32 if smoke else None)
+    model = fine_tuned(task, run.seed, work, smoke=smoke)
     dev = task.dev.select(range(min(len(task.dev), SEARCH_EXAMPLES)))
     evaluator, on_test = evaluator_on(model, dev), evaluator_on(model, task.test)
     started = time.process_time()
-    run = partial(
-        search_over_plans,
+    found = search_over_plans(
         anatomy_of(model),
         evaluator,
-        AStarSearch(max_drop=MAX_DROP, max_evaluations=budget, seed=seed),
-        head_scores=importance(name, evaluator, model),
-        journal=work / f"{task.name}-{seed}-{name.replace('*', 'star')}.jsonl",
+        AStarSearch(max_drop=MAX_DROP, max_evaluations=run.budget, seed=run.seed),
+        head_scores=importance(run.strategy, evaluator, model),
+        journal=work / f"{run.task}-{run.seed}-{run.strategy.replace('*', 'star')}.jsonl",
         fingerprint=evaluator.fingerprint(),
+        strategy=STRATEGIES[run.strategy],
     )
-    found = run(strategy=STRATEGIES[name])
     seconds = time.process_time() - started
     dense, pruned = on_test(found.start).metric, on_test(found.plan).metric
     return {
-        "task": task.name,
-        "seed": seed,
-        "strategy": name,
-        "budget": budget,
         "evaluations": found.evaluations,
         "removed": found.gain,
         "dev_drop": found.drop,
         "test_drop": dense - pruned,
+        "dev": 100 * found.metric,
+        "test": 100 * pruned,
         "dense_test": dense,
         "cpu_seconds_beyond_the_journal": seconds,
     }
@@ -112,25 +146,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/search"), help="models, journals and finished runs")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, help="numbers of evaluations")
     parser.add_argument("--collect", action="store_true", help="only summarise what is finished")
     parser.add_argument("--smoke", action="store_true", help="32 rows of sst2, two small budgets")
     options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    tasks, seeds, budgets = (("sst2",), (0,), (4, 8)) if options.smoke else (options.tasks, SEEDS, BUDGETS)
-    results = []
-    for seed, name in product(seeds, tasks):
-        task = load_task(name, limit=32 if options.smoke else None)
-        for budget, strategy in product(budgets, STRATEGIES):
-            path = options.work / f"{name}-{seed}-{strategy.replace('*', 'star')}-{budget}.json"
-            if not path.exists() and not options.collect:
-                write_json(path, perform(task, seed, strategy, budget, options.work, smoke=options.smoke))
-                result = read_json(path)
-                print(name, seed, strategy, budget, f"removed {result['removed']:g}", flush=True)
-            results += [read_json(path)] if path.exists() else []
-    if not options.smoke:
-        missing = len(TASKS) * len(SEEDS) * len(BUDGETS) * len(STRATEGIES) - len(results)
-        settings = {"seeds": SEEDS, "max_drop": MAX_DROP, "missing": missing}
-        write_json(RESULT, {**environment(), **settings, "summary": summary(results), "runs": results})
+    budgets, seeds = (SMOKE_BUDGETS, SEEDS[:1]) if options.smoke else (options.budgets, options.seeds)
+    runs = all_runs(options.tasks[:1] if options.smoke else options.tasks, seeds, budgets)
+    waiting = RunQueue(runs, options.work, Path("no such file") if options.smoke else RESULT)
+    if not options.collect:
+        can_start = partial(follows, work=options.work, waiting=waiting)
+        waiting.work_through(partial(perform, work=options.work, smoke=options.smoke), can_start=can_start)
+    elif not options.smoke:
+        waiting = RunQueue(all_runs(TASKS, SEEDS, BUDGETS), options.work, RESULT)
+        found = waiting.finished()
+        settings = {"seeds": SEEDS, "max_drop": MAX_DROP, "missing": len(waiting.runs) - len(found)}
+        write_json(RESULT, {**environment(), **settings, "summary": summary(found), "runs": found})
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from benchmarks.tasks import Task, minilm_path
+from hf_headprune.search.lanes import bf16_is_faster
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -18,14 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that every method of a comparison shares."""
+    """Settings that every method of a comparison shares.
+
+    `bf16=None` trains under bf16 autocast where the machine gains by it, and else in fp32.
+    """
 
     epochs: float = 2.0
     max_steps: int = -1
     learning_rate: float = 1e-4
     batch_size: int = 32
     warmup_steps: float = 0.06
-    bf16: bool = True
+    bf16: bool | None = True
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether it trains under bf16 autocast on this machine."""
+        return bf16_is_faster(torch.device("cpu")) if self.bf16 is None else self.bf16
 
 
 def build_trainer(
@@ -42,7 +52,7 @@ def build_trainer(
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=64,
         warmup_steps=recipe.warmup_steps,
-        bf16=recipe.bf16,
+        bf16=recipe.in_bf16,
         use_cpu=True,
         seed=seed,
         save_strategy="no",

@@ -58,7 +58,7 @@ def elimination(
     columns = block.columns(kept, constant=True)
     augmented = block.weight if block.bias is None else torch.cat([block.weight, block.bias[:, None]], dim=1)
     weight = _root(_metric(block)) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
-    precision = torch.linalg.inv(block.regularised(columns))
+    precision = _inverse(block.regularised(columns))
     left, found = list(kept), []
     may_leave = set(left) if removable is None else set(left) & set(removable)
     while may_leave:
@@ -74,8 +74,9 @@ def elimination(
         found.append(Removal(block.site.name, gone, cost, count * price))
         stays = torch.ones(len(precision), dtype=torch.bool)
         stays[own] = False
-        weight = (weight - weight[:, own] @ change)[:, stays]
-        precision = (precision - precision[:, own] @ change)[stays][:, stays]
+        rest = stays.nonzero().flatten()
+        weight = weight.addmm_(weight[:, own], change, alpha=-1)[:, rest]
+        precision = precision.addmm_(precision[:, own], change, alpha=-1)[rest[:, None], rest]
         may_leave.difference_update(gone)
         left = [unit for unit in left if unit not in gone]
     return found
@@ -124,11 +125,17 @@ def _costs(weight: torch.Tensor, precision: torch.Tensor, units: int, width: int
     return (torch.linalg.solve(own, columns) * columns).sum(dim=(1, 2))
 
 
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns the inverse of a symmetric matrix, by its Cholesky factor unless rounding made it indefinite."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.linalg.inv(matrix) if bool(failed) else torch.cholesky_inverse(factor)
+
+
 def _metric(block: Block) -> torch.Tensor:
     """Returns what an error in the outputs of a block costs, `(hidden_size, hidden_size)`."""
     if block.sensitivity is not None:
         return block.sensitivity.double()
-    added = float(((block.weight @ block.moments[:-1, :-1].double()) * block.weight).sum())
+    added = float(((block.weight @ block.moments.dense()[:-1, :-1].double()) * block.weight).sum())
     return torch.eye(len(block.weight), dtype=torch.float64) / (added or 1.0)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.anatomy import base_model
+from hf_headprune.symmetric import Symmetric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,14 +27,14 @@ class SiteMoments:
     Attributes:
         site: Where.
         inputs: Mean, over tokens, of the products of the output projection's inputs and a constant one,
-            `(width + 1, width + 1)`, float32, `width = units * unit_width`.
+            of shape `(width + 1, width + 1)`, float32, `width = units * unit_width`.
         tokens: Their number.
         sensitivity: Sum, over tokens, of the products of the loss's gradient for the projection's outputs,
             `(hidden_size, hidden_size)`, float32; None where no loss was recorded.
     """
 
     site: Site
-    inputs: torch.Tensor
+    inputs: Symmetric
     tokens: float
     sensitivity: torch.Tensor | None = None
 
@@ -80,7 +81,7 @@ class _Recording:
     """Hooks on output projections and on the base model, for the length of a `with` block.
 
     Attributes:
-        probes: Factors of one on what each projection is given, so that there is something to differentiate for.
+        probes: Zeros that are added to what each projection returns, so that there is something to differentiate for.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[Site], *, by_gradient: bool) -> None:
@@ -89,7 +90,7 @@ class _Recording:
         self._masks: dict[str, Any] = {}
         self._recorders = {site.name: _Recorder(site, self._masks) for site in sites if site.units}
         self._by_gradient = by_gradient
-        self.probes = [torch.ones(1, device=device, requires_grad=True) for _ in self._recorders]
+        self.probes = [torch.zeros(1, device=device, requires_grad=True) for _ in self._recorders]
         self._handles: list[Any] = []
 
     def __enter__(self) -> _Recording:
@@ -126,20 +127,22 @@ class _Recorder:
         self._given: torch.Tensor | None = None
         self._inputs, self._outputs = _Sum(), _Sum()
 
-    def read(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook: takes the inputs, `(batch, length, width)`; tokens are counted at once, or later."""
         if self.probe is None:
             tokens = self._real(args[0].detach())
             self._add(tokens, torch.ones_like(tokens[:, :1]))
-            return None
-        self._given = args[0].detach()
-        return (args[0] * self.probe.to(args[0].dtype), *args[1:])
+        else:
+            self._given = args[0].detach()
 
-    def await_gradient(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    def await_gradient(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """Forward hook: counts the tokens when the gradient of the output, `(batch, length, hidden)`, arrives."""
         given, self._given = self._given, None
-        if given is not None and output.requires_grad:
-            output.register_hook(lambda gradient: self._add_by_gradient(given, gradient))
+        if given is None or self.probe is None or not torch.is_grad_enabled():
+            return None
+        probed = output + self.probe.to(output.dtype)
+        probed.register_hook(lambda gradient: self._add_by_gradient(given, gradient))
+        return probed
 
     def _add_by_gradient(self, given: torch.Tensor, gradient: torch.Tensor) -> None:
         gradient = self._real(gradient.detach())
@@ -161,30 +164,37 @@ class _Recorder:
 
     def moments(self) -> SiteMoments | None:
         """Returns what was recorded, over all processes, each of which may have seen its own share of the tokens."""
-        inputs = self._inputs.total()
+        inputs, outputs = self._inputs.total(), self._outputs.total()
         if inputs is None:
             return None
-        return SiteMoments(self.site, inputs / inputs[-1, -1], float(inputs[-1, -1]), self._outputs.total())
+        tokens = float(inputs.blocks[-1][-1, -1])
+        mean = inputs.each_(lambda block: block.div_(tokens))
+        return SiteMoments(self.site, mean, tokens, None if outputs is None else outputs.dense())
 
 
 class _Sum:
-    """A sum of matrix products over batches, float32, on the CPU."""
+    """A sum of symmetric products over batches, float32, on the CPU."""
 
     def __init__(self) -> None:
-        self._value: torch.Tensor | None = None
+        self._value: Symmetric | None = None
 
     def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """Adds `left.T @ right`, both `(tokens, ...)`."""
         with torch.autocast(left.device.type, enabled=False):
-            product = (left.T @ right).cpu()
-        self._value = product if self._value is None else self._value + product
+            product = Symmetric.product(left, right)
+        if self._value is None:
+            self._value = product
+        else:
+            self._value.add_(product)
 
-    def total(self) -> torch.Tensor | None:
+    def total(self) -> Symmetric | None:
         """Returns the sum over all processes; None where nothing was added."""
-        value = self._value
-        if value is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-            value = value.to(device)
-            torch.distributed.all_reduce(value)
-            value = value.cpu()
+        return None if self._value is None else self._value.each_(_over_processes)
+
+
+def _over_processes(value: torch.Tensor) -> torch.Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
+    value = value.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu").contiguous()
+    torch.distributed.all_reduce(value)
+    return value.cpu()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Site
     from hf_headprune.moments import SiteMoments
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.symmetric import Symmetric
 
 RIDGE = 1e-3  # of the mean square of an entry; more where tokens are few for the number of coefficients
 REMEMBERED = 16  # refitted projections of each block; neighbouring plans share most of them
@@ -39,7 +40,7 @@ class Block:
         site: Where it is.
         weight: Shape `(hidden_size, width)`, `width = units * unit_width`, float64.
         bias: Shape `(hidden_size,)`, float64, or None.
-        moments: Of the inputs and a constant one, averaged over tokens, `(width + 1, width + 1)`, float32.
+        moments: Of the inputs and a constant one, averaged over tokens, of shape `(width + 1, width + 1)`, float32.
         tokens: Their number.
         start: Units whose contribution is to be kept.
         sensitivity: Of the loss to its outputs, `(hidden_size, hidden_size)`, see `SiteMoments`; or None.
@@ -48,7 +49,7 @@ class Block:
     site: Site
     weight: torch.Tensor
     bias: torch.Tensor | None
-    moments: torch.Tensor
+    moments: Symmetric
     tokens: float
     start: tuple[int, ...]
     sensitivity: torch.Tensor | None = None
@@ -75,7 +76,9 @@ class Block:
         entries = self.moments.diagonal()[self.columns(self.start, constant=False)].double()
         scarcity = len(entries) / self.tokens  # entries per token
         ridge = (RIDGE + scarcity**2) * entries.sum() / max(len(entries), 1) + torch.finfo(torch.float64).tiny
-        return self.moments[columns][:, columns].double() + torch.diag(ridge * (columns < len(self.moments) - 1))
+        found = self.moments.dense()[columns[:, None], columns].double()
+        found.diagonal().add_(ridge * (columns < len(self.moments) - 1))
+        return found
 
     def refitted(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns weight and bias for the units that stay; columns of the others are left as they are."""
@@ -83,7 +86,7 @@ class Block:
         stay = self.columns(kept, constant=True)
         if not len(lost) or not len(stay):
             return self.weight, self.bias
-        target = self.moments[stay][:, lost].double() @ self.weight[:, lost].T  # (stay, hidden_size)
+        target = self.moments.dense()[stay[:, None], lost].double() @ self.weight[:, lost].T  # (stay, hidden_size)
         change = torch.linalg.solve(self.regularised(stay), target).T  # (hidden_size, stay)
         weight, bias = self.weight.clone(), self.bias
         if bias is not None:

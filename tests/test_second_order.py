@@ -72,7 +72,7 @@ def test_moments_weigh_tokens_by_their_squared_gradient_and_leave_no_trace(case,
         total = total + (given * (EVEN_SHARE + (1 - EVEN_SHARE) * shares)).T @ given
         count += len(x)
         sensitivity = sensitivity + g.T @ g
-    torch.testing.assert_close(moments.inputs, (total / count).float(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(moments.inputs.dense(), (total / count).float(), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(moments.sensitivity, sensitivity.float(), rtol=1e-3, atol=1e-7)
     assert moments.tokens == pytest.approx(count, rel=1e-5)
 
@@ -88,7 +88,7 @@ def test_without_losses_every_real_token_counts_alike(case):
     moments = record_moments(model, [site], run)[ATTENTION]
     x = torch.cat([x for x, _ in seen_at(model, site, batches)])
     assert moments.tokens == len(x) == sum(int(batch["attention_mask"].sum()) for batch in batches)
-    torch.testing.assert_close(moments.inputs[:-1, :-1], (x.T @ x / len(x)).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moments.inputs.dense()[:-1, :-1], (x.T @ x / len(x)).float(), rtol=1e-4, atol=1e-6)
     assert moments.sensitivity is None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from hf_headprune.search.memory import StateMemory
 
 LEAST_WEIGHTS = 5_000_000  # of a model that gains by half precision
+CLEARLY = 1.25  # times as fast
+TRIES = 6  # of a product; the fastest counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,11 +176,24 @@ def half_precision_twin(model: nn.Module) -> nn.Module:
 
 
 def gains_by_half_precision(model: nn.Module) -> bool:
-    """Tells whether the device of a model has instructions for bf16, and the model is large enough for them."""
-    device = next(model.parameters()).device.type
-    if sum(parameter.numel() for parameter in model.parameters()) < LEAST_WEIGHTS:
-        return False
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return device == "cpu" and any(has_it() for has_it in known if has_it is not None)
+    """Tells whether the device of a model is clearly faster in bf16, and the model is large enough to gain by that."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return weights >= LEAST_WEIGHTS and bf16_is_faster(next(model.parameters()).device)
+
+
+@cache
+def bf16_is_faster(device: torch.device) -> bool:
+    """Tries whether products of matrices take clearly less time in bf16 than in fp32.
+
+    That a processor has instructions for bf16 does not say so: without matrix tiles some take twice as long.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (torch.ones(rows, 1024, device=device, dtype=dtype) for rows in (256, 1024))
+        tries = []
+        for _ in range(TRIES):
+            started = time.perf_counter()
+            float((left @ right)[0, 0])  # waits for the device
+            tries.append(time.perf_counter() - started)
+        seconds[dtype] = min(tries)
+    return seconds[torch.float32] > CLEARLY * seconds[torch.bfloat16]
