@@ -3,7 +3,7 @@
 Each measurement is a fresh process that takes a few steps; its peak resident memory is what the system counts, less
 what the process held before the model existed. Measurements of all parts alternate; reported are the medians.
 
-Run: python -m benchmarks.memory_cost [--smoke]
+Run: python -m benchmarks.memory_cost [--smoke] [--parts "second order"]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.step_cost import bert_base, build
 from benchmarks.tasks import minilm
 from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SecondOrder, SubsetGates
@@ -82,6 +82,7 @@ def main() -> None:
     """Measures all parts and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one small shape, once")
+    parser.add_argument("--parts", nargs="+", choices=PARTS[1:], default=PARTS[1:], help="measure these alone anew")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--model", choices=tuple(SHAPES), default="BERT-base shapes", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=None)
@@ -89,19 +90,23 @@ def main() -> None:
     if options.part:
         print(peak_of(options.part, options.model))
         return
+    torch.set_num_threads(1)  # as the fresh processes do; the result file says so
     name = "MiniLM" if options.smoke else options.model
-    peaks: dict[str, list[float]] = {part: [] for part in PARTS}
+    peaks: dict[str, list[float]] = {part: [] for part in ("plain", *options.parts)}
     for _ in range(1 if options.smoke else REPETITIONS):
-        for part in PARTS:
+        for part in peaks:
             peaks[part].append(measured(part, name))
+    plain = peaks["plain"]
     results = [
-        {"part": part, "megabytes": values, "ratio": median(values) / median(peaks["plain"])}
+        {"part": part, "megabytes": values, "plain": plain, "ratio": median(values) / median(plain)}
         for part, values in peaks.items()
     ]
     for row in results:
         print(f"{row['part']:28} {row['ratio']:.3f}", flush=True)
     out = options.out or (None if options.smoke else RESULTS / "memory_cost.json")
     if out is not None:
+        kept = [row for row in read_json(out).get("results", []) if row["part"] not in peaks]
+        results = sorted(kept + results, key=lambda row: PARTS.index(row["part"]))
         shape = {"model": name, "shape": SHAPES[name], "steps": STEPS, "seed": 0}
         write_json(out, {**environment(), **shape, "results": results})
 

@@ -137,7 +137,7 @@ def memory_section(content: dict[str, Any]) -> Iterator[str]:
 def missing_runs(content: dict[str, Any]) -> Iterator[str]:
     """Says how many runs are missing, if any are."""
     if content["missing"]:
-        done = content["runs"] if "runs" in content else content["results"]
+        done = content["results"] if "results" in content else content["runs"]
         yield f"\n**Unfinished: {content['missing']} of {content['missing'] + len(done)} runs are missing.**"
 
 

@@ -32,17 +32,22 @@ class Removal:
         site: Name of the site.
         units: In the numbering of the site.
         cost: Estimated gain of the loss, in an arbitrary unit that all sites of a recording share.
-        weights: Entries of weight matrices that leave with them.
+        saved: Entries of weight matrices, or multiply-accumulates, that leave with them.
     """
 
     site: str
     units: tuple[int, ...]
     cost: float
-    weights: int
+    saved: int
 
 
 def elimination(
-    block: Block, kept: Sequence[int], *, removable: Iterable[int] | None = None, width_multiple: int = 32
+    block: Block,
+    kept: Sequence[int],
+    *,
+    removable: Iterable[int] | None = None,
+    width_multiple: int = 32,
+    saved_per_unit: int | None = None,
 ) -> list[Removal]:
     """Returns the removals of one site, greedily the cheapest next, each priced after those before it.
 
@@ -52,8 +57,10 @@ def elimination(
         kept: Units that are still there, in order.
         removable: Those of them that may leave; None for all.
         width_multiple: FFN units leave in such numbers, the first so that a multiple stays; heads leave one by one.
+        saved_per_unit: What each unit's removal saves; the entries of its weight matrices when left out.
     """
-    width, price = block.site.unit_width, weights_per_unit(block.site)
+    width = block.site.unit_width
+    per_unit = weights_per_unit(block.site) if saved_per_unit is None else saved_per_unit
     multiple = 1 if block.site.is_attention else width_multiple
     columns = block.columns(kept, constant=True)
     augmented = block.weight if block.bias is None else torch.cat([block.weight, block.bias[:, None]], dim=1)
@@ -71,7 +78,7 @@ def elimination(
         pivot = torch.linalg.inv(precision[own][:, own])
         change = pivot @ precision[own]
         cost = float(((weight[:, own] @ pivot) * weight[:, own]).sum())
-        found.append(Removal(block.site.name, gone, cost, count * price))
+        found.append(Removal(block.site.name, gone, cost, count * per_unit))
         stays = torch.ones(len(precision), dtype=torch.bool)
         stays[own] = False
         rest = stays.nonzero().flatten()
@@ -102,16 +109,16 @@ def removals_between(
 
 
 def cheapest_first(paths: Iterable[Sequence[Removal]]) -> list[Removal]:
-    """Merges the removals of several sites: always the next one of the site where it costs least per weight."""
+    """Merges the removals of several sites: always the next one of the site where it costs least for what it saves."""
     found = []
-    heap = [(path[0].cost / path[0].weights, place, 0, path) for place, path in enumerate(paths) if path]
+    heap = [(path[0].cost / path[0].saved, place, 0, path) for place, path in enumerate(paths) if path]
     heapq.heapify(heap)
     while heap:
         _, place, step, path = heapq.heappop(heap)
         found.append(path[step])
         if step + 1 < len(path):
             upcoming = path[step + 1]
-            heapq.heappush(heap, (upcoming.cost / upcoming.weights, place, step + 1, path))
+            heapq.heappush(heap, (upcoming.cost / upcoming.saved, place, step + 1, path))
     return found
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_, second_order_plan
 from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.cost import cost_of, macs_per_unit
 from hf_headprune.elimination import Removal, cheapest_first, elimination
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.movement_settings import BlockMovement
@@ -154,6 +155,22 @@ def test_sites_take_turns_by_cost_per_weight_in_their_own_order():
     assert found == [(0, 1), (1,), (0,), (2, 3)]
 
 
+@pytest.mark.parametrize(("factor", "seq_len"), [(1.3, 16), (2.0, 16), (2.0, 512)])
+def test_a_speed_up_is_met_in_macs_to_the_nearest_unit(case, factor, seq_len):
+    model, batches = case
+    anatomy = anatomy_of(model)
+    bank = SecondOrderBank(anatomy, SecondOrder.to_speedup(factor, width_multiple=8, seq_len=seq_len))
+    bank.choose(model, losses_of(model, batches), 1)
+    macs = [cost_of(plan, anatomy, seq_len=seq_len).macs for plan in (PruningPlan.full(anatomy), bank.plan())]
+    steps = [macs_per_unit(s, seq_len, seq_len) * (1 if s.is_attention else 8) for s in anatomy.sites]
+    assert abs(macs[0] / factor - macs[1]) <= max(steps) / 2
+
+
+def test_a_speed_up_must_be_one():
+    with pytest.raises(InvalidSettingError, match=r"above 1, received 1\.0"):
+        SecondOrder.to_speedup(1.0)
+
+
 @pytest.mark.parametrize("density", [0.3, 0.55, 0.8, 1.0])
 def test_a_density_is_met_to_the_nearest_unit_and_widths_stay_multiples(case, density):
     model, batches = case
@@ -212,6 +229,10 @@ def test_refitted_outputs_are_nearer_to_the_whole_model_than_closed_ones(case):
         {"density": 0.5, "rounds": 2},
         {"density": 0.5, "scoring_examples": 0},
         {"density": 0.5, "width_multiple": 0},
+        {"density": 0.5, "density_of": "bytes"},
+        {"kept_heads": 3, "density_of": "macs"},
+        {"density": 0.5, "density_of": "macs", "seq_len": 0},
+        {"density": 0.5, "density_of": "macs", "target_len": 0},
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(settings):

@@ -78,8 +78,9 @@ class HeadPruneCallback(TrainerCallback):
             movement: How blocks of weights and FFN units are chosen during training.
             second_order: How heads and FFN units are chosen without learned scores; in place of gates and movement.
             density: Share of the weights of all attention and FFN matrices that stays: short for
-                `second_order=SecondOrder(density=...)`. Where gates are passed too, they and movement scores of FFN
-                units share this budget instead.
+                `second_order=SecondOrder(density=...)`; for a share of the multiply-accumulates pass
+                `SecondOrder.to_speedup(...)`. Where gates are passed too, they and movement scores of FFN units share
+                this budget instead.
             distillation: What the model learns from a teacher.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone. When left
                 out, half of `eval_dataset` is held back for it.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_headprune.anatomy import base_model
-from hf_headprune.cost import weights_per_unit
+from hf_headprune.cost import macs_per_unit, weights_per_unit
 from hf_headprune.elimination import cheapest_first, elimination
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.settings import budget_groups
@@ -103,7 +103,11 @@ class SecondOrderBank(nn.Module):
         Raises:
             TrainingStateError: The losses gave no gradient, or one that is not finite.
         """
-        self.choose(model, losses, number).apply_(model, self.plan())
+        reconstruction = self.choose(model, losses, number)
+        before = [(parameter, parameter.data) for parameter in self.refitted(model)]
+        reconstruction.apply_(model, self.plan())
+        for parameter, data in before:  # weights stay where whoever else holds them expects them
+            parameter.data = data.copy_(parameter.data)
 
     def choose(self, model: nn.Module, losses: Iterable[torch.Tensor], number: int) -> Reconstruction:
         """Chooses what leaves in the rounds up to a number, and returns what refits the model to the rest.
@@ -137,7 +141,15 @@ class SecondOrderBank(nn.Module):
                 f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
                 f"{site.output}. Check that it comes from the model's forward pass and is finite."
             )
-        return elimination(block, before.kept(site.name), width_multiple=self.settings.width_multiple)
+        multiple, saved = self.settings.width_multiple, self._saved_per_unit(site)
+        return elimination(block, before.kept(site.name), width_multiple=multiple, saved_per_unit=saved)
+
+    def _saved_per_unit(self, site: Site) -> int:
+        """Returns what the density counts of one unit."""
+        settings = self.settings
+        if settings.density_of == "parameters":
+            return weights_per_unit(site)
+        return macs_per_unit(site, settings.seq_len, settings.target_len or settings.seq_len)
 
     def refitted(self, model: nn.Module) -> list[nn.Parameter]:
         """Returns the parameters of a model that a round changes."""
@@ -147,8 +159,8 @@ class SecondOrderBank(nn.Module):
     def _chosen(self, paths: dict[str, list[Removal]], share: float) -> list[Removal]:
         """Returns the removals that reach a share of what is to go."""
         if self.settings.density is not None:
-            total = sum(site.units * weights_per_unit(site) for site in self._sites)
-            now = sum(removal.weights for path in paths.values() for removal in path)
+            total = sum(site.units * self._saved_per_unit(site) for site in self._sites)
+            now = sum(removal.saved for path in paths.values() for removal in path)
             aim = share * (1.0 - self.settings.density) * total - (total - now)
             return _up_to(cheapest_first(paths.values()), aim)
         owners = [site.name for site in self._scored for _ in range(site.units)]
@@ -193,14 +205,14 @@ class SecondOrderBank(nn.Module):
         self.rounds_done = int(self.rounds)
 
 
-def _up_to(removals: Sequence[Removal], weights: float) -> list[Removal]:
-    """Returns the first removals that take away a number of weights, to the nearest removal."""
-    found, gone = [], 0.0
+def _up_to(removals: Sequence[Removal], aim: float) -> list[Removal]:
+    """Returns the first removals that save so much together, to the nearest removal."""
+    found, saved = [], 0.0
     for removal in removals:
-        if gone + removal.weights / 2 > weights:
+        if saved + removal.saved / 2 > aim:
             break
         found.append(removal)
-        gone += removal.weights
+        saved += removal.saved
     return found
 
 

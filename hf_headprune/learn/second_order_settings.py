@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.settings import budget_rules
@@ -21,14 +21,18 @@ class SecondOrder:
     on. Nothing but weights is trained.
 
     Attributes:
-        density: Share of the entries of all attention and FFN matrices that stays; heads and FFN units compete for it.
-            It is met to the nearest unit.
+        density: Share of all attention and FFN blocks that stays; heads and FFN units compete for it. It is met to the
+            nearest unit.
+        density_of: What the density counts: "parameters" (entries of the weight matrices, biases aside) or "macs"
+            (multiply-accumulates, as `hf_headprune.cost` counts them).
         kept_heads: In its place, how many heads stay, as in `SubsetGates`; FFNs stay whole.
         decided_by: Fraction of the run's optimizer steps at which the last, or only, round takes place.
         rounds: In how many steps of equal size the budget is reached.
         first_at: Fraction of the run at which the first of several rounds takes place.
         scoring_examples: Training examples that each round looks at.
         width_multiple: FFN widths stay multiples of this.
+        seq_len: Tokens of a (source) sequence, for "macs".
+        target_len: Tokens of the decoder's sequence, for "macs"; equal to `seq_len` when left out.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
     Raises:
@@ -36,12 +40,15 @@ class SecondOrder:
     """
 
     density: float | None = None
+    density_of: Literal["parameters", "macs"] = "parameters"
     kept_heads: Budget | None = None
     decided_by: float = 0.6
     rounds: int = 1
     first_at: float | None = None
     scoring_examples: int = 512
     width_multiple: int = 32
+    seq_len: int = 128
+    target_len: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +57,10 @@ class SecondOrder:
         rules = {
             "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
             "density must be above 0 and at most 1": self.density is None or 0.0 < self.density <= 1.0,
+            'density_of must be "parameters" or "macs"': self.density_of in ("parameters", "macs"),
+            'density_of="macs" needs a density': self.density_of == "parameters" or self.density is not None,
+            "seq_len and target_len must be at least 1": self.seq_len >= 1
+            and (self.target_len is None or self.target_len >= 1),
             "rounds must be at least 1": self.rounds >= 1,
             "0 <= first_at <= decided_by <= 1 must hold": 0.0 <= first <= self.decided_by <= 1.0,
             "first_at must be given for several rounds, and only then": (self.rounds > 1)
@@ -61,6 +72,22 @@ class SecondOrder:
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
             raise InvalidSettingError(f"SecondOrder: {'; '.join(broken)}. Received {self!r}.")
+
+    @classmethod
+    def to_speedup(cls, factor: float, **changes: Any) -> SecondOrder:
+        """Returns removal until so many MACs are left.
+
+        Args:
+            factor: MACs of all attention and FFN blocks before, over those after; above 1. What a machine makes of it
+                is to be measured.
+            **changes: Any other setting, such as `seq_len`.
+
+        Raises:
+            InvalidSettingError: The factor is not above 1.
+        """
+        if not factor > 1:
+            raise InvalidSettingError(f"SecondOrder.to_speedup: the factor must be above 1, received {factor!r}.")
+        return cls(density=1.0 / factor, density_of="macs", **changes)
 
     def rounds_due(self, step: int, max_steps: int) -> int:
         """Returns how many rounds have taken place once an optimizer step, counted from zero, begins."""
