@@ -8,8 +8,9 @@ from torch import nn
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
+from hf_headprune.search import lanes
 from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.lanes import gains_by_half_precision
+from hf_headprune.search.lanes import bf16_is_faster, gains_by_half_precision
 from hf_headprune.search.layers import LayerStack
 from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.plans import search_plan
@@ -358,6 +359,14 @@ def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_th
     base, rng = PruningPlan.of(model), np.random.default_rng(14)
     plan = near(base, rng)
     assert evaluator.probe(plan, asked(base, plain(base).margins, rng)).metric == plain(plan).metric
+
+
+@pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.9, False), (2.0, False)])
+def test_bf16_counts_as_faster_where_the_fastest_product_clearly_is(monkeypatch, seconds, faster):
+    once = [1.0] * lanes.TRIES + [seconds, *[9.0] * (lanes.TRIES - 1)]  # a slow try is noise
+    ticks = iter([tick for duration in once for tick in (0.0, duration)])
+    monkeypatch.setattr(lanes.time, "perf_counter", lambda: next(ticks))
+    assert bf16_is_faster.__wrapped__(torch.device("cpu")) is faster
 
 
 def test_small_models_and_other_precisions_have_no_rounded_twin():
