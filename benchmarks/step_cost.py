@@ -8,7 +8,8 @@ teacher's forward pass, too, so that the ratio says what distillation costs on t
 
 Cells that are measured take the place of those of the same name in the result file; the others stay.
 
-Run: python -m benchmarks.step_cost [--smoke] [--models MiniLM] [--parts "hybrid, teacher"]
+Run: python -m benchmarks.step_cost [--smoke] [--models MiniLM] [--parts "hybrid, teacher"] [--phases decided]
+     [--precisions fp32]
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few steps of one small shape")
     parser.add_argument("--models", nargs="+", default=("MiniLM", "BERT-base shapes"), help="of these models alone")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS), help="of these parts alone")
+    parser.add_argument("--phases", nargs="+", choices=("learn", "decided"), default=("learn", "decided"))
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -165,8 +168,9 @@ def main() -> None:
     out = options.out or (None if options.smoke else RESULTS / "step_cost.json")
     known = {} if out is None else {cell_of(result): result for result in read_json(out).get("results", [])}
     for name, make_model, shape, steps in (case for case in cases if case[0] in options.models):
-        cells = ((part, phase) for part in options.parts for phase in PARTS[part])
-        for (part, phase), bf16 in product(cells, (False,) if options.smoke else (False, True)):
+        cells = ((part, phase) for part in options.parts for phase in PARTS[part] if phase in options.phases)
+        for (part, phase), precision in product(cells, ("fp32",) if options.smoke else options.precisions):
+            bf16 = precision == "bf16"
             result = {"model": name, **measure(make_model, shape, part, phase, steps=steps, bf16=bf16)}
             known[cell_of(result)] = result
             ratio = result["cpu_seconds"]["ratio_quartiles"][1]
