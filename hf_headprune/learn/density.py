@@ -31,6 +31,17 @@ class Budgets:
     density: float
 
 
+def density_at(speedup: float, *, where: str) -> float:
+    """Returns the share of all multiply-accumulates that stays at a speed-up.
+
+    Raises:
+        InvalidSettingError: The factor is not above 1.
+    """
+    if not speedup > 1:
+        raise InvalidSettingError(f"{where}: the factor must be above 1, received {speedup!r}.")
+    return 1.0 / speedup
+
+
 def linear_density(plan: PruningPlan, anatomy: Anatomy) -> float:
     """Returns the share of the entries of all attention and FFN matrices that a plan keeps; biases aside.
 

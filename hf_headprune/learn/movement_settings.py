@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.learn.density import density_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -204,9 +205,8 @@ class BlockMovement:
         Raises:
             InvalidSettingError: The factor is not above 1.
         """
-        if not factor > 1:
-            raise InvalidSettingError(f"BlockMovement.to_speedup: the factor must be above 1, received {factor!r}.")
-        defaults: dict[str, Any] = {"attention_block": "unit", "kept": 1.0 / factor, "kept_of": "macs"}
+        kept = density_at(factor, where="BlockMovement.to_speedup")
+        defaults: dict[str, Any] = {"attention_block": "unit", "kept": kept, "kept_of": "macs"}
         return cls(**(defaults | changes))
 
     @classmethod

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.learn.density import density_at
 from hf_headprune.learn.settings import budget_rules
 
 if TYPE_CHECKING:
@@ -85,9 +86,7 @@ class SecondOrder:
         Raises:
             InvalidSettingError: The factor is not above 1.
         """
-        if not factor > 1:
-            raise InvalidSettingError(f"SecondOrder.to_speedup: the factor must be above 1, received {factor!r}.")
-        return cls(density=1.0 / factor, density_of="macs", **changes)
+        return cls(density=density_at(factor, where="SecondOrder.to_speedup"), density_of="macs", **changes)
 
     def rounds_due(self, step: int, max_steps: int) -> int:
         """Returns how many rounds have taken place once an optimizer step, counted from zero, begins."""
