@@ -316,6 +316,40 @@ def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precisio
     assert rejected > 6
 
 
+def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_decide(monkeypatch):
+    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_BAND", 1.0)  # these weights are far larger than real ones
+    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.5)
+    model = classifier()
+    batches = batches_of(examples(60))  # labels at random: margins of any size
+    plain = ExampleEvaluator(model, batches)
+    rounded = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=True))
+    base, rng = PruningPlan.of(model), np.random.default_rng(14)
+    margins, taken = plain(base).margins, 0
+    for _ in range(12):
+        plan = near(base, rng)
+        found, expected = rounded.probe(plan, asked(base, margins, rng)), plain(plan)
+        assert (found.kind, found.metric) == ("exact", expected.metric)
+        differs = np.abs(found.margins - expected.margins) > 1e-4
+        taken += differs.sum()
+        assert (np.abs(expected.margins[differs]) > 0.5).all()
+    assert taken > 60  # or all of it came from the model itself
+
+
+def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
+    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_BAND", 1e9)
+    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.0)
+    model = classifier()
+    batches = batches_of(examples(60))
+    plain = ExampleEvaluator(model, batches)
+    rounded = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=True))
+    base, rng = PruningPlan.of(model), np.random.default_rng(15)
+    margins = plain(base).margins
+    for _ in range(4):
+        plan = near(base, rng)
+        found = rounded.probe(plan, asked(base, margins, rng))
+        np.testing.assert_allclose(found.margins, plain(plan).margins, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("refits", [False, True])
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_closed_units_are_taken_out_of_the_products_and_put_back(name, refits):

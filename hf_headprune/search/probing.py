@@ -2,9 +2,10 @@
 
 A rejection in the model's own precision is certain: it counts only errors that were seen. One in bf16 counts errors
 that rounding can't explain, and has the others looked at again in the model's own precision; it is an estimate, as is
-any acceptance before the end. A measurement to the end is exact, in the model's own precision. The batches of a
-measurement follow from its `Question` alone, never from what is in memory, so that a search that goes on after a kill
-measures the same bits.
+any acceptance before the end. A measurement to the end is exact: what rounding in bf16 could have decided is decided in
+the model's own precision, where both are known their difference is checked, and where it is too large for that nothing
+is taken from bf16. The batches of a measurement follow from its `Question` alone, never from what is in memory, so that
+a search that goes on after a kill measures the same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
     from torch import nn
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.answers import Scoring
-    from hf_headprune.search.compositions import Composition
+    from hf_headprune.search.compositions import Batch, Composition
     from hf_headprune.search.problem import Question
 
 ROUGH_BAND = 0.2  # of the logits; bf16 moves those of BERT-like models by 0.03, with a largest of 0.1
+ROUGH_ERROR = ROUGH_BAND / 2  # of a margin near a tie, above which bf16 decides no measurement to the end
 ROUGH_SHARE = 0.6  # of the examples, the hardest: what a rounded model has not decided then, it leaves to the model
 
 
@@ -46,8 +48,8 @@ class Probing:
         cache_mib: Bound on the memory for hidden states that plans share.
         batch_size: Examples per batch, where they may be put together anew.
         tentative_share: Share of the examples, the hardest, that an estimate is made from.
-        half_precision: Whether verdicts before the end may come from a twin of the model in bf16: none of them is
-            certain then. None leaves it to the hardware and to the size of the model.
+        half_precision: Whether answers far from a tie may come from a twin of the model in bf16; verdicts before the
+            end are not certain then. None leaves it to the hardware and to the size of the model.
 
     Raises:
         InvalidSettingError: A setting is out of range.
@@ -127,8 +129,10 @@ class Prober:
         self._exact.check_fits(plan)
         self._exact.check_fits(question.base)
         composition = self._compositions.by(question.base_margins)
-        if self._rough is not None and question.floor is not None:
-            verdict, _ = self._walk(self._rough, composition, plan, question)
+        if self._rough is not None:
+            verdict, answers = self._walk(self._rough, composition, plan, question)
+            if verdict is None and question.floor is None and self._are_sure(answers, plan):
+                return self._to_the_end(plan, answers)
             if verdict is not None:
                 return verdict
         verdict, answers = self._walk(self._exact, composition, plan, question)
@@ -139,7 +143,7 @@ class Prober:
     ) -> tuple[Measurement | None, Answers]:
         """Looks at the hardest examples first, until there is a verdict; without one, also returns all answers.
 
-        A rough lane stops at `ROUGH_SHARE` of the examples.
+        Where there may be a verdict, a rough lane stops at `ROUGH_SHARE` of the examples.
         """
         known = composition.answers_of(plan, is_exact=lane.is_exact)
         answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
@@ -158,7 +162,7 @@ class Prober:
                     if question.floor is not None and verdict.metric < question.floor:
                         lane.forget_guesses()
                     return verdict, answers
-                if not lane.is_exact and answers.seen.mean() >= ROUGH_SHARE:
+                if not lane.is_exact and question.floor is not None and answers.seen.mean() >= ROUGH_SHARE:
                     break
         return None, answers
 
@@ -193,16 +197,33 @@ class Prober:
         if not self._hangs_on_doubt(answers, floor):
             return
         doubtful = np.flatnonzero(answers.seen & (answers.scores < 1.0) & (answers.gaps < ROUGH_BAND))
-        worst_first = doubtful[np.argsort(answers.margins[doubtful], kind="stable")]
         with self._exact.open():
-            for batch in self._compositions.some(worst_first):
-                found = self._exact.answers_alone(batch.entries, plan)
-                self.examples_seen += len(batch.indices)
+            for batch, found in self._looked_at_again(doubtful, answers, plan):
                 found.scores[found.gaps < TIE_BAND] = 1.0
                 found.gaps[:] = np.inf
                 answers.put(batch.indices, found)
                 if not self._hangs_on_doubt(answers, floor):
                     return
+
+    def _are_sure(self, answers: Answers, plan: PruningPlan) -> bool:
+        """Decides answers of a whole walk in bf16 that rounding could turn, in place; tells whether that is enough.
+
+        It is not where one of them turns out to have been rounded by more than `ROUGH_ERROR`.
+        """
+        with self._exact.open():
+            for batch, found in self._looked_at_again(np.flatnonzero(answers.gaps < ROUGH_BAND), answers, plan):
+                if np.abs(found.margins - answers.margins[batch.indices]).max() > ROUGH_ERROR:
+                    return False
+                answers.put(batch.indices, found)
+        return True
+
+    def _looked_at_again(
+        self, examples: np.ndarray, answers: Answers, plan: PruningPlan
+    ) -> Iterator[tuple[Batch, Answers]]:
+        """Yields examples in batches, the least margin first, with their answers in the model's own precision."""
+        for batch in self._compositions.some(examples[np.argsort(answers.margins[examples], kind="stable")]):
+            self.examples_seen += len(batch.indices)
+            yield batch, self._exact.answers_alone(batch.entries, plan)
 
     def _hangs_on_doubt(self, answers: Answers, floor: float) -> bool:
         """Tells whether all errors seen put the metric below the floor, and those beyond rounding do not."""

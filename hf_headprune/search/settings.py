@@ -45,9 +45,8 @@ class AStarSearch:
         seed: Of all random choices.
         max_open: Sets that wait for expansion at most; the least promising are dropped beyond it.
         cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
-        half_precision: Whether sets may be rejected, and accepted for the time being, by a copy of the model in bf16.
-            What is returned, and every better set on the way there, is measured in the model's own precision. None
-            leaves it to the hardware and to the size of the model.
+        half_precision: Whether a copy of the model in bf16 may answer where its rounding can't decide: near ties, the
+            model answers in its own precision. None leaves it to the hardware and to the size of the model.
         reconstruct: Whether the output projections of attention are refitted to the heads that stay, by least squares
             on the inputs that the search evaluates, without training; see `hf_headprune.reconstruction`. The model must
             then be cut with `PlanSearchResult.reconstruction`, too. None: `HeadPruneCallback` does all that, and
