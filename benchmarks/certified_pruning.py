@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.finetuned import RECIPES, batches_of, evaluator_on, fine_tuned
 from benchmarks.results_file import RESULTS, environment, write_json
-from benchmarks.run_queue import RunQueue, has_model, key_of
+from benchmarks.run_queue import RunQueue, key_of
 from benchmarks.tasks import SEARCH_EXAMPLES, Task, load_task
 from benchmarks.training import build_trainer, train_and_score
 from hf_headprune import (
@@ -85,16 +85,9 @@ def source_of(run: Run) -> Run | None:
     return Run(run.task, HEADS, 0.0, run.seed) if run.kept_heads == 0 else None
 
 
-def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
-    """Tells whether a finished dense run has to leave its model again, since searches wait for it."""
-    if run.kept_heads != HEADS or has_model(work / f"{run.task}-{run.seed}"):
-        return False
-    return waiting.is_awaited(run, source_of)
-
-
-def can_start(run: Run, work: Path) -> bool:
-    """Tells whether the model that a run needs is there."""
-    return run.kept_heads > 0 or has_model(work / f"{run.task}-{run.seed}")
+def model_of(run: Run, work: Path) -> Path | None:
+    """Returns where a dense run leaves its model; `fine_tuned` looks for it there."""
+    return work / f"{run.task}-{run.seed}" if run.kept_heads == HEADS else None
 
 
 @cache
@@ -116,8 +109,8 @@ def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     callback = None if run.kept_heads == HEADS else HeadPruneCallback(gates=gates, search=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback)
     scores = train_and_score(trainer, task)
-    if callback is None:
-        trainer.save_model(str(work / f"{run.task}-{run.seed}"))  # where `fine_tuned` looks for it
+    if (folder := model_of(run, work)) is not None:
+        trainer.save_model(str(folder))
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     right = np.packbits(right_answers(model, task.test).astype(np.uint8)).tobytes().hex()
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -225,8 +218,8 @@ def main() -> None:
     else:
         waiting.work_through(
             partial(perform, work=options.work, smoke=options.smoke),
-            can_start=partial(can_start, work=options.work),
-            must_repeat=partial(must_repeat, work=options.work, waiting=waiting),
+            source_of=source_of,
+            model_of=partial(model_of, work=options.work),
         )
     content = collect(waiting)
     for row in content["results"]:

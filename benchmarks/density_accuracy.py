@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from benchmarks.one_shot import fisher_plan
-from benchmarks.results_file import RESULTS, environment, read_json, write_json
-from benchmarks.run_queue import RunQueue, has_model, key_of, summary
+from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, copied, load_task
 from benchmarks.training import Recipe, build_trainer, score, train_and_score
 from hf_headprune import (
@@ -127,9 +127,10 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         prune_model_(plain(trainer), plan, reconstruction=reconstruction)
         return {**score(trainer, task), **sizes(plan, task)}
     if run.method == RANDOM_UNITS:
-        source = needed_by(run)
+        source = replace(run, method=SECOND_ORDER)
         model = task.model()
-        plan = random_plan(PruningPlan.of(model), read_result(source, work)["kept"], run.seed)  # type: ignore[arg-type]
+        kept = RunQueue((source,), work, RESULT).result_of(source)["kept"]
+        plan = random_plan(PruningPlan.of(model), kept, run.seed)
         trainer = build(callback=None, model=prune_model_(model, plan))
         return {**train_and_score(trainer, task), **sizes(plan, task)}
     callback = None if run.method == DENSE else callback_of(run, task, work)
@@ -208,25 +209,9 @@ def plain(trainer: Trainer) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def read_result(run: Run, work: Path) -> dict[str, Any]:
-    """Returns the result of a finished run, of this folder or of the committed file; empty where there is none."""
-    found = read_json(work / f"{key_of(run)}.json")
-    return found or RunQueue((run,), work, RESULT).published().get(key_of(run), {})
-
-
-def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
-    """Tells whether a finished dense run has to leave its model again, since others wait for it."""
-    if run.method != DENSE or has_model(work / key_of(run)):
-        return False
-    return waiting.is_awaited(run, needed_by)
-
-
-def can_start(run: Run, work: Path) -> bool:
-    """Tells whether what a run needs is there."""
-    source = needed_by(run)
-    if source is None:
-        return True
-    return has_model(work / key_of(source)) if source.method == DENSE else bool(read_result(source, work))
+def model_of(run: Run, work: Path) -> Path | None:
+    """Returns where a dense run leaves its model."""
+    return work / key_of(run) if run.method == DENSE else None
 
 
 def queue(options: argparse.Namespace) -> RunQueue[Run]:
@@ -258,8 +243,8 @@ def main() -> None:
     if not options.collect:
         waiting.work_through(
             partial(perform, work=options.work, smoke=options.smoke),
-            can_start=partial(can_start, work=options.work),
-            must_repeat=partial(must_repeat, work=options.work, waiting=waiting),
+            source_of=needed_by,
+            model_of=partial(model_of, work=options.work),
         )
     elif not options.smoke:
         waiting = RunQueue(tuple(all_runs()), options.work, RESULT)  # a result file never loses what was not asked for

@@ -32,7 +32,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.results_file import RESULTS, environment, write_json
-from benchmarks.run_queue import RunQueue, has_model, key_of, summary
+from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, load_task
 from benchmarks.training import Recipe, build_trainer, score, train_and_score
 from hf_headprune import (
@@ -208,17 +208,9 @@ def queue(work: Path, *, smoke: bool, only: str | None = None, methods: list[str
     return RunQueue(tuple(runs), work, Path("no such file") if smoke else RESULT)
 
 
-def must_repeat(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
-    """Tells whether a finished dense run has to leave its model again, since others wait for it."""
-    if run.method != DENSE or has_model(work / key_of(run)):
-        return False
-    return waiting.is_awaited(run, source_of)
-
-
-def can_start(run: Run, work: Path) -> bool:
-    """Tells whether the model that a run needs is there."""
-    source = source_of(run)
-    return source is None or has_model(work / key_of(source))
+def model_of(run: Run, work: Path) -> Path | None:
+    """Returns where a dense run leaves its model."""
+    return work / key_of(run) if run.method == DENSE else None
 
 
 def collect(work: Path) -> dict[str, Any]:
@@ -245,8 +237,8 @@ def main() -> None:
         waiting = queue(options.work, smoke=options.smoke, only=options.only, methods=options.methods)
         waiting.work_through(
             partial(perform, work=options.work, smoke=options.smoke),
-            can_start=partial(can_start, work=options.work),
-            must_repeat=partial(must_repeat, work=options.work, waiting=waiting),
+            source_of=source_of,
+            model_of=partial(model_of, work=options.work),
         )
     content = collect(options.work)
     print(json.dumps([{k: row[k] for k in ("group", "task", "method", "kept_heads")} for row in content["summary"]]))

@@ -40,22 +40,29 @@ class RunQueue(Generic[R]):
         perform: Callable[[R], dict[str, Any]],
         *,
         can_start: Callable[[R], bool] = lambda run: True,
-        must_repeat: Callable[[R], bool] = lambda run: False,
+        source_of: Callable[[R], R | None] = lambda run: None,
+        model_of: Callable[[R], Path | None] = lambda run: None,
     ) -> None:
         """Takes runs that nobody has taken until none is left.
 
+        A finished run is done again where its model is gone and an unfinished one needs it.
+
         Args:
             perform: Does a run; returns at least `dev` and `test`.
-            can_start: Whether what a run needs is there.
-            must_repeat: Whether a run is done again although it has its result.
+            can_start: Whether a run may be taken now.
+            source_of: The run whose model or result another one needs, or None.
+            model_of: The folder in which a run leaves its model for others, or None where it leaves none.
         """
         published = self.published()
         for run in self.runs:
             key = key_of(run)
             with (self.work / f"{key}.lock").open("w") as lock:
-                if _taken(lock) or not can_start(run):
+                if _taken(lock) or not can_start(run) or not self._is_there(source_of(run), model_of):
                     continue
-                if must_repeat(run) or not (key in published or (self.work / f"{key}.json").exists()):
+                folder = model_of(run)
+                is_finished = key in published or (self.work / f"{key}.json").exists()
+                is_gone = folder is not None and not has_model(folder) and self._is_awaited(run, source_of)
+                if is_gone or not is_finished:
                     result = {**asdict(run), **perform(run)}
                     write_json(self.work / f"{key}.json", result)
                     print(key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
@@ -66,16 +73,26 @@ class RunQueue(Generic[R]):
         results = read_json(self.result).get("runs", [])
         return {key_of(kind(**{name: r[name] for name in kind.__dataclass_fields__})): r for r in results}  # type: ignore[attr-defined]
 
-    def is_awaited(self, run: R, source_of: Callable[[R], R | None]) -> bool:
-        """Tells whether an unfinished run needs another one, its source."""
-        done = {key_of(type(run)(**{name: r[name] for name in asdict(run)})) for r in self.finished()}  # type: ignore[call-overload]
-        return any(source_of(other) == run and key_of(other) not in done for other in self.runs)
-
     def finished(self) -> list[dict[str, Any]]:
         """Returns the results of all finished runs, those of the committed file first."""
         published = self.published()
         found = (published.get(key) or read_json(self.work / f"{key}.json") for key in map(key_of, self.runs))
         return [result for result in found if result]
+
+    def result_of(self, run: R) -> dict[str, Any]:
+        """Returns the result of a run, whether it is in the queue or not; empty where it has not finished."""
+        return read_json(self.work / f"{key_of(run)}.json") or self.published().get(key_of(run), {})
+
+    def _is_there(self, source: R | None, model_of: Callable[[R], Path | None]) -> bool:
+        """Tells whether what a run needs of its source is there: its model, or its result where it leaves none."""
+        if source is None:
+            return True
+        folder = model_of(source)
+        return bool(self.result_of(source)) if folder is None else has_model(folder)
+
+    def _is_awaited(self, run: R, source_of: Callable[[R], R | None]) -> bool:
+        """Tells whether an unfinished run needs another one, its source."""
+        return any(source_of(other) == run and not self.result_of(other) for other in self.runs)
 
 
 def has_model(folder: Path) -> bool:
