@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hf_headprune.search.lanes import bf16_is_faster
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -24,6 +26,7 @@ def environment() -> dict[str, Any]:
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_is_faster": bf16_is_faster(torch.device("cpu")),
         "command": " ".join(["python", "-m", module.name if module else "?", *arguments]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
