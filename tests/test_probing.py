@@ -262,7 +262,15 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
         np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
 
 
-def test_a_rounded_twin_rejects_and_estimates_but_is_never_certain_and_never_exact():
+@pytest.fixture
+def wide_band(monkeypatch):
+    """These weights are far larger than real ones, and so are the errors of bf16."""
+    monkeypatch.setattr("hf_headprune.search.lanes.ROUGH_BAND", 1.0)
+    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.5)
+
+
+@pytest.mark.usefixtures("wide_band")
+def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
     model = classifier()
     batches = batches_of(decided(model, examples(60)))
     plain = ExampleEvaluator(model, batches)
@@ -292,7 +300,7 @@ def test_a_rounded_twin_rejects_and_estimates_but_is_never_certain_and_never_exa
 
 
 def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precision(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_BAND", 1e9)  # every error is doubtful
+    monkeypatch.setattr("hf_headprune.search.lanes.ROUGH_BAND", 1e9)  # every error is doubtful
     model = classifier()
     dataset = decided(model, examples(60))
     dataset = [{**row, "label": (row["label"] + (i % 3 == 0)) % NUM_LABELS} for i, row in enumerate(dataset)]
@@ -316,9 +324,8 @@ def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precisio
     assert rejected > 6
 
 
-def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_decide(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_BAND", 1.0)  # these weights are far larger than real ones
-    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.5)
+@pytest.mark.usefixtures("wide_band")
+def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_decide():
     model = classifier()
     batches = batches_of(examples(60))  # labels at random: margins of any size
     plain = ExampleEvaluator(model, batches)
@@ -336,7 +343,7 @@ def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_d
 
 
 def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_BAND", 1e9)
+    monkeypatch.setattr("hf_headprune.search.lanes.ROUGH_BAND", 1e9)
     monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.0)
     model = classifier()
     batches = batches_of(examples(60))
@@ -417,6 +424,7 @@ def test_small_models_and_other_precisions_have_no_rounded_twin():
     assert evaluator._prober._rough is None
 
 
+@pytest.mark.usefixtures("wide_band")
 def test_a_search_with_a_rounded_twin_returns_what_was_measured_exactly():
     model = classifier()
     dataset = decided(model, examples(60))

@@ -19,7 +19,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.search.answers import TIE_BAND, Answers
 from hf_headprune.search.compositions import Compositions
-from hf_headprune.search.lanes import Lane, gains_by_half_precision, half_precision_twin
+from hf_headprune.search.lanes import ROUGH_BAND, Lane, gains_by_half_precision, half_precision_twin
 from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Measurement
 
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.compositions import Batch, Composition
     from hf_headprune.search.problem import Question
 
-ROUGH_BAND = 0.2  # of the logits; bf16 moves those of BERT-like models by 0.03, with a largest of 0.1
 ROUGH_ERROR = ROUGH_BAND / 2  # of a margin near a tie, above which bf16 decides no measurement to the end
-ROUGH_SHARE = 0.6  # of the examples, the hardest: what a rounded model has not decided then, it leaves to the model
 
 
 @dataclass(frozen=True)
@@ -131,20 +129,17 @@ class Prober:
         composition = self._compositions.by(question.base_margins)
         if self._rough is not None:
             verdict, answers = self._walk(self._rough, composition, plan, question)
-            if verdict is None and question.floor is None and self._are_sure(answers, plan):
-                return self._to_the_end(plan, answers)
             if verdict is not None:
                 return verdict
+            if self._decides_doubts(answers, plan):
+                return self._to_the_end(plan, answers)
         verdict, answers = self._walk(self._exact, composition, plan, question)
         return self._to_the_end(plan, answers) if verdict is None else verdict
 
     def _walk(
         self, lane: Lane, composition: Composition, plan: PruningPlan, question: Question[PruningPlan]
     ) -> tuple[Measurement | None, Answers]:
-        """Looks at the hardest examples first, until there is a verdict; without one, also returns all answers.
-
-        Where there may be a verdict, a rough lane stops at `ROUGH_SHARE` of the examples.
-        """
+        """Looks at the hardest examples first, until there is a verdict; without one, also returns all answers."""
         known = composition.answers_of(plan, is_exact=lane.is_exact)
         answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
         route = lane.route(plan, question.base)
@@ -156,14 +151,12 @@ class Prober:
                     self.examples_seen += len(batch.indices)
                 answers.put(batch.indices, known[place])
                 if not lane.is_exact and question.floor is not None:
-                    self._settle(answers, plan, question.floor - ROUND_OFF)
+                    self._settle_errors(answers, plan, question.floor - ROUND_OFF)
                 verdict = self._verdict(answers, question, is_exact=lane.is_exact)
                 if verdict is not None:
                     if question.floor is not None and verdict.metric < question.floor:
                         lane.forget_guesses()
                     return verdict, answers
-                if not lane.is_exact and question.floor is not None and answers.seen.mean() >= ROUGH_SHARE:
-                    break
         return None, answers
 
     def _verdict(self, answers: Answers, question: Question[PruningPlan], *, is_exact: bool) -> Measurement | None:
@@ -173,7 +166,7 @@ class Prober:
         """
         if question.floor is None or not self._scoring.is_mean:
             return None
-        bound = self._bound(answers, band=TIE_BAND if is_exact else ROUGH_BAND)
+        bound = self._bound(answers, band=TIE_BAND)
         if bound < question.floor - ROUND_OFF:
             return Measurement(bound, answers.margins.copy(), kind="bound" if is_exact else "estimate")
         seen = answers.seen
@@ -189,45 +182,40 @@ class Prober:
         lost = np.where(is_certain, 1.0 - answers.scores, 0.0) * self._weights
         return 1.0 - float(lost.sum() / self._weights.sum())
 
-    def _settle(self, answers: Answers, plan: PruningPlan, floor: float) -> None:
-        """Where all errors seen in bf16 would reject, looks at the doubtful ones again, until it is clear; in place.
-
-        Errors that the model makes in its own precision become certain, and what could be a tie counts as right.
-        """
+    def _settle_errors(self, answers: Answers, plan: PruningPlan, floor: float) -> None:
+        """Where all errors seen in bf16 would reject, looks at the doubtful ones again, until it is clear; in place."""
         if not self._hangs_on_doubt(answers, floor):
             return
-        doubtful = np.flatnonzero(answers.seen & (answers.scores < 1.0) & (answers.gaps < ROUGH_BAND))
         with self._exact.open():
-            for batch, found in self._looked_at_again(doubtful, answers, plan):
-                found.scores[found.gaps < TIE_BAND] = 1.0
-                found.gaps[:] = np.inf
+            for batch, found in self._looked_at_again(answers.seen & (answers.scores < 1.0), answers, plan):
                 answers.put(batch.indices, found)
                 if not self._hangs_on_doubt(answers, floor):
                     return
 
-    def _are_sure(self, answers: Answers, plan: PruningPlan) -> bool:
-        """Decides answers of a whole walk in bf16 that rounding could turn, in place; tells whether that is enough.
+    def _hangs_on_doubt(self, answers: Answers, floor: float) -> bool:
+        """Tells whether all errors seen put the metric below the floor, and those beyond rounding do not."""
+        return self._bound(answers, band=0.0) < floor <= self._bound(answers, band=TIE_BAND)
 
-        It is not where one of them turns out to have been rounded by more than `ROUGH_ERROR`.
+    def _decides_doubts(self, answers: Answers, plan: PruningPlan) -> bool:
+        """Looks at all doubtful answers of a whole walk in bf16 again, in place; tells whether the others may stand.
+
+        They may not where bf16 turns out to have moved an answer by more than `ROUGH_ERROR`.
         """
         with self._exact.open():
-            for batch, found in self._looked_at_again(np.flatnonzero(answers.gaps < ROUGH_BAND), answers, plan):
+            for batch, found in self._looked_at_again(answers.seen, answers, plan):
                 if np.abs(found.margins - answers.margins[batch.indices]).max() > ROUGH_ERROR:
                     return False
                 answers.put(batch.indices, found)
         return True
 
     def _looked_at_again(
-        self, examples: np.ndarray, answers: Answers, plan: PruningPlan
+        self, some: np.ndarray, answers: Answers, plan: PruningPlan
     ) -> Iterator[tuple[Batch, Answers]]:
-        """Yields examples in batches, the least margin first, with their answers in the model's own precision."""
-        for batch in self._compositions.some(examples[np.argsort(answers.margins[examples], kind="stable")]):
+        """Yields the doubtful of some examples in batches, the least margin first, with the model's own answers."""
+        doubtful = np.flatnonzero(some & (answers.gaps < TIE_BAND))
+        for batch in self._compositions.some(doubtful[np.argsort(answers.margins[doubtful], kind="stable")]):
             self.examples_seen += len(batch.indices)
             yield batch, self._exact.answers_alone(batch.entries, plan)
-
-    def _hangs_on_doubt(self, answers: Answers, floor: float) -> bool:
-        """Tells whether all errors seen put the metric below the floor, and those beyond rounding do not."""
-        return self._bound(answers, band=0.0) < floor <= self._bound(answers, band=ROUGH_BAND)
 
     def _to_the_end(self, plan: PruningPlan, answers: Answers) -> Measurement:
         """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""
