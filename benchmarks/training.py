@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
@@ -38,6 +39,13 @@ class Recipe:
         return bf16_is_faster(torch.device("cpu")) if self.bf16 is None else self.bf16
 
 
+class InOrder(Trainer):
+    """Evaluates in the order of the data set, which post-processing of windows needs, and trains by length."""
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        return SequentialSampler(eval_dataset)
+
+
 def build_trainer(
     task: Task, recipe: Recipe, *, seed: int, callback: TrainerCallback | None, model: PreTrainedModel | None = None
 ) -> Trainer:
@@ -62,7 +70,8 @@ def build_trainer(
         train_sampling_strategy="group_by_length",
         length_column_name="length",
     )
-    return Trainer(
+    kind = InOrder if task.metric == "f1" else Trainer
+    return kind(
         model=model or task.model(),
         args=arguments,
         train_dataset=task.train,

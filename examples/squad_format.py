@@ -195,10 +195,21 @@ class SquadMetrics:
         self.truths = [answers["text"] for answers in split["answers"]]
         self.questions = list(windows["question_index"])
         self.offsets = [np.array(offsets) for offsets in windows["offsets"]]
+        self.positions = [np.array(windows[name]) for name in ("start_positions", "end_positions")]
         self.n_best, self.max_tokens = n_best, max_tokens
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Returns the mean over the questions."""
+        """Returns the mean over the questions.
+
+        Raises:
+            ValueError: The rows are not those of the windows, in their order.
+        """
+        labels = prediction.label_ids
+        if labels is not None and not all(map(np.array_equal, labels, self.positions)):
+            raise ValueError(
+                "The rows are not in the order of the windows. Grouping by length changes that of evaluation, too: "
+                'leave out train_sampling_strategy="group_by_length".'
+            )
         texts = [answers[0]["text"] for answers in self.answers(prediction.predictions, n_best=1).values()]
         pairs = list(zip(texts, self.truths, strict=True))
         return {

@@ -373,6 +373,16 @@ def test_the_best_answer_comes_from_the_best_window_and_scores_against_every_tru
         metrics(EvalPrediction((logits[0][:5], logits[1][:5]), None))
 
 
+def test_an_evaluation_in_another_order_than_that_of_the_windows_is_refused(squad, toy):
+    split, windows = toy
+    metrics = squad.SquadMetrics(split, windows, n_best=3, max_tokens=4)
+    logits = np.zeros((2, len(windows), 10))
+    labels = np.array([windows["start_positions"], windows["end_positions"]])
+    assert metrics(EvalPrediction(tuple(logits), tuple(labels))).keys() == {"exact_match", "f1"}
+    with pytest.raises(ValueError, match="group_by_length"):
+        metrics(EvalPrediction(tuple(logits), tuple(labels[:, ::-1])))
+
+
 def _row(name: str, *, text: tuple[str, ...] = ("boat",), start: tuple[int, ...] = (2,)) -> dict:
     answers = {"text": list(text), "answer_start": list(start)}
     return {"id": name, "title": "t", "context": "a boat", "question": "What?", "answers": answers}
