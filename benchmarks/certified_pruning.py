@@ -106,7 +106,7 @@ def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Trains and keeps the answers on test."""
     recipe = replace(RECIPES[run.task], max_steps=4) if smoke else RECIPES[run.task]
     gates = SubsetGates(kept_heads=run.kept_heads)
-    callback = None if run.kept_heads == HEADS else HeadPruneCallback(gates=gates, search=None)
+    callback = None if run.kept_heads == HEADS else HeadPruneCallback(gates=gates, search=None, latency=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback)
     scores = train_and_score(trainer, task)
     if (folder := model_of(run, work)) is not None:

@@ -160,18 +160,18 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
         teacher = Distillation(saved_model(run, task, work))
     if run.method == FILLED:
         movement = BlockMovement.hybrid_filled(density=run.density)
-        return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher)
+        return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher, latency=None)
     if run.method == SECOND_ORDER:
-        return HeadPruneCallback(density=run.density, search=None, distillation=teacher)
+        return HeadPruneCallback(density=run.density, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
-        return HeadPruneCallback(SubsetGates(), None, density=run.density, distillation=teacher)
+        return HeadPruneCallback(SubsetGates(), None, density=run.density, distillation=teacher, latency=None)
     if run.method == "gates, FFN by magnitude":
         found = budgets(anatomy_of(task.model()), run.density)
         ffn = BlockMovement.ffn_units(found.kept_ffn, method="magnitude")
-        return HeadPruneCallback(SubsetGates(kept_heads=found.kept_heads), None, movement=ffn)
+        return HeadPruneCallback(SubsetGates(kept_heads=found.kept_heads), None, movement=ffn, latency=None)
     method = "magnitude" if run.method == "magnitude" else "top_k"
     units = BlockMovement(attention_block="unit", method=method, kept=run.density)
-    return HeadPruneCallback(gates=None, search=None, movement=units)
+    return HeadPruneCallback(gates=None, search=None, movement=units, latency=None)
 
 
 def saved_model(run: Run, task: Task, work: Path) -> Any:

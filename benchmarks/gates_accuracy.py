@@ -140,12 +140,12 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     if run.method == TEACHER and model is not None:
         model, distillation = None, Distillation(model)
     if run.method == SECOND_ORDER:
-        callback = HeadPruneCallback(second_order=SecondOrder(kept_heads=run.kept_heads), search=None)
+        callback = HeadPruneCallback(second_order=SecondOrder(kept_heads=run.kept_heads), search=None, latency=None)
     elif run.method not in (DENSE, ONE_SHOT, *SEARCHES):
         mode: Mode = "pipelined" if run.group == "pipelined" else "joint"
         methods = PIPELINED if mode == "pipelined" else JOINT | ABLATION | {TEACHER: ESTIMATORS["ste"]}
         gates = SubsetGates(kept_heads=run.kept_heads, mode=mode, **methods[run.method])
-        callback = HeadPruneCallback(gates=gates, search=None, distillation=distillation)
+        callback = HeadPruneCallback(gates=gates, search=None, distillation=distillation, latency=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
     if run.method == ONE_SHOT:
         return cut_at_once(run, trainer, task)

@@ -23,6 +23,7 @@ from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.latency import LatencySettings, measure_latency
 from hf_headprune.search.plans import PlanSearchResult, search_plan
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, register_auto_classes
@@ -43,6 +44,7 @@ __all__ = [
     "Distillation",
     "HeadPruneCallback",
     "HeadPruneError",
+    "LatencySettings",
     "Metric",
     "OneShot",
     "PlanSearchResult",
@@ -58,6 +60,7 @@ __all__ = [
     "examples_needed",
     "linear_density",
     "masked",
+    "measure_latency",
     "milestones",
     "power_of",
     "promise_in_words",

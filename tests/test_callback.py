@@ -17,6 +17,7 @@ from hf_headprune.learn.gates import BANK_NAME
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.latency import LatencySettings
 from hf_headprune.search.settings import AStarSearch
 from tests.conftest import VOCAB_SIZE, text_inputs, tiny_bert
 
@@ -75,6 +76,25 @@ def test_without_arguments_it_trains_searches_cuts_and_saves_a_smaller_model_tha
     assert BANK_NAME not in "".join(reloaded.state_dict())
     assert callback.report.to_text() in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / REPORT_NAME).read_text()) == json.loads(callback.report.to_json())
+
+
+def test_latency_is_measured_as_asked_or_not_at_all(tmp_path):
+    asked = LatencySettings(batch_size=2, seq_len=5, runs=6, threads=1)
+    callback = HeadPruneCallback(GATES, None, latency=asked)
+    _trainer(tmp_path, callback).train()
+    measured = callback.report.latency
+    assert (measured.batch_size, measured.seq_len, measured.runs, measured.threads) == (2, 5, 6, 1)
+    callback = HeadPruneCallback(GATES, None, latency=None)
+    _trainer(tmp_path, callback).train()
+    assert callback.report.latency is None
+    assert "latency" not in callback.report.to_text()
+
+
+def test_a_latency_that_cannot_be_measured_is_refused_before_training(tmp_path):
+    with pytest.raises(InvalidSettingError, match="seq_len must be at most"):
+        _trainer(tmp_path, HeadPruneCallback(GATES, None, latency=LatencySettings(seq_len=4096)))
+    with pytest.raises(InvalidSettingError, match=r"latency=\.\.\.\) takes LatencySettings"):
+        HeadPruneCallback(GATES, None, latency=8)
 
 
 @pytest.mark.parametrize(

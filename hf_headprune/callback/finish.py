@@ -95,7 +95,7 @@ def finish(
         found.plan,
         anatomy,
         metric=found.metric,
-        latency=measure_latency(dense, pruned),
+        latency=None if settings.latency is None else measure_latency(dense, pruned, settings.latency),
         effort=replace(found.effort, training_seconds=train_seconds),
     )
     certificate = None

@@ -17,6 +17,7 @@ from hf_headprune.callback.promise import NoPromise, Promise, promise_of
 from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import DEFAULT_GATES, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.publish.latency import LatencySettings, random_inputs
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.resize import check_can_cut
 
@@ -69,6 +70,7 @@ class HeadPruneCallback(TrainerCallback):
         density: float | None = None,
         distillation: Distillation | None = None,
         certification_dataset: Any = None,
+        latency: LatencySettings | None = LatencySettings(),
     ) -> None:
         """Stores the settings; nothing happens before the Trainer is built.
 
@@ -84,13 +86,16 @@ class HeadPruneCallback(TrainerCallback):
             distillation: What the model learns from a teacher.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone. When left
                 out, half of `eval_dataset` is held back for it.
+            latency: Batch, length and threads at which latency is measured before and after the cut, or None to
+                measure none.
         """
         if certification_dataset is not None and search is None:
             raise InvalidSettingError(
                 "HeadPruneCallback(certification_dataset=...): without a search there is nothing to certify. Leave it "
                 "out, or leave the search on."
             )
-        self.settings = Settings.of(gates, movement, second_order, density, distillation=distillation, search=search)
+        others = {"distillation": distillation, "search": search, "latency": latency}
+        self.settings = Settings.of(gates, movement, second_order, density, **others)
         self.plan: PruningPlan | None = None
         self.search_result: PlanSearchResult | None = None
         self.report: PruningReport | None = None
@@ -110,6 +115,8 @@ class HeadPruneCallback(TrainerCallback):
         anatomy = anatomy_of(trainer.model)
         check_can_cut(trainer.model, anatomy.sites)
         settings = self.settings.resolved(anatomy)
+        if settings.latency is not None:
+            random_inputs(trainer.model, settings.latency)  # a length that the model can't take fails now
         if settings.search is not None:
             bridge.require_search_data(trainer)
             self._promise = promise_of(trainer, settings.search, self._unseen)

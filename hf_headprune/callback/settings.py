@@ -11,6 +11,7 @@ from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
+from hf_headprune.publish.latency import LatencySettings
 from hf_headprune.search.settings import AStarSearch
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Settings:
             are to share it.
         distillation: What the model learns from a teacher.
         search: How the search after training goes.
+        latency: At what latency is measured before and after the cut.
 
     Raises:
         InvalidSettingError: A part is of another type, two contradict each other, or all are switched off.
@@ -42,6 +44,7 @@ class Settings:
     density: float | None
     distillation: Distillation | None
     search: AStarSearch | None
+    latency: LatencySettings | None
 
     @classmethod
     def of(
@@ -76,6 +79,7 @@ class Settings:
             "second_order": SecondOrder,
             "distillation": Distillation,
             "search": AStarSearch,
+            "latency": LatencySettings,
         }
         for name, kind in kinds.items():
             value = getattr(self, name)
