@@ -208,7 +208,11 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    runs = tuple(run for run in all_runs() if options.only in (None, "trained" if run.kept_heads else "searched"))
+    runs = all_runs()
+    if options.only is not None:  # both begin with a dense model
+        runs = tuple(
+            run for run in runs if run.kept_heads == HEADS or (run.kept_heads == 0) == (options.only == "searched")
+        )
     runs = tuple(run for run in runs if run.task in options.tasks and run.seed in options.seeds)
     if options.smoke:
         runs = tuple(r for r in runs if (r.task, r.seed) == ("sst2", 0) and r.kept_heads in (0, HEADS, 36))
