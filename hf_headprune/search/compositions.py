@@ -108,10 +108,11 @@ class Compositions:
         return self._held[key]
 
     def some(self, indices: np.ndarray) -> Iterator[Batch]:
-        """Yields batches that hold some examples; and no others, where examples may be put together anew."""
+        """Yields batches that hold some examples, those of like length together, and no others where that is possible."""
         if self._rows is None:
             yield from (batch for batch in self.given() if np.isin(batch.indices, indices).any())
             return
+        indices = indices[np.argsort(-self._rows.lengths[indices], kind="stable")]
         for first in range(0, len(indices), self._batch_size):
             chosen = indices[first : first + self._batch_size]
             yield Batch(chosen, self._rows.batch(chosen.tolist(), self._device))

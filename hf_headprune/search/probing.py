@@ -211,9 +211,9 @@ class Prober:
     def _looked_at_again(
         self, some: np.ndarray, answers: Answers, plan: PruningPlan
     ) -> Iterator[tuple[Batch, Answers]]:
-        """Yields the doubtful of some examples in batches, the least margin first, with the model's own answers."""
+        """Yields the doubtful of some examples in batches with the model's own answers, the longest first."""
         doubtful = np.flatnonzero(some & (answers.gaps < TIE_BAND))
-        for batch in self._compositions.some(doubtful[np.argsort(answers.margins[doubtful], kind="stable")]):
+        for batch in self._compositions.some(doubtful):
             self.examples_seen += len(batch.indices)
             yield batch, self._exact.answers_alone(batch.entries, plan)
 
