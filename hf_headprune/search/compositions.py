@@ -108,7 +108,7 @@ class Compositions:
         return self._held[key]
 
     def some(self, indices: np.ndarray) -> Iterator[Batch]:
-        """Yields batches that hold some examples, those of like length together, and no others where that is possible."""
+        """Yields batches that hold some examples, those of like length together, and where possible no others."""
         if self._rows is None:
             yield from (batch for batch in self.given() if np.isin(batch.indices, indices).any())
             return
