@@ -36,6 +36,13 @@ def short_latency_runs(monkeypatch):
     monkeypatch.setattr(latency, "_SHORTEST_RUN_SECONDS", 0.002)
 
 
+@pytest.fixture
+def wide_band(monkeypatch):
+    """For models with weights far larger than real ones: the errors of bf16 are so, too."""
+    monkeypatch.setattr("hf_headprune.search.lanes.ROUGH_BAND", 1.0)
+    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.5)
+
+
 def tiny_bert(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
     """A BERT; `task` is the end of the class name after "For", or None for the base model."""
     config = transformers.BertConfig(**{**BERT_SIZES, **settings})

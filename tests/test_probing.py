@@ -262,13 +262,6 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
         np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
 
 
-@pytest.fixture
-def wide_band(monkeypatch):
-    """These weights are far larger than real ones, and so are the errors of bf16."""
-    monkeypatch.setattr("hf_headprune.search.lanes.ROUGH_BAND", 1.0)
-    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.5)
-
-
 @pytest.mark.usefixtures("wide_band")
 def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
     model = classifier()
