@@ -1,6 +1,7 @@
 """Started twice by test_distillation.py: each process distils on half of a batch; the first writes the weights."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,8 +28,9 @@ def main() -> None:
     if torch.distributed.get_rank() == 0:
         torch.save(found, folder / "weights.pt")
         (folder / "world.json").write_text(json.dumps(torch.distributed.get_world_size()), encoding="utf-8")
-    # Without it, the interpreter's end may find the backend's threads running, and the process aborts.
     torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter's end may find the backend's threads running, and the process aborts
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Started twice by test_distributed.py: each process trains its half of each batch and prints what it ended with."""
 
 import json
+import os
 import sys
 
 import torch
@@ -47,8 +48,9 @@ def main() -> None:
         "weights": weights,
     }
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
-    # Without it, the interpreter's end may find the backend's threads running, and the process aborts.
     torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter's end may find the backend's threads running, and the process aborts
 
 
 if __name__ == "__main__":
