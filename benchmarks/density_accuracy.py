@@ -127,7 +127,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         prune_model_(plain(trainer), plan, reconstruction=reconstruction)
         return {**score(trainer, task), **sizes(plan, task)}
     if run.method == RANDOM_UNITS:
-        source = replace(run, method=SECOND_ORDER)
+        source: Any = needed_by(run)
         model = task.model()
         kept = RunQueue((source,), work, RESULT).result_of(source)["kept"]
         plan = random_plan(PruningPlan.of(model), kept, run.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -57,12 +57,11 @@ class RunQueue(Generic[R]):
         for run in self.runs:
             key = key_of(run)
             with (self.work / f"{key}.lock").open("w") as lock:
-                if _taken(lock) or not can_start(run) or not self._is_there(source_of(run), model_of):
+                if _taken(lock) or not can_start(run) or not self._is_there(source_of(run), model_of, published):
                     continue
                 folder = model_of(run)
-                is_finished = key in published or (self.work / f"{key}.json").exists()
-                is_gone = folder is not None and not has_model(folder) and self._is_awaited(run, source_of)
-                if is_gone or not is_finished:
+                is_gone = folder is not None and not has_model(folder) and self._is_awaited(run, source_of, published)
+                if is_gone or not self._has_finished(run, published):
                     result = {**asdict(run), **perform(run)}
                     write_json(self.work / f"{key}.json", result)
                     print(key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
@@ -83,16 +82,21 @@ class RunQueue(Generic[R]):
         """Returns the result of a run, whether it is in the queue or not; empty where it has not finished."""
         return read_json(self.work / f"{key_of(run)}.json") or self.published().get(key_of(run), {})
 
-    def _is_there(self, source: R | None, model_of: Callable[[R], Path | None]) -> bool:
+    def _has_finished(self, run: R, published: Container[str]) -> bool:
+        """Tells whether a run has its result, given the keys of those in the committed file."""
+        key = key_of(run)
+        return key in published or (self.work / f"{key}.json").exists()
+
+    def _is_there(self, source: R | None, model_of: Callable[[R], Path | None], published: Container[str]) -> bool:
         """Tells whether what a run needs of its source is there: its model, or its result where it leaves none."""
         if source is None:
             return True
         folder = model_of(source)
-        return bool(self.result_of(source)) if folder is None else has_model(folder)
+        return self._has_finished(source, published) if folder is None else has_model(folder)
 
-    def _is_awaited(self, run: R, source_of: Callable[[R], R | None]) -> bool:
+    def _is_awaited(self, run: R, source_of: Callable[[R], R | None], published: Container[str]) -> bool:
         """Tells whether an unfinished run needs another one, its source."""
-        return any(source_of(other) == run and not self.result_of(other) for other in self.runs)
+        return any(source_of(other) == run and not self._has_finished(other, published) for other in self.runs)
 
 
 def has_model(folder: Path) -> bool:

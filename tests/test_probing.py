@@ -262,12 +262,17 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
         np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
 
 
+def plain_and_rounded(model, batches, **probing):
+    """An evaluator that is only called, and one that probes with a twin in bf16."""
+    probing = Probing(batch_size=4, half_precision=True, **probing)
+    return ExampleEvaluator(model, batches), ExampleEvaluator(model, batches, probing=probing)
+
+
 @pytest.mark.usefixtures("wide_band")
 def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
     model = classifier()
     batches = batches_of(decided(model, examples(60)))
-    plain = ExampleEvaluator(model, batches)
-    rounded = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=True, cache_mib=0.5))
+    plain, rounded = plain_and_rounded(model, batches, cache_mib=0.5)
     base, rng = PruningPlan.of(model), np.random.default_rng(11)
     margins = plain(base).margins
     kinds = []
@@ -298,8 +303,7 @@ def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precisio
     dataset = decided(model, examples(60))
     dataset = [{**row, "label": (row["label"] + (i % 3 == 0)) % NUM_LABELS} for i, row in enumerate(dataset)]
     batches = batches_of(dataset)
-    plain = ExampleEvaluator(model, batches)
-    rounded = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=True))
+    plain, rounded = plain_and_rounded(model, batches)
     base, rng = PruningPlan.of(model), np.random.default_rng(12)
     margins, rejected = plain(base).margins, 0
     for _ in range(12):
@@ -321,8 +325,7 @@ def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precisio
 def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_decide():
     model = classifier()
     batches = batches_of(examples(60))  # labels at random: margins of any size
-    plain = ExampleEvaluator(model, batches)
-    rounded = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=True))
+    plain, rounded = plain_and_rounded(model, batches)
     base, rng = PruningPlan.of(model), np.random.default_rng(14)
     margins, taken = plain(base).margins, 0
     for _ in range(12):
@@ -340,8 +343,7 @@ def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
     monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.0)
     model = classifier()
     batches = batches_of(examples(60))
-    plain = ExampleEvaluator(model, batches)
-    rounded = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=True))
+    plain, rounded = plain_and_rounded(model, batches)
     base, rng = PruningPlan.of(model), np.random.default_rng(15)
     margins = plain(base).margins
     for _ in range(4):
