@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.finetuned import evaluator_on, fine_tuned
+from benchmarks.finetuned import fine_tuned, plans_by_gradient
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import Task, load_task
-from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
+from hf_headprune import masked
 from hf_headprune.guarantee.paired import critical_value, level_of, score_statistic
 from hf_headprune.guarantee.scoring import right_answers
-from hf_headprune.search.units import units_of_search
 
 RESULT = RESULTS / "certificate_real_data.json"
 SEEDS = (0, 1, 2)
@@ -45,16 +44,9 @@ def answers(task: Task, seed: int, work: Path, *, smoke: bool) -> np.ndarray:
     if file.exists() and not smoke:
         return np.load(file)
     model: Any = fine_tuned(task, seed, work, smoke=smoke)
-    full = PruningPlan.of(model)
-    units = units_of_search(anatomy_of(model), full, AStarSearch(), None)
-    effects = evaluator_on(model, task.dev).unit_effects(full, units, of="loss")
-    order = np.abs(effects).mean(axis=1).argsort()
-    heads = [(site, head) for site, count in full.num_heads.items() for head in range(count)]
     rows = []
-    for count in (0, *REMOVED):
-        gone = {heads[i] for i in order[:count]}
-        kept = {site: [h for h in hs if (site, h) not in gone] for site, hs in full.kept_heads.items()}
-        with masked(model, full.replace(kept_heads=kept)):
+    for plan in plans_by_gradient(model, task, (0, *REMOVED)):
+        with masked(model, plan):
             rows.append(right_answers(model, task.test))
     found = np.stack(rows).astype(np.int8)
     np.save(file, found)

@@ -6,13 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.training import Recipe, build_trainer
+from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.collation import ModelExamples, PadRight
 from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.units import units_of_search
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
     from benchmarks.tasks import Task
@@ -47,3 +52,18 @@ def batches_of(model: Any, split: Any, *, batch_size: int = 32) -> list[dict[str
     return length_sorted_batches(
         ModelExamples(split, model), PadRight(model.config.pad_token_id), batch_size=batch_size
     )
+
+
+def plans_by_gradient(model: Any, task: Task, removed: Iterable[int]) -> list[PruningPlan]:
+    """Returns the plans without so many heads each, those whose removal changes the loss on dev least leaving first."""
+    full = PruningPlan.of(model)
+    units = units_of_search(anatomy_of(model), full, AStarSearch(), None)
+    effects = evaluator_on(model, task.dev).unit_effects(full, units, of="loss")
+    order = np.abs(effects).mean(axis=1).argsort()
+    heads = [(site, head) for site, count in full.num_heads.items() for head in range(count)]
+    plans = []
+    for count in removed:
+        gone = {heads[i] for i in order[:count]}
+        kept = {site: [h for h in hs if (site, h) not in gone] for site, hs in full.kept_heads.items()}
+        plans.append(full.replace(kept_heads=kept))
+    return plans

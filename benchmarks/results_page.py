@@ -35,6 +35,7 @@ def main() -> None:
         ("shapes", shapes_section),
         ("head_costs", head_costs_section),
         ("search_speed", search_speed_section),
+        ("rounding", rounding_section),
         ("search_quality", search_quality_section),
         ("certificate_validity", validity_section),
         ("certificate_real_data", real_data_section),
@@ -226,6 +227,22 @@ def whole_search_lines(whole: dict[str, Any]) -> Iterator[str]:
         greedy = whole["greedy"]
         yield f"\nGreedy elimination itself ends at {greedy['removed']:g} heads, after {greedy['evaluations']:,} plans."
     yield ""
+
+
+def rounding_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of how far bf16 moves answers."""
+    yield "## What bf16 does to answers"
+    yield "\nFine-tuned MiniLM without so many heads and FFN units, on dev; errors of the margin in bf16, in logits."
+    yield "The search looks again (*again*) at answers within a *band* of the next one, and takes nothing from bf16"
+    yield "where one of those has moved by more than half of it. *Turned*: right in one precision only; *unseen*: of"
+    yield "these, beyond the band.\n"
+    measures = ("median", "largest", "band", "again", "largest of those", "turned", "unseen")
+    yield from header("task", "heads gone", "FFN gone", "accuracy", *measures)
+    for row in content["results"]:
+        cells = [row["task"], str(row["heads_removed"]), f"{row['ffn_removed']:.0%}", f"{row['accuracy']:.1%}"]
+        cells += [f"{row[name]:.3f}" for name in ("median_error", "largest_error", "band")]
+        cells += [f"{row['looked_at_again']:.1%}", f"{row['largest_error_of_those']:.3f}"]
+        yield table_row([*cells, f"{row['turned']} of {row['examples']:,}", str(row["turned_unseen"])])
 
 
 def search_quality_section(content: dict[str, Any]) -> Iterator[str]:

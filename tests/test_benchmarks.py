@@ -83,6 +83,13 @@ def test_the_search_speed_benchmark_runs_with_smoke_and_finds_the_verdicts_of_th
     assert "whole search:" in out
 
 
+def test_the_rounding_benchmark_runs_with_smoke_and_finds_small_errors(smoke, tmp_path):
+    rows = [line for line in smoke("benchmarks.rounding", "--work", str(tmp_path)).splitlines() if "turned=" in line]
+    errors = [float(row.split("largest_error=")[1].split()[0]) for row in rows]
+    assert len(errors) == 4
+    assert all(0 < error < 0.1 for error in errors)
+
+
 def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
     assert smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" test ") == 12
     assert " test " not in smoke("benchmarks.search_quality", "--work", str(tmp_path))

@@ -9,13 +9,15 @@ from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search import lanes
+from hf_headprune.search.answers import TIE_BAND
 from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.lanes import bf16_is_faster, gains_by_half_precision
+from hf_headprune.search.lanes import bf16_is_faster, gains_by_half_precision, rough_band
 from hf_headprune.search.layers import LayerStack
 from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Question
+from hf_headprune.search.scorings import scoring_for
 from hf_headprune.search.settings import AStarSearch
 from tests.conftest import FAMILY_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
 from tests.test_evaluator import NUM_LABELS, batches_of, classifier, decisive, examples, random_plan
@@ -298,7 +300,7 @@ def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
 
 
 def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precision(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.lanes.ROUGH_BAND", 1e9)  # every error is doubtful
+    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 1e9)  # every error is doubtful
     model = classifier()
     dataset = decided(model, examples(60))
     dataset = [{**row, "label": (row["label"] + (i % 3 == 0)) % NUM_LABELS} for i, row in enumerate(dataset)]
@@ -339,8 +341,8 @@ def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_d
 
 
 def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.lanes.ROUGH_BAND", 1e9)
-    monkeypatch.setattr("hf_headprune.search.probing.ROUGH_ERROR", 0.0)
+    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 1e9)
+    monkeypatch.setattr("hf_headprune.search.probing.TRUSTED", 0.0)
     model = classifier()
     batches = batches_of(examples(60))
     plain, rounded = plain_and_rounded(model, batches)
@@ -395,6 +397,15 @@ def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_th
     base, rng = PruningPlan.of(model), np.random.default_rng(14)
     plan = near(base, rng)
     assert evaluator.probe(plan, asked(base, plain(base).margins, rng)).metric == plain(plan).metric
+
+
+def test_the_band_of_doubt_of_bf16_grows_with_the_margins_of_classes():
+    margins = np.array([-3.0, 1.0, 1.0, 3.0], dtype=np.float32)
+    classes, tags = (scoring_for(tiny_bert(f"{task}Classification")) for task in ("Sequence", "Token"))
+    assert rough_band(classes, margins) == pytest.approx(lanes.ROUGH_SHARE * 5**0.5)
+    assert rough_band(classes, 0.1 * margins) == pytest.approx(0.1 * rough_band(classes, margins))
+    assert rough_band(classes, 0.0 * margins) == TIE_BAND
+    assert rough_band(tags, margins) == rough_band(tags, 0.1 * margins) == lanes.ROUGH_BAND
 
 
 @pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.9, False), (2.0, False)])

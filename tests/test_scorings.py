@@ -10,6 +10,7 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.lanes import half_precision_twin
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Question
@@ -153,6 +154,26 @@ def test_the_metric_is_that_of_one_example_after_the_other(name):
         values.add(found.metric)
     assert len(values) > 1
     assert 0 < min(values) < max(values) <= 1
+
+
+def wrong_twin(model):
+    """A twin that is as sure as the model, of other classes."""
+    twin = half_precision_twin(model)
+    with torch.no_grad():
+        for parameter in twin.classifier.parameters():
+            parameter.copy_(parameter.roll(1, dims=0))
+    return twin
+
+
+def test_where_a_twin_in_bf16_turns_tags_it_was_sure_of_nothing_is_taken_from_it(monkeypatch):
+    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 4.0)
+    monkeypatch.setattr("hf_headprune.search.probing.half_precision_twin", wrong_twin)
+    model, dataset, _ = task("accuracy")
+    plain = ExampleEvaluator(model, batches_of(model, dataset))
+    rounded = ExampleEvaluator(model, batches_of(model, dataset), probing=Probing(batch_size=4, half_precision=True))
+    plan, margins = random_plan(model, 0), plain(PruningPlan.of(model)).margins
+    found = rounded.probe(plan, Question(PruningPlan.of(model), margins, margins))
+    np.testing.assert_allclose(found.margins, plain(plan).margins, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", TASKS)

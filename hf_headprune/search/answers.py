@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -48,6 +48,10 @@ class Answers:
         for name in self.__dataclass_fields__:
             getattr(self, name)[places] = getattr(answers, name)
 
+    def with_ties_below(self, band: float) -> Answers:
+        """Returns the same answers with gaps for which `TIE_BAND` stands for another band."""
+        return replace(self, gaps=self.gaps * np.float32(TIE_BAND / band))
+
     @property
     def seen(self) -> np.ndarray:
         """Whether an example was looked at, `(num_examples,)`."""
@@ -68,6 +72,10 @@ class Scoring(Protocol):
     @property
     def is_continuous(self) -> bool:
         """Whether round-off changes a score; examples then stay in the batches given."""
+
+    @property
+    def margins_are_gaps(self) -> bool:
+        """Whether a margin is the distance, in logits, at which a right answer stands from the next one, or a wrong."""
 
     @property
     def num_rows(self) -> int:

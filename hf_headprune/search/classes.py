@@ -36,6 +36,7 @@ class ClassScoring:
     num_labels: int
     metric: str = MEAN_OF_RIGHT
     is_continuous = False
+    margins_are_gaps = True
     num_rows = 2
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from hf_headprune.search.compositions import Composition
     from hf_headprune.search.memory import StateMemory
 
-ROUGH_BAND = 0.2  # of the logits; bf16 moves those of BERT-like models by 0.03, with a largest of 0.15
+ROUGH_SHARE = 0.08  # of the root mean square of margins; bf16 moves those near a tie by 0.02 of it, at most by 0.05
+ROUGH_BAND = 0.2  # of the logits, where their size is not known from the margins
 LEAST_WEIGHTS = 5_000_000  # of a model that gains by half precision
 CLEARLY = 1.25  # times as fast
 TRIES = 6  # of a product; the fastest counts
@@ -135,23 +136,18 @@ class Lane:
             key = (place, route.own[reached])
             if self._memory.guess(owner, key, own):
                 self._guessed.append((owner, key))
-        return self._read(outputs, entries)
+        return self._scoring.answers(outputs, entries)
 
     def answers_alone(self, entries: dict[str, torch.Tensor], plan: PruningPlan) -> Answers:
         """Runs a plan on a batch of its own, and remembers nothing; only while open."""
         self._close(plan)
-        return self._read(self._stack.outputs(self._scoring.inputs(entries)), entries)
+        return self._scoring.answers(self._stack.outputs(self._scoring.inputs(entries)), entries)
 
     def forget_guesses(self) -> None:
         """Drops the states of the plan at work: it was rejected and becomes no parent."""
         for owner, key in self._guessed:
             if key in self._memory.of(owner):
                 self._memory.forget(owner, key)
-
-    def _read(self, outputs: Any, entries: dict[str, torch.Tensor]) -> Answers:
-        """Reads the answers; those of a rounded twin with gaps so much smaller that `TIE_BAND` holds for them."""
-        answers = self._scoring.answers(outputs, entries)
-        return answers if self.is_exact else replace(answers, gaps=answers.gaps * np.float32(TIE_BAND / ROUGH_BAND))
 
     def _state(
         self, owner: Any, place: int, inputs: dict[str, torch.Tensor], route: Route
@@ -170,12 +166,26 @@ class Lane:
 
     def _close(self, plan: PruningPlan) -> None:
         if plan is not self._closed:
-            self._stack.close(plan)
             if self._reconstruction is not None:
+                self._stack.open()
                 self._reconstruction.apply_(self._model, plan)
+            self._stack.close(plan)
             if self._takes_out:
                 self._stack.take_out(plan)
             self._closed = plan
+
+
+def rough_band(scoring: Scoring, margins: np.ndarray) -> float:
+    """Returns how near to the next one an answer in bf16 must be to be doubted, in logits.
+
+    Its errors grow and shrink with the logits, those of a pruned model often being much smaller; see
+    `benchmarks.rounding`.
+
+    Args:
+        scoring: Of the model's task.
+        margins: Of a plan like the one that answers, `(num_examples,)`.
+    """
+    return max(ROUGH_SHARE * float(np.sqrt(np.mean(margins**2))), TIE_BAND) if scoring.margins_are_gaps else ROUGH_BAND
 
 
 def half_precision_twin(model: nn.Module) -> nn.Module:

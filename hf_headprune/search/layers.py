@@ -45,6 +45,7 @@ class LayerStack:
         self._parent = base_model(model).get_submodule(parent)
         self._layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self._scales: dict[str, UnitScale] = {}
+        self._kept: dict[str, tuple[int, ...]] = {}
         self._narrowing = Narrowing(model, self._sites)
         self._has_one_list = len(stacks) == 1
         self.depth = len(self._layers) if self._has_one_list else 1 + max(site.layer for site in self._sites)
@@ -65,23 +66,35 @@ class LayerStack:
         try:
             yield
         finally:
-            self._narrowing.restore()
+            self.open()
             for handle in handles:
                 handle.remove()
 
+    def open(self) -> None:
+        """Makes every site whole; only while attached."""
+        for name, scale in self._scales.items():
+            self._narrowing.restore(name)
+            scale.scale = None
+        self._kept = {}
+
     def close(self, plan: PruningPlan) -> None:
-        """Closes exactly the units that a plan removes; only while attached."""
-        self._narrowing.restore()
+        """Closes exactly the units that a plan removes; only while attached.
+
+        Sites that keep the same as before stay as they are: a plan differs from its parent in few.
+        """
         device = next(self._model.parameters()).device
         for site in self._sites:
             kept = plan.kept(site.name)
-            if site.units:
-                scale = torch.zeros(site.units, device=device)
-                scale[list(kept)] = 1.0
-                self._scales[site.name].scale = None if len(kept) == site.units else scale
+            if not site.units or self._kept.get(site.name) == kept:
+                continue
+            self._narrowing.restore(site.name)
+            scale = torch.zeros(site.units, device=device)
+            scale[list(kept)] = 1.0
+            self._scales[site.name].scale = None if len(kept) == site.units else scale
+            self._kept[site.name] = kept
 
     def take_out(self, plan: PruningPlan) -> None:
-        """Takes the units that `close` has closed out of the products, until the next one; only while attached."""
+        """Takes the units that `close` has closed out of the products, until it opens them; only while attached."""
         for name in self._narrowing.take_out(plan):
             self._scales[name].scale = None
 

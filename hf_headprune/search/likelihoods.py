@@ -35,6 +35,7 @@ class LikelihoodScoring:
     metric = "likelihood"
     is_mean = True
     is_continuous = True
+    margins_are_gaps = False
     num_rows = 0
 
     def check(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:

@@ -36,29 +36,28 @@ class Narrowing:
             for site in sites
             if site.units
         ]
-        self._whole: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._whole: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
 
     def take_out(self, plan: PruningPlan) -> set[str]:
-        """Slices the weights as they are, in place, until `restore`; returns the names of the sites concerned."""
+        """Slices the weights of sites that are whole, until `restore`; returns the names of those it sliced."""
         taken = set()
         for site, inputs, output in self._projections:
             kept = plan.kept(site.name)
-            if not 0 < len(kept) < site.units:
+            if not 0 < len(kept) < site.units or site.name in self._whole:
                 continue
             taken.add(site.name)
             columns = torch.tensor(site.columns(kept), device=output.weight.device)
             for projection in inputs:
                 for parameter in projection.parameters(recurse=False):
-                    self._put(parameter, parameter.data[columns])
-            self._put(output.weight, output.weight.data[:, columns].contiguous())
+                    self._put(site, parameter, parameter.data[columns])
+            self._put(site, output.weight, output.weight.data[:, columns].contiguous())
         return taken
 
-    def restore(self) -> None:
-        """Puts back what `take_out` found."""
-        while self._whole:
-            parameter, tensor = self._whole.pop()
+    def restore(self, site: str) -> None:
+        """Puts back what `take_out` found at a site, if it took anything."""
+        for parameter, tensor in self._whole.pop(site, ()):
             parameter.data = tensor
 
-    def _put(self, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
-        self._whole.append((parameter, parameter.data))
+    def _put(self, site: Site, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+        self._whole.setdefault(site.name, []).append((parameter, parameter.data))
         parameter.data = tensor

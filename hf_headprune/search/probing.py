@@ -3,8 +3,8 @@
 A rejection in the model's own precision is certain: it counts only errors that were seen. One in bf16 counts errors
 that rounding can't explain, and has the others looked at again in the model's own precision; it is an estimate, as is
 any acceptance before the end. A measurement to the end is exact: what rounding in bf16 could have decided is decided in
-the model's own precision, where both are known their difference is checked, and where it is too large for that nothing
-is taken from bf16. The batches of a measurement follow from its `Question` alone, never from what is in memory, so that
+the model's own precision. Wherever both are known their difference is checked, and where it is too large nothing is
+taken from bf16. The batches of a measurement follow from its `Question` alone, never from what is in memory, so that
 a search that goes on after a kill measures the same bits.
 """
 
@@ -19,12 +19,12 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.search.answers import TIE_BAND, Answers
 from hf_headprune.search.compositions import Compositions
-from hf_headprune.search.lanes import ROUGH_BAND, Lane, gains_by_half_precision, half_precision_twin
+from hf_headprune.search.lanes import Lane, gains_by_half_precision, half_precision_twin, rough_band
 from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
@@ -32,10 +32,14 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.answers import Scoring
-    from hf_headprune.search.compositions import Batch, Composition
+    from hf_headprune.search.compositions import Composition
     from hf_headprune.search.problem import Question
 
-ROUGH_ERROR = ROUGH_BAND / 2  # of a margin near a tie, above which bf16 decides no measurement to the end
+TRUSTED = 0.5  # of the band of doubt; where bf16 turns out to have moved an answer further, nothing is taken from it
+
+
+class _RoundingError(Exception):
+    """The twin in bf16 moves answers further than its band of doubt allows."""
 
 
 @dataclass(frozen=True)
@@ -128,18 +132,21 @@ class Prober:
         self._exact.check_fits(question.base)
         composition = self._compositions.by(question.base_margins)
         if self._rough is not None:
-            verdict, answers = self._walk(self._rough, composition, plan, question)
-            if verdict is not None:
-                return verdict
-            if self._decides_doubts(answers, plan):
-                return self._to_the_end(plan, answers)
-        verdict, answers = self._walk(self._exact, composition, plan, question)
-        return self._to_the_end(plan, answers) if verdict is None else verdict
+            band = rough_band(self._scoring, question.base_margins)
+            try:
+                return self._walk(self._rough, composition, plan, question, band)
+            except _RoundingError:
+                pass
+        return self._walk(self._exact, composition, plan, question, TIE_BAND)
 
     def _walk(
-        self, lane: Lane, composition: Composition, plan: PruningPlan, question: Question[PruningPlan]
-    ) -> tuple[Measurement | None, Answers]:
-        """Looks at the hardest examples first, until there is a verdict; without one, also returns all answers."""
+        self, lane: Lane, composition: Composition, plan: PruningPlan, question: Question[PruningPlan], band: float
+    ) -> Measurement:
+        """Looks at the hardest examples first, until there is a verdict, which all of them give at last.
+
+        Raises:
+            _RoundingError: The rounded twin does not stay within the band of doubt.
+        """
         known = composition.answers_of(plan, is_exact=lane.is_exact)
         answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
         route = lane.route(plan, question.base)
@@ -149,15 +156,17 @@ class Prober:
                 if place not in known:
                     known[place] = lane.answers(composition, place, route)
                     self.examples_seen += len(batch.indices)
-                answers.put(batch.indices, known[place])
+                answers.put(batch.indices, known[place].with_ties_below(band))
                 if not lane.is_exact and question.floor is not None:
-                    self._settle_errors(answers, plan, question.floor - ROUND_OFF)
+                    self._settle_errors(answers, plan, question.floor - ROUND_OFF, band)
                 verdict = self._verdict(answers, question, is_exact=lane.is_exact)
                 if verdict is not None:
                     if question.floor is not None and verdict.metric < question.floor:
                         lane.forget_guesses()
-                    return verdict, answers
-        return None, answers
+                    return verdict
+        if not lane.is_exact:
+            self._settle(np.flatnonzero(answers.gaps < TIE_BAND), answers, plan, band)
+        return self._to_the_end(plan, answers)
 
     def _verdict(self, answers: Answers, question: Question[PruningPlan], *, is_exact: bool) -> Measurement | None:
         """Returns a rejection, an estimate, or None; what rounding could turn counts as right.
@@ -182,40 +191,32 @@ class Prober:
         lost = np.where(is_certain, 1.0 - answers.scores, 0.0) * self._weights
         return 1.0 - float(lost.sum() / self._weights.sum())
 
-    def _settle_errors(self, answers: Answers, plan: PruningPlan, floor: float) -> None:
-        """Where all errors seen in bf16 would reject, looks at the doubtful ones again, until it is clear; in place."""
-        if not self._hangs_on_doubt(answers, floor):
-            return
-        with self._exact.open():
-            for batch, found in self._looked_at_again(answers.seen & (answers.scores < 1.0), answers, plan):
-                answers.put(batch.indices, found)
-                if not self._hangs_on_doubt(answers, floor):
-                    return
+    def _settle_errors(self, answers: Answers, plan: PruningPlan, floor: float, band: float) -> None:
+        """Where all errors seen in bf16 would reject, has as many of the doubtful settled as that takes; in place."""
+        doubtful = np.flatnonzero((answers.scores < 1.0) & (answers.gaps < TIE_BAND))
+        doubtful = doubtful[np.argsort(-answers.gaps[doubtful], kind="stable")]  # the surest first
+        while len(doubtful) and self._bound(answers, band=0.0) < floor <= self._bound(answers, band=TIE_BAND):
+            lost = (1.0 - answers.scores[doubtful]) * self._weights[doubtful] / self._weights.sum()
+            enough = 1 + int((lost.cumsum() <= self._bound(answers, band=TIE_BAND) - floor).sum())
+            self._settle(doubtful[:enough], answers, plan, band)
+            doubtful = doubtful[enough:]
 
-    def _hangs_on_doubt(self, answers: Answers, floor: float) -> bool:
-        """Tells whether all errors seen put the metric below the floor, and those beyond rounding do not."""
-        return self._bound(answers, band=0.0) < floor <= self._bound(answers, band=TIE_BAND)
+    def _settle(self, doubtful: np.ndarray, answers: Answers, plan: PruningPlan, band: float) -> None:
+        """Has the model itself give answers in place of its twin in bf16; in place.
 
-    def _decides_doubts(self, answers: Answers, plan: PruningPlan) -> bool:
-        """Looks at all doubtful answers of a whole walk in bf16 again, in place; tells whether the others may stand.
-
-        They may not where bf16 turns out to have moved an answer by more than `ROUGH_ERROR`.
+        Raises:
+            _RoundingError: The twin had turned or moved one by more than `TRUSTED` of the band.
         """
         with self._exact.open():
-            for batch, found in self._looked_at_again(answers.seen, answers, plan):
-                if np.abs(found.margins - answers.margins[batch.indices]).max() > ROUGH_ERROR:
-                    return False
+            for batch in self._compositions.some(doubtful):  # those of like length together
+                self.examples_seen += len(batch.indices)
+                found = self._exact.answers_alone(batch.entries, plan)
+                is_turned = found.scores != answers.scores[batch.indices]
+                moved = np.abs(found.margins - answers.margins[batch.indices])
+                is_far = is_turned & (answers.gaps[batch.indices] > TRUSTED * TIE_BAND)
+                if is_far.any() or (moved > TRUSTED * band).any():
+                    raise _RoundingError
                 answers.put(batch.indices, found)
-        return True
-
-    def _looked_at_again(
-        self, some: np.ndarray, answers: Answers, plan: PruningPlan
-    ) -> Iterator[tuple[Batch, Answers]]:
-        """Yields the doubtful of some examples in batches with the model's own answers, the longest first."""
-        doubtful = np.flatnonzero(some & (answers.gaps < TIE_BAND))
-        for batch in self._compositions.some(doubtful):
-            self.examples_seen += len(batch.indices)
-            yield batch, self._exact.answers_alone(batch.entries, plan)
 
     def _to_the_end(self, plan: PruningPlan, answers: Answers) -> Measurement:
         """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""

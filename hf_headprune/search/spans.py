@@ -39,6 +39,7 @@ class SpanScoring:
     longest_answer: int = LONGEST_ANSWER
     is_mean = True
     is_continuous = False
+    margins_are_gaps = False
     num_rows = 0
 
     def check(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:

@@ -33,6 +33,7 @@ class TokenScoring:
     metric = "accuracy"
     is_mean = True
     is_continuous = False
+    margins_are_gaps = False
     num_rows = 0
 
     def check(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
