@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.compositions import Composition
     from hf_headprune.search.memory import StateMemory
 
-ROUGH_SHARE = 0.08  # of the root mean square of margins; bf16 moves those near a tie by 0.02 of it, at most by 0.05
+ROUGH_SHARE = 0.06  # of the root mean square of margins; bf16 turns nothing beyond 0.02 of it, see benchmarks.rounding
 ROUGH_BAND = 0.2  # of the logits, where their size is not known from the margins
 LEAST_WEIGHTS = 5_000_000  # of a model that gains by half precision
 CLEARLY = 1.25  # times as fast

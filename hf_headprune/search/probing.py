@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.compositions import Composition
     from hf_headprune.search.problem import Question
 
-TRUSTED = 0.5  # of the band of doubt; where bf16 turns out to have moved an answer further, nothing is taken from it
+TRUSTED = 0.6  # of the band of doubt; where bf16 turns out to have moved an answer further, nothing is taken from it
 
 
 class _RoundingError(Exception):
