@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.anatomy import anatomy_of, base_model, family_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -52,6 +52,42 @@ class UnitScale:
         if self.unit_width > 1:
             scale = scale.repeat_interleave(self.unit_width)  # (units * unit_width,)
         return (hidden * scale, *args[1:])
+
+
+class BeforeEveryPass:
+    """Calls a function once before each pass through the layers of a model, whoever starts it.
+
+    Generation runs the encoder and the decoder by themselves, and a decoder alone has no base model that runs.
+    """
+
+    def __init__(self, refresh: Callable[[], None]) -> None:
+        """Stores the function."""
+        self._refresh = refresh
+        self._is_inside = False
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """Hooks the base model and every module that runs a stack of layers; returns what removes the hooks."""
+        base = base_model(model)
+        handles = [
+            base.register_forward_pre_hook(self._enter),
+            base.register_forward_hook(self._leave, always_call=True),
+        ]
+        modules = dict(base.named_modules())
+        runners = {stack.layers.rpartition(".")[0] for stack in family_of(model).stacks} - {""}
+        return handles + [
+            modules[name].register_forward_pre_hook(self._enter_alone) for name in sorted(runners & modules.keys())
+        ]
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._refresh()
+        self._is_inside = True
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._is_inside = False
+
+    def _enter_alone(self, module: nn.Module, args: Any) -> None:
+        if not self._is_inside:
+            self._refresh()
 
 
 def attach(model: nn.Module, site: Site, hook: UnitScale) -> RemovableHandle:

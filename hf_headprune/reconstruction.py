@@ -98,6 +98,8 @@ class Block:
         """Returns the map from an input to what no other open unit predicts of it, `(width, width)` and `(width,)`."""
         width, count = self.site.unit_width, len(kept)
         matrix = torch.eye(self.weight.shape[1] + 1, dtype=torch.float64)
+        if not count:
+            return matrix[:-1, :-1], matrix[:-1, -1]
         columns = self.columns(kept, constant=True)
         own = self.columns(kept, constant=False)
         precision = torch.linalg.inv(self.regularised(columns))[: len(own)]

@@ -46,7 +46,11 @@ def _trainer(tmp_path, callback, *, model=None, trainer_class=Trainer, callbacks
         "report_to": "none",
     } | settings
     data = {"train_dataset": _examples(64, 0), "eval_dataset": _examples(24, 1)}
-    data |= {key: arguments.pop(key) for key in ("eval_dataset", "compute_metrics", "optimizers") if key in arguments}
+    data |= {
+        key: arguments.pop(key)
+        for key in ("train_dataset", "eval_dataset", "compute_metrics", "optimizers")
+        if key in arguments
+    }
     chosen = [*([] if callback is None else [callback]), *callbacks]
     return trainer_class(model=model or tiny_bert(), args=TrainingArguments(**arguments), callbacks=chosen, **data)
 

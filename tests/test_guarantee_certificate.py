@@ -257,7 +257,7 @@ def test_a_model_that_answers_otherwise_is_named(certificate, dense, data):
     other = copy.deepcopy(dense)
     prune_model_(other, without(PruningPlan.of(other), [0, 2, 3]))
     found = verify_certificate(certificate, other, data, dense=dense)
-    assert {"pruned weights", "pruned config", "pruned parameters", "pruned model"} == names(found)
+    assert {"pruned weights", "pruned config", "pruned parameters", "pruned model", "verdict"} == names(found)
     assert "THE CERTIFICATE DOES NOT HOLD" in found.to_text()
 
 
@@ -311,10 +311,31 @@ def test_changed_outcomes_are_named(certificate, dense, pruned, rows):
     swapped[first], swapped[second] = "0", "1"
     forgery = forged(certificate, "examples", pruned="".join(swapped))
     assert verify_certificate(forgery).holds
-    rerun = verify_certificate(forgery, pruned, rows, dense=dense)
-    assert rerun.notes or "pruned model" in names(rerun)
-    strict = dataclasses.replace(forgery, evidence=dataclasses.replace(forgery.evidence, further_broken=1))
-    assert "pruned model" in names(verify_certificate(strict, pruned, rows, dense=dense))
+    assert "pruned model" in names(verify_certificate(forgery, pruned, rows, dense=dense))
+
+
+def test_a_forgery_without_contradictions_is_found_by_running_the_models(certificate, dense, pruned, rows):
+    told = "".join("1" if "1" in pair else "0" for pair in zip(certificate.examples.dense, certificate.examples.pruned))  # noqa: B905
+    examples = dataclasses.replace(certificate.examples, pruned=told)
+    evidence = evidence_of(examples.scores("binary"), certificate.claim)
+    forgery = dataclasses.replace(certificate, examples=examples, evidence=evidence)
+    assert evidence.broken == 0
+    assert verify_certificate(forgery).holds
+    found = verify_certificate(forgery, pruned, rows, dense=dense)
+    assert names(found) == {"pruned model"}
+    assert not found.notes
+
+
+def test_one_answer_that_rounding_turned_is_only_noted(certificate, dense, pruned, rows):
+    outcomes = certificate.examples.pruned
+    turned = next(i for i, right in enumerate(certificate.examples.dense) if right > outcomes[i])
+    examples = dataclasses.replace(certificate.examples, pruned=f"{outcomes[:turned]}1{outcomes[turned + 1 :]}")
+    evidence = evidence_of(examples.scores("binary"), certificate.claim)
+    found = verify_certificate(
+        dataclasses.replace(certificate, examples=examples, evidence=evidence), pruned, rows, dense=dense
+    )
+    assert found.holds
+    assert "1 examples score differently" in found.notes[0]
 
 
 def test_damaged_examples_are_named(certificate, rows):
@@ -602,6 +623,14 @@ def test_the_last_certified_plan_gets_the_certificate_with_its_path(dense, plans
     assert certificate.path == path
     assert Certificate.from_json(certificate.to_json()) == certificate
     assert verify_certificate(certificate, model, data, dense=dense).holds
+
+
+def test_a_model_that_the_path_did_not_certify_gets_no_certificate_with_it(dense, plans, data):
+    path = certify_path(dense, plans, data, max_drop=0.4)
+    model = copy.deepcopy(dense)
+    prune_model_(model, PruningPlan.of(dense).replace(kept_heads={site: [3] for site in plans[0].num_heads}))
+    with pytest.raises(CertificateError, match="the pruned model must be candidate"):
+        certify(dense, model, data, max_drop=0.4, path=path)
 
 
 def test_plans_can_be_compared_with_a_part_of_the_model(dense, plans, rows):

@@ -49,6 +49,19 @@ def test_numbers_of_examples_are_no_text():
     assert ExampleFingerprints.of(rows, columns=("sentence", "idx")).columns == ("sentence", "idx")
 
 
+def test_names_of_numbers_and_labels_are_known_in_every_spelling():
+    row = {
+        "sentence": "a b",
+        "pairID": "17n",
+        "promptId": "3",
+        "gold_label": "good",
+        "label_text": "x",
+        "SourceGUID": "9",
+    }
+    assert ExampleFingerprints.of([row]).columns == ("sentence",)
+    assert ExampleFingerprints.of([{"paid": "a", "label": 0, "labelled_by": "b"}]).columns == ("labelled_by", "paid")
+
+
 def test_padding_and_tensors_do_not_change_token_fingerprints():
     plain = ExampleFingerprints.of([{"input_ids": [5, 6, 7], "labels": 1}])
     padded = {"input_ids": [5, 6, 7, 0], "attention_mask": [1, 1, 1, 0], "labels": 1}

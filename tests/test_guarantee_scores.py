@@ -165,3 +165,15 @@ def test_no_number_of_examples_certifies_what_is_not_true():
 def test_impossible_expectations_are_refused(wrong):
     with pytest.raises(InvalidSettingError, match=f"Expectation: {next(iter(wrong))} must be"):
         Expectation(**wrong)
+
+
+def test_a_gambler_who_was_rich_on_the_way_gets_the_drop_seen_as_bound():
+    differences = np.random.default_rng(186).permutation([-1.0] * 50 + [1.0] * 50)
+    assert betting_p_value(differences, 0.0) <= 0.05
+    assert betting_upper_bound(differences, 0.05) == pytest.approx(0.0, abs=2e-6)
+
+
+def test_a_bootstrap_excludes_nothing_at_a_level_that_its_draws_cannot_reach():
+    drops = np.linspace(-0.1, 0.1, 2000)
+    assert bootstrap_upper_bound(drops, 1 / 2002) == 1.0
+    assert bootstrap_upper_bound(drops, 1 / 2001) == 0.1

@@ -77,6 +77,15 @@ def test_the_ledger_counts_the_uses_of_each_split_and_outlives_the_process(tmp_p
     assert AlphaLedger(path).uses("a" * 64) == (first, second)
 
 
+def test_two_ledgers_of_one_file_give_no_use_twice(tmp_path):
+    first, second = AlphaLedger(str(tmp_path / "ledger.jsonl")), AlphaLedger(tmp_path / "ledger.jsonl")
+    assert [ledger.spend("a" * 64, 0.05).use for ledger in (first, second, first)] == [1, 2, 3]
+    lines = first.path.read_text().splitlines()
+    first.path.write_text("\n".join([*lines, lines[-1], ""]))
+    with pytest.raises(CertificateError, match=r"line 4: it must be use 4 of its split, received use 3"):
+        AlphaLedger(first.path)
+
+
 def test_uses_of_one_split_share_one_alpha(tmp_path):
     ledger = AlphaLedger(tmp_path / "ledger.jsonl")
     ledger.spend("a" * 64, 0.05)

@@ -283,7 +283,7 @@ def test_attaching_and_detaching_leave_the_model_as_it_was():
     _, bank, _ = banked(model, **THRESHOLD)
     scattered(bank)
     changed = [name for name in model.state_dict() if name not in names]
-    assert changed == [f"bert.{BANK_NAME}.{name}" for name in ("importance_bias", "kept", "decided", "steps")]
+    assert changed == [f"bert.{BANK_NAME}.{name}" for name in ("importance_bias", "kept", "decided", "steps", "budget")]
     assert not torch.equal(logits(model), before)
     bank.detach(model)
     assert list(model.state_dict()) == names
@@ -362,7 +362,7 @@ def test_masks_and_gradients_never_wait_for_the_device(recipe):
     model.to("meta")  # where anything that asks for a value fails
     assert bank.mask_at(0.3).is_meta
     model.train()
-    bank.refresh(model, ())
+    bank.refresh()
     hidden = torch.empty(2, 5, 32, device="meta", requires_grad=True)
     layer = model.bert.encoder.layer[0]
     output = layer.output.dense(layer.intermediate.dense(layer.attention.output.dense(hidden)))

@@ -177,8 +177,11 @@ def _drawn(dataset: Any, count: int, seed: int) -> Subset[Any] | None:
 
 def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
     """Returns the loss that the Trainer would train on: of any subclass, with its precision."""
+    counted = {}
+    if trainer.compute_loss_func is not None:  # a loss of the user's own is given what training gives it
+        counted["num_items_in_batch"] = trainer._get_num_items_in_batch([batch], trainer.args.device)
     with trainer.compute_loss_context_manager():
-        return trainer.compute_loss(trainer.model, batch)
+        return trainer.compute_loss(trainer.model, batch, **counted)
 
 
 def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:

@@ -82,12 +82,12 @@ def finish(
     held_back = promise if isinstance(promise, Promise) else None
     if settings.search is not None or settings.trains_twice:
         save_spare_checkpoint(trainer, parts)
+    spare = spare_folder(trainer)
     learned, head_scores = parts.take_off(trainer)
     anatomy = anatomy_of(model)
     found = Found(learned)
     if settings.search is not None:
         found = _find(trainer, anatomy, settings.search, held_back, start=learned, head_scores=head_scores)
-        drop_spare_checkpoint(trainer, spare_folder(trainer))
     dense = plain_copy(model)
     prune_model_(model, found.plan, reconstruction=None if found.result is None else found.result.reconstruction)
     pruned = plain_copy(model)
@@ -100,22 +100,29 @@ def finish(
     )
     certificate = None
     if trainer.is_world_process_zero():
-        folder = Path(trainer.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        if held_back is not None and found.chosen is not None:
-            if found.chosen.has_certificate:
-                certificate = held_back.certify(dense, learned, pruned, found.chosen)
-                certificate.save(folder)
-                certify_weights_(model, certificate.to_json(), file_name=CERTIFICATE_NAME)
-                words = f"Compared with what training kept: {certificate.statement}"
-            else:
-                words = held_back.nothing_certified(found.chosen)
+        Path(trainer.args.output_dir).mkdir(parents=True, exist_ok=True)
+        if promise is not None:
+            certificate, words = _certified(trainer, promise, found, learned, dense=dense, pruned=pruned)
             report = replace(report, promise=words)
-        elif promise is not None:
-            report = replace(report, promise=promise.in_words())
-        (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+        Path(trainer.args.output_dir, REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         tqdm.write(report.to_text())
+    if settings.search is not None:  # only now is everything on disk that came after training
+        drop_spare_checkpoint(trainer, spare)
     return Outcome(found.plan, found.result, report, certificate)
+
+
+def _certified(
+    trainer: Trainer, promise: Promise | NoPromise, found: Found, learned: PruningPlan, *, dense: Any, pruned: Any
+) -> tuple[Certificate | None, str]:
+    """Certifies what was cut, where that was to be and can be; returns the certificate and what to say."""
+    if not isinstance(promise, Promise) or found.chosen is None:
+        return None, promise.in_words()
+    if not found.chosen.has_certificate:
+        return None, promise.nothing_certified(found.chosen)
+    certificate = promise.certify(dense, learned, pruned, found.chosen)
+    certificate.save(Path(trainer.args.output_dir))
+    certify_weights_(trainer.model, certificate.to_json(), file_name=CERTIFICATE_NAME)
+    return certificate, f"Compared with what training kept: {certificate.statement}"
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from hf_headprune.callback.finish import finish
 from hf_headprune.callback.parts import LearnedParts
 from hf_headprune.callback.promise import NoPromise, Promise, promise_of
 from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
-from hf_headprune.callback.settings import DEFAULT_GATES, Settings
+from hf_headprune.callback.settings import DEFAULT_GATES, DEFAULT_SEARCH, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.publish.latency import LatencySettings, random_inputs
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.prunable import prunable_class
 from hf_headprune.shrink.resize import check_can_cut
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.report import PruningReport
     from hf_headprune.search.plans import PlanSearchResult
+    from hf_headprune.search.settings import AStarSearch
 
 
 class HeadPruneCallback(TrainerCallback):
@@ -63,7 +64,7 @@ class HeadPruneCallback(TrainerCallback):
     def __init__(  # noqa: PLR0913 - one argument for each part of a run
         self,
         gates: SubsetGates | None = DEFAULT_GATES,
-        search: AStarSearch | None = AStarSearch(),
+        search: AStarSearch | None = DEFAULT_SEARCH,
         *,
         movement: BlockMovement | None = None,
         second_order: SecondOrder | None = None,
@@ -76,7 +77,8 @@ class HeadPruneCallback(TrainerCallback):
 
         Args:
             gates: How heads are chosen during training, or None to leave them to `movement` and `search`.
-            search: How the search after training goes, or None to cut exactly what training chose.
+            search: How the search after training goes, or None to cut exactly what training chose. When left out, there
+                is one unless a density or `second_order` names what is to stay.
             movement: How blocks of weights and FFN units are chosen during training.
             second_order: How heads and FFN units are chosen without learned scores; in place of gates and movement.
             density: Share of the weights of all attention and FFN matrices that stays: short for
@@ -89,13 +91,13 @@ class HeadPruneCallback(TrainerCallback):
             latency: Batch, length and threads at which latency is measured before and after the cut, or None to
                 measure none.
         """
-        if certification_dataset is not None and search is None:
+        others: dict[str, Any] = {"distillation": distillation, "search": search, "latency": latency}
+        self.settings = Settings.of(gates, movement, second_order, density, **others)
+        if certification_dataset is not None and self.settings.search is None:
             raise InvalidSettingError(
                 "HeadPruneCallback(certification_dataset=...): without a search there is nothing to certify. Leave it "
-                "out, or leave the search on."
+                "out, or pass search=AStarSearch()."
             )
-        others = {"distillation": distillation, "search": search, "latency": latency}
-        self.settings = Settings.of(gates, movement, second_order, density, **others)
         self.plan: PruningPlan | None = None
         self.search_result: PlanSearchResult | None = None
         self.report: PruningReport | None = None
@@ -114,6 +116,7 @@ class HeadPruneCallback(TrainerCallback):
         bridge.let_finished_runs_end(trainer)
         anatomy = anatomy_of(trainer.model)
         check_can_cut(trainer.model, anatomy.sites)
+        prunable_class(trainer.model)
         settings = self.settings.resolved(anatomy)
         if settings.latency is not None:
             random_inputs(trainer.model, settings.latency)  # a length that the model can't take fails now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.callback.settings import Settings
     from hf_headprune.learn.schedules import GateSchedule, MovementSchedule
+
+
+logger = logging.getLogger(__name__)
 
 
 class LearnedParts:
@@ -109,7 +113,7 @@ class LearnedParts:
         if self.movement is not None and self._movement_schedule is not None:
             self.movement.begin_step(step, self._movement_schedule)
         if self.gates is not None and self._gate_schedule is not None:
-            if step == self._gate_schedule.open_steps:
+            if step == self._gate_schedule.open_steps and self.gates.settings.initial_scores == "gradient":
                 _score_heads(trainer, self.gates)
             self.gates.begin_step(step, self._gate_schedule, loss_scale=bridge.loss_scale(trainer))
 
@@ -147,6 +151,12 @@ class LearnedParts:
             plan = self.second_order.plan()
             self.second_order.detach(model)
         if self.gates is not None:
+            if self.gates.has_no_scores:
+                logger.warning(
+                    "Training ended before the gates had learned anything; heads are chosen by the gradient of their "
+                    "gates. Train longer, or let the gates learn earlier (SubsetGates(open_until=...))."
+                )
+                _score_heads(trainer, self.gates)
             self.gates.decide()
             kept = self.gates.kept_per_site()
             plan = plan.replace(kept_heads={s.name: kept[i] for i, s in enumerate(self._anatomy.attention_sites)})
@@ -177,8 +187,6 @@ def _check_bank(bank: ScoreBank | SecondOrderBank, step: int, optimizer: Any) ->
 
 
 def _score_heads(trainer: Trainer, bank: GateBank) -> None:
-    if bank.settings.initial_scores != "gradient":
-        return
     batches = bridge.scoring_batches(trainer, bank.settings.scoring_examples, bank.seed)
     importance = gradient_importance(trainer.model, bank, batches, lambda batch: bridge.batch_loss(trainer, batch))
     # Processes that stream have seen different examples, but must choose the same heads.
@@ -193,5 +201,7 @@ def _remove(trainer: Trainer, bank: SecondOrderBank, rounds: int) -> None:
     batches = bridge.scoring_batches(trainer, bank.settings.scoring_examples, seed + rounds)
     bank.remove(trainer.model, (bridge.summed_loss(trainer, batch) for batch in batches), rounds)
     # Processes that stream have seen different examples, and rounding may differ between devices.
+    # What was evaluated before was the model with more units: no checkpoint of it is the best one.
+    trainer.state.best_metric = trainer.state.best_model_checkpoint = trainer.state.best_global_step = None
     for values in (bank.kept, *bank.refitted(trainer.model)):
         values.data.copy_(broadcast(values.data))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import IterableDataset
 
 from hf_headprune.callback import bridge
 from hf_headprune.elimination import removals_between
@@ -236,14 +237,13 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
             f"classifiers, received a {type(trainer.model).__name__} and metric {search.metric!r}. Pass "
             "confidence=None, and call certify(..., metric=Metric(...)) on the saved model."
         )
-    if not is_condition and unseen is None and len(trainer.eval_dataset) < LEAST_EXAMPLES:
+    is_stream = isinstance(trainer.train_dataset, IterableDataset) or not hasattr(trainer.train_dataset, "__len__")
+    train = None if is_stream else ExampleFingerprints.of(trainer.train_dataset)
+    if not is_condition and unseen is None and (count := _new_examples(trainer.eval_dataset, train)) < LEAST_EXAMPLES:
         return NoPromise(
-            f"{len(trainer.eval_dataset)} examples in eval_dataset are too few to hold half of them back from the "
-            f"search (at least {LEAST_EXAMPLES})"
+            f"{count} examples in eval_dataset are too few to hold half of them back from the search (at least "
+            f"{LEAST_EXAMPLES}, those left out that train_dataset holds too)"
         )
-    # Each split is read once; what certifies compares fingerprints.
-    can_read = hasattr(trainer.train_dataset, "__getitem__")
-    train = ExampleFingerprints.of(trainer.train_dataset) if can_read else None
     searched, certifying = trainer.eval_dataset, unseen
     if unseen is None:
         split = three_way_split(searched, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
@@ -255,3 +255,11 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
     ScoredSplit(data, Metric())  # refuses examples that were seen now, not after training
     confidence = REPORTED_CONFIDENCE if search.confidence == REPORT else search.confidence
     return Promise(searched, data, search.max_drop, confidence, is_condition, has_own_split=unseen is not None)
+
+
+def _new_examples(dataset: Any, train: ExampleFingerprints | None) -> int:
+    """Counts the examples of a split that the training set lacks, as far as that can be read."""
+    if train is None or len(dataset) < LEAST_EXAMPLES:
+        return len(dataset)
+    prints = ExampleFingerprints.of(dataset)
+    return len(prints) - len(prints.shared_with(train))

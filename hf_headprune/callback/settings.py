@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
 
 DEFAULT_GATES = SubsetGates()  # this very object: whoever passes gates of their own wants gates
+DEFAULT_SEARCH = AStarSearch()  # likewise
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Settings:
             density: Share of the weights that is to stay.
             **others: The other attributes.
         """
+        if others["search"] is DEFAULT_SEARCH and (density is not None or second_order is not None):
+            others["search"] = None  # what is to stay was named
         no_other = second_order is None and movement is None and (gates is None or gates is DEFAULT_GATES)
         if density is not None and no_other:
             second_order, density = SecondOrder(density=density), None

@@ -74,14 +74,16 @@ def betting_upper_bound(differences: np.ndarray, alpha: float, groups: np.ndarra
         groups: As in `betting_p_value`.
 
     Returns:
-        Rounded up to a millionth; 1.0 where nothing is excluded.
+        Rounded up to a millionth, and never below the drop seen; 1.0 where nothing is excluded.
     """
     low, high = max(float(np.mean(differences)), -1.0 + BOUND_TOLERANCE), 1.0 - BOUND_TOLERANCE
     if betting_p_value(differences, high, groups) > alpha:
         return 1.0
-    found = brentq(
-        lambda epsilon: betting_p_value(differences, epsilon, groups) - alpha, low, high, xtol=BOUND_TOLERANCE / 4
-    )
+    found = low
+    if betting_p_value(differences, low, groups) > alpha:  # else the gambler was rich enough on the way already
+        found = brentq(
+            lambda epsilon: betting_p_value(differences, epsilon, groups) - alpha, low, high, xtol=BOUND_TOLERANCE / 4
+        )
     return float(np.ceil(found / BOUND_TOLERANCE + 0.25) * BOUND_TOLERANCE)
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.fingerprints import sha256_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from hf_headprune.guarantee.evidence import Evidence
     from hf_headprune.guarantee.sequence import AlphaLedger
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
@@ -260,7 +262,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         seed: Of the bootstrap.
 
     Raises:
-        CertificateError: The path was tested on other data or for another claim.
+        CertificateError: The path was tested on other data or for another claim, or the pruned model is not the one
+            that it certified.
         DataLeakError: Training or search have seen an example.
         InvalidSettingError: A setting or the data set is malformed.
         UnsupportedModelError: A model can't be scored.
@@ -277,6 +280,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
     scores = PairedScores(split.scores_of(dense), split.scores_of(pruned), split.groups())
     evidence = evidence_of(scores, claim, split.metric.aggregate)
+    if path is not None:
+        _check_own_step(path, evidence, turned_by_rounding(pruned, evidence.examples))
     order = split.prints.order
     keys = split.prints.keys
     return Certificate(
@@ -294,6 +299,15 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         assumptions=(ASSUMPTIONS if chosen_among == 1 else ASSUMPTIONS_OF_CHOICE)
         + (() if scores.groups is None else (ASSUMPTION_OF_GROUPS,)),
     )
+
+
+def turned_by_rounding(model: Any, examples: int) -> int:
+    """Returns on how many examples a model may answer otherwise on another machine, or cut instead of masked.
+
+    A thousandth, and one at least; five in bf16 and fp16.
+    """
+    share = 0.005 if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else 0.001
+    return max(1, int(share * examples))
 
 
 def record_of(model: nn.Module) -> ModelRecord:
@@ -332,6 +346,18 @@ def _claim_of(path: CertifiedPath, split: ScoredSplit, claim: Claim, ledger: Alp
             "the arguments of certify_path, without the ledger."
         )
     return tested
+
+
+def _check_own_step(path: CertifiedPath, evidence: Evidence, allowed: int) -> None:
+    """Refuses a model that does not answer as the path's own candidate did: it was chosen in some other way."""
+    step = path.steps[path.own_index]
+    if abs(evidence.broken - step.broken) + abs(evidence.fixed - step.fixed) > allowed:
+        raise CertificateError(
+            f"certify: with a path, the pruned model must be candidate {path.own_index} ({step.name}), which got "
+            f"{step.broken} examples worse and {step.fixed} better; received a model with {evidence.broken} and "
+            f"{evidence.fixed}. Cut plans[path.certified_index], refitted as the path was, or certify without the path "
+            "on examples that have not been looked at."
+        )
 
 
 def _with_own_step(path: CertifiedPath, broken: int, fixed: int, p: float) -> CertifiedPath:

@@ -102,7 +102,7 @@ class Claim:
             "kind": (self.kind in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
             "max_drop": (0 <= self.max_drop < 1, "in [0, 1): 0.01 is one point"),
             "alpha": (0 < self.alpha < 0.5, "in (0, 0.5): one minus the confidence"),  # noqa: PLR2004
-            "chosen_among": (self.chosen_among >= 1, "a count of at least 1"),
+            "chosen_among": (self.chosen_among >= 1 and self.chosen_among % 1 == 0, "a count of at least 1"),
             "spent": (0 < self.spent <= self.alpha / max(self.chosen_among, 1), "in (0, alpha / chosen_among]"),
             "use": (self.use >= 0, "a count"),
         }

@@ -132,15 +132,21 @@ def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndar
     counts = scores.counts
     if claim.kind == "binary":
         return evidence_of_counts(counts, claim)
-    p, reverse, bound = _tested(scores, claim, aggregate)
     mean = np.mean if aggregate is None else aggregate
+    dense, pruned = float(mean(scores.dense)), float(mean(scores.pruned))
+    if not (0 <= dense <= 1 and 0 <= pruned <= 1):
+        raise InvalidSettingError(
+            f"certify: {claim.metric} must be in [0, 1], where a drop of 0.01 is one point, received {dense} and "
+            f"{pruned}. Scale what the metric returns."
+        )
+    p, reverse, bound = _tested(scores, claim, aggregate)
     return Evidence(
         verdict=_verdict(p, reverse, claim.level),
         examples=counts.examples,
         broken=counts.broken,
         fixed=counts.fixed,
-        dense_metric=float(mean(scores.dense)),
-        pruned_metric=float(mean(scores.pruned)),
+        dense_metric=dense,
+        pruned_metric=pruned,
         p_value=p,
         upper_bound=bound,
         hand_bound=None,

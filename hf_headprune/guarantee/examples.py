@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 TOKENS, TEXT, CONTENT = "input_ids", "text", "content"
 _NAMES_OF_NUMBERS = ("id", "idx", "index", "guid", "uid", "uuid")
+_NAMES_OF_LABELS = ("label", "labels")
+_WORD_IN_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
 INPUT_BYTES, LABEL_BYTES = 8, 4  # kept of each sha256 in a certificate
 
 
@@ -43,8 +46,8 @@ class ExampleFingerprints:
 
         Args:
             dataset: Sized and indexable; examples are mappings.
-            columns: Text columns. None reads all whose values are texts, without labels and numbers of examples
-                ("id", "idx", "guid" and the like, also as the end of a name after "_").
+            columns: Text columns. None reads all whose values are texts, without those named after labels or numbers of
+                examples ("gold_label"; "id", "idx", "guid" and the like, also as the last word of a name).
 
         Raises:
             InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
@@ -156,10 +159,14 @@ def _text_columns(example: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         name
         for name in sorted(example)
-        if isinstance(example[name], str)
-        and name not in LABEL_NAMES
-        and name.lower().rpartition("_")[2] not in _NAMES_OF_NUMBERS
+        if isinstance(example[name], str) and name not in LABEL_NAMES and not _is_number_or_label(name)
     )
+
+
+def _is_number_or_label(column: str) -> bool:
+    """Tells whether a column names its examples, as "pairID" and "guid" do, or their labels, as "gold_label" does."""
+    words = [word.lower() for word in _WORD_IN_NAME.findall(column)]
+    return bool(words) and (words[-1] in _NAMES_OF_NUMBERS or any(word in _NAMES_OF_LABELS for word in words))
 
 
 def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...]) -> Any:

@@ -68,9 +68,9 @@ def bootstrap_p_value(drops: np.ndarray, epsilon: float) -> float:
 
 
 def bootstrap_upper_bound(drops: np.ndarray, alpha: float) -> float:
-    """Returns the percentile bound: the least draw that is not excluded at level alpha."""
+    """Returns the percentile bound: the least draw that is not excluded at level alpha; 1.0 where nothing is."""
     excluded = int(np.floor(alpha * (1 + len(drops)))) - 1
-    return float(drops[-1 - max(excluded, 0)])
+    return 1.0 if excluded < 0 else float(drops[-1 - excluded])
 
 
 def _members(groups: np.ndarray) -> list[np.ndarray]:

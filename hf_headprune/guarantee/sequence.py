@@ -6,13 +6,13 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from hf_headprune.errors import CertificateError, InvalidSettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 LEDGER_FORMAT = "hf_headprune.alpha_ledger/1"
 
@@ -104,13 +104,13 @@ class AlphaLedger:
     gets 6 alpha / (pi k)^2; these shares sum to alpha.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         """Opens a ledger; a file that does not exist yet is started with the first use.
 
         Raises:
             CertificateError: The file is no ledger, or a line of it is damaged.
         """
-        self.path = path
+        self.path = Path(path)
         self._entries = self._read()
 
     def uses(self, split: str) -> tuple[LedgerEntry, ...]:
@@ -126,8 +126,9 @@ class AlphaLedger:
             purpose: In words, such as the name of the model.
 
         Raises:
-            CertificateError: An earlier use of the split was made with another alpha.
+            CertificateError: An earlier use of the split was made with another alpha, or the file is damaged by now.
         """
+        self._entries = self._read()  # another ledger of this file may have written
         earlier = self.uses(split)
         if any(entry.alpha != alpha for entry in earlier):
             raise CertificateError(
@@ -147,7 +148,16 @@ class AlphaLedger:
     def _read(self) -> list[LedgerEntry]:
         if not self.path.exists():
             return []
-        return [self._entry(n, line) for n, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1)]
+        entries: list[LedgerEntry] = []
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+            entries.append(self._entry(number, line))
+            use, expected = entries[-1].use, sum(entry.split == entries[-1].split for entry in entries)
+            if use != expected:
+                raise CertificateError(
+                    f"{self.path}, line {number}: it must be use {expected} of its split, received use {use}: what "
+                    "was spent is more than the ledger says. Certify on another split."
+                )
+        return entries
 
     def _entry(self, number: int, line: str) -> LedgerEntry:
         try:

@@ -90,7 +90,8 @@ def three_way_split(dataset: Any, train: Any = None, settings: SplitSettings = S
     if not search or not certify:
         raise InvalidSettingError(
             f"three_way_split: both sides need examples, received {len(clusters)} different ones, of which "
-            f"{len(search)} would search and {len(certify)} certify. Pass more examples, or another certify_share."
+            f"{len(search)} would search and {len(certify)} certify; {len(left_out)} more are in the training split "
+            "too. Pass more examples, or another certify_share."
         )
     return ThreeWaySplit(
         _select(dataset, search), _select(dataset, certify), tuple(search), tuple(certify), tuple(left_out)

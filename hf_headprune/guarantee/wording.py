@@ -53,9 +53,10 @@ def _verdict_in_words(claim: Claim, evidence: Evidence) -> str:
 
 def _seen(claim: Claim, evidence: Evidence) -> str:
     before, after = percent(evidence.dense_metric), percent(evidence.pruned_metric)
-    bound = f"drops above {percent(evidence.upper_bound)} are excluded (p = {evidence.p_value:.4f})"
+    excluded = f"drops above {percent(evidence.upper_bound)} are" if evidence.upper_bound < 1 else "no drop is"
+    bound = f"{excluded} excluded (p = {evidence.p_value:.4f})"
     if claim.kind == "corpus":
-        changed = f"{evidence.broken:,} changed"
+        changed = f"{evidence.broken + evidence.fixed:,} changed"
     else:
         changed = f"{evidence.broken:,} got worse and {evidence.fixed:,} better"
     return f"Of {evidence.examples:,} examples {changed}; {claim.metric} went from {before} to {after}; {bound}."

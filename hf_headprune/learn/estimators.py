@@ -124,7 +124,7 @@ def dsp_gates(scores: torch.Tensor, noise: torch.Tensor, *, kept: int, temperatu
     Source: Li et al. 2021 (arXiv 2108.04657), equations 8-11; float64 inside, as in the authors' code.
     """
     logits = scores.double() + noise.double()
-    gates = torch.zeros_like(logits)
+    gates = 0.0 * logits  # with a graph, also where no head stays
     tiny = torch.finfo(torch.float64).tiny
     for _ in range(kept):
         share = torch.softmax(logits / temperature, dim=0)

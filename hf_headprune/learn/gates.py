@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,7 +10,7 @@ from hf_headprune.anatomy import base_model
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
 from hf_headprune.learn.score_bank import ScoreBank
 from hf_headprune.learn.settings import TEMPERATURES
-from hf_headprune.masking import UnitScale, attach
+from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +45,8 @@ class GateBank(ScoreBank):
             multiplier: Learning rate of the scores over that of the run.
             seed: Of noise and random initial scores.
         """
-        super().__init__(sum(len(group.positions) for group in groups), multiplier=multiplier)
+        num_heads = sum(len(group.positions) for group in groups)
+        super().__init__(num_heads, multiplier=multiplier, budget=settings.kept_heads)
         self.groups = tuple(groups)
         self.settings = settings
         self.seed = seed
@@ -73,6 +74,12 @@ class GateBank(ScoreBank):
     def budgets(self) -> list[tuple[torch.Tensor, int]]:
         """Returns, for each budget, the positions of its heads among all heads and how many of them stay."""
         return [(self.get_buffer(f"positions_{i}"), group.kept) for i, group in enumerate(self.groups)]
+
+    @property
+    def has_no_scores(self) -> bool:
+        """Whether nothing tells the heads apart, so that the choice would follow their order."""
+        scores = self.scores.detach()
+        return not self.decided and 0 < sum(group.kept for group in self.groups) < len(scores) and not scores.std()
 
     def reset(self) -> None:
         """Starts over: initial scores, nothing decided."""
@@ -156,9 +163,8 @@ class GateBank(ScoreBank):
             strength = self.settings.penalty * loss_scale
             grad[positions] += hard_concrete_penalty_grad(scores, kept=kept, strength=strength)
 
-    def refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of the base model: computes the gates once and hands each site its slice."""
-        del module, args
+    def refresh(self) -> None:
+        """Computes the gates of a forward pass once and hands each site its slice."""
         factors = self.gates()
         slices = [None] * len(self.scales) if factors is None else factors.split(self.heads_per_site)
         for scale, factor in zip(self.scales, slices, strict=True):
@@ -174,7 +180,7 @@ class GateBank(ScoreBank):
         self.train(model.training).to(next(model.parameters()).device)
         self.heads_per_site = [site.units for site in anatomy.attention_sites]
         self.scales = [UnitScale(site.unit_width) for site in anatomy.attention_sites]
-        self.handles = [base.register_forward_pre_hook(self.refresh)]
+        self.handles = BeforeEveryPass(self.refresh).attach(model)
         self.handles += [
             attach(model, site, scale) for site, scale in zip(anatomy.attention_sites, self.scales, strict=True)
         ]

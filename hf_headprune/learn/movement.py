@@ -23,6 +23,7 @@ from hf_headprune.learn.blocks import (
 from hf_headprune.learn.movement_layout import score_layout, with_exact_fraction
 from hf_headprune.learn.schedules import MovementSchedule
 from hf_headprune.learn.score_bank import ScoreBank
+from hf_headprune.masking import BeforeEveryPass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +62,8 @@ class MovementBank(ScoreBank):
             settings: Of block movement.
             multiplier: Learning rate of the scores over that of the run.
         """
-        super().__init__(sum(tensor.numel for tensor in layout), multiplier=multiplier)
+        budget = (settings.method, settings.kept, settings.kept_of, settings.threshold, settings.width_multiple)
+        super().__init__(sum(tensor.numel for tensor in layout), multiplier=multiplier, budget=budget)
         self.layout = layout
         self.settings = with_exact_fraction(settings, layout)
         self.total_cost = sum(tensor.cost * tensor.numel for tensor in layout)
@@ -184,9 +186,8 @@ class MovementBank(ScoreBank):
             slope = movement_masks.penalty_grad(self.scores, self.penalty_weights)
             grad.add_(slope, alpha=self.penalty_strength * loss_scale)
 
-    def refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of the base model: hands each masked module its part of masks and scores."""
-        del module, args
+    def refresh(self) -> None:
+        """Hands each masked module its part of the masks and scores of a forward pass."""
         factors, scores = self._factors()
         masks = factors.split(self._sizes)
         parts = [None] * len(masks) if scores is None else scores.split(self._sizes)
@@ -207,7 +208,7 @@ class MovementBank(ScoreBank):
     def attach(self, model: nn.Module) -> None:
         """Joins the base model as a submodule and masks its linear modules."""
         base = base_model(model)
-        self.handles = [base.register_forward_pre_hook(self.refresh)]
+        self.handles = BeforeEveryPass(self.refresh).attach(model)
         by_weights = self.settings.score_gradient == "weights"
         for tensor in self.layout:
             linears: Any = tuple(base.get_submodule(path) for path in tensor.paths)

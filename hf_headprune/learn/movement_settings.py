@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -119,6 +120,8 @@ class BlockMovement:
 
     def _range_rules(self) -> dict[str, bool]:
         return {
+            "threshold must be two numbers, and of a sigmoid from 0 to below 1": _is_range(self.threshold)
+            and (self.method != "sigmoid_threshold" or all(0 <= value < 1 for value in self.threshold)),
             "min_kept must be from 0 to below 1": 0 <= self.min_kept < 1,
             "width_multiple must be a whole number >= 1": _is_count(self.width_multiple),
             "score_learning_rate must be above 0": self.score_learning_rate > 0,
@@ -159,7 +162,7 @@ class BlockMovement:
         return {"attention": self.attention_penalty, "ffn": self.ffn_penalty}
 
     @classmethod
-    def hybrid(cls, penalty: float = 20.0, *, density: float | None = None, **changes: Any) -> BlockMovement:
+    def hybrid(cls, penalty: float | None = None, *, density: float | None = None, **changes: Any) -> BlockMovement:
         """Returns the paper's hybrid: 32 x 32 blocks of attention, units of the FFN, a sigmoid threshold.
 
         The default penalties are those of the published BERT-base on SQuAD that is 2.44 times faster (26 % of the
@@ -167,17 +170,19 @@ class BlockMovement:
         to multiples of 32; `width_multiple=1` leaves them as published.
 
         Args:
-            penalty: Decides how much goes; published are 5, 20 and 40.
+            penalty: Decides how much goes; published are 5, 20 (the default) and 40.
             density: In place of the penalty, a share of the scored weights that stays, met exactly: the blocks with the
                 highest scores stay, and the threshold goes.
             **changes: Any other setting.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, and the settings of its published models.
         """
-        return cls._paper(penalty, density, {"ffn_penalty": 0.25} | changes)
+        return cls._paper(penalty, 20.0, density, {"ffn_penalty": 0.25} | changes)
 
     @classmethod
-    def hybrid_filled(cls, penalty: float = 20.0, *, density: float | None = None, **changes: Any) -> BlockMovement:
+    def hybrid_filled(
+        cls, penalty: float | None = None, *, density: float | None = None, **changes: Any
+    ) -> BlockMovement:
         """Returns `hybrid`, followed by a second run of the cut model whose inner zeros are refilled.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, section 4: 20 epochs, then 4 to 10.
@@ -185,13 +190,13 @@ class BlockMovement:
         return cls.hybrid(penalty, density=density, **({"fill": 0.25} | changes))
 
     @classmethod
-    def struct(cls, penalty: float = 15.0, *, density: float | None = None, **changes: Any) -> BlockMovement:
+    def struct(cls, penalty: float | None = None, *, density: float | None = None, **changes: Any) -> BlockMovement:
         """Returns the paper's structured variant: one score per head and attention matrix, biases kept, not filled.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, and the settings of its published model (3.64 times faster).
         """
         defaults = {"attention_block": "head", "mask_bias": False, "attention_penalty": 0.05}
-        return cls._paper(penalty, density, defaults | changes)
+        return cls._paper(penalty, 15.0, density, defaults | changes)
 
     @classmethod
     def to_speedup(cls, factor: float, **changes: Any) -> BlockMovement:
@@ -220,8 +225,15 @@ class BlockMovement:
         return cls(**({"attention_block": None, "kept": kept, "kept_of": "scores"} | changes))
 
     @classmethod
-    def _paper(cls, penalty: float, density: float | None, changes: Mapping[str, Any]) -> BlockMovement:
-        by_threshold = {"method": "sigmoid_threshold", "penalty": penalty}
+    def _paper(
+        cls, penalty: float | None, published: float, density: float | None, changes: Mapping[str, Any]
+    ) -> BlockMovement:
+        if density is not None and (penalty is not None or isinstance(density, int) or not 0.0 < density <= 1.0):
+            raise InvalidSettingError(
+                "BlockMovement: density is a share above 0.0 and at most 1.0, in place of the penalty; received "
+                f"density={density!r} and penalty={penalty!r}. Leave one of the two out."
+            )
+        by_threshold = {"method": "sigmoid_threshold", "penalty": published if penalty is None else penalty}
         by_density = {"method": "top_k", "kept": density, "kept_of": "parameters"}
         defaults = {
             **(by_threshold if density is None else by_density),
@@ -235,6 +247,11 @@ class BlockMovement:
 
 def _is_block(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(_is_count, value))  # noqa: PLR2004 - rows, columns
+
+
+def _is_range(value: object) -> bool:
+    is_pair = isinstance(value, tuple) and len(value) == 2  # noqa: PLR2004 - first, last
+    return is_pair and all(isinstance(number, (int, float)) and math.isfinite(number) for number in value)  # type: ignore[attr-defined]
 
 
 def _is_count(value: object) -> bool:

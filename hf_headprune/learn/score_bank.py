@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,25 @@ class _ScaleWithoutGradient(torch.autograd.Function):
         return grad_outputs[0], None
 
 
+def checksum(budget: object) -> torch.Tensor:
+    """Returns a number for the settings that say how much stays, as a checkpoint carries it."""
+    return torch.tensor(zlib.crc32(repr(budget).encode()))
+
+
+def check_same_budget(bank: nn.Module, state_dict: Any, prefix: str) -> None:
+    """Refuses a checkpoint of a run that was to keep something else: its choice would be kept silently.
+
+    Raises:
+        TrainingStateError: It was written with another budget.
+    """
+    saved = state_dict.get(f"{prefix}budget")
+    if saved is None or int(saved) != int(bank.get_buffer("budget")):
+        raise TrainingStateError(
+            f"{prefix}budget: the checkpoint was written by a run with another budget. Resume with the settings that "
+            "it was trained with, or train anew."
+        )
+
+
 class ScoreBank(nn.Module):
     """Scores with a learning rate of their own, in float32 whatever the model is cast to, and the choice made by them.
 
@@ -47,12 +67,13 @@ class ScoreBank(nn.Module):
     decided: torch.Tensor
     steps: torch.Tensor
 
-    def __init__(self, num_scores: int, *, multiplier: float) -> None:
+    def __init__(self, num_scores: int, *, multiplier: float, budget: object) -> None:
         """Starts with scores of zero.
 
         Args:
             num_scores: How many.
             multiplier: Learning rate of the scores over that of the run.
+            budget: Settings that say how much stays; a resumed run must have the same.
         """
         super().__init__()
         self.multiplier = multiplier
@@ -60,6 +81,7 @@ class ScoreBank(nn.Module):
         self.register_buffer("kept", torch.ones(num_scores))
         self.register_buffer("decided", torch.tensor(False))
         self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("budget", checksum(budget))
 
     @property
     def num_scores(self) -> int:
@@ -96,6 +118,7 @@ class ScoreBank(nn.Module):
                 f"{prefix}importance_bias: this model learns {self.num_scores} scores, the checkpoint holds {found}. "
                 "Resume from a checkpoint that was written with this callback on the same model."
             )
+        check_same_budget(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ScoreBank:  # noqa: FBT001, FBT002 - signature of nn.Module

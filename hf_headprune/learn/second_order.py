@@ -11,8 +11,9 @@ from hf_headprune.anatomy import base_model
 from hf_headprune.cost import macs_per_unit, weights_per_unit
 from hf_headprune.elimination import cheapest_first, elimination
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.learn.score_bank import check_same_budget, checksum
 from hf_headprune.learn.settings import budget_groups
-from hf_headprune.masking import UnitScale, attach
+from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
 from hf_headprune.moments import record_moments_by_gradient
 from hf_headprune.plan import PruningPlan
 from hf_headprune.reconstruction import Reconstruction
@@ -60,6 +61,7 @@ class SecondOrderBank(nn.Module):
         self.register_buffer("kept", torch.ones(sum(site.units for site in self._sites)))
         self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("budget", checksum((settings.density, settings.density_of, settings.kept_heads)))
         self.rounds_done = 0
         self.scales = [UnitScale(site.unit_width) for site in self._scored]
         self.handles: list[RemovableHandle] = []
@@ -69,7 +71,7 @@ class SecondOrderBank(nn.Module):
         base = base_model(model)
         base.add_module(BANK_NAME, self)
         self.to(next(model.parameters()).device)
-        self.handles = [base.register_forward_pre_hook(self._refresh)]
+        self.handles = BeforeEveryPass(self._refresh).attach(model)
         self.handles += [attach(model, site, scale) for site, scale in zip(self._scored, self.scales, strict=True)]
 
     def detach(self, model: nn.Module) -> None:
@@ -181,9 +183,8 @@ class SecondOrderBank(nn.Module):
         self.rounds.fill_(number)
         self.rounds_done = number
 
-    def _refresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of the base model: hands each site its slice."""
-        del module, args
+    def _refresh(self) -> None:
+        """Hands each site its slice."""
         parts = self._parts()
         for site, scale in zip(self._scored, self.scales, strict=True):
             scale.scale = parts[site.name] if self.rounds_done else None
@@ -201,6 +202,7 @@ class SecondOrderBank(nn.Module):
                 f"among {'none' if saved is None else saved.numel()}. Resume from a checkpoint that was written with "
                 "this callback on the same model."
             )
+        check_same_budget(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.rounds_done = int(self.rounds)
 

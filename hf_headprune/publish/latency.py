@@ -102,7 +102,8 @@ def measure_latency(
 def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torch.Tensor]:
     """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all of them attended to.
 
-    An encoder-decoder gets as many tokens on the decoder's side.
+    An encoder-decoder gets as many tokens on the decoder's side, and a model of multiple choice two choices per
+    example, `(batch_size, 2, seq_len)`.
 
     Raises:
         InvalidSettingError: The model's configuration has no vocabulary, or the sequence is longer than its positions.
@@ -113,8 +114,7 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
         raise InvalidSettingError(
             f"random_inputs: {type(model).__name__} takes no tokens (its config has no vocab_size). Pass `inputs`."
         )
-    # A position offset (as RoBERTa has) makes the longest sequence a few tokens shorter than the table.
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = _positions(model)
     seq_len = settings.seq_len or min(_DEFAULT_LENGTH, max(1, (positions or 2 * _DEFAULT_LENGTH) // 2))
     if positions is not None and seq_len > positions:
         raise InvalidSettingError(
@@ -128,11 +128,23 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
     padding = getattr(config, "pad_token_id", None)
     if padding is not None:
         tokens[tokens == padding] = (padding + 1) % vocab_size
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        tokens = tokens[:, None].repeat(1, 2, 1)
     tokens = tokens.to(device)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = tokens
     return inputs
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Returns the longest sequence that a model takes; an offset, as RoBERTa has, makes it shorter than the table."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    offsets = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return int(positions) - max(offsets, default=0)
 
 
 def _in_turns(

@@ -63,6 +63,8 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     problems: list[str] = []
     for site in sites:
+        if not site.units:  # an earlier cut has left nothing to cut
+            continue
         width = site.units * site.unit_width
         for path in site.inputs:
             problems += _problems(path, base.get_submodule(path), (width, None), owners)

@@ -1,0 +1,193 @@
+"""Runs of the callback that a user's own model, loss, data or plan makes unusual."""
+
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.errors import TrainingStateError, UnsupportedModelError
+from hf_headprune.learn.density import linear_density
+from hf_headprune.learn.gates import GateBank
+from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.second_order_settings import SecondOrder
+from hf_headprune.learn.settings import SubsetGates
+from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.latency import LatencySettings, random_inputs
+from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.surgery import prune_model_
+from tests.conftest import BERT_SIZES, tiny_bert, tiny_distilbert, tiny_marian, tiny_roberta
+from tests.test_callback import GATES, _examples, _Stream, _trainer
+
+SHORT = AStarSearch(max_evaluations=4)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_the_search_goes_on_from_layers_that_training_has_emptied(tmp_path, kept):
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=kept), search=SHORT, latency=None)
+    trainer = _trainer(tmp_path, callback)
+    trainer.train()
+    assert anatomy_of(trainer.model).num_heads == callback.plan.num_kept_heads <= kept
+
+
+@pytest.mark.parametrize("emptied", ["kept_heads", "kept_ffn"])
+def test_a_model_with_an_empty_block_can_be_pruned_again_while_it_trains(tmp_path, emptied):
+    model = tiny_bert()
+    site = next(iter(getattr(PruningPlan.of(model), emptied)))
+    prune_model_(model, PruningPlan.of(model).replace(**{emptied: {site: ()}}))
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=2), search=SHORT, latency=None)
+    _trainer(tmp_path, callback, model=model).train()
+    assert callback.plan.num_kept_heads <= 2
+
+
+def test_a_class_that_could_not_be_saved_pruned_is_refused_when_the_trainer_is_built(tmp_path):
+    class Own(BertForSequenceClassification):
+        """A user's class."""
+
+    with pytest.raises(UnsupportedModelError, match="Own has no prunable sibling"):
+        _trainer(tmp_path, HeadPruneCallback(gates=GATES), model=Own(BertConfig(**BERT_SIZES)))
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    return functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("parts", [{"gates": GATES}, {"second_order": SecondOrder(kept_heads=3, scoring_examples=8)}])
+def test_a_loss_that_divides_by_the_items_of_its_batch_is_scored_with_their_number(tmp_path, parts):
+    callback = HeadPruneCallback(**parts, search=None, latency=None)
+    trainer = _trainer(tmp_path, callback, gradient_accumulation_steps=2)
+    trainer.compute_loss_func = own_loss
+    trainer.train()
+    assert callback.plan.num_kept_heads == 3
+
+
+def test_a_named_density_is_met_and_not_searched_below(tmp_path):
+    callback = HeadPruneCallback(density=0.5, latency=None)
+    trainer = _trainer(tmp_path, callback, eval_dataset=None)
+    trainer.train()
+    assert callback.search_result is None
+    full = anatomy_of(tiny_bert())
+    assert linear_density(callback.plan, full) == pytest.approx(0.5, abs=0.1)
+    searched = HeadPruneCallback(density=0.5, search=SHORT, latency=None)
+    _trainer(tmp_path / "searched", searched).train()
+    assert searched.search_result is not None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kept: {"gates": SubsetGates(kept_heads=round(8 * kept), scoring_examples=8)},
+        lambda kept: {"gates": None, "movement": BlockMovement(attention_block="unit", width_multiple=8, kept=kept)},
+        lambda kept: {"second_order": SecondOrder(density=kept, width_multiple=8, scoring_examples=8)},
+    ],
+)
+def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
+    settings = {"save_strategy": "steps", "save_steps": 11}
+    _trainer(tmp_path, HeadPruneCallback(**make(0.75), search=None, latency=None), **settings).train()
+    other = _trainer(tmp_path, HeadPruneCallback(**make(0.25), search=None, latency=None), **settings)
+    with pytest.raises(TrainingStateError, match="another budget"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
+    same = HeadPruneCallback(**make(0.75), search=None, latency=None)
+    _trainer(tmp_path, same, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
+    assert same.plan is not None
+
+
+@pytest.mark.parametrize("after", ["measure_latency", "PruningReport.of"])
+def test_a_kill_after_the_search_leaves_a_checkpoint_to_go_on_from(tmp_path, monkeypatch, after):
+    with monkeypatch.context() as patch:
+        patch.setattr(f"hf_headprune.callback.finish.{after}", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=SHORT)).train()
+    callback = HeadPruneCallback(gates=GATES, search=SHORT)
+    _trainer(tmp_path, callback).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert callback.report is not None
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_stream_can_be_trained_on_beside_enough_examples_for_a_certificate(tmp_path):
+    callback = HeadPruneCallback(gates=GATES, search=SHORT, latency=None)
+    trainer = _trainer(tmp_path, callback, train_dataset=_Stream(), eval_dataset=_examples(240, 1))
+    trainer.train()
+    assert "not checked that no example is in the train split" in callback.report.promise
+
+
+def test_heads_that_nothing_was_learned_of_are_chosen_by_their_gradient(tmp_path, caplog):
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=4, open_until=0.5), search=None, latency=None)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    trainer = _trainer(tmp_path, callback, callbacks=[Stop()])
+    trainer.train()
+    assert "chosen by the gradient" in caplog.text
+    assert callback.plan.num_kept_heads == 4
+
+
+def gates_of(model, kept):
+    anatomy = anatomy_of(model)
+    settings = SubsetGates(kept_heads=kept)
+    bank = GateBank(settings.budget_groups(anatomy), settings, multiplier=1.0, seed=0)
+    bank.attach(model, anatomy)
+    bank.set_scores(torch.rand(bank.num_heads, generator=torch.Generator().manual_seed(0)))
+    return bank
+
+
+def test_generation_after_a_training_step_sees_the_hard_choice(tmp_path):
+    model = tiny_marian()
+    bank = gates_of(model, 6)
+    bank.begin_step(8, SubsetGates(kept_heads=6, open_until=0.0).schedule(20))
+    tokens = torch.randint(4, 60, (2, 5), generator=torch.Generator().manual_seed(1))
+    model.train()
+    model(input_ids=tokens, labels=tokens)  # leaves soft gates at the sites
+    model.eval()
+    seen = []
+    scale = bank.scales[0]
+    model.model.encoder.layers[0].self_attn.out_proj.register_forward_pre_hook(
+        lambda *_: seen.append(scale.scale.clone())
+    )
+    model.generate(input_ids=tokens, max_new_tokens=2, num_beams=1)
+    assert len(seen) == 1
+    assert set(seen[0].tolist()) <= {0.0, 1.0}
+
+
+def test_a_decoder_alone_passes_through_its_gates():
+    model = tiny_marian("MarianForCausalLM", is_decoder=True)
+    tokens = torch.randint(4, 60, (2, 5), generator=torch.Generator().manual_seed(1))
+    before = model(input_ids=tokens).logits
+    gates_of(model, 1)
+    assert not torch.allclose(model(input_ids=tokens).logits, before)
+
+
+def test_gates_are_computed_once_per_pass(monkeypatch):
+    model = tiny_marian()
+    bank = gates_of(model, 4)
+    calls = []
+    monkeypatch.setattr(bank, "gates", lambda: calls.append(1))
+    tokens = torch.randint(4, 60, (2, 5))
+    model(input_ids=tokens, labels=tokens)
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="decoder_input_ids"):
+        model(input_ids=tokens)  # a pass that ends in an error ends, too
+    del calls[:]
+    model.model.encoder(input_ids=tokens)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_roberta, tiny_distilbert])
+def test_latency_of_multiple_choice_is_measured_with_choices(make):
+    model = make("MultipleChoice")
+    inputs = random_inputs(model, LatencySettings(batch_size=3, seq_len=4))
+    assert inputs["input_ids"].shape == (3, 2, 4)
+    assert model(**inputs).logits.shape == (3, 2)
+
+
+def test_the_longest_sequence_of_a_model_with_a_position_offset_is_known():
+    model = tiny_roberta()
+    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    model(**random_inputs(model, LatencySettings(batch_size=1, seq_len=longest)))
+    with pytest.raises(ValueError, match=f"at most {longest}"):
+        random_inputs(model, LatencySettings(batch_size=1, seq_len=longest + 1))
