@@ -13,6 +13,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, HeadPruneError, UnsupportedModelError
 from hf_headprune.guarantee.certificate import CERTIFICATE_NAME, Certificate
+from hf_headprune.guarantee.certify import record_of
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan
@@ -40,8 +41,12 @@ def show(folder: Folder, length: Annotated[int, typer.Option(help="Tokens that M
     for title, kept in (("heads", plan.kept_heads), ("FFN units", plan.kept_ffn)):
         typer.echo(f"{title}: {' '.join(str(len(units)) for units in kept.values())}")
     typer.echo(f"{cost.parameters:,} parameters, {cost.macs / 1e6:,.0f} million MACs at length {length}")
-    has_certificate = (folder / CERTIFICATE_NAME).exists()
-    typer.echo(Certificate.load(folder).statement if has_certificate else "No certificate.")
+    if not (folder / CERTIFICATE_NAME).exists():
+        typer.echo("No certificate.")
+        return
+    certificate = Certificate.load(folder)
+    is_about_these = certificate.pruned.weights == record_of(model).weights
+    typer.echo(certificate.statement if is_about_these else "The certificate in this folder is about other weights.")
 
 
 @app.command()

@@ -310,6 +310,8 @@ def test_weights_that_train_on_lose_their_certificate(tmp_path, caplog):
     trainer, callback = _certifying(tmp_path / "run")
     trainer.train()
     assert callback.certificate is not None
+    trainer.save_model(tmp_path / "saved")
+    assert (tmp_path / "saved" / "headprune_certificate.json").exists()
     with torch.no_grad():
         trainer.model.classifier.bias += 1.0
     trainer.save_model(tmp_path / "saved")

@@ -1,5 +1,6 @@
 """The command line, on saved models of a real certificate."""
 
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,12 @@ def test_show_tells_sizes_and_the_certificate(saved, certificate):  # noqa: F811
     assert "heads: 3 4" in output
     assert certificate.statement in output
     assert "No certificate." in called("show", saved / "dense").output
+
+
+def test_show_does_not_repeat_a_certificate_about_other_weights(saved, tmp_path):
+    shutil.copytree(saved / "dense", tmp_path / "other")
+    shutil.copy(saved / "pruned" / "headprune_certificate.json", tmp_path / "other")
+    assert "about other weights" in called("show", tmp_path / "other").output
 
 
 def test_promise_plans_before_the_search():

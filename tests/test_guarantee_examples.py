@@ -49,6 +49,14 @@ def test_numbers_of_examples_are_no_text():
     assert ExampleFingerprints.of(rows, columns=("sentence", "idx")).columns == ("sentence", "idx")
 
 
+def test_padding_is_seen_where_no_mask_marks_it():
+    rows = [{"input_ids": [101, *range(5, 5 + length), 102]} for length in (1, 4, 5)]
+    padded = [{"input_ids": [*row["input_ids"], *[0] * (7 - len(row["input_ids"]))]} for row in rows]
+    assert ExampleFingerprints.of(padded).sha256() == ExampleFingerprints.of(rows).sha256()
+    with pytest.raises(DataLeakError, match="received 3 of 3"):
+        check_disjoint(ExampleFingerprints.of(padded), ExampleFingerprints.of(rows), name="search")
+
+
 def test_names_of_numbers_and_labels_are_known_in_every_spelling():
     row = {
         "sentence": "a b",

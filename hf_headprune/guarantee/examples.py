@@ -58,11 +58,12 @@ class ExampleFingerprints:
         present = [name for name, holds in ((TOKENS, TOKENS in first), (TEXT, bool(texts))) if holds] or [CONTENT]
         digests: dict[str, list[bytes]] = {kind: [] for kind in present}
         labels = []
+        padding = _padding_without_mask(dataset) if TOKENS in first else frozenset()
         for index in range(len(dataset)):
             example = dataset[index]
             try:
                 for kind in present:
-                    digests[kind].append(_digest(_input_of(example, kind, texts)))
+                    digests[kind].append(_digest(_input_of(example, kind, texts, padding)))
             except KeyError as error:
                 raise InvalidSettingError(
                     f"example {index} has no column {error}, received {sorted(example)}. Pass examples that all hold "
@@ -169,13 +170,25 @@ def _is_number_or_label(column: str) -> bool:
     return bool(words) and (words[-1] in _NAMES_OF_NUMBERS or any(word in _NAMES_OF_LABELS for word in words))
 
 
-def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...]) -> Any:
+def _padding_without_mask(dataset: Any) -> frozenset[int]:
+    """Returns the tokens that pad examples without a mask: those that end an example twice or more in a row."""
+    found = set()
+    for index in range(len(dataset)):
+        example = dataset[index]
+        tokens = [] if "attention_mask" in example or TOKENS not in example else _plain(example[TOKENS])
+        if len(tokens) > 1 and tokens[-1] == tokens[-2]:
+            found.add(tokens[-1])
+    return frozenset(found)
+
+
+def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...], padding: frozenset[int]) -> Any:
     if kind == TEXT:
         return [normalised(example[name]) for name in columns]
     if kind == TOKENS:
         tokens = _plain(example[TOKENS])
-        mask = example.get("attention_mask") if hasattr(example, "get") else None
-        return tokens if mask is None else [t for t, m in zip(tokens, _plain(mask), strict=True) if m]
+        if "attention_mask" in example:
+            return [t for t, m in zip(tokens, _plain(example["attention_mask"]), strict=True) if m]
+        return tokens[: next((end for end in range(len(tokens), 0, -1) if tokens[end - 1] not in padding), 0)]
     return {name: _plain(example[name]) for name in sorted(example) if name not in LABEL_NAMES}
 
 

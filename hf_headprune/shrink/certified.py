@@ -27,16 +27,19 @@ def certify_weights_(model: nn.Module, text: str, *, file_name: str) -> None:
 
 
 def write_certificate(model: nn.Module, folder: str | Path) -> None:
-    """Writes the model's certificate, if it has one that its weights still deserve."""
+    """Writes the model's certificate where its weights still deserve it; where they don't, an older one goes."""
     certified = getattr(model, "headprune_certificate", None)
     if certified is None:
         return
     weights, text, file_name = certified
-    if sha256_of("", model.state_dict()) != weights:
-        logger.warning(
-            "The weights have changed since they were certified, so no certificate is written into %s. Call certify on "
-            "the model as it is now.",
-            folder,
-        )
+    file = Path(folder, file_name)
+    if sha256_of("", model.state_dict()) == weights:
+        file.write_text(text + "\n", encoding="utf-8")
         return
-    Path(folder, file_name).write_text(text + "\n", encoding="utf-8")
+    logger.warning(
+        "The weights have changed since they were certified, so no certificate is written into %s%s. Call certify on "
+        "the model as it is now.",
+        folder,
+        ", and that of the weights which lay there is removed" if file.exists() else "",
+    )
+    file.unlink(missing_ok=True)
