@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.errors import TrainingStateError, UnsupportedModelError
+from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.gates import GateBank
 from hf_headprune.learn.movement_settings import BlockMovement
@@ -191,3 +191,18 @@ def test_the_longest_sequence_of_a_model_with_a_position_offset_is_known():
     model(**random_inputs(model, LatencySettings(batch_size=1, seq_len=longest)))
     with pytest.raises(ValueError, match=f"at most {longest}"):
         random_inputs(model, LatencySettings(batch_size=1, seq_len=longest + 1))
+
+
+@pytest.mark.parametrize(
+    ("examples", "drop", "rule"),
+    [
+        ([{**row, "labels": -1} for row in _examples(24, 1)], 0.01, r"labels must be 0\.\.1, received \[-1\]"),
+        (_examples(24, 1), 1.0, "max_drop is absolute"),
+    ],
+)
+def test_a_search_that_could_measure_nothing_is_refused_before_the_first_step(tmp_path, examples, drop, rule):
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_drop=drop))
+    trainer = _trainer(tmp_path, callback, eval_dataset=examples)
+    with pytest.raises(InvalidSettingError, match=rule):
+        trainer.train()
+    assert trainer.state.global_step == 0

@@ -146,7 +146,7 @@ def test_killed_search_continues_and_a_changed_model_is_refused(tmp_path):
     chosen = AStarSearch(max_evaluations=30, max_drop=0.1)
     whole = search_plan(model, dataset, search=chosen, progress=False)
     first = search_plan(
-        model, dataset, search=dataclasses.replace(chosen, max_evaluations=11), journal=path, progress=False
+        model, dataset, search=dataclasses.replace(chosen, max_evaluations=11), journal=str(path), progress=False
     )
     assert first.evaluations == 11
     lines = path.read_bytes().splitlines(keepends=True)

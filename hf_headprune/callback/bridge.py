@@ -18,12 +18,16 @@ from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import plain_copy
 from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
+from hf_headprune.search.plans import check_drop
 from hf_headprune.search.probing import Probing
+from hf_headprune.search.scorings import scoring_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from transformers import TrainerCallback
+
+    from hf_headprune.search.settings import AStarSearch
 
 CALIBRATION = 1024  # training examples on which output projections are refitted
 
@@ -290,16 +294,24 @@ def _calibration(trainer: Trainer, collate: Any, batch_size: int) -> list[dict[s
     return None if drawn is None else length_sorted_batches(drawn, collate, batch_size=batch_size)
 
 
-def require_search_metric(trainer: Trainer, metric: str | None) -> None:
-    """Evaluates once to see that the search will find its metric, before hours of training rest on it.
+def require_search_metric(trainer: Trainer, search: AStarSearch) -> None:
+    """Sees that the search will find its metric, before hours of training rest on it.
 
-    The loss, and the accuracy that is counted example by example, need no such proof.
+    Where right answers are counted example by example, the examples are read; any other metric but the loss is looked
+    for in an evaluation.
 
     Raises:
-        InvalidSettingError: The metric is not among those that an evaluation returns.
+        InvalidSettingError: The metric is not among those that an evaluation returns; or an example has no tokens, or a
+            label that is no class; or the drop allowed allows anything.
     """
-    name, by_example = _metric_name(trainer, metric)
-    if not by_example and name != "loss":
+    name, by_example = _metric_name(trainer, search.metric)
+    if by_example:
+        check_drop(name, search.max_drop, where="AStarSearch")
+        loader = trainer.get_eval_dataloader()
+        size = trainer.args.per_device_eval_batch_size
+        batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
+        scoring_for(trainer.model, name, where="HeadPruneCallback(search=...)").check(batches)
+    elif name != "loss":
         with torch.random.fork_rng():
             _evaluate(trainer, name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -34,7 +35,6 @@ from hf_headprune.search.units import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import nn
 
@@ -100,7 +100,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     start: PruningPlan | None = None,
     head_scores: np.ndarray | None = None,
     ffn_scores: Mapping[str, np.ndarray] | None = None,
-    journal: Path | None = None,
+    journal: str | Path | None = None,
     fingerprint: str = "",
     on_progress: OnProgress | None = None,
     strategy: Strategy = search_sets,
@@ -154,7 +154,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         groups=groups_of_layers(anatomy, units) if search.units[-1:] == ("layers",) and len(search.units) > 1 else (),
         fingerprint=f"{fingerprint} {start.to_json()} {units}",
     )
-    found = strategy(problem, search, journal=journal, on_progress=on_progress)
+    found = strategy(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
     return replace(_result(found, start, units, search), reconstruction=reconstruction)
 
 
@@ -168,7 +168,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
     calibration: Any = None,
-    journal: Path | None = None,
+    journal: str | Path | None = None,
     progress: bool = True,
 ) -> PlanSearchResult:
     """Finds what of a fine-tuned model can go, without training.
@@ -199,7 +199,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         SearchStateError: The journal belongs to another search or is damaged.
     """
     scoring = scoring_for(model, search.metric or metric, where="search_plan")
-    _check_drop(scoring.metric, search.max_drop)
+    check_drop(scoring.metric, search.max_drop, where="search_plan")
     if search.confidence not in (None, REPORT):
         raise InvalidSettingError(
             f"search_plan: confidence={search.confidence} is for HeadPruneCallback, which holds examples back from the "
@@ -241,10 +241,15 @@ def _reconstruction(measure: Any, start: PruningPlan, *, ffn: bool) -> Reconstru
     return measure.reconstruct(start, ffn=ffn)
 
 
-def _check_drop(name: str, max_drop: float) -> None:
+def check_drop(name: str, max_drop: float, *, where: str) -> None:
+    """Refuses a drop that allows anything.
+
+    Raises:
+        InvalidSettingError: It is 1 or more.
+    """
     if max_drop >= 1:
         raise InvalidSettingError(
-            f"search_plan: max_drop is absolute and {name} at most 1, received {max_drop}, which allows anything. "
+            f"{where}: max_drop is absolute and {name} at most 1, received {max_drop}, which allows anything. "
             "Pass 0.01 for one point."
         )
 
