@@ -73,7 +73,7 @@ def _matrices(model):
 
 def test_gates_and_ffn_units_meet_both_budgets_and_are_logged_and_searched_from(tmp_path):
     movement = BlockMovement.ffn_units(64, width_multiple=8)
-    search = AStarSearch(max_drop=1.0, max_evaluations=4)
+    search = AStarSearch(max_drop=0.99, max_evaluations=4)
     callback = HeadPruneCallback(gates=GATES, movement=movement, search=search)
     trainer = _trainer(tmp_path, callback)
     trainer.train()
