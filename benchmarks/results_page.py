@@ -234,8 +234,8 @@ def rounding_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## What bf16 does to answers"
     yield "\nFine-tuned MiniLM without so many heads and FFN units, on dev; errors of the margin in bf16, in logits."
     yield "The search looks again (*again*) at answers within a *band* of the next one, and takes nothing from bf16"
-    yield "where one of those has moved by more than 0.6 of it. *Turned*: right in one precision only; *unseen*: of"
-    yield "these, beyond the band.\n"
+    yield "where one of those has moved by more, or turned beyond half of it. *Turned*: right in one precision only;"
+    yield "*unseen*: of these, beyond the band.\n"
     measures = ("median", "largest", "band", "again", "largest of those", "turned", "unseen")
     yield from header("task", "heads gone", "FFN gone", "accuracy", *measures)
     for row in content["results"]:

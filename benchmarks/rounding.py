@@ -3,7 +3,7 @@
 MiniLM, fine-tuned on sst2 and on snli, loses heads in the order of gradient importance, and FFN units by a random
 choice of a third besides; all dev examples are answered by each of these models and by its copy in bf16, in the same
 batches. The search looks again at every answer whose distance to the next one is below a band in bf16, which is a share
-of the size of margins. So what counts is: errors within the band, where bf16 is trusted up to a share of it; and
+of the size of margins. So what counts is: errors within the band, where bf16 is trusted as long as none exceeds it; and
 answers beyond the band that are turned nevertheless, which the search could not see.
 
 Run: python -m benchmarks.rounding [--seed 0] [--smoke] [--work FOLDER]

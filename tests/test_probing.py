@@ -11,7 +11,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.search import lanes
 from hf_headprune.search.answers import TIE_BAND
 from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.lanes import bf16_is_faster, gains_by_half_precision, rough_band
+from hf_headprune.search.lanes import bf16_is_faster, gains_by_half_precision, half_precision_twin, rough_band
 from hf_headprune.search.layers import LayerStack
 from hf_headprune.search.memory import StateMemory
 from hf_headprune.search.plans import search_plan
@@ -340,9 +340,19 @@ def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_d
     assert taken > 60  # or all of it came from the model itself
 
 
+def wrong_twin(model):
+    """A twin that is as sure as the model, of other classes."""
+    twin = half_precision_twin(model)
+    with torch.no_grad():
+        for parameter in twin.classifier.parameters():
+            parameter.copy_(parameter.roll(1, dims=0))
+    return twin
+
+
 def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 1e9)
-    monkeypatch.setattr("hf_headprune.search.probing.TRUSTED", 0.0)
+    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 1.0)
+    monkeypatch.setattr("hf_headprune.search.probing.TRUSTED", 1.0)  # of those turned; those moved too far are enough
+    monkeypatch.setattr("hf_headprune.search.probing.half_precision_twin", wrong_twin)
     model = classifier()
     batches = batches_of(examples(60))
     plain, rounded = plain_and_rounded(model, batches)

@@ -10,7 +10,6 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.lanes import half_precision_twin
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Question
@@ -20,6 +19,7 @@ from hf_headprune.search.spans import SpanScoring
 from hf_headprune.search.units import Part
 from tests.conftest import tiny_bert, tiny_distilbert, tiny_marian
 from tests.test_evaluator import classifier, decisive, random_plan
+from tests.test_probing import wrong_twin
 
 NUM_TAGS = 4
 LONGEST = SpanScoring().longest_answer
@@ -154,15 +154,6 @@ def test_the_metric_is_that_of_one_example_after_the_other(name):
         values.add(found.metric)
     assert len(values) > 1
     assert 0 < min(values) < max(values) <= 1
-
-
-def wrong_twin(model):
-    """A twin that is as sure as the model, of other classes."""
-    twin = half_precision_twin(model)
-    with torch.no_grad():
-        for parameter in twin.classifier.parameters():
-            parameter.copy_(parameter.roll(1, dims=0))
-    return twin
 
 
 def test_where_a_twin_in_bf16_turns_tags_it_was_sure_of_nothing_is_taken_from_it(monkeypatch):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.compositions import Composition
     from hf_headprune.search.problem import Question
 
-TRUSTED = 0.6  # of the band of doubt; where bf16 turns out to have moved an answer further, nothing is taken from it
+TRUSTED = 0.5  # of the band of doubt; where bf16 turns out to have turned an answer beyond, nothing is taken from it
 
 
 class _RoundingError(Exception):
@@ -205,7 +205,7 @@ class Prober:
         """Has the model itself give answers in place of its twin in bf16; in place.
 
         Raises:
-            _RoundingError: The twin had turned or moved one by more than `TRUSTED` of the band.
+            _RoundingError: The twin had moved one by more than the band, or turned one beyond `TRUSTED` of it.
         """
         with self._exact.open():
             for batch in self._compositions.some(doubtful):  # those of like length together
@@ -214,7 +214,7 @@ class Prober:
                 is_turned = found.scores != answers.scores[batch.indices]
                 moved = np.abs(found.margins - answers.margins[batch.indices])
                 is_far = is_turned & (answers.gaps[batch.indices] > TRUSTED * TIE_BAND)
-                if is_far.any() or (moved > TRUSTED * band).any():
+                if is_far.any() or (moved > band).any():
                     raise _RoundingError
                 answers.put(batch.indices, found)
 
