@@ -524,6 +524,13 @@ def agreement(table):
     return float((table[:, 0] == table[:, 1]).mean())
 
 
+def test_a_metric_in_percent_is_refused(two_models, rows):
+    table = np.stack([np.arange(len(rows)), np.ones(len(rows))], axis=1).astype(float)
+    metric = Metric("bleu", "corpus", lambda *_: table, lambda _: 87.5)
+    with pytest.raises(InvalidSettingError, match=r"bleu must be in \[0, 1\].*received 87\.5"):
+        certify(*two_models, rows, metric=metric)
+
+
 def test_a_corpus_metric_gets_a_bootstrap_that_says_so(two_models, rows):
     generator = np.random.default_rng(0)
     gold = generator.integers(0, 2, NUM_EXAMPLES)

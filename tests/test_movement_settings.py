@@ -27,6 +27,9 @@ def layout_of(model, **settings):
         ({"scope": "layer"}, "scope must be one of"),
         ({"score_gradient": "unit "}, "score_gradient must be one of"),
         ({"min_kept": 1.0}, "min_kept must be"),
+        ({"method": "threshold", "threshold": 0.1}, "threshold must be two numbers"),
+        ({"method": "threshold", "threshold": (0.0, float("nan"))}, "threshold must be two numbers"),
+        ({"method": "sigmoid_threshold", "threshold": (0.0, 1.5)}, "of a sigmoid from 0 to below 1"),
         ({"width_multiple": 0}, "width_multiple must be"),
         ({"score_learning_rate": 0.0}, "score_learning_rate must be above 0"),
         ({"ffn_penalty": -0.1}, "penalties must not be negative"),
@@ -44,6 +47,13 @@ def layout_of(model, **settings):
 def test_a_wrong_setting_is_named_at_construction(settings, message):
     with pytest.raises(InvalidSettingError, match=message):
         BlockMovement(**settings)
+
+
+@pytest.mark.parametrize("recipe", [BlockMovement.hybrid, BlockMovement.hybrid_filled, BlockMovement.struct])
+@pytest.mark.parametrize("arguments", [{"penalty": 40.0, "density": 0.3}, {"density": 40}, {"density": 0.0}])
+def test_a_recipe_takes_a_penalty_or_a_share(recipe, arguments):
+    with pytest.raises(InvalidSettingError, match="density is a share above"):
+        recipe(**arguments)
 
 
 @pytest.mark.parametrize(
