@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
@@ -141,7 +141,7 @@ def require_search_data(trainer: Trainer) -> None:
         InvalidSettingError: `eval_dataset` is missing, empty, a stream, or a mapping of several.
     """
     dataset: Any = trainer.eval_dataset
-    is_sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    is_sized = not is_stream(dataset)
     if not is_sized or isinstance(dataset, dict) or len(dataset) == 0:
         entries = f" with {len(dataset)} entries" if is_sized else ", which has no length or no index"
         received = "none" if dataset is None else type(dataset).__name__ + entries
@@ -159,6 +159,12 @@ def require_search_data(trainer: Trainer) -> None:
         )
 
 
+def is_stream(dataset: Any) -> bool:
+    """Tells whether a data set can only be read from its beginning; every torch data set has a `__getitem__`."""
+    has_places = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return isinstance(dataset, IterableDataset) or not has_places
+
+
 def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
     """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state."""
     loader = trainer.callback_handler.train_dataloader
@@ -173,7 +179,7 @@ def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
 
 def _drawn(dataset: Any, count: int, seed: int) -> Subset[Any] | None:
     """Returns `count` examples of a data set, drawn by `seed`, or None where it is a stream."""
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    if is_stream(dataset):
         return None
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return Subset(dataset, order[:count].tolist())
@@ -262,9 +268,8 @@ def metric_source(
     loader = trainer.get_eval_dataloader(examples)
     name, by_example = _metric_name(trainer, metric)
     if by_example:
-        size = trainer.args.per_device_eval_batch_size
-        batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
-        calibration = _calibration(trainer, loader.collate_fn, size) if refits else None
+        batches = _batches(trainer, loader.dataset, loader.collate_fn)
+        calibration = _calibration(trainer, loader.collate_fn) if refits else None
         evaluator = ExampleEvaluator(
             plain_copy(trainer.model), batches, metric="accuracy", probing=probing, calibration=calibration
         )
@@ -288,10 +293,15 @@ def metric_source(
     return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0, precision)
 
 
-def _calibration(trainer: Trainer, collate: Any, batch_size: int) -> list[dict[str, torch.Tensor]] | None:
+def _batches(trainer: Trainer, dataset: Any, collate: Any) -> list[dict[str, torch.Tensor]]:
+    """Returns examples in batches as an evaluator takes them."""
+    return length_sorted_batches(dataset, collate, batch_size=trainer.args.per_device_eval_batch_size)
+
+
+def _calibration(trainer: Trainer, collate: Any) -> list[dict[str, torch.Tensor]] | None:
     """Returns batches of training examples to refit on, or None where the training set is a stream."""
     drawn = _drawn(trainer.callback_handler.train_dataloader.dataset, CALIBRATION, trainer.args.seed)
-    return None if drawn is None else length_sorted_batches(drawn, collate, batch_size=batch_size)
+    return None if drawn is None else _batches(trainer, drawn, collate)
 
 
 def require_search_metric(trainer: Trainer, search: AStarSearch) -> None:
@@ -308,8 +318,7 @@ def require_search_metric(trainer: Trainer, search: AStarSearch) -> None:
     if by_example:
         check_drop(name, search.max_drop, where="AStarSearch")
         loader = trainer.get_eval_dataloader()
-        size = trainer.args.per_device_eval_batch_size
-        batches = length_sorted_batches(loader.dataset, loader.collate_fn, batch_size=size)
+        batches = _batches(trainer, loader.dataset, loader.collate_fn)
         scoring_for(trainer.model, name, where="HeadPruneCallback(search=...)").check(batches)
     elif name != "loss":
         with torch.random.fork_rng():

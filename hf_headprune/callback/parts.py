@@ -200,8 +200,8 @@ def _remove(trainer: Trainer, bank: SecondOrderBank, rounds: int) -> None:
     seed = trainer.args.seed if bank.settings.seed is None else bank.settings.seed
     batches = bridge.scoring_batches(trainer, bank.settings.scoring_examples, seed + rounds)
     bank.remove(trainer.model, (bridge.summed_loss(trainer, batch) for batch in batches), rounds)
-    # Processes that stream have seen different examples, and rounding may differ between devices.
     # What was evaluated before was the model with more units: no checkpoint of it is the best one.
     trainer.state.best_metric = trainer.state.best_model_checkpoint = trainer.state.best_global_step = None
+    # Processes that stream have seen different examples, and rounding may differ between devices.
     for values in (bank.kept, *bank.refitted(trainer.model)):
         values.data.copy_(broadcast(values.data))

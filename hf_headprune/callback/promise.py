@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import IterableDataset
 
 from hf_headprune.callback import bridge
 from hf_headprune.elimination import removals_between
@@ -237,8 +236,7 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
             f"classifiers, received a {type(trainer.model).__name__} and metric {search.metric!r}. Pass "
             "confidence=None, and call certify(..., metric=Metric(...)) on the saved model."
         )
-    is_stream = isinstance(trainer.train_dataset, IterableDataset) or not hasattr(trainer.train_dataset, "__len__")
-    train = None if is_stream else ExampleFingerprints.of(trainer.train_dataset)
+    train = None if bridge.is_stream(trainer.train_dataset) else ExampleFingerprints.of(trainer.train_dataset)
     if not is_condition and unseen is None and (count := _new_examples(trainer.eval_dataset, train)) < LEAST_EXAMPLES:
         return NoPromise(
             f"{count} examples in eval_dataset are too few to hold half of them back from the search (at least "

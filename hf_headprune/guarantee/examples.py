@@ -172,6 +172,8 @@ def _is_number_or_label(column: str) -> bool:
 
 def _padding_without_mask(dataset: Any) -> frozenset[int]:
     """Returns the tokens that pad examples without a mask: those that end an example twice or more in a row."""
+    if "attention_mask" in getattr(dataset, "column_names", ()):
+        return frozenset()  # every example has one, and none need be read
     found = set()
     for index in range(len(dataset)):
         example = dataset[index]

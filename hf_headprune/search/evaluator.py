@@ -20,7 +20,6 @@ from hf_headprune.moments import record_moments, record_moments_by_gradient
 from hf_headprune.reconstruction import Reconstruction
 from hf_headprune.search.answers import Answers
 from hf_headprune.search.effects import GateGradients
-from hf_headprune.search.lanes import gains_by_half_precision
 from hf_headprune.search.prefix import PrefixCache
 from hf_headprune.search.probing import Prober, Probing
 from hf_headprune.search.problem import Measurement
@@ -195,9 +194,7 @@ class ExampleEvaluator:
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights, the data, the metric and the precision, also that of most answers."""
-        rounds = self._probing.half_precision
-        rounds = gains_by_half_precision(self._model) if rounds is None else rounds
-        settings = f"{self.scoring.metric} {self._autocast_dtype} {rounds}"
+        settings = f"{self.scoring.metric} {self._autocast_dtype} {self._probing.rounds(self._model)}"
         read = [*self._batches, *([] if self._calibration is self._batches else self._calibration)]
         batches = {f"{i} {name}": tensor for i, batch in enumerate(read) for name, tensor in batch.items()}
         return sha256_of(settings, self._model.state_dict(), batches)

@@ -70,6 +70,10 @@ class Probing:
                 f"{self.cache_mib}, {self.batch_size} and {self.tentative_share}. Leave them out for the defaults."
             )
 
+    def rounds(self, model: nn.Module) -> bool:
+        """Tells whether a twin in bf16 is wanted for a model."""
+        return gains_by_half_precision(model) if self.half_precision is None else self.half_precision
+
 
 class Prober:
     """Measures plans as far as a question needs.
@@ -109,8 +113,7 @@ class Prober:
         self._exact = Lane(model, scoring, self.memory, sample, is_exact=True, reconstruction=reconstruction)
         recompose = self._exact.in_full_precision and not scoring.is_continuous
         self._rough: Lane | None = None
-        wanted = gains_by_half_precision(model) if settings.half_precision is None else settings.half_precision
-        if wanted and recompose and scoring.is_mean:
+        if settings.rounds(model) and recompose and scoring.is_mean:
             twin = half_precision_twin(model)
             self._rough = Lane(twin, scoring, self.memory, sample, is_exact=False, reconstruction=reconstruction)
         self._compositions = Compositions(
