@@ -6,6 +6,7 @@ Run: python -m benchmarks.results_page
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results_file import RESULTS, read_json
@@ -34,6 +35,7 @@ def main() -> None:
         ("memory_cost", memory_section),
         ("shapes", shapes_section),
         ("head_costs", head_costs_section),
+        ("latency_table", latency_table_section),
         ("search_speed", search_speed_section),
         ("rounding", rounding_section),
         ("search_quality", search_quality_section),
@@ -227,6 +229,19 @@ def whole_search_lines(whole: dict[str, Any]) -> Iterator[str]:
         greedy = whole["greedy"]
         yield f"\nGreedy elimination itself ends at {greedy['removed']:g} heads, after {greedy['evaluations']:,} plans."
     yield ""
+
+
+def latency_table_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of what tables of latencies predict, beside what cut models take."""
+    yield "## What a table of latencies is worth"
+    yield "\nMiniLM cut by random plans, in turns with the dense one. *Measured*: its share of the dense model's time;"
+    yield "*predicted*: what `measure_latency_table` says, which measures each kind of block by itself.\n"
+    yield from header("batch x length", "heads kept", "FFN units kept", "dense, ms", "measured", "predicted")
+    for row in content["results"]:
+        cells = [f"{row['batch_size']} x {row['seq_len']}", str(row["kept_heads"]), f"{row['kept_ffn']:,}"]
+        yield table_row([*cells, f"{row['dense_ms']:.1f}", f"{row['measured']:.3f}", f"{row['predicted']:.3f}"])
+    errors = [abs(row["predicted"] - row["measured"]) for row in content["results"]]
+    yield f"\nOff by {median(errors):.3f} of the dense time in the median, {max(errors):.3f} at most."
 
 
 def rounding_section(content: dict[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from hf_headprune.guarantee.planner import Expectation, examples_needed, power_o
 from hf_headprune.guarantee.sequence import AlphaLedger, milestones
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.latency_table import measure_latency_table
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
@@ -61,6 +62,7 @@ __all__ = [
     "linear_density",
     "masked",
     "measure_latency",
+    "measure_latency_table",
     "milestones",
     "power_of",
     "promise_in_words",

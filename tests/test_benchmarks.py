@@ -90,6 +90,15 @@ def test_the_rounding_benchmark_runs_with_smoke_and_finds_small_errors(smoke, tm
     assert all(0 < error < 0.1 for error in errors)
 
 
+def test_the_latency_table_benchmark_runs_with_smoke(smoke):
+    lines = [line for line in smoke("benchmarks.latency_table").splitlines() if "predicted=" in line]
+    assert len(lines) == 2
+    for line in lines:
+        measured, predicted = (float(part.split("=")[1]) for part in line.split()[-2:])
+        assert 0 < measured < 1.5
+        assert abs(predicted - measured) < 0.7
+
+
 def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
     assert smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" test ") == 12
     assert " test " not in smoke("benchmarks.search_quality", "--work", str(tmp_path))

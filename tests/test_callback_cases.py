@@ -206,3 +206,24 @@ def test_a_search_that_could_measure_nothing_is_refused_before_the_first_step(tm
     with pytest.raises(InvalidSettingError, match=rule):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (
+            AStarSearch(objective="latency", latency_ms={"elsewhere": {0: 0.0, 4: 1.0}}),
+            "each searched site needs its ms",
+        ),
+        (
+            AStarSearch(max_evaluations=None, units=("ffn",), ffn_chunk=32, objective="macs"),
+            "at most 24 units allow it",
+        ),
+    ],
+)
+def test_a_search_that_does_not_fit_the_model_is_refused_before_the_first_step(tmp_path, search, message):
+    model = tiny_bert(intermediate_size=32 * 13)
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=search, latency=None), model=model)
+    with pytest.raises(InvalidSettingError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0

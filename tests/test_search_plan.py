@@ -11,6 +11,7 @@ import torch
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, SearchStateError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan
+from hf_headprune.search.baselines import greedy, in_order
 from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import search_over_plans, search_plan
 from hf_headprune.search.problem import Measurement
@@ -256,3 +257,50 @@ def test_start_and_scores_of_another_model_are_refused():
         )
     with pytest.raises(InvalidSettingError, match=r"scores must be 8 finite numbers, received shape \(2, 4\)"):
         search_over_plans(anatomy, lambda plan: Measurement(1.0), PROOF, head_scores=np.zeros((2, 4)))
+
+
+# --- any metric, any strategy ---
+
+
+def test_any_function_of_the_model_can_be_the_metric():
+    model = classifier()
+    dataset = own_examples(model)
+    batches = batches_of(dataset)
+
+    def accuracy(masked_model):
+        assert masked_model is model
+        right = [
+            masked_model(**{k: v for k, v in b.items() if k != "labels"}).logits.argmax(-1) == b["labels"]
+            for b in batches
+        ]
+        return float(torch.cat(right).float().mean())
+
+    settings = AStarSearch(max_drop=0.1, max_evaluations=12)
+    result = search_plan(model, None, accuracy, settings, progress=False)
+    assert result.metric == pytest.approx(ExampleEvaluator(model, batches)(result.plan).metric)
+    assert result.metric >= result.threshold
+    assert result.evaluations == 12
+
+
+def test_a_function_as_metric_refuses_data_and_must_return_a_number():
+    model = classifier()
+    with pytest.raises(InvalidSettingError, match=r"has examples of its own, received dataset besides"):
+        search_plan(model, examples(), lambda _: 1.0, progress=False)
+    with pytest.raises(InvalidSettingError, match="must return one number"):
+        search_plan(model, None, lambda _: {"f1": 1.0}, progress=False)
+
+
+def test_baselines_search_in_place_of_the_default():
+    model = classifier()
+    dataset = own_examples(model)
+    scores = np.arange(8.0)[::-1]
+    result = search_plan(
+        model, dataset, search=AStarSearch(max_drop=0.9), head_scores=scores, strategy=in_order, progress=False
+    )
+    gone = [8 - len(step.removed) for step in result.history]
+    assert result.evaluations == len(gone) <= 9
+    removed = {8 - 1 - number for number in range(result.plan.num_removed_heads)}
+    heads = [(site, head) for site, count in result.start.num_heads.items() for head in range(count)]
+    assert {heads[number] for number in removed} == {(s, h) for s, h in heads if h not in result.plan.kept_heads[s]}
+    greedily = search_plan(model, dataset, search=AStarSearch(max_drop=0.1), strategy=greedy, progress=False)
+    assert greedily.metric >= greedily.threshold

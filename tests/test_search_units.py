@@ -16,7 +16,7 @@ from hf_headprune.search.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_over_plans, search_plan
 from hf_headprune.search.problem import Measurement
 from hf_headprune.search.settings import AStarSearch
-from hf_headprune.search.units import layers_of, plan_without, removed_at, units_of_search
+from hf_headprune.search.units import latency_gains, layers_of, plan_without, removed_at, units_of_search
 from tests.conftest import tiny_marian
 from tests.test_evaluator import batches_of, classifier, examples
 from tests.test_search_plan import own_examples
@@ -193,7 +193,8 @@ def test_effect_of_a_chunk_is_the_sum_of_those_of_its_units():
 
 
 def table(anatomy, head_ms=(1.0, 1.0, 2.0, 2.0, 3.0), chunk_ms=(0.5, 2.0, 4.0)):
-    return {site.name: head_ms if site.is_attention else chunk_ms for site in anatomy.sites}
+    chunks = {32 * number: ms for number, ms in enumerate(chunk_ms)}
+    return {site.name: dict(enumerate(head_ms)) if site.is_attention else chunks for site in anatomy.sites}
 
 
 def test_latency_counts_what_was_measured_for_the_units_kept():
@@ -209,17 +210,32 @@ def test_latency_counts_what_was_measured_for_the_units_kept():
     for step in result.history:
         plan = result.plan_of(step)
         ms = sum(latency.latency_ms[site][len(kept)] for site, kept in plan.kept_heads.items())
-        ms += sum(latency.latency_ms[site][len(kept) // 32] for site, kept in plan.kept_ffn.items())
+        ms += sum(latency.latency_ms[site][len(kept)] for site, kept in plan.kept_ffn.items())
         assert step.gain == pytest.approx(2 * 3.0 + 2 * 4.0 - ms)
+
+
+def test_latency_between_measured_numbers_of_units_is_interpolated():
+    anatomy = anatomy_of(classifier())
+    first, second = (site.name for site in anatomy.ffn_sites)
+    chosen = dataclasses.replace(BOTH, units=("ffn",))
+    start = PruningPlan.full(anatomy).replace(kept_ffn={first: range(16)})  # chunks of 16, 32 and, kept, 16 units
+    units = units_of_search(anatomy, start, chosen, None)
+    shares, tables = latency_gains(units, {first: {0: 1.0, 16: 3.0, 64: 9.0}, second: {0: 0.0, 64: 8.0}})
+    assert [unit[0].indices for unit in units[:3]] == [tuple(range(16, 32)), tuple(range(32, 64)), tuple(range(16))]
+    assert tables[0].saved == pytest.approx((0.0, 2.0, 6.0, 8.0))  # 64, 48, 16 and 0 units stay
+    assert tables[1].saved == pytest.approx((0.0, 4.0, 8.0))
+    assert shares == pytest.approx((8 / 3, 8 / 3, 8 / 3, 4.0, 4.0))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: {**t, "elsewhere": (1.0, 2.0)}, r"unknown sites \['elsewhere'\]"),
-        (lambda t: dict(list(t.items())[1:]), "each searched site needs one value for"),
-        (lambda t: {site: values[1:] for site, values in t.items()}, r"received \{.*: 4"),
-        (lambda t: {site: values[::-1] for site, values in t.items()}, "must be faster without any unit"),
+        (lambda t: {**t, "elsewhere": {0: 1.0, 4: 2.0}}, r"unknown \['elsewhere'\]"),
+        (lambda t: dict(list(t.items())[1:]), r"missing are \['encoder.layer.0.attention'\]"),
+        (lambda t: {site: dict(list(values.items())[1:]) for site, values in t.items()}, "needs the ms with 0 and"),
+        (lambda t: {site: dict(list(values.items())[:-1]) for site, values in t.items()}, "with all 4 of its units"),
+        (lambda t: {site: {**values, 65: 9.0} for site, values in t.items()}, "and none beyond"),
+        (lambda t: {site: {**values, 0: 9.0} for site, values in t.items()}, "must be faster without any unit"),
     ],
 )
 def test_a_table_that_does_not_fit_the_search_is_refused(change, message):
@@ -246,7 +262,10 @@ def test_latency_of_layers_needs_them_as_steps():
         ({"ffn_chunk": 48}, "ffn_chunk"),
         ({"ffn_chunk": 0}, "ffn_chunk"),
         ({"objective": "latency"}, "latency_ms"),
-        ({"latency_ms": {"a": (1.0,)}}, "latency_ms"),
+        ({"latency_ms": {"a": {0: 0.0, 4: 1.0}}}, "latency_ms"),
+        ({"objective": "latency", "latency_ms": {"a": (0.0, 1.0)}}, "latency_ms"),
+        ({"objective": "latency", "latency_ms": {"a": {"0": 0.0}}}, "latency_ms"),
+        ({"objective": "latency", "latency_ms": {"a": {0: float("nan")}}}, "latency_ms"),
         ({"cache_mib": -1}, "cache_mib"),
     ],
 )

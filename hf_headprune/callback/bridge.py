@@ -14,11 +14,12 @@ import torch
 from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import plain_copy
 from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
-from hf_headprune.search.plans import check_drop
+from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.scorings import scoring_for
 
@@ -304,16 +305,17 @@ def _calibration(trainer: Trainer, collate: Any) -> list[dict[str, torch.Tensor]
     return None if drawn is None else _batches(trainer, drawn, collate)
 
 
-def require_search_metric(trainer: Trainer, search: AStarSearch) -> None:
-    """Sees that the search will find its metric, before hours of training rest on it.
+def require_searchable(trainer: Trainer, search: AStarSearch) -> None:
+    """Sees that the search will find its units and its metric, before hours of training rest on it.
 
     Where right answers are counted example by example, the examples are read; any other metric but the loss is looked
     for in an evaluation.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns; or an example has no tokens, or a
-            label that is no class; or the drop allowed allows anything.
+            label that is no class; or the drop allowed allows anything; or the settings do not fit the model.
     """
+    check_searchable(anatomy_of(trainer.model), search)
     name, by_example = _metric_name(trainer, search.metric)
     if by_example:
         check_drop(name, search.max_drop, where="AStarSearch")

@@ -157,7 +157,7 @@ class HeadPruneCallback(TrainerCallback):
         if movement is not None and self.settings.trains_twice:
             second_run_steps(movement.fill, state.max_steps)
         if self.settings.search is not None:
-            bridge.require_search_metric(self._trainer, self.settings.search)
+            bridge.require_searchable(self._trainer, self.settings.search)
         if self._promise is not None and state.is_world_process_zero:
             tqdm.write(self._promise.in_words())
 

@@ -84,14 +84,23 @@ def opened_ledger(
         InvalidSettingError: No budget is given for too many units, or a measurement is malformed.
         SearchStateError: The journal belongs to another search or is damaged.
     """
-    if settings.max_evaluations is None and problem.num_units > MAX_PROVABLE_UNITS:
-        raise InvalidSettingError(
-            f"search: max_evaluations=None asks for a proof, which takes up to 2^n evaluations; at most "
-            f"{MAX_PROVABLE_UNITS} units allow it, received {problem.num_units}. Give a number of evaluations."
-        )
+    check_provable(problem.num_units, settings)
     start = to_mask(problem.start)
     opened = None if journal is None else Journal(journal, _fingerprint(problem, settings, strategy))
     return Ledger(problem, settings, start=start, journal=opened, on_progress=on_progress)
+
+
+def check_provable(num_units: int, settings: AStarSearch) -> None:
+    """Sees that a search without a budget comes to an end.
+
+    Raises:
+        InvalidSettingError: No budget is given for too many units.
+    """
+    if settings.max_evaluations is None and num_units > MAX_PROVABLE_UNITS:
+        raise InvalidSettingError(
+            f"search: max_evaluations=None asks for a proof, which takes up to 2^n evaluations; at most "
+            f"{MAX_PROVABLE_UNITS} units allow it, received {num_units}. Give a number of evaluations."
+        )
 
 
 class _Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,9 +15,10 @@ from hf_headprune.collation import ModelExamples, PadRight
 from hf_headprune.elimination import elimination
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
+from hf_headprune.search.astar import check_provable
 from hf_headprune.search.astar import search as search_sets
 from hf_headprune.search.classes import ClassScoring
-from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Measurement, Question, SearchProblem, SearchResult
 from hf_headprune.search.progress import SearchBar
@@ -24,6 +26,7 @@ from hf_headprune.search.results import PlanSearchResult, PlanStep
 from hf_headprune.search.scorings import scoring_for
 from hf_headprune.search.settings import REPORT, AStarSearch
 from hf_headprune.search.units import (
+    check_latency_table,
     gains_of,
     groups_of_layers,
     latency_gains,
@@ -132,6 +135,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     """
     start = PruningPlan.full(anatomy) if start is None else start
     start.check_fits(anatomy)
+    check_latency_table(anatomy, search)
     cuts_ffn = search.units != ("heads",)
     reconstruction = _reconstruction(measure, start, ffn=cuts_ffn) if search.reconstruct else None
     if ffn_scores is None and cuts_ffn and reconstruction is not None:
@@ -161,13 +165,15 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
     model: nn.Module,
     dataset: Any,
-    metric: str | None = None,
+    metric: str | Callable[[nn.Module], float] | None = None,
     search: AStarSearch = AStarSearch(),
     *,
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
     calibration: Any = None,
+    head_scores: np.ndarray | None = None,
+    strategy: Strategy = search_sets,
     journal: str | Path | None = None,
     progress: bool = True,
 ) -> PlanSearchResult:
@@ -179,10 +185,11 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         model: Of a supported family: a single-label classifier of sequences or tokens, a question answering or a
             sequence-to-sequence model.
         dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
-            "start_positions" and "end_positions". Other columns are ignored.
+            "start_positions" and "end_positions". Other columns are ignored. None beside a function as metric.
         metric: "accuracy", "macro_f1" or "matthews_correlation" of classes; "accuracy" of tokens; "f1" or
             "exact_match" of spans, see `SpanScoring`; "likelihood" of references, see `LikelihoodScoring`. None takes
-            the first of the task; `search.metric` wins where it is set.
+            the first of the task; `search.metric` wins where it is set. Or any function of the model that returns one
+            number, higher is better; it must be deterministic, and each plan is then measured to the end.
         search: Settings.
         processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
             padded on the right.
@@ -190,34 +197,57 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         batch_size: Examples per batch.
         calibration: Labelled examples on which output projections are refitted, such as a thousand of the training set;
             None takes `dataset`, on which what is found then looks a little better than it is.
-        journal: File that holds the state: a search that was killed continues from it.
+        head_scores: Importance per head, `(num_heads,)`, in the order of the sites; the lowest are tried first.
+        strategy: A*, or another way to search, see `hf_headprune.search.baselines`.
+        journal: File that holds the state: a search that was killed continues from it. It does not notice when a
+            function as metric has changed.
         progress: Whether to show a progress bar (on the first process).
 
     Raises:
-        InvalidSettingError: The data set is empty, unlabelled or not tokenized, or the metric or a setting is unknown.
+        InvalidSettingError: The data set is empty, unlabelled or not tokenized, the metric or a setting is unknown, or
+            a function as metric comes with data or returns no number.
         UnsupportedModelError: The model has none of these tasks, or its family is not supported.
         SearchStateError: The journal belongs to another search or is damaged.
     """
-    scoring = scoring_for(model, search.metric or metric, where="search_plan")
-    check_drop(scoring.metric, search.max_drop, where="search_plan")
     if search.confidence not in (None, REPORT):
         raise InvalidSettingError(
             f"search_plan: confidence={search.confidence} is for HeadPruneCallback, which holds examples back from the "
             "search. Make a split with three_way_split, search on one side, and certify on the other."
         )
     anatomy = anatomy_of(model)
-    tokenizer = processing_class if isinstance(scoring, ClassScoring) else None
-    collate = data_collator or _collate(model, tokenizer)
-    batches = length_sorted_batches(ModelExamples(dataset, model), collate, batch_size=batch_size)
-    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
-    refit_on = None
-    if calibration is not None:
-        refit_on = length_sorted_batches(ModelExamples(calibration, model), collate, batch_size=batch_size)
-    evaluator = ExampleEvaluator(model, batches, metric=scoring.metric, probing=probing, calibration=refit_on)
+    check_searchable(anatomy, search)
+    evaluator: ExampleEvaluator | MetricEvaluator
+    if callable(metric):
+        given = {"dataset": dataset, "calibration": calibration, "AStarSearch(metric=...)": search.metric}
+        if any(value is not None for value in given.values()):
+            raise InvalidSettingError(
+                f"search_plan: a function as metric has examples of its own, received "
+                f"{', '.join(name for name, value in given.items() if value is not None)} besides. Pass None for them."
+            )
+        evaluator = MetricEvaluator(partial(metric, model), model, cache_mib=search.cache_mib)
+    else:
+        scoring = scoring_for(model, search.metric or metric, where="search_plan")
+        check_drop(scoring.metric, search.max_drop, where="search_plan")
+        collate = data_collator or _collate(model, processing_class if isinstance(scoring, ClassScoring) else None)
+        batched = partial(length_sorted_batches, collate=collate, batch_size=batch_size)
+        evaluator = ExampleEvaluator(
+            model,
+            batched(ModelExamples(dataset, model)),
+            metric=scoring.metric,
+            probing=Probing(cache_mib=search.cache_mib, half_precision=search.half_precision),
+            calibration=None if calibration is None else batched(ModelExamples(calibration, model)),
+        )
     fingerprint = "" if journal is None else evaluator.fingerprint()
     with SearchBar(disable=not progress, unit_name="heads" if search.units == ("heads",) else "units") as bar:
         return search_over_plans(
-            anatomy, evaluator, search, journal=journal, fingerprint=fingerprint, on_progress=bar.show
+            anatomy,
+            evaluator,
+            search,
+            head_scores=head_scores,
+            journal=journal,
+            fingerprint=fingerprint,
+            on_progress=bar.show,
+            strategy=strategy,
         )
 
 
@@ -252,6 +282,17 @@ def check_drop(name: str, max_drop: float, *, where: str) -> None:
             f"{where}: max_drop is absolute and {name} at most 1, received {max_drop}, which allows anything. "
             "Pass 0.01 for one point."
         )
+
+
+def check_searchable(anatomy: Anatomy, search: AStarSearch) -> None:
+    """Refuses settings that a search of a model would refuse, before any work on the model.
+
+    Raises:
+        InvalidSettingError: Nothing of what is searched is there, the table of latencies does not fit, or a proof is
+            asked for too many units.
+    """
+    check_latency_table(anatomy, search)
+    check_provable(len(units_of_search(anatomy, PruningPlan.full(anatomy), search, None)), search)
 
 
 def _collate(model: Any, processing_class: Any) -> Callable[[list[Any]], Any]:

@@ -32,8 +32,9 @@ class AStarSearch:
         units: What may be removed: "heads", "ffn" (chunks of FFN units), "layers" (whole ones; beside heads and chunks
             as one step that removes all of a layer's).
         ffn_chunk: FFN units per chunk, a multiple of 32. Chunks are formed in the order of importance.
-        latency_ms: For the objective "latency": for each site what was measured with 0, 1, ... of its heads or chunks
-            kept, in ms.
+        latency_ms: For the objective "latency": for each searched site the ms measured with so many of its heads or FFN
+            units kept, `{site: {kept: ms}}`, as `hf_headprune.measure_latency_table` returns it. Between the numbers
+            measured the ms are interpolated.
         metric: Name of the metric; None leaves the choice to the caller (accuracy for classification).
         max_evaluations: Sets that may be evaluated, the reference included. None goes on until the optimum is proved,
             which is possible for few units only.
@@ -78,7 +79,7 @@ class AStarSearch:
     max_open: int = 1000
     units: tuple[UnitKind, ...] = ("heads",)
     ffn_chunk: int = 128
-    latency_ms: Mapping[str, tuple[float, ...]] | None = field(default=None, hash=False)
+    latency_ms: Mapping[str, Mapping[int, float]] | None = field(default=None, hash=False)
     cache_mib: float = 1024
     half_precision: bool | None = None
     reconstruct: bool | None = None
@@ -86,8 +87,8 @@ class AStarSearch:
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        if isinstance(self.latency_ms, Mapping):
-            table = {site: tuple(values) for site, values in self.latency_ms.items()}
+        if _is_table(self.latency_ms):
+            table = {site: dict(sorted(measured.items())) for site, measured in self.latency_ms.items()}  # type: ignore[union-attr]
             object.__setattr__(self, "latency_ms", table)
         for name, (holds, rule) in self._rules().items():
             if not holds:
@@ -125,8 +126,9 @@ class AStarSearch:
                 f"a positive multiple of {CHUNK_STEP}",
             ),
             "latency_ms": (
-                isinstance(self.latency_ms, dict) if needs_table else self.latency_ms is None,
-                "a mapping of sites to ms, with the objective 'latency' and no other",
+                _is_table(self.latency_ms) if needs_table else self.latency_ms is None,
+                "{site: {kept: ms}} with finite ms, as measure_latency_table returns it, with the objective 'latency' "
+                "and no other",
             ),
             "confidence": (
                 self.confidence in (None, REPORT)
@@ -145,6 +147,14 @@ class AStarSearch:
 
 def _is_real(number: Any) -> bool:
     return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _is_table(table: Any) -> bool:
+    return isinstance(table, Mapping) and all(
+        isinstance(measured, Mapping)
+        and all(_is_integer(kept, at_least=0) and _is_real(ms) for kept, ms in measured.items())
+        for measured in table.values()
+    )
 
 
 def _is_integer(number: Any, *, at_least: int) -> bool:

@@ -60,9 +60,9 @@ def units_of_search(
     """
     parts: dict[str, list[Part]] = {}
     for site in anatomy.sites:
-        if site.is_attention and search.units != ("ffn",):
+        if site.is_attention and _is_searched(site, search):
             parts[site.name] = [Part(site.name, head, (head,)) for head in range(site.units)]
-        elif not site.is_attention and search.units != ("heads",):
+        elif _is_searched(site, search):
             scores = _scores_of(site, ffn_scores)
             width = max(site.units, 1) if search.units == ("layers",) else search.ffn_chunk
             parts[site.name] = _chunks(site, set(start.kept(site.name)), scores, width)
@@ -138,45 +138,65 @@ def gains_of(anatomy: Anatomy, units: Sequence[Unit], objective: Objective) -> t
     return tuple(sum(per_unit(sites[part.site]) * len(part.indices) for part in unit) for unit in units)
 
 
+def check_latency_table(anatomy: Anatomy, search: AStarSearch) -> None:
+    """Sees that a table of latencies speaks of all that is searched, and of nothing else.
+
+    Raises:
+        InvalidSettingError: A site is missing or unknown, lacks the ms with none or with all of its units, or is no
+            faster without them; or whole layers alone are searched.
+    """
+    if search.latency_ms is None:
+        return
+    where = "AStarSearch(latency_ms=...)"
+    if search.units == ("layers",):
+        raise InvalidSettingError(
+            f"{where}: units of the search must lie in one site each, received whole layers. Use "
+            "units=('heads', 'ffn', 'layers'), in which a layer is a step over heads and chunks."
+        )
+    wanted = {site.name: site for site in anatomy.sites if _is_searched(site, search) and site.units}
+    missing = wanted.keys() - search.latency_ms.keys()
+    unknown = search.latency_ms.keys() - {site.name for site in anatomy.sites}
+    if missing or unknown:
+        raise InvalidSettingError(
+            f"{where}: each searched site needs its ms, missing are {sorted(missing)} and unknown {sorted(unknown)}. "
+            "Measure the model that is searched, with measure_latency_table(model)."
+        )
+    for name, site in wanted.items():
+        measured = search.latency_ms[name]
+        outside = [kept for kept in measured if kept > site.units]
+        if outside or not {0, site.units} <= measured.keys():
+            raise InvalidSettingError(
+                f"{where}: {name} needs the ms with 0 and with all {site.units} of its units kept, and none beyond, "
+                f"received {sorted(measured)}. Measure the model that is searched, with measure_latency_table(model)."
+            )
+        if not measured[0] < measured[site.units]:
+            raise InvalidSettingError(
+                f"{where}: {name} must be faster without any unit than with all, received {measured[0]} and "
+                f"{measured[site.units]} ms. Measure again, for longer."
+            )
+
+
 def latency_gains(
-    units: Sequence[Unit], latency_ms: Mapping[str, Sequence[float]]
+    units: Sequence[Unit], latency_ms: Mapping[str, Mapping[int, float]]
 ) -> tuple[tuple[float, ...], tuple[GainTable, ...]]:
     """Returns each unit's share of what is saved, in ms, and what the units of each site save together.
 
-    Args:
-        units: Of the search.
-        latency_ms: For each site the ms with 0, 1, ... of its heads or chunks kept.
+    Where the chunks of a site are of two sizes, the first of them counts as removed first.
 
-    Raises:
-        InvalidSettingError: A site is missing or unknown, its list has another length, or saves nothing as a whole.
+    Args:
+        units: Of the search, each in one site.
+        latency_ms: Checked for the anatomy that the units come from.
     """
     numbers: dict[str, list[int]] = {}
-    for number, unit in enumerate(units):
-        for part in unit:
-            numbers.setdefault(part.site, []).append(number)
-    if any(len(set(listed)) != len(listed) for listed in numbers.values()) or any(len(unit) > 1 for unit in units):
-        raise InvalidSettingError(
-            "AStarSearch(latency_ms=...): units of the search must lie in one site each, received whole layers. Use "
-            "units=('heads', 'ffn', 'layers'), in which a layer is a step over heads and chunks."
-        )
-    wanted = {site: len(listed) + 1 for site, listed in numbers.items()}
-    received = {site: len(values) for site, values in latency_ms.items()}
-    if wanted != received:
-        differing = {site: received.get(site) for site in wanted if wanted[site] != received.get(site)}
-        raise InvalidSettingError(
-            f"AStarSearch(latency_ms=...): each searched site needs one value for 0, 1, ... of its units kept, "
-            f"{ {site: wanted[site] for site in differing} } values, received {differing} and the unknown sites "
-            f"{sorted(received.keys() - wanted.keys())}. Measure every site that is searched, and no other."
-        )
+    for number, (part,) in enumerate(units):
+        numbers.setdefault(part.site, []).append(number)
     shares, tables = [0.0] * len(units), []
     for site, listed in numbers.items():
-        whole = float(latency_ms[site][-1])
-        saved = tuple(whole - float(kept) for kept in reversed(latency_ms[site]))
-        if not (np.isfinite(saved).all() and saved[-1] > 0):
-            raise InvalidSettingError(
-                f"AStarSearch(latency_ms=...): {site} must be faster without any unit than with all, received "
-                f"{latency_ms[site][0]} and {latency_ms[site][-1]} ms. Measure again, with more repetitions."
-            )
+        measured = latency_ms[site]
+        widths = [len(units[number][0].indices) for number in listed]
+        kept = sum(widths) - np.cumsum([0, *widths])
+        ms = np.interp(kept, list(measured), list(measured.values()))
+        saved = tuple((ms[0] - ms).tolist())
         tables.append(GainTable(tuple(listed), saved))
         for number in listed:
             shares[number] = saved[-1] / len(listed)
@@ -229,6 +249,10 @@ def owners_of(units: Sequence[Unit], sizes: Mapping[str, int]) -> dict[str, torc
         for part in unit:
             owners[part.site][list(part.indices)] = number
     return owners
+
+
+def _is_searched(site: Site, search: AStarSearch) -> bool:
+    return search.units != (("ffn",) if site.is_attention else ("heads",))
 
 
 def _scores_of(site: Site, ffn_scores: Mapping[str, np.ndarray] | None) -> np.ndarray:

@@ -1,0 +1,43 @@
+"""The table of measured latencies, and a search that counts with it."""
+
+import pytest
+
+from hf_headprune import AStarSearch, LatencySettings, PruningPlan, measure_latency_table, search_plan
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import InvalidSettingError
+from tests.conftest import tiny_bert, tiny_marian
+from tests.test_evaluator import NUM_LABELS
+from tests.test_search_plan import own_examples
+
+QUICK = LatencySettings(batch_size=2, seq_len=16, runs=5, max_seconds=0.1)
+
+
+def test_table_holds_every_block_and_searches_its_model():
+    model = tiny_bert(num_labels=NUM_LABELS, hidden_size=256, intermediate_size=2048).eval()  # FFNs take long
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    table = measure_latency_table(model, LatencySettings(batch_size=8, seq_len=32), points=2, progress=False)
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    anatomy = anatomy_of(model)
+    assert {site: list(ms) for site, ms in table.items()} == {
+        site.name: [0, site.units // 2, site.units] for site in anatomy.sites
+    }
+    for site in anatomy.ffn_sites:
+        ms = table[site.name]
+        assert ms[0] == 0 < ms[site.units // 2] < ms[site.units]
+    search = AStarSearch(units=("ffn",), objective="latency", latency_ms=table, max_drop=0.9, max_evaluations=20)
+    result = search_plan(model, own_examples(model), search=search, progress=False)
+    left = sum(table[site][len(kept)] for site, kept in result.plan.kept_ffn.items() if len(kept) in table[site])
+    assert result.gain == pytest.approx(sum(table[site.name][site.units] for site in anatomy.ffn_sites) - left)
+
+
+def test_table_of_a_pruned_encoder_decoder_lists_what_it_has():
+    model = tiny_marian()
+    full = PruningPlan.of(model)
+    table = measure_latency_table(model, QUICK, points=1, progress=False)
+    assert table.keys() == full.num_heads.keys() | full.num_ffn.keys()
+
+
+@pytest.mark.parametrize("points", [0, 1.5])
+def test_too_few_points_are_refused(points):
+    with pytest.raises(InvalidSettingError, match="points must be an integer of at least 1"):
+        measure_latency_table(tiny_bert(), QUICK, points=points)
