@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from hf_headprune.errors import InvalidSettingError, SearchStateError
 from hf_headprune.search.astar import search
+from hf_headprune.search.baselines import at_random, beam, greedy
 from hf_headprune.search.bounds import ExactGains, Nogoods, best_consistent, completion_bound, sets_by_gain
 from hf_headprune.search.problem import Measurement, SearchProblem, to_mask, units_of
 from hf_headprune.search.settings import AStarSearch
@@ -497,3 +499,27 @@ def test_sets_come_once_each_with_falling_gain(gains):
 @given(st.sets(st.integers(0, 200)))
 def test_masks_and_sets_of_units_are_the_same_thing(units):
     assert units_of(to_mask(units)) == tuple(sorted(units))
+
+
+@pytest.mark.parametrize("strategy", [search, greedy, beam, at_random])
+def test_memory_does_not_grow_with_evaluations(tmp_path, strategy):
+    num_examples = 20_000
+    retained = {}
+
+    def measure(removed):
+        margins = np.full(num_examples, 0.5, dtype=np.float32)
+        margins[: 40 * len(removed)] = -0.1
+        return Measurement(float((margins > 0).mean()), margins)
+
+    def record(progress):
+        retained[progress.evaluations] = tracemalloc.get_traced_memory()[0]
+
+    settings = AStarSearch(max_drop=0.005, slack=0.0, max_evaluations=240, max_open=2)
+    tracemalloc.start()
+    try:
+        problem = SearchProblem(gains=(1.0,) * 30, measure=measure)
+        strategy(problem, settings, journal=tmp_path / "journal.jsonl", on_progress=record)
+    finally:
+        tracemalloc.stop()
+    assert max(retained) >= 85
+    assert retained[max(retained)] - retained[30] < 20 * 4 * num_examples  # of 55 sets or more, evaluated since

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MAX_PROVABLE_UNITS = 24
 TENTATIVE_REACH = 4  # units by which a set may differ from its base for an estimate to be worth its confirmation
 ANCHOR_REACH = 6  # units by which a set may differ from the one that orders its examples
+ANCHORS_PER_OPEN = 8  # two queues of at most twice `max_open` sets wait, so that there is always something to drop
 SWAP_RESTORES = 16
 SWAP_REMOVALS = 6
 
@@ -248,7 +249,14 @@ class _Run:
         evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)
+            self._forget_anchors()
         return evaluated
+
+    def _forget_anchors(self) -> None:
+        """Keeps the anchors of sets that wait, once there are many more; each holds margins of an ancestor."""
+        if len(self._anchors) > ANCHORS_PER_OPEN * self._settings.max_open:
+            waiting = self._frontier.waiting
+            self._anchors = {mask: self._anchors[mask] for mask in waiting if mask in self._anchors}
 
     def _anchor(self, base: Evaluated) -> Evaluated:
         """Returns the set whose margins order the examples for the children of a base: itself or a near ancestor.

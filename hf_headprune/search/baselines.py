@@ -122,6 +122,8 @@ def _best_children(ledger: Ledger, level: list[Evaluated], width: int) -> list[E
         child = ledger.evaluate(mask, _race(parents[mask], floor))
         if child.measurement.kind == "exact" and child.feasible:
             best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
+    for mask in parents.keys() - {node.mask for node in best}:
+        ledger.forget(mask)
     return best
 
 
@@ -156,4 +158,6 @@ def _follow(ledger: Ledger, order: Iterable[int], *, bisect_only: bool = False) 
 
 def _evaluate_exactly(ledger: Ledger, mask: int) -> bool:
     """Tells whether a set is feasible; one that is not need not be known more exactly than that."""
-    return ledger.evaluate(mask, _race(ledger.reference, ledger.threshold)).feasible
+    feasible = ledger.evaluate(mask, _race(ledger.reference, ledger.threshold)).feasible
+    ledger.forget(mask)
+    return feasible

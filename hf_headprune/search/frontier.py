@@ -53,7 +53,10 @@ class Frontier:
         queue = self._feasible if node.feasible else self._missed
         heapq.heappush(queue, self._entry(node))
         if len(queue) > 2 * self._limit:
-            queue[:] = heapq.nsmallest(self._limit, queue)  # sorted, hence a heap
+            ordered = sorted(queue)  # hence a heap
+            queue[:] = ordered[: self._limit]
+            for *_, mask in ordered[self._limit :]:
+                self._ledger.forget(mask)
 
     def pop(self) -> Evaluated | None:
         """Takes the set to expand next, or None when no waiting set can lead to more than the incumbent."""
@@ -67,10 +70,15 @@ class Frontier:
                 return node
         return None
 
+    @property
+    def waiting(self) -> list[int]:
+        """The sets that wait."""
+        return [entry[-1] for queue in (self._feasible, self._missed) for entry in queue]
+
     def reweigh(self, weight: float) -> None:
         """Changes the weight and orders all waiting sets anew."""
         self.weight = weight
-        waiting = [entry[-1] for queue in (self._feasible, self._missed) for entry in queue]
+        waiting = self.waiting
         self._feasible, self._missed = [], []
         for mask in waiting:
             self.push(self._ledger.evaluate(mask))

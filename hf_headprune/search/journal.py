@@ -43,7 +43,7 @@ class Journal:
             SearchStateError: The file belongs to another search, is damaged, or is no journal.
         """
         self.path = path
-        self._measured: dict[tuple[int, bool], Measurement] = {}  # (set, whether a confirmation)
+        self._places: dict[tuple[int, bool], int] = {}  # of (set, whether a confirmation), in bytes from the start
         header = _line({"format": JOURNAL_FORMAT, "fingerprint": fingerprint})
         content = path.read_bytes() if path.exists() else b""
         complete, newline, _ = content.rpartition(b"\n")
@@ -59,33 +59,44 @@ class Journal:
             return
         lines = complete.split(b"\n")
         self._check_header(lines[0], fingerprint)
+        place = len(lines[0]) + 1
         for number, line in enumerate(lines[1:], start=2):
-            self._read(line, number)
+            key, _ = self._read(line, number)
+            self._places[key] = place
+            place += len(line) + 1
         if len(complete) + 1 < len(content):
             with path.open("r+b") as file:
                 file.truncate(len(complete) + 1)
 
     def __len__(self) -> int:
         """Measurements in the journal."""
-        return len(self._measured)
+        return len(self._places)
 
     def get(self, mask: int, *, confirmed: bool = False) -> Measurement | None:
         """Returns the first measurement of a set or its confirmation, or None where it has not been made."""
-        return self._measured.get((mask, confirmed))
+        place = self._places.get((mask, confirmed))
+        if place is None:
+            return None
+        with self.path.open("rb") as file:  # margins stay on disk until they are asked for
+            file.seek(place)
+            _, measurement = self._read(file.readline(), number=None)
+        return measurement
 
     def add(self, mask: int, measurement: Measurement, *, confirmed: bool = False) -> None:
         """Writes a measurement; it is on disk when this returns."""
         margins = measurement.margins
         encoded = None if margins is None else base64.b64encode(margins.astype("<f4").tobytes()).decode()
         entry = {"removed": units_of(mask), "metric": measurement.metric, "kind": measurement.kind, "margins": encoded}
-        self._append(_line({**entry, "confirmed": confirmed}))
-        self._measured[mask, confirmed] = measurement
+        self._places[mask, confirmed] = self._append(_line({**entry, "confirmed": confirmed}))
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, line: bytes) -> int:
+        """Writes a line and returns its place in the file."""
         with self.path.open("ab") as file:
+            place = file.tell()
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        return place
 
     def _check_header(self, line: bytes, fingerprint: str) -> None:
         header = self._content(line, 1)
@@ -101,17 +112,17 @@ class Journal:
                 "differ. Continue with the same ones, or pass a path that does not exist yet."
             )
 
-    def _read(self, line: bytes, number: int) -> None:
+    def _read(self, line: bytes, number: int | None) -> tuple[tuple[int, bool], Measurement]:
         entry = self._content(line, number)
         try:
             encoded = entry["margins"]
             margins = None if encoded is None else np.frombuffer(base64.b64decode(encoded), dtype="<f4")
             found = Measurement(float(entry["metric"]), margins, kind=entry["kind"])
-            self._measured[to_mask(entry["removed"]), entry["confirmed"]] = found
+            return (to_mask(entry["removed"]), entry["confirmed"]), found
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(number, repr(error)) from error
 
-    def _content(self, line: bytes, number: int) -> dict[str, Any]:
+    def _content(self, line: bytes, number: int | None) -> dict[str, Any]:
         try:
             content = json.loads(line)
         except ValueError as error:
@@ -120,7 +131,11 @@ class Journal:
             raise self._damaged(number, "its checksum does not match")
         return content
 
-    def _damaged(self, number: int, reason: str) -> SearchStateError:
+    def _damaged(self, number: int | None, reason: str) -> SearchStateError:
+        if number is None:
+            return SearchStateError(
+                f"{self.path}: the journal has changed while the search ran: {reason}. Let one process write it."
+            )
         return SearchStateError(
             f"{self.path}, line {number}: the journal is damaged: {reason}. Delete this line and all that follow to "
             "continue from there, or pass a path that does not exist yet."

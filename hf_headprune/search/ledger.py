@@ -41,7 +41,8 @@ class Evaluated:
         gain: Exact gain.
         measurement: What was measured.
         surplus: Metric above the threshold; below zero where the set is infeasible.
-        evidence: Margins `(num_examples,)`, those not seen predicted; the metric alone, `(1,)`, without margins.
+        evidence: Margins `(num_examples,)`, those not seen predicted; the metric alone, `(1,)`, without margins; empty
+            once they are forgotten.
     """
 
     mask: int
@@ -56,6 +57,14 @@ class Evaluated:
         return self.surplus >= 0
 
     @property
+    def forgotten(self) -> Evaluated:
+        """The same without its margins, which are what takes memory."""
+        if self.measurement.margins is None:
+            return self
+        measurement = dataclasses.replace(self.measurement, margins=None)
+        return dataclasses.replace(self, measurement=measurement, evidence=self.evidence[:0].copy())
+
+    @property
     def is_certain(self) -> bool:
         """Whether no further measurement can change that: it is exact, or a bound below the threshold."""
         kind = self.measurement.kind
@@ -64,6 +73,9 @@ class Evaluated:
 
 class Ledger:
     """Transposition table, budget, history and incumbent of one search.
+
+    Of a set that can't be expanded, since it misses the constraint by more than the slack, only what was found is kept
+    and not the margins; whoever knows of others that they are not needed again calls `forget`.
 
     Attributes:
         gains: Exact gains of the units.
@@ -139,9 +151,15 @@ class Ledger:
         if self.remaining == 0:
             raise BudgetSpent
         measurement, replayed = self._measure(mask, question)
-        if measurement.kind == "estimate" and question is not None:
+        evaluated = self._take(mask, measurement, None if question is None else question.expected, replayed=replayed)
+        if measurement.kind == "estimate" and question is not None and evaluated.feasible:
             self._questions[mask] = question
-        return self._take(mask, measurement, None if question is None else question.expected, replayed=replayed)
+        return evaluated
+
+    def forget(self, mask: int) -> None:
+        """Lets the margins of a set go; the set will not be expanded, nor others be compared with it."""
+        if mask != self.reference.mask and mask not in self._questions:
+            self._known[mask] = self._known[mask].forgotten
 
     def is_settled(self, mask: int) -> bool:
         """Whether it is known for certain that a set is feasible or not."""
@@ -218,12 +236,17 @@ class Ledger:
 
     def _take(self, mask: int, measurement: Measurement, expected: np.ndarray | None, *, replayed: bool) -> Evaluated:
         evidence = _evidence(measurement, expected)
+        if measurement.margins is not None:
+            measurement = dataclasses.replace(measurement, margins=evidence)  # once in memory
         surplus = self._surplus(measurement.metric)
         evaluated = Evaluated(mask, self.gains.of(mask), measurement, surplus, evidence)
         is_exact = measurement.kind == "exact"
         better = is_exact and evaluated.feasible and self._rank(evaluated) > self._rank(self.incumbent)
         if better:
             self.incumbent = evaluated
+            beaten = [known for known in self._questions if self._known[known].gain <= evaluated.gain]
+            for known in beaten:
+                del self._questions[known]
         if evaluated.is_certain and not evaluated.feasible:
             self.nogoods.add(mask)
         self._record(evaluated, replayed=replayed, is_incumbent=better)
@@ -240,7 +263,8 @@ class Ledger:
             is_incumbent=is_incumbent,
             kind=evaluated.measurement.kind,
         )
-        self._known[evaluated.mask] = evaluated
+        can_be_expanded = evaluated.surplus >= -self._settings.slack
+        self._known[evaluated.mask] = evaluated if can_be_expanded else evaluated.forgotten
         self._replayed += replayed and place == len(self.history)
         self.history[place : place + 1] = [step]
         if is_incumbent:

@@ -44,7 +44,9 @@ class AStarSearch:
         slack: How far below the constraint a set may be and still be expanded. Removing a unit from a set that misses
             the constraint can meet it again, so a little slack finds more.
         seed: Of all random choices.
-        max_open: Sets that wait for expansion at most; the least promising are dropped beyond it.
+        max_open: Sets that wait for expansion, of those that meet the constraint and of those that miss it within the
+            slack each; the least promising are dropped where they become twice as many. It bounds the search's own
+            memory: a waiting set holds 4 bytes per example, any other evaluated set none.
         cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
         half_precision: Whether a copy of the model in bf16 may answer where its rounding can't decide: near ties, the
             model answers in its own precision. None leaves it to the hardware and to the size of the model.

@@ -54,9 +54,9 @@ class Surrogate:
         self._effects: dict[int, np.ndarray] = dict(enumerate(known))
 
     def learn(self, parent: Evaluated, child: Evaluated) -> None:
-        """Takes the effect of a unit from two sets that differ in it alone; other pairs teach nothing."""
+        """Takes the effect of a unit from two sets that differ in it alone. Others, and forgotten ones, teach none."""
         changed = units_of(parent.mask ^ child.mask)
-        if len(changed) == 1:
+        if len(changed) == 1 and child.evidence.size == parent.evidence.size:
             effect = child.evidence - parent.evidence  # examples not seen keep the effect that was predicted
             self._effects[changed[0]] = effect if child.mask > parent.mask else -effect
 
