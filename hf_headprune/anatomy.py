@@ -231,6 +231,7 @@ class Site:
         field: Field of the layer's entry in `per_layer_config` that holds the number of units.
         dense_field: Field of the dense configuration that holds the number of units of the unpruned model.
         hidden_size: Width of the residual stream.
+        in_decoder: Whether it runs over the tokens of a decoder, be that half of a model or all of it.
         parameters_per_unit: Parameters that leave with one unit, biases included.
         bytes_per_unit: Bytes of those parameters at their present dtype.
     """
@@ -246,6 +247,7 @@ class Site:
     field: str
     dense_field: str
     hidden_size: int
+    in_decoder: bool
     parameters_per_unit: int
     bytes_per_unit: int
 
@@ -362,8 +364,10 @@ def dense_head_dim(config: Any, num_heads_field: str, hidden_field: str) -> int:
 def _sites(family: Family, base: nn.Module, config: Any) -> Iterator[Site]:
     present = dict(base.named_modules())
     hidden_size = getattr(config, family.hidden_size)
+    is_decoder = bool(getattr(config, "is_decoder", False)) and not getattr(config, "is_encoder_decoder", False)
     for stack in family.stacks:
         layers: Any = present.get(stack.layers, ())
+        in_decoder = is_decoder or any(names.kind == "decoder" for names in stack.attentions)
         for index in range(len(layers)):
             prefix = f"{stack.layers}.{index}"
             for names in stack.attentions:
@@ -376,11 +380,14 @@ def _sites(family: Family, base: nn.Module, config: Any) -> Iterator[Site]:
                     layer=index,
                     unit_width=dense_head_dim(config, names.num_heads, family.hidden_size),
                     hidden_size=hidden_size,
+                    in_decoder=in_decoder,
                 )
-            yield _site(present, prefix, stack.ffn, layer=index, unit_width=1, hidden_size=hidden_size)
+            yield _site(
+                present, prefix, stack.ffn, layer=index, unit_width=1, hidden_size=hidden_size, in_decoder=in_decoder
+            )
 
 
-def _site(
+def _site(  # noqa: PLR0913 - what its stack knows of a site
     present: dict[str, nn.Module],
     prefix: str,
     names: AttentionNames | FFNNames,
@@ -388,6 +395,7 @@ def _site(
     layer: int,
     unit_width: int,
     hidden_size: int,
+    in_decoder: bool,
 ) -> Site:
     output_path = f"{prefix}.{names.output}"
     if output_path not in present:
@@ -401,7 +409,7 @@ def _site(
     tensors = _tensors_per_unit(present, input_paths, output) if units else []
     return Site(
         name=f"{prefix}.{names.site}",
-        kind=names.kind,
+        kind="decoder" if names.kind == "encoder" and in_decoder else names.kind,
         layer=layer,
         units=units,
         unit_width=unit_width,
@@ -411,6 +419,7 @@ def _site(
         field=names.field,
         dense_field=names.dense_field,
         hidden_size=hidden_size,
+        in_decoder=in_decoder,
         parameters_per_unit=sum(tensor.numel() for tensor in tensors) // max(units, 1),
         bytes_per_unit=sum(tensor.numel() * tensor.element_size() for tensor in tensors) // max(units, 1),
     )

@@ -42,7 +42,8 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
         plan: What stays; made for a model of this anatomy.
         anatomy: Of the model before the plan is applied.
         seq_len: Tokens of one (source) sequence.
-        target_len: Tokens of the decoder's sequence; equal to `seq_len` when left out.
+        target_len: Tokens of a decoder's sequence; equal to `seq_len` when left out. In a model that is nothing but a
+            decoder they are what counts, and those of the source are what its cross-attention looks at.
 
     Raises:
         InvalidPlanError: The plan was made for another anatomy.
@@ -63,8 +64,7 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
 
 def macs_per_unit(site: Site, seq_len: int, target_len: int) -> int:
     """Counts the multiply-accumulates that one unit of a site costs for one sequence."""
-    is_decoder = site.kind in ("decoder", "cross") or (site.kind == "ffn" and site.name.startswith("decoder."))
-    queries = target_len if is_decoder else seq_len
+    queries = target_len if site.in_decoder else seq_len
     keys = seq_len if site.kind in ("encoder", "cross") else queries
     if not site.is_attention:
         return queries * 2 * site.hidden_size

@@ -112,8 +112,10 @@ class _Recording:
         return {name: moments for name, moments in found.items() if moments is not None}
 
     def _note_masks(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        del module, args
-        self._masks.update(encoder=kwargs.get("attention_mask"), decoder=kwargs.get("decoder_attention_mask"))
+        del args
+        config: Any = module.config
+        own = "decoder_attention_mask" if config.is_encoder_decoder else "attention_mask"
+        self._masks.update(encoder=kwargs.get("attention_mask"), decoder=kwargs.get(own))
 
 
 class _Recorder:
@@ -123,7 +125,6 @@ class _Recorder:
         self.site = site
         self.probe: torch.Tensor | None = None
         self._masks = masks
-        self._is_decoder = site.kind in ("decoder", "cross") or "decoder" in site.name.split(".")
         self._given: torch.Tensor | None = None
         self._inputs, self._outputs = _Sum(), _Sum()
 
@@ -157,7 +158,7 @@ class _Recorder:
 
     def _real(self, values: torch.Tensor) -> torch.Tensor:
         """Returns the values of real tokens, `(tokens, ...)`, float32."""
-        mask = self._masks.get("decoder" if self._is_decoder else "encoder")
+        mask = self._masks.get("decoder" if self.site.in_decoder else "encoder")
         if isinstance(mask, torch.Tensor) and mask.shape == values.shape[:-1]:
             values = values[mask.to(values.device).bool()]
         return values.reshape(-1, values.shape[-1]).float()

@@ -18,7 +18,7 @@ from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.moments import EVEN_SHARE, record_moments, record_moments_by_gradient
 from hf_headprune.reconstruction import Block
-from tests.conftest import tiny_bert
+from tests.conftest import tiny_bert, tiny_bert_decoder
 from tests.test_callback import _trainer
 from tests.test_callback_parts import _logits, assert_reloads_alike
 from tests.test_evaluator import batches_of, classifier, examples
@@ -91,6 +91,14 @@ def test_without_losses_every_real_token_counts_alike(case):
     assert moments.tokens == len(x) == sum(int(batch["attention_mask"].sum()) for batch in batches)
     torch.testing.assert_close(moments.inputs.dense()[:-1, :-1], (x.T @ x / len(x)).float(), rtol=1e-4, atol=1e-6)
     assert moments.sensitivity is None
+
+
+def test_padding_of_a_model_that_is_a_decoder_is_not_counted():
+    model = tiny_bert_decoder(add_cross_attention=False)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    sites = [site_of(model, name) for name in (ATTENTION, FFN)]
+    moments = record_moments(model, sites, lambda: model(input_ids=torch.full((2, 4), 5), attention_mask=mask))
+    assert [found.tokens for found in moments.values()] == [6, 6]
 
 
 def error_without(block, gone):

@@ -235,24 +235,38 @@ def test_attentions_are_recorded_after_a_cut_that_follows_a_recording():
     assert [weights.shape for weights in attentions] == [(3, 2, 9, 9), (3, 0, 9, 9)]
 
 
-def test_macs_equal_those_that_torch_counts(any_model, any_inputs):
-    any_model.set_attn_implementation("eager")  # the counter knows matrix products, not fused attention on CPUs
-    plan = small_plan(any_model)
-    inputs = {name: tensor[:1] for name, tensor in any_inputs.items()}
-    counted = []
-    cost = cost_of(plan, anatomy_of(any_model), seq_len=9, target_len=7)
-    prune_model_(any_model, plan)
+def counted_flops(model, inputs):
+    """What torch counts inside the layers of a model."""
     names = tuple(stack + "." for stack in ("encoder.layer", "encoder.layers", "transformer.layer", "decoder.layers"))
+    counted = []
     with FlopCounterMode(display=False, depth=None) as counter:  # it follows modules by their gradient functions
-        any_model(**inputs)
-    flops = counter.get_flop_counts()
-    for name, per_operator in flops.items():
+        model(**inputs)
+    for name, per_operator in counter.get_flop_counts().items():
         path = name.partition(".")[2]
         inside = any(f".{prefix}" in f".{path}" for prefix in names)
         if inside and path.rpartition(".")[2].isdecimal():
             counted.append(sum(per_operator.values()))
-    assert sum(counted) == 2 * cost.macs
-    assert cost.macs > 0
+    return sum(counted)
+
+
+def test_macs_equal_those_that_torch_counts(any_model, any_inputs):
+    any_model.set_attn_implementation("eager")  # the counter knows matrix products, not fused attention on CPUs
+    plan = small_plan(any_model)
+    cost = cost_of(plan, anatomy_of(any_model), seq_len=9, target_len=7)
+    prune_model_(any_model, plan)
+    assert counted_flops(any_model, {name: tensor[:1] for name, tensor in any_inputs.items()}) == 2 * cost.macs > 0
+
+
+@pytest.mark.parametrize("cross", [True, False], ids=["with cross-attention", "alone"])
+def test_macs_of_a_model_that_is_a_decoder_equal_those_that_torch_counts(cross):
+    model = tiny_bert_decoder(add_cross_attention=cross, attn_implementation="eager")
+    anatomy = anatomy_of(model)
+    assert {site.kind for site in anatomy.attention_sites} == ({"decoder", "cross"} if cross else {"decoder"})
+    cost = cost_of(PruningPlan.full(anatomy), anatomy, seq_len=5, target_len=9)
+    inputs = {"input_ids": text_inputs(batch=1)["input_ids"], "use_cache": False}
+    if cross:
+        inputs["encoder_hidden_states"] = torch.randn(1, 5, 32)
+    assert counted_flops(model, inputs) == 2 * cost.macs > 0
 
 
 @pytest.mark.parametrize("heads", [(), (2,)], ids=["headless", "one head"])

@@ -93,8 +93,7 @@ def _price_of_a_weight(site: Site, linears: dict[str, Any], settings: BlockMovem
 
 
 def _kind(site: Site) -> str:
-    is_decoder = site.kind in ("decoder", "cross") or site.name.startswith("decoder.")
-    return ("decoder_" if is_decoder else "") + ("attention" if site.is_attention else "ffn")
+    return ("decoder_" if site.in_decoder else "") + ("attention" if site.is_attention else "ffn")
 
 
 def _unit_scores(site: Site, settings: BlockMovement, linears: dict[str, Any], price: float | None) -> ScoreTensor:
