@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.plan import check_plan
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy, Site
@@ -52,7 +53,7 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
     target_len = seq_len if target_len is None else target_len
     if min(seq_len, target_len) < 1:
         raise InvalidSettingError(f"cost_of: lengths must be at least 1 token, received {seq_len} and {target_len}.")
-    plan.check_fits(anatomy)
+    check_plan(plan, anatomy)
     kept = {site.name: len(plan.kept(site.name)) for site in anatomy.sites}
     removed = {site.name: site.units - kept[site.name] for site in anatomy.sites}
     return Cost(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
+from hf_headprune.plan import check_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,7 +115,7 @@ def masked(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstructio
         InvalidPlanError: The plan does not fit the model.
     """
     anatomy = anatomy_of(model)
-    plan.check_fits(anatomy)
+    check_plan(plan, anatomy)
     device = next(model.parameters()).device
     with ExitStack() as stack:
         if reconstruction is not None:

@@ -239,3 +239,17 @@ def _merged(
 ) -> dict[str, tuple[int, ...]]:
     listed = {s: tuple(units) if isinstance(units, Iterable) else units for s, units in (changes or {}).items()}
     return {**present, **listed}
+
+
+def check_plan(plan: Any, anatomy: Anatomy) -> None:
+    """Checks that something is a plan, and one for a model of exactly this anatomy.
+
+    Raises:
+        InvalidPlanError: It is no `PruningPlan`, or does not fit.
+    """
+    if not isinstance(plan, PruningPlan):
+        raise InvalidPlanError(
+            f"A plan must be a PruningPlan, received a {type(plan).__name__}: {str(plan)[:80]}. Pass "
+            "PruningPlan.of(model).replace(kept_heads={...}), or PruningPlan.from_json(text)."
+        )
+    plan.check_fits(anatomy)

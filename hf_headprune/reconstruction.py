@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.anatomy import base_model
+from hf_headprune.errors import InvalidPlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -137,6 +138,26 @@ class Reconstruction:
             output.weight.data = weight
             if bias is not None:
                 output.bias.data = bias
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Checks that a model has the output projections that were copied.
+
+        Raises:
+            InvalidPlanError: One is missing or has other weights.
+        """
+        modules = dict(base_model(model).named_modules())
+        for name, block in self.blocks.items():
+            weight = getattr(modules.get(block.site.output), "weight", None)
+            if (
+                weight is None
+                or weight.shape != block.weight.shape
+                or not weight.cpu().equal(block.weight.to(weight.dtype))
+            ):
+                raise InvalidPlanError(
+                    f"This reconstruction does not fit the model: {name} has another output projection than the model "
+                    "that was searched. Pass the reconstruction of a search of this very model, with the weights that "
+                    "it had then."
+                )
 
     @contextmanager
     def restoring(self, model: nn.Module) -> Iterator[None]:

@@ -330,6 +330,11 @@ def test_its_valid_neighbours_are_accepted(entries):
         ),
         (
             PrunableBertConfig,
+            {"num_attention_heads": 0},
+            r"num_attention_heads must be a positive integer, the number of the dense model, received 0",
+        ),
+        (
+            PrunableBertConfig,
             {"num_cross_attention_heads": 3},
             r"num_cross_attention_heads must be num_attention_heads = 4",
         ),
@@ -337,7 +342,7 @@ def test_its_valid_neighbours_are_accepted(entries):
 )
 def test_dense_numbers_that_contradict_each_other_are_refused(config_class, numbers, message):
     with pytest.raises(InvalidConfigError, match=message):
-        config_class(**BERT_SIZE, **numbers)
+        config_class(**{**BERT_SIZE, **numbers})
 
 
 def test_marian_entries_may_name_any_layer_of_the_deeper_stack_and_no_other():

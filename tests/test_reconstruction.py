@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_headprune.anatomy import anatomy_of, base_model
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.moments import record_moments
 from hf_headprune.plan import PruningPlan
@@ -219,6 +219,22 @@ def test_any_function_of_the_model_can_be_measured_refitted(case):
         expected = float(accuracy())
     assert measured(plan).metric == pytest.approx(expected)
     assert before != expected
+
+
+@pytest.mark.parametrize("change", [lambda m: m.bert.encoder.layer[0].attention.output.dense.weight.data.neg_(), None])
+def test_a_reconstruction_of_another_model_is_refused_before_a_tensor_changes(case, change):
+    model, batches, _ = case
+    full = PruningPlan.of(model)
+    reconstruction = evenly(model, batches, full)
+    plan = full.replace(kept_heads={SITE: (3,)})
+    prune_model_(copy.deepcopy(model).bfloat16(), plan, reconstruction=reconstruction)  # rounded since, but the same
+    other = copy.deepcopy(model) if change else classifier(seed=1)
+    if change:
+        change(other)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(InvalidPlanError, match="has another output projection than the model that was searched"):
+        prune_model_(other, plan, reconstruction=reconstruction)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
 def test_what_can_not_be_refitted_is_refused(case):

@@ -327,6 +327,12 @@ def test_a_plan_of_another_model_is_refused_before_a_tensor_changes():
     prune_model_(model, PruningPlan.of(model).replace(kept_heads={ATTENTION: (0,)}))
 
 
+@pytest.mark.parametrize("verb", [prune_model_, lambda model, plan: masked(model, plan).__enter__()])
+def test_what_is_no_plan_is_refused_by_name(verb):
+    with pytest.raises(InvalidPlanError, match=r"must be a PruningPlan, received a dict: \{'encoder"):
+        verb(tiny_bert(), {ATTENTION: [0]})
+
+
 class Adapter(nn.Linear):
     """Stands for a LoRA or quantized linear module."""
 

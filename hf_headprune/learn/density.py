@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hf_headprune.cost import weights_per_unit
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.plan import check_plan
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy, Site
@@ -50,7 +51,7 @@ def linear_density(plan: PruningPlan, anatomy: Anatomy) -> float:
     Raises:
         InvalidPlanError: The plan was made for another anatomy.
     """
-    plan.check_fits(anatomy)
+    check_plan(plan, anatomy)
     kept = sum(len(plan.kept(site.name)) * weights_per_unit(site) for site in anatomy.sites)
     return kept / sum(site.units * weights_per_unit(site) for site in anatomy.sites)
 

@@ -14,7 +14,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.collation import ModelExamples, PadRight
 from hf_headprune.elimination import elimination
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.plan import PruningPlan
+from hf_headprune.plan import PruningPlan, check_plan
 from hf_headprune.search.astar import check_provable
 from hf_headprune.search.astar import search as search_sets
 from hf_headprune.search.classes import ClassScoring
@@ -134,7 +134,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         SearchStateError: The journal belongs to another search or is damaged.
     """
     start = PruningPlan.full(anatomy) if start is None else start
-    start.check_fits(anatomy)
+    check_plan(start, anatomy)
     check_latency_table(anatomy, search)
     cuts_ffn = search.units != ("heads",)
     reconstruction = _reconstruction(measure, start, ffn=cuts_ffn) if search.reconstruct else None

@@ -71,9 +71,20 @@ class _FieldRule:
 
 
 def complete_config_(config: Any) -> None:
-    """Sets, in place, the fields of a pruned configuration that are not given and that the dense ones imply."""
+    """Sets, in place, the fields of a pruned configuration that are not given and that the dense ones imply.
+
+    Raises:
+        InvalidConfigError: A number of heads is none.
+    """
     family = family_of(config)
     first = family.stacks[0].attentions[0]
+    for field in {names.num_heads: None for stack in family.stacks for names in stack.attentions}:
+        number = getattr(config, field)
+        if type(number) is not int or number < 1:
+            raise InvalidConfigError(
+                f"{type(config).__name__}: {field} must be a positive integer, the number of the dense model, received "
+                f"{number!r}. Layers without heads belong in per_layer_config."
+            )
     if config.head_dim is None:
         config.head_dim = getattr(config, family.hidden_size) // getattr(config, first.num_heads)
     for names in _own_fields(family):

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating, masked
+from hf_headprune.plan import check_plan
 from hf_headprune.shrink.config import to_prunable
 from hf_headprune.shrink.prunable import adopt_classes_, prunable_class
 from hf_headprune.shrink.resize import check_can_cut, cut_site_
@@ -47,15 +48,16 @@ def prune_model_(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconst
 
     Raises:
         UnsupportedModelError: The model's class has no prunable sibling, or a module is no plain linear module.
-        InvalidPlanError: The plan was made for another model.
+        InvalidPlanError: The plan or the reconstruction was made for another model.
         HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
     """
     target = prunable_class(model)
     anatomy = anatomy_of(model)
-    plan.check_fits(anatomy)
+    check_plan(plan, anatomy)
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
     configs = _pruned_configs(model, plan, anatomy)
     if reconstruction is not None:
+        reconstruction.check_fits(model)
         reconstruction.apply_(model, plan)
     with masked(model, plan):
         expected = probe(model)
