@@ -216,7 +216,7 @@ def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_eva
 
 
 def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tmp_path):
-    callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)
+    callback = HeadPruneCallback(SubsetGates(estimator="sigmoid"), density=0.5, search=None)
     _trainer(tmp_path, callback)
     parts = callback._parts
     assert sum(group.kept for group in parts.gates.groups) > 0
@@ -229,6 +229,7 @@ def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tm
     [
         ({"density": 0.4, "movement": BLOCKS}, "no movement"),
         ({"density": 0.4, "gates": SubsetGates(kept_heads=3)}, "no budget of their own"),
+        ({"density": 0.4, "gates": SubsetGates(kept_heads=0.5)}, "no budget of their own"),
         ({"movement": BLOCKS}, "gates=None"),
         ({"movement": 0.5, "gates": None}, "BlockMovement"),
         ({"distillation": tiny_bert()}, "Distillation"),

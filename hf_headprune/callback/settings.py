@@ -108,7 +108,7 @@ class Settings:
             )
         if self.density is None:
             return
-        if self.gates is None or self.movement is not None or self.gates.kept_heads != DEFAULT_GATES.kept_heads:
+        if self.gates is None or self.movement is not None or self.gates.kept_heads is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(density={self.density!r}) decides how many heads and FFN units stay, so gates must "
                 "have no budget of their own, and there can be no movement. Leave gates and movement out, or pass "

@@ -46,7 +46,7 @@ class GateBank(ScoreBank):
             seed: Of noise and random initial scores.
         """
         num_heads = sum(len(group.positions) for group in groups)
-        super().__init__(num_heads, multiplier=multiplier, budget=settings.kept_heads)
+        super().__init__(num_heads, multiplier=multiplier, budget=settings.chosen_kept_heads)
         self.groups = tuple(groups)
         self.settings = settings
         self.seed = seed

@@ -41,7 +41,8 @@ class SubsetGates:
     Attributes:
         kept_heads: Heads that stay over the whole model: a number, or a fraction between 0.0 and 1.0 of all heads
             (rounded to the nearest number). A mapping from "encoder", "decoder" and "cross" to either gives each kind
-            of attention a budget of its own; kinds left out keep all their heads.
+            of attention a budget of its own; kinds left out keep all their heads. When left out, half of all heads, or
+            what a density beside the gates says.
         estimator: Relaxation, see `hf_headprune.learn.estimators`. When left out, what did best in each mode
             (docs/results.md): "ste" where weights train, too, and "sigmoid" where only scores do.
         mode: "joint" trains weights and scores together; "pipelined" freezes the (fine-tuned) weights and trains
@@ -71,7 +72,7 @@ class SubsetGates:
     Source: Li et al. 2021, arXiv 2108.04657.
     """
 
-    kept_heads: Budget = 0.5
+    kept_heads: Budget | None = None
     estimator: Estimator | None = None
     mode: Mode = "joint"
     score_learning_rate: float | None = None
@@ -111,7 +112,7 @@ class SubsetGates:
             "scoring_examples must be at least 1": self.scoring_examples >= 1,
             "max_score_grad_norm must be above 0 or None": norm is None or norm > 0,
             "penalty must not be negative": self.penalty >= 0,
-            **budget_rules(self.kept_heads),
+            **budget_rules(self.chosen_kept_heads),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
@@ -158,6 +159,11 @@ class SubsetGates:
         )
 
     @property
+    def chosen_kept_heads(self) -> Budget:
+        """The budget that was asked for, or half of all heads."""
+        return 0.5 if self.kept_heads is None else self.kept_heads
+
+    @property
     def chosen_estimator(self) -> Estimator:
         """The relaxation that was asked for, or the one that does best in this mode."""
         return self.estimator or ("ste" if self.mode == "joint" else "sigmoid")
@@ -194,7 +200,7 @@ class SubsetGates:
 
     def budget_groups(self, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
         """Turns the budget into numbers of heads for one model; see `budget_groups`."""
-        return budget_groups(self.kept_heads, anatomy)
+        return budget_groups(self.chosen_kept_heads, anatomy)
 
 
 def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
