@@ -191,7 +191,7 @@ def test_the_published_recipes_run_from_start_to_end_in_one_call_with_a_teacher(
     teacher = tiny_bert(seed=7, **STILL)
     block = {} if recipe is BlockMovement.struct else {"attention_block": (8, 8)}
     movement = recipe(width_multiple=8, score_learning_rate=0.3, **block)
-    callback = HeadPruneCallback(gates=None, search=None, movement=movement, distillation=Distillation(teacher))
+    callback = HeadPruneCallback(movement=movement, distillation=Distillation(teacher))
     trainer = _trainer(tmp_path / "run", callback, max_steps=20)
     trainer.train()
     assert callback.plan.num_removed_ffn > 0
@@ -224,16 +224,27 @@ def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tm
     assert parts.movement.settings.attention_block is None
 
 
+def test_gates_and_a_search_that_nobody_asked_for_give_way_to_movement_that_chooses_heads_or_fills():
+    def parts(movement, **others):
+        settings = HeadPruneCallback(movement=movement, **others).settings
+        return settings.gates is not None, settings.search is not None
+
+    assert parts(BLOCKS) == (False, False)
+    assert parts(BLOCKS, search=AStarSearch()) == (False, True)
+    assert parts(BlockMovement.ffn_units(64)) == (True, True)
+    assert parts(BlockMovement.ffn_units(64, fill=0.5)) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("parts", "rule"),
     [
         ({"density": 0.4, "movement": BLOCKS}, "no movement"),
         ({"density": 0.4, "gates": SubsetGates(kept_heads=3)}, "no budget of their own"),
         ({"density": 0.4, "gates": SubsetGates(kept_heads=0.5)}, "no budget of their own"),
-        ({"movement": BLOCKS}, "gates=None"),
+        ({"movement": BLOCKS, "gates": SubsetGates()}, "Leave gates out"),
         ({"movement": 0.5, "gates": None}, "BlockMovement"),
         ({"distillation": tiny_bert()}, "Distillation"),
-        ({"gates": None, "movement": BlockMovement.hybrid_filled()}, "search=None"),
+        ({"search": AStarSearch(), "movement": BlockMovement.hybrid_filled()}, "Leave search out"),
         ({"gates": None, "search": None}, "prune nothing"),
     ],
     ids=str,

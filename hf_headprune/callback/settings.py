@@ -58,6 +58,8 @@ class Settings:
     ) -> Settings:
         """Decides who chooses: second-order costs where they, or a density without gates, are asked for.
 
+        Gates and search that nobody asked for give way to what says otherwise which heads stay.
+
         Args:
             gates: `DEFAULT_GATES` where the user gave none.
             movement: See the class.
@@ -65,12 +67,15 @@ class Settings:
             density: Share of the weights that is to stay.
             **others: The other attributes.
         """
-        if others["search"] is DEFAULT_SEARCH and (density is not None or second_order is not None):
-            others["search"] = None  # what is to stay was named
+        blocks = movement if isinstance(movement, BlockMovement) else None  # anything else is refused below
+        chooses_heads = second_order is not None or (blocks is not None and blocks.attention_block is not None)
+        named = density is not None or chooses_heads or (blocks is not None and blocks.fill > 0)
+        if others["search"] is DEFAULT_SEARCH and named:
+            others["search"] = None
         no_other = second_order is None and movement is None and (gates is None or gates is DEFAULT_GATES)
         if density is not None and no_other:
             second_order, density = SecondOrder(density=density), None
-        if second_order is not None and gates is DEFAULT_GATES:
+        if chooses_heads and gates is DEFAULT_GATES:
             gates = None
         return cls(gates, movement, second_order, density, **others)
 
@@ -121,12 +126,12 @@ class Settings:
         if self.gates is not None and self.movement.attention_block is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(movement=...): its blocks (attention_block={self.movement.attention_block!r}) and "
-                "the gates would both decide which heads stay. Pass gates=None, or BlockMovement.ffn_units(...)."
+                "the gates would both decide which heads stay. Leave gates out, or pass BlockMovement.ffn_units(...)."
             )
         if self.trains_twice and self.search is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(movement=BlockMovement(fill={self.movement.fill})): the refilled model trains on, "
-                "which changes all that a search has measured. Pass search=None; search_plan(...) searches afterwards."
+                "which changes all that a search has measured. Leave search out; search_plan(...) searches afterwards."
             )
 
     @property
