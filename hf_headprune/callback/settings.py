@@ -67,16 +67,16 @@ class Settings:
             density: Share of the weights that is to stay.
             **others: The other attributes.
         """
-        blocks = movement if isinstance(movement, BlockMovement) else None  # anything else is refused below
-        chooses_heads = second_order is not None or (blocks is not None and blocks.attention_block is not None)
-        named = density is not None or chooses_heads or (blocks is not None and blocks.fill > 0)
-        if others["search"] is DEFAULT_SEARCH and named:
-            others["search"] = None
         no_other = second_order is None and movement is None and (gates is None or gates is DEFAULT_GATES)
         if density is not None and no_other:
             second_order, density = SecondOrder(density=density), None
-        if chooses_heads and gates is DEFAULT_GATES:
+        blocks = movement if isinstance(movement, BlockMovement) else None  # anything else is refused below
+        chooses_heads = second_order is not None or (blocks is not None and blocks.attention_block is not None)
+        fills = blocks is not None and blocks.fill > 0
+        if gates is DEFAULT_GATES and chooses_heads:
             gates = None
+        if others["search"] is DEFAULT_SEARCH and (density is not None or chooses_heads or fills):
+            others["search"] = None
         return cls(gates, movement, second_order, density, **others)
 
     def __post_init__(self) -> None:
