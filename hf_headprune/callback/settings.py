@@ -13,6 +13,7 @@ from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.publish.latency import LatencySettings
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.values import is_above
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
@@ -66,7 +67,15 @@ class Settings:
             second_order: See the class.
             density: Share of the weights that is to stay.
             **others: The other attributes.
+
+        Raises:
+            InvalidSettingError: See the class; or the density is no share.
         """
+        if density is not None and not (is_above(density, 0) and density <= 1):
+            raise InvalidSettingError(
+                f"HeadPruneCallback(density={density!r}): the density must be above 0 and at most 1, the share of the "
+                "weights that stays. Pass a number such as 0.4."
+            )
         no_other = second_order is None and movement is None and (gates is None or gates is DEFAULT_GATES)
         if density is not None and no_other:
             second_order, density = SecondOrder(density=density), None
