@@ -127,6 +127,25 @@ def test_heads_that_nothing_was_learned_of_are_chosen_by_their_gradient(tmp_path
     assert callback.plan.num_kept_heads == 4
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"gates": SubsetGates(kept_heads=1, initial_scores="random", scoring_examples=8)},
+        {"movement": BlockMovement(attention_block=(8, 8), kept=0.2, width_multiple=8)},
+        {"gates": SubsetGates(), "density": 0.3},
+        {"density": 0.3},
+    ],
+    ids=["gates", "movement", "both", "second_order"],
+)
+def test_before_the_first_step_the_whole_model_is_evaluated(tmp_path, parts):
+    whole = _trainer(tmp_path, None).evaluate()["eval_loss"]
+    trainer = _trainer(tmp_path, HeadPruneCallback(**parts, search=None, latency=None), eval_on_start=True)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-6)
+    trainer.train()
+    on_start = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert on_start == pytest.approx(whole, rel=1e-6)
+
+
 class _StopAt(TrainerCallback):
     def __init__(self, step):
         self.step = step

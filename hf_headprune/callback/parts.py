@@ -71,9 +71,11 @@ class LearnedParts:
                 seed=trainer.args.seed if settings.gates.seed is None else settings.gates.seed,
             )
             self.gates.attach(model, anatomy)
+            self.gates.is_idle = True
         if settings.movement is not None:  # after the gates, which may freeze all that they find
             rate = trainer.args.learning_rate
             self.movement = MovementBank.of(model, anatomy, settings.movement, learning_rate=rate)
+            self.movement.is_idle = True
 
     @property
     def banks(self) -> list[ScoreBank | SecondOrderBank]:
@@ -147,10 +149,10 @@ class LearnedParts:
         for name, bank, step in self._undecided(max_steps):
             if int(bank.steps) < step:
                 logger.warning(
-                    "HeadPruneCallback(%s=...): the model that is cut has seen %d of %d optimizer steps, but what stays "
-                    "was to be chosen at step %d. It is chosen now, by what little was learned, and nothing trains on "
-                    "without the rest: expect a worse model. Let early stopping, or the choice of the best model, begin "
-                    "after that step, or choose earlier (decided_by, or reached_by of movement).",
+                    "HeadPruneCallback(%s=...): the model that is cut has seen %d of %d optimizer steps, but what "
+                    "stays was to be chosen at step %d. It is chosen now, by what little was learned, and nothing "
+                    "trains on without the rest: expect a worse model. Let early stopping, or the choice of the best "
+                    "model, begin after that step, or choose earlier (decided_by, or reached_by of movement).",
                     name,
                     int(bank.steps),
                     max_steps,

@@ -124,7 +124,7 @@ class MovementBank(ScoreBank):
             schedule: Of the run.
         """
         self.steps.fill_(step + 1)
-        self._final_mask = None
+        self.is_idle, self._final_mask = False, None
         self.penalty_strength = schedule.penalty(step)
         if schedule.decided(step) or bool(self.decided):
             self.decide()
@@ -200,7 +200,7 @@ class MovementBank(ScoreBank):
         if self.probe is not None:
             return self.probe.detach(), self.probe
         if not self.training:
-            return self.final_mask(), None
+            return self.kept if self.is_idle else self.final_mask(), None
         self._final_mask = None  # the scores may change before the next evaluation
         learns = not self.is_decided and self.settings.method != "magnitude" and torch.is_grad_enabled()
         return self.mask, self.scores if learns else None
