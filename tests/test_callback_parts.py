@@ -198,6 +198,19 @@ def test_the_published_recipes_run_from_start_to_end_in_one_call_with_a_teacher(
     assert_reloads_alike(trainer, tmp_path / "saved")
 
 
+@pytest.mark.parametrize("recipe", [BlockMovement.hybrid, BlockMovement.hybrid_filled, BlockMovement.struct])
+@pytest.mark.parametrize("density", [0.26, 0.6])
+def test_a_published_recipe_cuts_to_the_density_that_was_named(tmp_path, recipe, density):
+    block = {} if recipe is BlockMovement.struct else {"attention_block": (8, 8)}
+    movement = recipe(density=density, width_multiple=8, score_learning_rate=0.3, **block)
+    callback = HeadPruneCallback(movement=movement, latency=None)
+    trainer = _trainer(tmp_path, callback, max_steps=20)
+    trainer.train()
+    chunk = 8 * 2 * 32 / sum(matrix.numel() for matrix in _matrices(tiny_bert()))
+    assert density - chunk < linear_density(callback.plan, anatomy_of(tiny_bert())) <= density
+    assert all(len(kept) % 8 == 0 for kept in callback.plan.kept_ffn.values())
+
+
 def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_evaluation(tmp_path):
     teacher = tiny_bert(seed=7, **STILL)
     calls = []

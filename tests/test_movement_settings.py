@@ -141,6 +141,7 @@ def test_macs_of_all_scores_are_those_of_the_model(make, block):
     [
         ({"attention_block": (12, 8)}, r"query of shape \(32, 32\) can't be cut into blocks of \(12, 8\)"),
         ({"width_multiple": 48}, "has 64 units, no multiple of 48"),
+        ({"ffn_block": (4, 4), "width_multiple": 48}, "has 64 units, no multiple of 48"),
     ],
 )
 def test_what_does_not_divide_the_model_is_refused(settings, message):

@@ -41,17 +41,18 @@ class BlockMovement:
             instead of learned scores.
         threshold: First and last threshold of the first two methods.
         kept: What stays at the end of the last two methods: a fraction, or, of "scores", a number.
-        kept_of: What `kept` counts: "scores" (blocks and units), "parameters" (of the scored matrices, biases aside)
-            or "macs" (of the scored matrices and of the attention products, as `hf_headprune.cost` counts them).
-            Masked blocks inside a head that stays count as gone, but remain as zeros in the cut model; with scores of
-            units alone ("unit" for both), the cut model itself meets the number.
+        kept_of: What `kept` counts: "scores" (blocks and units), or what the cut model keeps of the scored sites:
+            "parameters" (entries of their matrices, biases aside) or "macs" (with the attention products, as
+            `hf_headprune.cost` counts them). The cut takes whole heads and FFN units, so with blocks, attention's share
+            of these two is spent on the heads whose blocks score best; masked blocks inside them remain as zeros.
         scope: "model" ranks over the whole model; "matrix" keeps the same fraction of each matrix.
         min_kept: Fraction of each score tensor that a threshold leaves in any case, as the paper's code does.
         mask_bias: Whether the bias of an attention row (or of a row of FFN blocks) without a living block is dropped.
         score_gradient: For units. "weights" is the paper's: the sum over both FFN matrices, which leaves closed units
             without gradient. "unit" is the derivative by a factor on what the unit hands to the output projection:
             closed units can return.
-        width_multiple: FFN units stay in multiples of this in each layer; a threshold's choice is rounded up.
+        width_multiple: FFN units stay in multiples of this in each layer; a threshold's choice is rounded up. What
+            blocks of the FFN leave is rounded where `kept` counts "parameters" or "macs", and else stays as it falls.
         score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule.
         penalty: Last strength of the penalty on the scores.
         attention_penalty: Factor of the penalty on the scores of attention.
@@ -158,6 +159,11 @@ class BlockMovement:
         return self.method not in THRESHOLD_METHODS
 
     @property
+    def counts_cut(self) -> bool:
+        """Whether `kept` counts what the cut model keeps, rather than scores."""
+        return self.ranks and self.kept_of != "scores"
+
+    @property
     def penalty_strengths(self) -> Mapping[str, float]:
         """Factor of the penalty on each kind of scores."""
         return {"attention": self.attention_penalty, "ffn": self.ffn_penalty}
@@ -172,8 +178,8 @@ class BlockMovement:
 
         Args:
             penalty: Decides how much goes; published are 5, 20 (the default) and 40.
-            density: In place of the penalty, a share of the scored weights that stays, met exactly: the blocks with the
-                highest scores stay, and the threshold goes.
+            density: In place of the penalty, a share of the scored weights that the cut model keeps, met to less than a
+                head: what scores highest stays, and the threshold goes.
             **changes: Any other setting.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, and the settings of its published models.
