@@ -49,7 +49,9 @@ def test_a_value_that_makes_no_sense_is_refused_by_name_and_fails_in_no_other_wa
                 kind(**wrong)
 
 
-@pytest.mark.parametrize("value", [value for value in ANYTHING if value is not None], ids=str)
+@pytest.mark.parametrize(
+    "value", [value for value in ANYTHING if value is not None], ids=lambda value: type(value).__name__
+)
 @pytest.mark.parametrize(
     "make",
     [

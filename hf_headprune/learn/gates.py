@@ -28,8 +28,8 @@ BANK_NAME = "headprune_gates"
 class GateBank(ScoreBank):
     """Scores and gates of all heads. It lives inside the base model, so that the Trainer trains, saves and resumes it.
 
-    Training uses soft, noisy gates until the choice is decided; evaluation, from the first
-    step on, uses the hard top-K without noise.
+    Training uses soft, noisy gates until the choice is decided; evaluation uses the hard top-K without noise, from the
+    first training step on.
 
     Attributes:
         noise: Of this step, shape `(num_heads,)`, float64.
