@@ -10,8 +10,8 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   units; block movement alone (units); gates for heads with the FFN by magnitude; magnitude; second-order costs, and
   Fisher scores (Kwon et al. 2022, arXiv 2204.09656, without its mask tuning), after dense training and without any
   other; and second-order removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
-- questions: squad_v1_dev, dense; second-order removal with a teacher; and hybrid_filled, an exact budget of blocks,
-  with a teacher and a second run: at 50 and 26 %.
+- questions: squad_v1_dev, dense; second-order removal with a teacher; and hybrid_filled with a teacher and a second
+  run: at 50 and 26 %.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.density_accuracy [--only budget] [--work FOLDER] [--smoke]
      python -m benchmarks.density_accuracy --collect
@@ -139,8 +139,6 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     if callback is None:
         trainer.save_model(str(work / key_of(run)))
         return result
-    if run.method == FILLED:  # its blocks leave no zeros behind, once they are filled
-        return {**result, **file_size(trainer, work / key_of(run))}
     return {**result, **sizes(callback.plan, task), **file_size(trainer, work / key_of(run))}
 
 

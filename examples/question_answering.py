@@ -106,7 +106,7 @@ class PruningArguments:
             distillation = Distillation(AutoModelForQuestionAnswering.from_pretrained(self.teacher_name_or_path))
         if self.recipe:
             movement = self.movement()
-            return [HeadPruneCallback(gates=None, search=None, movement=movement, distillation=distillation)]
+            return [HeadPruneCallback(movement=movement, distillation=distillation)]
         kept_heads = float(self.kept_heads) if "." in self.kept_heads else int(self.kept_heads)
         gates = SubsetGates(kept_heads=kept_heads, estimator=self.estimator, mode=self.mode)
         search = AStarSearch(max_drop=self.max_drop, metric=self.metric, max_evaluations=self.max_evaluations)

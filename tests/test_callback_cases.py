@@ -127,6 +127,54 @@ def test_heads_that_nothing_was_learned_of_are_chosen_by_their_gradient(tmp_path
     assert callback.plan.num_kept_heads == 4
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"gates": SubsetGates(kept_heads=1, initial_scores="random", scoring_examples=8)},
+        {"movement": BlockMovement(attention_block=(8, 8), kept=0.2, width_multiple=8)},
+        {"gates": SubsetGates(), "density": 0.3},
+        {"density": 0.3},
+    ],
+    ids=["gates", "movement", "both", "second_order"],
+)
+def test_before_the_first_step_the_whole_model_is_evaluated(tmp_path, parts):
+    whole = _trainer(tmp_path, None).evaluate()["eval_loss"]
+    trainer = _trainer(tmp_path, HeadPruneCallback(**parts, search=None, latency=None), eval_on_start=True)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-6)
+    trainer.train()
+    on_start = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert on_start == pytest.approx(whole, rel=1e-6)
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize(
+    ("parts", "step"),
+    [
+        ({"gates": SubsetGates(kept_heads=4, scoring_examples=8)}, 8),
+        ({"movement": BlockMovement(attention_block="unit", width_multiple=8)}, 8),
+        ({"movement": BlockMovement.struct(width_multiple=8)}, 6),
+        ({"density": 0.5}, 7),
+    ],
+    ids=["gates", "movement", "recipe", "second_order"],
+)
+def test_a_run_that_is_stopped_before_the_choice_warns_and_one_stopped_after_it_does_not(tmp_path, caplog, parts, step):
+    seen = []
+    for last in (step - 2, step + 1, 12):
+        caplog.clear()
+        callback = HeadPruneCallback(**{"search": None, **parts}, latency=None)
+        _trainer(tmp_path, callback, callbacks=[_StopAt(last)]).train()
+        seen.append(caplog.text)
+    assert f"has seen {step - 2} of 12 optimizer steps, but what stays was to be chosen at step {step}" in seen[0]
+    assert "optimizer steps, but" not in seen[1] + seen[2]
+
+
 def gates_of(model, kept):
     anatomy = anatomy_of(model)
     settings = SubsetGates(kept_heads=kept)

@@ -191,11 +191,24 @@ def test_the_published_recipes_run_from_start_to_end_in_one_call_with_a_teacher(
     teacher = tiny_bert(seed=7, **STILL)
     block = {} if recipe is BlockMovement.struct else {"attention_block": (8, 8)}
     movement = recipe(width_multiple=8, score_learning_rate=0.3, **block)
-    callback = HeadPruneCallback(gates=None, search=None, movement=movement, distillation=Distillation(teacher))
+    callback = HeadPruneCallback(movement=movement, distillation=Distillation(teacher))
     trainer = _trainer(tmp_path / "run", callback, max_steps=20)
     trainer.train()
     assert callback.plan.num_removed_ffn > 0
     assert_reloads_alike(trainer, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("recipe", [BlockMovement.hybrid, BlockMovement.hybrid_filled, BlockMovement.struct])
+@pytest.mark.parametrize("density", [0.26, 0.6])
+def test_a_published_recipe_cuts_to_the_density_that_was_named(tmp_path, recipe, density):
+    block = {} if recipe is BlockMovement.struct else {"attention_block": (8, 8)}
+    movement = recipe(density=density, width_multiple=8, score_learning_rate=0.3, **block)
+    callback = HeadPruneCallback(movement=movement, latency=None)
+    trainer = _trainer(tmp_path, callback, max_steps=20)
+    trainer.train()
+    chunk = 8 * 2 * 32 / sum(matrix.numel() for matrix in _matrices(tiny_bert()))
+    assert density - chunk < linear_density(callback.plan, anatomy_of(tiny_bert())) <= density
+    assert all(len(kept) % 8 == 0 for kept in callback.plan.kept_ffn.values())
 
 
 def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_evaluation(tmp_path):
@@ -216,7 +229,7 @@ def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_eva
 
 
 def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tmp_path):
-    callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)
+    callback = HeadPruneCallback(SubsetGates(estimator="sigmoid"), density=0.5, search=None)
     _trainer(tmp_path, callback)
     parts = callback._parts
     assert sum(group.kept for group in parts.gates.groups) > 0
@@ -224,15 +237,27 @@ def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tm
     assert parts.movement.settings.attention_block is None
 
 
+def test_gates_and_a_search_that_nobody_asked_for_give_way_to_movement_that_chooses_heads_or_fills():
+    def parts(movement, **others):
+        settings = HeadPruneCallback(movement=movement, **others).settings
+        return settings.gates is not None, settings.search is not None
+
+    assert parts(BLOCKS) == (False, False)
+    assert parts(BLOCKS, search=AStarSearch()) == (False, True)
+    assert parts(BlockMovement.ffn_units(64)) == (True, True)
+    assert parts(BlockMovement.ffn_units(64, fill=0.5)) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("parts", "rule"),
     [
         ({"density": 0.4, "movement": BLOCKS}, "no movement"),
         ({"density": 0.4, "gates": SubsetGates(kept_heads=3)}, "no budget of their own"),
-        ({"movement": BLOCKS}, "gates=None"),
+        ({"density": 0.4, "gates": SubsetGates(kept_heads=0.5)}, "no budget of their own"),
+        ({"movement": BLOCKS, "gates": SubsetGates()}, "Leave gates out"),
         ({"movement": 0.5, "gates": None}, "BlockMovement"),
         ({"distillation": tiny_bert()}, "Distillation"),
-        ({"gates": None, "movement": BlockMovement.hybrid_filled()}, "search=None"),
+        ({"search": AStarSearch(), "movement": BlockMovement.hybrid_filled()}, "Leave search out"),
         ({"gates": None, "search": None}, "prune nothing"),
     ],
     ids=str,

@@ -466,6 +466,18 @@ def test_the_student_itself_and_a_teacher_that_shares_its_weights_are_refused():
         Distiller(Distillation(teacher), student)
 
 
+@pytest.mark.parametrize("task", ["classification", "tokens"])
+def test_a_vocabulary_that_is_only_padded_fits_where_no_logits_of_tokens_are_compared(task):
+    student, teacher = STUDENTS[task](), STUDENTS[task](seed=3, vocab_size=104)
+    batch = text_inputs() | {"labels": torch.ones((3, 9) if task == "tokens" else (3,), dtype=torch.long)}
+    outputs = student(**batch)
+    assert Distiller(Distillation(teacher), student)(outputs, batch, outputs.loss).isfinite()
+    with pytest.raises(InvalidSettingError, match="vocabulary size is 300"):  # another tokenizer
+        Distiller(Distillation(STUDENTS[task](seed=3, vocab_size=300)), student)
+    with pytest.raises(InvalidSettingError, match="vocabulary size is 104"):
+        Distiller(Distillation(tiny_bert("MaskedLM", vocab_size=104)), tiny_bert("MaskedLM"))
+
+
 def test_labels_in_another_order_are_refused_and_other_names_are_not():
     def model(*names):
         return tiny_bert(num_labels=2, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
@@ -501,10 +513,10 @@ def test_a_layer_that_does_not_exist_is_refused():
     ("settings", "message"),
     [
         ({"teacher": "bert-base-uncased"}, "teacher must be a model.*a str as teacher"),
-        ({"alpha_task": -0.1}, "alpha_task must not be negative"),
+        ({"alpha_task": -0.1}, "alpha_task must be a number >= 0"),
         ({"alpha_teacher": 0.0}, "alpha_teacher or alpha_hidden must be above 0"),
-        ({"alpha_hidden": -1.0}, "alpha_hidden must not be negative"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"alpha_hidden": -1.0}, "alpha_hidden must be a number >= 0"),
+        ({"temperature": 0.0}, "temperature must be a number above 0"),
         ({"layer_map": {0: 0}}, "layer_map needs alpha_hidden above 0"),
         ({"alpha_hidden": 1.0, "layer_map": {}}, "not be empty"),
         ({"alpha_hidden": 1.0, "layer_map": {0: -1}}, "layers >= 0"),

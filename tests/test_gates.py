@@ -273,6 +273,10 @@ def test_a_budget_that_the_model_cannot_meet_is_refused(budget, rule):
         SubsetGates(kept_heads=budget).budget_groups(anatomy)
 
 
+def test_half_of_the_heads_stay_where_nothing_is_said():
+    assert SubsetGates().budget_groups(anatomy_of(tiny_bert()))[0].kept == 4
+
+
 def test_each_estimator_has_a_learning_rate_and_a_temperature_of_its_own_that_the_user_can_overrule():
     assert (SubsetGates().chosen_estimator, SubsetGates(mode="pipelined").chosen_estimator) == ("ste", "sigmoid")
     assert SubsetGates().peak_score_learning_rate == SubsetGates(estimator="dsp").peak_score_learning_rate == 0.5

@@ -7,7 +7,7 @@ import torch.utils.checkpoint
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.cost import cost_of
+from hf_headprune.cost import cost_of, macs_per_unit, weights_per_unit
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.movement import BANK_NAME, MovementBank, movement_quantities
@@ -166,6 +166,67 @@ def test_a_density_or_macs_of_whole_units_is_that_of_the_cut_model():
         bank.apply_(model)
         found = measure(fold_dead_units_(model), anatomy)
         assert 0.4 - 8 * 2 * 32 / (4 * 4096) < found <= 0.4 + 1e-9
+
+
+def bert_of_wider_heads():
+    return tiny_bert(hidden_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+NAMED = {
+    "hybrid": BlockMovement.hybrid(density=0.26, attention_block=(8, 8), width_multiple=8),
+    "hybrid, in macs": BlockMovement.hybrid(density=0.4, attention_block=(4, 8), width_multiple=8, kept_of="macs"),
+    "struct": BlockMovement.struct(density=0.26, width_multiple=8),
+    "blocks of several heads": BlockMovement.hybrid(density=0.5, attention_block=(16, 16), width_multiple=8),
+    "blocks of FFN units": BlockMovement(attention_block="head", ffn_block=(4, 4), kept=0.37, width_multiple=16),
+    "single weights": BlockMovement(attention_block=None, ffn_block=(1, 1), kept=0.3, width_multiple=8),
+    "blocks of attention alone": BlockMovement(attention_block=(8, 8), ffn_block=None, kept=0.4),
+    "magnitude": BlockMovement(attention_block=(8, 8), method="magnitude", kept=0.3, width_multiple=8),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("make", [bert, marian, bert_of_wider_heads])
+def test_a_named_share_is_that_of_the_cut_model_whatever_its_blocks_are(name, make):
+    settings = NAMED[name]
+    model, bank, schedule = banked(make(), **vars(settings))
+    anatomy = anatomy_of(model)
+    trained(model, bank, schedule)
+    cheapest = min(site.groups.cost * site.groups.multiple for site in bank.sites) / bank.total_cost
+    for level in (bank.settings.kept, 0.7):
+        assert level - cheapest < bank.density(bank.mask_at(level)) <= level + 1e-9
+    assert bank.settings.kept == pytest.approx(settings.kept, abs=cheapest / 2)
+    expected, reached = logits(model), bank.density(bank.final_mask())
+    bank.apply_(model)
+    plan = fold_dead_units_(model)
+    torch.testing.assert_close(logits(model), expected, atol=2e-6, rtol=1e-5)
+    assert share_of_scored(plan, anatomy, settings) == pytest.approx(reached, abs=1e-9)
+    assert all(len(kept) % settings.width_multiple == 0 for kept in plan.kept_ffn.values())
+
+
+def share_of_scored(plan, anatomy, settings):
+    """Of the sites that are scored, in what the settings count."""
+    scored = [
+        site
+        for site in anatomy.sites
+        if (settings.attention_block if site.is_attention else settings.ffn_block) is not None
+    ]
+    price = weights_per_unit if settings.kept_of == "parameters" else lambda site: macs_per_unit(site, 128, 128)
+    kept = sum(len(plan.kept(site.name)) * price(site) for site in scored)
+    return kept / sum(site.units * price(site) for site in scored)
+
+
+def test_a_head_that_blocks_closed_can_return():
+    model, bank, _ = banked(**vars(NAMED["hybrid"]))
+    scattered(bank)
+    bank.mask.copy_(bank.mask_at(0.4))
+    loss_of(model.train()).backward()
+    for tensor, mask, grad in zip(
+        bank.layout, bank.mask.split(bank._sizes), bank.importance_bias.grad.split(bank._sizes), strict=True
+    ):
+        if tensor.name.endswith("attention.output.dense"):
+            closed = mask.view(tensor.shape).amax(0) == 0
+            assert closed.any()
+            assert (grad.view(tensor.shape).abs().sum(0)[closed] > 0).all()
 
 
 def test_masks_fall_cubically_and_are_fixed_when_decided():

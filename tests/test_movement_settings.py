@@ -31,8 +31,8 @@ def layout_of(model, **settings):
         ({"method": "threshold", "threshold": (0.0, float("nan"))}, "threshold must be two numbers"),
         ({"method": "sigmoid_threshold", "threshold": (0.0, 1.5)}, "of a sigmoid from 0 to below 1"),
         ({"width_multiple": 0}, "width_multiple must be"),
-        ({"score_learning_rate": 0.0}, "score_learning_rate must be above 0"),
-        ({"ffn_penalty": -0.1}, "penalties must not be negative"),
+        ({"score_learning_rate": 0.0}, "score_learning_rate must be a number above 0"),
+        ({"ffn_penalty": -0.1}, "ffn_penalty must be numbers >= 0"),
         ({"open_until": 0.7}, "open_until <= reached_by"),
         ({"reached_by": 0.9, "decided_by": 0.8}, "reached_by <= decided_by"),
         ({"seq_len": 0}, "seq_len and target_len"),
@@ -141,6 +141,7 @@ def test_macs_of_all_scores_are_those_of_the_model(make, block):
     [
         ({"attention_block": (12, 8)}, r"query of shape \(32, 32\) can't be cut into blocks of \(12, 8\)"),
         ({"width_multiple": 48}, "has 64 units, no multiple of 48"),
+        ({"ffn_block": (4, 4), "width_multiple": 48}, "has 64 units, no multiple of 48"),
     ],
 )
 def test_what_does_not_divide_the_model_is_refused(settings, message):
@@ -173,5 +174,5 @@ def test_more_units_than_there_are_can_t_stay():
 def test_a_speedup_is_a_share_of_the_macs():
     settings = BlockMovement.to_speedup(2.5, seq_len=64)
     assert (settings.kept, settings.kept_of, settings.seq_len) == (0.4, "macs", 64)
-    with pytest.raises(InvalidSettingError, match="factor must be above 1"):
+    with pytest.raises(InvalidSettingError, match="factor must be a number above 1"):
         BlockMovement.to_speedup(1.0)

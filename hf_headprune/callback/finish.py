@@ -80,6 +80,7 @@ def finish(
     """
     model: Any = trainer.model
     held_back = promise if isinstance(promise, Promise) else None
+    parts.warn_of_early_end(trainer.state.max_steps)  # before a spare checkpoint says that all steps were seen
     if settings.search is not None or settings.trains_twice:
         save_spare_checkpoint(trainer, parts)
     spare = spare_folder(trainer)

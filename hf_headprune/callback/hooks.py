@@ -76,9 +76,10 @@ class HeadPruneCallback(TrainerCallback):
         """Stores the settings; nothing happens before the Trainer is built.
 
         Args:
-            gates: How heads are chosen during training, or None to leave them to `movement` and `search`.
+            gates: How heads are chosen during training, or None to leave them to the search. When left out, there are
+                some unless `movement`, `second_order` or a density chooses heads.
             search: How the search after training goes, or None to cut exactly what training chose. When left out, there
-                is one unless a density or `second_order` names what is to stay.
+                is one unless `second_order`, a density, or a `movement` that chooses heads or fills says what stays.
             movement: How blocks of weights and FFN units are chosen during training.
             second_order: How heads and FFN units are chosen without learned scores; in place of gates and movement.
             density: Share of the weights of all attention and FFN matrices that stays: short for

@@ -19,6 +19,8 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.folding import fold_dead_units_
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from transformers import Trainer
 
@@ -69,9 +71,11 @@ class LearnedParts:
                 seed=trainer.args.seed if settings.gates.seed is None else settings.gates.seed,
             )
             self.gates.attach(model, anatomy)
+            self.gates.is_idle = True
         if settings.movement is not None:  # after the gates, which may freeze all that they find
             rate = trainer.args.learning_rate
             self.movement = MovementBank.of(model, anatomy, settings.movement, learning_rate=rate)
+            self.movement.is_idle = True
 
     @property
     def banks(self) -> list[ScoreBank | SecondOrderBank]:
@@ -135,6 +139,34 @@ class LearnedParts:
         """Says that the banks have seen so many steps: the best model may be that of an earlier one."""
         for bank in self.banks:
             bank.steps.fill_(step)
+
+    def warn_of_early_end(self, max_steps: int) -> None:
+        """Warns where what is to be cut was not chosen yet: training ended early, or the best model is an early one.
+
+        Args:
+            max_steps: Optimizer steps that the run was to have.
+        """
+        for name, bank, step in self._undecided(max_steps):
+            if int(bank.steps) < step:
+                logger.warning(
+                    "HeadPruneCallback(%s=...): the model that is cut has seen %d of %d optimizer steps, but what "
+                    "stays was to be chosen at step %d. It is chosen now, by what little was learned, and nothing "
+                    "trains on without the rest: expect a worse model. Let early stopping, or the choice of the best "
+                    "model, begin after that step, or choose earlier (decided_by, or reached_by of movement).",
+                    name,
+                    int(bank.steps),
+                    max_steps,
+                    step,
+                )
+
+    def _undecided(self, max_steps: int) -> Iterator[tuple[str, ScoreBank | SecondOrderBank, int]]:
+        """Yields each bank that has not chosen, its name, and the optimizer step at which it was to."""
+        if self.gates is not None and self._gate_schedule is not None and not self.gates.decided:
+            yield "gates", self.gates, self._gate_schedule.decided_step
+        if self.movement is not None and self._movement_schedule is not None and not self.movement.decided:
+            yield "movement", self.movement, round(self._movement_schedule.reached_step)
+        if self.second_order is not None and self.second_order.rounds_done < self.second_order.settings.rounds:
+            yield "second_order", self.second_order, round(self.second_order.settings.decided_by * max_steps)
 
     def take_off(self, trainer: Trainer) -> tuple[PruningPlan, np.ndarray | None]:
         """Takes the banks off the model, with zeros where blocks were masked.

@@ -13,6 +13,7 @@ from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.publish.latency import LatencySettings
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.values import is_above
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
@@ -58,20 +59,33 @@ class Settings:
     ) -> Settings:
         """Decides who chooses: second-order costs where they, or a density without gates, are asked for.
 
+        Gates and search that nobody asked for give way to what says otherwise which heads stay.
+
         Args:
             gates: `DEFAULT_GATES` where the user gave none.
             movement: See the class.
             second_order: See the class.
             density: Share of the weights that is to stay.
             **others: The other attributes.
+
+        Raises:
+            InvalidSettingError: See the class; or the density is no share.
         """
-        if others["search"] is DEFAULT_SEARCH and (density is not None or second_order is not None):
-            others["search"] = None  # what is to stay was named
+        if density is not None and not (is_above(density, 0) and density <= 1):
+            raise InvalidSettingError(
+                f"HeadPruneCallback(density={density!r}): the density must be above 0 and at most 1, the share of the "
+                "weights that stays. Pass a number such as 0.4."
+            )
         no_other = second_order is None and movement is None and (gates is None or gates is DEFAULT_GATES)
         if density is not None and no_other:
             second_order, density = SecondOrder(density=density), None
-        if second_order is not None and gates is DEFAULT_GATES:
+        blocks = movement if isinstance(movement, BlockMovement) else None  # anything else is refused below
+        chooses_heads = second_order is not None or (blocks is not None and blocks.attention_block is not None)
+        fills = blocks is not None and blocks.fill > 0
+        if gates is DEFAULT_GATES and chooses_heads:
             gates = None
+        if others["search"] is DEFAULT_SEARCH and (density is not None or chooses_heads or fills):
+            others["search"] = None
         return cls(gates, movement, second_order, density, **others)
 
     def __post_init__(self) -> None:
@@ -108,7 +122,7 @@ class Settings:
             )
         if self.density is None:
             return
-        if self.gates is None or self.movement is not None or self.gates.kept_heads != DEFAULT_GATES.kept_heads:
+        if self.gates is None or self.movement is not None or self.gates.kept_heads is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(density={self.density!r}) decides how many heads and FFN units stay, so gates must "
                 "have no budget of their own, and there can be no movement. Leave gates and movement out, or pass "
@@ -121,12 +135,12 @@ class Settings:
         if self.gates is not None and self.movement.attention_block is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(movement=...): its blocks (attention_block={self.movement.attention_block!r}) and "
-                "the gates would both decide which heads stay. Pass gates=None, or BlockMovement.ffn_units(...)."
+                "the gates would both decide which heads stay. Leave gates out, or pass BlockMovement.ffn_units(...)."
             )
         if self.trains_twice and self.search is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(movement=BlockMovement(fill={self.movement.fill})): the refilled model trains on, "
-                "which changes all that a search has measured. Pass search=None; search_plan(...) searches afterwards."
+                "which changes all that a search has measured. Leave search out; search_plan(...) searches afterwards."
             )
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hf_headprune.cost import weights_per_unit
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import check_plan
+from hf_headprune.values import is_above
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy, Site
@@ -36,10 +37,10 @@ def density_at(speedup: float, *, where: str) -> float:
     """Returns the share of all multiply-accumulates that stays at a speed-up.
 
     Raises:
-        InvalidSettingError: The factor is not above 1.
+        InvalidSettingError: The factor is no number above 1.
     """
-    if not speedup > 1:
-        raise InvalidSettingError(f"{where}: the factor must be above 1, received {speedup!r}.")
+    if not is_above(speedup, 1):
+        raise InvalidSettingError(f"{where}: the factor must be a number above 1, received {speedup!r}.")
     return 1.0 / speedup
 
 

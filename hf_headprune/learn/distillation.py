@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.teachers import layer_pairs, predicts_next_token, require_fitting_teacher
+from hf_headprune.values import is_above, is_rising, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,7 +33,7 @@ class Distillation:
     """How a student learns from a teacher: `alpha_task * task + alpha_teacher * logits + alpha_hidden * hidden`.
 
     Attributes:
-        teacher: A trained model of the student's task, with its vocabulary and its labels. It is put into evaluation
+        teacher: A trained model of the student's task, with its tokenizer and its labels. It is put into evaluation
             mode and moved to the student's device; it is neither trained nor saved, and does not run in evaluation.
         alpha_task: Weight of the task's own loss.
         alpha_teacher: Weight of the divergence between the logits of teacher and student.
@@ -64,15 +65,16 @@ class Distillation:
         layers = [*pairs.keys(), *pairs.values()] if is_map else []
         rules = {
             "teacher must be a model": isinstance(self.teacher, nn.Module),
-            "alpha_task must not be negative": self.alpha_task >= 0,
-            "alpha_teacher must not be negative": self.alpha_teacher >= 0,
-            "alpha_hidden must not be negative": self.alpha_hidden >= 0,
-            "alpha_teacher or alpha_hidden must be above 0": self.alpha_teacher > 0 or self.alpha_hidden > 0,
-            "temperature must be above 0": self.temperature > 0,
+            "alpha_task must be a number >= 0": is_rising(0, self.alpha_task),
+            "alpha_teacher must be a number >= 0": is_rising(0, self.alpha_teacher),
+            "alpha_hidden must be a number >= 0": is_rising(0, self.alpha_hidden),
+            "alpha_teacher or alpha_hidden must be above 0": is_above(self.alpha_teacher, 0)
+            or is_above(self.alpha_hidden, 0),
+            "temperature must be a number above 0": is_above(self.temperature, 0),
             "layer_map must map layers >= 0 to layers >= 0 and not be empty": is_map
             and (self.layer_map is None or len(pairs) > 0)
-            and all(isinstance(layer, int) and layer >= 0 for layer in layers),
-            "layer_map needs alpha_hidden above 0": self.layer_map is None or self.alpha_hidden > 0,
+            and all(is_whole(layer, at_least=0) for layer in layers),
+            "layer_map needs alpha_hidden above 0": self.layer_map is None or is_above(self.alpha_hidden, 0),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:

@@ -28,7 +28,8 @@ BANK_NAME = "headprune_gates"
 class GateBank(ScoreBank):
     """Scores and gates of all heads. It lives inside the base model, so that the Trainer trains, saves and resumes it.
 
-    Training uses soft, noisy gates until the choice is decided; evaluation always uses the hard top-K without noise.
+    Training uses soft, noisy gates until the choice is decided; evaluation uses the hard top-K without noise, from the
+    first training step on.
 
     Attributes:
         noise: Of this step, shape `(num_heads,)`, float64.
@@ -46,7 +47,7 @@ class GateBank(ScoreBank):
             seed: Of noise and random initial scores.
         """
         num_heads = sum(len(group.positions) for group in groups)
-        super().__init__(num_heads, multiplier=multiplier, budget=settings.kept_heads)
+        super().__init__(num_heads, multiplier=multiplier, budget=settings.chosen_kept_heads)
         self.groups = tuple(groups)
         self.settings = settings
         self.seed = seed
@@ -100,6 +101,7 @@ class GateBank(ScoreBank):
             schedule: Of the run.
             loss_scale: What fp16 training multiplies the loss with, and so the gradients that arrive here.
         """
+        self.is_idle = False
         self.phase = "decided" if self.decided else schedule.phase(step)
         self.loss_scale = loss_scale
         self.temperature = schedule.temperature(step)
@@ -144,7 +146,7 @@ class GateBank(ScoreBank):
         if self.probe is not None:
             return self.probe
         if not self.training:
-            return self.hard_mask()
+            return None if self.is_idle else self.hard_mask()
         if self.phase == "decided":
             return self.kept
         return self.soft_gates() if self.phase == "learn" else None

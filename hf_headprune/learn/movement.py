@@ -20,6 +20,7 @@ from hf_headprune.learn.blocks import (
     close_blocks_,
     close_units_,
 )
+from hf_headprune.learn.movement_cut import cost_of_cut, cut_sites, masks_of_cut
 from hf_headprune.learn.movement_layout import score_layout, with_exact_fraction
 from hf_headprune.learn.schedules import MovementSchedule
 from hf_headprune.learn.score_bank import ScoreBank
@@ -65,7 +66,9 @@ class MovementBank(ScoreBank):
         budget = (settings.method, settings.kept, settings.kept_of, settings.threshold, settings.width_multiple)
         super().__init__(sum(tensor.numel for tensor in layout), multiplier=multiplier, budget=budget)
         self.layout = layout
-        self.settings = with_exact_fraction(settings, layout)
+        counts_cut = settings.counts_cut and not all(tensor.is_units for tensor in layout)
+        self.sites = cut_sites(layout, settings.width_multiple) if counts_cut else ()
+        self.settings = with_exact_fraction(settings, tuple(site.groups for site in self.sites) or layout)
         self.total_cost = sum(tensor.cost * tensor.numel for tensor in layout)
         weights = movement_masks.penalty_weights(layout, settings.penalty_strengths)
         self.register_buffer("penalty_weights", weights, persistent=False)
@@ -124,7 +127,7 @@ class MovementBank(ScoreBank):
             schedule: Of the run.
         """
         self.steps.fill_(step + 1)
-        self._final_mask = None
+        self.is_idle, self._final_mask = False, None
         self.penalty_strength = schedule.penalty(step)
         if schedule.decided(step) or bool(self.decided):
             self.decide()
@@ -154,6 +157,8 @@ class MovementBank(ScoreBank):
             )
         if settings.scope == "matrix":
             return movement_masks.top_k_per_tensor(scores, level, self.layout)
+        if self.sites:
+            return masks_of_cut(scores, level * self.total_cost, self.layout, self.sites)
         return movement_masks.top_k_over_model(scores, level * self.total_cost, self.layout)
 
     @torch.no_grad()
@@ -166,6 +171,8 @@ class MovementBank(ScoreBank):
 
     def density(self, mask: torch.Tensor) -> float:
         """Returns what share of the cost a mask keeps; it waits for the device."""
+        if self.sites:
+            return float(cost_of_cut(mask, self.layout, self.sites)) / self.total_cost
         parts = zip(self.layout, mask.split(self._sizes), strict=True)
         return sum(tensor.cost * float(part.sum()) for tensor, part in parts) / self.total_cost
 
@@ -200,7 +207,7 @@ class MovementBank(ScoreBank):
         if self.probe is not None:
             return self.probe.detach(), self.probe
         if not self.training:
-            return self.final_mask(), None
+            return self.kept if self.is_idle else self.final_mask(), None
         self._final_mask = None  # the scores may change before the next evaluation
         learns = not self.is_decided and self.settings.method != "magnitude" and torch.is_grad_enabled()
         return self.mask, self.scores if learns else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,10 @@ def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) ->
         price = _price_of_a_weight(site, linears, settings)
         if shape == "unit":
             layout.append(_unit_scores(site, settings, linears, price))
-            if site.units % layout[-1].multiple:
-                problems.append(f"{site.name} has {site.units} units, no multiple of {settings.width_multiple}")
         else:
             layout += _block_scores(site, linears, shape, price, problems)
+        if site.units % (multiple := _multiple(site, shape, settings)):
+            problems.append(f"{site.name} has {site.units} units, no multiple of {multiple}")
     if problems or not layout:
         problems = problems or ["the model has nothing that the settings score"]
         raise InvalidSettingError(f"BlockMovement: {'; '.join(problems)}. Change the block or width_multiple.")
@@ -92,6 +93,13 @@ def _price_of_a_weight(site: Site, linears: dict[str, Any], settings: BlockMovem
     return macs / sum(linear.weight.numel() for linear in linears.values())
 
 
+def _multiple(site: Site, shape: Block | str, settings: BlockMovement) -> int:
+    """Returns of what the site's width is to stay a multiple."""
+    if site.is_attention or (shape != "unit" and not settings.counts_cut):
+        return 1
+    return settings.width_multiple if isinstance(shape, str) else math.lcm(settings.width_multiple, shape[0])
+
+
 def _kind(site: Site) -> str:
     return ("decoder_" if site.in_decoder else "") + ("attention" if site.is_attention else "ffn")
 
@@ -105,6 +113,8 @@ def _unit_scores(site: Site, settings: BlockMovement, linears: dict[str, Any], p
         shape=(site.units,),
         cost=1.0 if price is None else price * entries / site.units,
         multiple=1 if site.is_attention else settings.width_multiple,
+        site=site.name,
+        units=site.units,
     )
 
 
@@ -125,4 +135,6 @@ def _block_scores(
             kind=_kind(site),
             shape=counts[::-1] if path == site.output else counts,
             cost=1.0 if price is None else price * block[0] * block[1],
+            site=site.name,
+            units=site.units,
         )

@@ -25,6 +25,8 @@ class ScoreTensor:
         shape: `(rows, columns)` of blocks, or `(units,)`.
         cost: What one score's block or unit costs.
         multiple: Units stay in multiples of this; 1 for blocks.
+        site: Name of the site.
+        units: Heads or FFN units of the site.
     """
 
     name: str
@@ -33,6 +35,8 @@ class ScoreTensor:
     shape: tuple[int, ...]
     cost: float = 1.0
     multiple: int = 1
+    site: str = ""
+    units: int = 0
 
     @property
     def numel(self) -> int:
@@ -111,7 +115,7 @@ def top_k_per_tensor(scores: torch.Tensor, fraction: float, layout: Sequence[Sco
     return torch.cat(masks)
 
 
-def top_k_over_model(scores: torch.Tensor, budget: float, layout: Sequence[ScoreTensor]) -> torch.Tensor:
+def top_k_over_model(scores: torch.Tensor, budget: float | torch.Tensor, layout: Sequence[ScoreTensor]) -> torch.Tensor:
     """Keeps the largest scores of the whole model that a budget pays for.
 
     Each tensor counts in chunks of its multiple (1 for blocks): its best scores, the next best, and so on, each with
@@ -143,7 +147,9 @@ def top_k_over_model(scores: torch.Tensor, budget: float, layout: Sequence[Score
     return torch.cat(masks)
 
 
-def _within_budget(values: torch.Tensor, costs: torch.Tensor, budget: float, prices: Sequence[float]) -> torch.Tensor:
+def _within_budget(
+    values: torch.Tensor, costs: torch.Tensor, budget: float | torch.Tensor, prices: Sequence[float]
+) -> torch.Tensor:
     """Marks, `(chunks,)`, the longest run of largest values that the budget pays for, then what its rest pays for."""
     allowed = budget * (1 + 1e-9)  # sums in another order differ by rounding
     order = torch.sort(values, descending=True, stable=True).indices

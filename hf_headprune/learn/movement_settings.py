@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.density import density_at
+from hf_headprune.values import is_above, is_number, is_rising, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,17 +41,18 @@ class BlockMovement:
             instead of learned scores.
         threshold: First and last threshold of the first two methods.
         kept: What stays at the end of the last two methods: a fraction, or, of "scores", a number.
-        kept_of: What `kept` counts: "scores" (blocks and units), "parameters" (of the scored matrices, biases aside)
-            or "macs" (of the scored matrices and of the attention products, as `hf_headprune.cost` counts them).
-            Masked blocks inside a head that stays count as gone, but remain as zeros in the cut model; with scores of
-            units alone ("unit" for both), the cut model itself meets the number.
+        kept_of: What `kept` counts: "scores" (blocks and units), or what the cut model keeps of the scored sites:
+            "parameters" (entries of their matrices, biases aside) or "macs" (with the attention products, as
+            `hf_headprune.cost` counts them). The cut takes whole heads and FFN units, so with blocks, attention's share
+            of these two is spent on the heads whose blocks score best; masked blocks inside them remain as zeros.
         scope: "model" ranks over the whole model; "matrix" keeps the same fraction of each matrix.
         min_kept: Fraction of each score tensor that a threshold leaves in any case, as the paper's code does.
         mask_bias: Whether the bias of an attention row (or of a row of FFN blocks) without a living block is dropped.
         score_gradient: For units. "weights" is the paper's: the sum over both FFN matrices, which leaves closed units
             without gradient. "unit" is the derivative by a factor on what the unit hands to the output projection:
             closed units can return.
-        width_multiple: FFN units stay in multiples of this in each layer; a threshold's choice is rounded up.
+        width_multiple: FFN units stay in multiples of this in each layer; a threshold's choice is rounded up. What
+            blocks of the FFN leave is rounded where `kept` counts "parameters" or "macs", and else stays as it falls.
         score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule.
         penalty: Last strength of the penalty on the scores.
         attention_penalty: Factor of the penalty on the scores of attention.
@@ -105,6 +106,7 @@ class BlockMovement:
             'attention_block must be (rows, columns) >= 1, "head", "unit" or None': attention in ("head", "unit", None)
             or _is_block(attention),
             'ffn_block must be (rows, columns) >= 1, "unit" or None': ffn in ("unit", None) or _is_block(ffn),
+            "mask_bias must be True or False": isinstance(self.mask_bias, bool),
             "attention_block and ffn_block must not both be None": attention is not None or ffn is not None,
             'attention_block="unit" needs score_gradient="unit"': attention != "unit" or self.score_gradient == "unit",
             **{
@@ -122,31 +124,31 @@ class BlockMovement:
         return {
             "threshold must be two numbers, and of a sigmoid from 0 to below 1": _is_range(self.threshold)
             and (self.method != "sigmoid_threshold" or all(0 <= value < 1 for value in self.threshold)),
-            "min_kept must be from 0 to below 1": 0 <= self.min_kept < 1,
-            "width_multiple must be a whole number >= 1": _is_count(self.width_multiple),
-            "score_learning_rate must be above 0": self.score_learning_rate > 0,
-            "fill must not be negative": self.fill >= 0,
-            "penalties must not be negative": min(self.penalty, self.attention_penalty, self.ffn_penalty) >= 0,
-            "0 <= open_until <= reached_by <= decided_by <= 1 must hold": 0
-            <= self.open_until
-            <= self.reached_by
-            <= self.decided_by
-            <= 1,
-            "seq_len and target_len must be whole numbers >= 1": _is_count(self.seq_len)
-            and (self.target_len is None or _is_count(self.target_len)),
+            "min_kept must be from 0 to below 1": is_rising(0, self.min_kept) and self.min_kept < 1,
+            "width_multiple must be a whole number >= 1": is_whole(self.width_multiple, at_least=1),
+            "score_learning_rate must be a number above 0": is_above(self.score_learning_rate, 0),
+            "fill must be a number >= 0": is_rising(0, self.fill),
+            "penalty, attention_penalty and ffn_penalty must be numbers >= 0": all(
+                is_rising(0, value) for value in (self.penalty, self.attention_penalty, self.ffn_penalty)
+            ),
+            "0 <= open_until <= reached_by <= decided_by <= 1 must hold": is_rising(
+                0, self.open_until, self.reached_by, self.decided_by, 1
+            ),
+            "seq_len and target_len must be whole numbers >= 1": is_whole(self.seq_len, at_least=1)
+            and (self.target_len is None or is_whole(self.target_len, at_least=1)),
         }
 
     def _budget_rules(self) -> dict[str, bool]:
-        is_number = isinstance(self.kept, int) and not isinstance(self.kept, bool)
+        is_count = isinstance(self.kept, int) and not isinstance(self.kept, bool)
         in_chunks = self.ffn_block == "unit" and self.attention_block is None
         return {
             "kept must be a fraction from 0.0 to 1.0, or a whole number >= 0": self.kept >= 0
-            if is_number
+            if is_count
             else isinstance(self.kept, float) and 0.0 <= self.kept <= 1.0,
-            'a whole number in kept needs kept_of="scores" and scope="model"': not is_number
+            'a whole number in kept needs kept_of="scores" and scope="model"': not is_count
             or (self.kept_of == "scores" and self.scope == "model"),
-            "kept must be a multiple of width_multiple": not (is_number and in_chunks)
-            or self.kept % self.width_multiple == 0,
+            "kept must be a multiple of width_multiple": not (is_count and in_chunks)
+            or (is_whole(self.width_multiple, at_least=1) and self.kept % self.width_multiple == 0),
             'scope="matrix" needs kept_of="scores", since it keeps the same fraction of each': self.scope == "model"
             or self.kept_of == "scores",
         }
@@ -155,6 +157,11 @@ class BlockMovement:
     def ranks(self) -> bool:
         """Whether an exact amount is kept, rather than what a threshold leaves."""
         return self.method not in THRESHOLD_METHODS
+
+    @property
+    def counts_cut(self) -> bool:
+        """Whether `kept` counts what the cut model keeps, rather than scores."""
+        return self.ranks and self.kept_of != "scores"
 
     @property
     def penalty_strengths(self) -> Mapping[str, float]:
@@ -171,8 +178,8 @@ class BlockMovement:
 
         Args:
             penalty: Decides how much goes; published are 5, 20 (the default) and 40.
-            density: In place of the penalty, a share of the scored weights that stays, met exactly: the blocks with the
-                highest scores stay, and the threshold goes.
+            density: In place of the penalty, a share of the scored weights that the cut model keeps, met to less than a
+                head: what scores highest stays, and the threshold goes.
             **changes: Any other setting.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, and the settings of its published models.
@@ -228,7 +235,8 @@ class BlockMovement:
     def _paper(
         cls, penalty: float | None, published: float, density: float | None, changes: Mapping[str, Any]
     ) -> BlockMovement:
-        if density is not None and (penalty is not None or isinstance(density, int) or not 0.0 < density <= 1.0):
+        is_share = isinstance(density, float) and 0.0 < density <= 1.0
+        if density is not None and (penalty is not None or not is_share):
             raise InvalidSettingError(
                 "BlockMovement: density is a share above 0.0 and at most 1.0, in place of the penalty; received "
                 f"density={density!r} and penalty={penalty!r}. Leave one of the two out."
@@ -246,13 +254,9 @@ class BlockMovement:
 
 
 def _is_block(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_count, value))  # noqa: PLR2004 - rows, columns
+    return isinstance(value, tuple) and len(value) == 2 and all(is_whole(side, at_least=1) for side in value)  # noqa: PLR2004 - rows, columns
 
 
 def _is_range(value: object) -> bool:
     is_pair = isinstance(value, tuple) and len(value) == 2  # noqa: PLR2004 - first, last
-    return is_pair and all(isinstance(number, (int, float)) and math.isfinite(number) for number in value)  # type: ignore[attr-defined]
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_pair and all(map(is_number, value))  # type: ignore[call-overload]

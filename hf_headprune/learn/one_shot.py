@@ -9,14 +9,16 @@ import torch
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.collation import ModelExamples, PadRight
+from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.second_order import SecondOrderBank
+from hf_headprune.learn.second_order_settings import SecondOrder
+from hf_headprune.values import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import nn
 
-    from hf_headprune.learn.second_order_settings import SecondOrder
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
 
@@ -56,10 +58,16 @@ def second_order_plan(
         batch_size: Examples per batch.
 
     Raises:
-        InvalidSettingError: The data set is empty, unlabelled or not tokenized, or the model can't meet the budget.
+        InvalidSettingError: A setting is of another type, the data set is empty, unlabelled or not tokenized, or the
+            model can't meet the budget.
         TrainingStateError: The loss does not depend on the model, or is not finite.
         UnsupportedModelError: The model's family is not supported.
     """
+    if not isinstance(settings, SecondOrder) or not is_whole(batch_size, at_least=1):
+        raise InvalidSettingError(
+            "second_order_plan: settings must be SecondOrder(...) and batch_size a whole number >= 1, received "
+            f"{settings!r} and {batch_size!r}."
+        )
     bank = SecondOrderBank(anatomy_of(model), settings)
     examples = ModelExamples(dataset, model, where="second_order_plan")
     collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))

@@ -60,6 +60,7 @@ class ScoreBank(nn.Module):
         kept: The decided choice, ones and zeros of shape `(num_scores,)`.
         decided: Whether `kept` holds.
         steps: Optimizer steps begun; tells whether a resumed checkpoint carried this bank.
+        is_idle: Whether training is yet to begin, so that evaluation leaves everything open.
     """
 
     importance_bias: nn.Parameter
@@ -82,6 +83,7 @@ class ScoreBank(nn.Module):
         self.register_buffer("decided", torch.tensor(False))
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("budget", checksum(budget))
+        self.is_idle = False
 
     @property
     def num_scores(self) -> int:
@@ -119,6 +121,7 @@ class ScoreBank(nn.Module):
                 "Resume from a checkpoint that was written with this callback on the same model."
             )
         check_same_budget(self, state_dict, prefix)
+        self.is_idle = False
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ScoreBank:  # noqa: FBT001, FBT002 - signature of nn.Module

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.density import density_at
 from hf_headprune.learn.settings import budget_rules
+from hf_headprune.values import is_above, is_rising, is_whole
 
 if TYPE_CHECKING:
     from hf_headprune.learn.settings import Budget
@@ -57,17 +58,19 @@ class SecondOrder:
         first = self.decided_by if self.first_at is None else self.first_at
         rules = {
             "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
-            "density must be above 0 and at most 1": self.density is None or 0.0 < self.density <= 1.0,
+            "density must be above 0 and at most 1": self.density is None
+            or (is_above(self.density, 0) and is_rising(self.density, 1)),
             'density_of must be "parameters" or "macs"': self.density_of in ("parameters", "macs"),
             'density_of="macs" needs a density': self.density_of == "parameters" or self.density is not None,
-            "seq_len and target_len must be at least 1": self.seq_len >= 1
-            and (self.target_len is None or self.target_len >= 1),
-            "rounds must be at least 1": self.rounds >= 1,
-            "0 <= first_at <= decided_by <= 1 must hold": 0.0 <= first <= self.decided_by <= 1.0,
-            "first_at must be given for several rounds, and only then": (self.rounds > 1)
+            "seq_len and target_len must be whole numbers >= 1": is_whole(self.seq_len, at_least=1)
+            and (self.target_len is None or is_whole(self.target_len, at_least=1)),
+            "rounds must be a whole number >= 1": is_whole(self.rounds, at_least=1),
+            "0 <= first_at <= decided_by <= 1 must hold": is_rising(0, first, self.decided_by, 1),
+            "first_at must be given for several rounds, and only then": is_above(self.rounds, 1)
             == (self.first_at is not None),
-            "scoring_examples must be at least 1": self.scoring_examples >= 1,
-            "width_multiple must be at least 1": self.width_multiple >= 1,
+            "scoring_examples must be a whole number >= 1": is_whole(self.scoring_examples, at_least=1),
+            "width_multiple must be a whole number >= 1": is_whole(self.width_multiple, at_least=1),
+            "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
             **({} if self.kept_heads is None else budget_rules(self.kept_heads)),
         }
         broken = [rule for rule, holds in rules.items() if not holds]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.estimators import Estimator
 from hf_headprune.learn.schedules import GateSchedule
+from hf_headprune.values import is_above, is_rising, is_whole
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
@@ -41,7 +42,8 @@ class SubsetGates:
     Attributes:
         kept_heads: Heads that stay over the whole model: a number, or a fraction between 0.0 and 1.0 of all heads
             (rounded to the nearest number). A mapping from "encoder", "decoder" and "cross" to either gives each kind
-            of attention a budget of its own; kinds left out keep all their heads.
+            of attention a budget of its own; kinds left out keep all their heads. When left out, half of all heads, or
+            what a density beside the gates says.
         estimator: Relaxation, see `hf_headprune.learn.estimators`. When left out, what did best in each mode
             (docs/results.md): "ste" where weights train, too, and "sigmoid" where only scores do.
         mode: "joint" trains weights and scores together; "pipelined" freezes the (fine-tuned) weights and trains
@@ -71,7 +73,7 @@ class SubsetGates:
     Source: Li et al. 2021, arXiv 2108.04657.
     """
 
-    kept_heads: Budget = 0.5
+    kept_heads: Budget | None = None
     estimator: Estimator | None = None
     mode: Mode = "joint"
     score_learning_rate: float | None = None
@@ -92,26 +94,26 @@ class SubsetGates:
         cooled = self.decided_by if self.cooled_by is None else self.cooled_by
         norm = self.max_score_grad_norm
         rate, range_ = self.score_learning_rate, self.temperature
-        first, last = range_ if isinstance(range_, tuple) else (0.0, 0.0)
+        is_pair = isinstance(range_, tuple) and len(range_) == 2 and is_above(range_[1], 0)  # noqa: PLR2004 - first, last
         rules = {
             f"estimator must be one of {get_args(Estimator)}": self.estimator in (None, *get_args(Estimator)),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
-            "closing_steps must not be negative": self.closing_steps >= 0,
+            "closing_steps must be a whole number >= 0": is_whole(self.closing_steps, at_least=0),
             f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
-            "score_learning_rate must be above 0": rate is None or rate > 0,
-            "temperature must be a tuple of two numbers, first >= last > 0": range_ is None or first >= last > 0,
+            "score_learning_rate must be a number above 0": rate is None or is_above(rate, 0),
+            "temperature must be a tuple of two numbers, first >= last > 0": range_ is None
+            or (is_pair and is_rising(*range_[::-1])),
             f"only the estimators {tuple(TEMPERATURES)} have a temperature": range_ is None
-            or self.chosen_estimator in TEMPERATURES,
-            "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": 0
-            <= self.open_until
-            <= cooled
-            <= self.decided_by
-            <= 1,
-            "initial_spread must not be negative": self.initial_spread >= 0,
-            "scoring_examples must be at least 1": self.scoring_examples >= 1,
-            "max_score_grad_norm must be above 0 or None": norm is None or norm > 0,
-            "penalty must not be negative": self.penalty >= 0,
-            **budget_rules(self.kept_heads),
+            or self.chosen_estimator in tuple(TEMPERATURES),
+            "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": is_rising(
+                0, self.open_until, cooled, self.decided_by, 1
+            ),
+            "initial_spread must be a number >= 0": is_rising(0, self.initial_spread),
+            "scoring_examples must be a whole number >= 1": is_whole(self.scoring_examples, at_least=1),
+            "max_score_grad_norm must be a number above 0, or None": norm is None or is_above(norm, 0),
+            "penalty must be a number >= 0": is_rising(0, self.penalty),
+            "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
+            **budget_rules(self.chosen_kept_heads),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
@@ -158,6 +160,11 @@ class SubsetGates:
         )
 
     @property
+    def chosen_kept_heads(self) -> Budget:
+        """The budget that was asked for, or half of all heads."""
+        return 0.5 if self.kept_heads is None else self.kept_heads
+
+    @property
     def chosen_estimator(self) -> Estimator:
         """The relaxation that was asked for, or the one that does best in this mode."""
         return self.estimator or ("ste" if self.mode == "joint" else "sigmoid")
@@ -194,7 +201,7 @@ class SubsetGates:
 
     def budget_groups(self, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
         """Turns the budget into numbers of heads for one model; see `budget_groups`."""
-        return budget_groups(self.kept_heads, anatomy)
+        return budget_groups(self.chosen_kept_heads, anatomy)
 
 
 def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:

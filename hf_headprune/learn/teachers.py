@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 LABELLED_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
 LANGUAGE_MODELLING = "language modelling"
 SOFTMAX_TASKS = (None, "single_label_classification")
+PADDING = 128  # embeddings are padded to multiples of at most this
 
 
 def require_fitting_teacher(teacher: Any, student: Any, *, compares_hidden: bool) -> None:
@@ -26,7 +27,8 @@ def require_fitting_teacher(teacher: Any, student: Any, *, compares_hidden: bool
 
     Raises:
         InvalidSettingError: The teacher is the student or shares weights with it, has no task, or differs from it in
-            task, labels, vocabulary or (for hidden states) hidden size.
+            task, labels, vocabulary (unless the teacher's is padded, and no logits of tokens are compared) or (for
+            hidden states) hidden size.
     """
     shared = {id(parameter) for parameter in teacher.parameters()} & {id(p) for p in student.parameters()}
     if teacher is student or shared:
@@ -100,8 +102,13 @@ def _label_order_differences(teacher: Mapping[int, str], student: Mapping[int, s
 def _size_differences(teacher: Any, student: Any) -> list[str]:
     kinds = [bool(model.config.is_encoder_decoder) for model in (teacher, student)]
     words = ["an encoder-decoder" if kind else "one stack" for kind in kinds]
-    sizes = [getattr(model.config, "vocab_size", None) for model in (teacher, student)]
-    return [*_difference("architecture", *words), *_difference("vocabulary size", *sizes)]
+    sizes: list[Any] = [getattr(model.config, "vocab_size", None) for model in (teacher, student)]
+    differences = _difference("architecture", *words)
+    # In a padded vocabulary all token ids fit, which is enough where no logits of tokens are compared.
+    is_padded = all(sizes) and sizes[0] in range(sizes[1], sizes[1] + PADDING)
+    if not (is_padded and _task(student) in LABELLED_TASKS):
+        differences += _difference("vocabulary size", *sizes)
+    return differences
 
 
 def _difference(what: str, teacher: Any, student: Any) -> list[str]:

@@ -12,6 +12,7 @@ from torch.utils.benchmark import Timer
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.publish.measurements import LatencyChange, LatencySample
+from hf_headprune.values import is_rising, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,7 @@ class LatencySettings:
         seed: Of the random tokens.
 
     Raises:
-        InvalidSettingError: A number is too small.
+        InvalidSettingError: A number is too small, or none.
     """
 
     batch_size: int = 8
@@ -49,10 +50,17 @@ class LatencySettings:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        for name, least in (("batch_size", 1), ("seq_len", 1), ("runs", _LEAST_RUNS), ("threads", 1)):
+        for name, least in (("batch_size", 1), ("seq_len", 1), ("runs", _LEAST_RUNS), ("threads", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InvalidSettingError(f"LatencySettings: {name} must be at least {least}, received {value}.")
+            may_be_left = name in ("seq_len", "threads") and value is None
+            if not (may_be_left or is_whole(value, at_least=least)):
+                raise InvalidSettingError(
+                    f"LatencySettings: {name} must be at least {least}, a whole number, received {value!r}."
+                )
+        if not is_rising(0, self.max_seconds):
+            raise InvalidSettingError(
+                f"LatencySettings: max_seconds must be a number >= 0, received {self.max_seconds!r}."
+            )
 
 
 def measure_latency(
