@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from hf_headprune.certified import CERTIFICATE_NAME, attach_certificate_, attach_saved_certificate_, write_certificate_
 from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee import paired
-from hf_headprune.guarantee.certificate import CERTIFICATE_NAME, Certificate, checksum_of
+from hf_headprune.guarantee.certificate import Certificate, checksum_of
 from hf_headprune.guarantee.certify import CertificationData, certify, certify_path, furthest_within, name_of
 from hf_headprune.guarantee.claim import METHODS, Claim, Metric
 from hf_headprune.guarantee.evidence import Counts, PairedScores, evidence_of, evidence_of_counts
@@ -721,3 +722,82 @@ def test_evidence_of_scores_is_evidence_of_their_counts():
     dense, pruned = np.array([1, 1, 1, 0, 0] * 30), np.array([1, 1, 0, 0, 1] * 30)
     claim = Claim("accuracy", "binary", 0.2, 0.05, 0.05)
     assert evidence_of(PairedScores(dense, pruned), claim) == evidence_of_counts(Counts(150, 30, 30, 60), claim)
+
+
+# It travels with its weights
+
+
+def test_the_certified_model_takes_its_certificate_along_wherever_it_is_saved_and_loaded(dense, data, tmp_path, caplog):
+    model = copy.deepcopy(dense)
+    prune_model_(model, without(PruningPlan.of(model), [1]))
+    certificate = certify(dense, model, data, max_drop=0.4)
+    model.save_pretrained(tmp_path / "first")
+    assert Certificate.load(tmp_path / "first") == certificate
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first")
+    reloaded.save_pretrained(tmp_path / "second")
+    assert (tmp_path / "second" / CERTIFICATE_NAME).read_text() == (tmp_path / "first" / CERTIFICATE_NAME).read_text()
+    assert verify_certificate(tmp_path / "second", reloaded, data, dense=dense).holds
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("change", ["dtype", "weight"])
+def test_a_loaded_certificate_is_not_written_beside_other_weights(certificate, pruned, tmp_path, caplog, change):
+    pruned.save_pretrained(tmp_path / "first")
+    certificate.save(tmp_path / "first")
+    dtype = torch.bfloat16 if change == "dtype" else torch.float32
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first", dtype=dtype)
+    assert not caplog.records
+    if change == "weight":
+        model.classifier.bias.data += 1.0
+    model.save_pretrained(tmp_path / "second")
+    assert not (tmp_path / "second" / CERTIFICATE_NAME).exists()
+    assert caplog.text.count("The weights are not those that were certified") == 1
+    model.save_pretrained(tmp_path / "third")
+    assert caplog.text.count("not those that were certified") == 1
+    model.save_pretrained(tmp_path / "first")
+    assert not (tmp_path / "first" / CERTIFICATE_NAME).exists()
+    assert "is about other weights than those which are saved there now" in caplog.text
+
+
+def test_a_damaged_certificate_keeps_no_model_from_loading_and_is_not_passed_on(pruned, tmp_path):
+    pruned.save_pretrained(tmp_path / "first")
+    for damaged in ("{", "[]", '{"pruned": 1}', "NaN"):
+        (tmp_path / "first" / CERTIFICATE_NAME).write_text(damaged)
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+        assert not (tmp_path / "second" / CERTIFICATE_NAME).exists()
+
+
+def test_without_a_certificate_no_weight_is_read_for_one(dense, tmp_path, monkeypatch):
+    model = copy.deepcopy(dense)
+    prune_model_(model, without(PruningPlan.of(model), [1]))
+    monkeypatch.setattr("hf_headprune.certified.sha256_of", lambda *_: pytest.fail("the weights were read"))
+    model.save_pretrained(tmp_path / "first")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+
+
+def test_weights_that_are_not_in_memory_are_saved_without_a_certificate(certificate, pruned, tmp_path):
+    model = copy.deepcopy(pruned)
+    attach_certificate_(model, certificate.to_json())
+    write_certificate_(model.to("meta"), tmp_path)
+    assert not (tmp_path / CERTIFICATE_NAME).exists()
+
+
+def test_a_model_of_the_hub_takes_its_certificate_from_the_cache(certificate, pruned, tmp_path, monkeypatch):
+    pruned.save_pretrained(tmp_path / "cached")
+    file = certificate.save(tmp_path / "cached")
+    asked = []
+
+    def cached(repository, name, **options):
+        asked.append((repository, name, options))
+        return str(file)
+
+    monkeypatch.setattr("hf_headprune.certified.try_to_load_from_cache", cached)
+    model = copy.deepcopy(pruned)
+    attach_saved_certificate_(model, "someone/bert-pruned", {"revision": "v1", "subfolder": "small"})
+    assert asked == [("someone/bert-pruned", f"small/{CERTIFICATE_NAME}", {"cache_dir": None, "revision": "v1"})]
+    write_certificate_(model, tmp_path)
+    assert Certificate.load(tmp_path) == certificate
+    monkeypatch.undo()
+    attach_saved_certificate_(other := tiny_bert(), "someone/never-seen", {})
+    attach_saved_certificate_(other, None, {})
+    assert getattr(other, "headprune_certificate", None) is None

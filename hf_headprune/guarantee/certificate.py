@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_headprune.certified import CERTIFICATE_NAME
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.claim import METHODS, Claim, Kind
 from hf_headprune.guarantee.evidence import Evidence, PairedScores
@@ -21,7 +22,6 @@ from hf_headprune.guarantee.strict_json import read
 from hf_headprune.guarantee.wording import statement_of
 
 CERTIFICATE_FORMAT = "hf_headprune.certificate/1"
-CERTIFICATE_NAME = "headprune_certificate.json"
 ASSUMPTIONS = (
     "The certification examples are drawn independently, from where the model will be used.",
     "Their labels are right.",

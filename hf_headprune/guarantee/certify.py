@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hf_headprune.certified import attach_certificate_
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.guarantee.certificate import (
@@ -246,6 +247,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
 ) -> Certificate:
     """Tests on unseen examples that a pruned model lost less than `max_drop` of a metric, and writes a certificate.
 
+    The pruned model takes it along: its `save_pretrained` writes it beside the weights, as long as they are the same.
+
     Args:
         dense: The model that it is compared with.
         pruned: The model that the statement is about.
@@ -284,7 +287,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         _check_own_step(path, evidence, turned_by_rounding(pruned, evidence.examples))
     order = split.prints.order
     keys = split.prints.keys
-    return Certificate(
+    certificate = Certificate(
         claim=claim,
         evidence=evidence,
         split=split.prints.sha256(),
@@ -299,6 +302,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         assumptions=(ASSUMPTIONS if chosen_among == 1 else ASSUMPTIONS_OF_CHOICE)
         + (() if scores.groups is None else (ASSUMPTION_OF_GROUPS,)),
     )
+    attach_certificate_(pruned, certificate.to_json())
+    return certificate
 
 
 def turned_by_rounding(model: Any, examples: int) -> int:
