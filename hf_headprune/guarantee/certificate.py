@@ -15,7 +15,7 @@ import numpy as np
 from hf_headprune.certified import CERTIFICATE_NAME
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.claim import METHODS, Claim, Kind
-from hf_headprune.guarantee.evidence import Evidence, PairedScores
+from hf_headprune.guarantee.evidence import Evidence, PairedScores, checked_scores
 from hf_headprune.guarantee.examples import INPUT_BYTES, LABEL_BYTES
 from hf_headprune.guarantee.path import CertifiedPath
 from hf_headprune.guarantee.strict_json import read
@@ -64,6 +64,10 @@ class ExampleRecord:
         dense, pruned = (_written(values, score_kind) for values in (scores.dense, scores.pruned))
         return cls(kind, columns, base64.b64encode(b"".join(keys)).decode(), dense, pruned, groups)
 
+    def __len__(self) -> int:
+        """Examples on record."""
+        return len(self.keys) * 3 // 4 // _KEY_BYTES  # base64 writes three bytes in four letters
+
     def key_list(self) -> list[bytes]:
         """Returns the fingerprints of the examples.
 
@@ -82,16 +86,21 @@ class ExampleRecord:
         """Returns the scores.
 
         Raises:
-            CertificateError: They are damaged, or their numbers differ.
+            CertificateError: They are damaged or out of range, there are none, or their numbers differ.
         """
+        count = len(self.key_list())
         try:
-            dense, pruned = _read_scores(self.dense, score_kind), _read_scores(self.pruned, score_kind)
+            dense, pruned = (
+                checked_scores(_read_scores(text, score_kind), count, score_kind) for text in (self.dense, self.pruned)
+            )
             groups = None if self.groups is None else np.array([int(group) for group in self.groups.split(";")])
         except ValueError as error:
             raise CertificateError(f"examples: scores of kind {score_kind!r} are damaged: {error}.") from error
-        sizes = {len(dense), len(pruned), len(self.key_list()), len(dense) if groups is None else len(groups)}
-        if len(sizes) > 1 or dense.shape != pruned.shape:
-            raise CertificateError(f"examples: keys, scores and groups must be equally many, received {sorted(sizes)}.")
+        if not count or dense.shape != pruned.shape or len(dense if groups is None else groups) != count:
+            raise CertificateError(
+                f"examples: scores and groups must be equally many, and some, received {count} keys, scores of shapes "
+                f"{dense.shape} and {pruned.shape}, and {'no' if groups is None else len(groups)} groups."
+            )
         return PairedScores(dense, pruned, groups)
 
 
@@ -236,7 +245,7 @@ class Certificate:
             )
         try:
             return cls.from_json(file.read_text(encoding="utf-8"))
-        except CertificateError as error:
+        except (CertificateError, UnicodeDecodeError) as error:
             raise CertificateError(f"{file}: {error}") from error
 
 
@@ -249,7 +258,7 @@ def checksum_of(content: dict[str, Any]) -> str:
 def _content_of(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets within brackets
         raise CertificateError(f"certificate: not JSON ({error}). Pass the text that to_json returned.") from error
     received = content.get("format") if isinstance(content, dict) else type(content).__name__
     if received != CERTIFICATE_FORMAT:

@@ -52,7 +52,7 @@ class ExampleFingerprints:
         Raises:
             InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
         """
-        _check_dataset(dataset)
+        check_dataset(dataset)
         first = dataset[0]
         texts = tuple(columns) if columns is not None else _text_columns(first)
         present = [name for name, holds in ((TOKENS, TOKENS in first), (TEXT, bool(texts))) if holds] or [CONTENT]
@@ -142,7 +142,12 @@ def check_disjoint(
         )
 
 
-def _check_dataset(dataset: Any) -> None:
+def check_dataset(dataset: Any) -> None:
+    """Refuses what is no split.
+
+    Raises:
+        InvalidSettingError: It is not sized, indexable and full of mappings.
+    """
     indexable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not indexable or isinstance(dataset, (Mapping, str)) or len(dataset) == 0:
         raise InvalidSettingError(

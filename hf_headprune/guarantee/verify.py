@@ -14,7 +14,7 @@ from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.certify import CertificationData, ScoredSplit, record_of, turned_by_rounding
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.evidence import evidence_of
-from hf_headprune.guarantee.examples import INPUT_BYTES, ExampleFingerprints
+from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
 
 if TYPE_CHECKING:
@@ -71,7 +71,14 @@ def verify_certificate(
         result.skipped.append("the certification split: no data were given")
         return result
     data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
-    prints = ExampleFingerprints.of(data.dataset, columns=data.columns or certificate.examples.columns or None)
+    check_dataset(data.dataset)
+    columns = data.columns
+    if not columns and certificate.examples.kind == TEXT:
+        columns = certificate.examples.columns
+        if lacking := set(columns) - set(data.dataset[0]):
+            result.add("fingerprints", "split", f"the examples lack the text columns {sorted(lacking)}")
+            return result
+    prints = ExampleFingerprints.of(data.dataset, columns=columns)
     if _check_split(certificate, prints, result):
         _run_again(certificate, {"dense": dense, "pruned": model}, data, metric, result)
     else:
@@ -165,6 +172,9 @@ def _run_again(
             result.skipped.append(f"the {name} model on the certification split: it was not given")
             continue
         found = split.scores_of(model)
+        if found.shape != said.shape:
+            result.add("models", f"{name} model", f"its scores have shape {found.shape}, on record are {said.shape}")
+            return
         scores = dataclasses.replace(scores, **{name: found})
         same = np.isclose(found, said, rtol=0, atol=TOLERANCE).reshape(len(said), -1).all(axis=1)
         differing[name] = sorted(split.prints.order[~same].tolist()), turned_by_rounding(model, len(said))
