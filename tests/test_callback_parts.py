@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
 
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
@@ -304,6 +304,38 @@ def test_a_confidence_certifies_what_is_cut_on_examples_that_the_search_has_not_
     assert not report.holds  # the whole of eval_dataset is not the certification split
     split = three_way_split(_examples(400, 1), trainer.train_dataset, SplitSettings(seed=42, on_leak="drop"))
     assert verify_certificate(tmp_path / "saved", reloaded, split.certify).holds
+
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps", "save_steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("settings", "callbacks", "has_own_split", "is_said"),
+    [
+        (EVALUATED | {"load_best_model_at_end": True}, (), False, True),
+        (EVALUATED | {"metric_for_best_model": "loss"}, (EarlyStoppingCallback(9),), False, True),
+        (EVALUATED | {"lr_scheduler_type": "reduce_lr_on_plateau"}, (), False, True),
+        (EVALUATED | {"load_best_model_at_end": True}, (), True, False),
+        (EVALUATED, (), False, False),
+    ],
+)
+def test_what_training_chose_by_the_examples_held_back_is_said_before_and_after(
+    tmp_path, capsys, settings, callbacks, has_own_split, is_said
+):
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=6, scoring_examples=8),
+        search=AStarSearch(max_drop=0.2, max_evaluations=12),
+        certification_dataset=_examples(200, 5) if has_own_split else None,
+    )
+    trainer = _trainer(tmp_path, callback, eval_dataset=_examples(400, 1), max_steps=40, **settings)
+    for other in callbacks:
+        trainer.add_callback(other)  # after the Trainer was built, as one may
+    trainer.train()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert callback.certificate.steered_training == is_said
+    assert ("certification_dataset=...) keeps examples out of it" in printed) == is_said
+    assert ("by these examples too" in callback.report.promise) == is_said
+    assert any("steered" in text for text in callback.certificate.assumptions) == is_said
 
 
 def test_weights_that_train_on_lose_their_certificate(tmp_path, caplog):

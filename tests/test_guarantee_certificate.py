@@ -170,6 +170,18 @@ def test_a_split_that_chose_among_models_gives_each_its_share_of_alpha(dense, pr
     assert certify(dense, pruned, data, chosen_among=5, ledger=ledger).claim.spent == alpha_of_use(0.05, 1) / 5
 
 
+def test_a_split_that_steered_training_is_no_news_to_the_model_and_the_certificate_says_so(dense, pruned, data):
+    steered = dataclasses.replace(data, steered_training=True)
+    for among, last in ((1, "Nothing else about the model"), (5, "Nothing else but the choice among the candidates")):
+        certificate = certify(dense, pruned, steered, max_drop=0.4, chosen_among=among)
+        assert "Training chose its checkpoint, its end or its learning rates by these examples" in certificate.statement
+        assert "Training was steered by evaluations on them too" in certificate.assumptions[-2]
+        assert certificate.assumptions[-1].startswith(last)
+        assert Certificate.from_json(certificate.to_json()) == certificate
+        assert verify_certificate(certificate, pruned, data, dense=dense).holds
+    assert not any("steered" in text for text in certify(dense, pruned, data, max_drop=0.4).assumptions)
+
+
 def test_more_alpha_than_the_share_of_a_chosen_model_is_refused(dense, pruned, data):
     with pytest.raises(InvalidSettingError, match=r"spent must be in \(0, alpha / chosen_among\], received 0.05"):
         Claim("accuracy", "binary", 0.01, 0.05, 0.05, chosen_among=5)
@@ -376,9 +388,13 @@ def _text(certificate, edit, *, resign):
         (lambda content: content["evidence"].update(verdict="MAYBE"), "certificate.evidence.verdict must be"),
         (lambda content: content["evidence"].update(broken=True), "certificate.evidence.broken must be"),
         (lambda content: content["disjointness"].append({"name": "x"}), r"certificate.disjointness\[2\]"),
-        (lambda content: content["claim"].update(max_drop=0.1), "statement and method do not fit the numbers"),
-        (lambda content: content.update(method="exact"), "statement and method do not fit the numbers"),
-        (lambda content: content.update(statement="PASS."), "statement and method do not fit the numbers"),
+        (
+            lambda content: content["claim"].update(max_drop=0.1),
+            "statement, method and assumptions do not fit the rest",
+        ),
+        (lambda content: content.update(method="exact"), "statement, method and assumptions do not fit the rest"),
+        (lambda content: content["assumptions"].pop(), "statement, method and assumptions do not fit the rest"),
+        (lambda content: content.update(statement="PASS."), "statement, method and assumptions do not fit the rest"),
     ],
 )
 @pytest.mark.parametrize("resign", [False, True])
@@ -388,7 +404,7 @@ def test_changed_files_are_refused(certificate, edit, message, resign):
     assert Certificate.from_json(_text(certificate, lambda content: None, resign=resign)) == certificate
 
 
-@pytest.mark.parametrize("field", ["sha256", "statement"])
+@pytest.mark.parametrize("field", ["sha256", "statement", "assumptions"])
 def test_a_file_without_its_words_or_checksum_is_refused(certificate, field):
     with pytest.raises(CertificateError, match=f"the fields .'{field}'. are missing"):
         Certificate.from_json(_text(certificate, lambda content: content.pop(field), resign=False))

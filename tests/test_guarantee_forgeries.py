@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hf_headprune.errors import CertificateError, HeadPruneError, InvalidSettingError
-from hf_headprune.guarantee.certificate import Certificate, checksum_of
+from hf_headprune.guarantee.certificate import DERIVED, Certificate, checksum_of
 from hf_headprune.guarantee.certify import CertificationData, certify, certify_path
-from hf_headprune.guarantee.claim import METHODS, Claim, Metric
+from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.strict_json import read
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan
@@ -19,7 +19,7 @@ from tests.test_guarantee_certificate import classifier, examples, names, withou
 
 NUM_EXAMPLES = 40
 WRONG = (float("nan"), float("inf"), -1, 0, 1, 2, 10**6, 10**30, 10**400, 1e300, 0.5, "x", "", None, [], {}, True, [1])
-SIGNED = ("format", "statement", "method", "sha256")
+SIGNED = ("format", *DERIVED, "sha256")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def signed(content):
     body = {name: value for name, value in content.items() if name not in SIGNED}
     try:
         certificate = read(Certificate, body, "certificate")
-        content = content | {"statement": certificate.statement, "method": METHODS[certificate.claim.kind]}
+        content = content | certificate._words()
     except HeadPruneError:
         pass  # it will be refused
     return json.dumps(content | {"sha256": checksum_of(content)})

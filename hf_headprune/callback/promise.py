@@ -101,7 +101,13 @@ class Promise:
         """Says before training what the examples can promise."""
         among = 1 if self.is_condition else MILESTONES
         expected = Expectation(alpha=round(1.0 - self.confidence, 12), chosen_among=among)
-        return f"To be certified: {promise_in_words(len(self.data.dataset), self.max_drop, expected)}"
+        words = f"To be certified: {promise_in_words(len(self.data.dataset), self.max_drop, expected)}"
+        if self.data.steered_training:
+            words += (
+                " Training will choose by evaluations on all of eval_dataset, these examples among them, and the "
+                "certificate will say so; HeadPruneCallback(certification_dataset=...) keeps examples out of it."
+            )
+        return words
 
     def choose(
         self, trainer: Trainer, model: Any, learned: PruningPlan, result: PlanSearchResult, scores: np.ndarray | None
@@ -253,6 +259,13 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
     ScoredSplit(data, Metric())  # refuses examples that were seen now, not after training
     confidence = REPORTED_CONFIDENCE if search.confidence == REPORT else search.confidence
     return Promise(searched, data, search.max_drop, confidence, is_condition, has_own_split=unseen is not None)
+
+
+def known_when_training_begins(promise: Promise | NoPromise, trainer: Trainer) -> Promise | NoPromise:
+    """Returns the promise with what all callbacks and settings tell: whether training will choose by its examples."""
+    if not isinstance(promise, Promise) or promise.has_own_split or not bridge.chooses_by_evaluation(trainer):
+        return promise
+    return replace(promise, data=replace(promise.data, steered_training=True))
 
 
 def _new_examples(dataset: Any, train: ExampleFingerprints | None) -> int:

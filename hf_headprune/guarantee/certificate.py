@@ -19,19 +19,10 @@ from hf_headprune.guarantee.evidence import Evidence, PairedScores, checked_scor
 from hf_headprune.guarantee.examples import INPUT_BYTES, LABEL_BYTES
 from hf_headprune.guarantee.path import CertifiedPath
 from hf_headprune.guarantee.strict_json import read
-from hf_headprune.guarantee.wording import statement_of
+from hf_headprune.guarantee.wording import assumptions_of, statement_of
 
 CERTIFICATE_FORMAT = "hf_headprune.certificate/1"
-ASSUMPTIONS = (
-    "The certification examples are drawn independently, from where the model will be used.",
-    "Their labels are right.",
-    "Nothing about the model, the claim or the order of candidates was chosen by looking at them.",
-)
-ASSUMPTIONS_OF_CHOICE = (
-    *ASSUMPTIONS[:-1],
-    "Nothing but the choice among the candidates was made by looking at them: neither the candidates nor the claim.",
-)
-ASSUMPTION_OF_GROUPS = "Groups of examples are independent of each other, and none is larger than the largest of these."
+DERIVED = ("statement", "method", "assumptions")
 _KEY_BYTES = INPUT_BYTES + LABEL_BYTES
 
 
@@ -166,8 +157,8 @@ class Certificate:
         dense: The model that the pruned one is compared with.
         pruned: The model that the statement is about.
         examples: Outcome of each example.
+        steered_training: Whether evaluations on the examples steered training, see `CertificationData`.
         environment: What the models ran on.
-        assumptions: Under which the statement holds.
     """
 
     claim: Claim
@@ -178,8 +169,8 @@ class Certificate:
     dense: ModelRecord
     pruned: ModelRecord
     examples: ExampleRecord
+    steered_training: bool
     environment: Environment
-    assumptions: tuple[str, ...] = ASSUMPTIONS
 
     @property
     def verdict(self) -> str:
@@ -189,14 +180,25 @@ class Certificate:
     @property
     def statement(self) -> str:
         """The certificate in words."""
-        return statement_of(self.claim, self.evidence, checked=tuple(record.name for record in self.disjointness))
+        checked = tuple(record.name for record in self.disjointness)
+        return statement_of(self.claim, self.evidence, checked=checked, steered_training=self.steered_training)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Sentences under which the statement holds."""
+        has_groups = self.examples.groups is not None
+        return assumptions_of(self.claim, has_groups=has_groups, steered_training=self.steered_training)
 
     def to_json(self) -> str:
         """Returns JSON text that `from_json` reads back to an equal certificate."""
-        content = {"format": CERTIFICATE_FORMAT, "statement": self.statement, "method": METHODS[self.claim.kind]}
-        content |= dataclasses.asdict(self)
+        content = {"format": CERTIFICATE_FORMAT, **self._words(), **dataclasses.asdict(self)}
         content["sha256"] = checksum_of(content)
         return json.dumps(content, indent=1)
+
+    def _words(self) -> dict[str, Any]:
+        """Returns what follows from the rest, as JSON holds it."""
+        method, assumptions = METHODS[self.claim.kind], list(self.assumptions)
+        return {"statement": self.statement, "method": method, "assumptions": assumptions}
 
     @classmethod
     def from_json(cls, text: str) -> Certificate:
@@ -206,18 +208,19 @@ class Certificate:
             CertificateError: The text is no certificate of this format, or it was changed after it was written.
         """
         content = _content_of(text)
-        stored = {name: content.pop(name) for name in ("statement", "method", "sha256")}
-        changed = stored["sha256"] != checksum_of({**content, **stored})
+        changed = content["sha256"] != checksum_of(content)
+        words = {name: content.pop(name) for name in DERIVED}
+        content.pop("sha256")
         content.pop("format")
         try:
             certificate = read(cls, content, "certificate")
         except InvalidSettingError as error:
             raise CertificateError(f"certificate: {error}") from error
-        fits = (stored["statement"], stored["method"]) == (certificate.statement, METHODS[certificate.claim.kind])
+        fits = words == certificate._words()
         if changed or not fits:
             raise CertificateError(
                 "certificate: the content was changed after it was written (its sha256 does not match"
-                + ("" if fits else ", or its statement and method do not fit the numbers")
+                + ("" if fits else ", or its statement, method and assumptions do not fit the rest")
                 + "). Take the file from where it was published, or certify anew."
             )
         return certificate
@@ -266,7 +269,7 @@ def _content_of(text: str) -> dict[str, Any]:
             f"certificate: format must be {CERTIFICATE_FORMAT!r}, received {received!r}. Read it with a version of "
             "this library that knows this format."
         )
-    missing = {"statement", "method", "sha256"} - set(content)
+    missing = {*DERIVED, "sha256"} - set(content)
     if missing:
         raise CertificateError(f"certificate: the fields {sorted(missing)} are missing. Pass it as it was saved.")
     return content

@@ -18,9 +18,6 @@ from hf_headprune.certified import attach_certificate_
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.guarantee.certificate import (
-    ASSUMPTION_OF_GROUPS,
-    ASSUMPTIONS,
-    ASSUMPTIONS_OF_CHOICE,
     Certificate,
     DisjointnessRecord,
     Environment,
@@ -61,6 +58,8 @@ class CertificationData:
         groups: Column whose equal values mark examples that depend on each other, such as questions on one paragraph.
         columns: Text columns to compare splits by; see `ExampleFingerprints.of`.
         batching: How examples become batches.
+        steered_training: Whether evaluations on these examples chose the checkpoint, the end or the learning rates of
+            training; the certificate then says so.
     """
 
     dataset: Any
@@ -69,6 +68,7 @@ class CertificationData:
     groups: str | None = None
     columns: tuple[str, ...] | None = None
     batching: Batching = Batching()
+    steered_training: bool = False
 
 
 class ScoredSplit:
@@ -298,9 +298,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         examples=ExampleRecord.of(
             split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
         ),
+        steered_training=split.data.steered_training,
         environment=_environment(pruned),
-        assumptions=(ASSUMPTIONS if chosen_among == 1 else ASSUMPTIONS_OF_CHOICE)
-        + (() if scores.groups is None else (ASSUMPTION_OF_GROUPS,)),
     )
     attach_certificate_(pruned, certificate.to_json())
     return certificate
