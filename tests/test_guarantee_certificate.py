@@ -298,6 +298,9 @@ def test_changed_examples_are_named(certificate, dense, pruned, rows, change):
     [
         ("claim", {"max_drop": 0.1}, "p_value"),
         ("claim", {"spent": 0.01}, "upper_bound"),
+        ("claim", {"spent": 0.01}, "spent"),
+        ("claim", {"chosen_among": 5, "spent": 0.001}, "spent"),
+        ("claim", {"use": 2}, "spent"),
         ("evidence", {"p_value": 0.001}, "p_value"),
         ("evidence", {"verdict": "FAIL"}, "verdict"),
         ("evidence", {"broken": 1}, "outcomes"),
@@ -357,6 +360,38 @@ def test_damaged_examples_are_named(certificate, rows):
     keys = base64.b64decode(certificate.examples.keys)
     forgery = forged(certificate, "examples", keys=base64.b64encode(keys[12:] + b"x" * 12).decode())
     assert "example" in names(verify_certificate(forgery, None, rows))
+
+
+def test_compared_splits_that_are_not_those_that_were_compared_are_named(certificate, data):
+    train, search = certificate.disjointness
+    larger = dataclasses.replace(search, examples=41)
+    forgery = dataclasses.replace(certificate, disjointness=(train, larger))
+    assert names(verify_certificate(forgery, None, data)) == {"search split"}
+    for records in ((train, train), (search, train), (dataclasses.replace(train, name="test"),)):
+        forgery = dataclasses.replace(certificate, disjointness=records)
+        assert names(verify_certificate(forgery)) == {"disjointness"}
+
+
+def test_another_dtype_of_the_weights_is_named(certificate, pruned):
+    assert names(verify_certificate(forged(certificate, "environment", dtype="float16"), pruned)) == {"pruned dtype"}
+
+
+def test_what_no_check_can_derive_is_said_to_rest_on_trust(certificate, dense, plans, data):
+    found = verify_certificate(certificate)
+    assert found.holds
+    words = found.to_text()
+    assert f"on trust: the assumptions: {certificate.assumptions[0]}" in words
+    assert "on trust: that the split was used once until then" in words
+    assert "on trust: the environment: versions, device and date" in words
+    assert "on trust: that training did not choose by evaluations on the examples" in words
+    assert "the path" not in words
+    path = certify_path(dense, plans[:1], data, max_drop=0.4)
+    model = copy.deepcopy(dense)
+    prune_model_(model, plans[0])
+    on_path = certify(dense, model, data, max_drop=0.4, path=path)
+    assert (
+        "on trust: the path: its names, and the counts of its other candidates" in verify_certificate(on_path).to_text()
+    )
 
 
 def test_a_split_that_was_seen_or_swapped_is_named(certificate, rows):
@@ -533,6 +568,14 @@ def test_groups_weaken_the_evidence_and_are_refused_for_0_and_1(two_models, rows
     assert any("none is larger than the largest" in text for text in together.assumptions)
     assert Certificate.from_json(together.to_json()) == together
     assert verify_certificate(together).holds
+    given = {"model": two_models[1], "dense": two_models[0], "metric": metric}
+    assert verify_certificate(together, dataset=grouped, **given).holds
+    unread = verify_certificate(together, dataset=rows, **given)
+    assert unread.holds
+    assert any("their column was not given" in text for text in unread.skipped)
+    split_up = dataclasses.replace(grouped, dataset=[{**row, "paragraph": i} for i, row in enumerate(rows)])
+    assert names(verify_certificate(together, dataset=split_up, **given)) == {"groups"}
+    assert names(verify_certificate(alone, dataset=grouped, **given)) == {"groups"}
     with pytest.raises(InvalidSettingError, match="takes examples for independent"):
         certify(*two_models, grouped)
 
@@ -684,6 +727,7 @@ def test_a_forged_path_is_named(dense, plans, data):
         found = verify_certificate(forged(certificate, "path", steps=steps))
         assert names(found) == {"path"}
         assert any(text in finding.text for finding in found.findings)
+    assert names(verify_certificate(forged(certificate, "path", untested=("another plan",)))) == {"path"}
     assert names(verify_certificate(forged(certificate, "path", split="0" * 64))) == {"path"}
     assert names(verify_certificate(forged(certificate, "path", steps=()))) == {"path"}
     impossible = (dataclasses.replace(step, broken=161),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from hf_headprune.errors import CertificateError, HeadPruneError
 from hf_headprune.guarantee.evidence import Counts, evidence_of, evidence_of_counts
 from hf_headprune.guarantee.paired import p_value
+from hf_headprune.guarantee.sequence import alpha_of_use
 from hf_headprune.guarantee.verification import close
 
 if TYPE_CHECKING:
@@ -17,6 +19,28 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.claim import Metric
     from hf_headprune.guarantee.evidence import Evidence
     from hf_headprune.guarantee.verification import Level, Verification
+
+
+def check_settings(certificate: Certificate, result: Verification) -> None:
+    """Derives from the certificate's settings what follows from them, and lists what nothing can derive."""
+    claim, path = certificate.claim, certificate.path
+    spent = (alpha_of_use(claim.alpha, claim.use) if claim.use else claim.alpha) / claim.chosen_among
+    if not math.isclose(spent, claim.spent, rel_tol=1e-9):
+        result.add("counts", "spent", f"use {claim.use} may spend {spent} on it, the certificate says {claim.spent}")
+    names = tuple(record.name for record in certificate.disjointness)
+    if names != tuple(name for name in ("train", "search") if name in names):
+        result.add("counts", "disjointness", f"'train' and 'search' may be compared, once each, received {names}")
+    result.on_trust += [
+        "the assumptions: " + " ".join(certificate.assumptions),
+        f"that the split was used {f'{claim.use} times' if claim.use > 1 else 'once'} until then",
+        "the environment: versions, device and date, and the names of the models' classes",
+    ]
+    if not certificate.steered_training:
+        result.on_trust.append("that training did not choose by evaluations on the examples")
+    if path is not None:
+        result.on_trust.append(
+            "the path: its names, and the counts of its other candidates, from which their p-values follow"
+        )
 
 
 def check_counts(certificate: Certificate, result: Verification) -> None:
@@ -52,8 +76,9 @@ def _check_path(certificate: Certificate, result: Verification) -> None:
     own = path.steps[path.own_index]
     if (own.broken, own.fixed, own.p_value) != (evidence.broken, evidence.fixed, evidence.p_value):
         result.add("counts", "path", f"its last certified candidate, number {path.own_index}, is not this model")
-    if any(not step.certified for step in path.steps[: path.own_index]):
-        result.add("counts", "path", "a candidate before this one failed, so the test had to stop there")
+    *before, last = (step.certified for step in path.steps)
+    if not all(before) or (last and path.untested):
+        result.add("counts", "path", "it has to stop at the first candidate that fails, and nowhere before")
     result.checked.append(f"path: {len(path.steps)} of {path.planned} candidates, in order, up to the first failure")
 
 

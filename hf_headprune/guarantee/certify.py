@@ -123,9 +123,7 @@ class ScoredSplit:
         """Returns the numbers of the groups in the order of the fingerprints."""
         if self.data.groups is None:
             return None
-        values = [str(self.data.dataset[int(index)][self.data.groups]) for index in self.prints.order]
-        _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-        return np.argsort(np.argsort(first))[inverse]
+        return numbered([str(self.data.dataset[int(index)][self.data.groups]) for index in self.prints.order])
 
     def claim(
         self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, chosen_among: int = 1
@@ -305,6 +303,12 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     return certificate
 
 
+def numbered(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Numbers equal values alike, `(n,)`, in the order in which they first come."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
+
+
 def turned_by_rounding(model: Any, examples: int) -> int:
     """Returns on how many examples a model may answer otherwise on another machine, or cut instead of masked.
 
@@ -368,16 +372,18 @@ def _with_own_step(path: CertifiedPath, broken: int, fixed: int, p: float) -> Ce
     """Puts the cut model's own numbers in place of those of its masked plan."""
     own = path.own_index
     step = PathStep(path.steps[own].name, broken, fixed, p, p <= path.claim.level)
-    return CertifiedPath(
-        path.claim, path.split, (*path.steps[:own], step, *path.steps[own + 1 :]), path.planned, path.commitment
-    )
+    return replace(path, steps=(*path.steps[:own], step, *path.steps[own + 1 :]))
+
+
+def dtype_of(model: nn.Module) -> str:
+    """Returns the name of the dtype of a model's weights."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _environment(model: nn.Module) -> Environment:
-    first = next(model.parameters())
     return Environment(
         versions=(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)),
-        device=first.device.type,
-        dtype=str(first.dtype).removeprefix("torch."),
+        device=next(model.parameters()).device.type,
+        dtype=dtype_of(model),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
