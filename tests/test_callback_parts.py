@@ -15,6 +15,7 @@ from hf_headprune.callback.promise import plans_between
 from hf_headprune.elimination import removals_between
 from hf_headprune.errors import DataLeakError, InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.learn.density import linear_density
@@ -304,6 +305,19 @@ def test_a_confidence_certifies_what_is_cut_on_examples_that_the_search_has_not_
     assert not report.holds  # the whole of eval_dataset is not the certification split
     split = three_way_split(_examples(400, 1), trainer.train_dataset, SplitSettings(seed=42, on_leak="drop"))
     assert verify_certificate(tmp_path / "saved", reloaded, split.certify).holds
+
+
+@pytest.mark.parametrize("confidence", [0.95, "report"])
+def test_the_evaluation_set_is_read_once_to_be_split(tmp_path, monkeypatch, confidence):
+    read, of = [], ExampleFingerprints.of
+    monkeypatch.setattr(
+        ExampleFingerprints,
+        "of",
+        classmethod(lambda _, dataset, **options: read.append(len(dataset)) or of(dataset, **options)),
+    )
+    _certifying(tmp_path, confidence=confidence)
+    assert read.count(400) == 1
+    assert sorted(read) == [64, 200, 200, 400]  # the training set, both halves, and the evaluation set
 
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps", "save_steps": 20}
