@@ -367,7 +367,12 @@ def test_compared_splits_that_are_not_those_that_were_compared_are_named(certifi
     larger = dataclasses.replace(search, examples=41)
     forgery = dataclasses.replace(certificate, disjointness=(train, larger))
     assert names(verify_certificate(forgery, None, data)) == {"search split"}
-    for records in ((train, train), (search, train), (dataclasses.replace(train, name="test"),)):
+    assert train.compared_by == ("input_ids",)
+    told = dataclasses.replace(train, compared_by=("input_ids", "text"))
+    found = verify_certificate(dataclasses.replace(certificate, disjointness=(told, search)), None, data)
+    assert any("the train split was compared by text: the data given lack it" in text for text in found.skipped)
+    nothing = dataclasses.replace(train, compared_by=())
+    for records in ((train, train), (search, train), (dataclasses.replace(train, name="test"),), (nothing,)):
         forgery = dataclasses.replace(certificate, disjointness=records)
         assert names(verify_certificate(forgery)) == {"disjointness"}
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_headprune.errors import CertificateError, HeadPruneError
 from hf_headprune.guarantee.evidence import Counts, evidence_of, evidence_of_counts
+from hf_headprune.guarantee.examples import CONTENT, TEXT, TOKENS
 from hf_headprune.guarantee.paired import p_value
 from hf_headprune.guarantee.sequence import alpha_of_use
 from hf_headprune.guarantee.verification import close
@@ -30,6 +31,11 @@ def check_settings(certificate: Certificate, result: Verification) -> None:
     names = tuple(record.name for record in certificate.disjointness)
     if names != tuple(name for name in ("train", "search") if name in names):
         result.add("counts", "disjointness", f"'train' and 'search' may be compared, once each, received {names}")
+    for record in certificate.disjointness:
+        if not record.compared_by or set(record.compared_by) - {TOKENS, TEXT, CONTENT}:
+            result.add(
+                "counts", "disjointness", f"{record.name}: compared by {list(record.compared_by)} is no comparison"
+            )
     result.on_trust += [
         "the assumptions: " + " ".join(certificate.assumptions),
         f"that the split was used {f'{claim.use} times' if claim.use > 1 else 'once'} until then",

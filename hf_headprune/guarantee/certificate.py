@@ -120,11 +120,13 @@ class DisjointnessRecord:
         name: "train" or "search".
         split: sha256 of that split.
         examples: Its size.
+        compared_by: How: by "input_ids", by "text", or by both; by "content" where there is neither.
     """
 
     name: str
     split: str
     examples: int
+    compared_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)

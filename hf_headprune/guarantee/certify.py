@@ -101,7 +101,9 @@ class ScoredSplit:
                 prints = split if isinstance(split, ExampleFingerprints) else None
                 prints = ExampleFingerprints.of(split, columns=data.columns) if prints is None else prints
                 check_disjoint(self.prints, prints, name=name)
-                records.append(DisjointnessRecord(name, prints.sha256(), len(prints)))
+                records.append(
+                    DisjointnessRecord(name, prints.sha256(), len(prints), self.prints.compared_with(prints))
+                )
         self.disjointness = tuple(records)
 
     def scores_of(self, model: Any) -> np.ndarray:

@@ -255,4 +255,8 @@ def _check_disjoint(
         elif (said := (records[name].split, records[name].examples)) != (found := (other.sha256(), len(other))):
             text = "its sha256 is {} ({} examples), it was {} ({})".format(*found, *said)
             result.add("fingerprints", f"{name} split", text)
-        result.checked.append(f"fingerprints: the {name} split, and that it holds none of the examples")
+        ways = prints.compared_with(other)
+        if name in records and (lacking := [way for way in records[name].compared_by if way not in ways]):
+            result.skipped.append(f"that the {name} split was compared by {', '.join(lacking)}: the data given lack it")
+        words = f"the {name} split, and that it holds none of the examples, by {' and '.join(ways)}"
+        result.checked.append(f"fingerprints: {words}")
