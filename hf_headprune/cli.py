@@ -10,9 +10,10 @@ import transformers
 import typer
 
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.certified import CERTIFICATE_NAME
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, HeadPruneError, UnsupportedModelError
-from hf_headprune.guarantee.certificate import CERTIFICATE_NAME, Certificate
+from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.certify import record_of
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
 from hf_headprune.guarantee.verify import verify_certificate

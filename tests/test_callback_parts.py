@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
 
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
@@ -15,6 +15,7 @@ from hf_headprune.callback.promise import plans_between
 from hf_headprune.elimination import removals_between
 from hf_headprune.errors import DataLeakError, InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.learn.density import linear_density
@@ -331,6 +332,51 @@ def test_a_confidence_certifies_what_is_cut_on_examples_that_the_search_has_not_
     assert verify_certificate(tmp_path / "saved", reloaded, split.certify).holds
 
 
+@pytest.mark.parametrize("confidence", [0.95, "report"])
+def test_the_evaluation_set_is_read_once_to_be_split(tmp_path, monkeypatch, confidence):
+    read, of = [], ExampleFingerprints.of
+    monkeypatch.setattr(
+        ExampleFingerprints,
+        "of",
+        classmethod(lambda _, dataset, **options: read.append(len(dataset)) or of(dataset, **options)),
+    )
+    _certifying(tmp_path, confidence=confidence)
+    assert read.count(400) == 1
+    assert sorted(read) == [64, 200, 200, 400]  # the training set, both halves, and the evaluation set
+
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps", "save_steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("settings", "callbacks", "has_own_split", "is_said"),
+    [
+        (EVALUATED | {"load_best_model_at_end": True}, (), False, True),
+        (EVALUATED | {"metric_for_best_model": "loss"}, (EarlyStoppingCallback(9),), False, True),
+        (EVALUATED | {"lr_scheduler_type": "reduce_lr_on_plateau"}, (), False, True),
+        (EVALUATED | {"load_best_model_at_end": True}, (), True, False),
+        (EVALUATED, (), False, False),
+    ],
+)
+def test_what_training_chose_by_the_examples_held_back_is_said_before_and_after(
+    tmp_path, capsys, settings, callbacks, has_own_split, is_said
+):
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=6, scoring_examples=8),
+        search=AStarSearch(max_drop=0.2, max_evaluations=12),
+        certification_dataset=_examples(200, 5) if has_own_split else None,
+    )
+    trainer = _trainer(tmp_path, callback, eval_dataset=_examples(400, 1), max_steps=40, **settings)
+    for other in callbacks:
+        trainer.add_callback(other)  # after the Trainer was built, as one may
+    trainer.train()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert callback.certificate.steered_training == is_said
+    assert ("certification_dataset=...) keeps examples out of it" in printed) == is_said
+    assert ("by these examples too" in callback.report.promise) == is_said
+    assert any("steered" in text for text in callback.certificate.assumptions) == is_said
+
+
 def test_weights_that_train_on_lose_their_certificate(tmp_path, caplog):
     trainer, callback = _certifying(tmp_path / "run")
     trainer.train()
@@ -341,7 +387,7 @@ def test_weights_that_train_on_lose_their_certificate(tmp_path, caplog):
         trainer.model.classifier.bias += 1.0
     trainer.save_model(tmp_path / "saved")
     assert not (tmp_path / "saved" / "headprune_certificate.json").exists()
-    assert "weights have changed since they were certified" in caplog.text
+    assert "weights are not those that were certified" in caplog.text
 
 
 def test_what_too_few_examples_cannot_promise_is_not_cut(tmp_path):

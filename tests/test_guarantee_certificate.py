@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from hf_headprune.certified import CERTIFICATE_NAME, attach_certificate_, attach_saved_certificate_, write_certificate_
 from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee import paired
-from hf_headprune.guarantee.certificate import CERTIFICATE_NAME, Certificate, checksum_of
+from hf_headprune.guarantee.certificate import Certificate, checksum_of
 from hf_headprune.guarantee.certify import CertificationData, certify, certify_path, furthest_within, name_of
 from hf_headprune.guarantee.claim import METHODS, Claim, Metric
 from hf_headprune.guarantee.evidence import Counts, PairedScores, evidence_of, evidence_of_counts
@@ -169,6 +170,18 @@ def test_a_split_that_chose_among_models_gives_each_its_share_of_alpha(dense, pr
     assert certify(dense, pruned, data, chosen_among=5, ledger=ledger).claim.spent == alpha_of_use(0.05, 1) / 5
 
 
+def test_a_split_that_steered_training_is_no_news_to_the_model_and_the_certificate_says_so(dense, pruned, data):
+    steered = dataclasses.replace(data, steered_training=True)
+    for among, last in ((1, "Nothing else about the model"), (5, "Nothing else but the choice among the candidates")):
+        certificate = certify(dense, pruned, steered, max_drop=0.4, chosen_among=among)
+        assert "Training chose its checkpoint, its end or its learning rates by these examples" in certificate.statement
+        assert "Training was steered by evaluations on them too" in certificate.assumptions[-2]
+        assert certificate.assumptions[-1].startswith(last)
+        assert Certificate.from_json(certificate.to_json()) == certificate
+        assert verify_certificate(certificate, pruned, data, dense=dense).holds
+    assert not any("steered" in text for text in certify(dense, pruned, data, max_drop=0.4).assumptions)
+
+
 def test_more_alpha_than_the_share_of_a_chosen_model_is_refused(dense, pruned, data):
     with pytest.raises(InvalidSettingError, match=r"spent must be in \(0, alpha / chosen_among\], received 0.05"):
         Claim("accuracy", "binary", 0.01, 0.05, 0.05, chosen_among=5)
@@ -285,6 +298,9 @@ def test_changed_examples_are_named(certificate, dense, pruned, rows, change):
     [
         ("claim", {"max_drop": 0.1}, "p_value"),
         ("claim", {"spent": 0.01}, "upper_bound"),
+        ("claim", {"spent": 0.01}, "spent"),
+        ("claim", {"chosen_among": 5, "spent": 0.001}, "spent"),
+        ("claim", {"use": 2}, "spent"),
         ("evidence", {"p_value": 0.001}, "p_value"),
         ("evidence", {"verdict": "FAIL"}, "verdict"),
         ("evidence", {"broken": 1}, "outcomes"),
@@ -346,6 +362,43 @@ def test_damaged_examples_are_named(certificate, rows):
     assert "example" in names(verify_certificate(forgery, None, rows))
 
 
+def test_compared_splits_that_are_not_those_that_were_compared_are_named(certificate, data):
+    train, search = certificate.disjointness
+    larger = dataclasses.replace(search, examples=41)
+    forgery = dataclasses.replace(certificate, disjointness=(train, larger))
+    assert names(verify_certificate(forgery, None, data)) == {"search split"}
+    assert train.compared_by == ("input_ids",)
+    told = dataclasses.replace(train, compared_by=("input_ids", "text"))
+    found = verify_certificate(dataclasses.replace(certificate, disjointness=(told, search)), None, data)
+    assert any("the train split was compared by text: the data given lack it" in text for text in found.skipped)
+    nothing = dataclasses.replace(train, compared_by=())
+    for records in ((train, train), (search, train), (dataclasses.replace(train, name="test"),), (nothing,)):
+        forgery = dataclasses.replace(certificate, disjointness=records)
+        assert names(verify_certificate(forgery)) == {"disjointness"}
+
+
+def test_another_dtype_of_the_weights_is_named(certificate, pruned):
+    assert names(verify_certificate(forged(certificate, "environment", dtype="float16"), pruned)) == {"pruned dtype"}
+
+
+def test_what_no_check_can_derive_is_said_to_rest_on_trust(certificate, dense, plans, data):
+    found = verify_certificate(certificate)
+    assert found.holds
+    words = found.to_text()
+    assert f"on trust: the assumptions: {certificate.assumptions[0]}" in words
+    assert "on trust: that the split was used once until then" in words
+    assert "on trust: the environment: versions, device and date" in words
+    assert "on trust: that training did not choose by evaluations on the examples" in words
+    assert "the path" not in words
+    path = certify_path(dense, plans[:1], data, max_drop=0.4)
+    model = copy.deepcopy(dense)
+    prune_model_(model, plans[0])
+    on_path = certify(dense, model, data, max_drop=0.4, path=path)
+    assert (
+        "on trust: the path: its names, and the counts of its other candidates" in verify_certificate(on_path).to_text()
+    )
+
+
 def test_a_split_that_was_seen_or_swapped_is_named(certificate, rows):
     seen = CertificationData(rows, search=[*examples(40, seed=8), rows[0]])
     found = verify_certificate(certificate, None, seen)
@@ -375,9 +428,13 @@ def _text(certificate, edit, *, resign):
         (lambda content: content["evidence"].update(verdict="MAYBE"), "certificate.evidence.verdict must be"),
         (lambda content: content["evidence"].update(broken=True), "certificate.evidence.broken must be"),
         (lambda content: content["disjointness"].append({"name": "x"}), r"certificate.disjointness\[2\]"),
-        (lambda content: content["claim"].update(max_drop=0.1), "statement and method do not fit the numbers"),
-        (lambda content: content.update(method="exact"), "statement and method do not fit the numbers"),
-        (lambda content: content.update(statement="PASS."), "statement and method do not fit the numbers"),
+        (
+            lambda content: content["claim"].update(max_drop=0.1),
+            "statement, method and assumptions do not fit the rest",
+        ),
+        (lambda content: content.update(method="exact"), "statement, method and assumptions do not fit the rest"),
+        (lambda content: content["assumptions"].pop(), "statement, method and assumptions do not fit the rest"),
+        (lambda content: content.update(statement="PASS."), "statement, method and assumptions do not fit the rest"),
     ],
 )
 @pytest.mark.parametrize("resign", [False, True])
@@ -387,7 +444,7 @@ def test_changed_files_are_refused(certificate, edit, message, resign):
     assert Certificate.from_json(_text(certificate, lambda content: None, resign=resign)) == certificate
 
 
-@pytest.mark.parametrize("field", ["sha256", "statement"])
+@pytest.mark.parametrize("field", ["sha256", "statement", "assumptions"])
 def test_a_file_without_its_words_or_checksum_is_refused(certificate, field):
     with pytest.raises(CertificateError, match=f"the fields .'{field}'. are missing"):
         Certificate.from_json(_text(certificate, lambda content: content.pop(field), resign=False))
@@ -516,6 +573,14 @@ def test_groups_weaken_the_evidence_and_are_refused_for_0_and_1(two_models, rows
     assert any("none is larger than the largest" in text for text in together.assumptions)
     assert Certificate.from_json(together.to_json()) == together
     assert verify_certificate(together).holds
+    given = {"model": two_models[1], "dense": two_models[0], "metric": metric}
+    assert verify_certificate(together, dataset=grouped, **given).holds
+    unread = verify_certificate(together, dataset=rows, **given)
+    assert unread.holds
+    assert any("their column was not given" in text for text in unread.skipped)
+    split_up = dataclasses.replace(grouped, dataset=[{**row, "paragraph": i} for i, row in enumerate(rows)])
+    assert names(verify_certificate(together, dataset=split_up, **given)) == {"groups"}
+    assert names(verify_certificate(alone, dataset=grouped, **given)) == {"groups"}
     with pytest.raises(InvalidSettingError, match="takes examples for independent"):
         certify(*two_models, grouped)
 
@@ -667,6 +732,7 @@ def test_a_forged_path_is_named(dense, plans, data):
         found = verify_certificate(forged(certificate, "path", steps=steps))
         assert names(found) == {"path"}
         assert any(text in finding.text for finding in found.findings)
+    assert names(verify_certificate(forged(certificate, "path", untested=("another plan",)))) == {"path"}
     assert names(verify_certificate(forged(certificate, "path", split="0" * 64))) == {"path"}
     assert names(verify_certificate(forged(certificate, "path", steps=()))) == {"path"}
     impossible = (dataclasses.replace(step, broken=161),)
@@ -721,3 +787,82 @@ def test_evidence_of_scores_is_evidence_of_their_counts():
     dense, pruned = np.array([1, 1, 1, 0, 0] * 30), np.array([1, 1, 0, 0, 1] * 30)
     claim = Claim("accuracy", "binary", 0.2, 0.05, 0.05)
     assert evidence_of(PairedScores(dense, pruned), claim) == evidence_of_counts(Counts(150, 30, 30, 60), claim)
+
+
+# It travels with its weights
+
+
+def test_the_certified_model_takes_its_certificate_along_wherever_it_is_saved_and_loaded(dense, data, tmp_path, caplog):
+    model = copy.deepcopy(dense)
+    prune_model_(model, without(PruningPlan.of(model), [1]))
+    certificate = certify(dense, model, data, max_drop=0.4)
+    model.save_pretrained(tmp_path / "first")
+    assert Certificate.load(tmp_path / "first") == certificate
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first")
+    reloaded.save_pretrained(tmp_path / "second")
+    assert (tmp_path / "second" / CERTIFICATE_NAME).read_text() == (tmp_path / "first" / CERTIFICATE_NAME).read_text()
+    assert verify_certificate(tmp_path / "second", reloaded, data, dense=dense).holds
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("change", ["dtype", "weight"])
+def test_a_loaded_certificate_is_not_written_beside_other_weights(certificate, pruned, tmp_path, caplog, change):
+    pruned.save_pretrained(tmp_path / "first")
+    certificate.save(tmp_path / "first")
+    dtype = torch.bfloat16 if change == "dtype" else torch.float32
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first", dtype=dtype)
+    assert not caplog.records
+    if change == "weight":
+        model.classifier.bias.data += 1.0
+    model.save_pretrained(tmp_path / "second")
+    assert not (tmp_path / "second" / CERTIFICATE_NAME).exists()
+    assert caplog.text.count("The weights are not those that were certified") == 1
+    model.save_pretrained(tmp_path / "third")
+    assert caplog.text.count("not those that were certified") == 1
+    model.save_pretrained(tmp_path / "first")
+    assert not (tmp_path / "first" / CERTIFICATE_NAME).exists()
+    assert "is about other weights than those which are saved there now" in caplog.text
+
+
+def test_a_damaged_certificate_keeps_no_model_from_loading_and_is_not_passed_on(pruned, tmp_path):
+    pruned.save_pretrained(tmp_path / "first")
+    for damaged in ("{", "[]", '{"pruned": 1}', "NaN"):
+        (tmp_path / "first" / CERTIFICATE_NAME).write_text(damaged)
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+        assert not (tmp_path / "second" / CERTIFICATE_NAME).exists()
+
+
+def test_without_a_certificate_no_weight_is_read_for_one(dense, tmp_path, monkeypatch):
+    model = copy.deepcopy(dense)
+    prune_model_(model, without(PruningPlan.of(model), [1]))
+    monkeypatch.setattr("hf_headprune.certified.sha256_of", lambda *_: pytest.fail("the weights were read"))
+    model.save_pretrained(tmp_path / "first")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+
+
+def test_weights_that_are_not_in_memory_are_saved_without_a_certificate(certificate, pruned, tmp_path):
+    model = copy.deepcopy(pruned)
+    attach_certificate_(model, certificate.to_json())
+    write_certificate_(model.to("meta"), tmp_path)
+    assert not (tmp_path / CERTIFICATE_NAME).exists()
+
+
+def test_a_model_of_the_hub_takes_its_certificate_from_the_cache(certificate, pruned, tmp_path, monkeypatch):
+    pruned.save_pretrained(tmp_path / "cached")
+    file = certificate.save(tmp_path / "cached")
+    asked = []
+
+    def cached(repository, name, **options):
+        asked.append((repository, name, options))
+        return str(file)
+
+    monkeypatch.setattr("hf_headprune.certified.try_to_load_from_cache", cached)
+    model = copy.deepcopy(pruned)
+    attach_saved_certificate_(model, "someone/bert-pruned", {"revision": "v1", "subfolder": "small"})
+    assert asked == [("someone/bert-pruned", f"small/{CERTIFICATE_NAME}", {"cache_dir": None, "revision": "v1"})]
+    write_certificate_(model, tmp_path)
+    assert Certificate.load(tmp_path) == certificate
+    monkeypatch.undo()
+    attach_saved_certificate_(other := tiny_bert(), "someone/never-seen", {})
+    attach_saved_certificate_(other, None, {})
+    assert getattr(other, "headprune_certificate", None) is None

@@ -102,11 +102,32 @@ def test_a_copy_is_found_by_tokens_where_the_texts_differ():
 
 
 def test_splits_that_cannot_be_compared_are_an_error():
-    with pytest.raises(DataLeakError, match="can be compared by token ids or by the same text columns"):
+    with pytest.raises(DataLeakError, match="can be compared by token ids or by the same columns of text"):
         ExampleFingerprints.of(sentences()).shared_with(ExampleFingerprints.of(tokenized()))
     premises = [{"premise": "a", "label": 0}]
     with pytest.raises(DataLeakError, match="can be compared"):
         ExampleFingerprints.of(sentences()).shared_with(ExampleFingerprints.of(premises))
+
+
+def test_contents_are_compared_without_numbers_of_examples_and_with_the_same_fields_only():
+    images = [{"pixel_values": [i, i], "id": i, "labels": 0} for i in range(4)]
+    known = ExampleFingerprints.of(images)
+    assert known.columns == ("pixel_values",)
+    assert ExampleFingerprints.of([{**images[2], "id": 77}]).shared_with(known) == (0,)
+    with pytest.raises(DataLeakError, match=r"can be compared.*\['pixel_values', 'width'\] and .*\['pixel_values'\]"):
+        ExampleFingerprints.of([{**images[2], "width": 2}]).shared_with(known)
+    assert ExampleFingerprints.of([{"id": 1, "labels": 0}]).columns == ("id",)
+
+
+def test_texts_in_columns_of_another_name_are_found_but_their_absence_is_no_comparison():
+    train = ExampleFingerprints.of([{**row, "sentence": f"Text {i}"} for i, row in enumerate(tokenized())])
+    other = [{**row, "text": f"text {i}"} for i, row in enumerate(tokenized(3, first=100))]  # tokenized in another way
+    assert ExampleFingerprints.of(other).shared_with(train) == (0, 1, 2)
+    new = ExampleFingerprints.of([{**row, "text": f"new {i}"} for i, row in enumerate(other)])
+    assert new.shared_with(train) == ()
+    assert new.compared_with(train) == ("input_ids",)
+    assert new.compared_with(new) == ("input_ids", "text")
+    assert new.compared_with(ExampleFingerprints.of(sentences())) == ()
 
 
 @pytest.mark.parametrize("wrong", [[], "text", {"a": 1}, iter([1])])

@@ -11,8 +11,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, SchedulerType, Trainer
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
@@ -164,6 +165,14 @@ def is_stream(dataset: Any) -> bool:
     """Tells whether a data set can only be read from its beginning; every torch data set has a `__getitem__`."""
     has_places = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     return isinstance(dataset, IterableDataset) or not has_places
+
+
+def chooses_by_evaluation(trainer: Trainer) -> bool:
+    """Tells whether evaluations on `eval_dataset` choose the checkpoint, the end or the learning rates of training."""
+    stops_early = any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks)
+    is_lowered = trainer.args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+    is_lowered = is_lowered or isinstance(trainer.lr_scheduler, ReduceLROnPlateau)
+    return bool(trainer.args.load_best_model_at_end) or stops_early or is_lowered
 
 
 def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:

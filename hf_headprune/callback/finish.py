@@ -16,8 +16,8 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.bridge import metric_source
 from hf_headprune.callback.promise import NoPromise, Promise
 from hf_headprune.callback.spare import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
+from hf_headprune.certified import attach_certificate_
 from hf_headprune.errors import SearchStateError
-from hf_headprune.guarantee.certificate import CERTIFICATE_NAME
 from hf_headprune.masking import plain_copy
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import measure_latency
@@ -25,7 +25,6 @@ from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
 from hf_headprune.search.probing import Probing
-from hf_headprune.shrink.certified import certify_weights_
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def _certified(
         return None, promise.nothing_certified(found.chosen)
     certificate = promise.certify(dense, learned, pruned, found.chosen)
     certificate.save(Path(trainer.args.output_dir))
-    certify_weights_(trainer.model, certificate.to_json(), file_name=CERTIFICATE_NAME)
+    attach_certificate_(trainer.model, certificate.to_json())
     return certificate, f"Compared with what training kept: {certificate.statement}"
 
 

@@ -13,7 +13,7 @@ from hf_headprune.callback import bridge
 from hf_headprune.callback.distil import distil
 from hf_headprune.callback.finish import finish
 from hf_headprune.callback.parts import LearnedParts
-from hf_headprune.callback.promise import NoPromise, Promise, promise_of
+from hf_headprune.callback.promise import NoPromise, Promise, known_when_training_begins, promise_of
 from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import DEFAULT_GATES, DEFAULT_SEARCH, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
@@ -159,8 +159,10 @@ class HeadPruneCallback(TrainerCallback):
             second_run_steps(movement.fill, state.max_steps)
         if self.settings.search is not None:
             bridge.require_searchable(self._trainer, self.settings.search)
-        if self._promise is not None and state.is_world_process_zero:
-            tqdm.write(self._promise.in_words())
+        if self._promise is not None:
+            self._promise = known_when_training_begins(self._promise, self._trainer)
+            if state.is_world_process_zero:
+                tqdm.write(self._promise.in_words())
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -16,7 +16,7 @@ from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.sequence import milestones
-from hf_headprune.guarantee.splits import SplitSettings, three_way_split
+from hf_headprune.guarantee.splits import SplitSettings, ThreeWaySplit, split_known
 from hf_headprune.search.settings import REPORT
 from hf_headprune.shrink.surgery import prune_model_
 
@@ -101,7 +101,13 @@ class Promise:
         """Says before training what the examples can promise."""
         among = 1 if self.is_condition else MILESTONES
         expected = Expectation(alpha=round(1.0 - self.confidence, 12), chosen_among=among)
-        return f"To be certified: {promise_in_words(len(self.data.dataset), self.max_drop, expected)}"
+        words = f"To be certified: {promise_in_words(len(self.data.dataset), self.max_drop, expected)}"
+        if self.data.steered_training:
+            words += (
+                " Training will choose by evaluations on all of eval_dataset, these examples among them, and the "
+                "certificate will say so; HeadPruneCallback(certification_dataset=...) keeps examples out of it."
+            )
+        return words
 
     def choose(
         self, trainer: Trainer, model: Any, learned: PruningPlan, result: PlanSearchResult, scores: np.ndarray | None
@@ -237,15 +243,12 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
             "confidence=None, and call certify(..., metric=Metric(...)) on the saved model."
         )
     train = None if bridge.is_stream(trainer.train_dataset) else ExampleFingerprints.of(trainer.train_dataset)
-    if not is_condition and unseen is None and (count := _new_examples(trainer.eval_dataset, train)) < LEAST_EXAMPLES:
-        return NoPromise(
-            f"{count} examples in eval_dataset are too few to hold half of them back from the search (at least "
-            f"{LEAST_EXAMPLES}, those left out that train_dataset holds too)"
-        )
     searched, certifying = trainer.eval_dataset, unseen
     if unseen is None:
-        split = three_way_split(searched, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
-        searched, certifying = split.search, split.certify
+        halves = _halves(trainer, train, least=0 if is_condition else LEAST_EXAMPLES)
+        if isinstance(halves, NoPromise):
+            return halves
+        searched, certifying = halves.search, halves.certify
     batching = Batching(
         data_collator=trainer.get_eval_dataloader().collate_fn, batch_size=trainer.args.per_device_eval_batch_size
     )
@@ -255,9 +258,27 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
     return Promise(searched, data, search.max_drop, confidence, is_condition, has_own_split=unseen is not None)
 
 
-def _new_examples(dataset: Any, train: ExampleFingerprints | None) -> int:
-    """Counts the examples of a split that the training set lacks, as far as that can be read."""
-    if train is None or len(dataset) < LEAST_EXAMPLES:
-        return len(dataset)
+def known_when_training_begins(promise: Promise | NoPromise, trainer: Trainer) -> Promise | NoPromise:
+    """Returns the promise with what all callbacks and settings tell: whether training will choose by its examples."""
+    if not isinstance(promise, Promise) or promise.has_own_split or not bridge.chooses_by_evaluation(trainer):
+        return promise
+    return replace(promise, data=replace(promise.data, steered_training=True))
+
+
+def _halves(trainer: Trainer, train: ExampleFingerprints | None, *, least: int) -> ThreeWaySplit | NoPromise:
+    """Splits `eval_dataset` without what the training set holds too, if at least so many examples are there."""
+    dataset = trainer.eval_dataset
+    if len(dataset) < least:
+        return _too_few(len(dataset))
     prints = ExampleFingerprints.of(dataset)
-    return len(prints) - len(prints.shared_with(train))
+    count = len(prints) - (0 if train is None else len(prints.shared_with(train)))
+    if count < least:
+        return _too_few(count)
+    return split_known(dataset, prints, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
+
+
+def _too_few(count: int) -> NoPromise:
+    return NoPromise(
+        f"{count} examples in eval_dataset are too few to hold half of them back from the search (at least "
+        f"{LEAST_EXAMPLES}, those left out that train_dataset holds too)"
+    )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_headprune.errors import CertificateError, HeadPruneError
 from hf_headprune.guarantee.evidence import Counts, evidence_of, evidence_of_counts
+from hf_headprune.guarantee.examples import CONTENT, TEXT, TOKENS
 from hf_headprune.guarantee.paired import p_value
+from hf_headprune.guarantee.sequence import alpha_of_use
 from hf_headprune.guarantee.verification import close
 
 if TYPE_CHECKING:
@@ -19,9 +22,39 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.verification import Level, Verification
 
 
+def check_settings(certificate: Certificate, result: Verification) -> None:
+    """Derives from the certificate's settings what follows from them, and lists what nothing can derive."""
+    claim, path = certificate.claim, certificate.path
+    spent = (alpha_of_use(claim.alpha, claim.use) if claim.use else claim.alpha) / claim.chosen_among
+    if not math.isclose(spent, claim.spent, rel_tol=1e-9):
+        result.add("counts", "spent", f"use {claim.use} may spend {spent} on it, the certificate says {claim.spent}")
+    names = tuple(record.name for record in certificate.disjointness)
+    if names != tuple(name for name in ("train", "search") if name in names):
+        result.add("counts", "disjointness", f"'train' and 'search' may be compared, once each, received {names}")
+    for record in certificate.disjointness:
+        if not record.compared_by or set(record.compared_by) - {TOKENS, TEXT, CONTENT}:
+            result.add(
+                "counts", "disjointness", f"{record.name}: compared by {list(record.compared_by)} is no comparison"
+            )
+    result.on_trust += [
+        "the assumptions: " + " ".join(certificate.assumptions),
+        f"that the split was used {f'{claim.use} times' if claim.use > 1 else 'once'} until then",
+        "the environment: versions, device and date, and the names of the models' classes",
+    ]
+    if not certificate.steered_training:
+        result.on_trust.append("that training did not choose by evaluations on the examples")
+    if path is not None:
+        result.on_trust.append(
+            "the path: its names, and the counts of its other candidates, from which their p-values follow"
+        )
+
+
 def check_counts(certificate: Certificate, result: Verification) -> None:
     """Derives p-value, bounds and verdict from the counts anew, also those along the path."""
-    claim, evidence = certificate.claim, certificate.evidence
+    claim, evidence, recorded = certificate.claim, certificate.evidence, len(certificate.examples)
+    if evidence.examples != recorded:  # a test of numbers that no outcome backs could take for ever
+        result.add("counts", "examples", f"they are {evidence.examples} in the evidence, outcomes of {recorded} follow")
+        return
     try:
         if claim.kind == "binary":
             both_right = round(evidence.dense_metric * evidence.examples) - evidence.broken
@@ -49,8 +82,9 @@ def _check_path(certificate: Certificate, result: Verification) -> None:
     own = path.steps[path.own_index]
     if (own.broken, own.fixed, own.p_value) != (evidence.broken, evidence.fixed, evidence.p_value):
         result.add("counts", "path", f"its last certified candidate, number {path.own_index}, is not this model")
-    if any(not step.certified for step in path.steps[: path.own_index]):
-        result.add("counts", "path", "a candidate before this one failed, so the test had to stop there")
+    *before, last = (step.certified for step in path.steps)
+    if not all(before) or (last and path.untested):
+        result.add("counts", "path", "it has to stop at the first candidate that fails, and nowhere before")
     result.checked.append(f"path: {len(path.steps)} of {path.planned} candidates, in order, up to the first failure")
 
 
@@ -77,12 +111,12 @@ def check_examples(certificate: Certificate, metric: Metric | None, result: Veri
         )
     means = {"dense_metric": float(np.mean(scores.dense)), "pruned_metric": float(np.mean(scores.pruned))}
     if kind != "binary":
-        _compare(
-            "examples",
-            evidence,
-            evidence_of(scores, certificate.claim, None if metric is None else metric.aggregate),
-            result,
-        )
+        try:
+            follows = evidence_of(scores, certificate.claim, None if metric is None else metric.aggregate)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # the metric is the user's function
+            result.add("examples", "outcomes", f"the metric can't be computed from them: {error!r}")
+            return
+        _compare("examples", evidence, follows, result)
     elif any(not close(value, getattr(evidence, name)) for name, value in means.items()):
         result.add("examples", "accuracies", f"the outcomes give {means}")
     result.checked.append("examples: the numbers follow from the outcomes of the examples")

@@ -12,26 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from hf_headprune.certified import CERTIFICATE_NAME
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.claim import METHODS, Claim, Kind
-from hf_headprune.guarantee.evidence import Evidence, PairedScores
+from hf_headprune.guarantee.evidence import Evidence, PairedScores, checked_scores
 from hf_headprune.guarantee.examples import INPUT_BYTES, LABEL_BYTES
 from hf_headprune.guarantee.path import CertifiedPath
 from hf_headprune.guarantee.strict_json import read
-from hf_headprune.guarantee.wording import statement_of
+from hf_headprune.guarantee.wording import assumptions_of, statement_of
 
 CERTIFICATE_FORMAT = "hf_headprune.certificate/1"
-CERTIFICATE_NAME = "headprune_certificate.json"
-ASSUMPTIONS = (
-    "The certification examples are drawn independently, from where the model will be used.",
-    "Their labels are right.",
-    "Nothing about the model, the claim or the order of candidates was chosen by looking at them.",
-)
-ASSUMPTIONS_OF_CHOICE = (
-    *ASSUMPTIONS[:-1],
-    "Nothing but the choice among the candidates was made by looking at them: neither the candidates nor the claim.",
-)
-ASSUMPTION_OF_GROUPS = "Groups of examples are independent of each other, and none is larger than the largest of these."
+DERIVED = ("statement", "method", "assumptions")
 _KEY_BYTES = INPUT_BYTES + LABEL_BYTES
 
 
@@ -64,6 +55,10 @@ class ExampleRecord:
         dense, pruned = (_written(values, score_kind) for values in (scores.dense, scores.pruned))
         return cls(kind, columns, base64.b64encode(b"".join(keys)).decode(), dense, pruned, groups)
 
+    def __len__(self) -> int:
+        """Examples on record."""
+        return len(self.keys) * 3 // 4 // _KEY_BYTES  # base64 writes three bytes in four letters
+
     def key_list(self) -> list[bytes]:
         """Returns the fingerprints of the examples.
 
@@ -82,16 +77,21 @@ class ExampleRecord:
         """Returns the scores.
 
         Raises:
-            CertificateError: They are damaged, or their numbers differ.
+            CertificateError: They are damaged or out of range, there are none, or their numbers differ.
         """
+        count = len(self.key_list())
         try:
-            dense, pruned = _read_scores(self.dense, score_kind), _read_scores(self.pruned, score_kind)
+            dense, pruned = (
+                checked_scores(_read_scores(text, score_kind), count, score_kind) for text in (self.dense, self.pruned)
+            )
             groups = None if self.groups is None else np.array([int(group) for group in self.groups.split(";")])
         except ValueError as error:
             raise CertificateError(f"examples: scores of kind {score_kind!r} are damaged: {error}.") from error
-        sizes = {len(dense), len(pruned), len(self.key_list()), len(dense) if groups is None else len(groups)}
-        if len(sizes) > 1 or dense.shape != pruned.shape:
-            raise CertificateError(f"examples: keys, scores and groups must be equally many, received {sorted(sizes)}.")
+        if not count or dense.shape != pruned.shape or len(dense if groups is None else groups) != count:
+            raise CertificateError(
+                f"examples: scores and groups must be equally many, and some, received {count} keys, scores of shapes "
+                f"{dense.shape} and {pruned.shape}, and {'no' if groups is None else len(groups)} groups."
+            )
         return PairedScores(dense, pruned, groups)
 
 
@@ -120,11 +120,13 @@ class DisjointnessRecord:
         name: "train" or "search".
         split: sha256 of that split.
         examples: Its size.
+        compared_by: How: by "input_ids", by "text", or by both; by "content" where there is neither.
     """
 
     name: str
     split: str
     examples: int
+    compared_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ class Certificate:
         dense: The model that the pruned one is compared with.
         pruned: The model that the statement is about.
         examples: Outcome of each example.
+        steered_training: Whether evaluations on the examples steered training, see `CertificationData`.
         environment: What the models ran on.
-        assumptions: Under which the statement holds.
     """
 
     claim: Claim
@@ -169,8 +171,8 @@ class Certificate:
     dense: ModelRecord
     pruned: ModelRecord
     examples: ExampleRecord
+    steered_training: bool
     environment: Environment
-    assumptions: tuple[str, ...] = ASSUMPTIONS
 
     @property
     def verdict(self) -> str:
@@ -180,14 +182,25 @@ class Certificate:
     @property
     def statement(self) -> str:
         """The certificate in words."""
-        return statement_of(self.claim, self.evidence, checked=tuple(record.name for record in self.disjointness))
+        checked = tuple(record.name for record in self.disjointness)
+        return statement_of(self.claim, self.evidence, checked=checked, steered_training=self.steered_training)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Sentences under which the statement holds."""
+        has_groups = self.examples.groups is not None
+        return assumptions_of(self.claim, has_groups=has_groups, steered_training=self.steered_training)
 
     def to_json(self) -> str:
         """Returns JSON text that `from_json` reads back to an equal certificate."""
-        content = {"format": CERTIFICATE_FORMAT, "statement": self.statement, "method": METHODS[self.claim.kind]}
-        content |= dataclasses.asdict(self)
+        content = {"format": CERTIFICATE_FORMAT, **self._words(), **dataclasses.asdict(self)}
         content["sha256"] = checksum_of(content)
         return json.dumps(content, indent=1)
+
+    def _words(self) -> dict[str, Any]:
+        """Returns what follows from the rest, as JSON holds it."""
+        method, assumptions = METHODS[self.claim.kind], list(self.assumptions)
+        return {"statement": self.statement, "method": method, "assumptions": assumptions}
 
     @classmethod
     def from_json(cls, text: str) -> Certificate:
@@ -197,18 +210,19 @@ class Certificate:
             CertificateError: The text is no certificate of this format, or it was changed after it was written.
         """
         content = _content_of(text)
-        stored = {name: content.pop(name) for name in ("statement", "method", "sha256")}
-        changed = stored["sha256"] != checksum_of({**content, **stored})
+        changed = content["sha256"] != checksum_of(content)
+        words = {name: content.pop(name) for name in DERIVED}
+        content.pop("sha256")
         content.pop("format")
         try:
             certificate = read(cls, content, "certificate")
         except InvalidSettingError as error:
             raise CertificateError(f"certificate: {error}") from error
-        fits = (stored["statement"], stored["method"]) == (certificate.statement, METHODS[certificate.claim.kind])
+        fits = words == certificate._words()
         if changed or not fits:
             raise CertificateError(
                 "certificate: the content was changed after it was written (its sha256 does not match"
-                + ("" if fits else ", or its statement and method do not fit the numbers")
+                + ("" if fits else ", or its statement, method and assumptions do not fit the rest")
                 + "). Take the file from where it was published, or certify anew."
             )
         return certificate
@@ -236,7 +250,7 @@ class Certificate:
             )
         try:
             return cls.from_json(file.read_text(encoding="utf-8"))
-        except CertificateError as error:
+        except (CertificateError, UnicodeDecodeError) as error:
             raise CertificateError(f"{file}: {error}") from error
 
 
@@ -249,7 +263,7 @@ def checksum_of(content: dict[str, Any]) -> str:
 def _content_of(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets within brackets
         raise CertificateError(f"certificate: not JSON ({error}). Pass the text that to_json returned.") from error
     received = content.get("format") if isinstance(content, dict) else type(content).__name__
     if received != CERTIFICATE_FORMAT:
@@ -257,7 +271,7 @@ def _content_of(text: str) -> dict[str, Any]:
             f"certificate: format must be {CERTIFICATE_FORMAT!r}, received {received!r}. Read it with a version of "
             "this library that knows this format."
         )
-    missing = {"statement", "method", "sha256"} - set(content)
+    missing = {*DERIVED, "sha256"} - set(content)
     if missing:
         raise CertificateError(f"certificate: the fields {sorted(missing)} are missing. Pass it as it was saved.")
     return content

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hf_headprune.certified import attach_certificate_
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.guarantee.certificate import (
-    ASSUMPTION_OF_GROUPS,
-    ASSUMPTIONS,
-    ASSUMPTIONS_OF_CHOICE,
     Certificate,
     DisjointnessRecord,
     Environment,
@@ -60,6 +58,8 @@ class CertificationData:
         groups: Column whose equal values mark examples that depend on each other, such as questions on one paragraph.
         columns: Text columns to compare splits by; see `ExampleFingerprints.of`.
         batching: How examples become batches.
+        steered_training: Whether evaluations on these examples chose the checkpoint, the end or the learning rates of
+            training; the certificate then says so.
     """
 
     dataset: Any
@@ -68,6 +68,7 @@ class CertificationData:
     groups: str | None = None
     columns: tuple[str, ...] | None = None
     batching: Batching = Batching()
+    steered_training: bool = False
 
 
 class ScoredSplit:
@@ -100,7 +101,9 @@ class ScoredSplit:
                 prints = split if isinstance(split, ExampleFingerprints) else None
                 prints = ExampleFingerprints.of(split, columns=data.columns) if prints is None else prints
                 check_disjoint(self.prints, prints, name=name)
-                records.append(DisjointnessRecord(name, prints.sha256(), len(prints)))
+                records.append(
+                    DisjointnessRecord(name, prints.sha256(), len(prints), self.prints.compared_with(prints))
+                )
         self.disjointness = tuple(records)
 
     def scores_of(self, model: Any) -> np.ndarray:
@@ -122,9 +125,7 @@ class ScoredSplit:
         """Returns the numbers of the groups in the order of the fingerprints."""
         if self.data.groups is None:
             return None
-        values = [str(self.data.dataset[int(index)][self.data.groups]) for index in self.prints.order]
-        _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-        return np.argsort(np.argsort(first))[inverse]
+        return numbered([str(self.data.dataset[int(index)][self.data.groups]) for index in self.prints.order])
 
     def claim(
         self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, chosen_among: int = 1
@@ -246,6 +247,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
 ) -> Certificate:
     """Tests on unseen examples that a pruned model lost less than `max_drop` of a metric, and writes a certificate.
 
+    The pruned model takes it along: its `save_pretrained` writes it beside the weights, as long as they are the same.
+
     Args:
         dense: The model that it is compared with.
         pruned: The model that the statement is about.
@@ -284,7 +287,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         _check_own_step(path, evidence, turned_by_rounding(pruned, evidence.examples))
     order = split.prints.order
     keys = split.prints.keys
-    return Certificate(
+    certificate = Certificate(
         claim=claim,
         evidence=evidence,
         split=split.prints.sha256(),
@@ -295,10 +298,17 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         examples=ExampleRecord.of(
             split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
         ),
+        steered_training=split.data.steered_training,
         environment=_environment(pruned),
-        assumptions=(ASSUMPTIONS if chosen_among == 1 else ASSUMPTIONS_OF_CHOICE)
-        + (() if scores.groups is None else (ASSUMPTION_OF_GROUPS,)),
     )
+    attach_certificate_(pruned, certificate.to_json())
+    return certificate
+
+
+def numbered(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Numbers equal values alike, `(n,)`, in the order in which they first come."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
 
 
 def turned_by_rounding(model: Any, examples: int) -> int:
@@ -364,16 +374,18 @@ def _with_own_step(path: CertifiedPath, broken: int, fixed: int, p: float) -> Ce
     """Puts the cut model's own numbers in place of those of its masked plan."""
     own = path.own_index
     step = PathStep(path.steps[own].name, broken, fixed, p, p <= path.claim.level)
-    return CertifiedPath(
-        path.claim, path.split, (*path.steps[:own], step, *path.steps[own + 1 :]), path.planned, path.commitment
-    )
+    return replace(path, steps=(*path.steps[:own], step, *path.steps[own + 1 :]))
+
+
+def dtype_of(model: nn.Module) -> str:
+    """Returns the name of the dtype of a model's weights."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _environment(model: nn.Module) -> Environment:
-    first = next(model.parameters())
     return Environment(
         versions=(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)),
-        device=first.device.type,
-        dtype=str(first.dtype).removeprefix("torch."),
+        device=next(model.parameters()).device.type,
+        dtype=dtype_of(model),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.paired import level_of
+from hf_headprune.guarantee.strict_json import LARGEST
 
 Kind = Literal["binary", "bounded", "corpus"]
 METHODS = {
@@ -105,6 +106,7 @@ class Claim:
             "chosen_among": (self.chosen_among >= 1 and self.chosen_among % 1 == 0, "a count of at least 1"),
             "spent": (0 < self.spent <= self.alpha / max(self.chosen_among, 1), "in (0, alpha / chosen_among]"),
             "use": (self.use >= 0, "a count"),
+            "seed": (0 <= self.seed <= LARGEST, "in [0, 2^53]"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

@@ -31,9 +31,10 @@ class ExampleFingerprints:
 
     Attributes:
         kinds: For each way of comparing inputs, one digest per example: "input_ids" without padding, "text" in the same
-            letter case and spacing; "content" (every field but the label) where an example has neither.
+            letter case and spacing; "content" (every field but labels and numbers of examples) where an example has
+            neither.
         labels: Digest of each label.
-        columns: Text columns that were read.
+        columns: Text columns that were read, or the fields of the content.
     """
 
     kinds: Mapping[str, tuple[bytes, ...]]
@@ -52,10 +53,11 @@ class ExampleFingerprints:
         Raises:
             InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
         """
-        _check_dataset(dataset)
+        check_dataset(dataset)
         first = dataset[0]
-        texts = tuple(columns) if columns is not None else _text_columns(first)
-        present = [name for name, holds in ((TOKENS, TOKENS in first), (TEXT, bool(texts))) if holds] or [CONTENT]
+        names = tuple(columns) if columns is not None else _text_columns(first)
+        present = [name for name, holds in ((TOKENS, TOKENS in first), (TEXT, bool(names))) if holds] or [CONTENT]
+        names = _content_fields(first) if present == [CONTENT] else names
         digests: dict[str, list[bytes]] = {kind: [] for kind in present}
         labels = []
         padding = _padding_without_mask(dataset) if TOKENS in first else frozenset()
@@ -63,14 +65,14 @@ class ExampleFingerprints:
             example = dataset[index]
             try:
                 for kind in present:
-                    digests[kind].append(_digest(_input_of(example, kind, texts, padding)))
+                    digests[kind].append(_digest(_input_of(example, kind, names, padding)))
             except KeyError as error:
                 raise InvalidSettingError(
                     f"example {index} has no column {error}, received {sorted(example)}. Pass examples that all hold "
                     "the columns of the first, or name the text columns."
                 ) from error
             labels.append(_digest([_plain(example[name]) for name in LABEL_NAMES if name in example]))
-        return cls({kind: tuple(found) for kind, found in digests.items()}, tuple(labels), texts)
+        return cls({kind: tuple(found) for kind, found in digests.items()}, tuple(labels), names)
 
     def __len__(self) -> int:
         """Examples in the split."""
@@ -100,20 +102,26 @@ class ExampleFingerprints:
             digest.update(b"".join(pair))
         return digest.hexdigest()
 
+    def compared_with(self, other: ExampleFingerprints) -> tuple[str, ...]:
+        """Returns the ways in which another split can be compared with this one; none where nothing would be shown."""
+        common = [kind for kind in self.kinds if kind in other.kinds]
+        return tuple(kind for kind in common if kind == TOKENS or self.columns == other.columns)
+
     def shared_with(self, other: ExampleFingerprints) -> tuple[int, ...]:
         """Returns the indices of the examples whose input also is in another split, compared in each common way.
+
+        Texts are looked for in columns of other names too; that none is found there shows nothing.
 
         Raises:
             DataLeakError: The splits can't be compared.
         """
-        common = [kind for kind in self.kinds if kind in other.kinds]
-        if not common or (common == [TEXT] and self.columns != other.columns):
+        if not self.compared_with(other):
             raise DataLeakError(
-                "splits can be compared by token ids or by the same text columns, received "
+                "splits can be compared by token ids or by the same columns of text or fields of content, received "
                 f"{sorted(self.kinds)} {list(self.columns)} and {sorted(other.kinds)} {list(other.columns)}. Pass both "
                 "tokenized, or both with their texts, or name the text columns."
             )
-        seen = {kind: set(other.kinds[kind]) for kind in common if kind != TEXT or self.columns == other.columns}
+        seen = {kind: set(other.kinds[kind]) for kind in self.kinds if kind in other.kinds}
         return tuple(
             i for i in range(len(self)) if any(self.kinds[kind][i] in digests for kind, digests in seen.items())
         )
@@ -142,7 +150,12 @@ def check_disjoint(
         )
 
 
-def _check_dataset(dataset: Any) -> None:
+def check_dataset(dataset: Any) -> None:
+    """Refuses what is no split.
+
+    Raises:
+        InvalidSettingError: It is not sized, indexable and full of mappings.
+    """
     indexable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not indexable or isinstance(dataset, (Mapping, str)) or len(dataset) == 0:
         raise InvalidSettingError(
@@ -162,6 +175,11 @@ def _text_columns(example: Mapping[str, Any]) -> tuple[str, ...]:
         for name in sorted(example)
         if isinstance(example[name], str) and name not in LABEL_NAMES and not _is_number_or_label(name)
     )
+
+
+def _content_fields(example: Mapping[str, Any]) -> tuple[str, ...]:
+    fields = [name for name in sorted(example) if name not in LABEL_NAMES]
+    return tuple(name for name in fields if not _is_number_or_label(name)) or tuple(fields)
 
 
 def _is_number_or_label(column: str) -> bool:
@@ -191,7 +209,7 @@ def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...], p
         if "attention_mask" in example:
             return [t for t, m in zip(tokens, _plain(example["attention_mask"]), strict=True) if m]
         return tokens[: next((end for end in range(len(tokens), 0, -1) if tokens[end - 1] not in padding), 0)]
-    return {name: _plain(example[name]) for name in sorted(example) if name not in LABEL_NAMES}
+    return {name: _plain(example[name]) for name in columns}
 
 
 def normalised(text: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,15 +42,18 @@ class CertifiedPath:
         claim: What was tested of each candidate.
         split: sha256 of the certification split.
         steps: Candidates that were tested, in their order; only the last may have failed.
-        planned: Candidates that there were.
-        commitment: sha256 of the names of all candidates in their order, fixed before the first test.
+        untested: Names of the candidates after them, in their order.
     """
 
     claim: Claim
     split: str
     steps: tuple[PathStep, ...]
-    planned: int
-    commitment: str
+    untested: tuple[str, ...]
+
+    @property
+    def planned(self) -> int:
+        """Candidates that there were."""
+        return len(self.steps) + len(self.untested)
 
     @property
     def certified_index(self) -> int | None:
@@ -91,5 +92,4 @@ def walk(
             yield p
 
     last_certified(p_values(), claim.level)
-    names = [name for name, _ in candidates]
-    return CertifiedPath(claim, split, tuple(steps), len(names), hashlib.sha256(json.dumps(names).encode()).hexdigest())
+    return CertifiedPath(claim, split, tuple(steps), tuple(name for name, _ in candidates[len(steps) :]))

@@ -82,7 +82,11 @@ def three_way_split(dataset: Any, train: Any = None, settings: SplitSettings = S
         DataLeakError: Examples are in the training split too, and `on_leak` is "error".
         InvalidSettingError: The data set is malformed, or too small to have two sides.
     """
-    prints = ExampleFingerprints.of(dataset, columns=settings.columns)
+    return split_known(dataset, ExampleFingerprints.of(dataset, columns=settings.columns), train, settings)
+
+
+def split_known(dataset: Any, prints: ExampleFingerprints, train: Any, settings: SplitSettings) -> ThreeWaySplit:
+    """Splits a data set whose fingerprints were read already; see `three_way_split`."""
     leaked = set(_leaked(prints, train, settings))
     clusters = [found for found in _clusters(dataset, prints, settings) if leaked.isdisjoint(found)]
     left_out = sorted(set(range(len(prints))) - {index for found in clusters for index in found})

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union
 from hf_headprune.errors import CertificateError
 
 T = TypeVar("T")
+LARGEST = 2**53  # up to it, whole numbers are the same to every reader of JSON
 
 
 def read(kind: type[T], content: Any, where: str) -> T:
@@ -21,7 +22,7 @@ def read(kind: type[T], content: Any, where: str) -> T:
         where: Name of the place, for the message.
 
     Raises:
-        CertificateError: A field is missing, unknown, or of another type.
+        CertificateError: A field is missing, unknown, or of another type, or a number is too large or none.
     """
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if not isinstance(content, dict) or set(content) != set(names):
@@ -47,5 +48,10 @@ def _value(hint: Any, content: Any, where: str) -> Any:
     if not (content in options if origin is Literal else type(content) is hint or is_whole_float):
         raise CertificateError(
             f"{where} must be of type {hint}, received {content!r}. Pass a certificate as it was saved."
+        )
+    if type(content) in (int, float) and not abs(content) <= LARGEST:  # nor is NaN
+        raise CertificateError(
+            f"{where} must be a finite number of at most 2^53, received {content!r:.30}. Pass a certificate as it was "
+            "saved."
         )
     return float(content) if is_whole_float else content

@@ -34,12 +34,14 @@ class Verification:
         notes: Differences that the certificate survives.
         checked: What was checked.
         skipped: What could not be checked, with its reason.
+        on_trust: What no check can derive: only who made the certificate knows it.
     """
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    on_trust: list[str] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
@@ -50,8 +52,8 @@ class Verification:
         """Returns the outcome in lines of text."""
         lines = ["The certificate holds." if self.holds else "THE CERTIFICATE DOES NOT HOLD."]
         lines += [f"differs ({finding.level}): {finding.name}: {finding.text}" for finding in self.findings]
-        for title, entries in (("note", self.notes), ("checked", self.checked), ("not checked", self.skipped)):
-            lines += [f"{title}: {entry}" for entry in entries]
+        entries = {"note": self.notes, "checked": self.checked, "not checked": self.skipped, "on trust": self.on_trust}
+        lines += [f"{title}: {entry}" for title, texts in entries.items() for entry in texts]
         return "\n".join(lines)
 
     def add(self, level: Level, name: str, text: str) -> None:

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_headprune.errors import CertificateError
-from hf_headprune.guarantee.arithmetic import check_counts, check_examples
+from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_settings
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.certify import CertificationData, ScoredSplit, record_of, turned_by_rounding
+from hf_headprune.guarantee.certify import (
+    CertificationData,
+    ScoredSplit,
+    dtype_of,
+    numbered,
+    record_of,
+    turned_by_rounding,
+)
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.evidence import evidence_of
-from hf_headprune.guarantee.examples import INPUT_BYTES, ExampleFingerprints
+from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
 
 if TYPE_CHECKING:
@@ -22,7 +29,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from hf_headprune.guarantee.certificate import ModelRecord
     from hf_headprune.guarantee.evidence import Evidence
 
 SHOWN = 5
@@ -50,7 +56,7 @@ def verify_certificate(
         metric: The `Metric`, where it was not the built-in accuracy.
 
     Returns:
-        What differs and what could not be checked; `holds` is true where nothing differs.
+        What differs, what could not be checked, and what rests on trust; `holds` is true where nothing differs.
 
     Raises:
         CertificateError: The file is malformed, was changed after it was written, or the metric is another one.
@@ -60,18 +66,21 @@ def verify_certificate(
         certificate = Certificate.load(certificate)
     metric = _metric(certificate, metric)
     result = Verification()
+    check_settings(certificate, result)
     check_counts(certificate, result)
     check_examples(certificate, metric, result)
-    for name, record, given in (("dense", certificate.dense, dense), ("pruned", certificate.pruned, model)):
+    for name, given in (("dense", dense), ("pruned", model)):
         if given is None:
             result.skipped.append(f"{name} weights and configuration: no {name} model was given")
         else:
-            _check_model(name, record, given, result)
+            _check_model(name, certificate, given, result)
     if dataset is None:
         result.skipped.append("the certification split: no data were given")
         return result
     data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
-    prints = ExampleFingerprints.of(data.dataset, columns=data.columns or certificate.examples.columns or None)
+    prints = _fingerprints(certificate, data, result)
+    if prints is None:
+        return result
     if _check_split(certificate, prints, result):
         _run_again(certificate, {"dense": dense, "pruned": model}, data, metric, result)
     else:
@@ -93,13 +102,29 @@ def _metric(certificate: Certificate, metric: Metric | None) -> Metric | None:
     return metric
 
 
-def _check_model(name: str, record: ModelRecord, model: nn.Module, result: Verification) -> None:
-    for what, value in dataclasses.asdict(record_of(model)).items():
-        said = getattr(record, what)
-        # The class of a checkpoint may be a local copy of ours; what it computes is in weights and configuration.
-        if what != "name" and value != said:
-            result.add("fingerprints", f"{name} {what}", f"the model has {value}, the certificate says {said}")
+def _check_model(name: str, certificate: Certificate, model: nn.Module, result: Verification) -> None:
+    # The class of a checkpoint may be a local copy of ours; what it computes is in weights and configuration.
+    stated, found = (dataclasses.asdict(record) for record in (getattr(certificate, name), record_of(model)))
+    if name == "pruned":
+        stated["dtype"], found["dtype"] = certificate.environment.dtype, dtype_of(model)
+    for what, value in found.items():
+        if what != "name" and value != stated[what]:
+            result.add("fingerprints", f"{name} {what}", f"the model has {value}, the certificate says {stated[what]}")
     result.checked.append(f"fingerprints: {name} weights and configuration")
+
+
+def _fingerprints(
+    certificate: Certificate, data: CertificationData, result: Verification
+) -> ExampleFingerprints | None:
+    """Reads the examples as the certificate did, or returns None where they lack the text columns that it names."""
+    check_dataset(data.dataset)
+    columns = data.columns
+    if not columns and certificate.examples.kind == TEXT:
+        columns = certificate.examples.columns
+        if lacking := set(columns) - set(data.dataset[0]):
+            result.add("fingerprints", "split", f"the examples lack the text columns {sorted(lacking)}")
+            return None
+    return ExampleFingerprints.of(data.dataset, columns=columns)
 
 
 def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: Verification) -> bool:
@@ -158,6 +183,7 @@ def _run_again(
         recorded = certificate.examples.scores(metric.kind)
     except CertificateError:
         return  # level 2 has said so
+    _check_groups(certificate, split.groups(), recorded.groups, result)
     differing, scores = {}, recorded
     for name, said in (("dense", recorded.dense), ("pruned", recorded.pruned)):
         model = models[name]
@@ -165,12 +191,31 @@ def _run_again(
             result.skipped.append(f"the {name} model on the certification split: it was not given")
             continue
         found = split.scores_of(model)
+        if found.shape != said.shape:
+            result.add("models", f"{name} model", f"its scores have shape {found.shape}, on record are {said.shape}")
+            return
         scores = dataclasses.replace(scores, **{name: found})
         same = np.isclose(found, said, rtol=0, atol=TOLERANCE).reshape(len(said), -1).all(axis=1)
         differing[name] = sorted(split.prints.order[~same].tolist()), turned_by_rounding(model, len(said))
         result.checked.append(f"models: the {name} model was run on {len(said)} examples")
     if any(indices for indices, _ in differing.values()):  # else it is what the outcomes on record say
         _compare(certificate, evidence_of(scores, certificate.claim, metric.aggregate), differing, result)
+
+
+def _check_groups(
+    certificate: Certificate, found: np.ndarray | None, said: np.ndarray | None, result: Verification
+) -> None:
+    if found is None or said is None:
+        if said is not None:
+            result.skipped.append("the groups of the examples: their column was not given")
+        elif found is not None:
+            result.add("fingerprints", "groups", "the certificate takes all examples for independent")
+        return
+    keys = certificate.examples.key_list()
+    count = Counter(keys)
+    alone = np.array([count[key] == 1 for key in keys])  # copies have no order among themselves
+    if not np.array_equal(numbered(found[alone]), numbered(said[alone])):
+        result.add("fingerprints", "groups", "other examples belong together")
 
 
 def _compare(
@@ -207,6 +252,11 @@ def _check_disjoint(
             result.add("fingerprints", f"{name} split", f"it holds {len(shared)} of the certification examples too")
         if name not in records:
             result.add("fingerprints", f"{name} split", "the certificate was made without comparing it")
-        elif records[name].split != other.sha256():
-            result.add("fingerprints", f"{name} split", f"its sha256 is {other.sha256()}, it was {records[name].split}")
-        result.checked.append(f"fingerprints: the {name} split, and that it holds none of the examples")
+        elif (said := (records[name].split, records[name].examples)) != (found := (other.sha256(), len(other))):
+            text = "its sha256 is {} ({} examples), it was {} ({})".format(*found, *said)
+            result.add("fingerprints", f"{name} split", text)
+        ways = prints.compared_with(other)
+        if name in records and (lacking := [way for way in records[name].compared_by if way not in ways]):
+            result.skipped.append(f"that the {name} split was compared by {', '.join(lacking)}: the data given lack it")
+        words = f"the {name} split, and that it holds none of the examples, by {' and '.join(ways)}"
+        result.checked.append(f"fingerprints: {words}")

@@ -9,13 +9,44 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.evidence import Evidence
 
 
-def statement_of(claim: Claim, evidence: Evidence, *, checked: tuple[str, ...]) -> str:
+ASSUMPTIONS = (
+    "The certification examples are drawn independently, from where the model will be used.",
+    "Their labels are right.",
+)
+OF_STEERING = (
+    "Training was steered by evaluations on them too, which does not favour the pruned model over the one that it is "
+    "compared with."
+)
+OF_GROUPS = "Groups of examples are independent of each other, and none is larger than the largest of these."
+
+
+def assumptions_of(claim: Claim, *, has_groups: bool, steered_training: bool) -> tuple[str, ...]:
+    """Returns the sentences under which a certificate holds.
+
+    Args:
+        claim: Of the certificate.
+        has_groups: Whether examples depend on each other in groups.
+        steered_training: Whether evaluations on the examples steered training.
+    """
+    nothing = "Nothing else" if steered_training else "Nothing"
+    if claim.chosen_among == 1:
+        chosen = f"{nothing} about the model, the claim or the order of candidates was chosen by looking at them."
+    else:
+        chosen = (
+            f"{nothing} but the choice among the candidates was made by looking at them: neither they nor the claim."
+        )
+    given = ((OF_STEERING, steered_training), (chosen, True), (OF_GROUPS, has_groups))
+    return (*ASSUMPTIONS, *(sentence for sentence, holds in given if holds))
+
+
+def statement_of(claim: Claim, evidence: Evidence, *, checked: tuple[str, ...], steered_training: bool = False) -> str:
     """Says in plain words what a certificate promises and what it does not.
 
     Args:
         claim: Of the certificate.
         evidence: Of the certificate.
         checked: Names of the splits that the certification split was compared with.
+        steered_training: Whether evaluations on the examples steered training.
     """
     sentences = [_verdict_in_words(claim, evidence), _seen(claim, evidence)]
     if claim.kind == "corpus":
@@ -34,6 +65,8 @@ def statement_of(claim: Claim, evidence: Evidence, *, checked: tuple[str, ...]) 
         )
     if claim.use > 1:
         sentences.append(f"This is use number {claim.use} of the split, which may spend an alpha of {claim.spent:.2g}.")
+    if steered_training:
+        sentences.append("Training chose its checkpoint, its end or its learning rates by these examples too.")
     unchecked = [name for name in ("train", "search") if name not in checked]
     if unchecked:
         splits = " and ".join(f"the {name} split" for name in unchecked)

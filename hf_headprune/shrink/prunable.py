@@ -14,8 +14,8 @@ from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from hf_headprune.anatomy import FAMILIES, anatomy_of, base_model, family_of
+from hf_headprune.certified import attach_saved_certificate_, write_certificate_
 from hf_headprune.errors import InvalidConfigError, UnsupportedModelError
-from hf_headprune.shrink.certified import write_certificate
 from hf_headprune.shrink.config import PRUNABLE_CONFIGS, PrunableConfig, check_dense_numbers, checked_entries
 from hf_headprune.shrink.resize import cut_site_
 
@@ -54,10 +54,13 @@ class PrunableModel:
         adopt_classes_(self)  # type: ignore[arg-type]
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads as Transformers does, and refuses weights that don't match the configuration.
 
+        A certificate beside the weights stays with them: `save_pretrained` writes it again where they are the same.
+
         Args:
+            pretrained_model_name_or_path: As in Transformers.
             *args: As in Transformers.
             **kwargs: As in Transformers. `ignore_mismatched_sizes` concerns the task head alone: a layer whose weights
                 don't match would otherwise be initialised at random without a word.
@@ -68,7 +71,7 @@ class PrunableModel:
         wants_info = kwargs.pop("output_loading_info", False)
         accepts_new_head = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(  # type: ignore[misc]
-            *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
         problems = sorted(_weight_problems(model, info, accepts_new_head=accepts_new_head))
         if problems:
@@ -76,13 +79,14 @@ class PrunableModel:
                 f"{cls.__name__}: the weights don't match the configuration: {'; '.join(problems)}. {SOURCE_OF_SIZES}"
             )
         align_weights_(model)
+        attach_saved_certificate_(model, pretrained_model_name_or_path, kwargs)
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves as Transformers does, with the certificate of these weights where they have one."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True):
-            write_certificate(self, save_directory)  # type: ignore[arg-type]
+            write_certificate_(self, save_directory)  # type: ignore[arg-type]
 
 
 def resize_to_config_(model: nn.Module) -> None:
