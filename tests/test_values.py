@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from torch import nn
 
-from hf_headprune import AStarSearch, BlockMovement, Distillation, LatencySettings, SecondOrder, SubsetGates
+from hf_headprune import (
+    AStarSearch,
+    BlockMovement,
+    Distillation,
+    LatencySettings,
+    SecondOrder,
+    SplitSettings,
+    SubsetGates,
+)
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.one_shot import second_order_plan
@@ -24,9 +32,18 @@ SETTINGS = {
     Distillation: {"teacher": nn.Linear(1, 1)},
     AStarSearch: {},
     LatencySettings: {},
+    SplitSettings: {},
 }
 ANYTHING = ["x", [], object(), (), {}, math.nan, math.inf, -1, -0.5, True, ("x", "y"), ("x",), 2.5, None]
-TAKEN = {("metric", "x"), ("mask_bias", True), ("reconstruct", True), ("half_precision", True)}  # and nowhere else
+TAKEN = {
+    ("metric", "x"),
+    ("mask_bias", True),
+    ("reconstruct", True),
+    ("half_precision", True),
+    ("group_column", "x"),
+    ("columns", ("x",)),
+    ("columns", ("x", "y")),
+}  # and nowhere else
 FIELDS = [(kind, field.name) for kind in SETTINGS for field in fields(kind)]
 
 
@@ -34,7 +51,9 @@ def may_be_taken(kind, name, value):
     field = kind.__dataclass_fields__[name]
     if value is None:
         return "None" in field.type or field.default is MISSING
-    return (value == 2.5 and "float" in field.type) or any(name == n and value is given for n, given in TAKEN)
+    return (value == 2.5 and "float" in field.type) or any(
+        name == n and value == given and type(value) is type(given) for n, given in TAKEN
+    )
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda part: getattr(part, "__name__", part))

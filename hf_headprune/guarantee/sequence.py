@@ -149,7 +149,7 @@ class AlphaLedger:
         if not self.path.exists():
             return []
         entries: list[LedgerEntry] = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(self.path.read_text(encoding="utf-8", errors="backslashreplace").splitlines(), 1):
             entries.append(self._entry(number, line))
             use, expected = entries[-1].use, sum(entry.split == entries[-1].split for entry in entries)
             if use != expected:
@@ -168,7 +168,7 @@ class AlphaLedger:
             entry = LedgerEntry(**content)
             if entry.spent != alpha_of_use(entry.alpha, entry.use):
                 raise ValueError("its share is not that of its use")
-        except (ValueError, TypeError, KeyError, AttributeError, InvalidSettingError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, InvalidSettingError) as error:
             raise CertificateError(
                 f"{self.path}, line {number}: no line of an alpha ledger: {error!r}. Pass the path of a ledger, or of "
                 "a file that does not exist yet; a damaged ledger can't be continued."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.guarantee.examples import ExampleFingerprints
+from hf_headprune.values import is_above, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,9 +58,23 @@ class SplitSettings:
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        if not 0 < self.certify_share < 1:
+        if not (is_above(self.certify_share, 0) and self.certify_share < 1):
             raise InvalidSettingError(
-                f"SplitSettings: certify_share must be in (0, 1), received {self.certify_share}. Pass 0.5 for half."
+                f"SplitSettings: certify_share must be in (0, 1), received {self.certify_share!r}. Pass 0.5 for half."
+            )
+        if not is_whole(self.seed, at_least=0):
+            raise InvalidSettingError(
+                f"SplitSettings: seed must be a whole number of at least 0, received {self.seed!r}. Pass one."
+            )
+        if self.columns is not None and not (
+            isinstance(self.columns, tuple) and self.columns and all(isinstance(c, str) for c in self.columns)
+        ):
+            raise InvalidSettingError(
+                f"SplitSettings: columns must be a tuple of names, received {self.columns!r}. Pass one, or None."
+            )
+        if self.group_column is not None and not isinstance(self.group_column, str):
+            raise InvalidSettingError(
+                f"SplitSettings: group_column must be a name, received {self.group_column!r}. Pass one, or None."
             )
         if self.on_leak not in ("error", "drop"):
             raise InvalidSettingError(

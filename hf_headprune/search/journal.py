@@ -21,8 +21,9 @@ JOURNAL_FORMAT = "hf_headprune.search/2"
 
 
 def fingerprint_of(content: Any) -> str:
-    """Returns the sha256 of JSON-able content, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """Returns the sha256 of JSON-able content, independent of the order of its keys; numpy's numbers are welcome."""
+    text = json.dumps(content, sort_keys=True, default=lambda number: number.item())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Journal:

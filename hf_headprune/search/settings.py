@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.values import is_number, is_whole
 
 Objective = Literal["heads", "parameters", "macs", "latency"]
 UnitKind = Literal["heads", "ffn", "layers"]
@@ -90,7 +90,10 @@ class AStarSearch:
     def __post_init__(self) -> None:
         """Checks every setting."""
         if _is_table(self.latency_ms):
-            table = {site: dict(sorted(measured.items())) for site, measured in self.latency_ms.items()}  # type: ignore[union-attr]
+            table = {
+                site: {int(kept): float(measured[kept]) for kept in sorted(measured)}
+                for site, measured in self.latency_ms.items()
+            }
             object.__setattr__(self, "latency_ms", table)
         for name, (holds, rule) in self._rules().items():
             if not holds:
@@ -103,18 +106,18 @@ class AStarSearch:
         """Returns for each setting whether its rule holds, and the rule in words."""
         drop_rule = "a finite number of at least 0 (absolute: 0.01 is one point of accuracy)"
         weights = self.weights
-        falling = isinstance(weights, tuple) and len(weights) > 0 and all(map(_is_real, weights))
+        falling = isinstance(weights, tuple) and len(weights) > 0 and all(map(is_number, weights))
         falling = falling and weights[-1] == 1 and list(weights) == sorted(weights, reverse=True)
         rules = {
-            "max_drop": (_is_real(self.max_drop) and self.max_drop >= 0, drop_rule),
+            "max_drop": (is_number(self.max_drop) and self.max_drop >= 0, drop_rule),
             "objective": (self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
             "metric": (self.metric is None or isinstance(self.metric, str), "a name, or None"),
             "max_evaluations": (
-                self.max_evaluations is None or _is_integer(self.max_evaluations, at_least=1),
+                self.max_evaluations is None or is_whole(self.max_evaluations, at_least=1),
                 "an integer of at least 1 (the first evaluation is that of the reference), or None",
             ),
             "weights": (falling, "a tuple of falling numbers that ends with 1.0, which makes the estimate admissible"),
-            "slack": (_is_real(self.slack) and self.slack >= 0, drop_rule),
+            "slack": (is_number(self.slack) and self.slack >= 0, drop_rule),
         }
         countable = self.objective != "heads" or self.units == ("heads",)
         needs_table = self.objective == "latency"
@@ -124,7 +127,7 @@ class AStarSearch:
                 f"one of {', '.join(map(str, UNIT_KINDS))}, and with the objective 'heads' the first one",
             ),
             "ffn_chunk": (
-                _is_integer(self.ffn_chunk, at_least=1) and self.ffn_chunk % CHUNK_STEP == 0,
+                is_whole(self.ffn_chunk, at_least=1) and self.ffn_chunk % CHUNK_STEP == 0,
                 f"a positive multiple of {CHUNK_STEP}",
             ),
             "latency_ms": (
@@ -134,30 +137,22 @@ class AStarSearch:
             ),
             "confidence": (
                 self.confidence in (None, REPORT)
-                or (_is_real(self.confidence) and 0.5 < self.confidence < 1 and self.max_drop > 0),  # noqa: PLR2004
+                or (is_number(self.confidence) and 0.5 < self.confidence < 1 and self.max_drop > 0),  # noqa: PLR2004
                 "'report', None, or above 0.5 and below 1 with a max_drop above 0",
             ),
             "reconstruct": (self.reconstruct in (None, True, False), "True, False, or None"),
             "half_precision": (self.half_precision in (None, True, False), "True, False, or None"),
-            "cache_mib": (_is_real(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),
+            "cache_mib": (is_number(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),
         }
         for name, least in (("children_per_step", 1), ("random_children", 0), ("seed", 0), ("max_open", 1)):
-            holds = _is_integer(getattr(self, name), at_least=least)
+            holds = is_whole(getattr(self, name), at_least=least)
             rules[name] = (holds, f"an integer of at least {least}")
         return rules
 
 
-def _is_real(number: Any) -> bool:
-    return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-
-
-def _is_table(table: Any) -> bool:
+def _is_table(table: Any) -> TypeGuard[Mapping[str, Mapping[int, float]]]:
     return isinstance(table, Mapping) and all(
         isinstance(measured, Mapping)
-        and all(_is_integer(kept, at_least=0) and _is_real(ms) for kept, ms in measured.items())
+        and all(is_whole(kept, at_least=0) and is_number(ms) for kept, ms in measured.items())
         for measured in table.values()
     )
-
-
-def _is_integer(number: Any, *, at_least: int) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= at_least
