@@ -179,6 +179,9 @@ NAMED = {
     "blocks of several heads": BlockMovement.hybrid(density=0.5, attention_block=(16, 16), width_multiple=8),
     "blocks of FFN units": BlockMovement(attention_block="head", ffn_block=(4, 4), kept=0.37, width_multiple=16),
     "single weights": BlockMovement(attention_block=None, ffn_block=(1, 1), kept=0.3, width_multiple=8),
+    "other blocks in some layers": BlockMovement(
+        attention_block=(8, 8), ffn_block=(4, 4), blocks={"*.0.*": "unit", "*.1.[if]*": None}, kept=0.4
+    ),
     "blocks of attention alone": BlockMovement(attention_block=(8, 8), ffn_block=None, kept=0.4),
     "magnitude": BlockMovement(attention_block=(8, 8), method="magnitude", kept=0.3, width_multiple=8),
 }
@@ -205,11 +208,7 @@ def test_a_named_share_is_that_of_the_cut_model_whatever_its_blocks_are(name, ma
 
 def share_of_scored(plan, anatomy, settings):
     """Of the sites that are scored, in what the settings count."""
-    scored = [
-        site
-        for site in anatomy.sites
-        if (settings.attention_block if site.is_attention else settings.ffn_block) is not None
-    ]
+    scored = [site for site in anatomy.sites if settings.block_of(site) is not None]
     price = weights_per_unit if settings.kept_of == "parameters" else lambda site: macs_per_unit(site, 128, 128)
     kept = sum(len(plan.kept(site.name)) * price(site) for site in scored)
     return kept / sum(site.units * price(site) for site in scored)

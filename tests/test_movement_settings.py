@@ -20,6 +20,8 @@ def layout_of(model, **settings):
         ({"attention_block": "heads"}, "attention_block must be"),
         ({"attention_block": (8,)}, "attention_block must be"),
         ({"ffn_block": "head"}, "ffn_block must be"),
+        ({"blocks": {"*": "heads"}}, "blocks must map patterns"),
+        ({"blocks": {0: (8, 8)}}, "blocks must map patterns"),
         ({"attention_block": None, "ffn_block": None}, "must not both be None"),
         ({"attention_block": "unit", "score_gradient": "weights"}, 'needs score_gradient="unit"'),
         ({"method": "topK"}, "method must be one of"),
@@ -114,6 +116,16 @@ def test_ffn_blocks_are_transposed_on_the_second_matrix():
     assert [tensor.shape for tensor in layout[:2]] == [(64, 1), (1, 64)]
 
 
+def test_other_shapes_are_given_by_patterns_of_sites_and_the_last_one_holds():
+    blocks = {"*.0.*": None, "encoder.layer.0.intermediate": (8, 16), "encoder.layer.1.attention": "unit"}
+    layout = layout_of(tiny_bert(), blocks=blocks)
+    ffn, second = ["encoder.layer.0.intermediate.dense", "encoder.layer.0.output.dense"], "encoder.layer.1."
+    assert [tensor.name for tensor in layout] == [*ffn, second + "attention", second + "intermediate"]
+    assert [tensor.shape for tensor in layout] == [(8, 2), (2, 8), (4,), (64,)]
+    alone = layout_of(tiny_bert(), attention_block=None, blocks={"*.attention": (8, 8)})
+    assert {tensor.kind for tensor in alone} == {"ffn"}
+
+
 def test_units_of_attention_are_heads():
     layout = layout_of(tiny_bert(), attention_block="unit")
     heads, units = layout[:2]
@@ -142,6 +154,10 @@ def test_macs_of_all_scores_are_those_of_the_model(make, block):
         ({"attention_block": (12, 8)}, r"query of shape \(32, 32\) can't be cut into blocks of \(12, 8\)"),
         ({"width_multiple": 48}, "has 64 units, no multiple of 48"),
         ({"ffn_block": (4, 4), "width_multiple": 48}, "has 64 units, no multiple of 48"),
+        ({"blocks": {"encoder.layer.7.*": None}}, r"no site's name matches 'encoder.layer.7.\*' in blocks"),
+        ({"blocks": {"*": "head"}}, "encoder.layer.0.intermediate has no heads"),
+        ({"blocks": {"*": "unit"}, "score_gradient": "weights"}, "encoder.layer.0.attention in units needs score_grad"),
+        ({"blocks": {"*": None}}, "nothing that the settings score"),
     ],
 )
 def test_what_does_not_divide_the_model_is_refused(settings, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -33,29 +34,44 @@ def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) ->
     """
     base = base_model(model)
     layout: list[ScoreTensor] = []
-    problems: list[str] = []
+    problems = [f"no site's name matches {pattern!r} in blocks" for pattern in _unmatched(settings, anatomy)]
     for site in anatomy.sites:
-        shape = settings.attention_block if site.is_attention else settings.ffn_block
-        if shape is None or site.units == 0:
-            continue
-        linears = {path: base.get_submodule(path) for path in (*site.inputs, site.output)}
-        strange = [path for path, linear in linears.items() if type(linear) is not nn.Linear]
-        if strange:
-            raise UnsupportedModelError(
-                f"BlockMovement scores plain torch.nn.Linear modules only, but {strange} are "
-                f"{sorted({type(linears[path]).__name__ for path in strange})}. Merge adapters and dequantize first."
-            )
-        price = _price_of_a_weight(site, linears, settings)
-        if shape == "unit":
-            layout.append(_unit_scores(site, settings, linears, price))
-        else:
-            layout += _block_scores(site, linears, shape, price, problems)
-        if site.units % (multiple := _multiple(site, shape, settings)):
-            problems.append(f"{site.name} has {site.units} units, no multiple of {multiple}")
+        shape = settings.block_of(site)
+        if shape is not None and site.units:
+            layout += _scores_of(base, site, shape, settings, problems)
     if problems or not layout:
         problems = problems or ["the model has nothing that the settings score"]
         raise InvalidSettingError(f"BlockMovement: {'; '.join(problems)}. Change the block or width_multiple.")
     return tuple(layout)
+
+
+def _scores_of(
+    base: Any, site: Site, shape: Block | str, settings: BlockMovement, problems: list[str]
+) -> list[ScoreTensor]:
+    """Returns the score tensors of one site, and adds to the problems what does not divide it."""
+    linears = {path: base.get_submodule(path) for path in (*site.inputs, site.output)}
+    strange = [path for path, linear in linears.items() if type(linear) is not nn.Linear]
+    if strange:
+        raise UnsupportedModelError(
+            f"BlockMovement scores plain torch.nn.Linear modules only, but {strange} are "
+            f"{sorted({type(linears[path]).__name__ for path in strange})}. Merge adapters and dequantize first."
+        )
+    if shape == "head" and not site.is_attention:
+        problems.append(f"{site.name} has no heads")
+        return []
+    if shape == "unit" and site.is_attention and settings.score_gradient != "unit":
+        problems.append(f'{site.name} in units needs score_gradient="unit"')
+    if site.units % (multiple := _multiple(site, shape, settings)):
+        problems.append(f"{site.name} has {site.units} units, no multiple of {multiple}")
+    price = _price_of_a_weight(site, linears, settings)
+    if shape == "unit":
+        return [_unit_scores(site, settings, linears, price)]
+    return list(_block_scores(site, linears, shape, price, problems))
+
+
+def _unmatched(settings: BlockMovement, anatomy: Anatomy) -> list[str]:
+    names = [site.name for site in anatomy.sites]
+    return [pattern for pattern in settings.blocks or {} if not any(fnmatchcase(n, pattern) for n in names)]
 
 
 def with_exact_fraction(settings: BlockMovement, layout: tuple[ScoreTensor, ...]) -> BlockMovement:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hf_headprune.errors import InvalidSettingError
@@ -10,7 +12,7 @@ from hf_headprune.learn.density import density_at
 from hf_headprune.values import is_above, is_number, is_rising, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from hf_headprune.anatomy import Site
 
 Block = tuple[int, int]
 Method = Literal["sigmoid_threshold", "threshold", "top_k", "magnitude"]
@@ -36,6 +38,9 @@ class BlockMovement:
             score, shared by its four parts. None scores no attention.
         ffn_block: "unit" gives each FFN unit one score, shared by its row of the first matrix and its column of the
             second. A shape cuts both matrices into blocks, the second into transposed ones. None scores no FFN.
+        blocks: Of some sites other shapes, or None to leave them whole, by patterns of their names such as
+            `{"encoder.layer.0.*": None, "*.crossattention": (16, 16)}`; of patterns that match one site the last holds.
+            What `attention_block` or `ffn_block` leaves out stays out.
         method: "sigmoid_threshold" and "threshold" keep what is above a threshold, so that the penalty alone decides
             how much stays; "top_k" keeps exactly as much as `kept` says; "magnitude" does too, by the mean of |W|
             instead of learned scores.
@@ -73,6 +78,7 @@ class BlockMovement:
 
     attention_block: Block | Literal["head", "unit"] | None = (32, 32)
     ffn_block: Block | Literal["unit"] | None = "unit"
+    blocks: Mapping[str, Block | Literal["head", "unit"] | None] | None = field(default=None, hash=False)
     method: Method = "top_k"
     threshold: tuple[float, float] = (0.0, 0.1)
     kept: int | float = 0.5
@@ -107,6 +113,13 @@ class BlockMovement:
             or _is_block(attention),
             'ffn_block must be (rows, columns) >= 1, "unit" or None': ffn in ("unit", None) or _is_block(ffn),
             "mask_bias must be True or False": isinstance(self.mask_bias, bool),
+            'blocks must map patterns of sites to (rows, columns) >= 1, "head", "unit" or None': self.blocks is None
+            or (
+                isinstance(self.blocks, Mapping)
+                and len(self.blocks) > 0
+                and all(isinstance(pattern, str) for pattern in self.blocks)
+                and all(shape in ("head", "unit", None) or _is_block(shape) for shape in self.blocks.values())
+            ),
             "attention_block and ffn_block must not both be None": attention is not None or ffn is not None,
             'attention_block="unit" needs score_gradient="unit"': attention != "unit" or self.score_gradient == "unit",
             **{
@@ -152,6 +165,12 @@ class BlockMovement:
             'scope="matrix" needs kept_of="scores", since it keeps the same fraction of each': self.scope == "model"
             or self.kept_of == "scores",
         }
+
+    def block_of(self, site: Site) -> Block | str | None:
+        """Returns what is scored of a site: a shape, "head" or "unit", or None."""
+        usual: Block | str | None = self.attention_block if site.is_attention else self.ffn_block
+        matching = [shape for pattern, shape in (self.blocks or {}).items() if fnmatchcase(site.name, pattern)]
+        return usual if usual is None or not matching else matching[-1]
 
     @property
     def ranks(self) -> bool:
