@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from hf_headprune.search.compositions import Composition
     from hf_headprune.search.problem import Question
 
-TRUSTED = 0.5  # of the band of doubt; where bf16 turns out to have turned an answer beyond, nothing is taken from it
+# Share of the band of doubt beyond which bf16 is taken to turn nothing. What is rejected rests on that, as an estimate;
+# what is accepted has the whole band looked at again; where an answer beyond was turned, nothing is taken from bf16.
+TRUSTED = 0.5
 
 
 class _RoundingError(Exception):
@@ -178,7 +180,7 @@ class Prober:
         """
         if question.floor is None or not self._scoring.is_mean:
             return None
-        bound = self._bound(answers, band=TIE_BAND)
+        bound = self._bound(answers, band=TIE_BAND if is_exact else TRUSTED * TIE_BAND)
         if bound < question.floor - ROUND_OFF:
             return Measurement(bound, answers.margins.copy(), kind="bound" if is_exact else "estimate")
         seen = answers.seen
@@ -196,11 +198,12 @@ class Prober:
 
     def _settle_errors(self, answers: Answers, plan: PruningPlan, floor: float, band: float) -> None:
         """Where all errors seen in bf16 would reject, has as many of the doubtful settled as that takes; in place."""
-        doubtful = np.flatnonzero((answers.scores < 1.0) & (answers.gaps < TIE_BAND))
+        near = TRUSTED * TIE_BAND
+        doubtful = np.flatnonzero((answers.scores < 1.0) & (answers.gaps < near))
         doubtful = doubtful[np.argsort(-answers.gaps[doubtful], kind="stable")]  # the surest first
-        while len(doubtful) and self._bound(answers, band=0.0) < floor <= self._bound(answers, band=TIE_BAND):
+        while len(doubtful) and self._bound(answers, band=0.0) < floor <= self._bound(answers, band=near):
             lost = (1.0 - answers.scores[doubtful]) * self._weights[doubtful] / self._weights.sum()
-            enough = 1 + int((lost.cumsum() <= self._bound(answers, band=TIE_BAND) - floor).sum())
+            enough = 1 + int((lost.cumsum() <= self._bound(answers, band=near) - floor).sum())
             self._settle(doubtful[:enough], answers, plan, band)
             doubtful = doubtful[enough:]
 
