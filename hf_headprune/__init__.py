@@ -9,9 +9,10 @@ from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.cost import Cost, cost_of
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.certify import CertificationData, certify, certify_path
+from hf_headprune.guarantee.certify import certify, certify_path
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.planner import Expectation, examples_needed, power_of, promise_in_words, smallest_drop
+from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.sequence import AlphaLedger, milestones
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate

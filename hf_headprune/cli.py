@@ -14,8 +14,8 @@ from hf_headprune.certified import CERTIFICATE_NAME
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, HeadPruneError, UnsupportedModelError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.certify import record_of
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
+from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import PRUNABLE_CLASSES

@@ -9,8 +9,9 @@ import pytest
 
 from hf_headprune.errors import CertificateError, HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.certificate import DERIVED, Certificate, checksum_of
-from hf_headprune.guarantee.certify import CertificationData, certify, certify_path
+from hf_headprune.guarantee.certify import certify, certify_path
 from hf_headprune.guarantee.claim import Claim, Metric
+from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.strict_json import read
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan

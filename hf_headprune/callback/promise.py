@@ -10,10 +10,11 @@ from accelerate.utils import broadcast_object_list
 from hf_headprune.callback import bridge
 from hf_headprune.elimination import removals_between
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.guarantee.certify import CertificationData, ScoredSplit, certify, certify_path, furthest_within
+from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
+from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.sequence import milestones
 from hf_headprune.guarantee.splits import SplitSettings, ThreeWaySplit, split_known

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import json
-import platform
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
 
 from hf_headprune.certified import attach_certificate_
 from hf_headprune.errors import CertificateError, InvalidSettingError
-from hf_headprune.fingerprints import sha256_of
 from hf_headprune.guarantee.certificate import (
     Certificate,
-    DisjointnessRecord,
-    Environment,
     ExampleRecord,
-    ModelRecord,
 )
 from hf_headprune.guarantee.claim import Claim, Metric
-from hf_headprune.guarantee.evidence import PairedScores, checked_scores, evidence_of
-from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint
+from hf_headprune.guarantee.evidence import PairedScores, evidence_of
 from hf_headprune.guarantee.path import CertifiedPath, PathStep, walk
-from hf_headprune.guarantee.scoring import Batching, right_answers
-from hf_headprune.masking import masked
+from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
+from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,103 +28,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
 
-PACKAGES = ("hf-headprune", "torch", "transformers", "numpy", "scipy")
 ROUND_OFF = 1e-9
-VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
-
-
-@dataclass(frozen=True)
-class CertificationData:
-    """A certification split and how to read it.
-
-    Attributes:
-        dataset: Sized and indexable; examples are mappings.
-        train: What the model was trained on, or its `ExampleFingerprints`; None where it can't be looked at, which the
-            certificate then says.
-        search: What the search has seen, likewise.
-        groups: Column whose equal values mark examples that depend on each other, such as questions on one paragraph.
-        columns: Text columns to compare splits by; see `ExampleFingerprints.of`.
-        batching: How examples become batches.
-        steered_training: Whether evaluations on these examples chose the checkpoint, the end or the learning rates of
-            training; the certificate then says so.
-    """
-
-    dataset: Any
-    train: Any = None
-    search: Any = None
-    groups: str | None = None
-    columns: tuple[str, ...] | None = None
-    batching: Batching = Batching()
-    steered_training: bool = False
-
-
-class ScoredSplit:
-    """A certification split whose examples are known by their fingerprints, and the scores of models on it.
-
-    Attributes:
-        data: The split.
-        metric: What models are scored by.
-        prints: Fingerprints of its examples.
-        disjointness: Splits that it was compared with.
-    """
-
-    def __init__(self, data: CertificationData, metric: Metric) -> None:
-        """Reads the examples and compares them with the splits that training and search have seen.
-
-        Raises:
-            DataLeakError: An example is in one of those splits.
-            InvalidSettingError: The data set is malformed, or groups are asked of 0/1 scores.
-        """
-        if data.groups is not None and metric.kind == "binary":
-            raise InvalidSettingError(
-                f"certify: the exact test of 0/1 scores takes examples for independent, received groups "
-                f"{data.groups!r}. Pass a Metric of kind 'bounded', which takes 0/1 scores too."
-            )
-        self.data, self.metric = data, metric
-        self.prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
-        records = []
-        for name, split in (("train", data.train), ("search", data.search)):
-            if split is not None:
-                prints = split if isinstance(split, ExampleFingerprints) else None
-                prints = ExampleFingerprints.of(split, columns=data.columns) if prints is None else prints
-                check_disjoint(self.prints, prints, name=name)
-                records.append(
-                    DisjointnessRecord(name, prints.sha256(), len(prints), self.prints.compared_with(prints))
-                )
-        self.disjointness = tuple(records)
-
-    def scores_of(self, model: Any) -> np.ndarray:
-        """Runs a model; returns its scores in the order of the fingerprints."""
-        if self.metric.score is None:
-            scores: Any = right_answers(model, self.data.dataset, self.data.batching)
-        else:
-            scores = self.metric.score(model, self.data.dataset)
-        return checked_scores(scores, len(self.prints), self.metric.kind)[self.prints.order]
-
-    def scores_of_plan(
-        self, model: nn.Module, plan: PruningPlan | None, reconstruction: Reconstruction | None
-    ) -> np.ndarray:
-        """Runs what a plan keeps of a model, or the whole, with its output projections refitted or as they are."""
-        with nullcontext() if plan is None else masked(model, plan, reconstruction=reconstruction):
-            return self.scores_of(model)
-
-    def groups(self) -> np.ndarray | None:
-        """Returns the numbers of the groups in the order of the fingerprints."""
-        if self.data.groups is None:
-            return None
-        return numbered([str(self.data.dataset[int(index)][self.data.groups]) for index in self.prints.order])
-
-    def claim(
-        self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, chosen_among: int = 1
-    ) -> Claim:
-        """Returns the claim; spends its share of alpha where the split may be used more than once."""
-        alpha = round(1.0 - confidence, 12)
-        spent = alpha / max(chosen_among, 1)  # the claim checks the numbers
-        claim = Claim(self.metric.name, self.metric.kind, max_drop, alpha, spent, seed=seed, chosen_among=chosen_among)
-        if ledger is None:
-            return claim
-        entry = ledger.spend(self.prints.sha256(), alpha, f"{self.metric.name} drops by less than {max_drop}")
-        return replace(claim, spent=entry.spent / chosen_among, use=entry.use)
 
 
 def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same names
@@ -299,38 +190,10 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
             split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
         ),
         steered_training=split.data.steered_training,
-        environment=_environment(pruned),
+        environment=environment_of(pruned),
     )
     attach_certificate_(pruned, certificate.to_json())
     return certificate
-
-
-def numbered(values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Numbers equal values alike, `(n,)`, in the order in which they first come."""
-    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse]
-
-
-def turned_by_rounding(model: Any, examples: int) -> int:
-    """Returns on how many examples a model may answer otherwise on another machine, or cut instead of masked.
-
-    A thousandth, and one at least; five in bf16 and fp16.
-    """
-    share = 0.005 if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else 0.001
-    return max(1, int(share * examples))
-
-
-def record_of(model: nn.Module) -> ModelRecord:
-    """Returns what identifies a model: class, sha256 of weights and configuration, number of parameters."""
-    config: Any = getattr(model, "config", None)
-    content = {} if config is None else json.loads(config.to_json_string(use_diff=False))
-    kept = {name: value for name, value in content.items() if name not in VOLATILE_CONFIG}
-    return ModelRecord(
-        name=type(model).__name__,
-        weights=sha256_of("", model.state_dict()),
-        config=hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )
 
 
 def name_of(plan: PruningPlan) -> str:
@@ -375,17 +238,3 @@ def _with_own_step(path: CertifiedPath, broken: int, fixed: int, p: float) -> Ce
     own = path.own_index
     step = PathStep(path.steps[own].name, broken, fixed, p, p <= path.claim.level)
     return replace(path, steps=(*path.steps[:own], step, *path.steps[own + 1 :]))
-
-
-def dtype_of(model: nn.Module) -> str:
-    """Returns the name of the dtype of a model's weights."""
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
-def _environment(model: nn.Module) -> Environment:
-    return Environment(
-        versions=(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)),
-        device=next(model.parameters()).device.type,
-        dtype=dtype_of(model),
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    )

@@ -11,17 +11,11 @@ import numpy as np
 from hf_headprune.errors import CertificateError
 from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_settings
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.certify import (
-    CertificationData,
-    ScoredSplit,
-    dtype_of,
-    numbered,
-    record_of,
-    turned_by_rounding,
-)
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset
+from hf_headprune.guarantee.records import dtype_of, record_of, turned_by_rounding
+from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, numbered
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
 
 if TYPE_CHECKING:
