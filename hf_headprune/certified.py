@@ -13,6 +13,8 @@ from huggingface_hub import try_to_load_from_cache
 from hf_headprune.fingerprints import sha256_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -41,22 +43,32 @@ def attach_saved_certificate_(model: nn.Module, source: Any, options: dict[str, 
     """
     file = None if source is None else _saved_certificate(source, options)
     if file is not None and file.is_file():
-        attach_certificate_(model, file.read_text(encoding="utf-8").strip())
+        attach_certificate_(model, _read(file).strip())
 
 
-def write_certificate_(model: nn.Module, folder: str | Path) -> None:
+def write_certificate_(
+    model: nn.Module, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> bool:
     """Writes the model's certificate where its weights deserve it, and takes away one of other weights that lies there.
 
     A certificate that the weights no longer deserve is let go, so that this is said once.
+
+    Args:
+        model: Pruned model.
+        folder: Where its weights are saved.
+        state_dict: What is saved in place of the model's own weights.
+
+    Returns:
+        Whether a certificate was written.
     """
     holder: Any = model
     text, file = getattr(model, "headprune_certificate", None), Path(folder, CERTIFICATE_NAME)
     if text is None and not file.exists():
-        return
-    weights = _weights_of(model)
-    if text is not None and _certified_weights(text) == weights:
+        return False
+    weights = _sha256_of(model.state_dict() if state_dict is None else state_dict)
+    if text is not None and weights is not None and _certified_weights(text) == weights:
         file.write_text(text + "\n", encoding="utf-8")
-        return
+        return True
     if text is not None:
         holder.headprune_certificate = None
         logger.warning(
@@ -64,31 +76,36 @@ def write_certificate_(model: nn.Module, folder: str | Path) -> None:
             "model as it is now.",
             folder,
         )
-    if file.exists() and _certified_weights(file.read_text(encoding="utf-8")) != weights:
+    if file.exists() and (weights is None or _certified_weights(_read(file)) != weights):
         logger.warning("%s is about other weights than those which are saved there now; it is removed.", file)
         file.unlink()
+    return False
 
 
 def _saved_certificate(source: Any, options: dict[str, Any]) -> Path | None:
     name = Path(options.get("subfolder") or "", CERTIFICATE_NAME)
-    if Path(source).is_dir():
-        return Path(source, name)
+    if Path(source).exists():  # a file of weights has no folder of its own
+        return Path(source, name) if Path(source).is_dir() else None
     cached = try_to_load_from_cache(
         str(source), name.as_posix(), cache_dir=options.get("cache_dir"), revision=options.get("revision")
     )
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _weights_of(model: nn.Module) -> str | None:
-    """Returns the sha256 of the weights, or None where they are quantized, sharded or not in memory."""
-    state = model.state_dict()
+def _read(file: Path) -> str:
+    """Returns the text of a certificate, whatever is in it: it is checked where it is used."""
+    return file.read_text(encoding="utf-8", errors="backslashreplace")
+
+
+def _sha256_of(state: Mapping[str, torch.Tensor]) -> str | None:
+    """Returns the sha256 of weights, or None where they are quantized, sharded or not in memory."""
     are_plain = all(type(tensor) is torch.Tensor and not tensor.is_meta for tensor in state.values())
-    return sha256_of("", state) if are_plain else None
+    return sha256_of("", dict(state)) if are_plain else None
 
 
 def _certified_weights(text: str) -> str | None:
     """Returns the sha256 of the weights that a certificate is about, or None where it is damaged."""
     try:
         return json.loads(text)["pruned"]["weights"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -13,6 +13,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import LatencySettings, measure_latency
 from hf_headprune.shrink.surgery import prune_model_
+from hf_headprune.values import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,8 +56,10 @@ def measure_latency_table(
         InvalidSettingError: `points` is too small, or the settings or inputs do not fit the model.
         UnsupportedModelError: The family is unknown, or the model can't be cut.
     """
-    if not isinstance(points, int) or points < 1:
-        raise InvalidSettingError(f"measure_latency_table: points must be an integer of at least 1, received {points}.")
+    if not is_whole(points, at_least=1):
+        raise InvalidSettingError(
+            f"measure_latency_table: points must be an integer of at least 1, received {points!r}."
+        )
     settings = settings or LatencySettings(max_seconds=SECONDS_PER_POINT)
     anatomy = anatomy_of(model)
     alike: dict[tuple[str, int], list[Site]] = {}

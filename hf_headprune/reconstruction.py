@@ -148,11 +148,7 @@ class Reconstruction:
         modules = dict(base_model(model).named_modules())
         for name, block in self.blocks.items():
             weight = getattr(modules.get(block.site.output), "weight", None)
-            if (
-                weight is None
-                or weight.shape != block.weight.shape
-                or not weight.cpu().equal(block.weight.to(weight.dtype))
-            ):
+            if weight is None or weight.shape != block.weight.shape or not _are_alike(weight, block.weight):
                 raise InvalidPlanError(
                     f"This reconstruction does not fit the model: {name} has another output projection than the model "
                     "that was searched. Pass the reconstruction of a search of this very model, with the weights that "
@@ -190,3 +186,9 @@ class Reconstruction:
         if len(self._refitted) > REMEMBERED * len(self.blocks):
             del self._refitted[next(iter(self._refitted))]
         return found
+
+
+def _are_alike(weight: torch.Tensor, copied: torch.Tensor) -> bool:
+    """Tells whether weights are the same up to rounding: devices differ by some, and a cast since by more."""
+    given, allowed = weight.detach().cpu().double(), 4 * torch.finfo(weight.dtype).eps
+    return bool(torch.linalg.norm(given - copied) <= allowed * torch.linalg.norm(copied))

@@ -10,7 +10,12 @@ from typing import Any
 
 def is_number(value: Any) -> bool:
     """Tells whether a value is a finite number; truth values are none."""
-    return is_whole(value) or (isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value))
+    if is_whole(value):
+        return True
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def is_whole(value: Any, *, at_least: float = -math.inf) -> bool:

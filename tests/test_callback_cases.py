@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
+from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.gates import GateBank
 from hf_headprune.learn.movement_settings import BlockMovement
@@ -93,6 +94,57 @@ def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
     same = HeadPruneCallback(**make(0.75), search=None, latency=None)
     _trainer(tmp_path, same, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
     assert same.plan is not None
+
+
+def test_a_resumed_run_must_score_the_blocks_of_its_checkpoint(tmp_path):
+    def callback(whole):
+        blocks = {f"encoder.layer.{whole}.*": None}
+        movement = BlockMovement(attention_block="unit", width_multiple=8, kept=0.5, blocks=blocks)
+        return HeadPruneCallback(movement=movement, latency=None)
+
+    settings = {"save_strategy": "steps", "save_steps": 11}
+    _trainer(tmp_path, callback(0), **settings).train()
+    with pytest.raises(TrainingStateError, match="another budget"):
+        _trainer(tmp_path, callback(1), **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
+
+
+def test_a_proof_that_the_chunks_of_training_make_too_long_is_refused_before_the_first_step(tmp_path):
+    search = AStarSearch(max_evaluations=None, units=("heads", "ffn"), ffn_chunk=32, objective="macs")
+    model = tiny_bert(num_hidden_layers=4)  # 16 heads, 8 chunks, and one more of each FFN that training cuts
+    callback = HeadPruneCallback(movement=BlockMovement.ffn_units(0.75, width_multiple=8), search=search, latency=None)
+    trainer = _trainer(tmp_path, callback, model=model)
+    with pytest.raises(InvalidSettingError, match="at most 24 units allow it, received 28"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_second_training_begins_with_the_whole_model_again(tmp_path):
+    seen = []
+
+    class Stops(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    class Looks(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            seen.append(metrics["eval_loss"])
+
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=1), search=None, latency=None)
+    trainer = _trainer(tmp_path, callback, eval_on_start=True, learning_rate=1e-12)
+    trainer.add_callback(Looks())
+    trainer.add_callback(stops := Stops())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(stops)
+    trainer.train()
+    assert seen[1] == pytest.approx(seen[0], abs=1e-6)
+
+
+def test_examples_that_can_not_be_compared_with_the_training_set_certify_nothing_but_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(ExampleFingerprints, "compared_with", lambda *_: ())
+    callback = HeadPruneCallback(gates=GATES, search=SHORT, latency=None)
+    _trainer(tmp_path, callback, eval_dataset=_examples(240, 1)).train()
+    assert "can't be compared with those of train_dataset" in callback.report.promise
 
 
 @pytest.mark.parametrize("after", ["measure_latency", "PruningReport.of"])

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_headprune.certified import CERTIFICATE_NAME, attach_certificate_, attach_saved_certificate_, write_certificate_
 from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError, UnsupportedModelError
@@ -827,10 +827,43 @@ def test_a_loaded_certificate_is_not_written_beside_other_weights(certificate, p
 
 def test_a_damaged_certificate_keeps_no_model_from_loading_and_is_not_passed_on(pruned, tmp_path):
     pruned.save_pretrained(tmp_path / "first")
-    for damaged in ("{", "[]", '{"pruned": 1}', "NaN"):
-        (tmp_path / "first" / CERTIFICATE_NAME).write_text(damaged)
+    for damaged in (b"{", b"[]", b'{"pruned": 1}', b"NaN", b"\xff\xfe", b"[" * 200_000):
+        (tmp_path / "first" / CERTIFICATE_NAME).write_bytes(damaged)
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
         assert not (tmp_path / "second" / CERTIFICATE_NAME).exists()
+
+
+def test_other_weights_that_are_saved_in_place_of_the_model_s_own_get_no_certificate(certificate, pruned, tmp_path):
+    model = copy.deepcopy(pruned)
+    attach_certificate_(model, certificate.to_json())
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "same", state_dict=weights)
+    assert Certificate.load(tmp_path / "same") == certificate
+    assert weights.keys() == model.state_dict().keys()
+    model.save_pretrained(tmp_path / "other_process", False)
+    assert not (tmp_path / "other_process" / CERTIFICATE_NAME).exists()
+    model.save_pretrained(tmp_path / "zeros", state_dict={name: 0 * tensor for name, tensor in weights.items()})
+    assert not (tmp_path / "zeros" / CERTIFICATE_NAME).exists()
+
+
+def test_an_upload_that_leaves_the_certificate_behind_says_so(certificate, pruned, tmp_path, caplog, monkeypatch):
+    model = copy.deepcopy(pruned)
+    attach_certificate_(model, certificate.to_json())
+    save = PreTrainedModel.save_pretrained
+
+    def saved_and_not_pushed(*args, push_to_hub=False, **others):  # there is no Hub here
+        assert push_to_hub
+        save(*args, **others)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", saved_and_not_pushed)
+    model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    assert "after the upload. Upload the folder, or call model.push_to_hub" in caplog.text
+
+
+def test_a_model_loads_from_a_file_of_weights_alone(pruned, tmp_path):
+    pruned.save_pretrained(tmp_path)
+    loaded = type(pruned).from_pretrained(tmp_path / "model.safetensors", config=pruned.config)
+    assert torch.equal(loaded.classifier.weight, pruned.classifier.weight)
 
 
 def test_without_a_certificate_no_weight_is_read_for_one(dense, tmp_path, monkeypatch):

@@ -158,6 +158,7 @@ def test_macs_of_all_scores_are_those_of_the_model(make, block):
         ({"blocks": {"*": "head"}}, "encoder.layer.0.intermediate has no heads"),
         ({"blocks": {"*": "unit"}, "score_gradient": "weights"}, "encoder.layer.0.attention in units needs score_grad"),
         ({"blocks": {"*": None}}, "nothing that the settings score"),
+        ({"blocks": {"*.attention": None}}, "no attention to score; say so with attention_block=None"),
     ],
 )
 def test_what_does_not_divide_the_model_is_refused(settings, message):

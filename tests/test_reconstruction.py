@@ -228,6 +228,10 @@ def test_a_reconstruction_of_another_model_is_refused_before_a_tensor_changes(ca
     reconstruction = evenly(model, batches, full)
     plan = full.replace(kept_heads={SITE: (3,)})
     prune_model_(copy.deepcopy(model).bfloat16(), plan, reconstruction=reconstruction)  # rounded since, but the same
+    rounded = copy.deepcopy(model)
+    weight = rounded.bert.encoder.layer[0].attention.output.dense.weight
+    weight.data = weight.nextafter(torch.tensor(torch.inf)).detach()  # as on another device
+    prune_model_(rounded, plan, reconstruction=reconstruction)
     other = copy.deepcopy(model) if change else classifier(seed=1)
     if change:
         change(other)

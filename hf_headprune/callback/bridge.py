@@ -314,17 +314,22 @@ def _calibration(trainer: Trainer, collate: Any) -> list[dict[str, torch.Tensor]
     return None if drawn is None else _batches(trainer, drawn, collate)
 
 
-def require_searchable(trainer: Trainer, search: AStarSearch) -> None:
+def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn: bool) -> None:
     """Sees that the search will find its units and its metric, before hours of training rest on it.
 
     Where right answers are counted example by example, the examples are read; any other metric but the loss is looked
     for in an evaluation.
 
+    Args:
+        trainer: Of the run.
+        search: Settings.
+        start_cuts_ffn: Whether training will have cut FFN units when the search begins.
+
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns; or an example has no tokens, or a
             label that is no class; or the drop allowed allows anything; or the settings do not fit the model.
     """
-    check_searchable(anatomy_of(trainer.model), search)
+    check_searchable(anatomy_of(trainer.model), search, start_cuts_ffn=start_cuts_ffn)
     name, by_example = _metric_name(trainer, search.metric)
     if by_example:
         check_drop(name, search.max_drop, where="AStarSearch")

@@ -211,6 +211,8 @@ def _check_bank(bank: ScoreBank | SecondOrderBank, step: int, optimizer: Any) ->
         )
     if step == 0:
         bank.reset()
+        if isinstance(bank, ScoreBank):
+            bank.is_idle = True
     elif int(bank.steps) != step:
         raise TrainingStateError(
             f"Resumed at step {step}, but the choice in the checkpoint has seen {int(bank.steps)} steps. Resume from "

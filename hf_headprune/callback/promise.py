@@ -272,6 +272,8 @@ def _halves(trainer: Trainer, train: ExampleFingerprints | None, *, least: int) 
     if len(dataset) < least:
         return _too_few(len(dataset))
     prints = ExampleFingerprints.of(dataset)
+    if least and train is not None and not prints.compared_with(train):
+        return NoPromise("the examples of eval_dataset can't be compared with those of train_dataset")
     count = len(prints) - (0 if train is None else len(prints.shared_with(train)))
     if count < least:
         return _too_few(count)

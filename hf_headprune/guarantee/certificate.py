@@ -21,7 +21,7 @@ from hf_headprune.guarantee.path import CertifiedPath
 from hf_headprune.guarantee.strict_json import read
 from hf_headprune.guarantee.wording import assumptions_of, statement_of
 
-CERTIFICATE_FORMAT = "hf_headprune.certificate/1"
+CERTIFICATE_FORMAT = "hf_headprune.certificate/2"
 DERIVED = ("statement", "method", "assumptions")
 _KEY_BYTES = INPUT_BYTES + LABEL_BYTES
 

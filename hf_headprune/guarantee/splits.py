@@ -58,6 +58,8 @@ class SplitSettings:
 
     def __post_init__(self) -> None:
         """Checks every setting."""
+        if isinstance(self.columns, list):
+            object.__setattr__(self, "columns", tuple(self.columns))
         if not (is_above(self.certify_share, 0) and self.certify_share < 1):
             raise InvalidSettingError(
                 f"SplitSettings: certify_share must be in (0, 1), received {self.certify_share!r}. Pass 0.5 for half."

@@ -63,7 +63,14 @@ class MovementBank(ScoreBank):
             settings: Of block movement.
             multiplier: Learning rate of the scores over that of the run.
         """
-        budget = (settings.method, settings.kept, settings.kept_of, settings.threshold, settings.width_multiple)
+        budget: tuple[Any, ...] = (
+            settings.method,
+            settings.kept,
+            settings.kept_of,
+            settings.threshold,
+            settings.width_multiple,
+        )
+        budget = (*budget, *((tensor.name, tensor.shape) for tensor in layout))
         super().__init__(sum(tensor.numel for tensor in layout), multiplier=multiplier, budget=budget)
         self.layout = layout
         counts_cut = settings.counts_cut and not all(tensor.is_units for tensor in layout)

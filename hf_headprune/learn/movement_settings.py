@@ -101,6 +101,8 @@ class BlockMovement:
 
     def __post_init__(self) -> None:
         """Checks every value that does not depend on the model."""
+        if isinstance(self.blocks, Mapping):
+            object.__setattr__(self, "blocks", dict(self.blocks))
         rules = {**self._choice_rules(), **self._range_rules(), **self._budget_rules()}
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
@@ -254,14 +256,18 @@ class BlockMovement:
     def _paper(
         cls, penalty: float | None, published: float, density: float | None, changes: Mapping[str, Any]
     ) -> BlockMovement:
-        is_share = isinstance(density, float) and 0.0 < density <= 1.0
+        is_share = density is not None and is_above(density, 0) and density <= 1
         if density is not None and (penalty is not None or not is_share):
             raise InvalidSettingError(
                 "BlockMovement: density is a share above 0.0 and at most 1.0, in place of the penalty; received "
                 f"density={density!r} and penalty={penalty!r}. Leave one of the two out."
             )
         by_threshold = {"method": "sigmoid_threshold", "penalty": published if penalty is None else penalty}
-        by_density = {"method": "top_k", "kept": density, "kept_of": "parameters"}
+        by_density = {
+            "method": "top_k",
+            "kept": density if density is None else float(density),
+            "kept_of": "parameters",
+        }
         defaults = {
             **(by_threshold if density is None else by_density),
             "score_gradient": "weights",

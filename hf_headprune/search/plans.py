@@ -284,15 +284,22 @@ def check_drop(name: str, max_drop: float, *, where: str) -> None:
         )
 
 
-def check_searchable(anatomy: Anatomy, search: AStarSearch) -> None:
+def check_searchable(anatomy: Anatomy, search: AStarSearch, *, start_cuts_ffn: bool = False) -> None:
     """Refuses settings that a search of a model would refuse, before any work on the model.
+
+    Args:
+        anatomy: Of the model.
+        search: Settings.
+        start_cuts_ffn: Whether the search will start without some FFN units, which share no chunk with the others.
 
     Raises:
         InvalidSettingError: Nothing of what is searched is there, the table of latencies does not fit, or a proof is
             asked for too many units.
     """
     check_latency_table(anatomy, search)
-    check_provable(len(units_of_search(anatomy, PruningPlan.full(anatomy), search, None)), search)
+    units = units_of_search(anatomy, PruningPlan.full(anatomy), search, None)
+    chunked = {part.site for unit in units for part in unit if len(unit) == 1} & {s.name for s in anatomy.ffn_sites}
+    check_provable(len(units) + start_cuts_ffn * len(chunked), search)
 
 
 def _collate(model: Any, processing_class: Any) -> Callable[[list[Any]], Any]:

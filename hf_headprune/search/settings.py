@@ -33,8 +33,9 @@ class AStarSearch:
             as one step that removes all of a layer's).
         ffn_chunk: FFN units per chunk, a multiple of 32. Chunks are formed in the order of importance.
         latency_ms: For the objective "latency": for each searched site the ms measured with so many of its heads or FFN
-            units kept, `{site: {kept: ms}}`, as `hf_headprune.measure_latency_table` returns it. Between the numbers
-            measured the ms are interpolated.
+            units kept, `{site: {kept: ms}}`, as `hf_headprune.measure_latency_table` returns it and JSON keeps it.
+            Between the numbers measured the ms are interpolated. A search goes on from its journal with the same table
+            only.
         metric: Name of the metric; None leaves the choice to the caller (accuracy for classification).
         max_evaluations: Sets that may be evaluated, the reference included. None goes on until the optimum is proved,
             which is possible for few units only.
@@ -91,7 +92,7 @@ class AStarSearch:
         """Checks every setting."""
         if _is_table(self.latency_ms):
             table = {
-                site: {int(kept): float(measured[kept]) for kept in sorted(measured)}
+                site: {int(kept): float(ms) for kept, ms in sorted(measured.items(), key=lambda entry: int(entry[0]))}
                 for site, measured in self.latency_ms.items()
             }
             object.__setattr__(self, "latency_ms", table)
@@ -153,6 +154,11 @@ class AStarSearch:
 def _is_table(table: Any) -> TypeGuard[Mapping[str, Mapping[int, float]]]:
     return isinstance(table, Mapping) and all(
         isinstance(measured, Mapping)
-        and all(is_whole(kept, at_least=0) and is_number(ms) for kept, ms in measured.items())
+        and all((_is_decimal(kept) or is_whole(kept, at_least=0)) and is_number(ms) for kept, ms in measured.items())
         for measured in table.values()
     )
+
+
+def _is_decimal(key: Any) -> bool:
+    """Tells whether a key is a whole number as JSON writes it."""
+    return isinstance(key, str) and key.isascii() and key.isdecimal()

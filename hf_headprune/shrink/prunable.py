@@ -6,6 +6,7 @@ A class builds the skeleton of its dense sibling and resizes it to its configura
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from hf_headprune.certified import attach_saved_certificate_, write_certificate_
 from hf_headprune.errors import InvalidConfigError, UnsupportedModelError
 from hf_headprune.shrink.config import PRUNABLE_CONFIGS, PrunableConfig, check_dense_numbers, checked_entries
 from hf_headprune.shrink.resize import cut_site_
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -82,11 +85,26 @@ class PrunableModel:
         attach_saved_certificate_(model, pretrained_model_name_or_path, kwargs)
         return (model, info) if wants_info else model
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves as Transformers does, with the certificate of these weights where they have one."""
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if kwargs.get("is_main_process", True):
-            write_certificate_(self, save_directory)  # type: ignore[arg-type]
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,  # noqa: FBT001, FBT002 - as in Transformers
+        state_dict: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Saves as Transformers does, with the certificate of the weights where they have one.
+
+        With `push_to_hub=True` the certificate stays behind, which is said; `model.push_to_hub(...)` takes it along.
+        """
+        saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
+        super().save_pretrained(save_directory, is_main_process, saved, *args, **kwargs)  # type: ignore[misc]
+        if is_main_process and write_certificate_(self, save_directory, state_dict) and kwargs.get("push_to_hub"):  # type: ignore[arg-type]
+            logger.warning(
+                "The certificate was written into %s after the upload. Upload the folder, or call model.push_to_hub, "
+                "which uploads it too.",
+                save_directory,
+            )
 
 
 def resize_to_config_(model: nn.Module) -> None:
