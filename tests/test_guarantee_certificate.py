@@ -420,7 +420,7 @@ def _text(certificate, edit, *, resign):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda content: content.update(format="hf_headprune.certificate/2"), "format must be"),
+        (lambda content: content.update(format="hf_headprune.certificate/1"), "format must be"),
         (lambda content: content.pop("format"), "format must be"),
         (lambda content: content.pop("claim"), "missing .'claim'."),
         (lambda content: content["claim"].update(extra=1), "unknown .'extra'."),
