@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_headprune.certified import attach_certificate_
 from hf_headprune.errors import CertificateError, InvalidSettingError
-from hf_headprune.guarantee.certificate import (
-    Certificate,
-    ExampleRecord,
-)
+from hf_headprune.guarantee.certificate import Certificate, ExampleRecord
 from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.evidence import PairedScores, evidence_of
 from hf_headprune.guarantee.path import CertifiedPath, PathStep, walk

@@ -69,8 +69,8 @@ class MovementBank(ScoreBank):
             settings.kept_of,
             settings.threshold,
             settings.width_multiple,
+            *((tensor.name, tensor.shape) for tensor in layout),
         )
-        budget = (*budget, *((tensor.name, tensor.shape) for tensor in layout))
         super().__init__(sum(tensor.numel for tensor in layout), multiplier=multiplier, budget=budget)
         self.layout = layout
         counts_cut = settings.counts_cut and not all(tensor.is_units for tensor in layout)

@@ -60,9 +60,11 @@ def units_of_search(
     """
     parts: dict[str, list[Part]] = {}
     for site in anatomy.sites:
-        if site.is_attention and _is_searched(site, search):
+        if not _is_searched(site, search):
+            continue
+        if site.is_attention:
             parts[site.name] = [Part(site.name, head, (head,)) for head in range(site.units)]
-        elif _is_searched(site, search):
+        else:
             scores = _scores_of(site, ffn_scores)
             width = max(site.units, 1) if search.units == ("layers",) else search.ffn_chunk
             parts[site.name] = _chunks(site, set(start.kept(site.name)), scores, width)
