@@ -233,6 +233,7 @@ def gates_of(model, kept):
     bank = GateBank(settings.budget_groups(anatomy), settings, multiplier=1.0, seed=0)
     bank.attach(model, anatomy)
     bank.set_scores(torch.rand(bank.num_heads, generator=torch.Generator().manual_seed(0)))
+    bank.is_idle = False  # as in a run that has begun
     return bank
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, EarlyStoppingCallba
 
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.callback.promise import plans_between
+from hf_headprune.callback.promise import plans_between, promise_of
 from hf_headprune.elimination import removals_between
 from hf_headprune.errors import DataLeakError, InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
@@ -446,6 +447,33 @@ def test_by_default_what_unseen_examples_support_is_cut_and_the_table_says_what_
     assert callback.certificate.statement in callback.report.promise
     trainer.save_model(tmp_path / "saved")
     assert Certificate.load(tmp_path / "saved") == callback.certificate
+
+
+@pytest.mark.parametrize("confidence", [0.95, "report"])
+def test_what_loses_too_much_on_the_search_split_is_no_candidate(tmp_path, monkeypatch, confidence):
+    trainer, callback = _certifying(tmp_path, confidence=confidence)
+    trainer.train()
+    result, tried = callback.search_result, []
+    assert result.plan.num_kept_heads < 5
+    monkeypatch.setattr(
+        "hf_headprune.callback.promise.furthest_within", lambda _, plans, *__, **___: tried.extend(plans)
+    )
+    monkeypatch.setattr(
+        "hf_headprune.callback.promise.certify_path",
+        lambda _, plans, *__, **___: tried.extend(plans) or SimpleNamespace(certified_index=None),
+    )
+    promise = promise_of(trainer, AStarSearch(max_drop=0.2, confidence=confidence))
+    between = plans_between(result.start, result.plan, result.reconstruction, None)
+    missing = between[0]
+
+    def measure(plan):
+        assert plan != result.plan  # the search has measured it
+        return result.threshold - 0.01 * (plan == missing)
+
+    chosen = promise.choose(trainer, tiny_bert(), result.start, result, None, measure)
+    assert tried == between[1:]
+    assert chosen.plan == result.start
+    assert chosen.candidates == len(between) - 1
 
 
 def test_by_default_what_training_kept_is_cut_where_unseen_examples_support_nothing_smaller(tmp_path, monkeypatch):

@@ -84,7 +84,8 @@ def trained(model, bank, schedule, *, steps=range(STEPS)):
 
 
 def scattered(bank, seed=0):
-    """Scores spread around the threshold of sigmoid 0.1."""
+    """Scores spread around the threshold of sigmoid 0.1, as in a run that has begun."""
+    bank.is_idle = False
     bank.set_scores(torch.randn(bank.num_scores, generator=torch.Generator().manual_seed(seed)) * 2 - 2.2)
 
 

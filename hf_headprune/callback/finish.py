@@ -154,17 +154,23 @@ def _find(
     searched = search if promise is None else promise.searched(search)
     result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
     plan, chosen = result.plan, None
-    if promise is not None:
-        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result, head_scores)
-        plan = chosen.plan
     known = {start: result.reference_metric, result.plan: result.metric}
+
+    def measure(plan: PruningPlan) -> float:
+        if plan not in known:
+            known[plan] = source.evaluator(plan).metric
+        return known[plan]
+
+    if promise is not None:
+        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result, head_scores, measure)
+        plan = chosen.plan
     metric = MetricChange(
         name=source.metric,
         split=f"search split: {'' if promise is None or promise.has_own_split else 'half of '}eval_dataset"
         + ("" if source.precision is None else f", in {source.precision}"),
         num_examples=source.num_examples,
         before=source.sign * result.reference_metric,
-        after=source.sign * (known[plan] if plan in known else source.evaluator(plan).metric),
+        after=source.sign * measure(plan),
         reference="the whole model" if start == PruningPlan.full(anatomy) else "what training kept",
     )
     effort = Effort(

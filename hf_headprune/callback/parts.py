@@ -71,11 +71,9 @@ class LearnedParts:
                 seed=trainer.args.seed if settings.gates.seed is None else settings.gates.seed,
             )
             self.gates.attach(model, anatomy)
-            self.gates.is_idle = True
         if settings.movement is not None:  # after the gates, which may freeze all that they find
             rate = trainer.args.learning_rate
             self.movement = MovementBank.of(model, anatomy, settings.movement, learning_rate=rate)
-            self.movement.is_idle = True
 
     @property
     def banks(self) -> list[ScoreBank | SecondOrderBank]:
@@ -211,8 +209,6 @@ def _check_bank(bank: ScoreBank | SecondOrderBank, step: int, optimizer: Any) ->
         )
     if step == 0:
         bank.reset()
-        if isinstance(bank, ScoreBank):
-            bank.is_idle = True
     elif int(bank.steps) != step:
         raise TrainingStateError(
             f"Resumed at step {step}, but the choice in the checkpoint has seen {int(bank.steps)} steps. Resume from "

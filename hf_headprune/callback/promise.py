@@ -22,6 +22,8 @@ from hf_headprune.search.settings import REPORT
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from transformers import Trainer
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.settings import AStarSearch
 
 MILESTONES = 5
+MEASURED = 20  # of the plans on the way, so that as many as MILESTONES of them keep what the search was asked to keep
 METRIC = "accuracy"
 # The searched split flatters, so the search aims higher than what is to be certified.
 SEARCHED_SHARE = 0.5
@@ -111,12 +114,19 @@ class Promise:
         return words
 
     def choose(
-        self, trainer: Trainer, model: Any, learned: PruningPlan, result: PlanSearchResult, scores: np.ndarray | None
+        self,
+        trainer: Trainer,
+        model: Any,
+        learned: PruningPlan,
+        result: PlanSearchResult,
+        scores: np.ndarray | None,
+        measure: Callable[[PruningPlan], float],
     ) -> ChosenPlan:
-        """Returns the furthest plan on the way to what the search found that the unseen examples allow.
+        """Returns the furthest plan on the way to what the search found that both splits allow.
 
-        Plans on the way there from what training kept are tried, the least pruned first. One is allowed if it is
-        certified, or, where certificates are only reported, if it is seen to lose no more than is allowed.
+        Plans on the way there from what training kept are tried, the least pruned first, but for those that miss on the
+        search split what the search had to keep. One is allowed if it is certified, or, where certificates are only
+        reported, if it is seen to lose no more than is allowed on the unseen examples.
 
         Args:
             trainer: Its first process tries them; the others wait for the outcome.
@@ -124,10 +134,14 @@ class Promise:
             learned: What training kept: what the others are compared with.
             result: Of the search on the search split.
             scores: Importance of the heads, `(num_heads,)`, or None.
+            measure: Returns the metric of a plan on the search split, higher is better; every process calls it.
         """
         if result.plan == learned:
             return ChosenPlan(learned, None, 0, has_certificate=False)
-        plans = milestones(plans_between(learned, result.plan, result.reconstruction, scores), MILESTONES)
+        between = milestones(plans_between(learned, result.plan, result.reconstruction, scores), MEASURED)
+        holding = [plan for plan in between if plan == result.plan or measure(plan) >= result.threshold]
+        # Rounding may differ between devices: what the first process measured goes for all.
+        plans = milestones(broadcast_object_list([holding])[0], MILESTONES)
         path, last = None, None
         if trainer.is_world_process_zero():
             where: dict[str, Any] = {"reference": learned, "reconstruction": result.reconstruction}

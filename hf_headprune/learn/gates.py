@@ -83,13 +83,11 @@ class GateBank(ScoreBank):
         return not self.decided and 0 < sum(group.kept for group in self.groups) < len(scores) and not scores.std()
 
     def reset(self) -> None:
-        """Starts over: initial scores, nothing decided."""
+        """Starts over: initial scores, nothing decided, no step begun."""
+        super().reset()
         uniform = torch.rand(self.num_heads, generator=torch.Generator().manual_seed(self.seed)) - 0.5
         is_random = self.settings.initial_scores == "random"
         self.set_scores(uniform.to(self.importance_bias.device) * (self.settings.initial_spread if is_random else 0.0))
-        self.kept.fill_(1.0)
-        self.decided.fill_(False)
-        self.steps.fill_(0)
 
     def begin_step(self, step: int, schedule: GateSchedule, *, loss_scale: float = 1.0) -> None:
         """Sets phase, temperature and noise of one optimizer step; the same for all its micro-batches and ranks.
@@ -118,6 +116,7 @@ class GateBank(ScoreBank):
         if not self.decided:
             self.kept.copy_(self.hard_mask())
             self.decided.fill_(True)
+        self.is_idle = False
 
     @torch.no_grad()
     def hard_mask(self) -> torch.Tensor:

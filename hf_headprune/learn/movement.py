@@ -147,7 +147,7 @@ class MovementBank(ScoreBank):
             self.kept.copy_(self.final_mask())
             self.decided.fill_(True)
         self.mask.copy_(self.kept)
-        self.is_decided, self._final_mask = True, None
+        self.is_decided, self.is_idle, self._final_mask = True, False, None
 
     @torch.no_grad()
     def mask_at(self, level: float) -> torch.Tensor:

@@ -83,7 +83,7 @@ class ScoreBank(nn.Module):
         self.register_buffer("decided", torch.tensor(False))
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("budget", checksum(budget))
-        self.is_idle = False
+        self.is_idle = True
 
     @property
     def num_scores(self) -> int:
@@ -101,7 +101,8 @@ class ScoreBank(nn.Module):
             self.importance_bias.copy_(scores / self.multiplier)
 
     def reset(self) -> None:
-        """Starts over: scores of zero, nothing decided."""
+        """Starts over: scores of zero, nothing decided, no step begun."""
+        self.is_idle = True
         self.set_scores(torch.zeros_like(self.importance_bias))
         self.kept.fill_(1.0)
         self.decided.fill_(False)
