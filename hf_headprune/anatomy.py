@@ -209,8 +209,11 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("bert", (_bert_layout(),)),
         Family("roberta", (_bert_layout(),)),
+        Family("xlm-roberta", (_bert_layout(),)),
+        Family("electra", (_bert_layout(),)),
         Family("distilbert", (_DISTILBERT_STACK,), hidden_size="dim"),
         Family("marian", (_bart_stack("encoder"), _bart_stack("decoder")), hidden_size="d_model"),
+        Family("bart", (_bart_stack("encoder"), _bart_stack("decoder")), hidden_size="d_model"),
     )
 }
 

@@ -27,7 +27,23 @@ BERT_SIZES = {
     "intermediate_size": 64,
     "max_position_embeddings": 64,
 }
-FAMILY_NAMES = ("bert", "roberta", "distilbert", "marian")
+BART_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "decoder_start_token_id": BOS,
+    "forced_eos_token_id": None,
+}
+FAMILY_NAMES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "marian", "bart")
+SEQ2SEQ_NAMES = ("marian", "bart")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +87,18 @@ def tiny_roberta(task: str | None = "SequenceClassification", *, seed: int = 0, 
     return _seeded("RobertaModel" if task is None else f"RobertaFor{task}", config, seed)
 
 
+def tiny_xlm_roberta(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
+    config = transformers.XLMRobertaConfig(
+        **BERT_SIZES, type_vocab_size=1, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, **settings
+    )
+    return _seeded("XLMRobertaModel" if task is None else f"XLMRobertaFor{task}", config, seed)
+
+
+def tiny_electra(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
+    config = transformers.ElectraConfig(**BERT_SIZES, embedding_size=16, **settings)
+    return _seeded("ElectraModel" if task is None else f"ElectraFor{task}", config, seed)
+
+
 def tiny_distilbert(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
     config = transformers.DistilBertConfig(
         vocab_size=VOCAB_SIZE, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64, **settings
@@ -79,22 +107,12 @@ def tiny_distilbert(task: str | None = "SequenceClassification", *, seed: int = 
 
 
 def tiny_marian(class_name: str = "MarianMTModel", *, seed: int = 0, **settings: Any) -> Any:
-    config = transformers.MarianConfig(
-        vocab_size=VOCAB_SIZE,
-        d_model=32,
-        encoder_layers=settings.pop("encoder_layers", 2),
-        decoder_layers=settings.pop("decoder_layers", 2),
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=64,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        decoder_start_token_id=BOS,
-        forced_eos_token_id=None,
-        **settings,
-    )
+    config = transformers.MarianConfig(**{**BART_SIZES, **settings})
+    return _seeded(class_name, config, seed)
+
+
+def tiny_bart(class_name: str = "BartForConditionalGeneration", *, seed: int = 0, **settings: Any) -> Any:
+    config = transformers.BartConfig(**{**BART_SIZES, "bos_token_id": BOS, **settings})
     return _seeded(class_name, config, seed)
 
 
@@ -127,8 +145,11 @@ class TinyFamily:
 TINY_FAMILIES = {
     "bert": TinyFamily("bert", tiny_bert, text_inputs),
     "roberta": TinyFamily("roberta", tiny_roberta, text_inputs),
+    "xlm-roberta": TinyFamily("xlm-roberta", tiny_xlm_roberta, text_inputs),
+    "electra": TinyFamily("electra", tiny_electra, text_inputs),
     "distilbert": TinyFamily("distilbert", tiny_distilbert, text_inputs),
     "marian": TinyFamily("marian", tiny_marian, translation_inputs),
+    "bart": TinyFamily("bart", tiny_bart, translation_inputs),
 }
 
 

@@ -18,11 +18,11 @@ from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
-from tests.conftest import TINY_FAMILIES, tiny_bert_decoder
+from tests.conftest import SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert_decoder
 
 register_auto_classes()
 
-AUTO_CLASSES = {"marian": AutoModelForSeq2SeqLM}
+AUTO_CLASSES = dict.fromkeys(SEQ2SEQ_NAMES, AutoModelForSeq2SeqLM)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 PROPERTY = settings(max_examples=6, deadline=None, database=None)
 
