@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from benchmarks.training import Recipe, build_trainer
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.collation import ModelExamples, PadRight
-from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
 from hf_headprune.search.units import units_of_search
 
 if TYPE_CHECKING:

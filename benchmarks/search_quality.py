@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from benchmarks.tasks import Task
-    from hf_headprune.search.evaluator import ExampleEvaluator
+    from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 
 RESULT = RESULTS / "search_quality.json"
 TASKS = ("sst2", "snli")

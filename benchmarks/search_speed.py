@@ -37,9 +37,9 @@ from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
 from hf_headprune.collation import PadRight
 from hf_headprune.search.baselines import greedy
-from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import search_over_plans
-from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Measurement, Question
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ def short_latency_runs(monkeypatch):
 @pytest.fixture
 def wide_band(monkeypatch):
     """For models with weights far larger than real ones: the errors of bf16 are so, too."""
-    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 1.0)
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 1.0)
 
 
 def tiny_bert(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:

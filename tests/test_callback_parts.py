@@ -23,7 +23,7 @@ from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.learn.settings import SubsetGates
-from hf_headprune.search.evaluator import ExampleEvaluator
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.settings import AStarSearch
 from tests.conftest import text_inputs, tiny_bert
 from tests.test_callback import GATES, _examples, _trainer

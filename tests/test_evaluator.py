@@ -11,12 +11,12 @@ from hf_headprune.collation import PadRight
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import UnitScale, attach, evaluating, masked
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluator import (
+from hf_headprune.search.evaluation.evaluator import (
     ExampleEvaluator,
     MetricEvaluator,
     length_sorted_batches,
 )
-from hf_headprune.search.metrics import CLASSIFICATION_METRICS
+from hf_headprune.search.evaluation.metrics import CLASSIFICATION_METRICS
 from hf_headprune.search.units import Part
 from tests.conftest import tiny_bert, tiny_distilbert
 

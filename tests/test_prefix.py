@@ -8,8 +8,8 @@ from transformers import Trainer, TrainingArguments
 from hf_headprune.errors import InvalidPlanError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluator import MetricEvaluator
-from hf_headprune.search.prefix import PrefixCache
+from hf_headprune.search.evaluation.evaluator import MetricEvaluator
+from hf_headprune.search.evaluation.prefix import PrefixCache
 from tests.conftest import FAMILY_NAMES, SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert, tiny_bert_decoder
 from tests.test_evaluator import batches_of, classifier, examples, labelled, random_plan
 

@@ -8,16 +8,21 @@ from torch import nn
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search import lanes
-from hf_headprune.search.answers import TIE_BAND
-from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.lanes import bf16_is_faster, gains_by_half_precision, half_precision_twin, rough_band
-from hf_headprune.search.layers import LayerStack
-from hf_headprune.search.memory import StateMemory
+from hf_headprune.search.evaluation import lanes
+from hf_headprune.search.evaluation.answers import TIE_BAND
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.lanes import (
+    bf16_is_faster,
+    gains_by_half_precision,
+    half_precision_twin,
+    rough_band,
+)
+from hf_headprune.search.evaluation.layers import LayerStack
+from hf_headprune.search.evaluation.memory import StateMemory
+from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.plans import search_plan
-from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Question
-from hf_headprune.search.scorings import scoring_for
 from hf_headprune.search.settings import AStarSearch
 from tests.conftest import FAMILY_NAMES, SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
 from tests.test_evaluator import NUM_LABELS, batches_of, classifier, decisive, examples, random_plan
@@ -300,7 +305,7 @@ def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
 
 
 def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precision(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 1e9)  # every error is doubtful
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 1e9)  # every error is doubtful
     model = classifier()
     dataset = decided(model, examples(60))
     dataset = [{**row, "label": (row["label"] + (i % 3 == 0)) % NUM_LABELS} for i, row in enumerate(dataset)]
@@ -350,9 +355,11 @@ def wrong_twin(model):
 
 
 def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 1.0)
-    monkeypatch.setattr("hf_headprune.search.probing.TRUSTED", 1.0)  # of those turned; those moved too far are enough
-    monkeypatch.setattr("hf_headprune.search.probing.half_precision_twin", wrong_twin)
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 1.0)
+    monkeypatch.setattr(
+        "hf_headprune.search.evaluation.probing.TRUSTED", 1.0
+    )  # of those turned; those moved too far are enough
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.half_precision_twin", wrong_twin)
     model = classifier()
     batches = batches_of(examples(60))
     plain, rounded = plain_and_rounded(model, batches)
@@ -400,7 +407,7 @@ def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_th
     def refuse(self, plan):
         raise RuntimeError("shape '[4, 8]' is invalid")
 
-    monkeypatch.setattr("hf_headprune.search.narrowing.Narrowing.take_out", refuse)
+    monkeypatch.setattr("hf_headprune.search.evaluation.narrowing.Narrowing.take_out", refuse)
     model = classifier()
     batches = batches_of(decided(model, examples(60)))
     plain, evaluator = ExampleEvaluator(model, batches), ExampleEvaluator(model, batches)

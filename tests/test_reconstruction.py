@@ -12,9 +12,9 @@ from hf_headprune.masking import masked
 from hf_headprune.moments import record_moments
 from hf_headprune.plan import PruningPlan
 from hf_headprune.reconstruction import RIDGE, Reconstruction
-from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
+from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import search_over_plans, search_plan
-from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Measurement, Question
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.search.units import units_of_search

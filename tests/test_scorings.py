@@ -9,13 +9,13 @@ from hf_headprune.collation import PadRight
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.evaluation.scorings import scoring_for
+from hf_headprune.search.evaluation.spans import SpanScoring
 from hf_headprune.search.plans import search_plan
-from hf_headprune.search.probing import Probing
 from hf_headprune.search.problem import Question
-from hf_headprune.search.scorings import scoring_for
 from hf_headprune.search.settings import AStarSearch
-from hf_headprune.search.spans import SpanScoring
 from hf_headprune.search.units import Part
 from tests.conftest import tiny_bert, tiny_distilbert, tiny_marian
 from tests.test_evaluator import classifier, decisive, random_plan
@@ -157,8 +157,8 @@ def test_the_metric_is_that_of_one_example_after_the_other(name):
 
 
 def test_where_a_twin_in_bf16_turns_tags_it_was_sure_of_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.probing.rough_band", lambda *_: 4.0)
-    monkeypatch.setattr("hf_headprune.search.probing.half_precision_twin", wrong_twin)
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 4.0)
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.half_precision_twin", wrong_twin)
     model, dataset, _ = task("accuracy")
     plain = ExampleEvaluator(model, batches_of(model, dataset))
     rounded = ExampleEvaluator(model, batches_of(model, dataset), probing=Probing(batch_size=4, half_precision=True))

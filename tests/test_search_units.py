@@ -12,7 +12,7 @@ from hf_headprune.cost import cost_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.baselines import greedy, in_order
-from hf_headprune.search.evaluator import ExampleEvaluator
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_over_plans, search_plan
 from hf_headprune.search.problem import Measurement
 from hf_headprune.search.settings import AStarSearch

@@ -19,10 +19,10 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import plain_copy
-from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.plans import check_drop, check_searchable
-from hf_headprune.search.probing import Probing
-from hf_headprune.search.scorings import scoring_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,8 +23,8 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
+from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
-from hf_headprune.search.probing import Probing
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:

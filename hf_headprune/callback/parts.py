@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast
 
 from hf_headprune.callback import bridge
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hf_headprune.learn.schedules import GateSchedule, MovementSchedule
 
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)  # of the first process alone
 
 
 class LearnedParts:

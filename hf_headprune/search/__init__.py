@@ -1,1 +1,1 @@
-"""Search for what to remove: anytime A* over sets of units, and the evaluators that measure them."""
+"""Search for what to remove: anytime A* over sets of units, which knows functions of them and never a model."""

@@ -17,13 +17,13 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan, check_plan
 from hf_headprune.search.astar import check_provable
 from hf_headprune.search.astar import search as search_sets
-from hf_headprune.search.classes import ClassScoring
-from hf_headprune.search.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
-from hf_headprune.search.probing import Probing
+from hf_headprune.search.evaluation.classes import ClassScoring
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.problem import Measurement, Question, SearchProblem, SearchResult
 from hf_headprune.search.progress import SearchBar
 from hf_headprune.search.results import PlanSearchResult, PlanStep
-from hf_headprune.search.scorings import scoring_for
 from hf_headprune.search.settings import REPORT, AStarSearch
 from hf_headprune.search.units import (
     check_latency_table,

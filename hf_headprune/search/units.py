@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from hf_headprune.cost import macs_per_unit
 from hf_headprune.errors import InvalidSettingError
@@ -242,15 +241,6 @@ def prior_of(
     for kind in (is_head, ~is_head):
         scores[kind] = (np.argsort(np.argsort(scores[kind], kind="stable"), kind="stable") + 0.5) / max(kind.sum(), 1)
     return scores
-
-
-def owners_of(units: Sequence[Unit], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Returns for each site that units lie in the unit that each of its heads or FFN units belongs to, or -1."""
-    owners = {part.site: torch.full((sizes[part.site],), -1) for unit in units for part in unit}
-    for number, unit in enumerate(units):
-        for part in unit:
-            owners[part.site][list(part.indices)] = number
-    return owners
 
 
 def _is_searched(site: Site, search: AStarSearch) -> bool:

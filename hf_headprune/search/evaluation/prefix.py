@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.anatomy import base_model
-from hf_headprune.search.layers import LayerStack, digests_of
+from hf_headprune.search.evaluation.layers import LayerStack, digests_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

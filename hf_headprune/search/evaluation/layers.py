@@ -12,7 +12,7 @@ from torch import nn
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.masking import UnitScale, attach
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.narrowing import Narrowing
+from hf_headprune.search.evaluation.narrowing import Narrowing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

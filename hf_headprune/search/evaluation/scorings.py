@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.search.classes import ClassScoring
-from hf_headprune.search.likelihoods import LikelihoodScoring
-from hf_headprune.search.metrics import CLASSIFICATION_METRICS
-from hf_headprune.search.spans import SpanScoring
-from hf_headprune.search.tokens import TokenScoring
+from hf_headprune.search.evaluation.classes import ClassScoring
+from hf_headprune.search.evaluation.likelihoods import LikelihoodScoring
+from hf_headprune.search.evaluation.metrics import CLASSIFICATION_METRICS
+from hf_headprune.search.evaluation.spans import SpanScoring
+from hf_headprune.search.evaluation.tokens import TokenScoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-    from hf_headprune.search.answers import Scoring
+    from hf_headprune.search.evaluation.answers import Scoring
 
 Task = tuple[tuple[str, ...], "Callable[[Any, str], Scoring]"]  # metrics, the default first; what scores them
 CLASSIFICATION: Task = (tuple(CLASSIFICATION_METRICS), ClassScoring.of)

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.search.answers import Answers, tie_scale
-from hf_headprune.search.metrics import CLASSIFICATION_METRICS, confusion_of
+from hf_headprune.search.evaluation.answers import Answers, tie_scale
+from hf_headprune.search.evaluation.metrics import CLASSIFICATION_METRICS, confusion_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.search.answers import Answers, tie_scale, weighted_mean
+from hf_headprune.search.evaluation.answers import Answers, tie_scale, weighted_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,12 +9,13 @@ import torch
 from hf_headprune.anatomy import anatomy_of, base_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.search.units import Unit
 
 
 class ExampleGates:
@@ -102,3 +103,12 @@ class GateGradients:
         return {
             site: (torch.zeros_like(gate) if gradient is None else gradient).T.float() for site, gate, gradient in found
         }
+
+
+def owners_of(units: Sequence[Unit], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Returns for each site that units lie in the unit that each of its heads or FFN units belongs to, or -1."""
+    owners = {part.site: torch.full((sizes[part.site],), -1) for unit in units for part in unit}
+    for number, unit in enumerate(units):
+        for part in unit:
+            owners[part.site][list(part.indices)] = number
+    return owners

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from hf_headprune.masking import evaluating, plain_copy
-from hf_headprune.search.answers import TIE_BAND
-from hf_headprune.search.layers import LayerStack, digests_of
+from hf_headprune.search.evaluation.answers import TIE_BAND
+from hf_headprune.search.evaluation.layers import LayerStack, digests_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
-    from hf_headprune.search.answers import Answers, Scoring
-    from hf_headprune.search.compositions import Composition
-    from hf_headprune.search.memory import StateMemory
+    from hf_headprune.search.evaluation.answers import Answers, Scoring
+    from hf_headprune.search.evaluation.compositions import Composition
+    from hf_headprune.search.evaluation.memory import StateMemory
 
 ROUGH_SHARE = 0.06  # of the root mean square of margins; bf16 turns nothing beyond 0.02 of it, see benchmarks.rounding
 ROUGH_BAND = 0.2  # of the logits, where their size is not known from the margins

@@ -17,10 +17,10 @@ import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
-from hf_headprune.search.answers import TIE_BAND, Answers
-from hf_headprune.search.compositions import Compositions
-from hf_headprune.search.lanes import Lane, gains_by_half_precision, half_precision_twin, rough_band
-from hf_headprune.search.memory import StateMemory
+from hf_headprune.search.evaluation.answers import TIE_BAND, Answers
+from hf_headprune.search.evaluation.compositions import Compositions
+from hf_headprune.search.evaluation.lanes import Lane, gains_by_half_precision, half_precision_twin, rough_band
+from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Measurement
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
-    from hf_headprune.search.answers import Scoring
-    from hf_headprune.search.compositions import Composition
+    from hf_headprune.search.evaluation.answers import Scoring
+    from hf_headprune.search.evaluation.compositions import Composition
     from hf_headprune.search.problem import Question
 
 # Share of the band of doubt beyond which bf16 is taken to turn nothing. What is rejected rests on that, as an estimate;

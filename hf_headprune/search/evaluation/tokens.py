@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from hf_headprune.collation import IGNORED_LABEL as IGNORED
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.search.answers import Answers, tie_scale, weighted_mean
-from hf_headprune.search.classes import LABELS, logits_of
+from hf_headprune.search.evaluation.answers import Answers, tie_scale, weighted_mean
+from hf_headprune.search.evaluation.classes import LABELS, logits_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,13 +18,12 @@ from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.moments import record_moments, record_moments_by_gradient
 from hf_headprune.reconstruction import Reconstruction
-from hf_headprune.search.answers import Answers
-from hf_headprune.search.effects import GateGradients
-from hf_headprune.search.prefix import PrefixCache
-from hf_headprune.search.probing import Prober, Probing
+from hf_headprune.search.evaluation.answers import Answers
+from hf_headprune.search.evaluation.effects import GateGradients, owners_of
+from hf_headprune.search.evaluation.prefix import PrefixCache
+from hf_headprune.search.evaluation.probing import Prober, Probing
+from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.problem import Measurement
-from hf_headprune.search.scorings import scoring_for
-from hf_headprune.search.units import owners_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,7 +62,7 @@ class ExampleEvaluator:
 
         Args:
             model: A classifier of sequences or tokens, a question answering or a sequence-to-sequence model.
-            batches: Inputs of the model with the labels of its task, see `hf_headprune.search.scorings`.
+            batches: Inputs of the model with the labels of its task, see `hf_headprune.search.evaluation.scorings`.
             metric: One that the task has; None takes its first.
             autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
                 only when the model will run in that precision.
