@@ -98,14 +98,15 @@ def pruning(part: str, phase: str, teacher: nn.Module | None) -> HeadPruneCallba
     )
 
 
-def run_beside(model: nn.Module, teacher: nn.Module) -> None:
-    """Lets each forward pass of a model run that of a teacher, whose answers nobody looks at."""
+def run_beside(trainer: Trainer, teacher: nn.Module) -> None:
+    """Lets each forward pass of a Trainer's model run that of a teacher, whose answers nobody looks at."""
 
     @torch.no_grad()
     def run(module: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
-        teacher(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+        with trainer.accelerator.autocast():
+            teacher(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
 
-    model.register_forward_pre_hook(run, with_kwargs=True)
+    trainer.model.register_forward_pre_hook(run, with_kwargs=True)
 
 
 def measure(
@@ -121,7 +122,7 @@ def measure(
         build(make_model(2), shape, total, [clocks[1], pruning(part, phase, teachers[1])], bf16=bf16),
     ]
     if teachers[0] is not None:
-        run_beside(trainers[0].model, teachers[0])
+        run_beside(trainers[0], teachers[0])
     trainers[1].callback_handler.callbacks[-2].on_train_end = lambda *a, **k: None  # only steps count, not the cut
     threads = [threading.Thread(target=trainer.train) for trainer in trainers]
     for thread in threads:

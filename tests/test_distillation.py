@@ -312,11 +312,14 @@ def test_a_micro_batch_in_which_nothing_counts_adds_nothing(tmp_path):
 
 def test_bf16_training_distils(tmp_path):
     student, teacher, batch = _task("classification")
+    seen = []
+    teacher.bert.encoder.layer[0].intermediate.dense.register_forward_hook(lambda *args: seen.append(args[2].dtype))
     model = train_one_step(tmp_path, student, _rows(batch), Distillation(teacher), arguments={"bf16": True})
     before, wanted = dict(_task("classification")[0].named_parameters()), _reference_step("classification")
     for name in ("bert.encoder.layer.0.attention.self.value.weight", "classifier.weight"):
         taken, exact = model.get_parameter(name) - before[name], wanted[name] - before[name]
         assert (taken - exact).norm() < 0.05 * exact.norm(), name
+    assert seen == [torch.bfloat16]  # as fast as the student
 
 
 def test_the_teacher_stays_as_it_was_outside_of_the_model_and_out_of_evaluation(tmp_path):

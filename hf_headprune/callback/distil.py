@@ -22,7 +22,8 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller:
     Raises:
         InvalidSettingError: The teacher does not fit the model.
     """
-    distiller = Distiller(settings, trainer.model, trainer.label_names)
+    # The student's forward pass brings its mixed precision along; the teacher's would not.
+    distiller = Distiller(settings, trainer.model, trainer.label_names, trainer.accelerator.autocast)
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
     trainer.compute_loss = wrapped
     return distiller

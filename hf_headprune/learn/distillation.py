@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from hf_headprune.learn.teachers import layer_pairs, predicts_next_token, requir
 from hf_headprune.values import is_above, is_rising, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
+    from contextlib import AbstractContextManager
 
 IGNORED_LABEL = -100
 SPAN_NAMES = ("start_logits", "end_logits")
@@ -116,13 +118,20 @@ def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Te
 class Distiller:
     """Mixes the loss of one batch; holds the teacher outside the student, so that nothing trains or saves it."""
 
-    def __init__(self, settings: Distillation, student: nn.Module, label_names: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: Distillation,
+        student: nn.Module,
+        label_names: Collection[str] = (),
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         """Checks that the teacher fits the student, before anything is trained.
 
         Args:
             settings: Of the distillation.
             student: The model in training, not wrapped.
             label_names: Inputs that are labels, beside the usual ones: the teacher does not get them.
+            autocast: Makes the context that the teacher runs in: that of the student's forward pass.
 
         Raises:
             InvalidSettingError: The teacher does not fit the student.
@@ -133,6 +142,7 @@ class Distiller:
         self.shifts = predicts_next_token(student)
         self._labels = LABEL_NAMES | set(label_names)
         self._accepted = _named_inputs(settings.teacher)
+        self._autocast = autocast
         settings.teacher.eval()
 
     @property
@@ -174,7 +184,8 @@ class Distiller:
         given = {name: value for name, value in inputs.items() if name not in hidden}
         if self._accepted is not None:
             given = {name: value for name, value in given.items() if name in self._accepted}
-        return teacher(**given, **self.extra_inputs, return_dict=True)
+        with self._autocast():
+            return teacher(**given, **self.extra_inputs, return_dict=True)
 
     def items(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Returns how many items the labels of a batch hold: rows, or positions that count."""
