@@ -79,7 +79,7 @@ class BlockMaskedLinear(nn.Linear):
             return functional.linear(hidden, self.weight, bias)
         if self.masks_bias and bias is not None:
             bias = bias * live_rows(mask, len(bias)).to(bias.dtype)
-        return _BlockMasked.apply(hidden, self.weight, bias, self.slot.scores, mask)
+        return _block_masked(hidden, self.weight, bias, self.slot.scores, mask)
 
 
 class UnitMaskedLinear(nn.Linear):
@@ -99,7 +99,7 @@ class UnitMaskedLinear(nn.Linear):
         if scores is not None and not self.slot.scores_closed:
             scores = scores * mask
         # The columns of a unit are a block over all rows; to mask weights is less work than to mask activations.
-        return _BlockMasked.apply(hidden, self.weight, self.bias, None if scores is None else scores[None], mask[None])
+        return _block_masked(hidden, self.weight, self.bias, None if scores is None else scores[None], mask[None])
 
 
 class UnitRowScores:
@@ -154,6 +154,22 @@ def close_blocks_(linear: nn.Linear, mask: torch.Tensor, *, masks_bias: bool) ->
     linear.weight.copy_(masked_blocks(linear.weight, mask))
     if masks_bias and linear.bias is not None:
         linear.bias.mul_(live_rows(mask, len(linear.bias)).to(linear.bias.dtype))
+
+
+def _block_masked(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scores: torch.Tensor | None,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    device = hidden.device.type
+    # What the product reads is cast by autocast anyway; to mask it then costs half as much.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    return _BlockMasked.apply(hidden, weight, bias, scores, mask)
 
 
 class _BlockMasked(torch.autograd.Function):
