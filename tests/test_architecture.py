@@ -32,6 +32,7 @@ HALL = {
     "collation": {"errors"},
     "fingerprints": set(),
     "certified": {"fingerprints"},
+    "seen": set(),
 }
 ROOMS = {"learn", "search", "guarantee", "shrink", "publish"}
 TIES = {"callback", "cli", "latency_table"}

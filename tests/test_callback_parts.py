@@ -24,6 +24,7 @@ from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
+from hf_headprune.search.plans import search_plan
 from hf_headprune.search.settings import AStarSearch
 from tests.conftest import text_inputs, tiny_bert
 from tests.test_callback import GATES, _examples, _trainer
@@ -501,6 +502,22 @@ def test_where_nothing_can_be_held_back_the_search_sees_all_and_the_table_says_w
     assert callback.certificate is None
     assert reason in callback.report.promise
     assert callback.report.metric.num_examples == 24
+
+
+def test_nothing_is_promised_on_what_an_earlier_search_of_the_model_has_seen(tmp_path):
+    settings = {"max_drop": 0.2, "max_evaluations": 4}
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(**settings))
+    trainer = _trainer(tmp_path, None, eval_dataset=_examples(400, 1))
+    search_plan(trainer.model, _examples(400, 1), search=AStarSearch(**settings), progress=False)
+    with pytest.raises(DataLeakError, match="may be in the search split too"):
+        _trainer(tmp_path, _confident(), model=trainer.model, eval_dataset=_examples(400, 1)).train()
+    _trainer(tmp_path, callback, model=trainer.model, eval_dataset=_examples(400, 1)).train()
+    assert callback.certificate is None
+    assert "an earlier search of this model has seen examples of eval_dataset" in callback.report.promise
+
+
+def _confident():
+    return HeadPruneCallback(gates=GATES, search=AStarSearch(max_drop=0.2, max_evaluations=4, confidence=0.95))
 
 
 def test_a_split_of_its_own_leaves_all_of_the_evaluation_set_to_the_search(tmp_path):

@@ -4,6 +4,7 @@ import base64
 import copy
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -22,8 +23,13 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.scoring import Batching, labels_and_predictions, right_answers
 from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use
 from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.learn.one_shot import second_order_plan
+from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
+from hf_headprune.search.plans import search_plan
+from hf_headprune.search.settings import AStarSearch
+from hf_headprune.seen import seen_by
 from hf_headprune.shrink.prunable import register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
 from tests.conftest import VOCAB_SIZE, tiny_bert, tiny_marian
@@ -482,6 +488,23 @@ def test_data_that_the_search_or_training_has_seen_are_refused(dense, pruned, ro
     seen = ExampleFingerprints.of(rows[:3])
     with pytest.raises(DataLeakError, match="received 3 of 160"):
         certify(dense, pruned, CertificationData(rows, search=seen))
+
+
+def test_what_a_search_of_the_model_has_seen_is_refused_though_nobody_tells():
+    model = classifier()
+    unseen, searched, refitted, scored = (examples(40, seed, model=model) for seed in range(1, 5))
+    found = search_plan(model, searched, search=AStarSearch(max_evaluations=4), calibration=refitted, progress=False)
+    pruned = prune_model_(copy.deepcopy(model), without(found.plan, {0}))
+    second_order_plan(pruned, scored, SecondOrder(kept_heads=4, scoring_examples=30))
+    for split, name in ((searched, "search"), (refitted, "calibration"), (scored, "calibration")):
+        with pytest.raises(DataLeakError, match=f"may be in the {name} split too"):
+            certify(classifier(), pruned, unseen + split)  # the cut model is enough to know it
+    for split, name in ((searched, "search"), (refitted, "calibration")):
+        with pytest.raises(DataLeakError, match=f"may be in the {name} split too"):
+            certify_path(model, [found.plan], unseen + split)
+    record = certify(model, pruned, unseen).disjointness
+    assert [(split.name, split.examples) for split in record] == [("search", 40)]
+    assert not list(seen_by(pickle.loads(pickle.dumps(model))))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.sequence import milestones
 from hf_headprune.guarantee.splits import SplitSettings, ThreeWaySplit, split_known
 from hf_headprune.search.settings import REPORT
+from hf_headprune.seen import seen_by
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
         data_collator=trainer.get_eval_dataloader().collate_fn, batch_size=trainer.args.per_device_eval_batch_size
     )
     data = CertificationData(certifying, train=train, search=ExampleFingerprints.of(searched), batching=batching)
-    ScoredSplit(data, Metric())  # refuses examples that were seen now, not after training
+    ScoredSplit(data, Metric(), trainer.model)  # refuses examples that were seen now, not after training
     confidence = REPORTED_CONFIDENCE if search.confidence == REPORT else search.confidence
     return Promise(searched, data, search.max_drop, confidence, is_condition, has_own_split=unseen is not None)
 
@@ -286,6 +287,8 @@ def _halves(trainer: Trainer, train: ExampleFingerprints | None, *, least: int) 
     if len(dataset) < least:
         return _too_few(len(dataset))
     prints = ExampleFingerprints.of(dataset)
+    if least and any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer.model)):
+        return NoPromise("an earlier search of this model has seen examples of eval_dataset")
     if least and train is not None and not prints.compared_with(train):
         return NoPromise("the examples of eval_dataset can't be compared with those of train_dataset")
     count = len(prints) - (0 if train is None else len(prints.shared_with(train)))

@@ -68,7 +68,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     """
     if not plans:
         raise InvalidSettingError("certify_path: at least one plan is needed, received none. Pass the search's path.")
-    split = _scored(dataset, metric)
+    split = _scored(dataset, metric, model)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
     dense = split.scores_of_plan(model, reference, reconstruction)
     candidates = [
@@ -109,7 +109,7 @@ def furthest_within(
         InvalidSettingError: The data set is malformed.
         UnsupportedModelError: The model can't be scored.
     """
-    split = _scored(dataset, "accuracy")
+    split = _scored(dataset, "accuracy", model)
     right = split.scores_of_plan(model, reference, reconstruction).sum()
     allowed = int(max_drop * len(split.prints) + ROUND_OFF)
     last = None
@@ -159,7 +159,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         InvalidSettingError: A setting or the data set is malformed.
         UnsupportedModelError: A model can't be scored.
     """
-    split = _scored(dataset, metric)
+    split = _scored(dataset, metric, dense, pruned)
     if path is None:
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, chosen_among=chosen_among)
     elif chosen_among != 1:
@@ -199,9 +199,9 @@ def name_of(plan: PruningPlan) -> str:
     return f"{plan.num_removed_heads} heads and {plan.num_removed_ffn} FFN units removed, plan {digest}"
 
 
-def _scored(dataset: Any, metric: str | Metric) -> ScoredSplit:
+def _scored(dataset: Any, metric: str | Metric, *models: Any) -> ScoredSplit:
     data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
-    return ScoredSplit(data, Metric.of(metric))
+    return ScoredSplit(data, Metric.of(metric), *models)
 
 
 def _claim_of(path: CertifiedPath, split: ScoredSplit, claim: Claim, ledger: AlphaLedger | None) -> Claim:

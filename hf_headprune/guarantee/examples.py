@@ -126,6 +126,10 @@ class ExampleFingerprints:
             i for i in range(len(self)) if any(self.kinds[kind][i] in digests for kind, digests in seen.items())
         )
 
+    def shares_with(self, other: ExampleFingerprints) -> bool:
+        """Tells whether an input is known to be in another split too."""
+        return bool(self.compared_with(other)) and bool(self.shared_with(other))
+
 
 def check_disjoint(
     certify: ExampleFingerprints, other: ExampleFingerprints, *, name: str, where: str = "certify"

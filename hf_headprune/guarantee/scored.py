@@ -15,6 +15,7 @@ from hf_headprune.guarantee.evidence import checked_scores
 from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint
 from hf_headprune.guarantee.scoring import Batching, right_answers
 from hf_headprune.masking import masked
+from hf_headprune.seen import seen_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +62,13 @@ class ScoredSplit:
         disjointness: Splits that it was compared with.
     """
 
-    def __init__(self, data: CertificationData, metric: Metric) -> None:
+    def __init__(self, data: CertificationData, metric: Metric, *models: Any) -> None:
         """Reads the examples and compares them with the splits that training and search have seen.
+
+        Args:
+            data: The split, and what it is to be compared with.
+            metric: What models are scored by.
+            *models: They remember on what `search_plan` has searched them: that is compared too.
 
         Raises:
             DataLeakError: An example is in one of those splits.
@@ -84,6 +90,12 @@ class ScoredSplit:
                 records.append(
                     DisjointnessRecord(name, prints.sha256(), len(prints), self.prints.compared_with(prints))
                 )
+        for name, dataset in seen_by(*models):
+            prints = ExampleFingerprints.of(dataset, columns=data.columns)
+            if compared := self.prints.compared_with(prints):
+                check_disjoint(self.prints, prints, name=name)
+                if name == "search" and all(record.name != name for record in records):
+                    records.append(DisjointnessRecord(name, prints.sha256(), len(prints), compared))
         self.disjointness = tuple(records)
 
     def scores_of(self, model: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from hf_headprune.collation import ModelExamples, PadRight
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.second_order import SecondOrderBank
 from hf_headprune.learn.second_order_settings import SecondOrder
+from hf_headprune.seen import remember_seen_
 from hf_headprune.values import is_whole
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def second_order_plan(
     """Finds what of a fine-tuned model should stay within a budget, without training.
 
     The model is left as it was; cut it with `prune_model_(model, found.plan, reconstruction=found.reconstruction)`.
-    Nothing is promised about its accuracy: `search_plan` looks for the smallest model that keeps it.
+    Nothing is promised about its accuracy: `search_plan` looks for the smallest model that keeps it. `certify` refuses
+    the examples that were looked at here.
 
     Args:
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
@@ -81,5 +83,6 @@ def second_order_plan(
             batch = {name: value.to(device) for name, value in collate([examples[i] for i in chosen]).items()}
             yield model(**batch).loss * len(chosen)
 
+    remember_seen_(model, calibration=[dataset[index] for index in drawn])
     reconstruction = bank.choose(model, losses(), settings.rounds)
     return OneShot(bank.plan(), reconstruction)

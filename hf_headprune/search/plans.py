@@ -35,6 +35,7 @@ from hf_headprune.search.units import (
     removed_at,
     units_of_search,
 )
+from hf_headprune.seen import remember_seen_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -180,6 +181,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """Finds what of a fine-tuned model can go, without training.
 
     The model is left as it was; cut it with `prune_model_(model, result.plan, reconstruction=result.reconstruction)`.
+    What it was searched on is remembered by it and its copies in this process: `certify` refuses these examples.
 
     Args:
         model: Of a supported family: a single-label classifier of sequences or tokens, a question answering or a
@@ -238,6 +240,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             calibration=None if calibration is None else batched(ModelExamples(calibration, model)),
         )
     fingerprint = "" if journal is None else evaluator.fingerprint()
+    remember_seen_(model, search=dataset, calibration=calibration)
     with SearchBar(disable=not progress, unit_name="heads" if search.units == ("heads",) else "units") as bar:
         return search_over_plans(
             anatomy,
