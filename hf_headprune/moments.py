@@ -114,8 +114,23 @@ class _Recording:
     def _note_masks(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         del args
         config: Any = module.config
-        own = "decoder_attention_mask" if config.is_encoder_decoder else "attention_mask"
-        self._masks.update(encoder=kwargs.get("attention_mask"), decoder=kwargs.get(own))
+        mask = kwargs.get("attention_mask")
+        of_decoder = _decoder_mask(config, kwargs) if config.is_encoder_decoder else mask
+        self._masks.update(encoder=mask, decoder=of_decoder)
+
+
+def _decoder_mask(config: Any, given: dict[str, Any]) -> torch.Tensor | None:
+    """Returns which tokens of a decoder are real, `(batch, length)`, or None where all are."""
+    if given.get("decoder_attention_mask") is not None:
+        return given["decoder_attention_mask"]
+    tokens, padding = given.get("decoder_input_ids"), config.pad_token_id
+    if tokens is None:  # they are made of those of the encoder
+        return given.get("attention_mask")
+    if padding is None:
+        return None
+    real = tokens.ne(padding)
+    real[:, 0] = True  # the token that starts a text may be that of padding
+    return real
 
 
 class _Recorder:

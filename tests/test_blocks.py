@@ -157,6 +157,19 @@ def test_gradients_keep_their_dtypes_under_autocast(kind):
         torch.testing.assert_close(received, expected, atol=0.05, rtol=0.05)
 
 
+def test_under_autocast_masks_are_laid_on_what_the_product_reads_and_doubles_stay():
+    module, slot = linear(), MaskSlot()
+    slot.mask, slot.scores = random_mask(3, 2), torch.zeros(3, 2, requires_grad=True)
+    become_masked_(module, BlockMaskedLinear, slot, masks_bias=True)
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
+        module(torch.randn(3, IN))
+    assert [t.dtype for t in kept if t.numel() == OUT * IN] == [torch.bfloat16]  # one, as a plain module keeps
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module.double()(torch.randn(3, IN).double()).dtype == torch.float64
+
+
 def test_the_backward_pass_keeps_no_masked_weight():
     module, slot = linear(), MaskSlot()
     slot.mask, slot.scores = random_mask(3, 2), torch.zeros(3, 2, requires_grad=True)

@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
@@ -20,7 +20,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import LatencySettings, random_inputs
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import prune_model_
-from tests.conftest import BERT_SIZES, tiny_bert, tiny_distilbert, tiny_marian, tiny_roberta
+from tests.conftest import BERT_SIZES, EOS, tiny_bart, tiny_bert, tiny_distilbert, tiny_marian, tiny_roberta
 from tests.test_callback import GATES, _examples, _Stream, _trainer
 
 SHORT = AStarSearch(max_evaluations=4)
@@ -284,6 +284,26 @@ def test_latency_of_multiple_choice_is_measured_with_choices(make):
     inputs = random_inputs(model, LatencySettings(batch_size=3, seq_len=4))
     assert inputs["input_ids"].shape == (3, 2, 4)
     assert model(**inputs).logits.shape == (3, 2)
+
+
+def test_a_classifier_that_reads_the_end_of_its_texts_is_pruned_measured_and_reloaded(tmp_path):
+    rows = [{**row, "input_ids": [*row["input_ids"][:-1], EOS]} for row in _examples(24, 0)]
+    model = tiny_bart("BartForSequenceClassification", num_labels=2)
+    callback = HeadPruneCallback(SubsetGates(kept_heads=12, scoring_examples=8), search=AStarSearch(max_evaluations=4))
+    trainer = _trainer(tmp_path / "run", callback, model=model, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert callback.report.latency is not None
+    trainer.save_model(tmp_path / "saved")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    batch = {"input_ids": torch.tensor([rows[0]["input_ids"]])}
+    with torch.no_grad():
+        assert torch.equal(reloaded(**batch).logits, trainer.model.eval()(**batch).logits)
+
+
+def test_what_can_not_be_measured_is_refused_before_training(tmp_path):
+    model = tiny_bart("BartForSequenceClassification", eos_token_id=None)
+    with pytest.raises(InvalidSettingError, match=r"(?s)can't be measured on random tokens.*latency=None"):
+        _trainer(tmp_path, HeadPruneCallback(search=None), model=model)
 
 
 def test_the_longest_sequence_of_a_model_with_a_position_offset_is_known():

@@ -22,7 +22,16 @@ from hf_headprune.callback.distil import distil
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.distillation import Distillation, Distiller, hidden_distance, logits_divergence
 from hf_headprune.learn.teachers import layer_pairs
-from tests.conftest import VOCAB_SIZE, text_inputs, tiny_bert, tiny_distilbert, tiny_marian, tiny_roberta
+from tests.conftest import (
+    EOS,
+    VOCAB_SIZE,
+    text_inputs,
+    tiny_bart,
+    tiny_bert,
+    tiny_distilbert,
+    tiny_marian,
+    tiny_roberta,
+)
 
 ROOT = Path(__file__).parents[1]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -412,6 +421,24 @@ def test_both_stacks_of_a_translation_model_learn_from_the_teachers():
     decoder = (outputs.decoder_hidden_states[2] - taught.decoder_hidden_states[1])[batch["labels"] != -100]
     wanted = (encoder.pow(2).mean() + decoder.pow(2).mean()) / 2
     assert distiller(outputs, batch, outputs.loss).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_classifiers_decoder_is_compared_at_the_positions_that_its_encoder_reads():
+    student, teacher = (tiny_bart("BartForSequenceClassification", seed=seed, dropout=0.0) for seed in (0, 7))
+    batch = text_inputs(batch=9, length=9) | {"labels": torch.arange(9) % 3}  # one label a row, as many as positions
+    batch["input_ids"][:, 5] = EOS
+    outputs = student(**batch, output_hidden_states=True)
+    taught = teacher(**batch, output_hidden_states=True)
+    wanted = [
+        (getattr(outputs, name)[i + 1] - getattr(taught, name)[i + 1])[batch["attention_mask"] == 1]
+        .pow(2)
+        .mean()
+        .item()
+        for name in ("encoder_hidden_states", "decoder_hidden_states")
+        for i in range(2)
+    ]
+    distiller = Distiller(Distillation(teacher, alpha_task=0.0, alpha_teacher=0.0, alpha_hidden=1.0), student)
+    assert distiller(outputs, batch, outputs.loss).item() == pytest.approx(np.mean(wanted), rel=1e-5)
 
 
 def test_without_a_mask_every_position_counts():

@@ -35,7 +35,9 @@ from tests.conftest import (
     text_inputs,
     tiny_bart,
     tiny_bert,
+    tiny_electra,
     tiny_marian,
+    tiny_xlm_roberta,
     translation_inputs,
 )
 
@@ -78,7 +80,7 @@ def inputs_for(model):
 @pytest.mark.parametrize("dense_class", PRUNABLE_OF, ids=lambda cls: cls.__name__)
 def test_every_task_class_is_pruned_saved_and_reloaded(dense_class, tmp_path):
     config = TINY_FAMILIES[dense_class.config_class.model_type].make().config
-    config.is_decoder = dense_class.__name__ in ("BertLMHeadModel", "RobertaForCausalLM")
+    config.is_decoder = dense_class.__name__.endswith(("ForCausalLM", "LMHeadModel"))
     torch.manual_seed(0)
     model = pruned(dense_class(config).eval())
     assert type(model) is PRUNABLE_OF[dense_class]
@@ -86,6 +88,28 @@ def test_every_task_class_is_pruned_saved_and_reloaded(dense_class, tmp_path):
     reloaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(logits_of(reloaded, inputs_for(model)), logits_of(model, inputs_for(model)))
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [f"Prunable{dense_class.__name__}"]
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3])
+@pytest.mark.parametrize("make", [tiny_bert, tiny_bart], ids=["bert", "bart"])
+def test_a_classifier_of_any_number_of_labels_is_read_again(make, num_labels, tmp_path):
+    dense = make(
+        "BartForSequenceClassification" if make is tiny_bart else "SequenceClassification", num_labels=num_labels
+    )
+    pruned(dense).save_pretrained(tmp_path)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert reloaded.config.num_labels == num_labels
+    assert torch.equal(logits_of(reloaded, inputs_for(dense)), logits_of(dense, inputs_for(dense)))
+
+
+@pytest.mark.parametrize("make", [tiny_electra, tiny_xlm_roberta], ids=["electra", "xlm-roberta"])
+def test_decoders_of_other_families_look_at_an_encoder(make, tmp_path):
+    model = pruned(make("CausalLM", is_decoder=True, add_cross_attention=True))
+    states = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(2))
+    model.save_pretrained(tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path)
+    inputs = text_inputs() | {"encoder_hidden_states": states}
+    assert torch.equal(logits_of(reloaded, inputs), logits_of(model, inputs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,7 +18,7 @@ from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.moments import EVEN_SHARE, record_moments, record_moments_by_gradient
 from hf_headprune.reconstruction import Block
-from tests.conftest import tiny_bert, tiny_bert_decoder
+from tests.conftest import EOS, PAD, tiny_bart, tiny_bert, tiny_bert_decoder
 from tests.test_callback import _trainer
 from tests.test_callback_parts import _logits, assert_reloads_alike
 from tests.test_evaluator import batches_of, classifier, examples
@@ -99,6 +99,18 @@ def test_padding_of_a_model_that_is_a_decoder_is_not_counted():
     sites = [site_of(model, name) for name in (ATTENTION, FFN)]
     moments = record_moments(model, sites, lambda: model(input_ids=torch.full((2, 4), 5), attention_mask=mask))
     assert [found.tokens for found in moments.values()] == [6, 6]
+
+
+def test_padding_of_a_decoder_that_reads_what_its_encoder_reads_is_not_counted():
+    model = tiny_bart("BartForSequenceClassification")
+    tokens, mask = torch.full((2, 4), 5), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    tokens[0, 3], tokens[1, 1] = EOS, EOS
+    sites = anatomy_of(model).sites
+    moments = record_moments(model, sites, lambda: model(input_ids=tokens, attention_mask=mask))
+    assert {found.tokens for found in moments.values()} == {6}
+    target = torch.tensor([[PAD, 7, 8], [PAD, 7, PAD]])  # the first token starts the text, whatever it is
+    moments = record_moments(model.model, sites, lambda: model.model(input_ids=tokens, decoder_input_ids=target))
+    assert moments["decoder.layers.0.fc1"].tokens == 5
 
 
 def error_without(block, gone):

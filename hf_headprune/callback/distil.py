@@ -11,6 +11,7 @@ from hf_headprune.learn.distilled_loss import LossScaling, distilled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     import torch
     from transformers import Trainer
@@ -23,10 +24,14 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller:
         InvalidSettingError: The teacher does not fit the model.
     """
     # The student's forward pass brings its mixed precision along; the teacher's would not.
-    distiller = Distiller(settings, trainer.model, trainer.label_names, trainer.accelerator.autocast)
+    distiller = Distiller(settings, trainer.model, trainer.label_names, partial(_autocast, trainer))
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
     trainer.compute_loss = wrapped
     return distiller
+
+
+def _autocast(trainer: Trainer) -> AbstractContextManager[None]:
+    return trainer.accelerator.autocast()  # of the accelerator that it has then
 
 
 def _scaling(trainer: Trainer, num_items: torch.Tensor | int | None) -> LossScaling:

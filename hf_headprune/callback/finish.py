@@ -25,6 +25,7 @@ from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
+from hf_headprune.seen import remember_seen_
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -155,6 +156,8 @@ def _find(
     result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
     plan, chosen = result.plan, None
     known = {start: result.reference_metric, result.plan: result.metric}
+    if examples is not None:
+        remember_seen_(trainer.model, search=examples)
 
     def measure(plan: PruningPlan) -> float:
         if plan not in known:
@@ -175,7 +178,7 @@ def _find(
     )
     effort = Effort(
         search_seconds=time.perf_counter() - started,
-        evaluations=result.evaluations,
+        evaluations=result.evaluations + len(known) - len({start, result.plan}),
         optimality=OPTIMALITY_WORDS[result.optimality],
     )
     return Found(plan, result, metric, chosen, effort)

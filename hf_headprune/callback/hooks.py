@@ -17,7 +17,7 @@ from hf_headprune.callback.promise import NoPromise, Promise, known_when_trainin
 from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import DEFAULT_GATES, DEFAULT_SEARCH, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.publish.latency import LatencySettings, random_inputs
+from hf_headprune.publish.latency import LatencySettings, try_latency
 from hf_headprune.shrink.prunable import prunable_class
 from hf_headprune.shrink.resize import check_can_cut
 
@@ -120,7 +120,7 @@ class HeadPruneCallback(TrainerCallback):
         prunable_class(trainer.model)
         settings = self.settings.resolved(anatomy)
         if settings.latency is not None:
-            random_inputs(trainer.model, settings.latency)  # a length that the model can't take fails now
+            try_latency(trainer.model, settings.latency)  # what the model can't take fails now
         if settings.search is not None:
             bridge.require_search_data(trainer)
             self._promise = promise_of(trainer, settings.search, self._unseen)

@@ -140,7 +140,7 @@ class Promise:
         if result.plan == learned:
             return ChosenPlan(learned, None, 0, has_certificate=False)
         between = milestones(plans_between(learned, result.plan, result.reconstruction, scores), MEASURED)
-        holding = [plan for plan in between if plan == result.plan or measure(plan) >= result.threshold]
+        holding = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
         # Rounding may differ between devices: what the first process measured goes for all.
         plans = milestones(broadcast_object_list([holding])[0], MILESTONES)
         path, last = None, None

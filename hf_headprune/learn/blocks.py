@@ -165,7 +165,8 @@ def _block_masked(
 ) -> torch.Tensor:
     device = hidden.device.type
     # What the product reads is cast by autocast anyway; to mask it then costs half as much.
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    is_single = torch.float64 not in (hidden.dtype, weight.dtype)  # autocast leaves doubles as they are
+    if is_single and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -176,6 +177,7 @@ class _BlockMasked(torch.autograd.Function):
     """`hidden @ (M * W).T + bias`, with the straight-through gradient of the scores.
 
     The masked weight is computed again for the backward pass: keeping it would cost the memory of a second weight.
+    Under autocast the cast weight is kept, as plain linear modules keep theirs.
 
     Source: Lagunas et al. 2021 (arXiv 2109.04838), section 3.2; dL/dS_b is the sum over the block of dL/dW' * W.
     """

@@ -223,7 +223,7 @@ class Distiller:
                     f"Distillation(alpha_hidden=...): the student returned no {name!r}, although it was called with "
                     "output_hidden_states=True. Let compute_loss pass all its inputs to the model."
                 )
-            mask = _positions(name, inputs)
+            mask = _positions(name, inputs, outputs[name][0].shape[:2])
             # Entry 0 is the embedding.
             distances += [
                 hidden_distance(outputs[name][i + 1], taught[name][j + 1].detach(), mask) for i, j in pairs.items()
@@ -245,11 +245,15 @@ def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
-def _positions(name: str, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Returns which positions of some hidden states are real."""
+def _positions(name: str, inputs: Mapping[str, Any], shape: torch.Size) -> torch.Tensor | None:
+    """Returns which positions of some hidden states, `(batch, length, ...)`, are real; None where nothing tells."""
+    mask = inputs.get("attention_mask")
     if name.startswith("decoder"):
-        return inputs["labels"].ne(IGNORED_LABEL) if inputs.get("labels") is not None else None
-    return inputs.get("attention_mask")
+        labels = inputs.get("labels")
+        if labels is not None and labels.shape == shape and not labels.is_floating_point():
+            return labels.ne(IGNORED_LABEL)
+        mask = inputs.get("decoder_attention_mask", mask)  # a classifier's decoder reads what its encoder reads
+    return mask if mask is not None and mask.shape == shape else None
 
 
 def _named_inputs(teacher: nn.Module) -> set[str] | None:

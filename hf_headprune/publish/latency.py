@@ -11,6 +11,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.masking import evaluating
 from hf_headprune.publish.measurements import LatencyChange, LatencySample
 from hf_headprune.values import is_rising, is_whole
 
@@ -107,11 +108,30 @@ def measure_latency(
     )
 
 
+def try_latency(model: nn.Module, settings: LatencySettings) -> None:
+    """Runs a model on one of the sequences that it would be measured on: what fails does so before training.
+
+    Raises:
+        InvalidSettingError: It does not take them.
+    """
+    inputs = {name: tensor[:1] for name, tensor in random_inputs(model, settings).items()}
+    if any(parameter.is_meta or not parameter.numel() for parameter in model.parameters()):
+        return  # there is nothing to run yet
+    try:
+        with evaluating(model):
+            model(**inputs)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        raise InvalidSettingError(
+            f"LatencySettings: {type(model).__name__} can't be measured on random tokens: {error} Pass "
+            "HeadPruneCallback(latency=None), and measure it yourself with measure_latency(inputs=...)."
+        ) from error
+
+
 def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torch.Tensor]:
     """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all of them attended to.
 
-    An encoder-decoder gets as many tokens on the decoder's side, and a model of multiple choice two choices per
-    example, `(batch_size, 2, seq_len)`.
+    An encoder-decoder gets as many tokens on the decoder's side, and its texts end; a model of multiple choice gets two
+    choices per example, `(batch_size, 2, seq_len)`.
 
     Raises:
         InvalidSettingError: The model's configuration has no vocabulary, or the sequence is longer than its positions.
@@ -136,6 +156,10 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
     padding = getattr(config, "pad_token_id", None)
     if padding is not None:
         tokens[tokens == padding] = (padding + 1) % vocab_size
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "eos_token_id", None) is not None:
+        end = torch.as_tensor(config.eos_token_id).flatten()  # BART's classifier reads the last of each row
+        tokens[torch.isin(tokens, end)] = next(t for t in range(vocab_size) if t not in {*end.tolist(), padding})
+        tokens[:, -1] = end[0]
     if type(model).__name__.endswith("ForMultipleChoice"):
         tokens = tokens[:, None].repeat(1, 2, 1)
     tokens = tokens.to(device)

@@ -13,12 +13,12 @@ import numpy as np
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.bounds import ExactGains, Nogoods
 from hf_headprune.search.problem import (
-    ROUND_OFF,
     Measurement,
     Progress,
     Question,
     SearchStep,
     checked_measurement,
+    surplus_over,
     units_of,
 )
 
@@ -196,14 +196,6 @@ class Ledger:
         failed = [found.mask for found in self._known.values() if not found.feasible and found.is_certain]
         return sum(any(mask & ~known == 0 for known in maximal) for mask in failed)
 
-    def _surplus(self, metric: float) -> float:
-        """Returns the metric above the threshold; equal counts of examples compare equal."""
-        surplus = metric - self.threshold
-        scale = max(1.0, abs(self.threshold))
-        if abs(surplus) <= ROUND_OFF * scale:
-            return 0.0
-        return surplus if math.isfinite(surplus) else -math.inf
-
     @staticmethod
     def _rank(evaluated: Evaluated) -> tuple[int, float]:
         return evaluated.gain, evaluated.measurement.metric
@@ -238,7 +230,7 @@ class Ledger:
         evidence = _evidence(measurement, expected)
         if measurement.margins is not None:
             measurement = dataclasses.replace(measurement, margins=evidence)  # once in memory
-        surplus = self._surplus(measurement.metric)
+        surplus = surplus_over(self.threshold, measurement.metric)
         evaluated = Evaluated(mask, self.gains.of(mask), measurement, surplus, evidence)
         is_exact = measurement.kind == "exact"
         better = is_exact and evaluated.feasible and self._rank(evaluated) > self._rank(self.incumbent)

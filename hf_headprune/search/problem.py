@@ -6,6 +6,7 @@ A search strategy is a function of a `SearchProblem` and its settings that retur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -240,6 +241,14 @@ class SearchResult:
     optimality: Optimality
     upper_bound: float
     heredity_violations: int
+
+
+def surplus_over(threshold: float, metric: float) -> float:
+    """Returns the metric above the threshold, -inf where it is no number; equal counts of examples compare equal."""
+    surplus = metric - threshold
+    if abs(surplus) <= ROUND_OFF * max(1.0, abs(threshold)):
+        return 0.0
+    return surplus if math.isfinite(surplus) else -math.inf
 
 
 def to_mask(units: Iterable[int]) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune.search.problem import surplus_over
+
 if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
@@ -92,6 +94,10 @@ class PlanSearchResult:
                 for site, chunks in self.ffn_chunks.items()
             },
         )
+
+    def is_feasible(self, metric: float) -> bool:
+        """Tells whether a plan with this metric, higher is better, keeps what the search was asked to keep."""
+        return surplus_over(self.threshold, metric) >= 0.0
 
     @property
     def drop(self) -> float:

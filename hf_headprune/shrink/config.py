@@ -44,6 +44,16 @@ class PrunableConfig(HeterogeneousConfigMixin):
         check_dense_numbers(self)
         super().__post_init__(**kwargs)  # every class that this is mixed into has it
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Returns what differs from a default configuration, and two labels where the dense class takes another number.
+
+        Transformers leaves out two labels without names. Read again, a class like BART's would take its own three.
+        """
+        content = super().to_diff_dict()
+        if "id2label" not in content and CONFIG_MAPPING[family_of(self).model_type]().num_labels != self.num_labels:
+            content |= {"id2label": self.id2label, "label2id": self.label2id}
+        return content
+
     def __getattribute__(self, name: str) -> Any:
         """Reads a field without the warning that its number may differ between layers, which is the point here."""
         renames = super(HeterogeneousConfigMixin, self).__getattribute__("attribute_map")

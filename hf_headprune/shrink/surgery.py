@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import check_plan
@@ -121,7 +121,7 @@ def _probe_inputs(model: Any) -> dict[str, torch.Tensor]:
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens()
     elif any(site.kind == "cross" for site in anatomy_of(model).sites):
-        hidden_size = embeddings.embedding_dim
+        hidden_size = getattr(config, family_of(model).hidden_size)  # embeddings may be narrower
         inputs["encoder_hidden_states"] = torch.randn(PROBE_BATCH, length, hidden_size, generator=generator).to(
             device=device, dtype=dtype
         )

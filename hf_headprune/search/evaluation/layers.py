@@ -40,9 +40,11 @@ class LayerStack:
         self._model = model
         self._anatomy = anatomy_of(model)
         self._sites = self._anatomy.sites
-        stacks = family_of(model).stacks
+        base = base_model(model)
+        present = {name for name, _ in base.named_modules()}
+        stacks = [stack for stack in family_of(model).stacks if stack.layers in present]  # a decoder may stand alone
         parent, _, self._name = stacks[0].layers.rpartition(".")
-        self._parent = base_model(model).get_submodule(parent)
+        self._parent = base.get_submodule(parent)
         self._layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self._scales: dict[str, UnitScale] = {}
         self._kept: dict[str, tuple[int, ...]] = {}
