@@ -374,7 +374,7 @@ def test_a_budget_out_of_range_is_refused_when_the_trainer_is_built(tmp_path):
 def test_an_unknown_family_is_refused_when_the_trainer_is_built(tmp_path):
     model = tiny_bert()
     model.config.model_type = "unheard_of"
-    with pytest.raises(UnsupportedModelError, match=r"unheard_of.*Supported: bert"):
+    with pytest.raises(UnsupportedModelError, match=r"unheard_of.*Supported: bart, bert"):
         _trainer(tmp_path, HeadPruneCallback(), model=model)
 
 
