@@ -178,7 +178,8 @@ def shapes_section(content: dict[str, Any]) -> Iterator[str]:
     for row in content["results"]:
         cells = [row["shape"], row["dtype"], f"{row['batch']} x {row['length']}", f"{row['cpu']['speed_up']:.2f}"]
         cells += [f"{row['wall']['speed_up']:.2f}", f"{row['mac_bound']:.2f}", f"{row['share_of_bound']:.3f}"]
-        cells += [" -> ".join(f"{share:.0%}" for share in row["share_of_other_work"].values())]
+        shares = row.get("share_of_other_work", {})  # measured since a later version of the script
+        cells += [" -> ".join(f"{share:.0%}" for share in shares.values()) or "not measured"]
         yield table_row(cells)
 
 
