@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -14,12 +14,12 @@ class SeenSplits:
     """Data sets by reference: copies of a model share them, and what is pickled leaves them behind.
 
     Attributes:
-        splits: Pairs of what a data set was used for ("search" or "calibration") and the data set.
+        splits: What a data set was used for ("search" or "calibration") and the `id` of the data set -> the data set.
     """
 
-    def __init__(self, *splits: tuple[str, Any]) -> None:
-        """Holds the pairs."""
-        self.splits = splits
+    def __init__(self, splits: Mapping[tuple[str, int], Any] | None = None) -> None:
+        """Holds them, and so keeps their ids their own."""
+        self.splits = dict(splits or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SeenSplits:
         """Returns itself: it does not change, and a data set may be large."""
@@ -37,21 +37,18 @@ def remember_seen_(model: nn.Module, **splits: Any) -> None:
         model: What is to be pruned, or was.
         **splits: `search=dataset`, `calibration=dataset`; None is passed by.
     """
-    known = list(seen_by(model))
-    new = [pair for pair in splits.items() if pair[1] is not None and not any(_same(pair, other) for other in known)]
+    new = {(name, id(dataset)): dataset for name, dataset in splits.items() if dataset is not None}
     holder: Any = model
-    holder.headprune_seen = SeenSplits(*known, *new)
+    holder.headprune_seen = SeenSplits(_splits_of(model) | new)
 
 
 def seen_by(*models: Any) -> Iterator[tuple[str, Any]]:
     """Yields what models remember, each pair once: what a data set was used for, and the data set."""
-    found: list[tuple[str, Any]] = []
+    merged: dict[tuple[str, int], Any] = {}
     for model in models:
-        for pair in getattr(model, "headprune_seen", SeenSplits()).splits:
-            if not any(_same(pair, other) for other in found):
-                found.append(pair)
-                yield pair
+        merged |= _splits_of(model)
+    yield from ((name, dataset) for (name, _), dataset in merged.items())
 
 
-def _same(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
-    return one[0] == other[0] and one[1] is other[1]
+def _splits_of(model: Any) -> dict[tuple[str, int], Any]:
+    return getattr(model, "headprune_seen", SeenSplits()).splits

@@ -156,8 +156,6 @@ def _find(
     result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
     plan, chosen = result.plan, None
     known = {start: result.reference_metric, result.plan: result.metric}
-    if examples is not None:
-        remember_seen_(trainer.model, search=examples)
 
     def measure(plan: PruningPlan) -> float:
         if plan not in known:
@@ -165,6 +163,7 @@ def _find(
         return known[plan]
 
     if promise is not None:
+        remember_seen_(trainer.model, search=promise.search_split)
         chosen = promise.choose(trainer, plain_copy(trainer.model), start, result, head_scores, measure)
         plan = chosen.plan
     metric = MetricChange(
