@@ -65,7 +65,7 @@ RECIPES = {
     "teacher": TEACHER,
     "published": replace(TEACHER, epochs=2.0),
     "budget": Recipe(max_steps=300),
-    "questions": Recipe(epochs=2.0),
+    "questions": Recipe(epochs=2.0, attention_dropout=False),
 }
 
 
@@ -93,7 +93,7 @@ def all_runs() -> Iterator[Run]:
             for cell in product((*IN_TRAINING, ONE_SHOT, FISHER, RANDOM_UNITS), (0.5, 0.25))
         ]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
-    questions += [Run("questions", "squad_v1_dev", *cell, 0) for cell in product((SECOND_ORDER, FILLED), (0.5, 0.26))]
+    questions += [Run("questions", "squad_v1_dev", *cell, 0) for cell in product((SECOND_ORDER, FILLED), (0.26, 0.5))]
     for runs in (published, budget, questions):
         for seed in SEEDS:
             yield from (replace(run, seed=seed) for run in runs)

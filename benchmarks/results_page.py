@@ -107,8 +107,8 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "budget": "300 steps at batch 32, no teacher; every method meets the same density with whole heads and FFN "
         "units that are cut. *second order* is the default of `HeadPruneCallback(density=...)`; *random units* has its "
         "sizes per layer.",
-        "questions": "SQuAD-format questions, 2 epochs, the dense model as teacher; *hybrid_filled* learns blocks of "
-        "attention and FFN units, cuts, refills and trains a second time.",
+        "questions": "SQuAD-format questions, 2 epochs without dropout in attention, the dense model as teacher; "
+        "*hybrid_filled* learns blocks of attention and FFN units, cuts, refills and trains a second time.",
     }
     for group, title in titles.items():
         for task in dict.fromkeys(row["task"] for row in content["summary"] if row["group"] == group):

@@ -57,9 +57,11 @@ class Task:
     metric: str
     scorers: Mapping[str, Scorer]
 
-    def model(self) -> PreTrainedModel:
-        """Returns the pretrained MiniLM with a fresh head for this task."""
-        return minilm(self.num_labels) if self.num_labels else copied(AutoModelForQuestionAnswering, minilm_path())
+    def model(self, **settings: Any) -> PreTrainedModel:
+        """Returns the pretrained MiniLM with a fresh head for this task; `settings` are of its configuration."""
+        if self.num_labels:
+            return minilm(self.num_labels, **settings)
+        return copied(AutoModelForQuestionAnswering, minilm_path(), **settings)
 
 
 def minilm_path() -> Path:
@@ -70,9 +72,9 @@ def minilm_path() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def minilm(num_labels: int) -> PreTrainedModel:
+def minilm(num_labels: int, **settings: Any) -> PreTrainedModel:
     """Loads MiniLM-L6 (6 layers x 12 heads) with a fresh classification head."""
-    return copied(AutoModelForSequenceClassification, minilm_path(), num_labels=num_labels)
+    return copied(AutoModelForSequenceClassification, minilm_path(), num_labels=num_labels, **settings)
 
 
 def copied(kind: Any, folder: Path, **settings: Any) -> PreTrainedModel:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Recipe:
     """Settings that every method of a comparison shares.
 
-    `bf16=None` trains under bf16 autocast where the machine gains by it, and else in fp32.
+    `bf16=None` trains under bf16 autocast where the machine gains by it, and else in fp32. Without `attention_dropout`
+    long texts train nearly twice as fast on a CPU, whose fused attention knows none.
     """
 
     epochs: float = 2.0
@@ -32,6 +33,7 @@ class Recipe:
     batch_size: int = 32
     warmup_steps: float = 0.06
     bf16: bool | None = True
+    attention_dropout: bool = True
 
     @property
     def in_bf16(self) -> bool:
@@ -52,6 +54,7 @@ def build_trainer(
     """Builds a Trainer whose data order, dropout and fresh head depend on the seed alone."""
     logging.set_verbosity_error()
     set_seed(seed)
+    settings = {} if recipe.attention_dropout else {"attention_probs_dropout_prob": 0.0}
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(prefix="headprune-bench-"),
         num_train_epochs=recipe.epochs,
@@ -72,7 +75,7 @@ def build_trainer(
     )
     kind = InOrder if task.metric == "f1" else Trainer
     return kind(
-        model=model or task.model(),
+        model=model or task.model(**settings),
         args=arguments,
         train_dataset=task.train,
         eval_dataset=task.dev,
