@@ -9,7 +9,8 @@
         --num_train_epochs 20 --output_dir out
     python examples/question_answering.py --smoke
 
-The search chooses heads on the validation split; only the test split says how good the result is on other data. With
+The search chooses heads on the validation split; only the test split says how good the result is on other data, and
+--certify cuts what is seen to lose at most --max_drop there, and writes down what that shows. With
 --validation_fraction whole articles of the training split become the validation split, and a data set's own validation
 split becomes the test split. Exact match and F1 are between 0 and 1, so --max_drop 0.01 is one point of F1. Every
 question must have an answer: SQuAD v2 is refused.
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset
-from squad_format import SquadMetrics, Windows, check, read_squad, split_off
+from squad_format import QuestionScorer, SquadMetrics, Windows, check, read_squad, split_off
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -46,7 +47,15 @@ from transformers import (
     set_seed,
 )
 
-from hf_headprune import AStarSearch, BlockMovement, Distillation, HeadPruneCallback, SubsetGates
+from hf_headprune import (
+    AStarSearch,
+    BlockMovement,
+    CertificationData,
+    Distillation,
+    HeadPruneCallback,
+    Metric,
+    SubsetGates,
+)
 
 logger = logging.getLogger("question_answering")
 
@@ -94,11 +103,24 @@ class PruningArguments:
     )
     metric: str = field(default="f1", metadata={"help": "f1 or exact_match."})
     max_evaluations: int = field(default=60, metadata={"help": "Plans that the search may evaluate."})
+    certify: bool = field(
+        default=False, metadata={"help": "Certify on the test split how little of the metric was lost."}
+    )
     no_search: bool = field(default=False, metadata={"help": "Cut exactly what the gates choose."})
     no_pruning: bool = field(default=False, metadata={"help": "Train the dense model, for comparison."})
 
-    def callbacks(self) -> list[HeadPruneCallback]:
-        """Returns what to hand to the Trainer."""
+    def callbacks(self, splits: dict[str, Dataset], scorer: QuestionScorer) -> list[HeadPruneCallback]:
+        """Returns what to hand to the Trainer.
+
+        Args:
+            splits: Questions.
+            scorer: What a certificate compares models by.
+        """
+        if self.certify and (self.recipe or self.no_search or self.no_pruning or "test" not in splits):
+            raise ValueError(
+                "--certify says what the search lost on the test split: it needs both, so a test split and none of "
+                "--recipe, --no_search and --no_pruning."
+            )
         if self.no_pruning:
             return []
         distillation = None
@@ -112,9 +134,14 @@ class PruningArguments:
         search = AStarSearch(max_drop=self.max_drop, metric=self.metric, max_evaluations=self.max_evaluations)
         if self.no_search:
             search = None
+        others: dict[str, Any] = {"distillation": distillation}
+        if self.certify:  # questions on one context depend on each other
+            seen = {"train": splits["train"], "search": splits["validation"]}
+            others["certification_dataset"] = CertificationData(splits["test"], **seen, groups="context")
+            others["certification_metric"] = Metric(self.metric, "bounded", score=scorer)
         if self.density is not None:
-            return [HeadPruneCallback(search=search, density=self.density, distillation=distillation)]
-        return [HeadPruneCallback(gates, search, distillation=distillation)]
+            return [HeadPruneCallback(search=search, density=self.density, **others)]
+        return [HeadPruneCallback(gates, search, **others)]
 
     def movement(self) -> BlockMovement:
         """Returns the settings of the published recipe that was asked for."""
@@ -148,6 +175,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     model = AutoModelForQuestionAnswering.from_pretrained(model_args.model_name_or_path)
     windows = Windows(tokenizer, max_length=model_args.max_seq_length, stride=model_args.doc_stride)
     encoded = {name: windows.encode(split) for name, split in splits.items()}
+    scorer = QuestionScorer(windows, pruning_args.metric, model_args.max_answer_length)
     options = {"n_best": model_args.n_best_size, "max_tokens": model_args.max_answer_length}
     metrics = {name: SquadMetrics(splits[name], encoded[name], **options) for name in splits if name != "train"}
     inputs = {name: split.remove_columns(["question_index", "offsets"]) for name, split in encoded.items()}
@@ -159,7 +187,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=metrics["validation"],
-        callbacks=pruning_args.callbacks(),
+        callbacks=pruning_args.callbacks(splits, scorer),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()

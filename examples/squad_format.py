@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import EvalPrediction, PreTrainedTokenizerFast
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerFast
 
 COLUMNS = ("id", "title", "context", "question", "answers")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 WINDOW_COLUMNS = ("question_index", "offsets")
 NO_CONTEXT = -1
 Answer = dict[str, Any]
+Logits = tuple[Sequence[np.ndarray], ...]
 
 
 def read_squad(path: Path) -> Dataset:
@@ -91,6 +93,36 @@ def split_off(split: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
         raise ValueError(f"{len(titles)} articles are too few to part {fraction:.0%} of the questions from the rest.")
     inside = np.array([title in taken for title in split["title"]])
     return split.select(np.flatnonzero(~inside)), split.select(np.flatnonzero(inside))
+
+
+@dataclass(frozen=True)
+class QuestionScorer:
+    """Scores each question by a model's best answer: what a certificate compares two models by.
+
+    Attributes:
+        windows: How contexts are read.
+        metric: "f1" or "exact_match".
+        max_tokens: Longer answers do not count.
+        batch_size: Windows per batch.
+    """
+
+    windows: Windows
+    metric: str
+    max_tokens: int
+    batch_size: int = 32
+
+    def __call__(self, model: PreTrainedModel, split: Dataset) -> list[float]:
+        """Returns one score between 0 and 1 per question, in their order."""
+        encoded = self.windows.encode(split)
+        inputs = encoded.select_columns([name for name in encoded.column_names if name in INPUTS])
+        starts: list[np.ndarray] = []
+        ends: list[np.ndarray] = []
+        for first in range(0, len(inputs), self.batch_size):
+            rows = inputs.select(range(first, min(first + self.batch_size, len(inputs))))
+            output = model(**self.windows.tokenizer.pad(list(rows), return_tensors="pt").to(model.device))
+            starts += list(output.start_logits.float().cpu().numpy())
+            ends += list(output.end_logits.float().cpu().numpy())
+        return SquadMetrics(split, encoded, n_best=1, max_tokens=self.max_tokens).scores((starts, ends))[self.metric]
 
 
 @dataclass(frozen=True)
@@ -210,20 +242,26 @@ class SquadMetrics:
                 "The rows are not in the order of the windows. Grouping by length changes that of evaluation, too: "
                 'leave out train_sampling_strategy="group_by_length".'
             )
-        texts = [answers[0]["text"] for answers in self.answers(prediction.predictions, n_best=1).values()]
+        return {name: float(np.mean(scores)) for name, scores in self.scores(prediction.predictions).items()}
+
+    def scores(self, logits: Logits) -> dict[str, list[float]]:
+        """Returns exact match and F1 of the best answer to every question.
+
+        Args:
+            logits: Of starts and ends, one row per window.
+        """
+        texts = [answers[0]["text"] for answers in self.answers(logits, n_best=1).values()]
         pairs = list(zip(texts, self.truths, strict=True))
         return {
-            "exact_match": float(
-                np.mean([max(exact_match(text, truth) for truth in truths) for text, truths in pairs])
-            ),
-            "f1": float(np.mean([max(token_f1(text, truth) for truth in truths) for text, truths in pairs])),
+            name: [max(compare(text, truth) for truth in truths) for text, truths in pairs]
+            for name, compare in (("exact_match", exact_match), ("f1", token_f1))
         }
 
-    def answers(self, logits: tuple[np.ndarray, ...], *, n_best: int | None = None) -> dict[str, list[Answer]]:
+    def answers(self, logits: Logits, *, n_best: int | None = None) -> dict[str, list[Answer]]:
         """Returns the best answers to every question by id, best first, each with its probability among them.
 
         Args:
-            logits: Of starts and ends, each `(num_windows, length)`.
+            logits: Of starts and ends, one row per window.
             n_best: How many; as many as the settings say when left out.
         """
         n_best = n_best or self.n_best

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, EarlyStoppingCallba
 
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.callback.promise import plans_between, promise_of
+from hf_headprune.callback.candidates import plans_between
+from hf_headprune.callback.promise import promise_of
 from hf_headprune.elimination import removals_between
 from hf_headprune.errors import DataLeakError, InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
@@ -493,7 +494,7 @@ def test_by_default_what_training_kept_is_cut_where_unseen_examples_support_noth
     ("settings", "reason"),
     [
         ({}, "24 examples in eval_dataset are too few to hold half of them back"),
-        ({"metric": "loss"}, "the callback certifies the accuracy of single-label classifiers only"),
+        ({"metric": "loss"}, "without a certification_metric the callback certifies the accuracy of single-label"),
     ],
 )
 def test_where_nothing_can_be_held_back_the_search_sees_all_and_the_table_says_why(tmp_path, settings, reason):
@@ -550,7 +551,7 @@ def test_examples_for_a_certificate_that_nobody_makes_are_refused(tmp_path, sear
 
 def test_a_confidence_is_refused_where_nothing_counts_right_answers(tmp_path):
     callback = HeadPruneCallback(search=AStarSearch(confidence=0.95, metric="f1"))
-    with pytest.raises(InvalidSettingError, match=r"certifies the accuracy.*metric 'f1'"):
+    with pytest.raises(InvalidSettingError, match=r"is about the accuracy.*metric 'f1'"):
         _trainer(tmp_path, callback)
 
 

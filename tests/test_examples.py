@@ -254,6 +254,15 @@ def test_question_answering_searches_on_exact_match_too(question_answering, qa_s
     assert report["metric"]["name"] == "exact_match"
 
 
+def test_question_answering_certifies_the_metric_on_the_test_split(question_answering, qa_smoke, tmp_path):
+    results = question_answering.main([*qa_smoke, "--certify", "--max_drop", "0.3"])
+    certificate = json.loads((tmp_path / "out" / "headprune_certificate.json").read_text())
+    assert (certificate["claim"]["metric"], certificate["claim"]["kind"]) == ("f1", "bounded")
+    assert certificate["evidence"]["examples"] == 72
+    assert certificate["evidence"]["pruned_metric"] == pytest.approx(results["test_f1"])
+    assert len(set(certificate["examples"]["groups"].split(";"))) < 72
+
+
 @pytest.mark.parametrize(
     "how", [["--recipe", "hybrid_filled", "--density", "0.5"], ["--density", "0.6", "--kept_heads", "0.5"]]
 )
@@ -276,6 +285,7 @@ def test_question_answering_prunes_ffn_units_with_a_teacher(question_answering, 
         (["--validation_fraction", "1.5"], "must be between 0 and 1"),
         (["--validation_fraction", "0.99"], "too few to part 99%"),
         (["--kept_heads", "9"], "9"),
+        (["--certify", "--no_search"], "--certify says what the search lost"),
     ],
 )
 def test_question_answering_refuses_wrong_arguments_before_training(question_answering, qa_smoke, arguments, message):

@@ -21,7 +21,7 @@ from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import plain_copy
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
-from hf_headprune.search.evaluation.scorings import scoring_for
+from hf_headprune.search.evaluation.scorings import classifies, metrics_of, scoring_for
 from hf_headprune.search.plans import check_drop, check_searchable
 
 if TYPE_CHECKING:
@@ -246,8 +246,8 @@ class MetricSource:
 
 
 def searches_accuracy(trainer: Trainer, metric: str | None) -> bool:
-    """Tells whether a search would count right answers, example by example."""
-    return _metric_name(trainer, metric)[1]
+    """Tells whether a search would count right answers, one per example."""
+    return classifies(trainer.model) and _metric_name(trainer, metric) == ("accuracy", True)
 
 
 def metric_source(
@@ -260,17 +260,18 @@ def metric_source(
 ) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
-    Single-label classification is measured by accuracy, example by example, in the precision of the weights, which is
-    that of the model when it is loaded again, unless another metric is named; any other metric by the Trainer's own
-    `evaluate`, that is by its `compute_metrics`, or by the loss. Higher is better, unless the name ends in "loss" or is
-    `metric_for_best_model` and `greater_is_better` says otherwise.
+    Unless another metric is named, a model is measured by the first one of its task (`metrics_of`), example by example,
+    in the precision of the weights, which is that of the model when it is loaded again. Any other metric, and any of a
+    task without one, is measured by the Trainer's own `evaluate`, that is by its `compute_metrics`, or by the loss:
+    higher is better, unless the name ends in "loss" or is `metric_for_best_model` and `greater_is_better` says
+    otherwise.
 
     Args:
         trainer: With an `eval_dataset`.
         metric: Of the search settings; else the Trainer's `metric_for_best_model`.
-        examples: In place of `eval_dataset`, where right answers are counted.
-        probing: How plans are measured with less work, where right answers are counted; None for the defaults.
-        refits: Whether the search will refit output projections: on training examples, where right answers are counted.
+        examples: In place of `eval_dataset`.
+        probing: How plans are measured with less work, where examples are scored; None for the defaults.
+        refits: Whether the search will refit output projections: on training examples, where examples are scored.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns.
@@ -281,9 +282,9 @@ def metric_source(
         batches = _batches(trainer, loader.dataset, loader.collate_fn)
         calibration = _calibration(trainer, loader.collate_fn) if refits else None
         evaluator = ExampleEvaluator(
-            plain_copy(trainer.model), batches, metric="accuracy", probing=probing, calibration=calibration
+            plain_copy(trainer.model), batches, metric=name, probing=probing, calibration=calibration
         )
-        return MetricSource(evaluator, name, len(loader.dataset), 1.0)
+        return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), 1.0)
     is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
     greater = trainer.args.greater_is_better if is_best_metric else None
     higher = not name.endswith("loss") if greater is None else greater
@@ -317,8 +318,7 @@ def _calibration(trainer: Trainer, collate: Any) -> list[dict[str, torch.Tensor]
 def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn: bool) -> None:
     """Sees that the search will find its units and its metric, before hours of training rest on it.
 
-    Where right answers are counted example by example, the examples are read; any other metric but the loss is looked
-    for in an evaluation.
+    Where examples are scored, they are read; any other metric but the loss is looked for in an evaluation.
 
     Args:
         trainer: Of the run.
@@ -342,11 +342,13 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
 
 
 def _metric_name(trainer: Trainer, metric: str | None) -> tuple[str, bool]:
-    """Returns the name of the search's metric without its prefix, and whether it is counted example by example."""
+    """Returns the name of the search's metric without its prefix, and whether examples are scored by it."""
     name = (metric or trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
-    is_default = metric is None and name == "loss"
-    by_example = _classifies(trainer.model) and (name == "accuracy" or is_default)
-    return ("accuracy" if by_example else name), by_example
+    known = metrics_of(trainer.model)
+    if known and metric is None and name == "loss":
+        return known[0], True
+    # What the Trainer computes goes first, but for the accuracy: everybody's is the same.
+    return name, name in known and (name == "accuracy" or trainer.compute_metrics is None)
 
 
 def _evaluate(trainer: Trainer, name: str) -> float:
@@ -375,9 +377,3 @@ def _quiet(trainer: Trainer) -> Iterator[None]:
 def tensors(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields the tensors of a batch by name."""
     return ((name, value) for name, value in batch.items() if isinstance(value, torch.Tensor))
-
-
-def _classifies(model: Any) -> bool:
-    config = model.config
-    is_classifier = "ForSequenceClassification" in type(model).__name__
-    return is_classifier and config.num_labels > 1 and config.problem_type in (None, "single_label_classification")

@@ -162,8 +162,8 @@ def _find(
             known[plan] = source.evaluator(plan).metric
         return known[plan]
 
+    remember_seen_(trainer.model, search=trainer.eval_dataset if examples is None else examples)
     if promise is not None:
-        remember_seen_(trainer.model, search=promise.search_split)
         chosen = promise.choose(trainer, plain_copy(trainer.model), start, result, head_scores, measure)
         plan = chosen.plan
     metric = MetricChange(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from hf_headprune.guarantee.certificate import Certificate
+    from hf_headprune.guarantee.claim import Metric
     from hf_headprune.learn.distillation import Distillation
     from hf_headprune.learn.movement_settings import BlockMovement
     from hf_headprune.learn.second_order_settings import SecondOrder
@@ -71,6 +72,7 @@ class HeadPruneCallback(TrainerCallback):
         density: float | None = None,
         distillation: Distillation | None = None,
         certification_dataset: Any = None,
+        certification_metric: Metric | None = None,
         latency: LatencySettings | None = LatencySettings(),
     ) -> None:
         """Stores the settings; nothing happens before the Trainer is built.
@@ -87,8 +89,10 @@ class HeadPruneCallback(TrainerCallback):
                 `SecondOrder.to_speedup(...)`. Where gates are passed too, they and movement scores of FFN units share
                 this budget instead.
             distillation: What the model learns from a teacher.
-            certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone. When left
-                out, half of `eval_dataset` is held back for it.
+            certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone, as they
+                are or as `CertificationData`. When left out, half of `eval_dataset` is held back for it.
+            certification_metric: What the certificate is about, where it is not the accuracy of a single-label
+                classifier: a `Metric` with a function that scores `certification_dataset`.
             latency: Batch, length and threads at which latency is measured before and after the cut, or None to
                 measure none.
         """
@@ -99,6 +103,11 @@ class HeadPruneCallback(TrainerCallback):
                 "HeadPruneCallback(certification_dataset=...): without a search there is nothing to certify. Leave it "
                 "out, or pass search=AStarSearch()."
             )
+        if certification_metric is not None and certification_dataset is None:
+            raise InvalidSettingError(
+                f"HeadPruneCallback(certification_metric={certification_metric!r}): it scores examples of their own, "
+                "received none. Pass them as certification_dataset, too."
+            )
         self.plan: PruningPlan | None = None
         self.search_result: PlanSearchResult | None = None
         self.report: PruningReport | None = None
@@ -106,7 +115,7 @@ class HeadPruneCallback(TrainerCallback):
         self._trainer: Trainer | None = None
         self._parts: LearnedParts | None = None
         self._promise: Promise | NoPromise | None = None
-        self._unseen = certification_dataset
+        self._unseen, self._certified_by = certification_dataset, certification_metric
         self._started = 0.0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -123,7 +132,7 @@ class HeadPruneCallback(TrainerCallback):
             try_latency(trainer.model, settings.latency)  # what the model can't take fails now
         if settings.search is not None:
             bridge.require_search_data(trainer)
-            self._promise = promise_of(trainer, settings.search, self._unseen)
+            self._promise = promise_of(trainer, settings.search, self._unseen, self._certified_by)
         self._parts = LearnedParts(trainer, anatomy, settings)
         if settings.distillation is not None:
             distil(trainer, settings.distillation)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from hf_headprune.callback import bridge
-from hf_headprune.elimination import removals_between
+from hf_headprune.callback.candidates import plans_between
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
-from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.claim import METHODS, Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
@@ -31,16 +31,15 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.path import CertifiedPath
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
 
 MILESTONES = 5
 MEASURED = 20  # of the plans on the way, so that as many as MILESTONES of them keep what the search was asked to keep
-METRIC = "accuracy"
 # The searched split flatters, so the search aims higher than what is to be certified.
 SEARCHED_SHARE = 0.5
 REPORTED_CONFIDENCE = 0.95
+TRIED = 4  # examples that a metric of the user's is tried on before training
 LEAST_EXAMPLES = 200  # with fewer, a half of them shows next to nothing, and the other half is missed by the search
 
 
@@ -83,7 +82,8 @@ class Promise:
     Attributes:
         search_split: Examples for the search.
         data: Examples that are looked at once, after the search.
-        max_drop: Drop of accuracy that is to be excluded.
+        metric: What models are compared by.
+        max_drop: Drop of it that is to be excluded.
         confidence: Of the statement.
         is_condition: Whether only what is certified may be cut.
         has_own_split: Whether the examples were given, rather than held back from `eval_dataset`.
@@ -91,6 +91,7 @@ class Promise:
 
     search_split: Any
     data: CertificationData
+    metric: Metric
     max_drop: float
     confidence: float
     is_condition: bool
@@ -106,7 +107,14 @@ class Promise:
         """Says before training what the examples can promise."""
         among = 1 if self.is_condition else MILESTONES
         expected = Expectation(alpha=round(1.0 - self.confidence, 12), chosen_among=among)
-        words = f"To be certified: {promise_in_words(len(self.data.dataset), self.max_drop, expected)}"
+        count = len(self.data.dataset)
+        if self.metric.kind == "binary":
+            words = f"To be certified: {promise_in_words(count, self.max_drop, expected)}"
+        else:
+            words = (
+                f"To be certified: the drop of {self.metric.name} on {count:,} examples, {100 * self.confidence:g} % "
+                f"confidence ({METHODS[self.metric.kind]})."
+            )
         if self.data.steered_training:
             words += (
                 " Training will choose by evaluations on all of eval_dataset, these examples among them, and the "
@@ -147,10 +155,10 @@ class Promise:
         if trainer.is_world_process_zero():
             where: dict[str, Any] = {"reference": learned, "reconstruction": result.reconstruction}
             if self.is_condition:
-                path = certify_path(model, plans, self.data, METRIC, self.max_drop, self.confidence, **where)
+                path = certify_path(model, plans, self.data, self.metric, self.max_drop, self.confidence, **where)
                 last = path.certified_index
             else:
-                last = furthest_within(model, plans, self.data, self.max_drop, **where)
+                last = furthest_within(model, plans, self.data, self.metric, self.max_drop, **where)
         path, last = broadcast_object_list([path, last])
         chosen = learned if last is None else plans[last]
         return ChosenPlan(chosen, path, len(plans), has_certificate=last is not None)
@@ -182,48 +190,13 @@ class Promise:
         """
         prune_model_(model, learned)
         among = 1 if chosen.path is not None else chosen.candidates
-        claim = METRIC, self.max_drop, self.confidence
+        claim = self.metric, self.max_drop, self.confidence
         return certify(model, pruned, self.data, *claim, path=chosen.path, chosen_among=among)
 
 
-def plans_between(
-    learned: PruningPlan, found: PruningPlan, reconstruction: Reconstruction | None, scores: np.ndarray | None
-) -> list[PruningPlan]:
-    """Returns plans from the least pruned to `found`: each removes one head or chunk of an FFN more.
-
-    What costs least leaves first, where projections are refitted; else the least important heads, and then what the
-    search removed of each FFN. What the search restored is there in all of them.
-
-    Args:
-        learned: What training kept.
-        found: What the search keeps.
-        reconstruction: Of the search, or None.
-        scores: Importance of the heads, `(num_heads,)`, in the order of the sites; None takes them in that order.
-    """
-    gone = {site: set(learned.kept(site)) - set(found.kept(site)) for site in (*learned.num_heads, *learned.num_ffn)}
-    steps: list[tuple[str, set[int]]] = []
-    if reconstruction is not None:
-        steps = [(removal.site, set(removal.units)) for removal in removals_between(reconstruction, learned, found)]
-    listed = {site for site, _ in steps}
-    heads = [(site, head) for site, count in learned.num_heads.items() for head in range(count)]
-    rank = dict(zip(heads, range(len(heads)) if scores is None else scores.tolist(), strict=True))
-    others = [(site, head) for site, head in heads if site not in listed and head in gone[site]]
-    steps += [(site, {head}) for site, head in sorted(others, key=rank.__getitem__)]
-    steps += [(site, gone[site]) for site in learned.num_ffn if site not in listed and gone[site]]
-    kept = {site: {*learned.kept(site), *found.kept(site)} for site in gone}
-    plans = []
-    for site, units in steps:
-        kept[site] = kept[site] - units
-        plans.append(
-            learned.replace(
-                kept_heads={site: kept[site] for site in learned.num_heads},
-                kept_ffn={site: kept[site] for site in learned.num_ffn},
-            )
-        )
-    return plans or [found]
-
-
-def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Promise | NoPromise | None:
+def promise_of(
+    trainer: Trainer, search: AStarSearch, unseen: Any = None, metric: Metric | None = None
+) -> Promise | NoPromise | None:
     """Finds the examples that a certificate will be made on, before training.
 
     Without a split of their own, half of `eval_dataset` is held back from the search; examples that are in the training
@@ -232,14 +205,15 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
     Args:
         trainer: With a training and an evaluation data set.
         search: Its `confidence` says what is asked for.
-        unseen: A split of its own for the certificate, or None.
+        unseen: A split of its own for the certificate, as it is or as `CertificationData`, or None.
+        metric: What the certificate is about; None for the accuracy of a single-label classifier.
 
     Returns:
         The promise; or why there can't be one, where it is only to be reported; or None where none was asked for.
 
     Raises:
-        InvalidSettingError: The metric is not the accuracy of a single-label classifier, there are too few examples, or
-            examples are given for a certificate that nobody asks for.
+        InvalidSettingError: Nothing says how to score examples, there are too few, or they are given for a certificate
+            that nobody asks for.
         DataLeakError: Examples given for the certificate are in the training or the evaluation set.
     """
     if search.confidence is None:
@@ -250,28 +224,59 @@ def promise_of(trainer: Trainer, search: AStarSearch, unseen: Any = None) -> Pro
             )
         return None
     is_condition = search.confidence != REPORT
-    if not bridge.searches_accuracy(trainer, search.metric):
+    if metric is None and not bridge.searches_accuracy(trainer, search.metric):
         if not is_condition and unseen is None:
-            return NoPromise("the callback certifies the accuracy of single-label classifiers only")
+            return NoPromise(
+                "without a certification_metric the callback certifies the accuracy of single-label classifiers only"
+            )
         raise InvalidSettingError(
-            f"AStarSearch(confidence={search.confidence!r}): the callback certifies the accuracy of single-label "
-            f"classifiers, received a {type(trainer.model).__name__} and metric {search.metric!r}. Pass "
-            "confidence=None, and call certify(..., metric=Metric(...)) on the saved model."
+            f"AStarSearch(confidence={search.confidence!r}): without a metric of its own a certificate is about the "
+            f"accuracy of a single-label classifier, received a {type(trainer.model).__name__} and metric "
+            f"{search.metric!r}. Pass HeadPruneCallback(certification_dataset=..., certification_metric=Metric(...)), "
+            "or confidence=None."
         )
-    train = None if bridge.is_stream(trainer.train_dataset) else ExampleFingerprints.of(trainer.train_dataset)
-    searched, certifying = trainer.eval_dataset, unseen
+    data, searched = _data_of(trainer, unseen), trainer.eval_dataset
     if unseen is None:
-        halves = _halves(trainer, train, least=0 if is_condition else LEAST_EXAMPLES)
+        halves = _halves(trainer, data.train, least=0 if is_condition else LEAST_EXAMPLES)
         if isinstance(halves, NoPromise):
             return halves
-        searched, certifying = halves.search, halves.certify
-    batching = Batching(
-        data_collator=trainer.get_eval_dataloader().collate_fn, batch_size=trainer.args.per_device_eval_batch_size
-    )
-    data = CertificationData(certifying, train=train, search=ExampleFingerprints.of(searched), batching=batching)
-    ScoredSplit(data, Metric(), trainer.model)  # refuses examples that were seen now, not after training
+        searched, data = halves.search, replace(data, dataset=halves.certify)
+    if data.search is None:
+        data = replace(data, search=ExampleFingerprints.of(searched))
     confidence = REPORTED_CONFIDENCE if search.confidence == REPORT else search.confidence
-    return Promise(searched, data, search.max_drop, confidence, is_condition, has_own_split=unseen is not None)
+    owned = unseen is not None
+    promise = Promise(searched, data, metric or Metric(), search.max_drop, confidence, is_condition, owned)
+    _check(promise, trainer.model)
+    return promise
+
+
+def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:
+    """Returns examples with what the Trainer says of them, as far as the user doesn't: training set and batches."""
+    data = unseen if isinstance(unseen, CertificationData) else CertificationData(unseen)
+    if data.train is None and not bridge.is_stream(trainer.train_dataset):
+        data = replace(data, train=ExampleFingerprints.of(trainer.train_dataset))
+    if data.batching == Batching():
+        collate = trainer.get_eval_dataloader().collate_fn
+        batching = Batching(data_collator=collate, batch_size=trainer.args.per_device_eval_batch_size)
+        data = replace(data, batching=batching)
+    return data
+
+
+def _check(promise: Promise, model: Any) -> None:
+    """Lets fail before training what would fail after it.
+
+    Raises:
+        InvalidSettingError: A number is out of range, or the metric's function fails to score the first examples.
+        DataLeakError: Examples were seen.
+    """
+    data, metric = promise.data, promise.metric
+    split = ScoredSplit(data, metric, model)
+    split.claim(promise.max_drop, promise.confidence, ledger=None, seed=0)
+    if metric.score is not None:
+        count = min(TRIED, len(data.dataset))
+        has_select = hasattr(data.dataset, "select")
+        few = data.dataset.select(range(count)) if has_select else [data.dataset[index] for index in range(count)]
+        ScoredSplit(CertificationData(few, columns=data.columns), metric).scores_of(model)
 
 
 def known_when_training_begins(promise: Promise | NoPromise, trainer: Trainer) -> Promise | NoPromise:

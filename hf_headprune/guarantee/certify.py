@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_headprune.certified import attach_certificate_
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate, ExampleRecord
@@ -78,16 +80,17 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     return walk(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)
 
 
-def furthest_within(
+def furthest_within(  # noqa: PLR0913 - the arguments of `certify`, by the same names
     model: nn.Module,
     plans: Sequence[PruningPlan],
     dataset: Any,
+    metric: str | Metric = "accuracy",
     max_drop: float = 0.01,
     *,
     reference: PruningPlan | None = None,
     reconstruction: Reconstruction | None = None,
 ) -> int | None:
-    """Goes from the least pruned plan on while accuracy on the certification split drops by at most `max_drop`.
+    """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
 
     What was seen is no promise: `certify(..., chosen_among=len(plans))` says what these examples exclude about the plan
     that they chose.
@@ -96,6 +99,7 @@ def furthest_within(
         model: The dense model; plans are applied by masks, reversibly.
         plans: In an order that was fixed without looking at the certification split.
         dataset: Certification split, or `CertificationData`.
+        metric: "accuracy", or a `Metric`.
         max_drop: Drop that may be seen, absolute.
         reference: What of the model the plans are compared with; None for all.
         reconstruction: Refits output projections to each plan, where the search did so.
@@ -109,12 +113,12 @@ def furthest_within(
         InvalidSettingError: The data set is malformed.
         UnsupportedModelError: The model can't be scored.
     """
-    split = _scored(dataset, "accuracy", model)
-    right = split.scores_of_plan(model, reference, reconstruction).sum()
-    allowed = int(max_drop * len(split.prints) + ROUND_OFF)
+    split = _scored(dataset, metric, model)
+    value = split.metric.aggregate or np.mean
+    whole = value(split.scores_of_plan(model, reference, reconstruction))
     last = None
     for index, plan in enumerate(plans):
-        if right - split.scores_of_plan(model, plan, reconstruction).sum() > allowed:
+        if whole - value(split.scores_of_plan(model, plan, reconstruction)) > max_drop + ROUND_OFF:
             break
         last = index
     return last

@@ -29,8 +29,8 @@ class Metric:
         kind: What a score is, which decides the test. "binary": 0 or 1 for each example. "bounded": a number in [0, 1]
             for each example, such as the F1 of an answer. "corpus": one or more numbers for each example, of which
             `aggregate` makes the metric of all; its certificate is a bootstrap and holds approximately only.
-        score: Function `(model, dataset) -> scores`, one row per example in the order of the data set. None stands for
-            the right answers of a sequence classification model.
+        score: Function `(model, dataset) -> scores`, one row per example in the order of the data set; the model is in
+            evaluation mode, without gradients. None stands for the right answers of a sequence classification model.
         aggregate: Function `rows -> metric`, for "corpus" only; higher is better.
 
     Raises:

@@ -14,7 +14,7 @@ from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.evidence import checked_scores
 from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint
 from hf_headprune.guarantee.scoring import Batching, right_answers
-from hf_headprune.masking import masked
+from hf_headprune.masking import evaluating, masked
 from hf_headprune.seen import seen_by
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ class ScoredSplit:
         if self.metric.score is None:
             scores: Any = right_answers(model, self.data.dataset, self.data.batching)
         else:
-            scores = self.metric.score(model, self.data.dataset)
+            with evaluating(model):
+                scores = self.metric.score(model, self.data.dataset)
         return checked_scores(scores, len(self.prints), self.metric.kind)[self.prints.order]
 
     def scores_of_plan(

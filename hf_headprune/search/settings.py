@@ -36,7 +36,8 @@ class AStarSearch:
             units kept, `{site: {kept: ms}}`, as `hf_headprune.measure_latency_table` returns it and JSON keeps it.
             Between the numbers measured the ms are interpolated. A search goes on from its journal with the same table
             only.
-        metric: Name of the metric; None leaves the choice to the caller (accuracy for classification).
+        metric: Name of the metric; None takes the first of the task: "accuracy" of classes or of tokens, "f1" of spans,
+            "likelihood" of references. In the callback any name that an evaluation returns, "loss" among them.
         max_evaluations: Sets that may be evaluated, the reference included. None goes on until the optimum is proved,
             which is possible for few units only.
         weights: Falling weights w of the anytime search. A large one dives, 1 makes the estimate admissible.
@@ -55,7 +56,7 @@ class AStarSearch:
             on the inputs that the search evaluates, without training; see `hf_headprune.reconstruction`. The model must
             then be cut with `PlanSearchResult.reconstruction`, too. None: `HeadPruneCallback` does all that, and
             `search_plan` does not.
-        confidence: For `HeadPruneCallback`, about the drop of accuracy on unseen data. Half of `eval_dataset` is held
+        confidence: For `HeadPruneCallback`, about the drop on unseen data. Half of `eval_dataset` is held
             back from the search for it, unless there is a `certification_dataset`. A level, such as 0.95: only what is
             certified at it to lose less than `max_drop` is cut. "report": the last plan on the way to what the search
             found is cut that loses no more than `max_drop` on those examples, and the certificate says what they show

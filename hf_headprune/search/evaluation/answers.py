@@ -66,6 +66,10 @@ class Scoring(Protocol):
         """Name of the metric; higher is better."""
 
     @property
+    def in_words(self) -> str:
+        """Name of the metric, and of what."""
+
+    @property
     def is_mean(self) -> bool:
         """Whether the metric is the weighted mean of the scores, so that what was seen bounds it."""
 

@@ -58,6 +58,11 @@ class ClassScoring:
         return cls(num_labels, metric)
 
     @property
+    def in_words(self) -> str:
+        """Name of the metric."""
+        return self.metric
+
+    @property
     def is_mean(self) -> bool:
         """Whether the metric is the share of right answers."""
         return self.metric == MEAN_OF_RIGHT

@@ -33,6 +33,7 @@ class LikelihoodScoring:
 
     vocab_size: int
     metric = "likelihood"
+    in_words = "likelihood of references"
     is_mean = True
     is_continuous = True
     margins_are_gaps = False

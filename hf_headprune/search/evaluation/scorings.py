@@ -47,6 +47,20 @@ def scoring_for(model: nn.Module, metric: str | None = None, *, where: str = "Ex
     return score(model, metric or metrics[0])
 
 
+def metrics_of(model: Any) -> tuple[str, ...]:
+    """Returns what examples of a pretrained model can be scored by, the default first; nothing for any other task."""
+    metrics, score = task = _task_of(model)
+    if task is SEQUENCES:
+        return metrics if model.can_generate() else ()
+    return metrics if score is not ClassScoring.of or classifies(model) else ()
+
+
+def classifies(model: Any) -> bool:
+    """Tells whether a pretrained model gives each sequence one class."""
+    is_classifier, config = "ForSequenceClassification" in type(model).__name__, model.config
+    return is_classifier and config.num_labels > 1 and config.problem_type in (None, "single_label_classification")
+
+
 def _task_of(model: nn.Module) -> Task:
     kind = type(model).__name__
     if "QuestionAnswering" in kind:

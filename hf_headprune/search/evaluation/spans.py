@@ -42,6 +42,11 @@ class SpanScoring:
     margins_are_gaps = False
     num_rows = 0
 
+    @property
+    def in_words(self) -> str:
+        """Name of the metric, and of what: a Trainer's own may compare words."""
+        return f"{self.metric} of spans"
+
     def check(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
         """Refuses batches without the two positions of each answer, inside the tokens of its window."""
         for number, batch in enumerate(batches):

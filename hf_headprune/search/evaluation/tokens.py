@@ -31,6 +31,7 @@ class TokenScoring:
 
     num_labels: int
     metric = "accuracy"
+    in_words = "accuracy of tokens"
     is_mean = True
     is_continuous = False
     margins_are_gaps = False
