@@ -185,6 +185,19 @@ def test_what_could_not_be_certified_is_refused_before_training(tmp_path, settin
         _certified(tmp_path, **settings)
 
 
+@pytest.mark.parametrize("wrong", [{"labels": 2}, {"labels": None}], ids=str)
+def test_every_label_for_a_certificate_is_read_before_training(tmp_path, wrong):
+    rows = _examples(60, 5)
+    rows[50] |= wrong
+    with pytest.raises(InvalidSettingError, match="label"):
+        _trainer(tmp_path, HeadPruneCallback(gates=GATES, certification_dataset=rows))
+
+
+def test_a_metric_that_does_not_fit_the_model_is_refused_before_training(tmp_path):
+    with pytest.raises(InvalidSettingError, match="one per example"):
+        _certified(tmp_path, metric=Metric())
+
+
 def test_a_metric_without_examples_of_its_own_is_refused():
     with pytest.raises(InvalidSettingError, match="Pass them as certification_dataset"):
         HeadPruneCallback(certification_metric=_by_tags())

@@ -39,7 +39,6 @@ MEASURED = 20  # of the plans on the way, so that as many as MILESTONES of them 
 # The searched split flatters, so the search aims higher than what is to be certified.
 SEARCHED_SHARE = 0.5
 REPORTED_CONFIDENCE = 0.95
-TRIED = 4  # examples that a metric of the user's is tried on before training
 LEAST_EXAMPLES = 200  # with fewer, a half of them shows next to nothing, and the other half is missed by the search
 
 
@@ -244,10 +243,11 @@ def promise_of(
     if data.search is None:
         data = replace(data, search=ExampleFingerprints.of(searched))
     confidence = REPORTED_CONFIDENCE if search.confidence == REPORT else search.confidence
-    owned = unseen is not None
-    promise = Promise(searched, data, metric or Metric(), search.max_drop, confidence, is_condition, owned)
-    _check(promise, trainer.model)
-    return promise
+    metric = metric or Metric()
+    split = ScoredSplit(data, metric, trainer.model)  # refuses examples that were seen now, not after training
+    split.claim(search.max_drop, confidence, ledger=None, seed=0)  # likewise numbers that are out of range
+    split.rehearse(trainer.model)
+    return Promise(searched, data, metric, search.max_drop, confidence, is_condition, has_own_split=unseen is not None)
 
 
 def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:
@@ -260,23 +260,6 @@ def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:
         batching = Batching(data_collator=collate, batch_size=trainer.args.per_device_eval_batch_size)
         data = replace(data, batching=batching)
     return data
-
-
-def _check(promise: Promise, model: Any) -> None:
-    """Lets fail before training what would fail after it.
-
-    Raises:
-        InvalidSettingError: A number is out of range, or the metric's function fails to score the first examples.
-        DataLeakError: Examples were seen.
-    """
-    data, metric = promise.data, promise.metric
-    split = ScoredSplit(data, metric, model)
-    split.claim(promise.max_drop, promise.confidence, ledger=None, seed=0)
-    if metric.score is not None:
-        count = min(TRIED, len(data.dataset))
-        has_select = hasattr(data.dataset, "select")
-        few = data.dataset.select(range(count)) if has_select else [data.dataset[index] for index in range(count)]
-        ScoredSplit(CertificationData(few, columns=data.columns), metric).scores_of(model)
 
 
 def known_when_training_begins(promise: Promise | NoPromise, trainer: Trainer) -> Promise | NoPromise:

@@ -13,7 +13,7 @@ from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.evidence import checked_scores
 from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint
-from hf_headprune.guarantee.scoring import Batching, right_answers
+from hf_headprune.guarantee.scoring import Batching, check_labels, right_answers
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.seen import seen_by
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.sequence import AlphaLedger
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
+
+REHEARSED = 4  # examples
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,21 @@ class ScoredSplit:
             with evaluating(model):
                 scores = self.metric.score(model, self.data.dataset)
         return checked_scores(scores, len(self.prints), self.metric.kind)[self.prints.order]
+
+    def rehearse(self, model: Any) -> None:
+        """Lets fail now what would fail in `scores_of`, at little cost: all labels are read, a few examples scored.
+
+        Raises:
+            InvalidSettingError: Labels, or the scores of the metric's function, are not what they must be.
+            UnsupportedModelError: The model can't be scored.
+        """
+        dataset = self.data.dataset
+        if self.metric.score is None:
+            check_labels(model, dataset, self.data.batching)
+        count = min(REHEARSED, len(dataset))
+        few = dataset.select(range(count)) if hasattr(dataset, "select") else [dataset[i] for i in range(count)]
+        data = CertificationData(few, columns=self.data.columns, batching=self.data.batching)
+        ScoredSplit(data, self.metric).scores_of(model)
 
     def scores_of_plan(
         self, model: nn.Module, plan: PruningPlan | None, reconstruction: Reconstruction | None

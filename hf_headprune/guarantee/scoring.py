@@ -66,7 +66,7 @@ def right_answers(model: nn.Module, dataset: Any, batching: Batching = Batching(
 def labels_and_predictions(model: nn.Module, dataset: Any, batching: Batching = Batching()) -> np.ndarray:
     """Returns the label and the predicted class of each example, `(n, 2)`; see `right_answers`."""
     num_labels = _num_labels(model)
-    examples, collate = ModelExamples(dataset, model, where="certify"), batching.collate_for(model)
+    examples, collate = _examples(dataset, model), batching.collate_for(model)
     lengths = np.array([len(examples[index]["input_ids"]) for index in range(len(examples))])
     order = np.argsort(-lengths, kind="stable")  # little padding, and too large a batch fails at once
     rows = np.empty((len(examples), 2), dtype=np.int64)
@@ -77,6 +77,24 @@ def labels_and_predictions(model: nn.Module, dataset: Any, batching: Batching = 
             gold = _labels(batch, num_labels)
             rows[chosen] = np.column_stack([gold, _predicted(model, batch, (len(chosen), num_labels))])
     return rows
+
+
+def check_labels(model: nn.Module, dataset: Any, batching: Batching = Batching()) -> None:
+    """Refuses examples that `right_answers` would refuse, without running the model.
+
+    Raises:
+        InvalidSettingError: See `right_answers`.
+        UnsupportedModelError: The model is no single-label classifier.
+    """
+    num_labels = _num_labels(model)
+    examples, collate = _examples(dataset, model), batching.collate_for(model)
+    for first in range(0, len(examples), batching.batch_size):
+        rows = range(first, min(first + batching.batch_size, len(examples)))
+        _labels(dict(collate([examples[index] for index in rows])), num_labels)
+
+
+def _examples(dataset: Any, model: nn.Module) -> ModelExamples:
+    return ModelExamples(dataset, model, where="certify")
 
 
 def _labels(batch: dict[str, Any], num_labels: int) -> np.ndarray:
