@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.anatomy import base_model
+from hf_headprune.anatomy import base_model, family_of
 from hf_headprune.symmetric import Symmetric
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def record_moments_by_gradient(
 
 
 class _Recording:
-    """Hooks on output projections and on the base model, for the length of a `with` block.
+    """Hooks on output projections and on what runs the layers, for the length of a `with` block.
 
     Attributes:
         probes: Zeros that are added to what each projection returns, so that there is something to differentiate for.
@@ -87,14 +88,18 @@ class _Recording:
     def __init__(self, model: nn.Module, sites: Iterable[Site], *, by_gradient: bool) -> None:
         device = next(model.parameters()).device
         self._base = base_model(model)
-        self._masks: dict[str, Any] = {}
-        self._recorders = {site.name: _Recorder(site, self._masks) for site in sites if site.units}
+        self._readers = _readers_of(model)
+        self._recorders = {site.name: _Recorder(site, self._reader_of(site)) for site in sites if site.units}
         self._by_gradient = by_gradient
         self.probes = [torch.zeros(1, device=device, requires_grad=True) for _ in self._recorders]
         self._handles: list[Any] = []
 
     def __enter__(self) -> _Recording:
-        self._handles = [self._base.register_forward_pre_hook(self._note_masks, with_kwargs=True)]
+        self._handles = [
+            self._base.register_forward_pre_hook(self._note_shared, with_kwargs=True),
+            self._base.register_forward_hook(self._forget_shared, always_call=True),
+        ]
+        self._handles += [reader.attach() for reader in self._readers.values()]
         for probe, recorder in zip(self.probes, self._recorders.values(), strict=True):
             output = self._base.get_submodule(recorder.site.output)
             if self._by_gradient:
@@ -111,35 +116,75 @@ class _Recording:
         found = {name: recorder.moments() for name, recorder in self._recorders.items()}
         return {name: moments for name, moments in found.items() if moments is not None}
 
-    def _note_masks(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        del args
-        config: Any = module.config
-        mask = kwargs.get("attention_mask")
-        of_decoder = _decoder_mask(config, kwargs) if config.is_encoder_decoder else mask
-        self._masks.update(encoder=mask, decoder=of_decoder)
+    def _note_shared(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Tells a decoder whose tokens are made of the encoder's that its padding is that of the encoder."""
+        given = _bound(module, args, kwargs)
+        names = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
+        is_shared = all(given.get(name) is None for name in names)
+        for reader in self._readers.values():
+            reader.shared = given.get("attention_mask") if is_shared else None
+
+    def _forget_shared(self, *_: Any) -> None:
+        for reader in self._readers.values():
+            reader.shared = None
+
+    def _reader_of(self, site: Site) -> _Reader:
+        return next(reader for path, reader in self._readers.items() if site.name.startswith(path))
 
 
-def _decoder_mask(config: Any, given: dict[str, Any]) -> torch.Tensor | None:
-    """Returns which tokens of a decoder are real, `(batch, length)`, or None where all are."""
-    if given.get("decoder_attention_mask") is not None:
-        return given["decoder_attention_mask"]
-    tokens, padding = given.get("decoder_input_ids"), config.pad_token_id
-    if tokens is None:  # they are made of those of the encoder
-        return given.get("attention_mask")
-    if padding is None:
-        return None
-    real = tokens.ne(padding)
-    real[:, 0] = True  # the token that starts a text may be that of padding
-    return real
+class _Reader:
+    """Tells padding from real tokens by what a module is given that runs a stack of layers.
+
+    Attributes:
+        real: Of the last pass, `(batch, length)`, or None where all tokens are real.
+        shared: What is real where the module is not told.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.real: torch.Tensor | None = None
+        self.shared: torch.Tensor | None = None
+        self._module = module
+        self._is_decoder = "encoder_hidden_states" in inspect.signature(module.forward).parameters
+
+    def attach(self) -> Any:
+        """Reads each pass that begins; returns what removes the hook."""
+        return self._module.register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def _read(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        given = _bound(module, args, kwargs)
+        mask, tokens, padding = given.get("attention_mask"), given.get("input_ids"), module.config.pad_token_id  # type: ignore[union-attr]
+        self.real = self.shared if mask is None else mask
+        if self.real is None and self._is_decoder and tokens is not None and padding is not None:
+            self.real = tokens.ne(padding)
+            self.real[:, 0] = True  # the token that starts a text may be that of padding
+
+
+def _bound(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a forward pass by name, also those that were passed by position."""
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    return given | given.pop("kwargs", {})
+
+
+def _readers_of(model: nn.Module) -> dict[str, _Reader]:
+    """Returns what is given the tokens of each part of a model, by the path below which its sites are.
+
+    Generation runs encoder and decoder by themselves, so of two stacks each has its own.
+    """
+    base, stacks = base_model(model), family_of(model).stacks
+    if len(stacks) == 1:
+        return {"": _Reader(base)}
+    modules = dict(base.named_modules())
+    runners = [stack.layers.rpartition(".")[0] for stack in stacks]
+    return {path: _Reader(modules[path]) for path in runners if path in modules}
 
 
 class _Recorder:
     """Sums the moments of one site over tokens."""
 
-    def __init__(self, site: Site, masks: dict[str, Any]) -> None:
+    def __init__(self, site: Site, reader: _Reader) -> None:
         self.site = site
         self.probe: torch.Tensor | None = None
-        self._masks = masks
+        self._reader = reader
         self._given: torch.Tensor | None = None
         self._inputs, self._outputs = _Sum(), _Sum()
 
@@ -173,7 +218,7 @@ class _Recorder:
 
     def _real(self, values: torch.Tensor) -> torch.Tensor:
         """Returns the values of real tokens, `(tokens, ...)`, float32."""
-        mask = self._masks.get("decoder" if self.site.in_decoder else "encoder")
+        mask = self._reader.real
         if isinstance(mask, torch.Tensor) and mask.shape == values.shape[:-1]:
             values = values[mask.to(values.device).bool()]
         return values.reshape(-1, values.shape[-1]).float()

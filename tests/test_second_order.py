@@ -18,7 +18,7 @@ from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.moments import EVEN_SHARE, record_moments, record_moments_by_gradient
 from hf_headprune.reconstruction import Block
-from tests.conftest import EOS, PAD, tiny_bart, tiny_bert, tiny_bert_decoder
+from tests.conftest import EOS, PAD, text_inputs, tiny_bart, tiny_bert, tiny_bert_decoder, tiny_marian
 from tests.test_callback import _trainer
 from tests.test_callback_parts import _logits, assert_reloads_alike
 from tests.test_evaluator import batches_of, classifier, examples
@@ -111,6 +111,35 @@ def test_padding_of_a_decoder_that_reads_what_its_encoder_reads_is_not_counted()
     target = torch.tensor([[PAD, 7, 8], [PAD, 7, PAD]])  # the first token starts the text, whatever it is
     moments = record_moments(model.model, sites, lambda: model.model(input_ids=tokens, decoder_input_ids=target))
     assert moments["decoder.layers.0.fc1"].tokens == 5
+
+
+def test_padding_is_not_counted_where_generation_runs_the_encoder_alone():
+    model = tiny_marian()
+    batches = [text_inputs(seed=1, batch=2, length=12), text_inputs(seed=2, batch=2, length=12)]
+    batches[1]["attention_mask"] = batches[1]["attention_mask"].flip(0)  # as large as before, another padding
+    site = anatomy_of(model).sites[0]
+
+    def translate():
+        for batch in batches:
+            model.generate(**batch, max_new_tokens=3, num_beams=1)
+
+    def read():
+        for batch in batches:
+            model(**batch, decoder_input_ids=torch.full((2, 1), 7))
+
+    generated, whole = (
+        record_moments(model, [site], translate)[site.name],
+        record_moments(model, [site], read)[site.name],
+    )
+    assert generated.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches) == 40
+    torch.testing.assert_close(generated.inputs.dense(), whole.inputs.dense())
+
+
+def test_padding_is_not_counted_where_inputs_are_passed_by_position():
+    model, inputs = tiny_bert(None), text_inputs()
+    site = anatomy_of(model).sites[0]
+    moments = record_moments(model, [site], lambda: model(inputs["input_ids"], inputs["attention_mask"]))
+    assert moments[site.name].tokens == int(inputs["attention_mask"].sum()) < inputs["input_ids"].numel()
 
 
 def error_without(block, gone):
