@@ -15,7 +15,7 @@ from hf_headprune.errors import InvalidSettingError, SearchStateError
 from hf_headprune.search.astar import search
 from hf_headprune.search.baselines import at_random, beam, greedy
 from hf_headprune.search.bounds import ExactGains, Nogoods, best_consistent, completion_bound, sets_by_gain
-from hf_headprune.search.problem import Measurement, SearchProblem, to_mask, units_of
+from hf_headprune.search.problem import GainTable, Measurement, SearchProblem, to_mask, units_of
 from hf_headprune.search.settings import AStarSearch
 
 PROOF = AStarSearch(max_evaluations=None, max_drop=0.1, slack=0.1)
@@ -147,6 +147,16 @@ def test_optimum_under_heredity_is_claimed_before_it_is_proved():
     assert (result.optimality, result.gain, result.upper_bound) == ("proved", 11.0, 11.0)
     one_left = search(SearchProblem((6.0, *[1.0] * 11), measure), dataclasses.replace(PROOF, max_evaluations=40))
     assert (one_left.optimality, one_left.gain) == ("under heredity", 11.0)
+
+
+def test_what_was_all_evaluated_is_proved_where_savings_are_no_sums_too():
+    """The bound of a set over units whose savings a table gives may exceed what any set saves."""
+    table = GainTable((1, 2), (0.0, 1.75, 2.81))
+    problem = SearchProblem(
+        gains=(0.3, 1.405, 1.405), tables=(table,), measure=lambda removed: Measurement(0.0 if removed else 1.0)
+    )
+    found = search(problem, AStarSearch(max_drop=0.01, max_evaluations=None))
+    assert (found.removed, found.optimality) == (frozenset(), "proved")
 
 
 def test_violations_of_heredity_are_counted():

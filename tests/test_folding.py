@@ -144,6 +144,16 @@ def test_folding_changes_nothing_where_nothing_is_dead(any_model):
     assert all(torch.equal(tensor, before[name]) for name, tensor in any_model.state_dict().items())
 
 
+def test_folding_keeps_the_precision_of_the_weights(any_model, any_inputs):
+    model = any_model.double()
+    expected = logits(model, any_inputs)
+    rows_of(model, site_of(model, "ffn"), -1, [3], bias=False)
+    changed = logits(model, any_inputs)
+    fold_dead_units_(model)
+    assert not torch.equal(changed, expected)
+    torch.testing.assert_close(logits(model, any_inputs), changed, rtol=1e-12, atol=1e-12)
+
+
 def test_folding_works_on_a_cut_model_and_keeps_the_training_mode(any_model, any_inputs):
     plan = PruningPlan.of(any_model)
     first = next(iter(plan.kept_heads))

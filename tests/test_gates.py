@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.gates import BANK_NAME, GateBank, gate_quantities
-from hf_headprune.learn.importance import PROBE_LEVEL, gradient_importance, standardised
+from hf_headprune.learn.importance import gradient_importance, standardised
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
@@ -82,6 +83,25 @@ def test_the_clip_of_the_scores_gradient_does_not_feel_the_loss_scale_of_fp16():
         grads.append(bank.importance_bias.grad / scale)
     assert float(grads[0].norm()) == pytest.approx(1e-6, rel=1e-4)
     assert torch.allclose(grads[0], grads[1], rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_the_clip_is_that_of_the_whole_step_however_many_micro_batches_it_has(micro_batches):
+    model, bank, schedule = _gated()
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    model.train()
+    grads = {}
+    for limit in (1e-6, 1e6):
+        bank.settings = replace(bank.settings, max_score_grad_norm=limit)
+        for step in (30, 30):  # the second step owes nothing to the first
+            bank.importance_bias.grad = None
+            bank.begin_step(step, schedule)
+            for number in range(micro_batches):
+                torch.manual_seed(0)
+                _loss(model, text_inputs(seed=number)).backward()
+        grads[limit] = bank.importance_bias.grad
+    assert float(grads[1e-6].norm()) == pytest.approx(1e-6, rel=1e-3)
+    assert torch.allclose(grads[1e-6] / grads[1e-6].norm(), grads[1e6] / grads[1e6].norm(), atol=1e-3)
 
 
 def test_a_run_that_goes_on_longer_than_planned_keeps_the_choice_that_was_decided():
@@ -210,17 +230,19 @@ def test_the_logged_quantities_describe_the_gates():
 
 def test_gradient_importance_is_the_slope_of_the_loss_in_each_gate():
     model, bank, _ = _gated()
+    model.double()
     inputs, step = text_inputs(), 1e-3
 
     def loss_at(position: int, shift: float) -> float:
-        bank.probe = torch.full((8,), PROBE_LEVEL)
+        bank.probe = torch.full((8,), 0.5, dtype=torch.float64)
         bank.probe[position] += shift
         with torch.no_grad():
             return float(_loss(model, inputs))
 
+    slopes = [(loss_at(i, step) - loss_at(i, -step)) / (2 * step) for i in range(8)]
     importance = gradient_importance(model, bank, [inputs, inputs], lambda batch: _loss(model, batch))
-    slopes = [abs(loss_at(i, step) - loss_at(i, -step)) / (2 * step) for i in range(8)]
-    assert importance.tolist() == pytest.approx([2 * slope for slope in slopes], rel=0.05, abs=1e-4)
+    assert min(slopes) < 0 < max(slopes)
+    assert importance.tolist() == pytest.approx([2 * abs(slope) for slope in slopes], rel=1e-3)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -234,7 +256,10 @@ def test_scoring_refuses_a_loss_that_does_not_depend_on_the_heads():
 def test_standardised_importance_keeps_the_order_whatever_its_scale():
     scores = standardised(torch.tensor([1e-8, 1e-3, 5.0, 0.0]))
     assert scores.argsort().tolist() == [3, 0, 1, 2]
-    assert float(scores.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(scores[:3].mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(scores[:3].std(correction=0)) == pytest.approx(1.0)
+    assert float(scores[3]) == pytest.approx(float(scores[0]) - 1.0)
+    assert standardised(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,26 @@ def test_nothing_is_masked_at_first_and_what_was_asked_stays_at_the_end(name):
     assert torch.equal(bank.mask, bank.final_mask())
 
 
+@pytest.mark.parametrize("threshold", [None, (0.4, 0.6)])
+@pytest.mark.parametrize("method", ["threshold", "sigmoid_threshold"])
+def test_no_threshold_masks_anything_at_first_or_what_never_learned(method, threshold):
+    _, bank, schedule = banked(bert(), method=method, threshold=threshold, width_multiple=8)
+    first = round(schedule.open_steps)
+    bank.begin_step(first - 1, schedule)
+    assert bank.mask.all()
+    bank.begin_step(first, schedule)
+    assert bool(bank.mask.all()) == (threshold is None or (method == "sigmoid_threshold" and threshold[0] < 0.5))
+
+
+def test_scores_that_rose_stay_where_a_threshold_falls_on_the_scores_themselves():
+    _, bank, schedule = banked(bert(), method="threshold", width_multiple=1)
+    bank.set_scores(torch.linspace(-0.5, 0.5, bank.num_scores))
+    bank.begin_step(schedule.decided_step, schedule)
+    assert bank.is_decided
+    assert torch.equal(bank.kept, (bank.scores > 0).float())
+    assert 0 < bank.kept.mean() < 1
+
+
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("make", [bert, marian])
 def test_the_cut_model_computes_what_the_trained_one_evaluated_to(name, make):

@@ -111,6 +111,9 @@ def test_a_threshold_keeps_what_is_above_it(sigmoid):
     level = 0.1 if sigmoid else 0.05
     kept = [0.0, 1, 0, 1, 1, 1] if sigmoid else [0.0, 0, 0, 0, 1, 1]
     assert torch.equal(threshold_mask(scores, level, [tensor((2, 3))], sigmoid=sigmoid), torch.tensor(kept))
+    level = 0.5 if sigmoid else 0.0  # exactly that of a score of 0
+    kept = torch.tensor([0.0, 0, 0, 0, 1, 1])
+    assert torch.equal(threshold_mask(scores, level, [tensor((2, 3))], sigmoid=sigmoid), kept)
 
 
 def test_a_threshold_leaves_a_least_number_and_whole_multiples():

@@ -76,7 +76,7 @@ def test_sound_settings_are_taken(settings):
 def test_the_published_recipes_have_their_published_values():
     hybrid, filled, struct = BlockMovement.hybrid(), BlockMovement.hybrid_filled(), BlockMovement.struct()
     for recipe in (hybrid, filled, struct):
-        assert (recipe.method, recipe.threshold, recipe.score_learning_rate) == ("sigmoid_threshold", (0.0, 0.1), 1e-2)
+        assert (recipe.method, recipe.levels, recipe.score_learning_rate) == ("sigmoid_threshold", (0.0, 0.1), 1e-2)
         assert (recipe.ffn_block, recipe.score_gradient, recipe.decided_by) == ("unit", "weights", 1.0)
         assert recipe.open_until * 110_660 == pytest.approx(5_400)
         assert (1 - recipe.reached_by) * 110_660 == pytest.approx(54_000)

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from hf_headprune.learn.schedules import GateSchedule, closing, geometric
+from hf_headprune.learn.schedules import GateSchedule, MovementSchedule, closing, geometric
 from hf_headprune.learn.settings import SubsetGates
 
 
@@ -37,6 +37,19 @@ def test_gates_close_over_a_number_of_steps_but_never_after_the_temperature_has_
     schedules = [SubsetGates(closing_steps=120).schedule(steps) for steps in (2000, 200)]
     assert [schedule.closed_step - schedule.open_steps for schedule in schedules] == [120, 110]
     assert SubsetGates(closing_steps=0).schedule(100).closed(0) == 1.0
+
+
+def test_block_scores_are_open_then_move_and_are_decided_from_that_very_step_on():
+    schedule = MovementSchedule(10, 50, 80, start=1.0, end=0.25, end_penalty=0.0)
+    assert [schedule.is_open(step) for step in (0, 9, 10)] == [True, True, False]
+    assert [schedule.decided(step) for step in (79, 80)] == [False, True]
+    assert [schedule.level(step) for step in (10, 30, 50, 99)] == [1.0, 0.25 + 0.75 / 8, 0.25, 0.25]
+
+
+def test_the_papers_setting_of_translation_cools_sooner():
+    schedule = SubsetGates.paper_iwslt(36).schedule(60_000)
+    assert schedule.temperature(0) == pytest.approx(0.1)
+    assert (schedule.cooled_step, schedule.phase(59_999)) == (15_000, "learn")
 
 
 def test_the_papers_setting_cools_to_its_end_and_stays_noisy_until_the_end():

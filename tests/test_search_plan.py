@@ -141,6 +141,12 @@ def test_result_is_written_as_json():
     }
 
 
+def test_a_metric_that_is_no_number_is_null_in_json():
+    answers = iter([1.0, *[float("nan")] * 9])
+    result = search_plan(classifier(), None, lambda _: next(answers), AStarSearch(max_evaluations=3), progress=False)
+    assert [step["metric"] for step in json.loads(result.to_json())["history"]] == [1.0, None, None]
+
+
 def test_killed_search_continues_and_a_changed_model_is_refused(tmp_path):
     model, path = classifier(), tmp_path / "search.jsonl"
     dataset = own_examples(model)

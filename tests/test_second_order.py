@@ -234,6 +234,37 @@ def test_a_density_is_met_to_the_nearest_unit_and_widths_stay_multiples(case, de
     assert all(len(kept) % 8 == 0 for kept in plan.kept_ffn.values())
 
 
+def test_each_round_removes_its_share_of_what_a_density_lets_go(case):
+    model, batches = case
+    anatomy = anatomy_of(model)
+    bank = SecondOrderBank(anatomy, SecondOrder(density=0.4, rounds=3, first_at=0.2, width_multiple=1))
+    bank.attach(model)
+    for number in (1, 2, 3):
+        bank.remove(model, losses_of(model, batches), number)
+        assert linear_density(bank.plan(), anatomy) == pytest.approx(1 - 0.6 * number / 3, abs=0.03)
+
+
+@pytest.mark.parametrize("changes", [{"rounds": 2}, {"width_multiple": 16}, {"density": 0.5}], ids=str)
+def test_a_checkpoint_of_other_rounds_or_widths_is_refused(case, changes):
+    settings = {"density": 0.4, "rounds": 3, "first_at": 0.2, "width_multiple": 8}
+    model, _ = case
+    SecondOrderBank(anatomy_of(model), SecondOrder(**settings)).attach(model)
+    saved = model.state_dict()
+    other = classifier()
+    SecondOrderBank(anatomy_of(other), SecondOrder(**settings | changes)).attach(other)
+    with pytest.raises(TrainingStateError, match="another budget"):
+        other.load_state_dict(saved)
+
+
+def test_the_first_units_to_leave_a_ragged_width_make_it_a_multiple(case):
+    model, batches = case
+    reconstruction = SecondOrderBank(anatomy_of(model), SecondOrder(density=0.9)).choose(
+        model, losses_of(model, batches), 1
+    )
+    removals = elimination(reconstruction.blocks[FFN], range(60), width_multiple=32)
+    assert [len(removal.units) for removal in removals] == [28, 32]
+
+
 @pytest.mark.parametrize("kept_heads", [0, 3, 8])
 def test_heads_alone_are_met_exactly_and_ffns_stay_whole(case, kept_heads):
     model, batches = case
@@ -410,6 +441,15 @@ def test_a_fine_tuned_model_is_cut_to_a_budget_without_training_and_left_as_it_w
     with torch.no_grad():
         torch.testing.assert_close(cut(**batch).logits, expected, rtol=1e-4, atol=1e-5)
     assert linear_density(found.plan, anatomy_of(model)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_example_counts_alike_in_whatever_batch_it_comes(case):
+    model, _ = case
+    rows = examples(5)
+    settings = SecondOrder(density=0.5, width_multiple=8)
+    found = [second_order_plan(model, rows, settings, batch_size=size) for size in (4, 5)]
+    of_four, of_five = (one.reconstruction.blocks[ATTENTION].sensitivity for one in found)
+    torch.testing.assert_close(of_four, of_five, rtol=1e-3, atol=1e-7)
 
 
 def test_one_shot_pruning_works_in_every_family(tiny_family, any_model):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hf_headprune.collation import IGNORED_LABEL
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.teachers import layer_pairs, predicts_next_token, require_fitting_teacher
 from hf_headprune.values import is_above, is_rising, is_whole
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
-IGNORED_LABEL = -100
 SPAN_NAMES = ("start_logits", "end_logits")
 HIDDEN_NAMES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
 LABEL_NAMES = frozenset({"label", "label_ids", "labels", "start_positions", "end_positions"})

@@ -59,7 +59,7 @@ class GateBank(ScoreBank):
         self.phase: Phase = "open"
         self.temperature = settings.temperature_range[0]
         self.closed = 1.0
-        self.loss_scale = 1.0
+        self._clip: _ClippedSum | None = None
         self.probe: torch.Tensor | None = None
         self.scales: list[UnitScale] = []
         self.heads_per_site: list[int] = []
@@ -101,7 +101,6 @@ class GateBank(ScoreBank):
         """
         self.is_idle = False
         self.phase = "decided" if self.decided else schedule.phase(step)
-        self.loss_scale = loss_scale
         self.temperature = schedule.temperature(step)
         self.closed = schedule.closed(step)
         self.steps.fill_(step + 1)
@@ -109,6 +108,8 @@ class GateBank(ScoreBank):
             self.decide()
         elif self.phase == "learn":
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            limit = self.settings.max_score_grad_norm
+            self._clip = None if limit is None else _ClippedSum(limit * loss_scale)
             self.noise.copy_(NOISE[self.settings.chosen_estimator](self.num_heads, generator))
 
     def decide(self) -> None:
@@ -132,8 +133,8 @@ class GateBank(ScoreBank):
         """Returns the gates of this step, shape `(num_heads,)`, float32, with gradient to the scores."""
         scores, estimate = self.scores, GATES[self.settings.chosen_estimator]
         noise = torch.zeros_like(self.noise) if noise_free else self.noise
-        if self.settings.max_score_grad_norm is not None and scores.requires_grad:
-            scores.register_hook(_clip_to(self.settings.max_score_grad_norm * self.loss_scale))
+        if self._clip is not None and scores.requires_grad:
+            scores.register_hook(self._clip)
 
         def gates(positions: torch.Tensor, kept: int) -> torch.Tensor:
             return estimate(scores[positions], noise[positions], kept=kept, temperature=self.temperature)
@@ -203,11 +204,20 @@ class GateBank(ScoreBank):
         return torch.cat([function(positions, kept) for positions, kept in parts])[order]
 
 
-def _clip_to(max_norm: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    def clip(grad: torch.Tensor) -> torch.Tensor:
-        return grad * (max_norm / grad.norm().clamp_min(max_norm))
+class _ClippedSum:
+    """Changes the gradients that the micro-batches of a step bring so that the norm of their sum is clipped."""
 
-    return clip
+    def __init__(self, max_norm: float) -> None:
+        self._max_norm = max_norm
+        self._sum: torch.Tensor | float = 0.0
+        self._passed_on: torch.Tensor | float = 0.0
+
+    def __call__(self, grad: torch.Tensor) -> torch.Tensor:
+        """Hook of a tensor: returns what makes of the gradients passed on so far the clipped sum of those that came."""
+        self._sum = self._sum + grad
+        clipped = self._sum * (self._max_norm / self._sum.norm().clamp_min(self._max_norm))
+        passed_on, self._passed_on = self._passed_on, clipped
+        return clipped - passed_on
 
 
 def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, float]:

@@ -64,6 +64,13 @@ def gradient_importance(
 
 
 def standardised(importance: torch.Tensor) -> torch.Tensor:
-    """Maps positive importances, shape `(num_heads,)`, to scores of mean 0 and deviation 1 on a log scale."""
-    logs = torch.log(importance.clamp_min(torch.finfo(importance.dtype).tiny))
-    return (logs - logs.mean()) / logs.std(correction=0).clamp_min(1e-6)
+    """Maps importances, shape `(num_heads,)`, to scores of mean 0 and deviation 1 on a log scale.
+
+    Heads without any, whose removal changes nothing, come one deviation below the lowest of the others.
+    """
+    living = importance > 0
+    logs = importance[living].log()
+    if not len(logs):
+        return torch.zeros_like(importance)
+    scores = (logs - logs.mean()) / logs.std(correction=0).clamp_min(1e-6)
+    return torch.full_like(importance, float(scores.min()) - 1.0).masked_scatter(living, scores)

@@ -67,7 +67,7 @@ class MovementBank(ScoreBank):
             settings.method,
             settings.kept,
             settings.kept_of,
-            settings.threshold,
+            settings.levels,
             settings.width_multiple,
             *((tensor.name, tensor.shape) for tensor in layout),
         )
@@ -110,7 +110,7 @@ class MovementBank(ScoreBank):
     def schedule(self, max_steps: int) -> MovementSchedule:
         """Returns the schedule of a run of `max_steps` optimizer steps."""
         settings = self.settings
-        start, end = (1.0, float(settings.kept)) if settings.ranks else settings.threshold
+        start, end = settings.levels
         return MovementSchedule(
             open_steps=round(settings.open_until * max_steps),
             reached_step=round(settings.reached_by * max_steps),
@@ -138,6 +138,8 @@ class MovementBank(ScoreBank):
         self.penalty_strength = schedule.penalty(step)
         if schedule.decided(step) or bool(self.decided):
             self.decide()
+        elif schedule.is_open(step):
+            self.mask.fill_(1.0)
         else:
             self.mask.copy_(self.mask_at(schedule.level(step)))
 
@@ -172,8 +174,7 @@ class MovementBank(ScoreBank):
     def final_mask(self) -> torch.Tensor:
         """Returns the masks that evaluation uses, `(num_scores,)`: the decided ones, else those of the end level."""
         if self._final_mask is None:
-            level = float(self.settings.kept) if self.settings.ranks else self.settings.threshold[1]
-            self._final_mask = torch.where(self.decided, self.kept, self.mask_at(level))
+            self._final_mask = torch.where(self.decided, self.kept, self.mask_at(self.settings.levels[1]))
         return self._final_mask
 
     def density(self, mask: torch.Tensor) -> float:

@@ -19,7 +19,7 @@ Method = Literal["sigmoid_threshold", "threshold", "top_k", "magnitude"]
 KeptOf = Literal["scores", "parameters", "macs"]
 Scope = Literal["model", "matrix"]
 ScoreGradient = Literal["weights", "unit"]
-THRESHOLD_METHODS = ("sigmoid_threshold", "threshold")
+THRESHOLDS = {"sigmoid_threshold": (0.0, 0.1), "threshold": (-1.0, 0.0)}
 # The published runs on SQuAD: 110 660 steps, of which the first 5 400 and the last 54 000 hold the threshold still.
 _PAPER_OPEN = 5_400 / 110_660
 _PAPER_REACHED = 1.0 - 54_000 / 110_660
@@ -44,7 +44,8 @@ class BlockMovement:
         method: "sigmoid_threshold" and "threshold" keep what is above a threshold, so that the penalty alone decides
             how much stays; "top_k" keeps exactly as much as `kept` says; "magnitude" does too, by the mean of |W|
             instead of learned scores.
-        threshold: First and last threshold of the first two methods.
+        threshold: First and last threshold of the first two methods. None: from 0 to 0.1 of a sigmoid, as published,
+            and of the scores themselves, which start at 0 and fall where weights shrink, from -1 to 0.
         kept: What stays at the end of the last two methods: a fraction, or, of "scores", a number.
         kept_of: What `kept` counts: "scores" (blocks and units), or what the cut model keeps of the scored sites:
             "parameters" (entries of their matrices, biases aside) or "macs" (with the attention products, as
@@ -80,7 +81,7 @@ class BlockMovement:
     ffn_block: Block | Literal["unit"] | None = "unit"
     blocks: Mapping[str, Block | Literal["head", "unit"] | None] | None = field(default=None, hash=False)
     method: Method = "top_k"
-    threshold: tuple[float, float] = (0.0, 0.1)
+    threshold: tuple[float, float] | None = None
     kept: int | float = 0.5
     kept_of: KeptOf = "parameters"
     scope: Scope = "model"
@@ -137,8 +138,11 @@ class BlockMovement:
 
     def _range_rules(self) -> dict[str, bool]:
         return {
-            "threshold must be two numbers, and of a sigmoid from 0 to below 1": _is_range(self.threshold)
-            and (self.method != "sigmoid_threshold" or all(0 <= value < 1 for value in self.threshold)),
+            "threshold must be two numbers, and of a sigmoid from 0 to below 1, or None": self.threshold is None
+            or (
+                _is_range(self.threshold)
+                and (self.method != "sigmoid_threshold" or all(0 <= value < 1 for value in self.threshold))
+            ),
             "min_kept must be from 0 to below 1": is_rising(0, self.min_kept) and self.min_kept < 1,
             "width_multiple must be a whole number >= 1": is_whole(self.width_multiple, at_least=1),
             "score_learning_rate must be a number above 0": is_above(self.score_learning_rate, 0),
@@ -177,7 +181,14 @@ class BlockMovement:
     @property
     def ranks(self) -> bool:
         """Whether an exact amount is kept, rather than what a threshold leaves."""
-        return self.method not in THRESHOLD_METHODS
+        return self.method not in THRESHOLDS
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """First and last threshold, or fraction of what is ranked that stays."""
+        if self.ranks:
+            return 1.0, float(self.kept)
+        return self.threshold or THRESHOLDS[self.method]
 
     @property
     def counts_cut(self) -> bool:

@@ -81,10 +81,10 @@ class MovementSchedule:
     Both stand still at first, then move by a cubic, fast at first, and stand still again.
 
     Attributes:
-        open_steps: Steps at the start in which the level is `start` and nothing is penalised.
+        open_steps: Steps at the start in which nothing is masked or penalised.
         reached_step: Step at which the level reaches `end`.
         decided_step: Step from which the masks are fixed.
-        start: Level in the first step: a threshold, or a fraction kept.
+        start: Level of the first step after those: a threshold, or a fraction kept.
         end: Level from `reached_step` on.
         end_penalty: Strength of the penalty from `reached_step` on.
 
@@ -105,6 +105,10 @@ class MovementSchedule:
             return 1.0
         span = self.reached_step - self.open_steps
         return min((step - self.open_steps) / span, 1.0) if step > self.open_steps and span > 0 else 0.0
+
+    def is_open(self, step: int) -> bool:
+        """Tells whether nothing is masked yet in an optimizer step, counted from zero."""
+        return step < self.open_steps
 
     def level(self, step: int) -> float:
         """Returns the threshold, or the fraction kept, of an optimizer step, counted from zero."""

@@ -61,7 +61,8 @@ class SecondOrderBank(nn.Module):
         self.register_buffer("kept", torch.ones(sum(site.units for site in self._sites)))
         self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("steps", torch.tensor(0))
-        self.register_buffer("budget", checksum((settings.density, settings.density_of, settings.kept_heads)))
+        how = settings.density, settings.density_of, settings.kept_heads, settings.rounds, settings.width_multiple
+        self.register_buffer("budget", checksum(how))
         self.rounds_done = 0
         self.scales = [UnitScale(site.unit_width) for site in self._scored]
         self.handles: list[RemovableHandle] = []

@@ -63,7 +63,7 @@ class SubsetGates:
             (standardised, times `initial_spread`), "zeros", or "random" (uniform in +-0.5 times `initial_spread`).
         initial_spread: Scale of the initial scores.
         scoring_examples: Training examples that "gradient" looks at.
-        max_score_grad_norm: Clips the norm of the scores' gradient alone; None leaves it to the Trainer.
+        max_score_grad_norm: Clips the norm of the scores' gradient in an optimizer step; None leaves it to the Trainer.
         penalty: Strength of the penalty that steers `hard_concrete` towards the budget.
         seed: Of noise and random scores; the Trainer's seed when left out.
 

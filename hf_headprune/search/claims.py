@@ -22,6 +22,8 @@ def _optimality(ledger: Ledger) -> tuple[Optimality, int]:
             return "proved", best
         if ledger.gains.of(mask) > best and not ledger.is_settled(mask):
             break
+    else:
+        return "proved", best
     bound, _ = best_consistent(ledger.gains, ledger.nogoods, above=best, max_nodes=BOUND_NODES)
     return ("under heredity", best) if bound <= best else ("budget", bound)
 

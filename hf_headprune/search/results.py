@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -105,10 +106,15 @@ class PlanSearchResult:
         return self.reference_metric - self.metric
 
     def to_json(self) -> str:
-        """Returns the whole result as JSON text; plans are in the form of `PruningPlan.to_json`."""
+        """Returns the whole result as JSON text; plans are in the form of `PruningPlan.to_json`.
+
+        A metric of the history that is no number, which a function of the user's may return, becomes null.
+        """
         content: dict[str, Any] = {"format": RESULT_FORMAT}
         content |= {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "reconstruction"}
         content["plan"] = json.loads(self.plan.to_json())
         content["start"] = json.loads(self.start.to_json())
-        content["history"] = [asdict(step) for step in self.history]
-        return json.dumps(content, indent=2)
+        content["history"] = [
+            {**asdict(step), "metric": step.metric if math.isfinite(step.metric) else None} for step in self.history
+        ]
+        return json.dumps(content, indent=2, allow_nan=False)

@@ -99,12 +99,13 @@ def _fold_site_(base: nn.Module, site: Site, first_input: torch.Tensor) -> tuple
     rows_dead = (source.weight == 0).all(1).view(site.units, -1).all(1)
     # What rows of zeros yield is the same for every token: the bias, or the activation of it.
     constant = first_input.view(site.units, -1) * rows_dead[:, None]
-    columns = output.weight.float().view(len(output.weight), site.units, -1)
-    contribution = torch.einsum("huw,uw->h", columns, constant.float())
     if output.bias is None:
         rows_dead &= (constant == 0).all(1)
-    else:
-        output.bias.copy_(output.bias.float() + contribution)
+    elif rows_dead.any():
+        precision = torch.promote_types(output.weight.dtype, torch.float32)
+        columns = output.weight.to(precision).view(len(output.weight), site.units, -1)
+        contribution = torch.einsum("huw,uw->h", columns, constant.to(precision))
+        output.bias.copy_(output.bias.to(precision) + contribution)
     dead = rows_dead | columns_dead
     entries = dead.repeat_interleave(site.unit_width)
     output.weight[:, entries] = 0.0
