@@ -436,5 +436,11 @@ def _tensors_per_unit(present: dict[str, nn.Module], inputs: tuple[str, ...], ou
             "units. Prune a model of the family's original layout."
         )
     linears: list[Any] = [present[path] for path in inputs]
+    packed = [path for path in inputs if not hasattr(present[path].weight, "numel")]
+    if packed:
+        raise UnsupportedModelError(
+            f"{packed[0]}: its weight is no tensor, as in models that torch has quantized. Prune the model first, and "
+            "quantize what is left."
+        )
     tensors = [linear.weight for linear in linears] + [linear.bias for linear in linears if linear.bias is not None]
     return [*tensors, output.weight]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import transformers
 import typer
+from safetensors import SafetensorError
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.certified import CERTIFICATE_NAME
@@ -53,8 +54,13 @@ def show(folder: Folder, length: Annotated[int, typer.Option(help="Tokens that M
 @app.command()
 def verify(
     certificate: Annotated[Path, typer.Argument(help="A certificate, or the folder of the model that it is in.")],
-    model: Annotated[Path | None, typer.Option(help="Folder of the pruned model; that of the certificate.")] = None,
-    dense: Annotated[Path | None, typer.Option(help="Folder of the model that it was compared with.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of the pruned model; that of the certificate."),
+    ] = None,
+    dense: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the model that it was compared with.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="The certification split, tokenized, as Dataset.to_json writes it.")
     ] = None,
@@ -101,6 +107,16 @@ def main() -> None:
 
 def _model(folder: Path) -> nn.Module:
     """Loads a model as the class that its configuration names."""
+    try:
+        return _loaded(folder)
+    except HeadPruneError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise UnsupportedModelError(f"{folder}: no model can be read from this folder: {first_line}") from error
+
+
+def _loaded(folder: Path) -> nn.Module:
     config: Any = transformers.AutoConfig.from_pretrained(folder)
     name = (config.architectures or ["none"])[0]
     kind = PRUNABLE_CLASSES.get(name) or getattr(transformers, name, None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +35,7 @@ class ModelExamples:
 
         Raises:
             InvalidSettingError: The data set is not sized and indexable, is empty, or has no labels or inputs.
+            UnsupportedModelError: The model takes no tokens.
         """
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (dict, str)):
             raise InvalidSettingError(
@@ -45,6 +46,11 @@ class ModelExamples:
             raise InvalidSettingError(f"{where}: dataset is empty. Pass a split with labelled examples.")
         self._dataset, self._where = dataset, where
         accepted = inspect.signature(model.forward).parameters
+        if "input_ids" not in accepted:
+            raise UnsupportedModelError(
+                f"{where}: the forward pass of a {type(model).__name__} takes {[*accepted]}, no 'input_ids'. Pass the "
+                "Transformers model itself, not a wrapper around it such as torch.compile's."
+            )
         self._inputs = tuple(name for name in accepted if name not in LABEL_NAMES)
         self._has_spans = all(name in accepted for name in SPAN_NAMES)
         first = dataset[0]
@@ -89,13 +95,32 @@ class PadRight:
         self._fillers["labels"] = IGNORED_LABEL
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns a batch of tensors: `(batch, longest)` of sequences, `(batch,)` of numbers such as a class."""
+        """Returns a batch of tensors: `(batch, longest)` of sequences, `(batch,)` of numbers such as a class.
+
+        Raises:
+            InvalidSettingError: An entry is neither a number nor a list of numbers.
+        """
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
-        return {name: self._tensor(name, [row[name] for row in rows]) for name in names}
+        return {name: self._tensor(name, [_plain(row[name]) for row in rows]) for name in names}
 
     def _tensor(self, name: str, values: Sequence[Any]) -> torch.Tensor:
-        if not hasattr(values[0], "__len__"):
-            return torch.tensor([int(value) for value in values])
-        longest, filler = max(map(len, values)), self._fillers.get(name, 0)
-        return torch.tensor([[*map(int, value), *[filler] * (longest - len(value))] for value in values])
+        are_lists = isinstance(values[0], (list, tuple))
+        rows = [value if isinstance(value, (list, tuple)) else [value] for value in values]
+        wrong = [entry for row in rows for entry in row if not isinstance(entry, (int, float))]
+        if wrong or any(isinstance(value, (list, tuple)) != are_lists for value in values):
+            raise InvalidSettingError(
+                f"{name!r} must hold a number, or a list of numbers, for each example, received "
+                f"{wrong[0] if wrong else values!r}. Map labels to numbers, or pass a data_collator that makes the "
+                "batches."
+            )
+        is_float = any(isinstance(entry, float) for row in rows for entry in row)
+        longest, filler = max(map(len, rows)), self._fillers.get(name, 0)
+        padded = [[*row, *[filler] * (longest - len(row))] for row in rows]
+        batch = torch.tensor(padded, dtype=torch.float32 if is_float else torch.long)
+        return batch if are_lists else batch[:, 0]
+
+
+def _plain(value: Any) -> Any:
+    """Returns numbers and lists where tensors and arrays were."""
+    return value.tolist() if hasattr(value, "tolist") else value

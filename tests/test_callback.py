@@ -310,8 +310,19 @@ def test_the_search_can_follow_any_metric_of_the_trainers_evaluation(tmp_path):
 @pytest.mark.parametrize(("named", "in_search"), [("errors", "errors"), ("eval_errors", None)])
 def test_the_trainer_says_whether_a_metric_is_better_when_lower(tmp_path, named, in_search):
     trainer = _trainer(tmp_path, None, metric_for_best_model=named, greater_is_better=False)
-    assert metric_source(trainer, in_search).sign == -1.0
-    assert metric_source(trainer, "f1").sign == 1.0
+    assert metric_source(trainer, AStarSearch(metric=in_search)).sign == -1.0
+    assert metric_source(trainer, AStarSearch(metric="f1")).sign == 1.0
+    assert metric_source(trainer, AStarSearch(metric=in_search, greater_is_better=True)).sign == 1.0
+
+
+@pytest.mark.parametrize("settings", [{}, {"metric_for_best_model": "eval_mean_error", "greater_is_better": True}])
+def test_a_metric_called_like_an_error_is_not_taken_for_a_score(tmp_path, settings):
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(metric="mean_error", max_evaluations=2))
+    trainer = _trainer(tmp_path, callback, compute_metrics=lambda _: {"mean_error": 0.5}, **settings)
+    with pytest.raises(InvalidSettingError, match="better when it is lower"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert metric_source(trainer, AStarSearch(metric="terms")).sign == 1.0
 
 
 def test_the_search_measures_with_the_evaluate_of_a_trainer_subclass_and_logs_nothing(tmp_path):

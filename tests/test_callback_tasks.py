@@ -1,12 +1,15 @@
 """The callback on tasks other than classifying sequences: what the search measures, and what is certified."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from transformers import Trainer
 
-from hf_headprune import CertificationData, Metric, SubsetGates, certify, verify_certificate
+from hf_headprune import CertificationData, Metric, PruningPlan, SubsetGates, certify, verify_certificate
 from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.callback.bridge import metric_source
 from hf_headprune.collation import IGNORED_LABEL
 from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.search.settings import AStarSearch
@@ -124,6 +127,78 @@ def test_what_a_trainer_computes_goes_before_what_the_library_knows_by_that_name
     )
     trainer.train()
     assert (callback.report.metric.name, callback.report.metric.after) == ("f1", 0.625)
+
+
+def values(count, seed):
+    return [{**example, "labels": example["input_ids"][0] / 100} for example in _examples(count, seed)]
+
+
+def several(count, seed):
+    return [
+        {**example, "labels": [float(i > 50) for i in example["input_ids"][:3]]} for example in _examples(count, seed)
+    ]
+
+
+def copies(count, seed):
+    return [{**example, "labels": example["input_ids"]} for example in _examples(count, seed)]
+
+
+def choices(count, seed):
+    first, second = _examples(count, seed), _examples(count, seed + 10)
+    return [
+        {**{name: [a[name], b[name]] for name in ("input_ids", "attention_mask")}, "labels": i % 2}
+        for i, (a, b) in enumerate(zip(first, second, strict=True))
+    ]
+
+
+OTHERS = {
+    "regression": ("SequenceClassification", values, {"num_labels": 1}),
+    "several labels": (
+        "SequenceClassification",
+        several,
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+    ),
+    "masked words": ("MaskedLM", copies, {}),
+    "multiple choice": ("MultipleChoice", choices, {}),
+}
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_a_task_without_a_metric_of_its_own_is_searched_by_its_loss(tmp_path, task):
+    name, examples, settings = OTHERS[task]
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=3))
+    data = {"train_dataset": examples(64, 0), "eval_dataset": examples(24, 1)}
+    trainer = _trainer(tmp_path, callback, model=tiny_bert(name, **settings), **data)
+    trainer.train()
+    assert callback.report.metric.name == "loss"
+    assert callback.report.metric.after == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
+    assert callback.plan.num_kept_heads <= 4
+
+
+class _Masking:
+    """Makes labels of a random half of the tokens, as a collator for masked language models does."""
+
+    def __call__(self, examples):
+        batch = _batch([{"input_ids": e["input_ids"], "attention_mask": e["attention_mask"]} for e in examples])
+        is_masked = torch.rand(batch["input_ids"].shape) < 0.5
+        return {**batch, "labels": batch["input_ids"].masked_fill(~is_masked, IGNORED_LABEL)}
+
+
+def test_labels_that_a_collator_draws_are_the_same_for_every_plan(tmp_path):
+    data = {
+        name: [{k: v for k, v in e.items() if k != "labels"} for e in _examples(48, i)] for i, name in enumerate("ab")
+    }
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=3, max_drop=10.0))
+    masking = partial(Trainer, data_collator=_Masking())
+    sets = {"train_dataset": data["a"], "eval_dataset": data["b"]}
+    trainer = _trainer(tmp_path, callback, model=tiny_bert("MaskedLM"), trainer_class=masking, **sets)
+    trainer.train()
+    sources = [metric_source(trainer, AStarSearch()) for _ in range(2)]
+    plan = PruningPlan.of(trainer.model)
+    before = torch.get_rng_state()
+    assert len({source.evaluator(plan).metric for source in sources for _ in range(2)}) == 1
+    assert len({source.evaluator.fingerprint() for source in sources}) == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def _by_tags(**settings):

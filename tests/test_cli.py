@@ -47,6 +47,26 @@ def test_verify_says_what_differs_and_fails(saved, dense):  # noqa: F811
     assert "dense weights" in result.output
 
 
+def test_what_can_not_be_read_is_no_verdict(saved):
+    def refused(*words):
+        done = subprocess.run(
+            [sys.executable, "-c", "from hf_headprune.cli import main; main()", *map(str, words)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "does not exist" in " ".join(refused("verify", saved / "pruned", "--dense", saved / "nowhere").split())
+    weights = saved / "pruned" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "no model can be read from this folder" in refused("verify", saved / "pruned")
+    (saved / "dense" / "config.json").write_text("{")
+    assert "no model can be read from this folder" in refused("show", saved / "dense")
+
+
 def test_show_tells_sizes_and_the_certificate(saved, certificate):  # noqa: F811
     output = called("show", saved / "pruned").output
     assert "heads: 3 4" in output

@@ -199,6 +199,8 @@ def test_a_pipeline_reads_the_folder_with_its_tokenizer(tmp_path):
 def test_a_new_task_head_may_be_put_on_a_pruned_body(tmp_path):
     model = pruned(tiny_bert(num_labels=3))
     model.save_pretrained(tmp_path)
+    with pytest.raises(InvalidConfigError, match=r"classifier.*pass ignore_mismatched_sizes=True"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
     fresh = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
     assert fresh.classifier.weight.shape == (5, 32)
     assert torch.equal(logits_of(fresh.bert, text_inputs()), logits_of(model.bert, text_inputs()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -10,10 +12,11 @@ from functools import wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
-from transformers import EarlyStoppingCallback, SchedulerType, Trainer
+from transformers import EarlyStoppingCallback, SchedulerType, Trainer, set_seed
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
     from hf_headprune.search.settings import AStarSearch
 
+ERRORS = frozenset(
+    ("error", "errors", "mse", "rmse", "mae", "mape", "perplexity", "ppl", "wer", "cer", "ter", "nll", "bpc", "eer")
+)
 CALIBRATION = 1024  # training examples on which output projections are refitted
 
 
@@ -154,11 +160,18 @@ def require_search_data(trainer: Trainer) -> None:
         )
     labels = {*trainer.label_names, "label", "label_ids"}
     example = dataset[0]
-    if isinstance(example, Mapping) and not labels & example.keys():
+    if isinstance(example, Mapping) and not labels & (example.keys() | _first_batch(trainer).keys()):
         raise InvalidSettingError(
             f"HeadPruneCallback(search=...): the examples of eval_dataset hold {sorted(example)}, but none of "
             f"{sorted(labels)}. Pass an eval_dataset with labels, or HeadPruneCallback(search=None)."
         )
+
+
+def _first_batch(trainer: Trainer) -> Mapping[str, Any]:
+    """Returns the first example as evaluation reads it: a collator may make labels, as for masked tokens."""
+    loader = trainer.get_eval_dataloader()
+    with _same_randomness(trainer):
+        return loader.collate_fn([loader.dataset[0]])
 
 
 def is_stream(dataset: Any) -> bool:
@@ -250,55 +263,41 @@ def searches_accuracy(trainer: Trainer, metric: str | None) -> bool:
     return classifies(trainer.model) and _metric_name(trainer, metric) == ("accuracy", True)
 
 
-def metric_source(
-    trainer: Trainer,
-    metric: str | None,
-    examples: Any = None,
-    *,
-    probing: Probing | None = None,
-    refits: bool = False,
-) -> MetricSource:
+def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
     Unless another metric is named, a model is measured by the first one of its task (`metrics_of`), example by example,
     in the precision of the weights, which is that of the model when it is loaded again. Any other metric, and any of a
-    task without one, is measured by the Trainer's own `evaluate`, that is by its `compute_metrics`, or by the loss:
-    higher is better, unless the name ends in "loss" or is `metric_for_best_model` and `greater_is_better` says
-    otherwise.
+    task without one, is measured by the Trainer's own `evaluate`, that is by its `compute_metrics`, or by the loss.
 
     Args:
         trainer: With an `eval_dataset`.
-        metric: Of the search settings; else the Trainer's `metric_for_best_model`.
+        search: Settings: the metric, else the Trainer's `metric_for_best_model`; how plans are measured with less work;
+            and whether output projections will be refitted, which takes training examples where examples are scored.
         examples: In place of `eval_dataset`.
-        probing: How plans are measured with less work, where examples are scored; None for the defaults.
-        refits: Whether the search will refit output projections: on training examples, where examples are scored.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns.
     """
     loader = trainer.get_eval_dataloader(examples)
-    name, by_example = _metric_name(trainer, metric)
+    name, by_example = _metric_name(trainer, search.metric)
+    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
     if by_example:
         batches = _batches(trainer, loader.dataset, loader.collate_fn)
-        calibration = _calibration(trainer, loader.collate_fn) if refits else None
+        calibration = _calibration(trainer, loader.collate_fn) if search.reconstruct else None
         evaluator = ExampleEvaluator(
             plain_copy(trainer.model), batches, metric=name, probing=probing, calibration=calibration
         )
         return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), 1.0)
-    is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
-    greater = trainer.args.greater_is_better if is_best_metric else None
-    higher = not name.endswith("loss") if greater is None else greater
+    higher = _higher_is_better(trainer, name, search)
 
     def measure() -> float:
         return _evaluate(trainer, name)
 
-    data = sha256_of(name, {f"{i} {key}": value for i, batch in enumerate(loader) for key, value in tensors(batch)})
+    with _same_randomness(trainer):  # a collator may draw, such as the tokens that it masks
+        data = sha256_of(name, {f"{i} {key}": value for i, batch in enumerate(loader) for key, value in tensors(batch)})
     by_metric = MetricEvaluator(
-        measure,
-        trainer.model,
-        higher_is_better=higher,
-        data_fingerprint=data,
-        cache_mib=(Probing() if probing is None else probing).cache_mib,
+        measure, trainer.model, higher_is_better=higher, data_fingerprint=data, cache_mib=probing.cache_mib
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
     return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0, precision)
@@ -326,19 +325,25 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
         start_cuts_ffn: Whether training will have cut FFN units when the search begins.
 
     Raises:
-        InvalidSettingError: The metric is not among those that an evaluation returns; or an example has no tokens, or a
-            label that is no class; or the drop allowed allows anything; or the settings do not fit the model.
+        InvalidSettingError: The metric is not among those that an evaluation returns, or nothing says whether it is an
+            error; or an example has no tokens, or a label that is no class; or the drop allowed allows anything; or the
+            settings do not fit the model.
     """
     check_searchable(anatomy_of(trainer.model), search, start_cuts_ffn=start_cuts_ffn)
     name, by_example = _metric_name(trainer, search.metric)
     if by_example:
         check_drop(name, search.max_drop, where="AStarSearch")
+        if search.greater_is_better is False:
+            raise InvalidSettingError(
+                f"AStarSearch(greater_is_better=False): {name} is better when it is higher. Leave it out."
+            )
         loader = trainer.get_eval_dataloader()
         batches = _batches(trainer, loader.dataset, loader.collate_fn)
         scoring_for(trainer.model, name, where="HeadPruneCallback(search=...)").check(batches)
-    elif name != "loss":
-        with torch.random.fork_rng():
-            _evaluate(trainer, name)
+        return
+    _higher_is_better(trainer, name, search)
+    if name != "loss":
+        _evaluate(trainer, name)
 
 
 def _metric_name(trainer: Trainer, metric: str | None) -> tuple[str, bool]:
@@ -351,8 +356,28 @@ def _metric_name(trainer: Trainer, metric: str | None) -> tuple[str, bool]:
     return name, name in known and (name == "accuracy" or trainer.compute_metrics is None)
 
 
+def _higher_is_better(trainer: Trainer, name: str, search: AStarSearch) -> bool:
+    """Tells whether a metric of the Trainer's is better when it is higher.
+
+    Raises:
+        InvalidSettingError: It is called like an error, and nobody says so: that it got worse would pass for a gain.
+    """
+    is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
+    said = trainer.args.greater_is_better if is_best_metric else None
+    if search.greater_is_better is not None:
+        return search.greater_is_better
+    higher = not name.endswith("loss") if said is None else said
+    if higher and ERRORS & set(re.split(r"[^a-z0-9]+", name.lower())):
+        raise InvalidSettingError(
+            f"AStarSearch(metric={name!r}): by its name it is better when it is lower, but nothing says so"
+            f"{', TrainingArguments.greater_is_better is True' if said else ''}. Pass "
+            "AStarSearch(greater_is_better=False), or True."
+        )
+    return higher
+
+
 def _evaluate(trainer: Trainer, name: str) -> float:
-    with _quiet(trainer):
+    with _quiet(trainer), _same_randomness(trainer):
         metrics = trainer.evaluate()
     if f"eval_{name}" not in metrics:
         raise InvalidSettingError(
@@ -360,6 +385,19 @@ def _evaluate(trainer: Trainer, name: str) -> float:
             "the Trainer a compute_metrics that returns it."
         )
     return float(metrics[f"eval_{name}"])
+
+
+@contextmanager
+def _same_randomness(trainer: Trainer) -> Iterator[None]:
+    """Lets whatever draws, such as a collator that masks tokens, draw the same each time, and restores all states."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        set_seed(trainer.args.seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 @contextmanager

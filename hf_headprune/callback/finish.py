@@ -23,7 +23,6 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
-from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
 from hf_headprune.seen import remember_seen_
 from hf_headprune.shrink.surgery import prune_model_
@@ -149,9 +148,8 @@ def _find(
     """Searches, and where there is a promise to keep, goes back to what can be certified."""
     started = time.perf_counter()
     examples = None if promise is None else promise.search_split
-    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
     search = replace(search, reconstruct=search.reconstruct is not False)  # it is the callback that cuts
-    source = metric_source(trainer, search.metric, examples, probing=probing, refits=bool(search.reconstruct))
+    source = metric_source(trainer, search, examples)
     searched = search if promise is None else promise.searched(search)
     result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
     plan, chosen = result.plan, None

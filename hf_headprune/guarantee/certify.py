@@ -164,6 +164,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         UnsupportedModelError: A model can't be scored.
     """
     split = _scored(dataset, metric, dense, pruned)
+    records = {"dense": record_of(dense), "pruned": record_of(pruned)}
     if path is None:
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, chosen_among=chosen_among)
     elif chosen_among != 1:
@@ -185,8 +186,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         split=split.prints.sha256(),
         disjointness=split.disjointness,
         path=path if path is None else _with_own_step(path, evidence.broken, evidence.fixed, evidence.p_value),
-        dense=record_of(dense),
-        pruned=record_of(pruned),
+        **records,
         examples=ExampleRecord.of(
             split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
         ),

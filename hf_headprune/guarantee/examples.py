@@ -200,7 +200,7 @@ def _padding_without_mask(dataset: Any) -> frozenset[int]:
     for index in range(len(dataset)):
         example = dataset[index]
         tokens = [] if "attention_mask" in example or TOKENS not in example else _plain(example[TOKENS])
-        if len(tokens) > 1 and tokens[-1] == tokens[-2]:
+        if len(tokens) > 1 and tokens[-1] == tokens[-2] and isinstance(tokens[-1], int):
             found.add(tokens[-1])
     return frozenset(found)
 
@@ -212,6 +212,8 @@ def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...], p
         tokens = _plain(example[TOKENS])
         if "attention_mask" in example:
             return [t for t, m in zip(tokens, _plain(example["attention_mask"]), strict=True) if m]
+        if tokens and isinstance(tokens[0], list):  # choices
+            return tokens
         return tokens[: next((end for end in range(len(tokens), 0, -1) if tokens[end - 1] not in padding), 0)]
     return {name: _plain(example[name]) for name in columns}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
 
@@ -22,13 +23,24 @@ VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtyp
 
 
 def record_of(model: nn.Module) -> ModelRecord:
-    """Returns what identifies a model: class, sha256 of weights and configuration, number of parameters."""
+    """Returns what identifies a model: class, sha256 of weights and configuration, number of parameters.
+
+    Raises:
+        UnsupportedModelError: Its state is not made of tensors alone.
+    """
+    state = model.state_dict()
+    packed = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if packed:
+        raise UnsupportedModelError(
+            f"certify: {packed[0]} of a {type(model).__name__} is no tensor, as in models that torch has quantized; "
+            "their weights have no fingerprint. Certify the model before it is quantized."
+        )
     config: Any = getattr(model, "config", None)
     content = {} if config is None else json.loads(config.to_json_string(use_diff=False))
     kept = {name: value for name, value in content.items() if name not in VOLATILE_CONFIG}
     return ModelRecord(
         name=type(model).__name__,
-        weights=sha256_of("", model.state_dict()),
+        weights=sha256_of("", state),
         config=hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -9,7 +9,7 @@ import torch
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.collation import ModelExamples, PadRight
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.learn.second_order import SecondOrderBank
 from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.seen import remember_seen_
@@ -60,10 +60,10 @@ def second_order_plan(
         batch_size: Examples per batch.
 
     Raises:
-        InvalidSettingError: A setting is of another type, the data set is empty, unlabelled or not tokenized, or the
-            model can't meet the budget.
+        InvalidSettingError: A setting is of another type, the data set is empty, unlabelled or not tokenized, a label
+            is no class, or the model can't meet the budget.
         TrainingStateError: The loss does not depend on the model, or is not finite.
-        UnsupportedModelError: The model's family is not supported.
+        UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     if not isinstance(settings, SecondOrder) or not is_whole(batch_size, at_least=1):
         raise InvalidSettingError(
@@ -81,8 +81,26 @@ def second_order_plan(
         for first in range(0, len(drawn), batch_size):
             chosen = drawn[first : first + batch_size]
             batch = {name: value.to(device) for name, value in collate([examples[i] for i in chosen]).items()}
-            yield model(**batch).loss * len(chosen)
+            yield _loss(model, batch) * len(chosen)
 
     remember_seen_(model, calibration=[dataset[index] for index in drawn])
     reconstruction = bank.choose(model, losses(), settings.rounds)
     return OneShot(bank.plan(), reconstruction)
+
+
+def _loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    labels, classes = batch.get("labels"), getattr(model.config, "num_labels", 0)
+    is_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point() and classes > 1
+    wrong = [label for label in labels.tolist() if not 0 <= label < classes] if is_class else []  # type: ignore[union-attr]
+    if wrong:
+        raise InvalidSettingError(
+            f"second_order_plan: labels must be 0..{classes - 1}, received {sorted(set(wrong))[:5]}. Remove unlabelled "
+            "examples, or map the labels to the classes of the model."
+        )
+    loss = getattr(model(**batch), "loss", None)
+    if loss is None:
+        raise UnsupportedModelError(
+            f"second_order_plan: a {type(model).__name__} returns no loss for {sorted(batch)}. Pass a model with the "
+            "head of its task."
+        )
+    return loss

@@ -285,7 +285,8 @@ class _Run:
 
 def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -> str:
     course = dataclasses.asdict(settings)
-    for name in ("max_evaluations", "cache_mib"):  # a search may be continued with a larger budget or less memory
+    # A search may be continued with a larger budget or less memory; what is measured says which way is better.
+    for name in ("max_evaluations", "cache_mib", "greater_is_better"):
         del course[name]
     return fingerprint_of(
         {

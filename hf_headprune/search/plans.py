@@ -216,6 +216,11 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             f"search_plan: confidence={search.confidence} is for HeadPruneCallback, which holds examples back from the "
             "search. Make a split with three_way_split, search on one side, and certify on the other."
         )
+    if search.greater_is_better is not None:
+        raise InvalidSettingError(
+            f"search_plan: greater_is_better={search.greater_is_better} is for HeadPruneCallback; here higher is "
+            "better. Let a function return the negative of an error."
+        )
     anatomy = anatomy_of(model)
     check_searchable(anatomy, search)
     evaluator: ExampleEvaluator | MetricEvaluator

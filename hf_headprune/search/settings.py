@@ -38,6 +38,10 @@ class AStarSearch:
             only.
         metric: Name of the metric; None takes the first of the task: "accuracy" of classes or of tokens, "f1" of spans,
             "likelihood" of references. In the callback any name that an evaluation returns, "loss" among them.
+        greater_is_better: For `HeadPruneCallback`, whether a metric of the Trainer's is better when it is higher. None
+            asks `TrainingArguments.greater_is_better` where the metric is `metric_for_best_model`, takes names that end
+            in "loss" for errors, refuses other names of errors ("mse", "perplexity", "wer"), and takes the rest for
+            scores.
         max_evaluations: Sets that may be evaluated, the reference included. None goes on until the optimum is proved,
             which is possible for few units only.
         weights: Falling weights w of the anytime search. A large one dives, 1 makes the estimate admissible.
@@ -74,6 +78,7 @@ class AStarSearch:
     max_drop: float = 0.01
     objective: Objective = "heads"
     metric: str | None = None
+    greater_is_better: bool | None = None
     max_evaluations: int | None = 150
     weights: tuple[float, ...] = (3.0, 2.0, 1.5, 1.0)
     children_per_step: int = 6
@@ -142,6 +147,7 @@ class AStarSearch:
                 or (is_number(self.confidence) and 0.5 < self.confidence < 1 and self.max_drop > 0),  # noqa: PLR2004
                 "'report', None, or above 0.5 and below 1 with a max_drop above 0",
             ),
+            "greater_is_better": (self.greater_is_better in (None, True, False), "True, False, or None"),
             "reconstruct": (self.reconstruct in (None, True, False), "True, False, or None"),
             "half_precision": (self.half_precision in (None, True, False), "True, False, or None"),
             "cache_mib": (is_number(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),

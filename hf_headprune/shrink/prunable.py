@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64  # bytes, as torch allocates on CPUs
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
+NEW_HEAD = "For a fresh head, for another task, pass ignore_mismatched_sizes=True."
 
 
 class PrunableModel:
@@ -78,8 +79,10 @@ class PrunableModel:
         )
         problems = sorted(_weight_problems(model, info, accepts_new_head=accepts_new_head))
         if problems:
+            is_head_alone = not any(_weight_problems(model, info, accepts_new_head=True))
             raise InvalidConfigError(
-                f"{cls.__name__}: the weights don't match the configuration: {'; '.join(problems)}. {SOURCE_OF_SIZES}"
+                f"{cls.__name__}: the weights don't match the configuration: {'; '.join(problems)}. "
+                f"{NEW_HEAD if is_head_alone else SOURCE_OF_SIZES}"
             )
         align_weights_(model)
         attach_saved_certificate_(model, pretrained_model_name_or_path, kwargs)

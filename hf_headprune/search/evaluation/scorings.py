@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.search.evaluation.classes import ClassScoring
 from hf_headprune.search.evaluation.likelihoods import LikelihoodScoring
 from hf_headprune.search.evaluation.metrics import CLASSIFICATION_METRICS
@@ -22,7 +22,7 @@ Task = tuple[tuple[str, ...], "Callable[[Any, str], Scoring]"]  # metrics, the d
 CLASSIFICATION: Task = (tuple(CLASSIFICATION_METRICS), ClassScoring.of)
 SPANS: Task = (("f1", "exact_match"), lambda model, metric: SpanScoring(metric))  # type: ignore[arg-type]
 TOKENS: Task = (("accuracy",), lambda model, metric: TokenScoring(model.config.num_labels))
-SEQUENCES: Task = (("likelihood",), lambda model, metric: LikelihoodScoring(model.config.vocab_size))
+SEQUENCES: Task = (("likelihood",), lambda model, metric: LikelihoodScoring(_target_vocabulary(model.config)))
 
 
 def scoring_for(model: nn.Module, metric: str | None = None, *, where: str = "ExampleEvaluator") -> Scoring:
@@ -38,7 +38,14 @@ def scoring_for(model: nn.Module, metric: str | None = None, *, where: str = "Ex
         InvalidSettingError: The task has no such metric.
         UnsupportedModelError: The model has none of these tasks.
     """
-    metrics, score = _task_of(model)
+    task = _task_of(model)
+    if task is None:
+        raise UnsupportedModelError(
+            f"{where}: {type(model).__name__} is no classifier of sequences or tokens, no question answering and no "
+            "sequence-to-sequence model. Pass the Transformers model itself rather than a wrapper, or a function that "
+            "measures it: search_plan(model, None, function)."
+        )
+    metrics, score = task
     if metric is not None and metric not in metrics:
         raise InvalidSettingError(
             f"{where}: metric must be one of {', '.join(metrics)} for a {type(model).__name__}, received {metric!r}. "
@@ -49,24 +56,27 @@ def scoring_for(model: nn.Module, metric: str | None = None, *, where: str = "Ex
 
 def metrics_of(model: Any) -> tuple[str, ...]:
     """Returns what examples of a pretrained model can be scored by, the default first; nothing for any other task."""
-    metrics, score = task = _task_of(model)
-    if task is SEQUENCES:
-        return metrics if model.can_generate() else ()
-    return metrics if score is not ClassScoring.of or classifies(model) else ()
+    task = _task_of(model)
+    return () if task is None or (task is CLASSIFICATION and not classifies(model)) else task[0]
 
 
 def classifies(model: Any) -> bool:
     """Tells whether a pretrained model gives each sequence one class."""
-    is_classifier, config = "ForSequenceClassification" in type(model).__name__, model.config
-    return is_classifier and config.num_labels > 1 and config.problem_type in (None, "single_label_classification")
+    is_single = model.config.num_labels > 1 and model.config.problem_type in (None, "single_label_classification")
+    return _task_of(model) is CLASSIFICATION and is_single
 
 
-def _task_of(model: nn.Module) -> Task:
-    kind = type(model).__name__
-    if "QuestionAnswering" in kind:
-        return SPANS
-    if "TokenClassification" in kind:
-        return TOKENS
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "Classification" not in kind:
-        return SEQUENCES
-    return CLASSIFICATION
+def _task_of(model: Any) -> Task | None:
+    for name, task in (
+        ("ForQuestionAnswering", SPANS),
+        ("ForTokenClassification", TOKENS),
+        ("ForSequenceClassification", CLASSIFICATION),
+    ):
+        if any(name in kind.__name__ for kind in type(model).__mro__):
+            return task
+    generates = getattr(model, "can_generate", bool)()
+    return SEQUENCES if generates and model.config.is_encoder_decoder else None
+
+
+def _target_vocabulary(config: Any) -> int:
+    return getattr(config, "decoder_vocab_size", None) or config.vocab_size
