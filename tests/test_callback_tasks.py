@@ -175,6 +175,16 @@ def test_a_task_without_a_metric_of_its_own_is_searched_by_its_loss(tmp_path, ta
     assert callback.plan.num_kept_heads <= 4
 
 
+def test_examples_that_can_not_be_scored_can_be_searched_by_the_loss(tmp_path):
+    data = {"train_dataset": several(64, 0), "eval_dataset": several(24, 1)}
+    model = tiny_bert(num_labels=3)  # that there are several labels, the model finds out in its first forward pass
+    with pytest.raises(InvalidSettingError, match=r"scores the examples.*by accuracy.*metric=.loss."):
+        _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=SHORT), model=model, **data).train()
+    callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=3, metric="loss"))
+    _trainer(tmp_path, callback, model=tiny_bert(num_labels=3), **data).train()
+    assert callback.report.metric.name == "loss"
+
+
 class _Masking:
     """Makes labels of a random half of the tokens, as a collator for masked language models does."""
 

@@ -339,7 +339,13 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
             )
         loader = trainer.get_eval_dataloader()
         batches = _batches(trainer, loader.dataset, loader.collate_fn)
-        scoring_for(trainer.model, name, where="HeadPruneCallback(search=...)").check(batches)
+        try:
+            scoring_for(trainer.model, name, where="HeadPruneCallback(search=...)").check(batches)
+        except InvalidSettingError as error:
+            raise InvalidSettingError(
+                f"HeadPruneCallback(search=...) scores the examples of eval_dataset by {name}. {error} Or let the "
+                'search follow the loss: AStarSearch(metric="loss").'
+            ) from error
         return
     _higher_is_better(trainer, name, search)
     if name != "loss":

@@ -96,6 +96,18 @@ class Promise:
     is_condition: bool
     has_own_split: bool
 
+    def rehearse(self, model: Any) -> None:
+        """Lets fail before training what would fail after it.
+
+        Raises:
+            DataLeakError: Examples were seen.
+            InvalidSettingError: A number is out of range, or an example can't be scored.
+        """
+        split = ScoredSplit(self.data, self.metric, model)
+        split.claim(self.max_drop, self.confidence, ledger=None, seed=0)
+        if self.is_condition or self.has_own_split:  # others are read with the examples of the search
+            split.rehearse(model)
+
     def searched(self, search: AStarSearch) -> AStarSearch:
         """Returns the settings that the search is run with."""
         if not self.is_condition:
@@ -243,11 +255,10 @@ def promise_of(
     if data.search is None:
         data = replace(data, search=ExampleFingerprints.of(searched))
     confidence = REPORTED_CONFIDENCE if search.confidence == REPORT else search.confidence
-    metric = metric or Metric()
-    split = ScoredSplit(data, metric, trainer.model)  # refuses examples that were seen now, not after training
-    split.claim(search.max_drop, confidence, ledger=None, seed=0)  # likewise numbers that are out of range
-    split.rehearse(trainer.model)
-    return Promise(searched, data, metric, search.max_drop, confidence, is_condition, has_own_split=unseen is not None)
+    owned, metric = unseen is not None, metric or Metric()
+    promise = Promise(searched, data, metric, search.max_drop, confidence, is_condition, has_own_split=owned)
+    promise.rehearse(trainer.model)
+    return promise
 
 
 def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:
