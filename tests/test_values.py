@@ -40,6 +40,7 @@ TAKEN = {
     ("mask_bias", True),
     ("reconstruct", True),
     ("half_precision", True),
+    ("greater_is_better", True),
     ("group_column", "x"),
     ("columns", ("x",)),
     ("columns", ("x", "y")),
