@@ -24,7 +24,7 @@ class Recipe:
     """Settings that every method of a comparison shares.
 
     `bf16=None` trains under bf16 autocast where the machine gains by it, and else in fp32. Without `attention_dropout`
-    long texts train nearly twice as fast on a CPU, whose fused attention knows none.
+    long texts train faster on a CPU, whose fused attention knows none.
     """
 
     epochs: float = 2.0
