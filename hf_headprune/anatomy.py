@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hf_headprune.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    import inspect
     from collections.abc import Iterable, Iterator
 
     from torch import nn
@@ -325,6 +326,12 @@ def family_of(model_or_config: Any) -> Family:
 def base_model(model: nn.Module) -> nn.Module:
     """Returns the module below which the paths of all sites start."""
     return getattr(model, "base_model", model)
+
+
+def named_arguments(signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a forward pass by name, also those that were passed by position."""
+    given = signature.bind(*args, **kwargs).arguments
+    return given | given.pop("kwargs", {})
 
 
 def anatomy_of(model: nn.Module) -> Anatomy:

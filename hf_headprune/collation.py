@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -102,13 +103,13 @@ class PadRight:
         """
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
-        return {name: self._tensor(name, [_plain(row[name]) for row in rows]) for name in names}
+        return {name: self._tensor(name, [plain(row[name]) for row in rows]) for name in names}
 
     def _tensor(self, name: str, values: Sequence[Any]) -> torch.Tensor:
-        are_lists = isinstance(values[0], (list, tuple))
-        rows = [value if isinstance(value, (list, tuple)) else [value] for value in values]
+        are_lists = isinstance(values[0], list)
+        rows = [value if isinstance(value, list) else [value] for value in values]
         wrong = [entry for row in rows for entry in row if not isinstance(entry, (int, float))]
-        if wrong or any(isinstance(value, (list, tuple)) != are_lists for value in values):
+        if wrong or any(isinstance(value, list) != are_lists for value in values):
             raise InvalidSettingError(
                 f"{name!r} must hold a number, or a list of numbers, for each example, received "
                 f"{wrong[0] if wrong else values!r}. Map labels to numbers, or pass a data_collator that makes the "
@@ -121,6 +122,10 @@ class PadRight:
         return batch if are_lists else batch[:, 0]
 
 
-def _plain(value: Any) -> Any:
-    """Returns numbers and lists where tensors and arrays were."""
-    return value.tolist() if hasattr(value, "tolist") else value
+def plain(value: Any) -> Any:
+    """Returns lists and numbers where tensors and arrays were, inside of lists and mappings, too."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return {str(name): plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.anatomy import base_model, family_of
+from hf_headprune.anatomy import base_model, family_of, named_arguments
 from hf_headprune.symmetric import Symmetric
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class _Recording:
     def __init__(self, model: nn.Module, sites: Iterable[Site], *, by_gradient: bool) -> None:
         device = next(model.parameters()).device
         self._base = base_model(model)
+        self._signature = inspect.signature(self._base.forward)
         self._readers = _readers_of(model)
         self._recorders = {site.name: _Recorder(site, self._reader_of(site)) for site in sites if site.units}
         self._by_gradient = by_gradient
@@ -118,7 +119,7 @@ class _Recording:
 
     def _note_shared(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Tells a decoder whose tokens are made of the encoder's that its padding is that of the encoder."""
-        given = _bound(module, args, kwargs)
+        given = named_arguments(self._signature, args, kwargs)
         names = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
         is_shared = all(given.get(name) is None for name in names)
         for reader in self._readers.values():
@@ -144,25 +145,20 @@ class _Reader:
         self.real: torch.Tensor | None = None
         self.shared: torch.Tensor | None = None
         self._module = module
-        self._is_decoder = "encoder_hidden_states" in inspect.signature(module.forward).parameters
+        self._signature = inspect.signature(module.forward)
+        self._is_decoder = "encoder_hidden_states" in self._signature.parameters
 
     def attach(self) -> Any:
         """Reads each pass that begins; returns what removes the hook."""
         return self._module.register_forward_pre_hook(self._read, with_kwargs=True)
 
     def _read(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = _bound(module, args, kwargs)
+        given = named_arguments(self._signature, args, kwargs)
         mask, tokens, padding = given.get("attention_mask"), given.get("input_ids"), module.config.pad_token_id  # type: ignore[union-attr]
         self.real = self.shared if mask is None else mask
         if self.real is None and self._is_decoder and tokens is not None and padding is not None:
             self.real = tokens.ne(padding)
             self.real[:, 0] = True  # the token that starts a text may be that of padding
-
-
-def _bound(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a forward pass by name, also those that were passed by position."""
-    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return given | given.pop("kwargs", {})
 
 
 def _readers_of(model: nn.Module) -> dict[str, _Reader]:

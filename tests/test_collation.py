@@ -39,6 +39,11 @@ def test_tensors_and_arrays_are_read_as_lists_are(verb, form):
     assert found_by(verb, model, given) == found_by(verb, model, rows)
 
 
+def test_lists_may_hold_tensors():
+    batch = PadRight(0)([{"input_ids": [torch.tensor(5), torch.tensor(6)], "labels": torch.tensor(1)}])
+    assert (batch["input_ids"].tolist(), batch["labels"].tolist()) == ([[5, 6]], [1])
+
+
 def test_numbers_with_fractions_stay_what_they_are():
     rows = [{"input_ids": [5, 6], "labels": 0.57}, {"input_ids": [7], "labels": 0.3}]
     batch = PadRight(0)(rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune.collation import LABEL_NAMES
+from hf_headprune.collation import LABEL_NAMES, plain
 from hf_headprune.errors import DataLeakError, InvalidSettingError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ExampleFingerprints:
                     f"example {index} has no column {error}, received {sorted(example)}. Pass examples that all hold "
                     "the columns of the first, or name the text columns."
                 ) from error
-            labels.append(_digest([_plain(example[name]) for name in LABEL_NAMES if name in example]))
+            labels.append(_digest([plain(example[name]) for name in LABEL_NAMES if name in example]))
         return cls({kind: tuple(found) for kind, found in digests.items()}, tuple(labels), names)
 
     def __len__(self) -> int:
@@ -173,6 +173,11 @@ def check_dataset(dataset: Any) -> None:
         )
 
 
+def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
+    """Returns some examples of a split, as the kind of data set that it is where that can be."""
+    return dataset.select(indices) if hasattr(dataset, "select") else [dataset[index] for index in indices]
+
+
 def _text_columns(example: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         name
@@ -199,7 +204,7 @@ def _padding_without_mask(dataset: Any) -> frozenset[int]:
     found = set()
     for index in range(len(dataset)):
         example = dataset[index]
-        tokens = [] if "attention_mask" in example or TOKENS not in example else _plain(example[TOKENS])
+        tokens = [] if "attention_mask" in example or TOKENS not in example else plain(example[TOKENS])
         if len(tokens) > 1 and tokens[-1] == tokens[-2] and isinstance(tokens[-1], int):
             found.add(tokens[-1])
     return frozenset(found)
@@ -209,27 +214,18 @@ def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...], p
     if kind == TEXT:
         return [normalised(example[name]) for name in columns]
     if kind == TOKENS:
-        tokens = _plain(example[TOKENS])
+        tokens = plain(example[TOKENS])
         if "attention_mask" in example:
-            return [t for t, m in zip(tokens, _plain(example["attention_mask"]), strict=True) if m]
+            return [t for t, m in zip(tokens, plain(example["attention_mask"]), strict=True) if m]
         if tokens and isinstance(tokens[0], list):  # choices
             return tokens
         return tokens[: next((end for end in range(len(tokens), 0, -1) if tokens[end - 1] not in padding), 0)]
-    return {name: _plain(example[name]) for name in columns}
+    return {name: plain(example[name]) for name in columns}
 
 
 def normalised(text: Any) -> str:
     """Returns a text without differences of letter case, spacing and Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", str(text)).casefold().split())
-
-
-def _plain(value: Any) -> Any:
-    """Returns lists and numbers where tensors and arrays were."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return {str(name): _plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _digest(content: Any) -> bytes:

@@ -12,7 +12,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.evidence import checked_scores
-from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint
+from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, rows_of
 from hf_headprune.guarantee.scoring import Batching, check_labels, right_answers
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.seen import seen_by
@@ -119,8 +119,7 @@ class ScoredSplit:
         dataset = self.data.dataset
         if self.metric.score is None:
             check_labels(model, dataset, self.data.batching)
-        count = min(REHEARSED, len(dataset))
-        few = dataset.select(range(count)) if hasattr(dataset, "select") else [dataset[i] for i in range(count)]
+        few = rows_of(dataset, range(min(REHEARSED, len(dataset))))
         data = CertificationData(few, columns=self.data.columns, batching=self.data.batching)
         ScoredSplit(data, self.metric).scores_of(model)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune.errors import DataLeakError, InvalidSettingError
-from hf_headprune.guarantee.examples import ExampleFingerprints
+from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of
 from hf_headprune.values import is_above, is_whole
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def split_known(dataset: Any, prints: ExampleFingerprints, train: Any, settings:
             "too. Pass more examples, or another certify_share."
         )
     return ThreeWaySplit(
-        _select(dataset, search), _select(dataset, certify), tuple(search), tuple(certify), tuple(left_out)
+        rows_of(dataset, search), rows_of(dataset, certify), tuple(search), tuple(certify), tuple(left_out)
     )
 
 
@@ -182,7 +182,3 @@ def _draw(prints: ExampleFingerprints, members: tuple[int, ...], seed: int) -> b
     """Returns the lot of a cluster: it hangs on the seed and on what the examples are, not on their order."""
     contents = sorted(prints.kinds[prints.kind][index] for index in members)
     return hashlib.sha256(str(seed).encode() + b"".join(contents)).digest()
-
-
-def _select(dataset: Any, indices: list[int]) -> Any:
-    return dataset.select(indices) if hasattr(dataset, "select") else [dataset[index] for index in indices]

@@ -22,6 +22,11 @@ LABELS = "labels"
 MEAN_OF_RIGHT = "accuracy"  # the metric that is a mean of 0/1 scores, so that errors seen decide
 
 
+def gives_one_class(config: Any) -> bool:
+    """Tells whether a sequence classifier with this configuration chooses one of several classes."""
+    return config.num_labels > 1 and config.problem_type in (None, "single_label_classification")
+
+
 @dataclass(frozen=True)
 class ClassScoring:
     """Single-label classification; batches hold "labels" of shape `(batch,)`.
@@ -46,16 +51,14 @@ class ClassScoring:
         Raises:
             UnsupportedModelError: The model is no single-label classifier.
         """
-        config: Any = getattr(model, "config", None)
-        num_labels = getattr(config, "num_labels", 0)
-        problem = getattr(config, "problem_type", None)
-        if num_labels <= 1 or problem not in (None, "single_label_classification"):
+        config: Any = model.config
+        if not gives_one_class(config):
             raise UnsupportedModelError(
                 f"ExampleEvaluator: {type(model).__name__} must be a single-label classifier, received num_labels "
-                f"{num_labels} and problem_type {problem!r}. Use MetricEvaluator with a function that measures this "
-                "model."
+                f"{config.num_labels} and problem_type {config.problem_type!r}. Use MetricEvaluator with a function "
+                "that measures this model."
             )
-        return cls(num_labels, metric)
+        return cls(config.num_labels, metric)
 
     @property
     def in_words(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.anatomy import base_model
+from hf_headprune.anatomy import base_model, named_arguments
 from hf_headprune.search.evaluation.layers import LayerStack, digests_of
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class PrefixCache:
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._is_trying or self._limit == 0 or module.training or torch.is_grad_enabled():
             return
-        inputs = self._signature.bind(*args, **kwargs).arguments
-        inputs |= inputs.pop("kwargs", {})
+        inputs = named_arguments(self._signature, args, kwargs)
         if any(inputs.get(name) for name in NOT_SERVED) or not self._can_resume(inputs):
             return
         batch = _digest_of(inputs)

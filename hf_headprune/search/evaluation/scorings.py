@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.search.evaluation.classes import ClassScoring
+from hf_headprune.search.evaluation.classes import ClassScoring, gives_one_class
 from hf_headprune.search.evaluation.likelihoods import LikelihoodScoring
 from hf_headprune.search.evaluation.metrics import CLASSIFICATION_METRICS
 from hf_headprune.search.evaluation.spans import SpanScoring
@@ -62,8 +62,7 @@ def metrics_of(model: Any) -> tuple[str, ...]:
 
 def classifies(model: Any) -> bool:
     """Tells whether a pretrained model gives each sequence one class."""
-    is_single = model.config.num_labels > 1 and model.config.problem_type in (None, "single_label_classification")
-    return _task_of(model) is CLASSIFICATION and is_single
+    return _task_of(model) is CLASSIFICATION and gives_one_class(model.config)
 
 
 def _task_of(model: Any) -> Task | None:
