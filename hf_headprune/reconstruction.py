@@ -134,10 +134,30 @@ class Reconstruction:
         base = base_model(model)
         for name, block in self.blocks.items():
             output: Any = base.get_submodule(block.site.output)
-            weight, bias = self._of(name, plan.kept(name), output.weight)
+            weight, bias = self.projection(name, plan.kept(name), output.weight)
             output.weight.data = weight
             if bias is not None:
                 output.bias.data = bias
+
+    def projection(
+        self, site: str, kept: tuple[int, ...], like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns weight and bias of a site that is in `blocks`, refitted to the units that stay, not to be changed.
+
+        Args:
+            site: Its name.
+            kept: Units that stay.
+            like: Gives the precision and the device.
+        """
+        key = site, kept, like.dtype, like.device
+        found = self._refitted.pop(key, None)
+        if found is None:
+            weight, bias = self.blocks[site].refitted(kept)
+            found = weight.to(like), None if bias is None else bias.to(like)
+        self._refitted[key] = found
+        if len(self._refitted) > REMEMBERED * len(self.blocks):
+            del self._refitted[next(iter(self._refitted))]
+        return found
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks that a model has the output projections that were copied.
@@ -175,17 +195,6 @@ class Reconstruction:
             where nothing is reconstructed.
         """
         return self.blocks[site].residual(tuple(kept)) if site in self.blocks else None
-
-    def _of(self, name: str, kept: tuple[int, ...], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key = name, kept, like.dtype, like.device
-        found = self._refitted.pop(key, None)
-        if found is None:
-            weight, bias = self.blocks[name].refitted(kept)
-            found = weight.to(like), None if bias is None else bias.to(like)
-        self._refitted[key] = found
-        if len(self._refitted) > REMEMBERED * len(self.blocks):
-            del self._refitted[next(iter(self._refitted))]
-        return found
 
 
 def _are_alike(weight: torch.Tensor, copied: torch.Tensor) -> bool:

@@ -7,13 +7,14 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer, set_seed
@@ -281,7 +282,7 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
     """
     loader = trainer.get_eval_dataloader(examples)
     name, by_example = _metric_name(trainer, search.metric)
-    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
+    probing = _probing(trainer, search)
     if by_example:
         batches = _batches(trainer, loader.dataset, loader.collate_fn)
         calibration = _calibration(trainer, loader.collate_fn) if search.reconstruct else None
@@ -301,6 +302,15 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
     return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0, precision)
+
+
+def _probing(trainer: Trainer, search: AStarSearch) -> Probing:
+    """Returns how plans are measured, alike in every process; several share the examples."""
+    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision, siblings=search.siblings)
+    if trainer.accelerator.num_processes == 1:
+        return probing
+    rounds = broadcast_object_list([probing.rounds(trainer.model)])[0]  # a process tries how fast bf16 is by itself
+    return replace(probing, half_precision=rounds, share_processes=True)
 
 
 def _batches(trainer: Trainer, dataset: Any, collate: Any) -> list[dict[str, torch.Tensor]]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from hf_headprune.anatomy import anatomy_of
@@ -23,6 +21,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
+from hf_headprune.search.evaluation.processes import lead_or_follow
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
 from hf_headprune.seen import remember_seen_
 from hf_headprune.shrink.surgery import prune_model_
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-JOURNAL_NAME = "headprune_search.{rank}.jsonl"
+JOURNAL_NAME = "headprune_search.jsonl"
 REPORT_NAME = "headprune_report.json"
 OPTIMALITY_WORDS = {
     "proved": "no larger removal keeps the metric: every one was evaluated",
@@ -190,27 +189,30 @@ def _search(
     start: PruningPlan,
     head_scores: np.ndarray | None,
 ) -> PlanSearchResult:
-    # Every process searches, since an evaluation may need them all; each must find its own steps after a kill.
-    journal = Path(trainer.args.output_dir, JOURNAL_NAME.format(rank=trainer.args.process_index))
+    journal = Path(trainer.args.output_dir, JOURNAL_NAME)
     journal.parent.mkdir(parents=True, exist_ok=True)
+    fingerprint = source.evaluator.fingerprint()
     with SearchBar(disable=trainer.args.disable_tqdm, unit_name="/".join(search.units)) as bar:
-        run = partial(
-            search_over_plans,
-            anatomy,
-            source.evaluator,
-            search,
-            start=start,
-            head_scores=head_scores,
-            journal=journal,
-            fingerprint=source.evaluator.fingerprint(),
-            on_progress=bar.show,
-        )
-        try:
-            result = run()
-        except SearchStateError as error:
-            # An earlier run in the same folder left it; hours of training must not end with that.
-            logger.warning("%s The callback starts this file anew.", error)
-            journal.unlink()
-            result = run()
-    # Rounding may differ between devices: what is cut everywhere is what the first process found.
-    return broadcast_object_list([result])[0]
+
+        def run(evaluator: Any) -> PlanSearchResult:
+            return search_over_plans(
+                anatomy,
+                evaluator,
+                search,
+                start=start,
+                head_scores=head_scores,
+                journal=journal,
+                fingerprint=fingerprint,
+                on_progress=bar.show,
+            )
+
+        def run_anyway(evaluator: Any) -> PlanSearchResult:
+            try:
+                return run(evaluator)
+            except SearchStateError as error:
+                # An earlier run in the same folder left it; hours of training must not end with that.
+                logger.warning("%s The callback starts this file anew.", error)
+                journal.unlink()
+                return run(evaluator)
+
+        return lead_or_follow(source.evaluator, run_anyway)

@@ -125,8 +125,7 @@ class _Run:
         start = self._ledger.reference
         if self._has_scores:
             self._bisect(self._surrogate.path(start))
-        for unit in self._singles():
-            self._surrogate.learn(start, self._evaluate(start.mask | 1 << unit, start))
+        self._evaluate_all([start.mask | 1 << unit for unit in self._singles()], start)
         self._bisect(self._surrogate.path(start))
 
     def improve(self) -> None:
@@ -217,8 +216,17 @@ class _Run:
         chosen, others = ranked[: self._settings.children_per_step], ranked[self._settings.children_per_step :]
         count = min(self._settings.random_children, len(others))
         chosen += [others[i] for i in sorted(self._rng.choice(len(others), size=count, replace=False))]
-        for mask in chosen:
-            self._surrogate.learn(node, self._evaluate(mask, node))
+        self._evaluate_all(chosen, node)
+
+    def _evaluate_all(self, masks: list[int], base: Evaluated) -> None:
+        """Evaluates sets near another, as many at once as the problem allows, and learns from them."""
+        together = self._ledger.siblings
+        for first in range(0, len(masks), together):
+            siblings = masks[first : first + together]
+            if together > 1 and base.measurement.margins is not None:
+                self._ledger.ask_ahead({mask: self._question(mask, base) for mask in siblings})
+            for mask in siblings:
+                self._surrogate.learn(base, self._evaluate(mask, base))
 
     def _neighbours(self, node: Evaluated) -> list[int]:
         return self._swaps(node) + self._frontier.children(node)
@@ -240,17 +248,19 @@ class _Run:
         is_new = mask not in self._ledger
         question = None
         if is_new and base.measurement.margins is not None:
-            expected = self._surrogate.expected(base, mask)
-            anchor = self._anchor(base)
-            self._anchors[mask] = anchor
-            is_near = (mask ^ base.mask).bit_count() <= TENTATIVE_REACH
-            removed = frozenset(units_of(base.mask))
-            question = Question(removed, anchor.evidence, expected, self._floor, tentative=is_near)
+            self._anchors[mask] = self._anchor(base)
+            question = self._question(mask, base)
         evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)
             self._forget_anchors()
         return evaluated
+
+    def _question(self, mask: int, base: Evaluated) -> Question[frozenset[int]]:
+        expected = self._surrogate.expected(base, mask)
+        is_near = (mask ^ base.mask).bit_count() <= TENTATIVE_REACH
+        removed = frozenset(units_of(base.mask))
+        return Question(removed, self._anchor(base).evidence, expected, self._floor, tentative=is_near)
 
     def _forget_anchors(self) -> None:
         """Keeps the anchors of sets that wait, once there are many more; each holds margins of an ancestor."""
@@ -286,7 +296,7 @@ class _Run:
 def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -> str:
     course = dataclasses.asdict(settings)
     # A search may be continued with a larger budget or less memory; what is measured says which way is better.
-    for name in ("max_evaluations", "cache_mib", "greater_is_better"):
+    for name in ("max_evaluations", "cache_mib", "greater_is_better", "siblings"):
         del course[name]
     return fingerprint_of(
         {
@@ -300,6 +310,7 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -
             "scores": None if problem.scores is None else problem.scores.tolist(),
             "settings": course,
             "measured": problem.fingerprint,
+            **({"siblings": problem.siblings} if problem.siblings > 1 else {}),
         }
     )
 

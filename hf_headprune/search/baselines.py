@@ -117,11 +117,15 @@ def _best_children(ledger: Ledger, level: list[Evaluated], width: int) -> list[E
     """Returns the feasible sets with one more unit removed that have the highest metrics."""
     best: list[Evaluated] = []
     parents = {mask: node for node in reversed(level) for mask in _larger(ledger, node)}
-    for mask in sorted(parents):
+    masks = sorted(parents)
+    for first in range(0, len(masks), ledger.siblings):
         floor = best[-1].measurement.metric if len(best) == width else ledger.threshold
-        child = ledger.evaluate(mask, _race(parents[mask], floor))
-        if child.measurement.kind == "exact" and child.feasible:
-            best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
+        races = {mask: _race(parents[mask], floor) for mask in masks[first : first + ledger.siblings]}
+        ledger.ask_ahead({mask: race for mask, race in races.items() if race is not None})
+        for mask, race in races.items():
+            child = ledger.evaluate(mask, race)
+            if child.measurement.kind == "exact" and child.feasible:
+                best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
     for mask in parents.keys() - {node.mask for node in best}:
         ledger.forget(mask)
     return best

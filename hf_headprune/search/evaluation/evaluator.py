@@ -22,6 +22,7 @@ from hf_headprune.search.evaluation.answers import Answers
 from hf_headprune.search.evaluation.effects import GateGradients, owners_of
 from hf_headprune.search.evaluation.prefix import PrefixCache
 from hf_headprune.search.evaluation.probing import Prober, Probing
+from hf_headprune.search.evaluation.processes import over_processes
 from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.problem import Measurement
 
@@ -104,7 +105,12 @@ class ExampleEvaluator:
         """
         opened = masked(self._model, plan, reconstruction=self.reconstruction)
         with opened, evaluating(self._model), self._precision():
-            answers = Answers.joined([self.scoring.answers(*self._run(batch)) for batch in self._batches])
+            found = over_processes(
+                lambda batch: self.scoring.answers(*self._run(batch)),
+                self._batches,
+                share=self._probing.share_processes,
+            )
+            answers = Answers.joined(found)
         return Measurement(self.scoring.value(answers, self._weights), answers.margins)
 
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
@@ -116,11 +122,21 @@ class ExampleEvaluator:
             InvalidPlanError: The plan does not fit the model.
         """
         with self._precision():
-            if self._prober is None:
-                self._prober = Prober(
-                    self._model, self._batches, self.scoring, self._probing, reconstruction=self.reconstruction
-                )
-            return self._prober(plan, question)
+            return self._opened_prober()(plan, question)
+
+    def probe_siblings(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
+        """Does so for several plans, in one pass where they share what their questions know.
+
+        Raises:
+            InvalidPlanError: A plan does not fit the model.
+        """
+        with self._precision():
+            return self._opened_prober().together(asked)
+
+    @property
+    def siblings(self) -> int:
+        """How many plans `probe_siblings` runs in one pass at most; where it is one, it gains nothing."""
+        return self._probing.siblings_of(self._model)
 
     def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
         """Refits output projections to each plan from now on, on the calibration; see `Reconstruction`.
@@ -203,6 +219,13 @@ class ExampleEvaluator:
         device = next(self._model.parameters()).device
         entries = {name: tensor.to(device) for name, tensor in batch.items()}
         return self._model(**self.scoring.inputs(entries)), entries
+
+    def _opened_prober(self) -> Prober:
+        if self._prober is None:
+            self._prober = Prober(
+                self._model, self._batches, self.scoring, self._probing, reconstruction=self.reconstruction
+            )
+        return self._prober
 
     def _precision(self) -> Any:
         if self._autocast_dtype is None:

@@ -14,9 +14,10 @@ import torch
 from hf_headprune.masking import evaluating, plain_copy
 from hf_headprune.search.evaluation.answers import TIE_BAND
 from hf_headprune.search.evaluation.layers import LayerStack, digests_of
+from hf_headprune.search.evaluation.stacking import repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
@@ -104,6 +105,11 @@ class Lane:
         """
         self._stack.check_fits(plan)
 
+    def can_stack(self, sample: dict[str, torch.Tensor]) -> bool:
+        """Tries on a small batch with labels whether several plans may be run in one pass."""
+        with evaluating(self._model):
+            return self._stack.can_stack(self._scoring.inputs(sample), take_out=self._takes_out)
+
     @contextmanager
     def open(self) -> Iterator[None]:
         """Makes the model ready for `answers`; it is left as it was."""
@@ -137,6 +143,26 @@ class Lane:
             if self._memory.guess(owner, key, own):
                 self._guessed.append((owner, key))
         return self._scoring.answers(outputs, entries)
+
+    def answers_together(self, composition: Composition, place: int, routes: Sequence[Route]) -> list[Answers]:
+        """Runs plans that share a base on one batch, in one pass; only while open.
+
+        Their bits follow from the plans run together. None of their hidden states is remembered, since what a plan
+        becomes a parent with must not depend on its siblings.
+        """
+        if len(routes) == 1:
+            return [self.answers(composition, place, routes[0])]
+        entries = composition.batches[place].entries
+        owner = (composition.key, self.is_exact)
+        lowest = min(routes, key=lambda route: route.first)
+        first, state = self._state(owner, place, self._scoring.inputs(entries), lowest)
+        self._closed = None
+        entries = repeated(entries, len(routes))
+        shares = state if state is None else state.expand(len(routes), *state.shape).flatten(0, 1)
+        plans = [route.plan for route in routes]
+        with self._stack.closed_each(plans, self._reconstruction, take_out=self._takes_out):
+            outputs = self._stack.outputs(self._scoring.inputs(entries), first, shares)
+        return self._scoring.answers(outputs, entries).split(len(routes))
 
     def answers_alone(self, entries: dict[str, torch.Tensor], plan: PruningPlan) -> Answers:
         """Runs a plan on a batch of its own, and remembers nothing; only while open."""

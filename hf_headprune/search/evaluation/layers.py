@@ -13,9 +13,20 @@ from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.masking import UnitScale, attach
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.narrowing import Narrowing
+from hf_headprune.search.evaluation.stacking import (
+    Projection,
+    differing_sites,
+    projecting,
+    repeated,
+    union_of,
+    without_closed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from hf_headprune.anatomy import Site
+    from hf_headprune.reconstruction import Reconstruction
 
 ROUNDINGS = 1000  # of the largest logit: in fp32 far more than two orders of a sum differ by, and far less than a head
 Inputs = dict[str, torch.Tensor]
@@ -99,6 +110,38 @@ class LayerStack:
         """Takes the units that `close` has closed out of the products, until it opens them; only while attached."""
         for name in self._narrowing.take_out(plan):
             self._scales[name].scale = None
+
+    @contextmanager
+    def closed_each(
+        self, plans: Sequence[PruningPlan], reconstruction: Reconstruction | None = None, *, take_out: bool
+    ) -> Iterator[None]:
+        """Closes for each plan what it removes in its own share of every batch, for the length of a `with` block.
+
+        Only while attached; what `close` did is undone.
+
+        Args:
+            plans: One per share; the shares follow one another in the batch and are equally large.
+            reconstruction: Refits output projections to each plan; whoever restores them entered its `restoring`.
+            take_out: Whether units that no plan keeps are taken out of the products.
+        """
+        self.open()
+        union, sites = union_of(plans), differing_sites(self._sites, plans)
+        if reconstruction is not None:
+            reconstruction.apply_(self._model, union)
+        base = base_model(self._model)
+        modules: dict[str, Any] = {site.name: base.get_submodule(site.output) for site in sites}
+        own = {
+            site.name: [_projection(modules[site.name], site, plan, reconstruction) for plan in plans] for site in sites
+        }
+        self.close(union)
+        if take_out:
+            self.take_out(union)
+        for site in sites:
+            if modules[site.name].weight.shape[1] < own[site.name][0][0].shape[1]:
+                columns = site.columns(union.kept(site.name))
+                own[site.name] = [(weight[:, columns], bias) for weight, bias in own[site.name]]
+        with projecting({modules[site.name]: own[site.name] for site in sites}):
+            yield
 
     def kept_per_layer(self, plan: PruningPlan) -> tuple[Kept, ...]:
         """Returns what a plan keeps in each layer, site by site."""
@@ -215,21 +258,50 @@ class LayerStack:
 
         In bf16 round-off hides all but shapes that don't fit.
         """
-        full = PruningPlan.full(self._anatomy)
-        plan = full.replace(
-            kept_heads={site: range(count - 1) for site, count in full.num_heads.items() if count},
-            kept_ffn={site: range(1, count) for site, count in full.num_ffn.items() if count},
-        )
+        plan, _ = self._trial_plans()
         with self.attached():
             self.close(plan)
-            closed = logits_in(self.outputs(inputs)).float()
+            closed = logits_in(self.outputs(inputs))
             try:
                 self.take_out(plan)
-                taken = logits_in(self.outputs(inputs)).float()
+                taken = logits_in(self.outputs(inputs))
             except RuntimeError:  # shapes that do not follow from the projections
                 return False
-        scale = float(closed.abs().amax()) * torch.finfo(next(self._model.parameters()).dtype).eps
-        return bool((taken - closed).abs().amax() <= ROUNDINGS * scale)
+        return self._differ_by_rounding(taken, closed)
+
+    def can_stack(self, inputs: Inputs, *, take_out: bool) -> bool:
+        """Tells whether plans in one pass give what each gives alone, up to round-off; see `can_take_out`."""
+        plans = self._trial_plans()
+        alone = []
+        with self.attached():
+            for plan in plans:
+                self.close(plan)
+                alone.append(logits_in(self.outputs(inputs)))
+            try:
+                with self.closed_each(plans, take_out=take_out):
+                    together = logits_in(self.outputs(repeated(inputs, len(plans))))
+            except RuntimeError:  # shapes that do not follow from the batch
+                return False
+        return together.shape[0] == 2 * alone[0].shape[0] and self._differ_by_rounding(together, torch.cat(alone))
+
+    def _trial_plans(self) -> tuple[PruningPlan, PruningPlan]:
+        """Returns two plans that remove different heads, and of FFN units one in common and one apart."""
+        full = PruningPlan.full(self._anatomy)
+        heads = {site: count for site, count in full.num_heads.items() if count}
+        ffn = {site: count for site, count in full.num_ffn.items() if count}
+        first = full.replace(
+            kept_heads={site: range(count - 1) for site, count in heads.items()},
+            kept_ffn={site: range(1, count) for site, count in ffn.items()},
+        )
+        second = full.replace(
+            kept_heads={site: (*range(count - 2), *range(count - 1, count)) for site, count in heads.items()},
+            kept_ffn={site: range(2, count) for site, count in ffn.items()},
+        )
+        return first, second
+
+    def _differ_by_rounding(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        scale = float(expected.abs().amax()) * torch.finfo(next(self._model.parameters()).dtype).eps
+        return bool((found.float() - expected.float()).abs().amax() <= ROUNDINGS * scale)
 
     def computes_in_full_precision(self, inputs: Inputs) -> bool:
         """Tells whether products are computed in fp32 or fp64; autocast may come from a wrapped forward."""
@@ -289,6 +361,14 @@ def logits_in(outputs: Any) -> torch.Tensor:
     if "start_logits" in outputs:
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
     return outputs.logits
+
+
+def _projection(output: Any, site: Site, plan: PruningPlan, reconstruction: Reconstruction | None) -> Projection:
+    """Returns what the output projection of a whole site multiplies by under a plan."""
+    kept = plan.kept(site.name)
+    if reconstruction is not None and site.name in reconstruction.blocks:
+        return without_closed(reconstruction.projection(site.name, kept, output.weight), site, kept)
+    return without_closed((output.weight, output.bias), site, kept)
 
 
 def _are_equal(output: Any, other: Any) -> bool:

@@ -10,8 +10,10 @@ a search that goes on after a kill measures the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from hf_headprune.search.evaluation.answers import TIE_BAND, Answers
 from hf_headprune.search.evaluation.compositions import Compositions
 from hf_headprune.search.evaluation.lanes import Lane, gains_by_half_precision, half_precision_twin, rough_band
 from hf_headprune.search.evaluation.memory import StateMemory
+from hf_headprune.search.evaluation.processes import number_of_processes, over_processes
 from hf_headprune.search.problem import ROUND_OFF, Measurement
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.reconstruction import Reconstruction
     from hf_headprune.search.evaluation.answers import Scoring
-    from hf_headprune.search.evaluation.compositions import Composition
+    from hf_headprune.search.evaluation.compositions import Batch, Composition
+    from hf_headprune.search.evaluation.lanes import Route
     from hf_headprune.search.problem import Question
 
 # Share of the band of doubt beyond which bf16 is taken to turn nothing. What is rejected rests on that, as an estimate;
@@ -40,8 +44,36 @@ if TYPE_CHECKING:
 TRUSTED = 0.5
 
 
+SIBLINGS = 8  # children of a set that A* asks about at once are seven by default
+
+
 class _RoundingError(Exception):
     """The twin in bf16 moves answers further than its band of doubt allows."""
+
+
+@dataclass(eq=False)
+class _Walk:
+    """A plan on its way through the examples to a verdict."""
+
+    plan: PruningPlan
+    question: Question[PruningPlan]
+    answers: Answers
+    known: dict[int, Answers] = field(default_factory=dict)  # by the place of their batch
+    route: Route = field(init=False)
+    verdict: Measurement | None = None
+    is_misled: bool = False
+
+    @property
+    def is_going(self) -> bool:
+        return self.verdict is None and not self.is_misled
+
+    def enter(self, lane: Lane, composition: Composition, *, alone: bool) -> None:
+        """Starts with what the plan answered before; those measured together start anew, and tell nobody.
+
+        What a plan answers alone must not depend on those that it was measured with, to the last bit.
+        """
+        self.known = composition.answers_of(self.plan, is_exact=lane.is_exact) if alone else {}
+        self.route = lane.route(self.plan, self.question.base)
 
 
 @dataclass(frozen=True)
@@ -54,6 +86,10 @@ class Probing:
         tentative_share: Share of the examples, the hardest, that an estimate is made from.
         half_precision: Whether answers far from a tie may come from a twin of the model in bf16; verdicts before the
             end are not certain then. None leaves it to the hardware and to the size of the model.
+        siblings: Plans that are run in one pass at most, where a search asks about several at once. None: one on a CPU,
+            which gains nothing by more, and `SIBLINGS` elsewhere.
+        share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them must
+            then ask for the same measurements in the same order.
 
     Raises:
         InvalidSettingError: A setting is out of range.
@@ -63,18 +99,28 @@ class Probing:
     batch_size: int = 16
     tentative_share: float = 0.25
     half_precision: bool | None = None
+    siblings: int | None = None
+    share_processes: bool = False
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        if not (self.cache_mib >= 0 and self.batch_size >= 1 and 0 < self.tentative_share <= 1):
+        holds = self.cache_mib >= 0 and self.batch_size >= 1 and 0 < self.tentative_share <= 1
+        if not (holds and (self.siblings is None or self.siblings >= 1)):
             raise InvalidSettingError(
-                f"Probing: cache_mib must be at least 0, batch_size at least 1 and tentative_share in (0, 1], received "
-                f"{self.cache_mib}, {self.batch_size} and {self.tentative_share}. Leave them out for the defaults."
+                f"Probing: cache_mib must be at least 0, batch_size and siblings at least 1 and tentative_share in "
+                f"(0, 1], received {self.cache_mib}, {self.batch_size}, {self.siblings} and {self.tentative_share}. "
+                "Leave them out for the defaults."
             )
 
     def rounds(self, model: nn.Module) -> bool:
         """Tells whether a twin in bf16 is wanted for a model."""
         return gains_by_half_precision(model) if self.half_precision is None else self.half_precision
+
+    def siblings_of(self, model: nn.Module) -> int:
+        """Returns how many plans are run in one pass at most."""
+        if self.siblings is not None:
+            return self.siblings
+        return 1 if next(model.parameters()).device.type == "cpu" else SIBLINGS
 
 
 class Prober:
@@ -107,17 +153,18 @@ class Prober:
         self._model = model
         self._scoring = scoring
         self._share = settings.tentative_share
+        self._shares = settings.share_processes
         self._weights = np.concatenate([scoring.weights(batch) for batch in batches])
         self.memory = StateMemory(settings.cache_mib)
         self.examples_seen = 0
         device = next(model.parameters()).device
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
-        self._exact = Lane(model, scoring, self.memory, sample, is_exact=True, reconstruction=reconstruction)
+        lane = partial(Lane, scoring=scoring, memory=self.memory, sample=sample, reconstruction=reconstruction)
+        self._exact = lane(model, is_exact=True)
         recompose = self._exact.in_full_precision and not scoring.is_continuous
         self._rough: Lane | None = None
         if settings.rounds(model) and recompose and scoring.is_mean:
-            twin = half_precision_twin(model)
-            self._rough = Lane(twin, scoring, self.memory, sample, is_exact=False, reconstruction=reconstruction)
+            self._rough = lane(half_precision_twin(model), is_exact=False)
         self._compositions = Compositions(
             batches,
             batch_size=settings.batch_size,
@@ -126,6 +173,9 @@ class Prober:
             memory=self.memory,
             recompose=recompose,
         )
+        stacks = settings.siblings_of(model) > 1 and self._compositions.are_recomposed and self._exact.can_stack(sample)
+        everyone = range(number_of_processes() if self._shares else 1)
+        self._can_stack = all(over_processes(lambda _: stacks, everyone, share=self._shares))
 
     def __call__(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Measures a plan as far as the question needs; the model is left as it was.
@@ -133,45 +183,99 @@ class Prober:
         Raises:
             InvalidPlanError: The plan does not fit the model.
         """
-        self._exact.check_fits(plan)
-        self._exact.check_fits(question.base)
-        composition = self._compositions.by(question.base_margins)
-        if self._rough is not None:
-            band = rough_band(self._scoring, question.base_margins)
-            try:
-                return self._walk(self._rough, composition, plan, question, band)
-            except _RoundingError:
-                pass
-        return self._walk(self._exact, composition, plan, question, TIE_BAND)
+        return self._measured([(plan, question)])[0]
 
-    def _walk(
-        self, lane: Lane, composition: Composition, plan: PruningPlan, question: Question[PruningPlan], band: float
-    ) -> Measurement:
-        """Looks at the hardest examples first, until there is a verdict, which all of them give at last.
+    def together(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
+        """Measures several plans, each as far as its question needs, in one pass where they are children of one set.
+
+        Where examples must stay in the batches given, or the model does not allow it, one follows the other.
 
         Raises:
-            _RoundingError: The rounded twin does not stay within the band of doubt.
+            InvalidPlanError: A plan does not fit the model.
         """
-        known = composition.answers_of(plan, is_exact=lane.is_exact)
-        answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
-        route = lane.route(plan, question.base)
+        first = asked[0][1]
+        alike = all(
+            question.base == first.base and np.array_equal(question.base_margins, first.base_margins)
+            for _, question in asked
+        )
+        if alike and self._can_stack:
+            return self._measured(asked)
+        return [self(*one) for one in asked]
+
+    def _measured(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
+        first = asked[0][1]
+        for plan in (first.base, *(plan for plan, _ in asked)):
+            self._exact.check_fits(plan)
+        composition = self._compositions.by(first.base_margins)
+        walks = [_Walk(plan, question, self._unseen()) for plan, question in asked]
+        if self._rough is not None:
+            self._walk(self._rough, composition, walks, rough_band(self._scoring, first.base_margins))
+        again = [walk for walk in walks if walk.verdict is None]
+        for walk in again:
+            walk.answers, walk.is_misled = self._unseen(), False
+        if again:
+            self._walk(self._exact, composition, again, TIE_BAND)
+        return [cast("Measurement", walk.verdict) for walk in walks]
+
+    def _unseen(self) -> Answers:
+        return Answers.unseen(len(self._weights), self._scoring.num_rows)
+
+    def _walk(self, lane: Lane, composition: Composition, walks: Sequence[_Walk], band: float) -> None:
+        """Looks at the hardest examples first, until there are verdicts, which all of them give at last.
+
+        A walk that the rounded twin misleads ends without.
+        """
+        for walk in walks:
+            walk.enter(lane, composition, alone=len(walks) == 1)
+        order = composition.hardest_first(np.mean([walk.question.expected for walk in walks], axis=0))
+        step = number_of_processes() if self._shares else 1
         with lane.open():
-            for place in composition.hardest_first(question.expected):
-                batch = composition.batches[place]
-                if place not in known:
-                    known[place] = lane.answers(composition, place, route)
-                    self.examples_seen += len(batch.indices)
-                answers.put(batch.indices, known[place].with_ties_below(band))
-                if not lane.is_exact and question.floor is not None:
-                    self._settle_errors(answers, plan, question.floor - ROUND_OFF, band)
-                verdict = self._verdict(answers, question, is_exact=lane.is_exact)
-                if verdict is not None:
-                    if question.floor is not None and verdict.metric < question.floor:
-                        lane.forget_guesses()
-                    return verdict
-        if not lane.is_exact:
-            self._settle(np.flatnonzero(answers.gaps < TIE_BAND), answers, plan, band)
-        return self._to_the_end(plan, answers)
+            for start in range(0, len(order), step):
+                places, going = order[start : start + step], [walk for walk in walks if walk.is_going]
+                if not going:
+                    break
+                self._look(lane, composition, places, going)
+                for place, walk in product(places, going):
+                    self._judge(lane, walk, composition.batches[place].indices, walk.known[place], band)
+        for walk in walks:
+            self._end(lane, walk, band)
+
+    def _look(self, lane: Lane, composition: Composition, places: Sequence[int], going: Sequence[_Walk]) -> None:
+        """Has every plan answer some batches, where its answers are not known; in place."""
+        unknown = [place for place in places if place not in going[0].known]
+        answers = partial(lane.answers_together, composition, routes=[walk.route for walk in going])
+        for place, found in zip(unknown, over_processes(answers, unknown, share=self._shares), strict=True):
+            self.examples_seen += len(composition.batches[place].indices) * len(going)
+            for walk, own in zip(going, found, strict=True):
+                walk.known[place] = own
+
+    def _judge(self, lane: Lane, walk: _Walk, indices: np.ndarray, answers: Answers, band: float) -> None:
+        """Takes answers in, and gives a verdict where they allow one; in place."""
+        if not walk.is_going:
+            return
+        walk.answers.put(indices, answers.with_ties_below(band))
+        floor = walk.question.floor
+        try:
+            if not lane.is_exact and floor is not None:
+                self._settle_errors(walk.answers, walk.plan, floor - ROUND_OFF, band)
+        except _RoundingError:
+            walk.is_misled = True
+            return
+        walk.verdict = self._verdict(walk.answers, walk.question, is_exact=lane.is_exact)
+        if walk.verdict is not None and floor is not None and walk.verdict.metric < floor:
+            lane.forget_guesses()
+
+    def _end(self, lane: Lane, walk: _Walk, band: float) -> None:
+        """Gives the verdict of all examples to a walk that came so far; in place."""
+        if not walk.is_going:
+            return
+        try:
+            if not lane.is_exact:
+                self._settle(np.flatnonzero(walk.answers.gaps < TIE_BAND), walk.answers, walk.plan, band)
+        except _RoundingError:
+            walk.is_misled = True
+            return
+        walk.verdict = self._to_the_end(walk.plan, walk.answers)
 
     def _verdict(self, answers: Answers, question: Question[PruningPlan], *, is_exact: bool) -> Measurement | None:
         """Returns a rejection, an estimate, or None; what rounding could turn counts as right.
@@ -214,9 +318,12 @@ class Prober:
             _RoundingError: The twin had moved one by more than the band, or turned one beyond `TRUSTED` of it.
         """
         with self._exact.open():
-            for batch in self._compositions.some(doubtful):  # those of like length together
+            batches = list(self._compositions.some(doubtful))  # those of like length together
+            alone = over_processes(
+                lambda batch: self._exact.answers_alone(batch.entries, plan), batches, share=self._shares
+            )
+            for batch, found in zip(batches, alone, strict=True):
                 self.examples_seen += len(batch.indices)
-                found = self._exact.answers_alone(batch.entries, plan)
                 is_turned = found.scores != answers.scores[batch.indices]
                 moved = np.abs(found.margins - answers.margins[batch.indices])
                 is_far = is_turned & (answers.gaps[batch.indices] > TRUSTED * TIE_BAND)
@@ -226,9 +333,13 @@ class Prober:
 
     def _to_the_end(self, plan: PruningPlan, answers: Answers) -> Measurement:
         """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""
+
+        def plainly(batch: Batch) -> Answers:
+            return self._scoring.answers(self._model(**self._scoring.inputs(batch.entries)), batch.entries)
+
+        given = self._compositions.given() if self._compositions.are_recomposed else ()
+        near = [batch for batch in given if (answers.gaps[batch.indices] < TIE_BAND).any()]
         with masked(self._model, plan, reconstruction=self._reconstruction), evaluating(self._model):
-            for batch in self._compositions.given() if self._compositions.are_recomposed else ():
-                if (answers.gaps[batch.indices] < TIE_BAND).any():
-                    outputs = self._model(**self._scoring.inputs(batch.entries))
-                    answers.put(batch.indices, self._scoring.answers(outputs, batch.entries))
+            for batch, found in zip(near, over_processes(plainly, near, share=self._shares), strict=True):
+                answers.put(batch.indices, found)
         return Measurement(self._scoring.value(answers, self._weights), answers.margins)

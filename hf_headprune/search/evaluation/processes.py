@@ -1,0 +1,131 @@
+"""Shares work among the processes of a run that all ask for it, and gives each of them all results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.search.problem import Asked, Measurement, Question
+    from hf_headprune.search.units import Unit
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_FOUND, _FAILED = "found", "failed"
+
+
+def number_of_processes() -> int:
+    """Returns how many processes run together, one where none was started for that."""
+    is_running = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_running else 1
+
+
+def over_processes(compute: Callable[[Item], Result], items: Sequence[Item], *, share: bool) -> list[Result]:
+    """Computes something of each item, each on one process, and returns all results in every process.
+
+    All processes must call it with the same items. What a process raises, all raise, so that none waits for another.
+
+    Args:
+        compute: Its results can be pickled.
+        items: In the same order everywhere.
+        share: Whether to do so; else each process computes all.
+
+    Raises:
+        RuntimeError: Another process raised an error.
+    """
+    world = number_of_processes() if share else 1
+    if world == 1:
+        return [compute(item) for item in items]
+    rank = torch.distributed.get_rank()
+    found: dict[int, Any] = {}
+    error: Exception | None = None
+    try:
+        found = {place: compute(items[place]) for place in range(rank, len(items), world)}
+    except Exception as raised:  # noqa: BLE001 - the others must hear of any
+        error = raised
+    gathered: list[Any] = [None] * world
+    torch.distributed.all_gather_object(gathered, (found, None if error is None else repr(error)))
+    if error is not None:
+        raise error
+    failed = [f"process {number}: {reason}" for number, (_, reason) in enumerate(gathered) if reason is not None]
+    if failed:
+        raise RuntimeError(f"Another process failed while the processes shared an evaluation: {'; '.join(failed)}")
+    results = {place: result for part, _ in gathered for place, result in part.items()}
+    return [results[place] for place in range(len(items))]
+
+
+def lead_or_follow(evaluator: Any, search: Callable[[Any], Result]) -> Result:
+    """Runs a search in the first process alone; whatever it asks of its evaluator, it asks of that of every process.
+
+    So the processes measure the same plans in the same order, whatever rounding or a file does to one of them.
+
+    Args:
+        evaluator: An `ExampleEvaluator` or a `MetricEvaluator`, alike in every process.
+        search: Function of the evaluator.
+
+    Returns:
+        What the first process found, in every process.
+
+    Raises:
+        RuntimeError: The first process failed.
+    """
+    if number_of_processes() == 1:
+        return search(evaluator)
+    if torch.distributed.get_rank() == 0:
+        try:
+            result = search((_LeadingExamples if hasattr(evaluator, "probe") else _Leading)(evaluator))
+        except Exception as error:
+            broadcast_object_list([(_FAILED, (repr(error),), {})])
+            raise
+        broadcast_object_list([(_FOUND, (result,), {})])
+        return result
+    while True:
+        name, args, settings = broadcast_object_list([None])[0]
+        if name == _FOUND:
+            return args[0]
+        if name == _FAILED:
+            raise RuntimeError(f"The first process failed while it searched: {args[0]}")
+        getattr(evaluator, name)(*args, **settings)
+
+
+class _Leading:
+    """What the first process searches with: every call is one of all processes."""
+
+    def __init__(self, evaluator: Any) -> None:
+        self._evaluator = evaluator
+
+    def __call__(self, plan: PruningPlan) -> Measurement:
+        return self._all("__call__", plan)
+
+    def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
+        return self._all("reconstruct", start, ffn=ffn)
+
+    def _all(self, name: str, *args: Any, **settings: Any) -> Any:
+        broadcast_object_list([(name, args, settings)])
+        return getattr(self._evaluator, name)(*args, **settings)
+
+
+class _LeadingExamples(_Leading):
+    @property
+    def siblings(self) -> int:
+        return self._evaluator.siblings
+
+    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+        return self._all("probe", plan, question)
+
+    def probe_siblings(self, asked: Asked[PruningPlan]) -> list[Measurement]:
+        return self._all("probe_siblings", asked)
+
+    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray:
+        return self._all("unit_effects", plan, units)
+
+    def ffn_importance(self, plan: PruningPlan) -> dict[str, np.ndarray]:
+        return self._all("ffn_importance", plan)
