@@ -40,7 +40,9 @@ class SiteMoments:
     sensitivity: torch.Tensor | None = None
 
 
-def record_moments(model: nn.Module, sites: Iterable[Site], run: Callable[[], Any]) -> dict[str, SiteMoments]:
+def record_moments(
+    model: nn.Module, sites: Iterable[Site], run: Callable[[], Any], *, over_processes: bool = False
+) -> dict[str, SiteMoments]:
     """Records what output projections are given while a function runs the model; every token counts alike.
 
     Padding is left out. Sites that the function does not run are left out of the result.
@@ -49,15 +51,16 @@ def record_moments(model: nn.Module, sites: Iterable[Site], run: Callable[[], An
         model: Live model.
         sites: Of that model.
         run: Makes forward passes, in evaluation mode.
+        over_processes: Whether all processes of a distributed run record, each its own share, and all get the whole.
     """
     recording = _Recording(model, sites, by_gradient=False)
     with recording, torch.no_grad():
         run()
-    return recording.moments()
+    return recording.moments(over_processes=over_processes)
 
 
 def record_moments_by_gradient(
-    model: nn.Module, sites: Iterable[Site], losses: Iterable[torch.Tensor]
+    model: nn.Module, sites: Iterable[Site], losses: Iterable[torch.Tensor], *, over_processes: bool = False
 ) -> dict[str, SiteMoments]:
     """Records what output projections are given, and how much the loss minds an error in what they return.
 
@@ -70,12 +73,13 @@ def record_moments_by_gradient(
         sites: Of that model.
         losses: Losses, summed over the examples of a batch, each made by a forward pass of the model when it is asked
             for, in evaluation mode and with gradients enabled.
+        over_processes: See `record_moments`.
     """
     recording = _Recording(model, sites, by_gradient=True)
     with recording, torch.enable_grad():
         for loss in losses:
             torch.autograd.grad(loss, recording.probes, allow_unused=True)
-    return recording.moments()
+    return recording.moments(over_processes=over_processes)
 
 
 class _Recording:
@@ -113,8 +117,8 @@ class _Recording:
         for handle in self._handles:
             handle.remove()
 
-    def moments(self) -> dict[str, SiteMoments]:
-        found = {name: recorder.moments() for name, recorder in self._recorders.items()}
+    def moments(self, *, over_processes: bool) -> dict[str, SiteMoments]:
+        found = {name: recorder.moments(over_processes=over_processes) for name, recorder in self._recorders.items()}
         return {name: moments for name, moments in found.items() if moments is not None}
 
     def _note_shared(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -219,9 +223,9 @@ class _Recorder:
             values = values[mask.to(values.device).bool()]
         return values.reshape(-1, values.shape[-1]).float()
 
-    def moments(self) -> SiteMoments | None:
-        """Returns what was recorded, over all processes, each of which may have seen its own share of the tokens."""
-        inputs, outputs = self._inputs.total(), self._outputs.total()
+    def moments(self, *, over_processes: bool) -> SiteMoments | None:
+        """Returns what was recorded, here or over all processes, each of which has seen its own share of the tokens."""
+        inputs, outputs = (part.total(over_processes=over_processes) for part in (self._inputs, self._outputs))
         if inputs is None:
             return None
         tokens = float(inputs.blocks[-1][-1, -1])
@@ -244,9 +248,9 @@ class _Sum:
         else:
             self._value.add_(product)
 
-    def total(self) -> Symmetric | None:
-        """Returns the sum over all processes; None where nothing was added."""
-        return None if self._value is None else self._value.each_(_over_processes)
+    def total(self, *, over_processes: bool) -> Symmetric | None:
+        """Returns the sum, here or over all processes; None where nothing was added."""
+        return self._value.each_(_over_processes) if over_processes and self._value is not None else self._value
 
 
 def _over_processes(value: torch.Tensor) -> torch.Tensor:

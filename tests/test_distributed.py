@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.shared_search_script import searched
+from tests.test_evaluator import classifier
+
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("chosen_by", ["gates", "second_order"])
-def test_two_processes_learn_the_same_scores_and_cut_the_same_heads(tmp_path, chosen_by):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def both(*command):
+    """What each of two processes printed, the first one's first."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     done = subprocess.run(
-        [*launcher, "-m", "tests.distributed_script", str(tmp_path), chosen_by],
+        [*launcher, *map(str, command)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -23,9 +26,32 @@ def test_two_processes_learn_the_same_scores_and_cut_the_same_heads(tmp_path, ch
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.partition("OUTCOME ")[2] for line in done.stdout.splitlines() if "OUTCOME " in line]
-    first, second = sorted((json.loads(line) for line in lines), key=lambda outcome: outcome["rank"])
+    return sorted((json.loads(line) for line in lines), key=lambda outcome: outcome["rank"])
+
+
+@pytest.mark.parametrize("chosen_by", ["gates", "second_order"])
+def test_two_processes_learn_the_same_scores_and_cut_the_same_heads(tmp_path, chosen_by):
+    first, second = both("tests.distributed_script", tmp_path, chosen_by)
     assert first["world"] == 2
     assert first.pop("rank") != second.pop("rank")
     assert first == second
     assert first["heads"] <= 5
     assert len(set(first["scores"])) > 1 or chosen_by == "second_order"
+    assert [path.name for path in tmp_path.glob("headprune_search*")] == ["headprune_search.jsonl"]
+
+
+@pytest.mark.parametrize("siblings", [1, 3])
+def test_two_processes_share_the_examples_of_a_search_and_find_what_one_finds(tmp_path, siblings):
+    alone, examples = searched(classifier(), None, siblings=siblings)
+    first, second = both("tests.shared_search_script", tmp_path, "search", siblings)
+    assert first["history"] == second["history"] == json.loads(json.dumps(alone))
+    assert len(alone) == 30
+    assert (first["has_journal"], second["has_journal"]) == (True, False)
+    assert max(first["examples"], second["examples"]) < 0.8 * examples
+
+
+def test_what_one_process_can_not_evaluate_no_process_waits_for(tmp_path):
+    first, second = both("tests.shared_search_script", tmp_path, "fail", 1)
+    assert second["error"] == "OSError: the disk is gone"
+    assert first["error"].startswith("RuntimeError: Another process failed while the processes shared an evaluation:")
+    assert "process 1: OSError('the disk is gone')" in first["error"]

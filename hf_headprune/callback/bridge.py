@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer, set_seed
@@ -25,6 +24,7 @@ from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import plain_copy
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.evaluation.processes import from_first, number_of_processes
 from hf_headprune.search.evaluation.scorings import classifies, metrics_of, scoring_for
 from hf_headprune.search.plans import check_drop, check_searchable
 
@@ -298,7 +298,12 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
     with _same_randomness(trainer):  # a collator may draw, such as the tokens that it masks
         data = sha256_of(name, {f"{i} {key}": value for i, batch in enumerate(loader) for key, value in tensors(batch)})
     by_metric = MetricEvaluator(
-        measure, trainer.model, higher_is_better=higher, data_fingerprint=data, cache_mib=probing.cache_mib
+        measure,
+        trainer.model,
+        higher_is_better=higher,
+        data_fingerprint=data,
+        cache_mib=probing.cache_mib,
+        share_processes=probing.share_processes,
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
     return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0, precision)
@@ -307,9 +312,9 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
 def _probing(trainer: Trainer, search: AStarSearch) -> Probing:
     """Returns how plans are measured, alike in every process; several share the examples."""
     probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision, siblings=search.siblings)
-    if trainer.accelerator.num_processes == 1:
+    if number_of_processes() == 1:
         return probing
-    rounds = broadcast_object_list([probing.rounds(trainer.model)])[0]  # a process tries how fast bf16 is by itself
+    rounds = from_first(probing.rounds(trainer.model))  # a process tries how fast bf16 is by itself
     return replace(probing, half_precision=rounds, share_processes=True)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list
-
 from hf_headprune.callback import bridge
 from hf_headprune.callback.candidates import plans_between
 from hf_headprune.errors import InvalidSettingError
@@ -18,6 +16,7 @@ from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.sequence import milestones
 from hf_headprune.guarantee.splits import SplitSettings, ThreeWaySplit, split_known
+from hf_headprune.search.evaluation.processes import from_first
 from hf_headprune.search.settings import REPORT
 from hf_headprune.seen import seen_by
 from hf_headprune.shrink.surgery import prune_model_
@@ -158,10 +157,10 @@ class Promise:
         """
         if result.plan == learned:
             return ChosenPlan(learned, None, 0, has_certificate=False)
-        between = milestones(plans_between(learned, result.plan, result.reconstruction, scores), MEASURED)
+        # Rounding may differ between devices: what the first process ranked and measured goes for all.
+        between = from_first(milestones(plans_between(learned, result.plan, result.reconstruction, scores), MEASURED))
         holding = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
-        # Rounding may differ between devices: what the first process measured goes for all.
-        plans = milestones(broadcast_object_list([holding])[0], MILESTONES)
+        plans = milestones(from_first(holding), MILESTONES)
         path, last = None, None
         if trainer.is_world_process_zero():
             where: dict[str, Any] = {"reference": learned, "reconstruction": result.reconstruction}
@@ -170,7 +169,7 @@ class Promise:
                 last = path.certified_index
             else:
                 last = furthest_within(model, plans, self.data, self.metric, self.max_drop, **where)
-        path, last = broadcast_object_list([path, last])
+        path, last = from_first((path, last))
         chosen = learned if last is None else plans[last]
         return ChosenPlan(chosen, path, len(plans), has_certificate=last is not None)
 

@@ -106,26 +106,29 @@ class SecondOrderBank(nn.Module):
         Raises:
             TrainingStateError: The losses gave no gradient, or one that is not finite.
         """
-        reconstruction = self.choose(model, losses, number)
+        reconstruction = self.choose(model, losses, number, over_processes=True)
         before = [(parameter, parameter.data) for parameter in self.refitted(model)]
         reconstruction.apply_(model, self.plan())
         for parameter, data in before:  # weights stay where whoever else holds them expects them
             parameter.data = data.copy_(parameter.data)
 
-    def choose(self, model: nn.Module, losses: Iterable[torch.Tensor], number: int) -> Reconstruction:
+    def choose(
+        self, model: nn.Module, losses: Iterable[torch.Tensor], number: int, *, over_processes: bool = False
+    ) -> Reconstruction:
         """Chooses what leaves in the rounds up to a number, and returns what refits the model to the rest.
 
         Args:
             model: With exactly those units open that are open here.
             losses: Of training examples, summed over each batch; each is computed when it is asked for.
             number: Of the last round to be done, counted from one.
+            over_processes: Whether all processes of a distributed run do so, each with losses of its own.
 
         Raises:
             TrainingStateError: The losses gave no gradient, or one that is not finite.
         """
         was_training, before = model.training, self.plan()
         try:
-            recorded = record_moments_by_gradient(model.eval(), self._scored, losses)
+            recorded = record_moments_by_gradient(model.eval(), self._scored, losses, over_processes=over_processes)
         finally:
             model.train(was_training)
         reconstruction = Reconstruction(model, before, recorded)

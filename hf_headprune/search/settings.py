@@ -57,7 +57,7 @@ class AStarSearch:
         half_precision: Whether a copy of the model in bf16 may answer where its rounding can't decide: near ties, the
             model answers in its own precision. None leaves it to the hardware and to the size of the model.
         siblings: Children of a set that are measured in one pass at most, where examples are scored one by one. None:
-            one on a CPU, which gains little by more, and up to eight elsewhere. A journal goes on with the same only.
+            one on a CPU, which loses by more, and up to eight elsewhere. A journal goes on with the same number only.
         reconstruct: Whether the output projections of attention are refitted to the heads that stay, by least squares
             on the inputs that the search evaluates, without training; see `hf_headprune.reconstruction`. The model must
             then be cut with `PlanSearchResult.reconstruction`, too. None: `HeadPruneCallback` does all that, and

@@ -22,7 +22,7 @@ from hf_headprune.search.evaluation.answers import Answers
 from hf_headprune.search.evaluation.effects import GateGradients, owners_of
 from hf_headprune.search.evaluation.prefix import PrefixCache
 from hf_headprune.search.evaluation.probing import Prober, Probing
-from hf_headprune.search.evaluation.processes import over_processes
+from hf_headprune.search.evaluation.processes import over_processes, own_share
 from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.problem import Measurement
 
@@ -147,9 +147,11 @@ class ExampleEvaluator:
         """
         self._prober = self.reconstruction = None
         sites = _refitted_sites(self._model, ffn=ffn)
-        losses = (self.scoring.losses(*self._run(batch)).sum() for batch in self._calibration)
+        share = self._probing.share_processes
+        calibration = own_share(self._calibration, share=share)
+        losses = (self.scoring.losses(*self._run(batch)).sum() for batch in calibration)
         with masked(self._model, start), evaluating(self._model), self._precision():
-            recorded = record_moments_by_gradient(self._model, sites, losses)
+            recorded = record_moments_by_gradient(self._model, sites, losses, over_processes=share)
         self.reconstruction = Reconstruction(self._model, start, recorded)
         return self.reconstruction
 
@@ -248,6 +250,7 @@ class MetricEvaluator:
         higher_is_better: bool = True,
         data_fingerprint: str = "",
         cache_mib: float = 1024,
+        share_processes: bool = False,
     ) -> None:
         """Stores the function.
 
@@ -258,12 +261,15 @@ class MetricEvaluator:
             data_fingerprint: Identifies the data that it measures on.
             cache_mib: Memory for the hidden states of plans measured before, in MiB: what a plan shares with them is
                 not computed again. From the first measurement on, the model's weights must stay as they are.
+            share_processes: Whether all processes of a distributed run measure, the function giving each its share of
+                the examples.
         """
         self._measure = measure
         self._model = model
         self._sign = 1.0 if higher_is_better else -1.0
         self._data_fingerprint = data_fingerprint
         self._cache_mib = cache_mib
+        self._share_processes = share_processes
         self._prefix = PrefixCache(model, cache_mib)
         self.reconstruction: Reconstruction | None = None
 
@@ -294,7 +300,7 @@ class MetricEvaluator:
         """
         sites = _refitted_sites(self._model, ffn=ffn)
         with masked(self._model, start), evaluating(self._model):
-            recorded = record_moments(self._model, sites, self._measure)
+            recorded = record_moments(self._model, sites, self._measure, over_processes=self._share_processes)
         self.reconstruction = Reconstruction(self._model, start, recorded)
         self._prefix = PrefixCache(self._model, self._cache_mib)
         return self.reconstruction

@@ -87,7 +87,7 @@ class Probing:
         half_precision: Whether answers far from a tie may come from a twin of the model in bf16; verdicts before the
             end are not certain then. None leaves it to the hardware and to the size of the model.
         siblings: Plans that are run in one pass at most, where a search asks about several at once. None: one on a CPU,
-            which gains nothing by more, and `SIBLINGS` elsewhere.
+            which loses by more, and `SIBLINGS` elsewhere.
         share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them must
             then ask for the same measurements in the same order.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +25,21 @@ def number_of_processes() -> int:
     """Returns how many processes run together, one where none was started for that."""
     is_running = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if is_running else 1
+
+
+def from_first(content: Any) -> Any:
+    """Returns in every process what the first one passes; it can be pickled, and all call it."""
+    if number_of_processes() == 1:
+        return content
+    box = [content]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def own_share(items: Sequence[Item], *, share: bool) -> Sequence[Item]:
+    """Returns those of some items that this process takes where several share them; at least one each, or all."""
+    world = number_of_processes() if share else 1
+    return items if len(items) < world or world == 1 else items[torch.distributed.get_rank() :: world]
 
 
 def over_processes(compute: Callable[[Item], Result], items: Sequence[Item], *, share: bool) -> list[Result]:
@@ -83,17 +97,21 @@ def lead_or_follow(evaluator: Any, search: Callable[[Any], Result]) -> Result:
         try:
             result = search((_LeadingExamples if hasattr(evaluator, "probe") else _Leading)(evaluator))
         except Exception as error:
-            broadcast_object_list([(_FAILED, (repr(error),), {})])
+            _tell(_FAILED, repr(error))
             raise
-        broadcast_object_list([(_FOUND, (result,), {})])
+        _tell(_FOUND, result)
         return result
     while True:
-        name, args, settings = broadcast_object_list([None])[0]
+        name, args, settings = from_first(None)
         if name == _FOUND:
             return args[0]
         if name == _FAILED:
             raise RuntimeError(f"The first process failed while it searched: {args[0]}")
         getattr(evaluator, name)(*args, **settings)
+
+
+def _tell(name: str, *args: Any, **settings: Any) -> None:
+    from_first((name, args, settings))
 
 
 class _Leading:
@@ -109,7 +127,7 @@ class _Leading:
         return self._all("reconstruct", start, ffn=ffn)
 
     def _all(self, name: str, *args: Any, **settings: Any) -> Any:
-        broadcast_object_list([(name, args, settings)])
+        _tell(name, *args, **settings)
         return getattr(self._evaluator, name)(*args, **settings)
 
 

@@ -1,0 +1,85 @@
+"""Started twice by test_distributed.py: both processes search, or one of them fails; each prints what it ended with."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.plan import PruningPlan
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
+from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.evaluation.processes import lead_or_follow, number_of_processes
+from hf_headprune.search.plans import search_over_plans
+from hf_headprune.search.settings import AStarSearch
+from tests.test_evaluator import batches_of, classifier, examples
+from tests.test_probing import decided
+
+SETTINGS = AStarSearch(max_evaluations=30, max_drop=0.1)
+
+
+def evaluator_of(model, *, siblings):
+    """An evaluator that shares its batches wherever there are several processes."""
+    probing = Probing(batch_size=4, siblings=siblings, share_processes=True)
+    evaluator = ExampleEvaluator(model, batches_of(decided(model, examples(60))), probing=probing)
+    evaluator.reconstruct(PruningPlan.of(model))
+    return evaluator
+
+
+def searched(model, journal, *, siblings):
+    """What the search of the first process found, and how many examples this process computed for it."""
+    evaluator = evaluator_of(model, siblings=siblings)
+    counted = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, inputs: counted.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    fingerprint = evaluator.fingerprint()
+    found = lead_or_follow(
+        evaluator,
+        lambda leading: search_over_plans(
+            anatomy_of(model), leading, SETTINGS, journal=journal, fingerprint=fingerprint
+        ),
+    )
+    handle.remove()
+    return [[step.removed, step.metric, step.kind] for step in found.history], sum(counted)
+
+
+def failed(model):
+    """What a process hears when the last one fails in the midst of an evaluation."""
+    evaluator = evaluator_of(model, siblings=1)
+    if torch.distributed.get_rank() == number_of_processes() - 1:
+
+        def fail(*args):
+            raise OSError("the disk is gone")
+
+        model.register_forward_pre_hook(fail)
+    try:
+        evaluator(PruningPlan.of(model))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def main() -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    folder, what, siblings = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    model = classifier()
+    outcome: dict = {"rank": rank}
+    if what == "fail":
+        outcome["error"] = failed(model)
+    else:
+        journal = folder / str(rank) / "journal.jsonl"
+        outcome["history"], outcome["examples"] = searched(model, journal, siblings=siblings)
+        outcome["has_journal"] = journal.exists()
+    sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter's end may find the backend's threads running, and the process aborts
+
+
+if __name__ == "__main__":
+    main()
