@@ -88,6 +88,8 @@ class Lane:
         self._memory = memory
         self._stack = LayerStack(model)
         self._closed: PruningPlan | None = None
+        self._closed_each: tuple[PruningPlan, ...] = ()
+        self._apart = ExitStack()
         self._guessed: list[tuple[Any, Any]] = []
         inputs = scoring.inputs(sample)
         with evaluating(model):
@@ -120,6 +122,7 @@ class Lane:
             stack.enter_context(self._stack.attached())  # it restores first
             if self._reads_first:
                 stack.enter_context(self._stack.first_token_only())
+            stack.callback(self._join)
             self._closed, self._guessed = None, []
             yield
 
@@ -156,12 +159,10 @@ class Lane:
         owner = (composition.key, self.is_exact)
         lowest = min(routes, key=lambda route: route.first)
         first, state = self._state(owner, place, self._scoring.inputs(entries), lowest)
-        self._closed = None
+        self._close_each(tuple(route.plan for route in routes))
         entries = repeated(entries, len(routes))
         shares = state if state is None else state.expand(len(routes), *state.shape).flatten(0, 1)
-        plans = [route.plan for route in routes]
-        with self._stack.closed_each(plans, self._reconstruction, take_out=self._takes_out):
-            outputs = self._stack.outputs(self._scoring.inputs(entries), first, shares)
+        outputs = self._stack.outputs(self._scoring.inputs(entries), first, shares)
         return self._scoring.answers(outputs, entries).split(len(routes))
 
     def answers_alone(self, entries: dict[str, torch.Tensor], plan: PruningPlan) -> Answers:
@@ -190,8 +191,21 @@ class Lane:
             state = found
         return route.first, state
 
+    def _close_each(self, plans: tuple[PruningPlan, ...]) -> None:
+        if plans != self._closed_each:
+            self._join()
+            self._closed = None
+            self._apart.enter_context(self._stack.closed_each(plans, self._reconstruction, take_out=self._takes_out))
+            self._closed_each = plans
+
+    def _join(self) -> None:
+        """Ends what closed several plans apart."""
+        self._apart.close()
+        self._closed_each = ()
+
     def _close(self, plan: PruningPlan) -> None:
         if plan is not self._closed:
+            self._join()
             if self._reconstruction is not None:
                 self._stack.open()
                 self._reconstruction.apply_(self._model, plan)
