@@ -218,9 +218,9 @@ def search_speed_section(content: dict[str, Any]) -> Iterator[str]:
 def sibling_speed_section(content: dict[str, Any]) -> Iterator[str]:
     """Table of what it gains to measure children of a set together."""
     yield "## What siblings in one pass gain"
-    yield f"\nMiniLM on sst2, {content['examples']} examples of dev; {content['families']} sets of seven children each, so"
-    yield "many of them measured in one pass; every verdict was the same. CPU seconds per set, and the seconds of one"
-    yield "after the other over them: median and quartiles. Below one, siblings lose. No accelerator was at hand:"
+    yield f"\nMiniLM on sst2, {content['examples']} examples of dev; {content['families']} sets, seven children each."
+    yield "So many of them were measured in one pass; every verdict was the same. CPU seconds per set, and the seconds of"
+    yield "one after the other over them: median and quartiles. Below one, siblings lose. No accelerator was at hand:"
     yield "`--device cuda` measures there.\n"
     yield from header("in one pass", "seconds", "ratio", "quartiles")
     for row in content["rows"]:
