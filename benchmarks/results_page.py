@@ -219,7 +219,7 @@ def sibling_speed_section(content: dict[str, Any]) -> Iterator[str]:
     """Table of what it gains to measure children of a set together."""
     yield "## What siblings in one pass gain"
     yield f"\nMiniLM on sst2, {content['examples']} examples of dev; {content['families']} sets, seven children each."
-    yield "So many of them were measured in one pass; every verdict was the same. CPU seconds per set, and the seconds of"
+    yield "So many of them were measured in one pass; every verdict was the same. CPU seconds per set, and seconds of"
     yield "one after the other over them: median and quartiles. Below one, siblings lose. No accelerator was at hand:"
     yield "`--device cuda` measures there.\n"
     yield from header("in one pass", "seconds", "ratio", "quartiles")
