@@ -47,7 +47,7 @@ def searched(model, journal, *, siblings):
 
 
 def failed(model):
-    """What a process hears when the last one fails in the midst of an evaluation."""
+    """What a process hears when the last one fails in the midst of an evaluation that the first one asked for."""
     evaluator = evaluator_of(model, siblings=1)
     if torch.distributed.get_rank() == number_of_processes() - 1:
 
@@ -56,7 +56,7 @@ def failed(model):
 
         model.register_forward_pre_hook(fail)
     try:
-        evaluator(PruningPlan.of(model))
+        lead_or_follow(evaluator, lambda leading: leading(PruningPlan.of(model)))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told
         return f"{type(error).__name__}: {error}"
     return "nothing"

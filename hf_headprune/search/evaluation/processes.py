@@ -107,7 +107,11 @@ def lead_or_follow(evaluator: Any, search: Callable[[Any], Result]) -> Result:
             return args[0]
         if name == _FAILED:
             raise RuntimeError(f"The first process failed while it searched: {args[0]}")
-        getattr(evaluator, name)(*args, **settings)
+        try:
+            getattr(evaluator, name)(*args, **settings)
+        except Exception:
+            from_first(None)  # where the first process failed with this one, it is about to say so
+            raise
 
 
 def _tell(name: str, *args: Any, **settings: Any) -> None:
