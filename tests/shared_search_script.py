@@ -11,7 +11,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.evaluation.probing import Probing
-from hf_headprune.search.evaluation.processes import lead_or_follow, number_of_processes
+from hf_headprune.search.evaluation.processes import lead_or_follow
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.settings import AStarSearch
 from tests.test_evaluator import batches_of, classifier, examples
@@ -20,10 +20,11 @@ from tests.test_probing import decided
 SETTINGS = AStarSearch(max_evaluations=30, max_drop=0.1)
 
 
-def evaluator_of(model, *, siblings):
+def evaluator_of(model, *, siblings, batch_size=7):
     """An evaluator that shares its batches wherever there are several processes."""
     probing = Probing(batch_size=4, siblings=siblings, share_processes=True)
-    evaluator = ExampleEvaluator(model, batches_of(decided(model, examples(60))), probing=probing)
+    batches = batches_of(decided(model, examples(60)), batch_size=batch_size)
+    evaluator = ExampleEvaluator(model, batches, probing=probing)
     evaluator.reconstruct(PruningPlan.of(model))
     return evaluator
 
@@ -46,10 +47,10 @@ def searched(model, journal, *, siblings):
     return [[step.removed, step.metric, step.kind] for step in found.history], sum(counted)
 
 
-def failed(model):
-    """What a process hears when the last one fails in the midst of an evaluation that the first one asked for."""
+def failed(model, failing):
+    """What a process hears when some fail in the midst of an evaluation that the first one asked for."""
     evaluator = evaluator_of(model, siblings=1)
-    if torch.distributed.get_rank() == number_of_processes() - 1:
+    if str(torch.distributed.get_rank()) in failing:
 
         def fail(*args):
             raise OSError("the disk is gone")
@@ -65,14 +66,17 @@ def failed(model):
 def main() -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    folder, what, siblings = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    folder, what = Path(sys.argv[1]), sys.argv[2]
     model = classifier()
     outcome: dict = {"rank": rank}
     if what == "fail":
-        outcome["error"] = failed(model)
+        outcome["error"] = failed(model, sys.argv[3])
+    elif what == "refit":
+        evaluator = evaluator_of(model, siblings=1, batch_size=int(sys.argv[3]))
+        outcome["tokens"] = sorted({block.tokens for block in evaluator.reconstruction.blocks.values()})
     else:
         journal = folder / str(rank) / "journal.jsonl"
-        outcome["history"], outcome["examples"] = searched(model, journal, siblings=siblings)
+        outcome["history"], outcome["examples"] = searched(model, journal, siblings=int(sys.argv[3]))
         outcome["has_journal"] = journal.exists()
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
     torch.distributed.barrier()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shared_search_script import searched
+from tests.shared_search_script import evaluator_of, searched
 from tests.test_evaluator import classifier
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +50,19 @@ def test_two_processes_share_the_examples_of_a_search_and_find_what_one_finds(tm
     assert max(first["examples"], second["examples"]) < 0.8 * examples
 
 
-def test_what_one_process_can_not_evaluate_no_process_waits_for(tmp_path):
-    first, second = both("tests.shared_search_script", tmp_path, "fail", 1)
-    assert second["error"] == "OSError: the disk is gone"
-    assert first["error"].startswith("RuntimeError: Another process failed while the processes shared an evaluation:")
-    assert "process 1: OSError('the disk is gone')" in first["error"]
+@pytest.mark.parametrize("failing", ["0", "1", "01"])
+def test_what_one_process_can_not_evaluate_no_process_waits_for(tmp_path, failing):
+    outcomes = both("tests.shared_search_script", tmp_path, "fail", failing)  # both meet once more at the end
+    for rank, outcome in enumerate(outcomes):
+        if str(rank) in failing:
+            assert outcome["error"] == "OSError: the disk is gone"
+        else:
+            assert outcome["error"].startswith("RuntimeError: Another process failed while the processes shared")
+            assert f"process {1 - rank}: OSError('the disk is gone')" in outcome["error"]
+
+
+@pytest.mark.parametrize("batch_size", [60, 7])  # one batch, which every process records, and nine to be shared
+def test_two_processes_refit_on_every_token_once(tmp_path, batch_size):
+    alone = evaluator_of(classifier(), siblings=1, batch_size=batch_size).reconstruction
+    for outcome in both("tests.shared_search_script", tmp_path, "refit", batch_size):
+        assert outcome["tokens"] == pytest.approx(sorted({block.tokens for block in alone.blocks.values()}), rel=1e-5)

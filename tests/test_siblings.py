@@ -8,7 +8,7 @@ import torch
 
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.collation import PadRight
-from hf_headprune.errors import SearchStateError
+from hf_headprune.errors import InvalidSettingError, SearchStateError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.astar import search
 from hf_headprune.search.baselines import beam, greedy
@@ -175,7 +175,7 @@ def test_a_module_with_a_forward_of_its_own_gets_it_back():
 def test_where_a_model_minds_other_examples_siblings_follow_one_another(monkeypatch):
     model = classifier()
     batches = batches_of(decided(model, examples(40)))
-    monkeypatch.setattr(LayerStack, "_differ_by_rounding", lambda *_: False)
+    monkeypatch.setattr(LayerStack, "_are_equal_up_to_rounding", lambda *_: False)
     evaluator = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, siblings=2))
     base, rng = PruningPlan.of(model), np.random.default_rng(3)
     margins = evaluator(base).margins
@@ -183,7 +183,7 @@ def test_where_a_model_minds_other_examples_siblings_follow_one_another(monkeypa
     questions = [asked(base, margins, rng) for _ in plans]
     together = evaluator.probe_siblings([*zip(plans, questions, strict=True)])
     alone = [evaluator.probe(plan, question) for plan, question in zip(plans, questions, strict=True)]
-    assert not evaluator._prober._can_stack
+    assert evaluator.siblings == 1
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_array_equal(one.margins, other.margins)
 
@@ -206,6 +206,53 @@ def test_children_of_different_sets_and_references_follow_one_another():
     plans = [base.replace(kept_heads={site: [0]}) for site in base.kept_heads][:2]
     found = likelihoods.probe_siblings([(plan, asked(base, margins, rng)) for plan in plans])
     assert [one.metric for one in found] == [likelihoods(plan).metric for plan in plans]
+
+
+@pytest.mark.parametrize("siblings", [1, 3])
+def test_memory_decides_no_bit_of_siblings_either(siblings):
+    model = classifier(hidden_size=192, num_hidden_layers=3)
+    batches = batches_of(decided(model, examples(24)))
+    base, rng = PruningPlan.of(model), np.random.default_rng(5)
+    plans = [base.replace(kept_heads={list(base.kept_heads)[-1]: kept}) for kept in ([0], [1, 2], [3])]
+    margins = ExampleEvaluator(model, batches)(base).margins
+    questions = [(plan, asked(base, margins, rng)) for plan in plans]
+    roomy, without = (
+        ExampleEvaluator(model, batches, probing=Probing(batch_size=3, siblings=siblings, cache_mib=mib))
+        for mib in (64, 0)
+    )
+    together = roomy.probe_siblings(questions)
+    assert without.siblings == siblings  # tries the model
+    rows = []
+    handle = model.bert.encoder.layer[0].register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    for one, other in zip(together, without.probe_siblings(questions), strict=True):
+        np.testing.assert_array_equal(one.margins, other.margins)
+    handle.remove()
+    assert max(rows) == 3  # what they share is run once for all
+
+
+def test_no_pass_holds_more_siblings_than_the_limit():
+    model = classifier()
+    batches = batches_of(decided(model, examples(40)))
+    evaluator = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, siblings=2))
+    base, rng = PruningPlan.of(model), np.random.default_rng(6)
+    margins = evaluator(base).margins
+    plans = [base.replace(kept_heads={site: kept}) for site in list(base.kept_heads)[:2] for kept in ([0], [1], [2, 3])]
+    evaluator.probe_siblings([(plan, asked(base, margins, rng)) for plan in plans[:2]])
+    rows = []
+    handle = model.bert.encoder.layer[-1].register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    found = evaluator.probe_siblings([(plan, asked(base, margins, rng)) for plan in plans])
+    handle.remove()
+    assert max(rows) == 8
+    assert [one.metric for one in found] == [evaluator(plan).metric for plan in plans]
+    assert evaluator.probe_siblings([]) == []
+
+
+@pytest.mark.parametrize("siblings", [0, 2.5, True])
+def test_a_limit_that_is_no_number_of_plans_is_refused(siblings):
+    with pytest.raises(InvalidSettingError, match="siblings"):
+        Probing(siblings=siblings)
+    with pytest.raises(InvalidSettingError, match="siblings"):
+        AStarSearch(siblings=siblings)
 
 
 def test_only_accelerators_stack_unless_asked():
@@ -254,13 +301,14 @@ def lines_of(path):
     return path.read_bytes().splitlines(keepends=True)
 
 
-def test_a_search_killed_between_siblings_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("cache_mib", [0.15, 64])
+def test_a_search_killed_between_siblings_ends_with_the_same_bits(tmp_path, cache_mib):
     model = classifier()
     batches = batches_of(decided(model, examples(40)))
     settings = AStarSearch(max_evaluations=24, max_drop=0.1, seed=1)
 
     def run(journal):
-        evaluator = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, siblings=4))
+        evaluator = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, siblings=4, cache_mib=cache_mib))
         return search_over_plans(
             anatomy_of(model), evaluator, settings, journal=journal, fingerprint=evaluator.fingerprint()
         )

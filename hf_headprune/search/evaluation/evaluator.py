@@ -22,7 +22,7 @@ from hf_headprune.search.evaluation.answers import Answers
 from hf_headprune.search.evaluation.effects import GateGradients, owners_of
 from hf_headprune.search.evaluation.prefix import PrefixCache
 from hf_headprune.search.evaluation.probing import Prober, Probing
-from hf_headprune.search.evaluation.processes import over_processes, own_share
+from hf_headprune.search.evaluation.processes import over_processes, sharing
 from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.problem import Measurement
 
@@ -125,7 +125,7 @@ class ExampleEvaluator:
             return self._opened_prober()(plan, question)
 
     def probe_siblings(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
-        """Does so for several plans, in one pass where they share what their questions know.
+        """Measures several plans as `probe` does each, up to `siblings` in one pass where they have one base.
 
         Raises:
             InvalidPlanError: A plan does not fit the model.
@@ -135,8 +135,15 @@ class ExampleEvaluator:
 
     @property
     def siblings(self) -> int:
-        """How many plans `probe_siblings` runs in one pass at most; where it is one, it gains nothing."""
-        return self._probing.siblings_of(self._model)
+        """How many plans `probe_siblings` runs in one pass at most; one where model or metric allow no more."""
+        return self.count_siblings()
+
+    def count_siblings(self) -> int:
+        """Returns `siblings`; what is tried on the model for it, all processes that share examples must try."""
+        if self._probing.siblings_of(self._model) == 1:
+            return 1
+        with self._precision():
+            return self._opened_prober().siblings
 
     def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
         """Refits output projections to each plan from now on, on the calibration; see `Reconstruction`.
@@ -147,9 +154,10 @@ class ExampleEvaluator:
         """
         self._prober = self.reconstruction = None
         sites = _refitted_sites(self._model, ffn=ffn)
-        share = self._probing.share_processes
-        calibration = own_share(self._calibration, share=share)
-        losses = (self.scoring.losses(*self._run(batch)).sum() for batch in calibration)
+        world = sharing(self._probing.share_processes)
+        share = 1 < world <= len(self._calibration)  # else every process records all
+        own = self._calibration[torch.distributed.get_rank() :: world] if share else self._calibration
+        losses = (self.scoring.losses(*self._run(batch)).sum() for batch in own)
         with masked(self._model, start), evaluating(self._model), self._precision():
             recorded = record_moments_by_gradient(self._model, sites, losses, over_processes=share)
         self.reconstruction = Reconstruction(self._model, start, recorded)

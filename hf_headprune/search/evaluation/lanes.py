@@ -150,15 +150,16 @@ class Lane:
     def answers_together(self, composition: Composition, place: int, routes: Sequence[Route]) -> list[Answers]:
         """Runs plans that share a base on one batch, in one pass; only while open.
 
-        Their bits follow from the plans run together. None of their hidden states is remembered, since what a plan
-        becomes a parent with must not depend on its siblings.
+        Their bits follow from the plans run together, and not from what is remembered: layers below the first in which
+        they differ are run once for all. No hidden state of several is remembered, since what a plan becomes a parent
+        with must not depend on its siblings; the last one left runs alone.
         """
         if len(routes) == 1:
             return [self.answers(composition, place, routes[0])]
         entries = composition.batches[place].entries
         owner = (composition.key, self.is_exact)
         lowest = min(routes, key=lambda route: route.first)
-        first, state = self._state(owner, place, self._scoring.inputs(entries), lowest)
+        first, state = self._state(owner, place, self._scoring.inputs(entries), lowest, whole=True)
         self._close_each(tuple(route.plan for route in routes))
         entries = repeated(entries, len(routes))
         shares = state if state is None else state.expand(len(routes), *state.shape).flatten(0, 1)
@@ -177,13 +178,16 @@ class Lane:
                 self._memory.forget(owner, key)
 
     def _state(
-        self, owner: Any, place: int, inputs: dict[str, torch.Tensor], route: Route
+        self, owner: Any, place: int, inputs: dict[str, torch.Tensor], route: Route, *, whole: bool = False
     ) -> tuple[int, torch.Tensor | None]:
-        """Returns a layer to enter at and its input: from memory, or computed from the nearest one and remembered."""
+        """Returns a layer to enter at and its input: from memory, or computed from the nearest one and remembered.
+
+        Where there is no room to remember it, an earlier layer is entered, unless the `whole` way is asked for.
+        """
         held = self._memory.of(owner)
         nearest = next((n for n in range(route.first, 0, -1) if (place, route.shared[n]) in held), 0)
         state = held.get((place, route.shared[nearest]))
-        if nearest == route.first or not self._memory.has_room(owner):
+        if nearest == route.first or not (whole or self._memory.has_room(owner)):
             return nearest, state
         self._close(route.base)
         for reached, found in self._stack.states(inputs, nearest, route.first, state).items():

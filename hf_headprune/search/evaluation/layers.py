@@ -267,7 +267,7 @@ class LayerStack:
                 taken = logits_in(self.outputs(inputs))
             except RuntimeError:  # shapes that do not follow from the projections
                 return False
-        return self._differ_by_rounding(taken, closed)
+        return self._are_equal_up_to_rounding(taken, closed)
 
     def can_stack(self, inputs: Inputs, *, take_out: bool) -> bool:
         """Tells whether plans in one pass give what each gives alone, up to round-off; see `can_take_out`."""
@@ -282,7 +282,7 @@ class LayerStack:
                     together = logits_in(self.outputs(repeated(inputs, len(plans))))
             except RuntimeError:  # shapes that do not follow from the batch
                 return False
-        return together.shape[0] == 2 * alone[0].shape[0] and self._differ_by_rounding(together, torch.cat(alone))
+        return together.shape[0] == 2 * alone[0].shape[0] and self._are_equal_up_to_rounding(together, torch.cat(alone))
 
     def _trial_plans(self) -> tuple[PruningPlan, PruningPlan]:
         """Returns two plans that remove different heads, and of FFN units one in common and one apart."""
@@ -299,7 +299,7 @@ class LayerStack:
         )
         return first, second
 
-    def _differ_by_rounding(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+    def _are_equal_up_to_rounding(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
         scale = float(expected.abs().amax()) * torch.finfo(next(self._model.parameters()).dtype).eps
         return bool((found.float() - expected.float()).abs().amax() <= ROUNDINGS * scale)
 

@@ -23,8 +23,9 @@ from hf_headprune.search.evaluation.answers import TIE_BAND, Answers
 from hf_headprune.search.evaluation.compositions import Compositions
 from hf_headprune.search.evaluation.lanes import Lane, gains_by_half_precision, half_precision_twin, rough_band
 from hf_headprune.search.evaluation.memory import StateMemory
-from hf_headprune.search.evaluation.processes import number_of_processes, over_processes
+from hf_headprune.search.evaluation.processes import over_processes, sharing
 from hf_headprune.search.problem import ROUND_OFF, Measurement
+from hf_headprune.values import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +106,7 @@ class Probing:
     def __post_init__(self) -> None:
         """Checks every setting."""
         holds = self.cache_mib >= 0 and self.batch_size >= 1 and 0 < self.tentative_share <= 1
-        if not (holds and (self.siblings is None or self.siblings >= 1)):
+        if not (holds and (self.siblings is None or is_whole(self.siblings, at_least=1))):
             raise InvalidSettingError(
                 f"Probing: cache_mib must be at least 0, batch_size and siblings at least 1 and tentative_share in "
                 f"(0, 1], received {self.cache_mib}, {self.batch_size}, {self.siblings} and {self.tentative_share}. "
@@ -129,6 +130,7 @@ class Prober:
     Attributes:
         memory: Hidden states of parents, under the bound given.
         examples_seen: Examples computed so far over all plans.
+        siblings: Plans that are run in one pass at most; one where the model or the metric allows no more.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Prober:
         self._scoring = scoring
         self._share = settings.tentative_share
         self._shares = settings.share_processes
+        self._world = sharing(self._shares)
         self._weights = np.concatenate([scoring.weights(batch) for batch in batches])
         self.memory = StateMemory(settings.cache_mib)
         self.examples_seen = 0
@@ -174,8 +177,8 @@ class Prober:
             recompose=recompose,
         )
         stacks = settings.siblings_of(model) > 1 and self._compositions.are_recomposed and self._exact.can_stack(sample)
-        everyone = range(number_of_processes() if self._shares else 1)
-        self._can_stack = all(over_processes(lambda _: stacks, everyone, share=self._shares))
+        everywhere = over_processes(lambda _: stacks, range(self._world), share=self._shares)
+        self.siblings = settings.siblings_of(model) if all(everywhere) else 1
 
     def __call__(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Measures a plan as far as the question needs; the model is left as it was.
@@ -188,19 +191,21 @@ class Prober:
     def together(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
         """Measures several plans, each as far as its question needs, in one pass where they are children of one set.
 
-        Where examples must stay in the batches given, or the model does not allow it, one follows the other.
+        Up to `siblings` at once. Children of different sets follow one another.
 
         Raises:
             InvalidPlanError: A plan does not fit the model.
         """
-        first = asked[0][1]
-        alike = all(
-            question.base == first.base and np.array_equal(question.base_margins, first.base_margins)
-            for _, question in asked
-        )
-        if alike and self._can_stack:
-            return self._measured(asked)
-        return [self(*one) for one in asked]
+        found: list[Measurement] = []
+        for start in range(0, len(asked), self.siblings):
+            group = asked[start : start + self.siblings]
+            first = group[0][1]
+            alike = all(
+                question.base == first.base and np.array_equal(question.base_margins, first.base_margins)
+                for _, question in group
+            )
+            found += self._measured(group) if alike else [self(*one) for one in group]
+        return found
 
     def _measured(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
         first = asked[0][1]
@@ -228,10 +233,9 @@ class Prober:
         for walk in walks:
             walk.enter(lane, composition, alone=len(walks) == 1)
         order = composition.hardest_first(np.mean([walk.question.expected for walk in walks], axis=0))
-        step = number_of_processes() if self._shares else 1
         with lane.open():
-            for start in range(0, len(order), step):
-                places, going = order[start : start + step], [walk for walk in walks if walk.is_going]
+            for start in range(0, len(order), self._world):
+                places, going = order[start : start + self._world], [walk for walk in walks if walk.is_going]
                 if not going:
                     break
                 self._look(lane, composition, places, going)

@@ -36,16 +36,16 @@ def from_first(content: Any) -> Any:
     return box[0]
 
 
-def own_share(items: Sequence[Item], *, share: bool) -> Sequence[Item]:
-    """Returns those of some items that this process takes where several share them; at least one each, or all."""
-    world = number_of_processes() if share else 1
-    return items if len(items) < world or world == 1 else items[torch.distributed.get_rank() :: world]
+def sharing(share: bool) -> int:  # noqa: FBT001 - the question itself
+    """Returns how many processes share work, where they are to."""
+    return number_of_processes() if share else 1
 
 
 def over_processes(compute: Callable[[Item], Result], items: Sequence[Item], *, share: bool) -> list[Result]:
     """Computes something of each item, each on one process, and returns all results in every process.
 
-    All processes must call it with the same items. What a process raises, all raise, so that none waits for another.
+    All processes must call it with the same items; that they are as many is checked. What `compute` raises in one
+    process, all raise, so that none waits for another.
 
     Args:
         compute: Its results can be pickled.
@@ -53,9 +53,9 @@ def over_processes(compute: Callable[[Item], Result], items: Sequence[Item], *, 
         share: Whether to do so; else each process computes all.
 
     Raises:
-        RuntimeError: Another process raised an error.
+        RuntimeError: Another process raised an error, or has other items.
     """
-    world = number_of_processes() if share else 1
+    world = sharing(share)
     if world == 1:
         return [compute(item) for item in items]
     rank = torch.distributed.get_rank()
@@ -66,13 +66,16 @@ def over_processes(compute: Callable[[Item], Result], items: Sequence[Item], *, 
     except Exception as raised:  # noqa: BLE001 - the others must hear of any
         error = raised
     gathered: list[Any] = [None] * world
-    torch.distributed.all_gather_object(gathered, (found, None if error is None else repr(error)))
+    keys = [item if isinstance(item, int) else None for item in items]
+    torch.distributed.all_gather_object(gathered, (found, keys, None if error is None else repr(error)))
     if error is not None:
         raise error
-    failed = [f"process {number}: {reason}" for number, (_, reason) in enumerate(gathered) if reason is not None]
+    failed = [f"process {number}: {reason}" for number, (_, _, reason) in enumerate(gathered) if reason is not None]
+    differing = [number for number, (_, theirs, _) in enumerate(gathered) if theirs != keys]
+    failed += [f"process {number} has other examples" for number in differing]
     if failed:
         raise RuntimeError(f"Another process failed while the processes shared an evaluation: {'; '.join(failed)}")
-    results = {place: result for part, _ in gathered for place, result in part.items()}
+    results = {place: result for part, _, _ in gathered for place, result in part.items()}
     return [results[place] for place in range(len(items))]
 
 
@@ -110,7 +113,7 @@ def lead_or_follow(evaluator: Any, search: Callable[[Any], Result]) -> Result:
         try:
             getattr(evaluator, name)(*args, **settings)
         except Exception:
-            from_first(None)  # where the first process failed with this one, it is about to say so
+            from_first(None)  # what one process raises while it shares work, the first one raises, too, and says so
             raise
 
 
@@ -138,7 +141,7 @@ class _Leading:
 class _LeadingExamples(_Leading):
     @property
     def siblings(self) -> int:
-        return self._evaluator.siblings
+        return self._all("count_siblings")
 
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         return self._all("probe", plan, question)
@@ -147,7 +150,7 @@ class _LeadingExamples(_Leading):
         return self._all("probe_siblings", asked)
 
     def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray:
-        return self._all("unit_effects", plan, units)
+        return self._evaluator.unit_effects(plan, units)  # shares nothing
 
     def ffn_importance(self, plan: PruningPlan) -> dict[str, np.ndarray]:
-        return self._all("ffn_importance", plan)
+        return self._evaluator.ffn_importance(plan)
