@@ -221,7 +221,7 @@ def test_memory_decides_no_bit_of_siblings_either(siblings):
         for mib in (64, 0)
     )
     together = roomy.probe_siblings(questions)
-    assert without.siblings == siblings  # tries the model
+    without.probe_siblings(questions[:1])  # tries the model
     rows = []
     handle = model.bert.encoder.layer[0].register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
     for one, other in zip(together, without.probe_siblings(questions), strict=True):
