@@ -154,9 +154,9 @@ class Prober:
         self._reconstruction = reconstruction
         self._model = model
         self._scoring = scoring
-        self._share = settings.tentative_share
-        self._shares = settings.share_processes
-        self._world = sharing(self._shares)
+        self._tentative_share = settings.tentative_share
+        self._share_processes = settings.share_processes
+        self._world = sharing(self._share_processes)
         self._weights = np.concatenate([scoring.weights(batch) for batch in batches])
         self.memory = StateMemory(settings.cache_mib)
         self.examples_seen = 0
@@ -177,7 +177,7 @@ class Prober:
             recompose=recompose,
         )
         stacks = settings.siblings_of(model) > 1 and self._compositions.are_recomposed and self._exact.can_stack(sample)
-        everywhere = over_processes(lambda _: stacks, range(self._world), share=self._shares)
+        everywhere = over_processes(lambda _: stacks, range(self._world), share=self._share_processes)
         self.siblings = settings.siblings_of(model) if all(everywhere) else 1
 
     def __call__(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
@@ -248,7 +248,7 @@ class Prober:
         """Has every plan answer some batches, where its answers are not known; in place."""
         unknown = [place for place in places if place not in going[0].known]
         answers = partial(lane.answers_together, composition, routes=[walk.route for walk in going])
-        for place, found in zip(unknown, over_processes(answers, unknown, share=self._shares), strict=True):
+        for place, found in zip(unknown, over_processes(answers, unknown, share=self._share_processes), strict=True):
             self.examples_seen += len(composition.batches[place].indices) * len(going)
             for walk, own in zip(going, found, strict=True):
                 walk.known[place] = own
@@ -292,7 +292,7 @@ class Prober:
         if bound < question.floor - ROUND_OFF:
             return Measurement(bound, answers.margins.copy(), kind="bound" if is_exact else "estimate")
         seen = answers.seen
-        if not question.tentative or seen.sum() < self._share * len(seen) or seen.all():
+        if not question.tentative or seen.sum() < self._tentative_share * len(seen) or seen.all():
             return None
         scores = np.where(seen, answers.scores, self._scoring.predicted(question.expected))
         estimate = float((scores * self._weights).sum() / self._weights.sum())
@@ -324,7 +324,7 @@ class Prober:
         with self._exact.open():
             batches = list(self._compositions.some(doubtful))  # those of like length together
             alone = over_processes(
-                lambda batch: self._exact.answers_alone(batch.entries, plan), batches, share=self._shares
+                lambda batch: self._exact.answers_alone(batch.entries, plan), batches, share=self._share_processes
             )
             for batch, found in zip(batches, alone, strict=True):
                 self.examples_seen += len(batch.indices)
@@ -344,6 +344,6 @@ class Prober:
         given = self._compositions.given() if self._compositions.are_recomposed else ()
         near = [batch for batch in given if (answers.gaps[batch.indices] < TIE_BAND).any()]
         with masked(self._model, plan, reconstruction=self._reconstruction), evaluating(self._model):
-            for batch, found in zip(near, over_processes(plainly, near, share=self._shares), strict=True):
+            for batch, found in zip(near, over_processes(plainly, near, share=self._share_processes), strict=True):
                 answers.put(batch.indices, found)
         return Measurement(self._scoring.value(answers, self._weights), answers.margins)
