@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 # Share of the band of doubt beyond which bf16 is taken to turn nothing. What is rejected rests on that, as an estimate;
 # what is accepted has the whole band looked at again; where an answer beyond was turned, nothing is taken from bf16.
 TRUSTED = 0.5
-
-
 SIBLINGS = 8  # children of a set that A* asks about at once are seven by default
 
 
