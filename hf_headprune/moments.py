@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.anatomy import base_model, family_of, named_arguments
+from hf_headprune.processes import number_of_processes
 from hf_headprune.symmetric import Symmetric
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ class _Sum:
 
 
 def _over_processes(value: torch.Tensor) -> torch.Tensor:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if number_of_processes() == 1:
         return value
     value = value.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu").contiguous()
     torch.distributed.all_reduce(value)

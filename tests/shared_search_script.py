@@ -10,8 +10,8 @@ import torch
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
+from hf_headprune.search.evaluation.leading import lead_or_follow
 from hf_headprune.search.evaluation.probing import Probing
-from hf_headprune.search.evaluation.processes import lead_or_follow
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.settings import AStarSearch
 from tests.test_evaluator import batches_of, classifier, examples

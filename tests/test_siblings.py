@@ -50,7 +50,7 @@ def test_verdicts_of_siblings_equal_those_of_the_plain_evaluation(name, refits):
     if refits:
         plain.reconstruct(full, ffn=True)
         stacked.reconstruct(full, ffn=True)
-    assert stacked.siblings == 4
+    assert stacked.count_siblings() == 4
     kinds = []
     for turn in range(12):
         base = full if turn % 3 else random_plan(model, turn)
@@ -183,7 +183,7 @@ def test_where_a_model_minds_other_examples_siblings_follow_one_another(monkeypa
     questions = [asked(base, margins, rng) for _ in plans]
     together = evaluator.probe_siblings([*zip(plans, questions, strict=True)])
     alone = [evaluator.probe(plan, question) for plan, question in zip(plans, questions, strict=True)]
-    assert evaluator.siblings == 1
+    assert evaluator.count_siblings() == 1
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_array_equal(one.margins, other.margins)
 
@@ -258,7 +258,7 @@ def test_a_limit_that_is_no_number_of_plans_is_refused(siblings):
 def test_only_accelerators_stack_unless_asked():
     model = classifier()
     batches = batches_of(examples(8))
-    assert ExampleEvaluator(model, batches).siblings == 1
+    assert ExampleEvaluator(model, batches).count_siblings() == 1
     assert Probing().siblings_of(model.to("meta")) == SIBLINGS > 1
 
 

@@ -22,9 +22,9 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import plain_copy
+from hf_headprune.processes import from_first, number_of_processes
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
-from hf_headprune.search.evaluation.processes import from_first, number_of_processes
 from hf_headprune.search.evaluation.scorings import classifies, metrics_of, scoring_for
 from hf_headprune.search.plans import check_drop, check_searchable
 

@@ -21,7 +21,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import measure_latency
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
-from hf_headprune.search.evaluation.processes import lead_or_follow
+from hf_headprune.search.evaluation.leading import lead_or_follow
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
 from hf_headprune.seen import remember_seen_
 from hf_headprune.shrink.surgery import prune_model_

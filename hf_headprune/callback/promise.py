@@ -16,7 +16,7 @@ from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.sequence import milestones
 from hf_headprune.guarantee.splits import SplitSettings, ThreeWaySplit, split_known
-from hf_headprune.search.evaluation.processes import from_first
+from hf_headprune.processes import from_first
 from hf_headprune.search.settings import REPORT
 from hf_headprune.seen import seen_by
 from hf_headprune.shrink.surgery import prune_model_

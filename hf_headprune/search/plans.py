@@ -78,9 +78,8 @@ class Probes(Protocol):
 class ProbesSiblings(Protocol):
     """An evaluator that can also answer questions about several plans at once."""
 
-    @property
-    def siblings(self) -> int:
-        """How many at most; where it is one, nothing is gained."""
+    def count_siblings(self) -> int:
+        """Returns how many at most; where it is one, nothing is gained."""
 
     def probe_siblings(self, asked: Asked[PruningPlan]) -> list[Measurement]:
         """Measures each plan as far as its question needs."""
@@ -166,7 +165,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         measure=lambda removed: measure(plan_without(start, units, removed)),
         probe=_probe(measure, start, units) if isinstance(measure, Probes) else None,
         probe_siblings=_probe_siblings(measure, start, units) if isinstance(measure, ProbesSiblings) else None,
-        siblings=measure.siblings if isinstance(measure, ProbesSiblings) else 1,
+        siblings=measure.count_siblings() if isinstance(measure, ProbesSiblings) else 1,
         start=removed_at(start, units),
         scores=prior_of(units, start, head_scores, ffn_scores),
         effects=measure.unit_effects(start, units) if isinstance(measure, PredictsEffects) else None,

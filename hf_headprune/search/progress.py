@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from hf_headprune.processes import number_of_processes
+
 if TYPE_CHECKING:
     from hf_headprune.search.problem import Progress
 
@@ -17,8 +19,7 @@ class SearchBar:
     def __init__(self, *, disable: bool = False, unit_name: str = "heads") -> None:
         """Opens no bar yet: its length is known with the first evaluation."""
         self._unit_name = unit_name
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._disable = disable or (distributed and torch.distributed.get_rank() != 0)
+        self._disable = disable or (number_of_processes() > 1 and torch.distributed.get_rank() != 0)
         self._bar: Any = None
 
     def __enter__(self) -> SearchBar:

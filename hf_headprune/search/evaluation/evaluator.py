@@ -17,12 +17,12 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.moments import record_moments, record_moments_by_gradient
+from hf_headprune.processes import over_processes, sharing
 from hf_headprune.reconstruction import Reconstruction
 from hf_headprune.search.evaluation.answers import Answers
 from hf_headprune.search.evaluation.effects import GateGradients, owners_of
 from hf_headprune.search.evaluation.prefix import PrefixCache
 from hf_headprune.search.evaluation.probing import Prober, Probing
-from hf_headprune.search.evaluation.processes import over_processes, sharing
 from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.problem import Measurement
 
@@ -125,7 +125,7 @@ class ExampleEvaluator:
             return self._opened_prober()(plan, question)
 
     def probe_siblings(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
-        """Measures several plans as `probe` does each, up to `siblings` in one pass where they have one base.
+        """Measures several plans as `probe` does each, up to `count_siblings()` in one pass where they have one base.
 
         Raises:
             InvalidPlanError: A plan does not fit the model.
@@ -133,13 +133,11 @@ class ExampleEvaluator:
         with self._precision():
             return self._opened_prober().together(asked)
 
-    @property
-    def siblings(self) -> int:
-        """How many plans `probe_siblings` runs in one pass at most; one where model or metric allow no more."""
-        return self.count_siblings()
-
     def count_siblings(self) -> int:
-        """Returns `siblings`; what is tried on the model for it, all processes that share examples must try."""
+        """Returns how many plans `probe_siblings` runs in one pass at most; one where model or metric allow no more.
+
+        The model is tried for it, by all processes that share examples.
+        """
         if self._probing.siblings_of(self._model) == 1:
             return 1
         with self._precision():

@@ -19,11 +19,11 @@ import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
+from hf_headprune.processes import over_processes, sharing
 from hf_headprune.search.evaluation.answers import TIE_BAND, Answers
 from hf_headprune.search.evaluation.compositions import Compositions
 from hf_headprune.search.evaluation.lanes import Lane, gains_by_half_precision, half_precision_twin, rough_band
 from hf_headprune.search.evaluation.memory import StateMemory
-from hf_headprune.search.evaluation.processes import over_processes, sharing
 from hf_headprune.search.problem import ROUND_OFF, Measurement
 from hf_headprune.values import is_whole
 

@@ -1,10 +1,12 @@
-"""Shares work among the processes of a run that all ask for it, and gives each of them all results."""
+"""Lets the first process of a run search, and all of them measure what it asks about."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+
+from hf_headprune.processes import from_first, number_of_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,67 +18,8 @@ if TYPE_CHECKING:
     from hf_headprune.search.problem import Asked, Measurement, Question
     from hf_headprune.search.units import Unit
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 _FOUND, _FAILED = "found", "failed"
-
-
-def number_of_processes() -> int:
-    """Returns how many processes run together, one where none was started for that."""
-    is_running = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_running else 1
-
-
-def from_first(content: Any) -> Any:
-    """Returns in every process what the first one passes; it can be pickled, and all call it."""
-    if number_of_processes() == 1:
-        return content
-    box = [content]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def sharing(share: bool) -> int:  # noqa: FBT001 - the question itself
-    """Returns how many processes share work, where they are to."""
-    return number_of_processes() if share else 1
-
-
-def over_processes(compute: Callable[[Item], Result], items: Sequence[Item], *, share: bool) -> list[Result]:
-    """Computes something of each item, each on one process, and returns all results in every process.
-
-    All processes must call it with the same items; that they are as many is checked. What `compute` raises in one
-    process, all raise, so that none waits for another.
-
-    Args:
-        compute: Its results can be pickled.
-        items: In the same order everywhere.
-        share: Whether to do so; else each process computes all.
-
-    Raises:
-        RuntimeError: Another process raised an error, or has other items.
-    """
-    world = sharing(share)
-    if world == 1:
-        return [compute(item) for item in items]
-    rank = torch.distributed.get_rank()
-    found: dict[int, Any] = {}
-    error: Exception | None = None
-    try:
-        found = {place: compute(items[place]) for place in range(rank, len(items), world)}
-    except Exception as raised:  # noqa: BLE001 - the others must hear of any
-        error = raised
-    gathered: list[Any] = [None] * world
-    keys = [item if isinstance(item, int) else None for item in items]
-    torch.distributed.all_gather_object(gathered, (found, keys, None if error is None else repr(error)))
-    if error is not None:
-        raise error
-    failed = [f"process {number}: {reason}" for number, (_, _, reason) in enumerate(gathered) if reason is not None]
-    differing = [number for number, (_, theirs, _) in enumerate(gathered) if theirs != keys]
-    failed += [f"process {number} has other examples" for number in differing]
-    if failed:
-        raise RuntimeError(f"Another process failed while the processes shared an evaluation: {'; '.join(failed)}")
-    results = {place: result for part, _, _ in gathered for place, result in part.items()}
-    return [results[place] for place in range(len(items))]
 
 
 def lead_or_follow(evaluator: Any, search: Callable[[Any], Result]) -> Result:
@@ -139,8 +82,7 @@ class _Leading:
 
 
 class _LeadingExamples(_Leading):
-    @property
-    def siblings(self) -> int:
+    def count_siblings(self) -> int:
         return self._all("count_siblings")
 
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
