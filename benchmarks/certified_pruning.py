@@ -1,10 +1,10 @@
-"""How much of MiniLM goes with a certificate at 95 %, with and without fine-tuning under the gates.
+"""How much of MiniLM goes with a certificate at 95 %, with and without training.
 
 - without training: a fine-tuned model is searched on dev by A* within half the drop, output projections refitted, on
   1 024 training examples, to the heads that stay; plans on the way to what it found, on which the heads that cost least
   leave first, are certified on test, the least pruned first, against the model itself.
-- with training: gates keep 54, 43, 36, 29 and 24 of 72 heads, each in a run of its own; the models are certified on
-  test, the least pruned first, against a dense model trained with the same steps.
+- with training: gates, or second-order removal, keep 54, 43, 36, 29 and 24 of 72 heads, each in a run of its own; the
+  models are certified on test, the least pruned first, against a dense model trained with the same steps.
 
 Both on sst2 (n = 1 821) and snli (n = 9 824), for drops of 1 and 2 %. Every run is cached in `--work`; several
 processes share the queue.
@@ -36,6 +36,7 @@ from hf_headprune import (
     CertificationData,
     HeadPruneCallback,
     PruningPlan,
+    SecondOrder,
     SubsetGates,
     anatomy_of,
     certify_path,
@@ -59,13 +60,15 @@ MILESTONES = 12
 SEARCH = AStarSearch(max_evaluations=100, reconstruct=True)
 KEPT_HEADS = (54, 43, 36, 29, 24)
 HEADS = 72
+DENSE, SEARCH_AFTER, GATES, SECOND_ORDER = "dense", "search", "gates", "second order"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run that keeps some heads, or a search after plain training (0 heads), which has a drop."""
+    """A training run that keeps some heads, or a search after plain training, which has a drop and no budget."""
 
     task: str
+    method: str
     kept_heads: int
     drop: float
     seed: int
@@ -75,19 +78,20 @@ def all_runs() -> tuple[Run, ...]:
     """Returns every run, seed by seed; a search comes after the dense run whose model it needs."""
     runs = []
     for seed in SEEDS:
-        runs += [Run(task, kept, 0.0, seed) for kept in (HEADS, *KEPT_HEADS) for task in TASKS]
-        runs += [Run(task, 0, drop, seed) for drop in DROPS for task in TASKS]
+        runs += [Run(task, DENSE, HEADS, 0.0, seed) for task in TASKS]
+        runs += [Run(task, *cell, 0.0, seed) for task, *cell in product(TASKS, (GATES, SECOND_ORDER), KEPT_HEADS)]
+        runs += [Run(task, SEARCH_AFTER, 0, drop, seed) for drop in DROPS for task in TASKS]
     return tuple(runs)
 
 
 def source_of(run: Run) -> Run | None:
     """Returns the dense run whose model a search needs."""
-    return Run(run.task, HEADS, 0.0, run.seed) if run.kept_heads == 0 else None
+    return Run(run.task, DENSE, HEADS, 0.0, run.seed) if run.method == SEARCH_AFTER else None
 
 
 def model_of(run: Run, work: Path) -> Path | None:
     """Returns where a dense run leaves its model; `fine_tuned` looks for it there."""
-    return work / f"{run.task}-{run.seed}" if run.kept_heads == HEADS else None
+    return work / f"{run.task}-{run.seed}" if run.method == DENSE else None
 
 
 @cache
@@ -99,14 +103,19 @@ def cached_task(name: str, limit: int | None) -> Task:
 def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Does one run."""
     task = cached_task(run.task, 64 if smoke else None)
-    return searched(run, task, work, smoke=smoke) if run.kept_heads == 0 else trained(run, task, work, smoke=smoke)
+    return (
+        searched(run, task, work, smoke=smoke) if run.method == SEARCH_AFTER else trained(run, task, work, smoke=smoke)
+    )
 
 
 def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Trains and keeps the answers on test."""
     recipe = replace(RECIPES[run.task], max_steps=4) if smoke else RECIPES[run.task]
-    gates = SubsetGates(kept_heads=run.kept_heads)
-    callback = None if run.kept_heads == HEADS else HeadPruneCallback(gates=gates, search=None, latency=None)
+    callback = None
+    if run.method == GATES:
+        callback = HeadPruneCallback(gates=SubsetGates(kept_heads=run.kept_heads), search=None, latency=None)
+    if run.method == SECOND_ORDER:
+        callback = HeadPruneCallback(second_order=SecondOrder(kept_heads=run.kept_heads), search=None, latency=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback)
     scores = train_and_score(trainer, task)
     if (folder := model_of(run, work)) is not None:
@@ -158,7 +167,7 @@ def some_of(split: Any, seed: int) -> Any:
 
 
 def certified_of_trained(runs: list[dict[str, Any]], drop: float) -> dict[str, Any] | None:
-    """Certifies the trained models of one task and seed, or returns None where a run is missing."""
+    """Certifies the models of one task, seed and way to train, or returns None where a run is missing."""
     of_kept = {run["kept_heads"]: run for run in runs}
     if any(kept not in of_kept for kept in (HEADS, *KEPT_HEADS)):
         return None
@@ -187,22 +196,23 @@ def right_of(run: dict[str, Any]) -> np.ndarray:
 def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
     """Gathers what is certified."""
     runs = waiting.finished()
-    rows = [{"way": "without training", "max_drop": run["drop"], **run} for run in runs if run["kept_heads"] == 0]
-    for task, seed, drop in product(TASKS, SEEDS, DROPS):
-        mine = [run for run in runs if run["kept_heads"] > 0 and (run["task"], run["seed"]) == (task, seed)]
+    rows = [{"way": SEARCH_AFTER, "max_drop": run["drop"], **run} for run in runs if run["method"] == SEARCH_AFTER]
+    for way, task, seed, drop in product((GATES, SECOND_ORDER), TASKS, SEEDS, DROPS):
+        mine = [r for r in runs if r["method"] in (DENSE, way) and (r["task"], r["seed"]) == (task, seed)]
         found = certified_of_trained(mine, drop)
         if found is not None:
-            rows.append({"way": "with training", "task": task, "seed": seed, "max_drop": drop, **found})
-    return {"missing": len(TASKS) * len(SEEDS) * len(DROPS) * 2 - len(rows), "results": rows, "runs": runs}
+            rows.append({"way": way, "task": task, "seed": seed, "max_drop": drop, **found})
+    return {"missing": len(TASKS) * len(SEEDS) * len(DROPS) * 3 - len(rows), "results": rows, "runs": runs}
 
 
 def main() -> None:
     """Works through the queue, or collects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/certified"), help="cache of models and finished runs")
-    parser.add_argument("--only", choices=("searched", "trained"), help="one of the two ways")
+    parser.add_argument("--only", choices=("searched", "trained"), help="with or without training")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of these tasks alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of these seeds alone")
+    parser.add_argument("--kept", nargs="+", type=int, help="of these numbers of heads alone")
     parser.add_argument("--collect", action="store_true", help="certify and summarise what is finished")
     parser.add_argument("--smoke", action="store_true", help="a search and two runs of four steps on 64 rows")
     options = parser.parse_args()
@@ -210,12 +220,13 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     runs = all_runs()
     if options.only is not None:  # both begin with a dense model
-        runs = tuple(
-            run for run in runs if run.kept_heads == HEADS or (run.kept_heads == 0) == (options.only == "searched")
-        )
+        runs = tuple(r for r in runs if r.method == DENSE or (r.method == SEARCH_AFTER) == (options.only == "searched"))
     runs = tuple(run for run in runs if run.task in options.tasks and run.seed in options.seeds)
+    runs = tuple(run for run in runs if options.kept is None or run.kept_heads in options.kept)
     if options.smoke:
-        runs = tuple(r for r in runs if (r.task, r.seed) == ("sst2", 0) and r.kept_heads in (0, HEADS, 36))
+        runs = tuple(
+            r for r in runs if (r.task, r.seed) == ("sst2", 0) and r.kept_heads in (0, HEADS, 36) and r.method != GATES
+        )
     waiting = RunQueue(runs, options.work, Path("no such file") if options.smoke else RESULT)
     if options.collect and not options.smoke:
         waiting = RunQueue(all_runs(), options.work, RESULT)  # a result file never loses what was not asked for
