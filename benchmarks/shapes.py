@@ -1,9 +1,10 @@
 """Speed-up of published pruned shapes on BERT-base, cut, saved, reloaded with AutoModel, beside the bound by MACs.
 
 The shapes are those of the block-pruned models of Lagunas et al. 2021 (arXiv 2109.04838) on SQuAD v1: heads and FFN
-units kept per layer. Weights are random: speed does not depend on them. Dense and pruned models run in turns in one
-process; reported are the ratio of median CPU seconds of the running thread and that of wall seconds, and from a
-profile the share of the time that each model spends outside matrix products, which the bound knows nothing of.
+units kept per layer; beside each of them the same with its FFN widths rounded up to multiples of 32, as this library
+chooses them. Weights are random: speed does not depend on them. Dense and pruned models run in turns in one process;
+reported are the ratio of median CPU seconds of the running thread and that of wall seconds, and from a profile the
+share of the time that each model spends outside matrix products, which the bound knows nothing of.
 
 Run: python -m benchmarks.shapes [--smoke]
 """
@@ -11,7 +12,6 @@ Run: python -m benchmarks.shapes [--smoke]
 from __future__ import annotations
 
 import argparse
-import json
 import struct
 import tempfile
 import time
@@ -30,8 +30,10 @@ from hf_headprune import PruningPlan, anatomy_of, cost_of, prune_model_
 if TYPE_CHECKING:
     from torch import nn
 
-# Name in the authors' list: (heads kept per layer, FFN units kept per layer).
-SHAPES = {
+Shape = tuple[tuple[int, ...], tuple[int, ...]]  # heads and FFN units kept per layer
+
+# By their names in the authors' list.
+SHAPES: dict[str, Shape] = {
     "#4": (
         (7, 5, 9, 9, 11, 10, 9, 8, 10, 6, 7, 5),
         (733, 837, 992, 1013, 1053, 986, 739, 552, 309, 136, 110, 316),
@@ -43,6 +45,7 @@ SHAPES = {
     "#10 struct": ((7, 3, 7, 4, 3, 3, 3, 2, 4, 1, 1, 1), (138, 168, 279, 298, 323, 309, 252, 203, 129, 60, 72, 109)),
 }
 BATCHES = ((1, 128), (8, 128), (2, 384))
+MULTIPLE = 32
 WARMUP = 2
 MATRIX_PRODUCTS = ("mm", "linear", "scaled_dot_product")  # part of the names of torch's operations
 
@@ -54,9 +57,14 @@ def dense_model(*, smoke: bool) -> BertModel:
     return BertModel(BertConfig(**narrow)).eval()
 
 
-def cut_saved_reloaded(
-    shape: tuple[tuple[int, ...], tuple[int, ...]], *, smoke: bool
-) -> tuple[nn.Module, dict[str, Any]]:
+def widths_of(shape: Shape) -> dict[str, Shape]:
+    """Returns a shape with its FFN widths as published and rounded up."""
+    heads, ffn = shape
+    rounded = tuple(-(-units // MULTIPLE) * MULTIPLE for units in ffn)
+    return {"as published": shape, f"in {MULTIPLE}s": (heads, rounded)}
+
+
+def cut_saved_reloaded(shape: Shape, *, smoke: bool) -> tuple[nn.Module, dict[str, Any]]:
     """Cuts a fresh model to a shape, saves and reloads it; returns it with what its file weighs."""
     model = dense_model(smoke=smoke)
     anatomy = anatomy_of(model)
@@ -86,28 +94,30 @@ def cut_saved_reloaded(
     return reloaded, size
 
 
-def in_turns(models: tuple[nn.Module, nn.Module], inputs: dict[str, torch.Tensor], runs: int) -> dict[str, Any]:
-    """Runs both models in turns; returns medians and ratios, dense over pruned."""
-    cpu: tuple[list[float], list[float]] = ([], [])
-    wall: tuple[list[float], list[float]] = ([], [])
+def in_turns(models: list[nn.Module], inputs: dict[str, torch.Tensor], runs: int) -> dict[str, np.ndarray]:
+    """Runs models in turns; returns CPU and wall seconds, (runs, models)."""
+    seconds: dict[str, list[list[float]]] = {"cpu": [], "wall": []}
     with torch.inference_mode():
         for _ in range(WARMUP + runs):
-            for model, cpu_seconds, wall_seconds in zip(models, cpu, wall, strict=True):
+            for row in seconds.values():
+                row.append([])
+            for model in models:
                 started = time.thread_time(), time.perf_counter()
                 model(**inputs)
-                cpu_seconds.append(time.thread_time() - started[0])
-                wall_seconds.append(time.perf_counter() - started[1])
-    result: dict[str, Any] = {}
-    for name, (dense, pruned) in {"cpu": cpu, "wall": wall}.items():
-        medians = float(np.median(dense[WARMUP:])), float(np.median(pruned[WARMUP:]))
-        ratios = np.array(dense[WARMUP:]) / np.array(pruned[WARMUP:])
-        result[name] = {
-            "dense_median_ms": 1000 * medians[0],
-            "pruned_median_ms": 1000 * medians[1],
-            "speed_up": medians[0] / medians[1],
-            "quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
-        }
-    return result
+                seconds["cpu"][-1].append(time.thread_time() - started[0])
+                seconds["wall"][-1].append(time.perf_counter() - started[1])
+    return {clock: np.array(rows[WARMUP:]) for clock, rows in seconds.items()}
+
+
+def speed_up(dense: np.ndarray, pruned: np.ndarray) -> dict[str, Any]:
+    """Returns medians of a dense and a pruned model's seconds, (runs,), and how many times faster the latter is."""
+    medians = float(np.median(dense)), float(np.median(pruned))
+    return {
+        "dense_median_ms": 1000 * medians[0],
+        "pruned_median_ms": 1000 * medians[1],
+        "speed_up": medians[0] / medians[1],
+        "quartiles": [float(q) for q in np.quantile(dense / pruned, [0.25, 0.75])],
+    }
 
 
 def share_of_other_work(model: nn.Module, inputs: dict[str, torch.Tensor]) -> float:
@@ -122,27 +132,27 @@ def share_of_other_work(model: nn.Module, inputs: dict[str, torch.Tensor]) -> fl
 
 
 def measure(name: str, runs: int, *, smoke: bool) -> list[dict[str, Any]]:
-    """Measures one shape at all batches in both precisions."""
-    pruned, size = cut_saved_reloaded(SHAPES[name], smoke=smoke)
-    macs = size.pop("macs")
+    """Measures one shape, as published and rounded, at all batches in both precisions."""
+    cut = {widths: cut_saved_reloaded(shape, smoke=smoke) for widths, shape in widths_of(SHAPES[name]).items()}
     dense = dense_model(smoke=smoke)
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        models = dense.to(dtype), pruned.to(dtype)
+        models = [model.to(dtype) for model in (dense, *(model for model, _ in cut.values()))]
         for batch, length in BATCHES:
             tokens = torch.randint(5, 1000, (batch, length), generator=torch.Generator().manual_seed(0))
             inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-            bound = macs[length][0] / macs[length][1]
-            result = {"shape": name, "dtype": str(dtype).removeprefix("torch."), "batch": batch, "length": length}
-            result |= {**size, "mac_bound": bound, **in_turns(models, inputs, runs)}
-            result["share_of_bound"] = result["cpu"]["speed_up"] / bound
+            seconds = in_turns(models, inputs, runs)
             other = [share_of_other_work(model, inputs) for model in models]
-            result["share_of_other_work"] = dict(zip(("dense", "pruned"), other, strict=True))
-            results.append(result)
-            speed_up = result["cpu"]["speed_up"]
-            print(
-                f"{name} {dtype} {batch}x{length}: {speed_up:.2f}x of {bound:.2f}x = {speed_up / bound:.3f}", flush=True
-            )
+            for i, (widths, (_, size)) in enumerate(cut.items(), start=1):
+                result = {"shape": name, "widths": widths, "dtype": str(dtype).removeprefix("torch."), "batch": batch}
+                result |= {"length": length, **{key: value for key, value in size.items() if key != "macs"}}
+                result |= {clock: speed_up(rows[:, 0], rows[:, i]) for clock, rows in seconds.items()}
+                ratio, bound = result["cpu"]["speed_up"], size["macs"][length][0] / size["macs"][length][1]
+                result |= {"mac_bound": bound, "share_of_bound": ratio / bound}
+                result["share_of_other_work"] = {"dense": other[0], "pruned": other[i]}
+                results.append(result)
+                cell = f"{name} {widths} {dtype} {batch}x{length}"
+                print(f"{cell}: {ratio:.2f}x of {bound:.2f}x = {ratio / bound:.3f}", flush=True)
     return results
 
 
@@ -160,7 +170,7 @@ def main() -> None:
         row for name in names for row in measure(name, 2 if options.smoke else options.runs, smoke=options.smoke)
     ]
     if not options.smoke and not options.only:
-        write_json(RESULTS / "shapes.json", {**environment(), "seed": 0, "results": json.loads(json.dumps(results))})
+        write_json(RESULTS / "shapes.json", {**environment(), "seed": 0, "results": results})
 
 
 if __name__ == "__main__":
