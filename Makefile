@@ -10,6 +10,8 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLB
 # What has to hold at both ends of the supported range: the families, the surgery, and the journey through the Trainer.
 CONTRACTS = $(wildcard $(addprefix tests/test_,surgery.py families.py prunable_checkpoints.py gates.py callback.py))
 TESTS ?=
+# One process per core, at most four; each takes the next tests of its half, then of the other's.
+PYTEST := -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 # Pins that belong to one version of Transformers; another version brings its own.
 UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transformers)==
 
@@ -33,7 +35,7 @@ demo: install
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest $(TESTS)
+	$(TEST_ENV) $(BIN)/python $(PYTEST) $(TESTS)
 
 static: install
 	$(BIN)/ruff format --check .
@@ -56,10 +58,10 @@ format: install
 	@touch $@
 
 test-oldest test-newest: test-%: .venv-%/.installed
-	$(TEST_ENV) .venv-$*/bin/python -m pytest $(TESTS)
+	$(TEST_ENV) .venv-$*/bin/python $(PYTEST) $(TESTS)
 
 contracts-oldest: .venv-oldest/.installed
-	$(TEST_ENV) .venv-oldest/bin/python -m pytest $(CONTRACTS)
+	$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) $(CONTRACTS)
 
 clean:
 	rm -rf .venv .venv-oldest .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis build demo-output
