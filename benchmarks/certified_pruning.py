@@ -44,7 +44,7 @@ from hf_headprune import (
     milestones,
 )
 from hf_headprune.callback.bridge import CALIBRATION
-from hf_headprune.callback.promise import plans_between
+from hf_headprune.callback.candidates import plans_between
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import PairedScores
 from hf_headprune.guarantee.path import walk
