@@ -21,6 +21,7 @@ from hf_headprune.search.evaluation.layers import LayerStack
 from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.evaluation.scorings import scoring_for
+from hf_headprune.search.evaluation.trials import Trials
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.problem import Question
 from hf_headprune.search.settings import AStarSearch
@@ -490,9 +491,9 @@ def test_a_head_that_reads_every_token_is_noticed():
     model = classifier()
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
     with torch.no_grad():
-        assert LayerStack(model).reads_first_token(inputs)
+        assert Trials(LayerStack(model)).reads_first_token(inputs)
         model.bert.pooler = MeanPooled(model.bert.pooler)
-        assert not LayerStack(model).reads_first_token(inputs)
+        assert not Trials(LayerStack(model)).reads_first_token(inputs)
     evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
     base, rng = PruningPlan.of(model), np.random.default_rng(9)
     plan = near(base, rng)
@@ -519,9 +520,9 @@ def test_layers_that_are_no_plain_list_are_noticed_and_measured_whole():
     layers[0], layers[1] = MixesLayers(layers[0], memory, reads=False), MixesLayers(layers[1], memory, reads=True)
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
     with torch.no_grad():
-        assert LayerStack(classifier()).is_resumable(inputs)
+        assert Trials(LayerStack(classifier())).is_resumable(inputs)
         memory["first"] = torch.zeros(1)
-        assert not LayerStack(model).is_resumable(inputs)
+        assert not Trials(LayerStack(model)).is_resumable(inputs)
     evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
     base, rng = PruningPlan.of(model), np.random.default_rng(10)
     for _ in range(6):
@@ -535,7 +536,7 @@ def test_every_family_is_resumed_where_it_has_one_plain_list_of_layers(name):
     kind = {"num_labels": 3} if name not in SEQ2SEQ_NAMES else {}
     stack = LayerStack(family.make(**kind))
     with torch.no_grad():
-        assert stack.is_resumable(family.inputs()) == (name not in SEQ2SEQ_NAMES)
+        assert Trials(stack).is_resumable(family.inputs()) == (name not in SEQ2SEQ_NAMES)
 
 
 def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():

@@ -13,9 +13,9 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.search.astar import search
 from hf_headprune.search.baselines import beam, greedy
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.evaluation.layers import LayerStack
 from hf_headprune.search.evaluation.probing import SIBLINGS, Probing
 from hf_headprune.search.evaluation.stacking import projecting
+from hf_headprune.search.evaluation.trials import Trials
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.settings import AStarSearch
 from tests.conftest import tiny_bert, tiny_marian
@@ -175,7 +175,7 @@ def test_a_module_with_a_forward_of_its_own_gets_it_back():
 def test_where_a_model_minds_other_examples_siblings_follow_one_another(monkeypatch):
     model = classifier()
     batches = batches_of(decided(model, examples(40)))
-    monkeypatch.setattr(LayerStack, "_are_equal_up_to_rounding", lambda *_: False)
+    monkeypatch.setattr(Trials, "_are_equal_up_to_rounding", lambda *_: False)
     evaluator = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, siblings=2))
     base, rng = PruningPlan.of(model), np.random.default_rng(3)
     margins = evaluator(base).margins

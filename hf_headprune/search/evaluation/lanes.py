@@ -15,6 +15,7 @@ from hf_headprune.masking import evaluating, plain_copy
 from hf_headprune.search.evaluation.answers import TIE_BAND
 from hf_headprune.search.evaluation.layers import LayerStack, digests_of
 from hf_headprune.search.evaluation.stacking import repeated
+from hf_headprune.search.evaluation.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,11 +94,12 @@ class Lane:
         self._guessed: list[tuple[Any, Any]] = []
         inputs = scoring.inputs(sample)
         with evaluating(model):
-            self._is_resumable = self._stack.is_resumable(inputs)
-            self.in_full_precision = self._stack.computes_in_full_precision(inputs)
+            trials = Trials(self._stack)
+            self._is_resumable = trials.is_resumable(inputs)
+            self.in_full_precision = trials.computes_in_full_precision(inputs)
             may_skip = self._is_resumable and (self.in_full_precision or not is_exact)
-            self._takes_out = may_skip and not scoring.is_continuous and self._stack.can_take_out(inputs)
-            self._reads_first = may_skip and self._stack.reads_first_token(inputs)
+            self._takes_out = may_skip and not scoring.is_continuous and trials.can_take_out(inputs)
+            self._reads_first = may_skip and trials.reads_first_token(inputs)
 
     def check_fits(self, plan: PruningPlan) -> None:
         """Checks that a plan was made for this model.
@@ -110,7 +112,7 @@ class Lane:
     def can_stack(self, sample: dict[str, torch.Tensor]) -> bool:
         """Tries on a small batch with labels whether several plans may be run in one pass."""
         with evaluating(self._model):
-            return self._stack.can_stack(self._scoring.inputs(sample), take_out=self._takes_out)
+            return Trials(self._stack).can_stack(self._scoring.inputs(sample), take_out=self._takes_out)
 
     @contextmanager
     def open(self) -> Iterator[None]:

@@ -17,7 +17,6 @@ from hf_headprune.search.evaluation.stacking import (
     Projection,
     differing_sites,
     projecting,
-    repeated,
     union_of,
     without_closed,
 )
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Site
     from hf_headprune.reconstruction import Reconstruction
 
-ROUNDINGS = 1000  # of the largest logit: in fp32 far more than two orders of a sum differ by, and far less than a head
 Inputs = dict[str, torch.Tensor]
 Kept = tuple[tuple[int, ...], ...]
 
@@ -36,9 +34,13 @@ Kept = tuple[tuple[int, ...], ...]
 class LayerStack:
     """The layers of a model whose hidden states run through one list of layers, one after the other.
 
-    Whether they do is not declared but tried: see `is_resumable` and `reads_first_token`.
+    Whether they do is not declared but tried: see `Trials`.
 
     Attributes:
+        model: Whose layers they are.
+        anatomy: Of the model.
+        layers: In the order of the one list that the model runs through.
+        has_one_list: Whether there is one list; an encoder and a decoder are two.
         depth: Number of layers.
     """
 
@@ -48,20 +50,20 @@ class LayerStack:
         Raises:
             UnsupportedModelError: The model's family is not declared.
         """
-        self._model = model
-        self._anatomy = anatomy_of(model)
-        self._sites = self._anatomy.sites
+        self.model = model
+        self.anatomy = anatomy_of(model)
+        self._sites = self.anatomy.sites
         base = base_model(model)
         present = {name for name, _ in base.named_modules()}
         stacks = [stack for stack in family_of(model).stacks if stack.layers in present]  # a decoder may stand alone
         parent, _, self._name = stacks[0].layers.rpartition(".")
         self._parent = base.get_submodule(parent)
-        self._layers: list[nn.Module] = list(getattr(self._parent, self._name))
+        self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self._scales: dict[str, UnitScale] = {}
         self._kept: dict[str, tuple[int, ...]] = {}
         self._narrowing = Narrowing(model, self._sites)
-        self._has_one_list = len(stacks) == 1
-        self.depth = len(self._layers) if self._has_one_list else 1 + max(site.layer for site in self._sites)
+        self.has_one_list = len(stacks) == 1
+        self.depth = len(self.layers) if self.has_one_list else 1 + max(site.layer for site in self._sites)
 
     def check_fits(self, plan: PruningPlan) -> None:
         """Checks that a plan was made for this model.
@@ -69,13 +71,13 @@ class LayerStack:
         Raises:
             InvalidPlanError: It was not.
         """
-        plan.check_fits(self._anatomy)
+        plan.check_fits(self.anatomy)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Attaches one scale per site for the length of a `with` block; `close` sets them."""
         self._scales = {site.name: UnitScale(site.unit_width) for site in self._sites if site.units}
-        handles = [attach(self._model, site, self._scales[site.name]) for site in self._sites if site.units]
+        handles = [attach(self.model, site, self._scales[site.name]) for site in self._sites if site.units]
         try:
             yield
         finally:
@@ -95,7 +97,7 @@ class LayerStack:
 
         Sites that keep the same as before stay as they are: a plan differs from its parent in few.
         """
-        device = next(self._model.parameters()).device
+        device = next(self.model.parameters()).device
         for site in self._sites:
             kept = plan.kept(site.name)
             if not site.units or self._kept.get(site.name) == kept:
@@ -127,8 +129,8 @@ class LayerStack:
         self.open()
         union, sites = union_of(plans), differing_sites(self._sites, plans)
         if reconstruction is not None:
-            reconstruction.apply_(self._model, union)
-        base = base_model(self._model)
+            reconstruction.apply_(self.model, union)
+        base = base_model(self.model)
         modules: dict[str, Any] = {site.name: base.get_submodule(site.output) for site in sites}
         own = {
             site.name: [_projection(modules[site.name], site, plan, reconstruction) for plan in plans] for site in sites
@@ -166,7 +168,7 @@ class LayerStack:
             found: Where to put the inputs of the layers after it.
         """
         with self.entered(first, state, found):
-            return self._model(**inputs)
+            return self.model(**inputs)
 
     @contextmanager
     def entered(
@@ -183,7 +185,7 @@ class LayerStack:
         """Returns the inputs of the layers `first + 1 ... last`, from that of layer `first`."""
         found: dict[int, torch.Tensor] = {}
         with self._noting(found, first, last), self._only(first, last, state):
-            self._model(**inputs)
+            self.model(**inputs)
         return found
 
     @contextmanager
@@ -195,7 +197,7 @@ class LayerStack:
             return hook
 
         handles = [
-            self._layers[place - 1].register_forward_hook(remember(place)) for place in range(first + 1, last + 1)
+            self.layers[place - 1].register_forward_hook(remember(place)) for place in range(first + 1, last + 1)
         ]
         try:
             yield
@@ -210,7 +212,7 @@ class LayerStack:
         The last output projection and FFN get the first token alone; the residual connections spread its output over
         the others, whose values are then wrong and not read.
         """
-        base = base_model(self._model)
+        base = base_model(self.model)
         last = [site for site in self._sites if site.layer == self.depth - 1]
         paths = [site.output if site.is_attention else site.inputs[0] for site in last if site.units]
         handles = [base.get_submodule(path).register_forward_pre_hook(_first_token) for path in paths]
@@ -220,125 +222,15 @@ class LayerStack:
             for handle in handles:
                 handle.remove()
 
-    def is_resumable(self, inputs: Inputs) -> bool:
-        """Tells whether entering at any layer gives the very bits of a whole forward pass."""
-        if not self._has_one_list or not self._hands_states_on(inputs):
-            return False
-        expected = self.outputs(inputs)
-        states = self.states(inputs, 0, self.depth - 1)
-        twice = [*states.items()] * 2  # the second time shows whether a state was changed in place
-        same = all(_are_equal(self.outputs(inputs, first, state), expected) for first, state in twice)
-        partial = self.states(inputs, 1, self.depth - 1, states.get(1)) if self.depth > 1 else {}
-        return same and all(torch.equal(state, states[place]) for place, state in partial.items())
-
-    def reads_first_token(self, inputs: Inputs) -> bool:
-        """Tells whether the logits depend on the last layer's output through its first token alone."""
-        outputs: list[torch.Tensor] = []
-
-        def leaf(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
-            outputs.append(hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        handle = self._layers[-1].register_forward_hook(leaf)
-        try:
-            with torch.enable_grad():
-                logits = logits_in(self.outputs(inputs))
-                weights = torch.arange(1.0, logits.numel() + 1, device=logits.device).reshape(logits.shape)
-                (gradient,) = torch.autograd.grad((logits * weights.to(logits.dtype)).sum(), outputs)
-        finally:
-            handle.remove()
-        if gradient.dim() != 3 or not gradient[:, 0].any() or gradient[:, 1:].any():  # noqa: PLR2004
-            return False
-        with self.first_token_only():
-            return torch.allclose(logits_in(self.outputs(inputs)), logits.detach(), rtol=1e-4, atol=1e-5)
-
-    def can_take_out(self, inputs: Inputs) -> bool:
-        """Tells whether taking units out of the products gives what closing them gives, up to round-off.
-
-        In bf16 round-off hides all but shapes that don't fit.
-        """
-        plan, _ = self._trial_plans()
-        with self.attached():
-            self.close(plan)
-            closed = logits_in(self.outputs(inputs))
-            try:
-                self.take_out(plan)
-                taken = logits_in(self.outputs(inputs))
-            except RuntimeError:  # shapes that do not follow from the projections
-                return False
-        return self._are_equal_up_to_rounding(taken, closed)
-
-    def can_stack(self, inputs: Inputs, *, take_out: bool) -> bool:
-        """Tells whether plans in one pass give what each gives alone, up to round-off; see `can_take_out`."""
-        plans = self._trial_plans()
-        alone = []
-        with self.attached():
-            for plan in plans:
-                self.close(plan)
-                alone.append(logits_in(self.outputs(inputs)))
-            try:
-                with self.closed_each(plans, take_out=take_out):
-                    together = logits_in(self.outputs(repeated(inputs, len(plans))))
-            except RuntimeError:  # shapes that do not follow from the batch
-                return False
-        return together.shape[0] == 2 * alone[0].shape[0] and self._are_equal_up_to_rounding(together, torch.cat(alone))
-
-    def _trial_plans(self) -> tuple[PruningPlan, PruningPlan]:
-        """Returns two plans that remove different heads, and of FFN units one in common and one apart."""
-        full = PruningPlan.full(self._anatomy)
-        heads = {site: count for site, count in full.num_heads.items() if count}
-        ffn = {site: count for site, count in full.num_ffn.items() if count}
-        first = full.replace(
-            kept_heads={site: range(count - 1) for site, count in heads.items()},
-            kept_ffn={site: range(1, count) for site, count in ffn.items()},
-        )
-        second = full.replace(
-            kept_heads={site: (*range(count - 2), *range(count - 1, count)) for site, count in heads.items()},
-            kept_ffn={site: range(2, count) for site, count in ffn.items()},
-        )
-        return first, second
-
-    def _are_equal_up_to_rounding(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
-        scale = float(expected.abs().amax()) * torch.finfo(next(self._model.parameters()).dtype).eps
-        return bool((found.float() - expected.float()).abs().amax() <= ROUNDINGS * scale)
-
-    def computes_in_full_precision(self, inputs: Inputs) -> bool:
-        """Tells whether products are computed in fp32 or fp64; autocast may come from a wrapped forward."""
-        kinds: list[torch.dtype] = []
-        module = base_model(self._model).get_submodule(next(site.output for site in self._sites if site.units))
-        handle = module.register_forward_hook(lambda module, args, output: kinds.append(output.dtype))
-        try:
-            self._model(**inputs)
-        finally:
-            handle.remove()
-        return all(kind in (torch.float32, torch.float64) for kind in kinds)
-
-    def _hands_states_on(self, inputs: Inputs) -> bool:
-        """Tells whether each layer is called once, with the output of the layer before as its first argument."""
-        seen: list[tuple[Any, Any]] = []
-        handles = [
-            layer.register_forward_hook(lambda module, args, output: seen.append((args[0] if args else None, output)))
-            for layer in self._layers
-        ]
-        try:
-            self._model(**inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        outputs = [output[0] if isinstance(output, tuple) else output for _, output in seen]
-        handed = all(given is before for (given, _), before in zip(seen[1:], outputs, strict=False))
-        return len(seen) == self.depth and handed and all(isinstance(given, torch.Tensor) for given, _ in seen)
-
     @contextmanager
     def _only(self, first: int, last: int, state: torch.Tensor | None) -> Iterator[None]:
         """Leaves only the layers `first ... last - 1` in the model's list, and gives the first one its input."""
         whole = getattr(self._parent, self._name)
         handle = None
         if first or last < self.depth:
-            setattr(self._parent, self._name, nn.ModuleList(self._layers[first:last]))
+            setattr(self._parent, self._name, nn.ModuleList(self.layers[first:last]))
         if state is not None:
-            handle = self._layers[first].register_forward_pre_hook(lambda module, args: (state, *args[1:]))
+            handle = self.layers[first].register_forward_pre_hook(lambda module, args: (state, *args[1:]))
         try:
             yield
         finally:
@@ -369,17 +261,6 @@ def _projection(output: Any, site: Site, plan: PruningPlan, reconstruction: Reco
     if reconstruction is not None and site.name in reconstruction.blocks:
         return without_closed(reconstruction.projection(site.name, kept, output.weight), site, kept)
     return without_closed((output.weight, output.bias), site, kept)
-
-
-def _are_equal(output: Any, other: Any) -> bool:
-    """Tells whether two outputs of a model hold the same bits, tensor by tensor."""
-    if isinstance(output, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(output, other)
-    if isinstance(output, dict):
-        return output.keys() == other.keys() and all(_are_equal(output[name], other[name]) for name in output)
-    if isinstance(output, tuple):
-        return len(output) == len(other) and all(map(_are_equal, output, other))
-    return output is None and other is None
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

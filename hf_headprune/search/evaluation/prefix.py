@@ -18,6 +18,7 @@ import torch
 
 from hf_headprune.anatomy import base_model, named_arguments
 from hf_headprune.search.evaluation.layers import LayerStack, digests_of
+from hf_headprune.search.evaluation.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +103,7 @@ class PrefixCache:
         if self._is_resumable is None:
             self._is_trying = True
             try:
-                self._is_resumable = self._stack.is_resumable(inputs)
+                self._is_resumable = Trials(self._stack).is_resumable(inputs)
             finally:
                 self._is_trying = False
         return self._is_resumable
