@@ -43,8 +43,8 @@ from hf_headprune import (
     cost_of,
     milestones,
 )
-from hf_headprune.callback.bridge import CALIBRATION
 from hf_headprune.callback.candidates import plans_between
+from hf_headprune.callback.measuring import CALIBRATION
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import PairedScores
 from hf_headprune.guarantee.path import walk

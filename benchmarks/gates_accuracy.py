@@ -48,8 +48,8 @@ from hf_headprune import (
     search_plan,
     second_order_plan,
 )
-from hf_headprune.callback.bridge import CALIBRATION
 from hf_headprune.callback.candidates import plans_between
+from hf_headprune.callback.measuring import CALIBRATION
 from hf_headprune.learn.settings import Mode
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.callback.bridge import metric_source, require_plain_construction, scoring_batches
+from hf_headprune.callback.bridge import require_plain_construction, scoring_batches
 from hf_headprune.callback.finish import REPORT_NAME
+from hf_headprune.callback.measuring import metric_source
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.learn.gates import BANK_NAME
 from hf_headprune.learn.settings import SubsetGates

@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from hf_headprune import CertificationData, Metric, PruningPlan, SubsetGates, certify, verify_certificate
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.callback.bridge import metric_source
+from hf_headprune.callback.measuring import metric_source
 from hf_headprune.collation import IGNORED_LABEL
 from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.search.settings import AStarSearch

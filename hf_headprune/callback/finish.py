@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.callback.bridge import metric_source
+from hf_headprune.callback.measuring import metric_source
 from hf_headprune.callback.promise import NoPromise, Promise
 from hf_headprune.callback.spare import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
 from hf_headprune.certified import attach_certificate_
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from hf_headprune.anatomy import Anatomy
-    from hf_headprune.callback.bridge import MetricSource
+    from hf_headprune.callback.measuring import MetricSource
     from hf_headprune.callback.parts import LearnedParts
     from hf_headprune.callback.promise import ChosenPlan
     from hf_headprune.callback.settings import Settings

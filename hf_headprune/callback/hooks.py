@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.callback import bridge
+from hf_headprune.callback import bridge, measuring
 from hf_headprune.callback.distil import distil
 from hf_headprune.callback.finish import finish
 from hf_headprune.callback.parts import LearnedParts
@@ -131,7 +131,7 @@ class HeadPruneCallback(TrainerCallback):
         if settings.latency is not None:
             try_latency(trainer.model, settings.latency)  # what the model can't take fails now
         if settings.search is not None:
-            bridge.require_search_data(trainer)
+            measuring.require_search_data(trainer)
             self._promise = promise_of(trainer, settings.search, self._unseen, self._certified_by)
         self._parts = LearnedParts(trainer, anatomy, settings)
         if settings.distillation is not None:
@@ -168,7 +168,7 @@ class HeadPruneCallback(TrainerCallback):
             second_run_steps(movement.fill, state.max_steps)
         if self.settings.search is not None:
             cuts_ffn = movement is not None or self.settings.second_order is not None
-            bridge.require_searchable(self._trainer, self.settings.search, start_cuts_ffn=cuts_ffn)
+            measuring.require_searchable(self._trainer, self.settings.search, start_cuts_ffn=cuts_ffn)
         if self._promise is not None:
             self._promise = known_when_training_begins(self._promise, self._trainer)
             if state.is_world_process_zero:

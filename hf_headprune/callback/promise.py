@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune.callback import bridge
+from hf_headprune.callback import bridge, measuring
 from hf_headprune.callback.candidates import plans_between
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
@@ -234,7 +234,7 @@ def promise_of(
             )
         return None
     is_condition = search.confidence != REPORT
-    if metric is None and not bridge.searches_accuracy(trainer, search.metric):
+    if metric is None and not measuring.searches_accuracy(trainer, search.metric):
         if not is_condition and unseen is None:
             return NoPromise(
                 "without a certification_metric the callback certifies the accuracy of single-label classifiers only"
