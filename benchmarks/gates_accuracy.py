@@ -196,8 +196,10 @@ def cut_by_search(run: Run, trainer: Trainer, task: Task, work: Path) -> dict[st
     if plan is None:
         raise SystemExit(f"{key_of(run)}: the search removed no more than {found.plan.num_removed_heads} heads.")
     prune_model_(model, plan, reconstruction=found.reconstruction)
+    source: Any = source_of(run)
     return {
         **score(trainer, task),
+        "dense_test": RunQueue((source,), work, RESULT).result_of(source)["test"],  # of this very model
         "heads_per_layer": [len(heads) for heads in plan.kept_heads.values()],
         "evaluations": found.evaluations,
     }
@@ -234,7 +236,7 @@ def model_of(run: Run, work: Path) -> Path | None:
 def collect(work: Path) -> dict[str, Any]:
     """Reads all finished runs and summarises them: mean and spread over seeds."""
     waiting = RunQueue(tuple(all_runs()), work, RESULT)
-    fields = (*Run.__dataclass_fields__, "dev", "test", "steps", "train_seconds", "heads_per_layer")
+    fields = (*Run.__dataclass_fields__, "dev", "test", "dense_test", "steps", "train_seconds", "heads_per_layer")
     finished = [{name: result[name] for name in fields if name in result} for result in waiting.finished()]
     rows = summary(finished, ("group", "task", "method", "kept_heads"), ("dev", "test"))
     drops = drops_of([run for run in finished if run["group"] == "headline"])
@@ -242,12 +244,17 @@ def collect(work: Path) -> dict[str, Any]:
 
 
 def drops_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the mean drop of test accuracy against the dense model of the same seed, and its standard error."""
+    """Returns the mean drop of test accuracy and its standard error.
+
+    A run is compared with the dense model that it started from, if it says so, else with that of the same seed.
+    """
     dense = {run["seed"]: run["test"] for run in runs if run["method"] == DENSE}
     cells: dict[tuple[str, int], list[float]] = {}
     for run in runs:
         if run["method"] != DENSE:
-            cells.setdefault((run["method"], run["kept_heads"]), []).append(dense[run["seed"]] - run["test"])
+            cells.setdefault((run["method"], run["kept_heads"]), []).append(
+                run.get("dense_test", dense[run["seed"]]) - run["test"]
+            )
     return [
         {
             "method": method,

@@ -85,7 +85,7 @@ def measure_latency_table(
 
 def _spread(units: int, points: int) -> list[int]:
     """Returns the numbers of units that are measured, without all of them, which the whole model has."""
-    return sorted({round(units * point / points) for point in range(points)})
+    return sorted({units * point // points for point in range(points)})
 
 
 def _cut(model: nn.Module, anatomy: Anatomy, sites: list[Site], kept: int) -> nn.Module:

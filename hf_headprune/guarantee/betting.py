@@ -5,7 +5,9 @@ A gambler bets against "the drop is at least epsilon". Under it, the wealth
     W_t = mean over bets k of prod_{i <= t} (1 + k (epsilon - d_i)),    d_i = dense score - pruned score
 
 is a non-negative supermartingale from 1, so that it ever exceeds 1 / alpha with a probability of at most alpha (Ville).
-One over the largest wealth is a p-value, exact for every n and every distribution.
+One over the largest wealth is a p-value, exact for every n and every distribution. Groups of examples come in an order
+that depends on their sizes: the largest has the first example more often. Their p-value is one over the last wealth,
+which depends on no order (Markov).
 
 Source:
     Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, JRSS B 86 (2024), arXiv
@@ -62,7 +64,7 @@ def betting_p_value(differences: np.ndarray, epsilon: float, groups: np.ndarray 
     bets = np.geomspace(SMALLEST_BET, LARGEST_BET, NUM_BETS) / max(1.0, 1.0 - epsilon)
     gains = np.cumsum(np.log1p(bets[:, None] * (epsilon * sizes - sums)), axis=1)  # (num_bets, num_units)
     wealth = logsumexp(gains, axis=0) - np.log(NUM_BETS)
-    return float(min(1.0, np.exp(-wealth.max())))
+    return float(min(1.0, np.exp(-(wealth.max() if groups is None else wealth[-1]))))
 
 
 def betting_upper_bound(differences: np.ndarray, alpha: float, groups: np.ndarray | None = None) -> float:

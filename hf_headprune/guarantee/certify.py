@@ -235,7 +235,17 @@ def _check_own_step(path: CertifiedPath, evidence: Evidence, allowed: int) -> No
 
 
 def _with_own_step(path: CertifiedPath, broken: int, fixed: int, p: float) -> CertifiedPath:
-    """Puts the cut model's own numbers in place of those of its masked plan."""
+    """Puts the cut model's own numbers in place of those of its masked plan.
+
+    Raises:
+        CertificateError: Rounding turned an answer, and the verdict with it: the path ends elsewhere then.
+    """
     own = path.own_index
     step = PathStep(path.steps[own].name, broken, fixed, p, p <= path.claim.level)
+    if step.certified != path.steps[own].certified:
+        raise CertificateError(
+            f"certify: on the path, candidate {own} ({step.name}) got p = {path.steps[own].p_value:.6f}, and cut, "
+            f"p = {p:.6f}: rounding turned an answer, and the verdict with it. Cut the plan before it on the path, or "
+            "certify on other examples."
+        )
     return replace(path, steps=(*path.steps[:own], step, *path.steps[own + 1 :]))

@@ -11,6 +11,7 @@ import numpy as np
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.paired import level_of
 from hf_headprune.guarantee.strict_json import LARGEST
+from hf_headprune.values import is_number, is_whole
 
 Kind = Literal["binary", "bounded", "corpus"]
 METHODS = {
@@ -98,19 +99,28 @@ class Claim:
     chosen_among: int = 1
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
-        rules = {
-            "kind": (self.kind in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
-            "max_drop": (0 <= self.max_drop < 1, "in [0, 1): 0.01 is one point"),
-            "alpha": (0 < self.alpha < 0.5, "in (0, 0.5): one minus the confidence"),  # noqa: PLR2004
-            "chosen_among": (self.chosen_among >= 1 and self.chosen_among % 1 == 0, "a count of at least 1"),
-            "spent": (0 < self.spent <= self.alpha / max(self.chosen_among, 1), "in (0, alpha / chosen_among]"),
-            "use": (self.use >= 0, "a count"),
-            "seed": (0 <= self.seed <= LARGEST, "in [0, 2^53]"),
+        """Checks the ranges, and makes plain numbers of numpy's."""
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "max_drop": (lambda it: is_number(it) and 0 <= it < 1, "in [0, 1): 0.01 is one point"),
+            "alpha": (lambda it: is_number(it) and 0 < it < 0.5, "in (0, 0.5): one minus the confidence"),  # noqa: PLR2004
+            "chosen_among": (lambda it: is_whole(it, at_least=1), "a count of at least 1"),
+            "spent": (
+                lambda it: is_number(it) and 0 < it <= self.alpha / self.chosen_among,
+                "in (0, alpha / chosen_among]",
+            ),
+            "use": (lambda it: is_whole(it, at_least=0), "a count"),
+            "seed": (lambda it: is_whole(it, at_least=0) and it <= LARGEST, "in [0, 2^53]"),
         }
+        if self.kind not in get_args(Kind):
+            raise InvalidSettingError(
+                f"certify: kind must be one of {', '.join(get_args(Kind))}, received {self.kind!r}."
+            )
         for name, (holds, rule) in rules.items():
-            if not holds:
-                raise InvalidSettingError(f"certify: {name} must be {rule}, received {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not holds(value):
+                raise InvalidSettingError(f"certify: {name} must be {rule}, received {value!r}.")
+            plain = float(value) if name in ("max_drop", "alpha", "spent") else int(value)
+            object.__setattr__(self, name, plain)  # numbers of numpy are none in JSON
 
     @property
     def level(self) -> float:

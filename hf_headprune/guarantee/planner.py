@@ -98,9 +98,9 @@ def examples_needed(epsilon: float, expected: Expectation = Expectation()) -> in
         return None
     low, high = 1, 64
     while power_of(high, epsilon, expected) < expected.power:
-        low, high = high, 2 * high
-        if high > MOST_EXAMPLES:
+        if high == MOST_EXAMPLES:
             return None
+        low, high = high, min(2 * high, MOST_EXAMPLES)
     while high - low > max(1, low // 100):
         middle = (low + high) // 2
         enough = power_of(middle, epsilon, expected) >= expected.power
@@ -127,7 +127,10 @@ def promise_in_words(n: int, epsilon: float, expected: Expectation = Expectation
         return text
     needed, smallest = examples_needed(epsilon, expected), smallest_drop(n, expected)
     times = f"with a chance of {_percent(expected.power, 0)}"
-    enough = "No number of examples is enough" if needed is None else f"It takes about {needed:,} examples"
+    enough = f"It takes about {needed:,} examples"
+    if needed is None:
+        hopeless = expected.true_drop >= epsilon
+        enough = "No number of examples is enough" if hopeless else f"More than {MOST_EXAMPLES:,} examples are needed"
     rest = "nothing" if smallest is None else f"a drop below {_percent(smallest)}"
     return f"{text} {enough} to certify it {times}; these certify {rest} {times}."
 

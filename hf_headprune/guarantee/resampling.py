@@ -37,7 +37,7 @@ def resampled_drops(
         Ascending, shape `(RESAMPLES,)`.
 
     Raises:
-        InvalidSettingError: Too few rows differ for a bootstrap to mean anything.
+        InvalidSettingError: Too few rows differ for a bootstrap to mean anything, or the metric is no number in a draw.
     """
     differing = int((dense != pruned).reshape(len(dense), -1).any(axis=1).sum())
     if differing < LEAST_DISAGREEING:
@@ -59,7 +59,14 @@ def resampled_drops(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return np.sort(result.bootstrap_distribution)
+    drops = np.sort(result.bootstrap_distribution)
+    if not np.isfinite(drops).all():
+        raise InvalidSettingError(
+            f"bootstrap: the metric must be a number whatever examples are drawn, received {drops[-1]} for "
+            f"{np.count_nonzero(~np.isfinite(drops))} of {len(drops)} draws, such as those without a class. Let it "
+            "return a number there, too."
+        )
+    return drops
 
 
 def bootstrap_p_value(drops: np.ndarray, epsilon: float) -> float:
@@ -68,7 +75,7 @@ def bootstrap_p_value(drops: np.ndarray, epsilon: float) -> float:
 
 
 def bootstrap_upper_bound(drops: np.ndarray, alpha: float) -> float:
-    """Returns the percentile bound: the least draw that is not excluded at level alpha; 1.0 where nothing is."""
+    """Returns the percentile bound: the largest draw that is not excluded at level alpha; 1.0 where nothing is."""
     excluded = int(np.floor(alpha * (1 + len(drops)))) - 1
     return 1.0 if excluded < 0 else float(drops[-1 - excluded])
 

@@ -16,6 +16,7 @@ from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint,
 from hf_headprune.guarantee.scoring import Batching, check_labels, right_answers
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.seen import seen_by
+from hf_headprune.values import is_number, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,13 +141,15 @@ class ScoredSplit:
         self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, chosen_among: int = 1
     ) -> Claim:
         """Returns the claim; spends its share of alpha where the split may be used more than once."""
-        alpha = round(1.0 - confidence, 12)
-        spent = alpha / max(chosen_among, 1)  # the claim checks the numbers
+        if not is_number(confidence):
+            raise InvalidSettingError(f"certify: confidence must be a number, received {confidence!r}. Pass 0.95.")
+        alpha = round(1.0 - float(confidence), 12)
+        spent = alpha / chosen_among if is_whole(chosen_among, at_least=1) else alpha  # the claim checks the numbers
         claim = Claim(self.metric.name, self.metric.kind, max_drop, alpha, spent, seed=seed, chosen_among=chosen_among)
         if ledger is None:
             return claim
         entry = ledger.spend(self.prints.sha256(), alpha, f"{self.metric.name} drops by less than {max_drop}")
-        return replace(claim, spent=entry.spent / chosen_among, use=entry.use)
+        return replace(claim, spent=entry.spent / claim.chosen_among, use=entry.use)
 
 
 def numbered(values: Sequence[Any] | np.ndarray) -> np.ndarray:

@@ -138,7 +138,10 @@ class AlphaLedger:
         use = len(earlier) + 1
         entry = LedgerEntry(split, use, alpha, alpha_of_use(alpha, use), purpose)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with self.path.open("a+b") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            if file.read(1) not in (b"", b"\n"):  # an editor may have taken the end of the last line
+                file.write(b"\n")
             file.write(json.dumps({"format": LEDGER_FORMAT, **asdict(entry)}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

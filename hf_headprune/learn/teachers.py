@@ -87,8 +87,9 @@ def _task_differences(teacher: Any, student: Any) -> list[str]:
     if tasks[0] not in LABELLED_TASKS:
         return []
     found = _difference("number of labels", teacher.config.num_labels, student.config.num_labels)
-    problem = getattr(student.config, "problem_type", None)
-    if tasks[1] == "SequenceClassification" and (student.config.num_labels == 1 or problem not in SOFTMAX_TASKS):
+    problems = [getattr(model.config, "problem_type", None) for model in (teacher, student)]
+    excludes = student.config.num_labels > 1 and all(problem in SOFTMAX_TASKS for problem in problems)
+    if tasks[1] == "SequenceClassification" and not excludes:
         found.append("its labels exclude each other in no softmax (regression or several labels at once)")
     return found or _label_order_differences(teacher.config.id2label, student.config.id2label)
 

@@ -93,7 +93,7 @@ def measure_latency(
         )
     device, dtype = places.pop()
     inputs = dict(inputs) if inputs is not None else random_inputs(before, settings)
-    batch_size, seq_len = next(iter(inputs.values())).shape[:2]
+    shape = next(iter(inputs.values())).shape  # of multiple choice: examples, choices, length
     threads = settings.threads or torch.get_num_threads()
     samples = _in_turns((before, after), inputs, settings, threads)
     return LatencyChange(
@@ -101,8 +101,8 @@ def measure_latency(
         after=_sample(samples[1]),
         device=device,
         dtype=str(dtype).removeprefix("torch."),
-        batch_size=batch_size,
-        seq_len=seq_len,
+        batch_size=shape[0],
+        seq_len=shape[-1],
         threads=threads,
         runs=len(samples[0]),
     )

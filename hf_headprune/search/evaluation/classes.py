@@ -133,7 +133,7 @@ def logits_of(outputs: Any, shape: tuple[int, ...], wanted: str) -> torch.Tensor
     """Returns the logits of a model's output, float32.
 
     Raises:
-        UnsupportedModelError: There are none, or they have another shape.
+        UnsupportedModelError: There are none, or they have another shape, or are no numbers.
     """
     logits = getattr(outputs, "logits", None)
     if logits is None or tuple(logits.shape) != shape:
@@ -142,4 +142,18 @@ def logits_of(outputs: Any, shape: tuple[int, ...], wanted: str) -> torch.Tensor
             f"{type(outputs).__name__} with {None if logits is None else tuple(logits.shape)}. Use a {wanted} model, "
             "or MetricEvaluator with a function that measures this one."
         )
+    check_numbers(logits)
     return logits.float()
+
+
+def check_numbers(logits: torch.Tensor) -> None:
+    """Refuses logits that are no numbers: the first class would pass for the predicted one.
+
+    Raises:
+        UnsupportedModelError: There is a NaN.
+    """
+    if logits.isnan().any():
+        raise UnsupportedModelError(
+            f"ExampleEvaluator: the model must return numbers, received {int(logits.isnan().sum())} logits that are "
+            "NaN. Look for weights that are, or load the model in a precision that holds its values."
+        )

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.search.evaluation.answers import Answers, tie_scale, weighted_mean
+from hf_headprune.search.evaluation.classes import check_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -123,6 +124,7 @@ class SpanScoring:
                 f"ExampleEvaluator: the model must return start_logits and end_logits, received "
                 f"{type(outputs).__name__}. Use a ...ForQuestionAnswering model, or MetricEvaluator."
             )
+        check_numbers(torch.stack([starts, ends]))
         starts, ends = starts.float(), ends.float()
         if MASK in batch:
             starts, ends = (logits.masked_fill(batch[MASK] == 0, -torch.inf) for logits in (starts, ends))
