@@ -82,7 +82,7 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
             yield f"\n### {group}, {task}\n\n{title} Test accuracy in percent: mean ± standard deviation over seeds.\n"
             yield from table_of(rows, "kept_heads", lambda budget: f"{budget} heads")
             if group == "headline":
-                yield "\nDrop in points: mean ± standard error; of *A\\** against the very models that it cut, which were trained "
+                yield "\nDrop in points: mean ± standard error; of *A\\** against the very models that it cut, trained "
                 yield "anew, else against the dense model of the same seed.\n"
                 yield from table_of(content["drops"], "kept_heads", lambda budget: f"{budget} heads", drop_cell)
 
