@@ -64,8 +64,26 @@ def test_a_group_counts_as_one_example_of_its_mean_size():
 def test_copies_of_examples_win_nothing_when_they_are_grouped():
     differences = np.random.default_rng(4).choice([1.0, -1, 0], p=[0.02, 0.02, 0.96], size=500)
     copies, groups = np.repeat(differences, 8), np.repeat(np.arange(500), 8)
-    assert betting_p_value(copies, 0.03, groups) == pytest.approx(betting_p_value(differences, 0.03))
+    assert betting_p_value(copies, 0.03, groups) == pytest.approx(betting_p_value(differences, 0.03, np.arange(500)))
     assert betting_p_value(copies, 0.03) < betting_p_value(differences, 0.03) / 10
+
+
+def test_groups_whose_size_goes_with_the_drop_keep_the_error_rate():
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(100):
+        sizes = np.where(rng.random(400) < 0.5, 10, 1)  # no drop in the large ones: 5 % in all, exactly epsilon
+        drops = [np.zeros(10) if size == 10 else np.array([float(rng.random() < 0.55)]) for size in sizes]
+        order = rng.permutation(sizes.sum())
+        differences, groups = np.concatenate(drops)[order], np.repeat(np.arange(400), sizes)[order]
+        wrong += betting_p_value(differences, 0.05, groups) <= 0.05
+    assert wrong <= 8
+
+
+def test_the_examples_needed_are_found_up_to_the_limit():
+    expected = Expectation()
+    needed = planner.examples_needed(0.0016, expected)
+    assert 65_536 < needed <= planner.MOST_EXAMPLES
+    assert planner.power_of(needed, 0.0016, expected) >= expected.power
 
 
 @pytest.mark.parametrize(

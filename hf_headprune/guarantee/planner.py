@@ -127,8 +127,9 @@ def promise_in_words(n: int, epsilon: float, expected: Expectation = Expectation
         return text
     needed, smallest = examples_needed(epsilon, expected), smallest_drop(n, expected)
     times = f"with a chance of {_percent(expected.power, 0)}"
-    enough = f"It takes about {needed:,} examples"
-    if needed is None:
+    if needed is not None:
+        enough = f"It takes about {needed:,} examples"
+    else:
         hopeless = expected.true_drop >= epsilon
         enough = "No number of examples is enough" if hopeless else f"More than {MOST_EXAMPLES:,} examples are needed"
     rest = "nothing" if smallest is None else f"a drop below {_percent(smallest)}"
