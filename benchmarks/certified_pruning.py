@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.finetuned import RECIPES, batches_of, evaluator_on, fine_tuned
+from benchmarks.finetuned import RECIPES, batches_of, evaluator_on, fine_tuned, some_of
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of
 from benchmarks.tasks import SEARCH_EXAMPLES, Task, load_task
@@ -44,7 +44,6 @@ from hf_headprune import (
     milestones,
 )
 from hf_headprune.callback.candidates import plans_between
-from hf_headprune.callback.measuring import CALIBRATION
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import PairedScores
 from hf_headprune.guarantee.path import walk
@@ -160,11 +159,6 @@ def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]
         "evaluations": found.evaluations,
         "steps": [vars(step) | {"name": ""} for step in path.steps],
     }
-
-
-def some_of(split: Any, seed: int) -> Any:
-    """Draws the training examples on which output projections are refitted."""
-    return split.select(np.random.default_rng(seed).permutation(len(split))[:CALIBRATION])
 
 
 def certified_of_trained(runs: list[dict[str, Any]], budgets: tuple[int, ...], drop: float) -> dict[str, Any] | None:

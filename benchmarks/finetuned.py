@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.training import Recipe, build_trainer
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
+from hf_headprune.callback.measuring import CALIBRATION
 from hf_headprune.collation import ModelExamples, PadRight
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
 from hf_headprune.search.units import units_of_search
@@ -52,6 +53,11 @@ def batches_of(model: Any, split: Any, *, batch_size: int = 32) -> list[dict[str
     return length_sorted_batches(
         ModelExamples(split, model), PadRight(model.config.pad_token_id), batch_size=batch_size
     )
+
+
+def some_of(split: Any, seed: int) -> Any:
+    """Draws the training examples on which output projections are refitted."""
+    return split.select(np.random.default_rng(seed).permutation(len(split))[:CALIBRATION])
 
 
 def plans_by_gradient(model: Any, task: Task, removed: Iterable[int]) -> list[PruningPlan]:

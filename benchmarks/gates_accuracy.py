@@ -29,10 +29,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.finetuned import some_of
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, load_task
@@ -49,7 +49,6 @@ from hf_headprune import (
     second_order_plan,
 )
 from hf_headprune.callback.candidates import plans_between
-from hf_headprune.callback.measuring import CALIBRATION
 from hf_headprune.learn.settings import Mode
 
 if TYPE_CHECKING:
@@ -63,6 +62,7 @@ MORE_SEEDS = (3, 4, 5, 6, 7)
 TASKS = ("sst2", "snli")
 BUDGETS = (36, 18, 9)
 DENSE = "dense"
+HEADS = 72
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "ste": {"estimator": "ste", "score_learning_rate": 0.5},
     "sigmoid": {"estimator": "sigmoid", "score_learning_rate": 0.1},
@@ -181,18 +181,17 @@ def cut_by_search(run: Run, trainer: Trainer, task: Task, work: Path) -> dict[st
     as many heads as the run is cut: a rule that looks at dev alone. Both budgets share a search by its journal.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    drawn = np.random.default_rng(run.seed).permutation(len(task.train))[:CALIBRATION]
     found = search_plan(
         model,
         task.dev,
         search=replace(SEARCH, seed=run.seed),
-        calibration=task.train.select(drawn),
+        calibration=some_of(task.train, run.seed),
         data_collator=trainer.data_collator,
         journal=work / f"{key_of(replace(run, kept_heads=0))}.jsonl",
         progress=False,
     )
     plans = plans_between(PruningPlan.of(model), found.plan, found.reconstruction, None)
-    plan = next((plan for plan in plans if heads_of(plan) == run.kept_heads), None)
+    plan = next((plan for plan in plans if plan.num_removed_heads == HEADS - run.kept_heads), None)
     if plan is None:
         raise SystemExit(f"{key_of(run)}: the search removed no more than {found.plan.num_removed_heads} heads.")
     prune_model_(model, plan, reconstruction=found.reconstruction)
@@ -203,11 +202,6 @@ def cut_by_search(run: Run, trainer: Trainer, task: Task, work: Path) -> dict[st
         "heads_per_layer": [len(heads) for heads in plan.kept_heads.values()],
         "evaluations": found.evaluations,
     }
-
-
-def heads_of(plan: PruningPlan) -> int:
-    """Counts the heads that a plan keeps."""
-    return sum(map(len, plan.kept_heads.values()))
 
 
 def source_of(run: Run) -> Run | None:
@@ -238,34 +232,20 @@ def collect(work: Path) -> dict[str, Any]:
     waiting = RunQueue(tuple(all_runs()), work, RESULT)
     fields = (*Run.__dataclass_fields__, "dev", "test", "dense_test", "steps", "train_seconds", "heads_per_layer")
     finished = [{name: result[name] for name in fields if name in result} for result in waiting.finished()]
-    rows = summary(finished, ("group", "task", "method", "kept_heads"), ("dev", "test"))
-    drops = drops_of([run for run in finished if run["group"] == "headline"])
-    return {"missing": len(waiting.runs) - len(finished), "summary": rows, "drops": drops, "runs": finished}
+    dense = {run["seed"]: run["test"] for run in finished if (run["group"], run["method"]) == ("headline", DENSE)}
+    compared = [with_drop(run, dense) for run in finished]
+    rows = summary(compared, ("group", "task", "method", "kept_heads"), ("dev", "test", "drop"))
+    return {"missing": len(waiting.runs) - len(finished), "summary": rows, "runs": finished}
 
 
-def drops_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the mean drop of test accuracy and its standard error.
+def with_drop(run: dict[str, Any], dense: dict[int, float]) -> dict[str, Any]:
+    """Adds the drop of test accuracy to a run of the headline.
 
-    A run is compared with the dense model that it started from, if it says so, else with that of the same seed.
+    It is compared with the dense model that it started from, if it says so, else with that of the same seed.
     """
-    dense = {run["seed"]: run["test"] for run in runs if run["method"] == DENSE}
-    cells: dict[tuple[str, int], list[float]] = {}
-    for run in runs:
-        if run["method"] != DENSE:
-            cells.setdefault((run["method"], run["kept_heads"]), []).append(
-                run.get("dense_test", dense[run["seed"]]) - run["test"]
-            )
-    return [
-        {
-            "method": method,
-            "kept_heads": kept_heads,
-            "drops": drops,
-            "mean": float(np.mean(drops)),
-            "standard_error": float(np.std(drops, ddof=1) / len(drops) ** 0.5),
-        }
-        for (method, kept_heads), drops in cells.items()
-        if len(drops) > 1
-    ]
+    if run["group"] != "headline" or run["method"] == DENSE or run["seed"] not in dense:
+        return run
+    return {**run, "drop": run.get("dense_test", dense[run["seed"]]) - run["test"]}
 
 
 def main() -> None:

@@ -84,7 +84,8 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
             if group == "headline":
                 yield "\nDrop in points: mean ± standard error; of *A\\** against the very models that it cut, trained "
                 yield "anew, else against the dense model of the same seed.\n"
-                yield from table_of(content["drops"], "kept_heads", lambda budget: f"{budget} heads", drop_cell)
+                drops = [row for row in rows if (row.get("drop") or {}).get("standard_deviation") is not None]
+                yield from table_of(drops, "kept_heads", lambda budget: f"{budget} heads", drop_cell)
 
 
 def table_of(
@@ -110,7 +111,9 @@ def accuracy_cell(row: dict[str, Any]) -> str:
 
 def drop_cell(row: dict[str, Any]) -> str:
     """Mean drop and its standard error, with the number of seeds where it is not three."""
-    return f"{row['mean']:+.2f} ± {row['standard_error']:.2f}{seeds_unless_three(len(row['drops']))}"
+    seeds = len(row["seeds"])
+    error = row["drop"]["standard_deviation"] / seeds**0.5
+    return f"{row['drop']['mean']:+.2f} ± {error:.2f}{seeds_unless_three(seeds)}"
 
 
 def seeds_unless_three(seeds: int) -> str:
