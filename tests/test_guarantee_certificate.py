@@ -775,7 +775,7 @@ def test_a_path_without_a_success_gives_no_pass(dense, plans, data):
 
 def test_a_path_belongs_to_its_claim_and_data(dense, pruned, plans, data, rows):
     path = certify_path(dense, plans[:1], data, max_drop=0.4)
-    for arguments in ({"max_drop": 0.3}, {"max_drop": 0.4, "confidence": 0.9}):
+    for arguments in ({"max_drop": 0.3}, {"max_drop": 0.4, "confidence": 0.9}, {"max_drop": 0.4, "seed": 1}):
         with pytest.raises(CertificateError, match="same claim on the same split"):
             certify(dense, pruned, data, path=path, **arguments)
     with pytest.raises(CertificateError, match="same claim on the same split"):

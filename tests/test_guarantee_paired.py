@@ -130,6 +130,19 @@ def test_bounds_that_are_known_to_be_wide_are_wider(b, c, n, _):
     assert berger_boos(b, c, n, 0.01) > paired.p_value(b, c, n, 0.01) - 1e-4
 
 
+def test_the_hand_checkable_bound_is_two_intervals_at_half_of_alpha_each():
+    disagreement, theta = beta.ppf(0.975, 26 + 1, 500 - 26), beta.ppf(0.975, 16 + 1, 10)
+    assert paired.q_theta_bound(16, 10, 500, 0.05) == pytest.approx(disagreement * (2 * theta - 1))
+
+
+def test_the_largest_tail_is_looked_for_between_the_points_of_a_coarse_grid():
+    critical = float(paired.score_statistic(np.array(0), np.array(2), 872, 0.01))
+    limits, exact = paired.rejection_limits(critical, 872, 0.01), paired.size_of(critical, 872, 0.01)
+    points = np.sin(np.linspace(np.arcsin(np.sqrt(0.01)), np.pi / 2, 200)) ** 2
+    assert paired.tail_probabilities(limits, 872, points, 0.01).max() < exact * (1 - 5e-4)
+    assert paired.size_of(critical, 872, 0.01, points=200) == pytest.approx(exact, rel=5e-6)
+
+
 def berger_boos(b, c, n, epsilon, gamma=0.005):
     """P-value of Berger and Boos (1994), ordered by b - c: the disagreement runs over its confidence interval only."""
     largest = beta.ppf(1 - gamma, b + c + 1, n - b - c)

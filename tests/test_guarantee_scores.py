@@ -26,6 +26,12 @@ def test_the_p_value_is_one_over_the_largest_wealth():
     assert betting_p_value(differences, 0.1) == pytest.approx(expected)
 
 
+def test_no_bet_on_a_negative_drop_can_ruin_the_gambler():
+    differences = np.array([1.0] * 3 + [-1.0] * 60)
+    expected = 1 / slow_wealth(differences, -0.5, np.geomspace(0.01, 0.95, 24) / 1.5)
+    assert betting_p_value(differences, -0.5) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("shape", ["rare", "often", "uniform"])
 def test_at_most_alpha_of_bets_win_at_the_boundary(shape):
     generator = np.random.default_rng(1)
@@ -134,6 +140,14 @@ def test_whole_groups_are_drawn():
     assert np.std(resampled_drops(dense, pruned, corpus_f1, groups=groups)) > 1.5 * np.std(alone)
 
 
+def test_a_metric_that_is_no_number_in_some_draw_is_refused():
+    dense = rows(40)
+    pruned = dense.copy()
+    pruned[:20, 1] = 1 - pruned[:20, 1]
+    with pytest.raises(InvalidSettingError, match=r"must be a number whatever examples are drawn, received nan"):
+        resampled_drops(dense, pruned, lambda drawn: np.nan if drawn[:, 0].sum() < 18 else corpus_f1(drawn))
+
+
 def test_models_that_hardly_differ_cannot_be_bootstrapped():
     dense = rows()
     pruned = dense.copy()
@@ -158,6 +172,13 @@ def test_the_power_of_872_examples_is_the_published_one(epsilon, disagreement, p
     assert planner.power_of(872, epsilon, Expectation(disagreement=disagreement)) == pytest.approx(power, abs=0.006)
 
 
+def test_a_split_that_chooses_among_models_has_less_power():
+    for chosen_among in (2, 19):
+        shared = planner.power_of(872, 0.02, Expectation(disagreement=0.05, chosen_among=chosen_among))
+        assert shared == planner.power_of(872, 0.02, Expectation(disagreement=0.05, alpha=0.05 / chosen_among))
+        assert shared < planner.power_of(872, 0.02, Expectation(disagreement=0.05)) - 0.05
+
+
 def test_the_planner_speaks_before_the_search():
     words = planner.promise_in_words(872, 0.01)
     assert words == (
@@ -174,8 +195,10 @@ def test_the_smallest_drop_is_certified_and_a_smaller_one_is_not():
     assert planner.smallest_drop(1, Expectation(disagreement=0.5)) is None
 
 
-def test_no_number_of_examples_certifies_what_is_not_true():
-    assert planner.examples_needed(0.01, Expectation(true_drop=0.01)) is None
+def test_no_number_of_examples_certifies_what_is_not_true(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(planner, "power_of", lambda *_: pytest.fail("no power has to be computed for that"))
+        assert planner.examples_needed(0.01, Expectation(true_drop=0.01)) is None
     assert "No number of examples is enough" in planner.promise_in_words(300, 0.01, Expectation(true_drop=0.012))
 
 

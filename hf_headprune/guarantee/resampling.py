@@ -49,7 +49,13 @@ def resampled_drops(
 
     def drop(units: np.ndarray) -> float:
         rows = np.concatenate([members[unit] for unit in units])
-        return float(aggregate(dense[rows])) - float(aggregate(pruned[rows]))
+        metrics = float(aggregate(dense[rows])), float(aggregate(pruned[rows]))
+        if not np.isfinite(metrics).all():
+            raise InvalidSettingError(
+                f"bootstrap: the metric must be a number whatever examples are drawn, received {metrics[0]} and "
+                f"{metrics[1]} for a draw, such as one without a class. Let it return a number there, too."
+            )
+        return metrics[0] - metrics[1]
 
     result = bootstrap(
         (np.arange(len(members)),),
@@ -59,14 +65,7 @@ def resampled_drops(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    drops = np.sort(result.bootstrap_distribution)
-    if not np.isfinite(drops).all():
-        raise InvalidSettingError(
-            f"bootstrap: the metric must be a number whatever examples are drawn, received {drops[-1]} for "
-            f"{np.count_nonzero(~np.isfinite(drops))} of {len(drops)} draws, such as those without a class. Let it "
-            "return a number there, too."
-        )
-    return drops
+    return np.sort(result.bootstrap_distribution)
 
 
 def bootstrap_p_value(drops: np.ndarray, epsilon: float) -> float:
