@@ -3,9 +3,10 @@ import math
 import pytest
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.learn.density import budgets, linear_density
 from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.surgery import prune_model_
 from tests.conftest import tiny_bert, tiny_marian
 
 
@@ -53,6 +54,36 @@ def test_a_given_fraction_of_heads_leaves_the_rest_to_the_ffn():
     assert (found.kept_heads, found.kept_ffn, found.density) == (2, 96, 0.5)
 
 
+@pytest.mark.parametrize("heads", [1, 3, 5])
+def test_a_given_fraction_of_heads_is_kept_whatever_another_number_would_reach(heads):
+    anatomy = anatomy_of(tiny_bert())
+    for fraction in (heads / 8, heads / 8 + 0.05, heads / 8 - 0.05):
+        assert budgets(anatomy, 0.5, head_fraction=fraction).kept_heads == heads
+
+
+def test_without_a_fraction_the_neighbouring_number_of_heads_is_taken_where_it_comes_nearer():
+    anatomy = anatomy_of(tiny_bert())  # 8 heads of 1 024 weights, and 128 FFN units of 64 in one multiple
+    found = budgets(anatomy, 0.42, width_multiple=64)
+    assert found.kept_heads != round(8 * math.sqrt(0.42))
+    assert abs(found.density - 0.42) < min(
+        abs(budgets(anatomy, 0.42, width_multiple=64, head_fraction=heads / 8).density - 0.42) for heads in (5,)
+    )
+
+
+def test_a_model_without_heads_or_without_ffn_units_has_no_budgets():
+    for name in ("kept_heads", "kept_ffn"):
+        model = tiny_bert()
+        plan = PruningPlan.of(model)
+        prune_model_(model, plan.replace(**{name: dict.fromkeys(getattr(plan, name), ())}))
+        with pytest.raises(InvalidSettingError, match="the model must have heads and FFN units"):
+            budgets(anatomy_of(model), 0.5)
+
+
+def test_the_density_of_another_models_plan_is_refused():
+    with pytest.raises(InvalidPlanError):
+        linear_density(PruningPlan.of(tiny_bert(num_hidden_layers=3)), anatomy_of(tiny_bert()))
+
+
 def test_attention_gets_at_most_four_fifths_of_what_stays():
     anatomy = anatomy_of(tiny_bert(num_attention_heads=32))
     assert budgets(anatomy, 0.1, width_multiple=1).kept_heads == round(0.8 * 0.1 * 2 * 64)
@@ -74,6 +105,7 @@ def test_linear_density_counts_the_weights_of_the_model():
         ({"density": 1.5}, "density must be above 0"),
         ({"density": 0.5, "head_fraction": 2.0}, "head_fraction must be from 0 to 1"),
         ({"density": 0.5, "width_multiple": 48}, "width_multiple=48"),
+        ({"density": 0.5, "width_multiple": 0}, "width_multiple=0"),
         ({"density": 0.9, "head_fraction": 0.0}, "nearest to density 0.9, but make 0.5"),
         ({"density": 0.1, "head_fraction": 1.0}, "nearest to density 0.1, but make 0.5"),
     ],

@@ -21,13 +21,14 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from hf_headprune.callback.distil import distil
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.distillation import Distillation, Distiller, hidden_distance, logits_divergence
-from hf_headprune.learn.teachers import layer_pairs
+from hf_headprune.learn.teachers import layer_pairs, predicts_next_token
 from tests.conftest import (
     EOS,
     VOCAB_SIZE,
     text_inputs,
     tiny_bart,
     tiny_bert,
+    tiny_bert_decoder,
     tiny_distilbert,
     tiny_marian,
     tiny_roberta,
@@ -461,6 +462,31 @@ def test_layers_pair_at_the_same_relative_depth_and_end_together(student_layers,
     assert layer_pairs(*models, None) == {"hidden_states": wanted}
 
 
+def test_each_stack_pairs_with_its_own_kind():
+    teacher = tiny_marian(encoder_layers=4, decoder_layers=2)
+    found = layer_pairs(teacher, tiny_marian(encoder_layers=2, decoder_layers=1), None)
+    assert found == {"encoder_hidden_states": {0: 1, 1: 3}, "decoder_hidden_states": {0: 1}}
+
+
+def test_models_that_predict_the_next_token_are_known():
+    decoders = tiny_bert_decoder(add_cross_attention=False), tiny_roberta("CausalLM", is_decoder=True)
+    assert all(map(predicts_next_token, decoders))
+    assert not any(map(predicts_next_token, (tiny_bert("MaskedLM"), tiny_marian(), tiny_bert())))
+
+
+def test_labels_that_are_no_tokens_do_not_say_which_positions_of_a_decoder_are_real():
+    student, teacher = (tiny_bart("BartForSequenceClassification", seed=seed, dropout=0.0) for seed in (0, 7))
+    batch = text_inputs(batch=9, length=9)
+    batch["input_ids"][:, 5] = EOS
+    settings = Distillation(teacher, alpha_task=0.0, alpha_teacher=0.0, alpha_hidden=1.0)
+    outputs, taught = (model(**batch, output_hidden_states=True) for model in (student, teacher))
+    wanted, found = (
+        Distiller(settings, student)._hidden_loss(outputs, taught, inputs).item()
+        for inputs in (batch, batch | {"labels": torch.full((9, 9), -100.0)})
+    )
+    assert found == wanted > 0
+
+
 STUDENTS = {
     "classification": partial(tiny_bert, num_labels=3, seed=1),
     "tokens": partial(tiny_bert, "TokenClassification", num_labels=3),
@@ -526,6 +552,23 @@ def test_tasks_without_a_softmax_are_refused(settings):
         Distiller(Distillation(tiny_bert(**settings)), tiny_bert(**settings))
 
 
+def test_a_teacher_or_a_student_of_several_labels_at_once_is_refused():
+    several = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    for teacher, student in (
+        (tiny_bert(seed=3, num_labels=3), tiny_bert(**several)),
+        (tiny_bert(seed=3, **several), tiny_bert(num_labels=3)),
+    ):
+        with pytest.raises(InvalidSettingError, match="exclude each other in no softmax"):
+            Distiller(Distillation(teacher), student)
+
+
+def test_a_student_whose_labels_turn_out_to_be_several_at_once_is_refused_at_its_first_step(tmp_path):
+    student, teacher, batch = _task("classification")
+    batch["labels"] = torch.eye(3)[batch["labels"]]
+    with pytest.raises(TrainingStateError, match="problem_type 'multi_label_classification'"):
+        train_one_step(tmp_path, student, _rows(batch), Distillation(teacher))
+
+
 def test_hidden_states_of_another_size_are_refused_only_when_they_are_compared():
     teacher, student = tiny_bert(hidden_size=48), tiny_bert()
     Distiller(Distillation(teacher), student)
@@ -534,9 +577,10 @@ def test_hidden_states_of_another_size_are_refused_only_when_they_are_compared()
 
 
 def test_a_layer_that_does_not_exist_is_refused():
-    settings = Distillation(tiny_bert(seed=2), alpha_hidden=1.0, layer_map={1: 2})
-    with pytest.raises(InvalidSettingError, match=r"layers 0 to 1 and the teacher 0 to 1 \(hidden_states\)"):
-        Distiller(settings, tiny_bert())
+    for layer_map in ({1: 2}, {2: 0}):
+        settings = Distillation(tiny_bert(seed=2), alpha_hidden=1.0, layer_map=layer_map)
+        with pytest.raises(InvalidSettingError, match=r"layers 0 to 1 and the teacher 0 to 1 \(hidden_states\)"):
+            Distiller(settings, tiny_bert())
 
 
 @pytest.mark.parametrize(

@@ -196,9 +196,10 @@ def test_fingerprint_follows_weights_data_and_metric():
         ExampleEvaluator(model, batches_of(examples(seed=1))).fingerprint(),
         ExampleEvaluator(model, batches_of(dataset[1:])).fingerprint(),
         ExampleEvaluator(model, batches_of(dataset), metric="macro_f1").fingerprint(),
+        ExampleEvaluator(model, batches_of(dataset), calibration=batches_of(examples(seed=2))).fingerprint(),
         ExampleEvaluator(model.to(torch.bfloat16), batches_of(dataset)).fingerprint(),
     }
-    assert len(others | {first}) == 6
+    assert len(others | {first}) == 7
 
 
 def test_any_function_of_the_model_can_be_the_metric():
@@ -216,11 +217,22 @@ def test_any_function_of_the_model_can_be_the_metric():
     assert lower(plan).metric == -expected
     assert lower(plan).margins is None
     prints = {
-        MetricEvaluator(mean_logit, m, data_fingerprint=d).fingerprint()
+        MetricEvaluator(mean_logit, m, data_fingerprint=d, higher_is_better=higher).fingerprint()
         for m in (model, classifier(seed=1))
         for d in "ab"
+        for higher in (True, False)
     }
-    assert len(prints) == 4
+    assert len(prints) == 8
+
+
+def test_a_class_is_not_read_off_logits_that_are_no_numbers():
+    model = classifier()
+    evaluator = ExampleEvaluator(model, batches_of(examples()))
+    assert 0 < evaluator(PruningPlan.of(model)).metric < 1
+    with torch.no_grad():
+        model.classifier.bias[2] = torch.nan
+    with pytest.raises(UnsupportedModelError, match=r"received \d+ logits that are NaN"):
+        evaluator(PruningPlan.of(model))
 
 
 def test_metric_that_is_no_number_is_refused():

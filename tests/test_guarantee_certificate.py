@@ -729,6 +729,42 @@ def test_a_model_that_the_path_did_not_certify_gets_no_certificate_with_it(dense
         certify(dense, model, data, max_drop=0.4, path=path)
 
 
+@pytest.mark.parametrize("count", ["broken", "fixed"])
+def test_a_model_that_answers_otherwise_than_the_candidate_gets_no_certificate_with_its_path(dense, plans, data, count):
+    path = certify_path(dense, plans[:1], data, max_drop=0.4)
+    model = copy.deepcopy(dense)
+    prune_model_(model, plans[0])
+    step = path.steps[0]
+    for others, allowed in ((1, True), (2, False)):  # rounding may turn one of 160
+        changed = dataclasses.replace(step, **{count: getattr(step, count) + others})
+        other = dataclasses.replace(path, steps=(changed,))
+        if allowed:
+            assert certify(dense, model, data, max_drop=0.4, path=other).path == path
+            continue
+        with pytest.raises(CertificateError, match="the pruned model must be candidate 0"):
+            certify(dense, model, data, max_drop=0.4, path=other)
+
+
+def test_a_verdict_that_rounding_turned_ends_the_path_elsewhere(dense, plans, data):
+    step, level = certify_path(dense, plans[:1], data, max_drop=0.4).steps[0], paired.level_of(0.05)
+    b, c = step.broken, step.fixed
+    drop = next(
+        d / 1000
+        for d in range(1, 400)
+        if paired.p_value(b - 1, c, NUM_EXAMPLES, d / 1000) <= level < paired.p_value(b, c, NUM_EXAMPLES, d / 1000)
+    )
+    path = certify_path(dense, plans[:1], data, max_drop=drop)
+    assert path.certified_index is None
+    p = paired.p_value(b - 1, c, NUM_EXAMPLES, drop)
+    masked_step = dataclasses.replace(path.steps[0], broken=b - 1, p_value=p, certified=True)
+    model = copy.deepcopy(dense)
+    prune_model_(model, plans[0])
+    with pytest.raises(
+        CertificateError, match=r"rounding turned an answer, and the verdict with it\. Cut the plan before"
+    ):
+        certify(dense, model, data, max_drop=drop, path=dataclasses.replace(path, steps=(masked_step,)))
+
+
 def test_plans_can_be_compared_with_a_part_of_the_model(dense, plans, rows):
     path = certify_path(dense, plans[1:2], rows, max_drop=0.4, reference=plans[0])
     part, pruned = copy.deepcopy(dense), copy.deepcopy(dense)

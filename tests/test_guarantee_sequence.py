@@ -86,6 +86,14 @@ def test_two_ledgers_of_one_file_give_no_use_twice(tmp_path):
         AlphaLedger(first.path)
 
 
+def test_a_last_line_whose_end_an_editor_took_is_kept(tmp_path):
+    ledger = AlphaLedger(tmp_path / "ledger.jsonl")
+    first = ledger.spend("a" * 64, 0.05)
+    ledger.path.write_bytes(ledger.path.read_bytes().rstrip(b"\n"))
+    second = ledger.spend("a" * 64, 0.05)
+    assert AlphaLedger(ledger.path).uses("a" * 64) == (first, second)
+
+
 def test_uses_of_one_split_share_one_alpha(tmp_path):
     ledger = AlphaLedger(tmp_path / "ledger.jsonl")
     ledger.spend("a" * 64, 0.05)

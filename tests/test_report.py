@@ -15,6 +15,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.latency import LatencySettings, measure_latency, random_inputs
 from hf_headprune.publish.measurements import Effort, LatencyChange, LatencySample, MetricChange
 from hf_headprune.publish.report import PruningReport
+from tests.conftest import tiny_bert
 
 FAST = LatencySample(33.0, 32.5, 33.4)
 SLOW = LatencySample(41.2, 40.9, 41.6)
@@ -208,6 +209,12 @@ def test_latency_is_measured_without_gradients_in_evaluation_mode_and_restores_t
 def test_latency_of_a_real_model_uses_random_tokens(bert):
     change = measure_latency(bert, bert, LatencySettings(batch_size=2, seq_len=8, runs=5, threads=1))
     assert change.dtype == "float32"
+    assert (change.batch_size, change.seq_len) == (2, 8)
+
+
+def test_the_length_of_multiple_choice_is_that_of_a_choice():
+    model = tiny_bert("MultipleChoice")
+    change = measure_latency(model, model, LatencySettings(batch_size=2, seq_len=8, runs=5, threads=1))
     assert (change.batch_size, change.seq_len) == (2, 8)
 
 

@@ -1,5 +1,7 @@
 """Every task is measured as a slow, obvious evaluation measures it, by whole evaluations and by probes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_so
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.evaluation.spans import SpanScoring
+from hf_headprune.search.evaluation.tokens import TokenScoring
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.problem import Question
 from hf_headprune.search.settings import AStarSearch
@@ -211,6 +214,49 @@ def test_tied_spans_are_decided_by_the_batches_given():
         assert found.metric == evaluator(plan).metric
         rejected = evaluator.probe(plan, Question(base, margins, margins, floor=1.0, tentative=False))
         assert rejected.kind == "exact"  # no tie counts as an error before it is decided
+
+
+def test_spans_longer_than_the_longest_answer_are_no_candidates_and_gold_ones_can_not_win():
+    scoring, generator = SpanScoring(longest_answer=3), torch.Generator().manual_seed(0)
+    starts, ends = (torch.randn(12, 9, generator=generator) for _ in range(2))
+    batch = {
+        "start_positions": torch.arange(12) % 4 + 1,
+        "end_positions": torch.arange(12) % 4 + 1 + torch.arange(12) % 5,
+    }
+    outputs = SimpleNamespace(start_logits=starts, end_logits=ends)
+    found = scoring.answers(outputs, batch)
+    for row in range(12):
+        gold = (int(batch["start_positions"][row]), int(batch["end_positions"][row]))
+        sums = {
+            (start, end): float(starts[row, start] + ends[row, end])
+            for start in range(9)
+            for end in range(start, min(9, start + 3))
+            if start > 0 or end == 0
+        }
+        best = max(sums, key=sums.get)
+        others = max(total for span, total in sums.items() if span != gold)
+        margin = float(starts[row, gold[0]] + ends[row, gold[1]]) - others
+        assert float(found.margins[row]) == pytest.approx(margin, abs=1e-5)
+        first, last = (range(span[0], span[1] + 1) for span in (best, gold))
+        assert found.scores[row] == pytest.approx(2 * len(set(first) & set(last)) / (len(first) + len(last)))
+
+
+def test_a_tie_at_a_token_without_a_label_makes_no_answer_doubtful():
+    logits = torch.tensor([[[5.0, 1.0], [2.0, 2.0]], [[5.0, 1.0], [2.0, 1.999]]])
+    labels = torch.tensor([[0, -100], [0, 1]])
+    found = TokenScoring(2).answers(SimpleNamespace(logits=logits), {"labels": labels})
+    assert found.gaps[0] > 100 * found.gaps[1] > 0
+
+
+@pytest.mark.parametrize("name", ["f1", "accuracy"])
+def test_logits_that_are_no_numbers_are_no_answer(name):
+    model, dataset, _ = task(name)
+    evaluator = ExampleEvaluator(model, batches_of(model, dataset), metric=name)
+    assert evaluator(PruningPlan.of(model)).metric > 0
+    with torch.no_grad():
+        (model.qa_outputs if name == "f1" else model.classifier).bias[1] = torch.nan
+    with pytest.raises(UnsupportedModelError, match=r"received \d+ logits that are NaN"):
+        evaluator(PruningPlan.of(model))
 
 
 def test_tokens_that_tie_are_no_certain_errors():

@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification
 
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.cost import cost_of
-from hf_headprune.errors import HeadPruneError, InvalidPlanError, UnsupportedModelError
+from hf_headprune.errors import HeadPruneError, InvalidPlanError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import UnitScale, attach, masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import PRUNABLE_CLASSES
@@ -255,6 +255,13 @@ def test_macs_equal_those_that_torch_counts(any_model, any_inputs):
     cost = cost_of(plan, anatomy_of(any_model), seq_len=9, target_len=7)
     prune_model_(any_model, plan)
     assert counted_flops(any_model, {name: tensor[:1] for name, tensor in any_inputs.items()}) == 2 * cost.macs > 0
+
+
+@pytest.mark.parametrize("lengths", [{"seq_len": 0}, {"seq_len": 5, "target_len": 0}])
+def test_a_sequence_without_tokens_costs_no_number(lengths):
+    anatomy = anatomy_of(tiny_marian())
+    with pytest.raises(InvalidSettingError, match="lengths must be at least 1 token"):
+        cost_of(PruningPlan.full(anatomy), anatomy, **lengths)
 
 
 @pytest.mark.parametrize("cross", [True, False], ids=["with cross-attention", "alone"])

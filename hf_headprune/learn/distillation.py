@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from hf_headprune.collation import IGNORED_LABEL
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.learn.teachers import layer_pairs, predicts_next_token, require_fitting_teacher
+from hf_headprune.learn.teachers import has_softmax, layer_pairs, predicts_next_token, require_fitting_teacher
 from hf_headprune.values import is_above, is_rising, is_whole
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class Distiller:
         """
         require_fitting_teacher(settings.teacher, student, compares_hidden=settings.alpha_hidden > 0)
         self.settings = settings
+        self._config: Any = student.config
         self.pairs = layer_pairs(settings.teacher, student, settings.layer_map) if settings.alpha_hidden > 0 else {}
         self.shifts = predicts_next_token(student)
         self._labels = LABEL_NAMES | set(label_names)
@@ -159,9 +160,15 @@ class Distiller:
             task_loss: Mean over the batch.
 
         Raises:
-            TrainingStateError: Outputs or labels are missing, or teacher and student disagree about a shape.
+            TrainingStateError: Outputs or labels are missing, teacher and student disagree about a shape, or the
+                student has found that its labels do not exclude each other.
         """
         settings = self.settings
+        if not has_softmax(self._config):
+            raise TrainingStateError(
+                f"Distillation: the labels made the student's problem_type {self._config.problem_type!r}, and teachers "
+                "are compared in a softmax. Give each example one class, a whole number, or train without a teacher."
+            )
         taught = self.teach(inputs, task_loss.device)
         loss = settings.alpha_task * task_loss
         if settings.alpha_teacher > 0:

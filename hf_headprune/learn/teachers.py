@@ -53,6 +53,11 @@ def predicts_next_token(model: Any) -> bool:
     return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and not model.config.is_encoder_decoder
 
 
+def has_softmax(config: Any) -> bool:
+    """Tells whether a classifier's labels exclude each other, as far as it is known: its first labels may decide."""
+    return getattr(config, "problem_type", None) in SOFTMAX_TASKS
+
+
 def layer_pairs(teacher: Any, student: Any, layer_map: Mapping[int, int] | None) -> dict[str, dict[int, int]]:
     """Returns which hidden states are compared: name of the output -> student's layer -> teacher's layer.
 
@@ -87,8 +92,7 @@ def _task_differences(teacher: Any, student: Any) -> list[str]:
     if tasks[0] not in LABELLED_TASKS:
         return []
     found = _difference("number of labels", teacher.config.num_labels, student.config.num_labels)
-    problems = [getattr(model.config, "problem_type", None) for model in (teacher, student)]
-    excludes = student.config.num_labels > 1 and all(problem in SOFTMAX_TASKS for problem in problems)
+    excludes = student.config.num_labels > 1 and all(has_softmax(model.config) for model in (teacher, student))
     if tasks[1] == "SequenceClassification" and not excludes:
         found.append("its labels exclude each other in no softmax (regression or several labels at once)")
     return found or _label_order_differences(teacher.config.id2label, student.config.id2label)
