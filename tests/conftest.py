@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -44,6 +45,10 @@ BART_SIZES = {
 }
 FAMILY_NAMES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "marian", "bart")
 SEQ2SEQ_NAMES = ("marian", "bart")
+# What a key-value cache is called, in a forward pass and in what it returns; another word from Transformers 5.24 on.
+CACHE = next(
+    name for name in ("cache", "past_key_values") if name in signature(transformers.BertModel.forward).parameters
+)
 
 
 @pytest.fixture(autouse=True)

@@ -88,6 +88,51 @@ def test_gates_and_ffn_units_meet_both_budgets_and_are_logged_and_searched_from(
     assert {"headprune/temperature", "headprune/final_density"} <= logged
 
 
+class _AtClipping(TrainerCallback):
+    """Records the norm of all gradients, just after the Trainer's clipping."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
+        self.norms.append(float(torch.stack(norms).norm()))
+
+
+PENALISED = {
+    "movement": {"gates": None, "movement": BlockMovement.hybrid(attention_block=(8, 8), width_multiple=8)},
+    "gates": {"gates": SubsetGates(kept_heads=3, estimator="hard_concrete", max_score_grad_norm=None)},
+}
+
+
+@pytest.mark.parametrize("part", PENALISED)
+def test_a_penalty_is_clipped_with_the_loss_that_it_is_a_part_of(tmp_path, part):
+    bank = {"movement": "hf_headprune.learn.movement.MovementBank", "gates": "hf_headprune.learn.gates.GateBank"}[part]
+    norms = {}
+    for clip in (0.0, 1e-3):
+        looks = _AtClipping()
+        trainer = _trainer(tmp_path, HeadPruneCallback(**PENALISED[part], search=None), max_grad_norm=clip, max_steps=8)
+        trainer.add_callback(looks)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{bank}.add_penalty_grad", lambda self, *, loss_scale: self.importance_bias.grad.add_(100.0))
+            trainer.train()
+        norms[clip] = looks.norms
+    assert max(norms[0.0]) > 100
+    assert max(norms[1e-3]) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_penalty_is_added_once_per_optimizer_step(tmp_path, monkeypatch, accumulated):
+    added = []
+    monkeypatch.setattr(
+        "hf_headprune.learn.movement.MovementBank.add_penalty_grad",
+        lambda self, *, loss_scale: added.append((int(self.steps), loss_scale)),
+    )
+    settings = {"gradient_accumulation_steps": accumulated, "max_steps": 6, "per_device_train_batch_size": 4}
+    _trainer(tmp_path, HeadPruneCallback(**PENALISED["movement"], search=None), **settings).train()
+    assert added == [(step, 1.0) for step in range(1, 7)]
+
+
 def test_a_movement_run_that_was_killed_ends_as_one_that_was_not(tmp_path):
     def run(folder, **settings):
         callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)

@@ -29,6 +29,7 @@ from hf_headprune.shrink.config import PRUNABLE_CONFIGS
 from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, PRUNABLE_OF, register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
 from tests.conftest import (
+    CACHE,
     EOS,
     TINY_FAMILIES,
     VOCAB_SIZE,
@@ -249,12 +250,12 @@ def test_a_pruned_model_writes_what_the_masked_one_writes_with_a_smaller_cache(m
     settings |= {"return_dict_in_generate": True, "no_repeat_ngram_size": 1}
     with masked(model, plan):
         expected = model.generate(**source, **settings)
-    dense_cache = cached_numbers(expected.past_key_values)
+    dense_cache = cached_numbers(expected[CACHE])
     prune_model_(model, plan)
     received = model.generate(**source, **settings)
     assert torch.equal(received.sequences, expected.sequences)
     assert len(set(received.sequences[0].tolist())) == 11
-    assert cached_numbers(received.past_key_values) == dense_cache - removed_numbers(expected.past_key_values, plan)
+    assert cached_numbers(received[CACHE]) == dense_cache - removed_numbers(expected[CACHE], plan)
     assert model.generate(**source, **{**settings, "use_cache": False}).sequences.equal(expected.sequences)
     model.save_pretrained(tmp_path)
     reloaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)

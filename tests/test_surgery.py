@@ -19,7 +19,7 @@ from hf_headprune.masking import UnitScale, attach, masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import PRUNABLE_CLASSES
 from hf_headprune.shrink.surgery import prune_model_
-from tests.conftest import text_inputs, tiny_bert, tiny_bert_decoder, tiny_distilbert, tiny_marian
+from tests.conftest import CACHE, text_inputs, tiny_bert, tiny_bert_decoder, tiny_distilbert, tiny_marian
 
 ATTENTION = "encoder.layer.0.attention"
 FFN = "encoder.layer.0.intermediate"
@@ -287,11 +287,10 @@ def test_a_bert_decoder_with_a_cache_computes_what_it_computes_at_once(heads):
     with torch.no_grad():
         at_once = model(**inputs, use_cache=False).logits
         first = model(**{**inputs, "input_ids": inputs["input_ids"][:, :4]}, use_cache=True)
-        second = model(
-            **{**inputs, "input_ids": inputs["input_ids"][:, 4:]}, past_key_values=first.past_key_values, use_cache=True
-        )
+        rest = {**inputs, "input_ids": inputs["input_ids"][:, 4:], CACHE: first[CACHE]}
+        second = model(**rest, use_cache=True)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), at_once, atol=1e-5, rtol=1e-5)
-    assert second.past_key_values.get_seq_length() == 9
+    assert second[CACHE].get_seq_length() == 9
 
 
 def test_a_causal_bert_generates_what_its_masked_one_does():

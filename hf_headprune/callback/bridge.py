@@ -177,11 +177,6 @@ def loss_scale(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def gradient_scale(trainer: Trainer) -> float:
-    """Returns what gradients are still multiplied with just before the optimizer's step: clipping takes it off."""
-    return 1.0 if trainer.args.max_grad_norm > 0 else loss_scale(trainer)
-
-
 def in_optimizer(parameter: torch.nn.Parameter, optimizer: Any) -> bool:
     """Tells whether an optimizer trains a parameter."""
     return any(p is parameter for group in optimizer.param_groups for p in group["params"])

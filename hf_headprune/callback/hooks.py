@@ -181,13 +181,6 @@ class HeadPruneCallback(TrainerCallback):
         if self._parts is not None and self._trainer is not None:
             self._parts.begin_step(self._trainer)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Adds the gradients of the penalties, if there are any, after the Trainer's clipping."""
-        if self._parts is not None and self._trainer is not None:
-            self._parts.add_penalty_grad(self._trainer)
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Logs gates and masks whenever the Trainer logs, through the Trainer, so that every tracker gets them."""
         if self._parts is None or not self._parts.banks or not control.should_log or self._trainer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from accelerate.logging import get_logger
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
+    import torch
     from transformers import Trainer
 
     from hf_headprune.anatomy import Anatomy
@@ -54,6 +56,7 @@ class LearnedParts:
         self._anatomy = anatomy
         self._gate_schedule: GateSchedule | None = None
         self._movement_schedule: MovementSchedule | None = None
+        self._penalties_due: set[ScoreBank] = set()
         if settings.gates is None and settings.movement is None and settings.second_order is None:
             return
         bridge.require_plain_construction(trainer)
@@ -74,6 +77,12 @@ class LearnedParts:
         if settings.movement is not None:  # after the gates, which may freeze all that they find
             rate = trainer.args.learning_rate
             self.movement = MovementBank.of(model, anatomy, settings.movement, learning_rate=rate)
+        for bank in self._score_banks:
+            bank.importance_bias.register_post_accumulate_grad_hook(partial(self._add_penalty, trainer, bank))
+
+    @property
+    def _score_banks(self) -> list[GateBank | MovementBank]:
+        return [bank for bank in (self.gates, self.movement) if bank is not None]
 
     @property
     def banks(self) -> list[ScoreBank | SecondOrderBank]:
@@ -107,6 +116,7 @@ class LearnedParts:
 
     def begin_step(self, trainer: Trainer) -> None:
         """Sets what the coming optimizer step needs: gates, masks, and the second-order rounds that are due."""
+        self._penalties_due.clear()  # what is measured here has gradients, too
         step = trainer.state.global_step
         if self.second_order is not None:
             due = self.second_order.settings.rounds_due(step, trainer.state.max_steps)
@@ -118,13 +128,13 @@ class LearnedParts:
             if step == self._gate_schedule.open_steps and self.gates.settings.initial_scores == "gradient":
                 _score_heads(trainer, self.gates)
             self.gates.begin_step(step, self._gate_schedule, loss_scale=bridge.loss_scale(trainer))
+        self._penalties_due.update(self._score_banks)
 
-    def add_penalty_grad(self, trainer: Trainer) -> None:
-        """Adds the gradients of the penalties, after the Trainer's clipping."""
-        scale = bridge.gradient_scale(trainer)
-        for bank in (self.gates, self.movement):
-            if bank is not None:
-                bank.add_penalty_grad(loss_scale=scale)
+    def _add_penalty(self, trainer: Trainer, bank: GateBank | MovementBank, _: torch.Tensor) -> None:
+        """Adds a penalty's gradient once per optimizer step, before the Trainer clips: as if the loss contained it."""
+        if bank in self._penalties_due and trainer.accelerator.sync_gradients:
+            self._penalties_due.remove(bank)
+            bank.add_penalty_grad(loss_scale=bridge.loss_scale(trainer))
 
     def quantities(self) -> dict[str, float]:
         """Returns what a training log should show."""

@@ -84,6 +84,7 @@ class HeadlessAttention:
         *args: Any,
         key_value_states: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -94,13 +95,15 @@ class HeadlessAttention:
             *args: Ignored, such as a mask.
             key_value_states: Source of keys of cross-attention, `(batch, keys, hidden_size)`, in BART-like families.
             encoder_hidden_states: The same in BERT-like families.
-            past_key_values: Cache to keep in step.
+            cache: Cache to keep in step.
+            past_key_values: The same, as Transformers called it before 5.24.
             **kwargs: Ignored.
         """
         memory = encoder_hidden_states if key_value_states is None else key_value_states
         num_keys = hidden_states.shape[1] if memory is None else memory.shape[1]
-        if past_key_values is not None:
-            num_keys = self._keep_cache_in_step(past_key_values, hidden_states, num_keys, is_cross=memory is not None)
+        cache = past_key_values if cache is None else cache
+        if cache is not None:
+            num_keys = self._keep_cache_in_step(cache, hidden_states, num_keys, is_cross=memory is not None)
         context = hidden_states[..., :0]  # (batch, queries, 0)
         output = context if self._output_name is None else getattr(self, self._output_name)(context)
         if self.config._attn_implementation != "eager":

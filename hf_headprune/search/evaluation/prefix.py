@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from hf_headprune.plan import PruningPlan
 
-NOT_SERVED = ("output_hidden_states", "output_attentions", "past_key_values", "use_cache")  # they see single layers
+# They see single layers. (The cache is called "cache" from Transformers 5.24 on.)
+NOT_SERVED = ("output_hidden_states", "output_attentions", "past_key_values", "cache", "use_cache")
 Key = tuple[str, str]
 
 
