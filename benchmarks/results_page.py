@@ -36,6 +36,7 @@ def main() -> None:
         ("shapes", shapes_section),
         ("head_costs", head_costs_section),
         ("latency_table", latency_table_section),
+        ("optimum", optimum_section),
         ("search_speed", search_speed_section),
         ("sibling_speed", sibling_speed_section),
         ("rounding", rounding_section),
@@ -228,6 +229,24 @@ def head_costs_section(content: dict[str, Any]) -> Iterator[str]:
     yield from header("heads kept", "parameters removed", "bound on the speed-up")
     for row in content["results"]:
         yield table_row([str(row["kept_heads"]), f"{row['parameters_removed']:.1%}", f"{row['speed_up_bound']:.2f}"])
+
+
+def optimum_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of exhausted searches beside the true optimum."""
+    yield "## Whether an exhausted search finds the optimum"
+    yield f"\nSmall models trained on sst2, searched within {content['max_drop']:.1%} on {content['examples']} examples"
+    yield "of dev until nothing is left to ask, against every subset of their units by plain evaluation:"
+    yield f"**optimal in {content['optimal']} of {content['models']}**. *Removed*: heads, or parameters where FFN"
+    yield "chunks are units too, in the smallest and the largest optimum; *evaluations*: of the search, the most.\n"
+    yield from header("layers x heads", "FFN chunks", "units", "models", "optimal", "removed", "evaluations", "subsets")
+    kinds: dict[tuple[int, int, bool], list[dict[str, Any]]] = {}
+    for run in content["runs"]:
+        kinds.setdefault((run["layers"], run["heads"], run["with_ffn"]), []).append(run)
+    for (layers, heads, with_ffn), runs in kinds.items():
+        removed = [run["optimum"] for run in runs]
+        cells = [f"{layers} x {heads}", "yes" if with_ffn else "no", str(runs[0]["units"]), str(len(runs))]
+        cells += [str(sum(run["is_optimal"] for run in runs)), f"{min(removed):,} .. {max(removed):,}"]
+        yield table_row([*cells, f"{max(run['evaluations'] for run in runs):,}", f"{2 ** runs[0]['units']:,}"])
 
 
 def search_speed_section(content: dict[str, Any]) -> Iterator[str]:

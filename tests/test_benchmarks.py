@@ -107,6 +107,10 @@ def test_the_latency_table_benchmark_runs_with_smoke(smoke):
         assert abs(predicted - measured) < 0.7
 
 
+def test_the_optimum_benchmark_runs_with_smoke(smoke):
+    assert smoke("benchmarks.optimum").splitlines()[-1] == "optimal: 2 of 2"
+
+
 def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
     assert smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" test ") == 12
     assert " test " not in smoke("benchmarks.search_quality", "--work", str(tmp_path))
