@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.certified import CERTIFICATE_NAME
 from hf_headprune.cost import cost_of
-from hf_headprune.errors import CertificateError, HeadPruneError, UnsupportedModelError
+from hf_headprune.errors import CertificateError, HeadPruneError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.planner import Expectation, promise_in_words
 from hf_headprune.guarantee.records import record_of
@@ -91,6 +91,10 @@ def promise(
     true_drop: Annotated[float, typer.Option(help="Drop that the pruned model really has.")] = 0.0,
 ) -> None:
     """Says what so many examples can certify, before anything is searched."""
+    if not 0.5 < confidence < 1:  # noqa: PLR2004
+        raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
+    if not 0 < max_drop < 1:
+        raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {max_drop}. A point is 0.01.")
     expected = Expectation(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
     typer.echo(promise_in_words(examples, max_drop, expected))
 

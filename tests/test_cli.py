@@ -90,7 +90,9 @@ def test_promise_plans_before_the_search():
     [
         (["verify", "{0}/dense"], "there is no headprune_certificate.json"),
         (["verify", "{0}/pruned", "--data", "{0}/pruned/model.safetensors"], "one JSON object per line"),
-        (["promise", "872", "--max-drop", "2"], "2"),
+        (["promise", "872", "--max-drop", "2"], "--max-drop must be above 0 and below 1, received 2.0"),
+        (["promise", "872", "--confidence", "0.4"], "--confidence must be above 0.5 and below 1, received 0.4"),
+        (["promise", "872", "--disagreement", "0"], "disagreement must be in (0, 1), received 0.0"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_exit_code_2(saved, words, message):
