@@ -45,11 +45,11 @@ from hf_headprune import (
     PruningPlan,
     SecondOrder,
     SubsetGates,
+    plans_between,
     prune_model_,
     search_plan,
     second_order_plan,
 )
-from hf_headprune.callback.candidates import plans_between
 from hf_headprune.learn.settings import Mode
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def cut_by_search(run: Run, trainer: Trainer, task: Task, work: Path) -> dict[st
         journal=work / f"{key_of(replace(run, kept_heads=0))}.jsonl",
         progress=False,
     )
-    plans = plans_between(PruningPlan.of(model), found.plan, found.reconstruction, None)
+    plans = plans_between(PruningPlan.of(model), found.plan, found.reconstruction)
     plan = next((plan for plan in plans if plan.num_removed_heads == HEADS - run.kept_heads), None)
     if plan is None:
         raise SystemExit(f"{key_of(run)}: the search removed no more than {found.plan.num_removed_heads} heads.")

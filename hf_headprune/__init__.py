@@ -6,6 +6,7 @@ Importing this package registers the `Prunable*` classes, so that `AutoModel…f
 from hf_headprune import errors
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.candidates import plans_between
 from hf_headprune.cost import Cost, cost_of
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.guarantee.certificate import Certificate
@@ -65,6 +66,7 @@ __all__ = [
     "measure_latency",
     "measure_latency_table",
     "milestones",
+    "plans_between",
     "power_of",
     "promise_in_words",
     "prune_model_",

@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
 
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.callback.candidates import plans_between
 from hf_headprune.callback.promise import promise_of
-from hf_headprune.elimination import removals_between
+from hf_headprune.candidates import plans_between
 from hf_headprune.errors import DataLeakError, InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.examples import ExampleFingerprints
@@ -24,12 +22,10 @@ from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.learn.settings import SubsetGates
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.settings import AStarSearch
 from tests.conftest import text_inputs, tiny_bert
 from tests.test_callback import GATES, _examples, _trainer
-from tests.test_evaluator import batches_of, classifier, examples
 
 BLOCKS = BlockMovement(attention_block=(8, 8), kept=0.5, width_multiple=8)
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -446,38 +442,6 @@ def test_what_too_few_examples_cannot_promise_is_not_cut(tmp_path):
     assert callback.plan.num_kept_heads == 6
     assert callback.report.promise.startswith("Certificate: none. No plan smaller than what training kept")
     assert callback.report.metric.before == callback.report.metric.after
-
-
-def test_the_path_to_certify_leads_from_what_training_kept_to_what_was_found_one_head_at_a_time():
-    full = PruningPlan.of(tiny_bert())
-    first, second = full.num_heads
-    learned = full.replace(kept_heads={first: (0, 1, 2), second: (0, 1)})
-    found = full.replace(kept_heads={first: (1,), second: (1, 3)})
-    scores = np.array([5.0, 6.0, 1.0, 0.0, 3.0, 7.0, 0.0, 0.0])
-    plans = plans_between(learned, found, None, scores)
-    assert [dict(plan.kept_heads) for plan in plans] == [
-        {first: (0, 1), second: (0, 1, 3)},
-        {first: (0, 1), second: (1, 3)},
-        {first: (1,), second: (1, 3)},
-    ]
-    assert plans[-1] == found
-
-
-def test_the_path_to_certify_takes_first_what_costs_least_where_projections_are_refitted():
-    model = classifier()
-    full = PruningPlan.of(model)
-    evaluator = ExampleEvaluator(model, batches_of(examples(24)))
-    reconstruction = evaluator.reconstruct(full, ffn=True)
-    heads, ffns = [*full.num_heads], [*full.num_ffn]
-    found = full.replace(kept_heads={heads[0]: (1,)}, kept_ffn={ffns[1]: range(8)})
-    plans = plans_between(full, found, reconstruction, None)
-    removals = removals_between(reconstruction, full, found)
-    assert plans[-1] == found
-    assert len(plans) == len(removals) > 3
-    before = full
-    for plan, removal in zip(plans, removals, strict=True):
-        assert set(before.kept(removal.site)) - set(plan.kept(removal.site)) == set(removal.units)
-        before = plan
 
 
 def test_by_default_what_unseen_examples_support_is_cut_and_the_table_says_what_they_show(tmp_path, capsys):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.callback import bridge, measuring
-from hf_headprune.callback.candidates import plans_between
+from hf_headprune.candidates import plans_between
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
 from hf_headprune.guarantee.claim import METHODS, Metric
