@@ -1,9 +1,9 @@
 """How much of MiniLM goes with a certificate at 95 %, with and without training.
 
 - without training: a fine-tuned model is searched on dev by A* within half the drop, output projections refitted, on
-  1 024 training examples, to the heads that stay; or heads and FFN units go by second-order costs until a quarter of
-  the linear weights is left. Of the plans on the way there, on which what costs least leaves first, twelve are
-  certified on test, the least pruned first, against the model itself.
+  1 024 training examples, to the heads that stay; or heads and FFN units are cut by second-order costs on those
+  examples, to a quarter of the linear weights. Of the plans on the way there, on which what costs least leaves first,
+  twelve are certified on test, the least pruned first, against the model itself.
 - with training: gates keep 54, 43, 36, 29 and 24 of 72 heads, second-order removal 54, 43 and 29, each in a run of its
   own; the models are certified on test, the least pruned first, against a dense model trained with the same steps.
 
@@ -30,7 +30,7 @@ import torch
 from benchmarks.finetuned import RECIPES, batches_of, evaluator_on, fine_tuned, some_of
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of
-from benchmarks.tasks import SEARCH_EXAMPLES, Task, load_task
+from benchmarks.tasks import SEARCH_EXAMPLES, Task, copied, load_task
 from benchmarks.training import build_trainer, train_and_score
 from hf_headprune import (
     AStarSearch,
@@ -45,6 +45,7 @@ from hf_headprune import (
     linear_density,
     milestones,
     plans_between,
+    prune_model_,
     second_order_plan,
 )
 from hf_headprune.guarantee.claim import Claim
@@ -86,7 +87,8 @@ def all_runs() -> tuple[Run, ...]:
         runs += [Run(task, DENSE, HEADS, 0.0, seed) for task in TASKS]
         for task, method in product(TASKS, KEPT_HEADS):
             runs += [Run(task, method, kept, 0.0, seed) for kept in KEPT_HEADS[method]]
-        runs += [Run(task, way, 0, drop, seed) for way, drop, task in product(WITHOUT_TRAINING, DROPS, TASKS)]
+        runs += [Run(task, SEARCH_AFTER, 0, drop, seed) for drop in DROPS for task in TASKS]
+        runs += [Run(task, COSTS_AFTER, 0, 0.0, seed) for task in TASKS]  # its plans are the same for every drop
     return tuple(runs)
 
 
@@ -109,7 +111,8 @@ def cached_task(name: str, limit: int | None) -> Task:
 def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Does one run."""
     task = cached_task(run.task, 64 if smoke else None)
-    return (untrained if run.method in WITHOUT_TRAINING else trained)(run, task, work, smoke=smoke)
+    of = {SEARCH_AFTER: searched, COSTS_AFTER: cut_by_costs}.get(run.method, trained)
+    return of(run, task, work, smoke=smoke)
 
 
 def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
@@ -131,21 +134,18 @@ def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     return {**scores, "parameters": parameters, "examples": len(task.test), "right": right}
 
 
-def untrained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
-    """Searches a fine-tuned model on dev, or cuts it by its costs, and certifies plans on the way on test."""
+def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
+    """Searches a fine-tuned model on dev and certifies plans on the way to what it found on test."""
     model: Any = fine_tuned(task, run.seed, work, smoke=smoke)
     anatomy = anatomy_of(model)
     dev = task.dev.select(range(min(len(task.dev), SEARCH_EXAMPLES)))
-    some = some_of(task.train, run.seed)
-    on_dev = evaluator_on(model, dev, calibration=batches_of(model, some))
-    found: Any
-    if run.method == COSTS_AFTER:
-        found = second_order_plan(model, some, replace(COSTS, seed=run.seed))
-    else:
-        most = 8 if smoke else SEARCH.max_evaluations
-        settings = replace(SEARCH, max_drop=run.drop / 2, seed=run.seed, max_evaluations=most)
-        journal = work / f"{key_of(run)}.jsonl"
-        found = search_over_plans(anatomy, on_dev, settings, journal=journal, fingerprint=on_dev.fingerprint())
+    evaluator = evaluator_on(model, dev, calibration=batches_of(model, some_of(task.train, run.seed)))
+    settings = replace(
+        SEARCH, max_drop=run.drop / 2, seed=run.seed, max_evaluations=8 if smoke else SEARCH.max_evaluations
+    )
+    found = search_over_plans(
+        anatomy, evaluator, settings, journal=work / f"{key_of(run)}.jsonl", fingerprint=evaluator.fingerprint()
+    )
     full = PruningPlan.of(model)
     plans = milestones(plans_between(full, found.plan, found.reconstruction), MILESTONES)
     data = CertificationData(task.test, search=dev)
@@ -153,20 +153,54 @@ def untrained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any
     certified = full if path.certified_index is None else plans[path.certified_index]
     on_test = evaluator_on(model, task.test)
     right = {"dense": on_test(full).metric}
-    on_test.reconstruction = on_dev.reconstruction = found.reconstruction
+    on_test.reconstruction = found.reconstruction
     right["pruned"] = on_test(certified).metric
     return {
-        "dev": 100 * on_dev(found.plan).metric,
+        "dev": 100 * found.metric,
         "test": 100 * right["pruned"],
         "dense_test": 100 * right["dense"],
         "found_removed": found.plan.num_removed_heads,
-        "certified_removed": certified.num_removed_heads,
-        "certified_removed_ffn": certified.num_removed_ffn,
-        "certified_density": linear_density(certified, anatomy),
-        "certified_parameters": cost_of(certified, anatomy, seq_len=128).parameters,
-        "parameters": cost_of(full, anatomy, seq_len=128).parameters,
-        "evaluations": getattr(found, "evaluations", None),
+        **size_of(certified, model),
+        "evaluations": found.evaluations,
         "steps": [vars(step) | {"name": ""} for step in path.steps],
+    }
+
+
+def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
+    """Cuts a fine-tuned model by its second-order costs and certifies plans on the way on test, for each drop."""
+    model: Any = fine_tuned(task, run.seed, work, smoke=smoke)
+    found = second_order_plan(model, some_of(task.train, run.seed), replace(COSTS, seed=run.seed))
+    full = PruningPlan.of(model)
+    plans = [full, *milestones(plans_between(full, found.plan, found.reconstruction), MILESTONES)]
+
+    @cache
+    def right(number: int) -> np.ndarray:
+        cut: Any = copied(type(model), work / f"{task.name}-{run.seed}")
+        prune_model_(cut, plans[number], reconstruction=found.reconstruction)
+        return right_answers(cut.eval(), task.test).astype(float)
+
+    certified = []
+    for drop in DROPS:
+        candidates = [(str(number), partial(right, number)) for number in range(1, len(plans))]
+        path = walk(
+            PairedScores(right(0), right(0)), candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test"
+        )
+        last = 0 if path.certified_index is None else path.certified_index + 1
+        size = {**size_of(plans[last], model), "density": linear_density(plans[last], anatomy_of(model))}
+        steps = [vars(step) for step in path.steps]
+        certified.append({"max_drop": drop, "test": 100 * float(right(last).mean()), **size, "steps": steps})
+    dev, test = (100 * float(answers.mean()) for answers in (right_answers(model, task.dev), right(0)))
+    return {"dev": dev, "test": test, "dense_test": test, "certified": certified}  # of the model that is cut
+
+
+def size_of(plan: PruningPlan, model: Any) -> dict[str, int]:
+    """Returns what is certified to go, and the parameters left of how many."""
+    parameters = [cost_of(it, anatomy_of(model), seq_len=128).parameters for it in (plan, PruningPlan.of(model))]
+    return {
+        "certified_removed": plan.num_removed_heads,
+        "certified_removed_ffn": plan.num_removed_ffn,
+        "certified_parameters": parameters[0],
+        "parameters": parameters[1],
     }
 
 
@@ -200,7 +234,10 @@ def right_of(run: dict[str, Any]) -> np.ndarray:
 def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
     """Gathers what is certified."""
     runs = waiting.finished()
-    rows = [{"way": run["method"], "max_drop": run["drop"], **run} for run in runs if run["method"] in WITHOUT_TRAINING]
+    rows = [{"way": SEARCH_AFTER, "max_drop": run["drop"], **run} for run in runs if run["method"] == SEARCH_AFTER]
+    for run in runs:
+        about = {name: run[name] for name in ("task", "seed", "dense_test") if name in run}
+        rows += [{"way": COSTS_AFTER, **about, **certified} for certified in run.get("certified", ())]
     for way, task, seed, drop in product(KEPT_HEADS, TASKS, SEEDS, DROPS):
         mine = [r for r in runs if r["method"] in (DENSE, way) and (r["task"], r["seed"]) == (task, seed)]
         found = certified_of_trained(mine, KEPT_HEADS[way], drop)
@@ -247,7 +284,11 @@ def main() -> None:
         )
     content = collect(waiting)
     for row in content["results"]:
-        print(row["way"], row["task"], row["seed"], row["max_drop"], "heads removed:", row["certified_removed"])
+        gone = 1 - row["certified_parameters"] / row["parameters"]
+        print(
+            row["way"], row["task"], row["seed"], row["max_drop"], "heads removed:", row["certified_removed"], end=", "
+        )
+        print(f"parameters removed: {gone:.1%}")
     if options.collect and not options.smoke:
         setting = {"seeds": SEEDS, "alpha": ALPHA, "heads": HEADS}
         write_json(RESULT, {**environment(), **setting, **content})
