@@ -291,13 +291,20 @@ def test_a_changed_label_is_named_with_its_index(certificate, dense, pruned, row
 @pytest.mark.parametrize("change", ["other", "missing", "twice"])
 def test_changed_examples_are_named(certificate, dense, pruned, rows, change):
     changed = {
-        "other": [*rows[:5], {"input_ids": [9, 9], "label": 0}, *rows[6:]],
+        "other": [*rows[:5], {"input_ids": [9, 8], "label": 0}, *rows[6:]],
         "missing": rows[1:],
         "twice": [*rows, rows[3]],
     }[change]
     found = verify_certificate(certificate, pruned, changed, dense=dense)
     assert names(found) == {"example", "split"}
     assert any("it is another one" in text for text in found.skipped)
+    texts = {
+        "other": ["1 examples are not in the certificate (indices [5])", "1 examples of the certificate are not in"],
+        "missing": ["1 examples of the certificate are not in the data"],
+        "twice": ["1 examples are not in the certificate (indices [160])"],
+    }[change]
+    told = [finding.text for finding in found.findings if finding.name == "example"]
+    assert all(text.startswith(start) for text, start in zip(told, texts, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -607,6 +614,21 @@ def test_groups_weaken_the_evidence_and_are_refused_for_0_and_1(two_models, rows
     assert names(verify_certificate(alone, dataset=grouped, **given)) == {"groups"}
     with pytest.raises(InvalidSettingError, match="takes examples for independent"):
         certify(*two_models, grouped)
+
+
+def test_examples_are_compared_by_the_columns_of_the_certificate_where_none_are_named(two_models):
+    rows = [{"sentence": f"{i * 7 % 160} words", "note": f"number {i}", "label": 0} for i in range(NUM_EXAMPLES)]
+    train = [{"sentence": "other words", "note": "number 3", "label": 0}]
+    scores = np.random.default_rng(0).uniform(size=NUM_EXAMPLES)
+    metric = bounded({0.1: scores, 0.0: scores**1.05})
+    split = CertificationData(rows, train=train, columns=("sentence",))
+    certificate = certify(*two_models, split, metric, max_drop=0.1)
+    for given in (split, dataclasses.replace(split, columns=None)):
+        found = verify_certificate(certificate, two_models[1], given, dense=two_models[0], metric=metric)
+        assert found.holds, found.to_text()
+        assert any("the train split, and that it holds none of the examples, by text" in text for text in found.checked)
+    lacking = verify_certificate(certificate, dataset=[{"note": row["note"], "label": 0} for row in rows])
+    assert [finding.text for finding in lacking.findings] == ["the examples lack the text columns ['sentence']"]
 
 
 def agreement(table):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,10 +71,10 @@ def verify_certificate(
     if dataset is None:
         result.skipped.append("the certification split: no data were given")
         return result
-    data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
-    prints = _fingerprints(certificate, data, result)
-    if prints is None:
+    data = _as_certified(certificate, dataset, result)
+    if data is None:
         return result
+    prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
     if _check_split(certificate, prints, result):
         _run_again(certificate, {"dense": dense, "pruned": model}, data, metric, result)
     else:
@@ -107,18 +107,17 @@ def _check_model(name: str, certificate: Certificate, model: nn.Module, result: 
     result.checked.append(f"fingerprints: {name} weights and configuration")
 
 
-def _fingerprints(
-    certificate: Certificate, data: CertificationData, result: Verification
-) -> ExampleFingerprints | None:
-    """Reads the examples as the certificate did, or returns None where they lack the text columns that it names."""
+def _as_certified(certificate: Certificate, dataset: Any, result: Verification) -> CertificationData | None:
+    """Returns the data, to be read as the certificate did, or None where they lack the text columns that it names."""
+    data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
     check_dataset(data.dataset)
-    columns = data.columns
-    if not columns and certificate.examples.kind == TEXT:
-        columns = certificate.examples.columns
-        if lacking := set(columns) - set(data.dataset[0]):
-            result.add("fingerprints", "split", f"the examples lack the text columns {sorted(lacking)}")
-            return None
-    return ExampleFingerprints.of(data.dataset, columns=columns)
+    if data.columns or certificate.examples.kind != TEXT:
+        return data
+    columns = certificate.examples.columns
+    if lacking := set(columns) - set(data.dataset[0]):
+        result.add("fingerprints", "split", f"the examples lack the text columns {sorted(lacking)}")
+        return None
+    return dataclasses.replace(data, columns=columns)
 
 
 def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: Verification) -> bool:
@@ -143,13 +142,15 @@ def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: 
         return False
     given = Counter(prints.keys)
     missing, new = stated - given, given - stated
+    places = defaultdict(list)
+    for index, key in enumerate(prints.keys):
+        places[key].append(index)
     relabelled = Counter(key[:INPUT_BYTES] for key in missing) & Counter(key[:INPUT_BYTES] for key in new)
     for name, text, keys in (
         ("label", "{} examples have another label", [key for key in new if key[:INPUT_BYTES] in relabelled]),
         ("example", "{} examples are not in the certificate", [k for k in new if k[:INPUT_BYTES] not in relabelled]),
     ):
-        named = set(keys)
-        where = [index for index, key in enumerate(prints.keys) if key in named]
+        where = sorted(index for key in keys for index in places[key][-new[key] :])  # of copies, the last ones
         if where:
             result.add("fingerprints", name, f"{text.format(len(where))} (indices {where[:SHOWN]})")
     lost = sum(count for key, count in missing.items() if key[:INPUT_BYTES] not in relabelled)
