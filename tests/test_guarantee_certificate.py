@@ -614,6 +614,8 @@ def test_groups_weaken_the_evidence_and_are_refused_for_0_and_1(two_models, rows
     assert names(verify_certificate(alone, dataset=grouped, **given)) == {"groups"}
     with pytest.raises(InvalidSettingError, match="takes examples for independent"):
         certify(*two_models, grouped)
+    with pytest.raises(InvalidSettingError, match=r"groups=.*must hold the column 'page', received .*'paragraph'"):
+        certify(*two_models, dataclasses.replace(grouped, groups="page"), metric)
 
 
 def test_examples_are_compared_by_the_columns_of_the_certificate_where_none_are_named(two_models):

@@ -189,6 +189,38 @@ def test_groups_stay_on_one_side():
     assert {row["paragraph"] for row in split.search}.isdisjoint({row["paragraph"] for row in split.certify})
 
 
+def test_copies_by_any_way_of_comparing_stay_on_one_side():
+    pairs = [(3 * i, 2 * i) for i in range(20)], [(3 * i + 1, 2 * i + 1) for i in range(20)]
+    links = [(3 * i, 2 * i + 1) for i in range(20)]  # the tokens of the first, the text of the second
+    rows = [
+        {"input_ids": [5, t], "sentence": f"sentence {s}", "label": s % 3} for t, s in (*pairs[0], *pairs[1], *links)
+    ]
+    split = three_way_split(rows)
+    assert {i % 20 for i in split.search_indices}.isdisjoint(i % 20 for i in split.certify_indices)
+    assert len(split.certify) == 30
+
+
+def test_texts_are_compared_by_the_columns_that_are_named():
+    rows = [{**row, "note": f"note {i}"} for i, row in enumerate([*sentences(40), *sentences(40)])]
+    train = [{**rows[3], "note": "other"}]
+    split = three_way_split(rows, train, SplitSettings(columns=["sentence"], on_leak="drop"))
+    assert split.leaked_indices == (3, 43)
+    assert {i % 40 for i in split.search_indices}.isdisjoint(i % 40 for i in split.certify_indices)
+
+
+def test_a_leaked_example_takes_its_group_along():
+    rows = [{**row, "paragraph": i // 5} for i, row in enumerate(sentences())]
+    split = three_way_split(rows, rows[7:8], SplitSettings(group_column="paragraph", on_leak="drop"))
+    assert split.leaked_indices == (5, 6, 7, 8, 9)
+    assert sorted(split.search_indices + split.certify_indices) == [i for i in range(200) if i // 5 != 1]
+
+
+def test_examples_without_the_column_of_groups_are_named():
+    rows = [{**row, "paragraph": 0} for row in sentences(3)]
+    with pytest.raises(InvalidSettingError, match=r"group_column=.*column 'paragraph', .*'sentence'\] for example 3"):
+        three_way_split([*rows, *sentences(2)], settings=SplitSettings(group_column="paragraph"))
+
+
 def test_examples_of_the_training_split_are_an_error_or_left_out_when_told_so():
     rows, train = sentences(), [{"sentence": f"sentence NUMBER {i}", "label": 0} for i in (3, 8, 999)]
     with pytest.raises(DataLeakError, match=r"2 of 200 that are \(indices \[3, 8\]\)"):

@@ -178,6 +178,29 @@ def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
     return dataset.select(indices) if hasattr(dataset, "select") else [dataset[index] for index in indices]
 
 
+def texts_of(dataset: Any, column: str, *, where: str) -> list[str]:
+    """Returns the values of a column as texts, one per example.
+
+    Args:
+        dataset: Sized and indexable; examples are mappings.
+        column: Name of the column.
+        where: Name of the public function or setting, for the message.
+
+    Raises:
+        InvalidSettingError: An example lacks the column.
+    """
+    found = []
+    for index in range(len(dataset)):
+        example = dataset[index]
+        if column not in example:
+            raise InvalidSettingError(
+                f"{where}: every example must hold the column {column!r}, received {sorted(example)} for example "
+                f"{index}. Name a column that they all have."
+            )
+        found.append(str(example[column]))
+    return found
+
+
 def _text_columns(example: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         name

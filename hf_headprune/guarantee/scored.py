@@ -12,7 +12,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.evidence import checked_scores
-from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, rows_of
+from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, rows_of, texts_of
 from hf_headprune.guarantee.scoring import Batching, check_labels, right_answers
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.seen import seen_by
@@ -75,7 +75,8 @@ class ScoredSplit:
 
         Raises:
             DataLeakError: An example is in one of those splits.
-            InvalidSettingError: The data set is malformed, or groups are asked of 0/1 scores.
+            InvalidSettingError: The data set is malformed, lacks the column of the groups, or groups are asked of 0/1
+                scores.
         """
         if data.groups is not None and metric.kind == "binary":
             raise InvalidSettingError(
@@ -84,6 +85,9 @@ class ScoredSplit:
             )
         self.data, self.metric = data, metric
         self.prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
+        self._groups = None  # of each example, in the order of the data set
+        if data.groups is not None:
+            self._groups = texts_of(data.dataset, data.groups, where="CertificationData(groups=...)")
         records = []
         for name, split in (("train", data.train), ("search", data.search)):
             if split is not None:
@@ -133,9 +137,9 @@ class ScoredSplit:
 
     def groups(self) -> np.ndarray | None:
         """Returns the numbers of the groups in the order of the fingerprints."""
-        if self.data.groups is None:
+        if self._groups is None:
             return None
-        return numbered([str(self.data.dataset[int(index)][self.data.groups]) for index in self.prints.order])
+        return numbered([self._groups[index] for index in self.prints.order])
 
     def claim(
         self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, chosen_among: int = 1

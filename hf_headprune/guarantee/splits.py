@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune.errors import DataLeakError, InvalidSettingError
-from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of
+from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of, texts_of
 from hf_headprune.values import is_above, is_whole
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def three_way_split(dataset: Any, train: Any = None, settings: SplitSettings = S
 
     Raises:
         DataLeakError: Examples are in the training split too, and `on_leak` is "error".
-        InvalidSettingError: The data set is malformed, or too small to have two sides.
+        DataLeakError: The two can't be compared.
+        InvalidSettingError: The data set is malformed, an example lacks a column, or there are too few for two sides.
     """
     return split_known(dataset, ExampleFingerprints.of(dataset, columns=settings.columns), train, settings)
 
@@ -136,7 +137,7 @@ def _clusters(dataset: Any, prints: ExampleFingerprints, settings: SplitSettings
     """Joins the examples that share a fingerprint or a group; ascending within each."""
     keys: list[Sequence[Any]] = list(prints.kinds.values())
     if settings.group_column is not None:
-        keys.append([str(dataset[index][settings.group_column]) for index in range(len(prints))])
+        keys.append(texts_of(dataset, settings.group_column, where="SplitSettings(group_column=...)"))
     parents = list(range(len(prints)))
 
     def root(index: int) -> int:
