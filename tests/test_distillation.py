@@ -275,6 +275,25 @@ class _DividingTrainer(_MeanTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class _ScaledTrainer(Trainer):
+    """A subclass that says of the Trainer's own loss that it is normalised over the optimizer step."""
+
+    loss_is_scaled_for_ga = True
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, _ScaledTrainer])
+def test_a_share_of_what_several_processes_count_weighs_both_losses_alike(tmp_path, monkeypatch, trainer_class):
+    student, teacher, batch = _task("token classification")
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    trainer = trainer_class(model=student.train(), args=arguments, compute_loss_func=_counting_loss)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    distil(trainer, Distillation(teacher))
+    found = trainer.compute_loss(student, dict(batch), num_items_in_batch=torch.tensor(56))
+    task_loss = _cross_entropy(student(**batch), batch["labels"]).item()
+    mixed = 0.1 * task_loss + 0.9 * _obvious_logits_loss("token classification", student, teacher, batch)
+    assert found.item() == pytest.approx(mixed * 2 * 14 / 56, rel=1e-5)  # gradients of two are averaged; 14 count here
+
+
 @pytest.mark.parametrize("task", ["classification", "token classification"])
 @pytest.mark.parametrize(
     ("options", "task_loss"),

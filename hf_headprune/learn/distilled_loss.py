@@ -7,6 +7,7 @@ Neither the Trainer's class nor the user's code has to know. The wrapper works w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,8 @@ def distilled(
         compute_loss: Bound method of the Trainer or of any subclass.
         distiller: Mixes the loss.
         scaling: Given the number of items of the optimizer step, says how this micro-batch is to be scaled.
-        alone: Context in which `compute_loss` does not scale with the number of processes.
+        alone: Context in which `compute_loss` does not scale with the number of processes; a loss that is declared
+            scaled is asked for outside of it.
 
     Raises:
         TrainingStateError: When called: `compute_loss` returns no outputs by name.
@@ -87,7 +89,8 @@ def distilled(
         if is_counted and not scale.is_declared_scaled:
             told = {"num_items_in_batch": items.clamp_min(1)}  # a row of padding alone adds zero
         handed = {**inputs, **distiller.extra_inputs}  # label smoothing takes the labels out of what it gets
-        with alone():
+        # A loss declared scaled is told of all processes, so it has to hold their factor, which is divided out below.
+        with nullcontext() if scale.is_declared_scaled else alone():
             found = compute_loss(model, handed, return_outputs=True, **told)
         task_loss, outputs = _loss_and_outputs(found)
         share = scale.share(items, num_items_in_batch if is_counted else None)
