@@ -562,7 +562,17 @@ def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"cache_mib": -1}, {"batch_size": 0}, {"tentative_share": 0}, {"tentative_share": 2}]
+    "wrong",
+    [
+        {"cache_mib": -1},
+        {"cache_mib": "1"},
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+        {"batch_size": True},
+        {"tentative_share": 0},
+        {"tentative_share": 2},
+        {"tentative_share": None},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     Probing(cache_mib=0, batch_size=1, tentative_share=1)

@@ -25,7 +25,7 @@ from hf_headprune.search.evaluation.compositions import Compositions
 from hf_headprune.search.evaluation.lanes import Lane, gains_by_half_precision, half_precision_twin, rough_band
 from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Measurement
-from hf_headprune.values import is_whole
+from hf_headprune.values import is_above, is_rising, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,12 +103,13 @@ class Probing:
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        holds = self.cache_mib >= 0 and self.batch_size >= 1 and 0 < self.tentative_share <= 1
-        if not (holds and (self.siblings is None or is_whole(self.siblings, at_least=1))):
+        counts = (self.batch_size, 1 if self.siblings is None else self.siblings)
+        holds = is_rising(0, self.cache_mib) and all(is_whole(count, at_least=1) for count in counts)
+        if not (holds and is_above(self.tentative_share, 0) and self.tentative_share <= 1):
             raise InvalidSettingError(
-                f"Probing: cache_mib must be at least 0, batch_size and siblings at least 1 and tentative_share in "
-                f"(0, 1], received {self.cache_mib}, {self.batch_size}, {self.siblings} and {self.tentative_share}. "
-                "Leave them out for the defaults."
+                f"Probing: cache_mib must be at least 0, batch_size and siblings whole numbers of at least 1 and "
+                f"tentative_share in (0, 1], received {self.cache_mib!r}, {self.batch_size!r}, {self.siblings!r} and "
+                f"{self.tentative_share!r}. Leave them out for the defaults."
             )
 
     def rounds(self, model: nn.Module) -> bool:
