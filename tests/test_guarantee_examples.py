@@ -1,5 +1,7 @@
 """Fingerprints of examples, leaks between splits, and the splits that are made for the user."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -146,18 +148,20 @@ def test_both_sides_hold_every_example_once_with_like_shares_of_labels(kind):
     rows = sentences(300)
     split = three_way_split(kind(rows))
     assert sorted(split.search_indices + split.certify_indices) == list(range(300))
+    assert all(list(side) == sorted(side) for side in (split.search_indices, split.certify_indices))
     assert [split.certify[i]["sentence"] for i in range(3)] == [rows[i]["sentence"] for i in split.certify_indices[:3]]
     assert len(split.certify) == pytest.approx(150, abs=1)
     shares = [np.mean([row["label"] for row in side]) for side in (split.search, split.certify)]
     assert shares[0] == pytest.approx(shares[1], abs=0.01)
 
 
-def test_a_split_depends_on_its_seed_and_not_on_the_order_of_the_examples():
-    rows = sentences()
-    first = {row["idx"] for row in three_way_split(rows).certify}
-    assert {row["idx"] for row in three_way_split(rows[::-1]).certify} == first
-    other = {row["idx"] for row in three_way_split(rows, settings=SplitSettings(seed=1)).certify}
-    assert 35 < len(first & other) < 65  # of 100, half of which meet again by chance
+@pytest.mark.parametrize("group_column", [None, "pair"])
+def test_a_split_depends_on_its_seed_and_not_on_the_order_of_the_examples(group_column):
+    rows, settings = [{**row, "pair": row["idx"] // 2} for row in sentences()], SplitSettings(group_column=group_column)
+    first = {row["idx"] for row in three_way_split(rows, settings=settings).certify}
+    assert {row["idx"] for row in three_way_split(rows[::-1], settings=settings).certify} == first
+    other = {row["idx"] for row in three_way_split(rows, settings=replace(settings, seed=1)).certify}
+    assert 30 < len(first & other) < 70  # of 100, half of which meet again by chance
 
 
 @pytest.mark.parametrize("share", [0.1, 0.7])
@@ -236,7 +240,19 @@ def test_a_data_set_too_small_for_two_sides_is_refused():
         three_way_split([*sentences(1), *sentences(1)])
 
 
-@pytest.mark.parametrize("wrong", [{"certify_share": 0.0}, {"certify_share": 1}, {"on_leak": "ignore"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"certify_share": 0.0},
+        {"certify_share": 1},
+        {"on_leak": "ignore"},
+        {"seed": -1},
+        {"columns": "sentence"},
+        {"columns": ()},
+        {"columns": [3]},
+        {"group_column": 3},
+    ],
+)
 def test_impossible_split_settings_are_refused(wrong):
     with pytest.raises(InvalidSettingError, match=f"SplitSettings: {next(iter(wrong))} must be"):
         SplitSettings(**wrong)
