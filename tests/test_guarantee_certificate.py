@@ -242,6 +242,7 @@ def test_it_holds_for_a_saved_and_reloaded_model_and_shuffled_data(certificate, 
     pruned.save_pretrained(tmp_path)
     certificate.save(tmp_path)
     reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    reloaded.__class__ = type("LocalCopy", (type(reloaded),), {})  # what a model computes is not in its name
     found = verify_certificate(tmp_path, reloaded, rows[::-1], dense=dense)
     assert found.holds, found.to_text()
 
@@ -341,7 +342,16 @@ def test_changed_outcomes_are_named(certificate, dense, pruned, rows):
     swapped[first], swapped[second] = "0", "1"
     forgery = forged(certificate, "examples", pruned="".join(swapped))
     assert verify_certificate(forgery).holds
-    assert "pruned model" in names(verify_certificate(forgery, pruned, rows, dense=dense))
+    found = verify_certificate(forgery, pruned, rows, dense=dense)
+    where = sorted(ExampleFingerprints.of(rows).order[[first, second]].tolist())
+    assert f"2 examples score differently (indices {where})" in {finding.text for finding in found.findings}
+
+
+def test_another_fingerprint_of_the_split_is_named_and_no_model_is_run(certificate, dense, pruned, rows):
+    forgery = dataclasses.replace(certificate, split="0" * 64)
+    found = verify_certificate(forgery, pruned, rows, dense=dense)
+    assert names(found) == {"split"}
+    assert not any(text.startswith("models") for text in found.checked)
 
 
 def test_a_forgery_without_contradictions_is_found_by_running_the_models(certificate, dense, pruned, rows):
@@ -356,16 +366,40 @@ def test_a_forgery_without_contradictions_is_found_by_running_the_models(certifi
     assert not found.notes
 
 
-def test_one_answer_that_rounding_turned_is_only_noted(certificate, dense, pruned, rows):
+def one_less_broken(certificate, claim):
+    """The certificate of a claim, had the pruned model one more answer right."""
     outcomes = certificate.examples.pruned
     turned = next(i for i, right in enumerate(certificate.examples.dense) if right > outcomes[i])
     examples = dataclasses.replace(certificate.examples, pruned=f"{outcomes[:turned]}1{outcomes[turned + 1 :]}")
-    evidence = evidence_of(examples.scores("binary"), certificate.claim)
-    found = verify_certificate(
-        dataclasses.replace(certificate, examples=examples, evidence=evidence), pruned, rows, dense=dense
+    evidence = evidence_of(examples.scores("binary"), claim)
+    return dataclasses.replace(certificate, claim=claim, examples=examples, evidence=evidence)
+
+
+def turning_drop(broken, fixed):
+    """A drop that is certified with one broken example less, and not with these."""
+    level = paired.level_of(0.05)
+    return next(
+        d / 1000
+        for d in range(1, 400)
+        if paired.p_value(broken - 1, fixed, NUM_EXAMPLES, d / 1000)
+        <= level
+        < paired.p_value(broken, fixed, NUM_EXAMPLES, d / 1000)
     )
+
+
+def test_one_answer_that_rounding_turned_is_only_noted(certificate, dense, pruned, rows):
+    found = verify_certificate(one_less_broken(certificate, certificate.claim), pruned, rows, dense=dense)
     assert found.holds
     assert "1 examples score differently" in found.notes[0]
+
+
+def test_one_answer_that_turns_the_verdict_is_named(certificate, dense, pruned, rows):
+    drop = turning_drop(certificate.evidence.broken, certificate.evidence.fixed)
+    forgery = one_less_broken(certificate, dataclasses.replace(certificate.claim, max_drop=drop))
+    assert forgery.verdict == "PASS"
+    found = verify_certificate(forgery, pruned, rows, dense=dense)
+    assert names(found) == {"pruned model", "verdict"}
+    assert not found.notes
 
 
 def test_damaged_examples_are_named(certificate, rows):
@@ -420,6 +454,11 @@ def test_a_split_that_was_seen_or_swapped_is_named(certificate, rows):
     other = verify_certificate(certificate, None, CertificationData(rows, train=examples(30, seed=7)))
     assert names(other) == {"train split"}
     assert "its sha256 is" in other.findings[0].text
+    known = CertificationData(rows, train=ExampleFingerprints.of(examples(40, seed=7)))
+    assert verify_certificate(certificate, None, known).holds
+    forgery = dataclasses.replace(certificate, disjointness=certificate.disjointness[:1])
+    uncompared = verify_certificate(forgery, None, CertificationData(rows, search=examples(40, seed=8)))
+    assert [finding.text for finding in uncompared.findings] == ["the certificate was made without comparing it"]
 
 
 def _text(certificate, edit, *, resign):
@@ -612,6 +651,10 @@ def test_groups_weaken_the_evidence_and_are_refused_for_0_and_1(two_models, rows
     split_up = dataclasses.replace(grouped, dataset=[{**row, "paragraph": i} for i, row in enumerate(rows)])
     assert names(verify_certificate(together, dataset=split_up, **given)) == {"groups"}
     assert names(verify_certificate(alone, dataset=grouped, **given)) == {"groups"}
+    copies = dataclasses.replace(grouped, dataset=[*grouped.dataset[1:], {**rows[5], "paragraph": 9}])
+    copied = certify(*two_models, copies, metric, max_drop=0.3)
+    reordered = dataclasses.replace(copies, dataset=copies.dataset[::-1])  # nothing tells which copy is in which group
+    assert verify_certificate(copied, dataset=reordered, **given).holds
     with pytest.raises(InvalidSettingError, match="takes examples for independent"):
         certify(*two_models, grouped)
     with pytest.raises(InvalidSettingError, match=r"groups=.*must hold the column 'page', received .*'paragraph'"):
@@ -629,6 +672,10 @@ def test_examples_are_compared_by_the_columns_of_the_certificate_where_none_are_
         found = verify_certificate(certificate, two_models[1], given, dense=two_models[0], metric=metric)
         assert found.holds, found.to_text()
         assert any("the train split, and that it holds none of the examples, by text" in text for text in found.checked)
+    notes = verify_certificate(certificate, dataset=dataclasses.replace(split, columns=("note",), train=None))
+    assert notes.findings[0].text.startswith("the examples are compared by text ['note'], the certificate by text [")
+    with pytest.raises(InvalidSettingError, match="a split must be sized, indexable and not empty"):
+        verify_certificate(certificate, dataset=[])
     lacking = verify_certificate(certificate, dataset=[{"note": row["note"], "label": 0} for row in rows])
     assert [finding.text for finding in lacking.findings] == ["the examples lack the text columns ['sentence']"]
 
@@ -659,6 +706,12 @@ def test_a_corpus_metric_gets_a_bootstrap_that_says_so(two_models, rows):
     assert json.loads(certificate.to_json())["method"].endswith("not finite-sample")
     assert verify_certificate(certificate, two_models[1], rows, dense=two_models[0], metric=metric).holds
     assert any("the metric was not given" in text for text in verify_certificate(certificate).skipped)
+    turned, wider = tables[0.0].copy(), np.column_stack([tables[0.0], gold])
+    turned[:9, 1] = 1 - turned[:9, 1]  # the gold answers stay
+    for table, text in ((turned, "9 examples score differently"), (wider, "its scores have shape (160, 3), on record")):
+        other = dataclasses.replace(metric, score=lambda model, _, table=table: table)
+        found = verify_certificate(certificate, two_models[1], rows, metric=other)
+        assert [(finding.name, text in finding.text) for finding in found.findings[:1]] == [("pruned model", True)]
     forgery = forged(certificate, "evidence", upper_bound=0.0)
     assert names(verify_certificate(forgery, metric=metric)) == {"upper_bound"}
     same = Metric("agreement", "corpus", lambda model, _: tables[0.1], agreement)
@@ -696,7 +749,9 @@ def test_metrics_that_contradict_themselves_are_refused(settings, message):
 
 def test_a_verification_with_another_metric_is_refused(certificate):
     with pytest.raises(CertificateError, match="the certificate is about 'accuracy'"):
-        verify_certificate(certificate, metric=Metric("other", "bounded", score=len))
+        verify_certificate(certificate, metric=Metric("other", "binary", score=len))
+    with pytest.raises(CertificateError, match="of kind 'binary', received a metric 'accuracy' of kind 'bounded'"):
+        verify_certificate(certificate, metric=Metric("accuracy", "bounded", score=len))
 
 
 def test_any_model_can_be_scored_by_a_function():
@@ -770,13 +825,9 @@ def test_a_model_that_answers_otherwise_than_the_candidate_gets_no_certificate_w
 
 
 def test_a_verdict_that_rounding_turned_ends_the_path_elsewhere(dense, plans, data):
-    step, level = certify_path(dense, plans[:1], data, max_drop=0.4).steps[0], paired.level_of(0.05)
+    step = certify_path(dense, plans[:1], data, max_drop=0.4).steps[0]
     b, c = step.broken, step.fixed
-    drop = next(
-        d / 1000
-        for d in range(1, 400)
-        if paired.p_value(b - 1, c, NUM_EXAMPLES, d / 1000) <= level < paired.p_value(b, c, NUM_EXAMPLES, d / 1000)
-    )
+    drop = turning_drop(b, c)
     path = certify_path(dense, plans[:1], data, max_drop=drop)
     assert path.certified_index is None
     p = paired.p_value(b - 1, c, NUM_EXAMPLES, drop)
