@@ -323,6 +323,29 @@ def test_a_subclass_that_declares_a_mean_per_micro_batch_gets_the_mean_of_means(
     assert_same_weights(model, _reference_step("classification"))
 
 
+class _SharingTrainer(Trainer):
+    """A subclass that divides by the number of micro-batches itself, since nothing in them is counted."""
+
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = outputs.loss / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+
+def _own_loss(outputs, labels, num_items_in_batch=None):
+    return outputs["loss"]
+
+
+@pytest.mark.parametrize("options", [{"trainer_class": _SharingTrainer}, {"compute_loss_func": _own_loss}], ids=str)
+def test_a_scaled_loss_of_batches_that_count_nothing_is_the_mean_of_means(tmp_path, options):
+    student, teacher, batch = _task("question answering")
+    micro = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    model = train_one_step(tmp_path, student, _rows(batch), Distillation(teacher), arguments=micro, **options)
+    assert_same_weights(model, _reference_step("question answering"))
+
+
 def test_the_last_incomplete_step_of_an_epoch_is_a_mean_too(tmp_path):
     student, teacher, batch = _task("classification")
     micro = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
