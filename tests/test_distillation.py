@@ -362,6 +362,29 @@ def test_a_micro_batch_in_which_nothing_counts_adds_nothing(tmp_path):
     assert trainer.compute_loss(student, batch, num_items_in_batch=torch.tensor(10)).item() > 0.0
 
 
+def test_a_micro_batch_in_which_nothing_counts_adds_nothing_to_a_loss_that_is_declared_scaled(tmp_path):
+    student, teacher, batch = _task("token classification")
+    trainer = _DividingTrainer(model=student.train(), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    distil(trainer, Distillation(teacher))
+    row = {name: values[1:2] for name, values in batch.items()} | {"labels": torch.full((1, 9), -100)}
+    assert trainer.compute_loss(student, row, num_items_in_batch=torch.tensor(10)).item() == 0.0
+
+
+def test_outputs_are_returned_when_asked_for_and_evaluation_gets_what_it_got_before(tmp_path):
+    student, teacher, batch = _task("token classification")
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    trainer = Trainer(model=student.eval(), args=arguments, compute_loss_func=_counting_loss)
+    count = torch.tensor(28)  # twice as many as count in the batch
+    plain = trainer.compute_loss(student, dict(batch), num_items_in_batch=count)
+    distil(trainer, Distillation(teacher))
+    for is_training in (False, True):
+        student.train(is_training)
+        loss, outputs = trainer.compute_loss(student, dict(batch), return_outputs=True, num_items_in_batch=count)
+        assert outputs.logits.shape == (4, 9, 5)
+        assert loss == trainer.compute_loss(student, dict(batch), num_items_in_batch=count)
+        assert (loss == plain) == (not is_training)
+
+
 def test_bf16_training_distils(tmp_path):
     student, teacher, batch = _task("classification")
     seen = []
@@ -420,6 +443,16 @@ def test_a_teacher_of_another_family_gets_the_inputs_that_it_knows():
     wanted = teacher(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.allclose(taught.logits, wanted)
     assert "loss" not in taught
+
+
+def test_what_the_trainer_takes_for_labels_does_not_reach_the_teacher(tmp_path):
+    student, teacher, batch = _task("classification")
+    batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+    seen = []
+    teacher.register_forward_pre_hook(lambda module, args, given: seen.append(set(given)), with_kwargs=True)
+    arguments = {"label_names": ["labels", "token_type_ids"]}
+    train_one_step(tmp_path, student, _rows(batch), Distillation(teacher), arguments=arguments)
+    assert seen == [{"input_ids", "attention_mask", "return_dict"}]
 
 
 def test_a_translating_teacher_reads_the_decoders_inputs_when_they_are_given():
@@ -659,13 +692,23 @@ def test_outputs_of_other_shapes_and_missing_labels_are_named():
         hidden(outputs, batch, outputs.loss)
 
 
-def test_a_loss_without_outputs_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("returned", "received"),
+    [
+        (lambda outputs: outputs.loss, "Tensor"),
+        (lambda outputs: (outputs.loss, outputs, 0), "tuple"),
+        (lambda outputs: (outputs.loss, outputs.to_tuple()), "tuple"),
+        (lambda outputs: [outputs.loss, outputs], "list"),
+    ],
+    ids=["loss", "three", "outputs without names", "list"],
+)
+def test_a_loss_without_outputs_is_refused(tmp_path, returned, received):
     class Bare(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return model(**inputs).loss
+            return returned(model(**inputs))
 
     student, teacher, batch = _task("classification")
-    with pytest.raises(TrainingStateError, match=r"returned Tensor, not the loss and the model's outputs"):
+    with pytest.raises(TrainingStateError, match=rf"returned {received}, not the loss and the model's outputs"):
         train_one_step(tmp_path, student, _rows(batch), Distillation(teacher), trainer_class=Bare)
 
 
