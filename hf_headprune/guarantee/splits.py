@@ -96,8 +96,7 @@ def three_way_split(dataset: Any, train: Any = None, settings: SplitSettings = S
         settings: How to split.
 
     Raises:
-        DataLeakError: Examples are in the training split too, and `on_leak` is "error".
-        DataLeakError: The two can't be compared.
+        DataLeakError: Examples are in the training split too, and `on_leak` is "error"; or the two can't be compared.
         InvalidSettingError: The data set is malformed, an example lacks a column, or there are too few for two sides.
     """
     return split_known(dataset, ExampleFingerprints.of(dataset, columns=settings.columns), train, settings)

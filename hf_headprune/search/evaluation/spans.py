@@ -124,7 +124,8 @@ class SpanScoring:
                 f"ExampleEvaluator: the model must return start_logits and end_logits, received "
                 f"{type(outputs).__name__}. Use a ...ForQuestionAnswering model, or MetricEvaluator."
             )
-        check_numbers(torch.stack([starts, ends]))
+        check_numbers(starts)
+        check_numbers(ends)
         starts, ends = starts.float(), ends.float()
         if MASK in batch:
             starts, ends = (logits.masked_fill(batch[MASK] == 0, -torch.inf) for logits in (starts, ends))
