@@ -281,17 +281,24 @@ class _ScaledTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
 
+@pytest.mark.parametrize("averages", [True, False])
 @pytest.mark.parametrize("trainer_class", [Trainer, _ScaledTrainer])
-def test_a_share_of_what_several_processes_count_weighs_both_losses_alike(tmp_path, monkeypatch, trainer_class):
+def test_a_share_of_what_several_processes_count_weighs_both_losses_alike(
+    tmp_path, monkeypatch, trainer_class, averages
+):
     student, teacher, batch = _task("token classification")
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, average_tokens_across_devices=averages)
     trainer = trainer_class(model=student.train(), args=arguments, compute_loss_func=_counting_loss)
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
     distil(trainer, Distillation(teacher))
     found = trainer.compute_loss(student, dict(batch), num_items_in_batch=torch.tensor(56))
     task_loss = _cross_entropy(student(**batch), batch["labels"]).item()
     mixed = 0.1 * task_loss + 0.9 * _obvious_logits_loss("token classification", student, teacher, batch)
-    assert found.item() == pytest.approx(mixed * 2 * 14 / 56, rel=1e-5)  # gradients of two are averaged; 14 count here
+    factor = 2 if averages else 1  # gradients of two are averaged, 56 counted in both; or in this one
+    assert found.item() == pytest.approx(mixed * factor * 14 / 56, rel=1e-5)
+    with pytest.raises(ValueError, match="input_ids"):
+        trainer.compute_loss(student, {"labels": batch["labels"]}, num_items_in_batch=torch.tensor(56))
+    assert arguments.average_tokens_across_devices == averages
 
 
 @pytest.mark.parametrize("task", ["classification", "token classification"])
@@ -338,10 +345,11 @@ def _own_loss(outputs, labels, num_items_in_batch=None):
     return outputs["loss"]
 
 
+@pytest.mark.parametrize("steps", [4, 8])  # of eight, four come before the epoch ends
 @pytest.mark.parametrize("options", [{"trainer_class": _SharingTrainer}, {"compute_loss_func": _own_loss}], ids=str)
-def test_a_scaled_loss_of_batches_that_count_nothing_is_the_mean_of_means(tmp_path, options):
+def test_a_scaled_loss_of_batches_that_count_nothing_is_the_mean_of_means(tmp_path, options, steps):
     student, teacher, batch = _task("question answering")
-    micro = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    micro = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
     model = train_one_step(tmp_path, student, _rows(batch), Distillation(teacher), arguments=micro, **options)
     assert_same_weights(model, _reference_step("question answering"))
 
