@@ -197,6 +197,12 @@ def test_children_of_different_sets_and_references_follow_one_another():
     asked_of = [(near(base, rng), asked(base, evaluator(base).margins, rng)) for base in bases]
     for (plan, _), found in zip(asked_of, evaluator.probe_siblings(asked_of), strict=True):
         assert found.metric == evaluator(plan).metric
+    full, (first, second) = bases[0], list(bases[0].kept_heads)[:2]
+    margins = evaluator(full).margins  # sets that answer alike are different sets all the same
+    alike = [(base.replace(kept_heads={second: [0]}), base) for base in (full, full.replace(kept_heads={first: [0]}))]
+    asked_of = [(plan, asked(base, margins, rng)) for plan, base in alike]
+    for (plan, _), found in zip(asked_of, evaluator.probe_siblings(asked_of), strict=True):
+        np.testing.assert_allclose(found.margins, evaluator(plan).margins, rtol=1e-4, atol=3e-4)
     marian = tiny_marian()
     rows = [{"input_ids": e["input_ids"], "labels": e["input_ids"][:4]} for e in examples(12)]
     references = length_sorted_batches(rows, PadRight(marian.config.pad_token_id), batch_size=4)
