@@ -59,6 +59,14 @@ def test_padding_is_seen_where_no_mask_marks_it():
         check_disjoint(ExampleFingerprints.of(padded), ExampleFingerprints.of(rows), name="search")
 
 
+def test_one_example_that_ends_twice_in_a_separator_does_not_hide_copies_of_the_others():
+    rows = [{"input_ids": [101, *range(5, 5 + length), 102]} for length in range(1, 6)]
+    odd = {"input_ids": [101, 9, 102, 102]}
+    prints = ExampleFingerprints.of([*rows, odd])
+    assert prints.shared_with(ExampleFingerprints.of(rows)) == (0, 1, 2, 3, 4)
+    assert ExampleFingerprints.of([*rows, {"input_ids": [101, 9, 102]}]).shared_with(prints) == (0, 1, 2, 3, 4)
+
+
 def test_names_of_numbers_and_labels_are_known_in_every_spelling():
     row = {
         "sentence": "a b",

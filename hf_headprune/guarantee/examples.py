@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -221,16 +222,21 @@ def _is_number_or_label(column: str) -> bool:
 
 
 def _padding_without_mask(dataset: Any) -> frozenset[int]:
-    """Returns the tokens that pad examples without a mask: those that end an example twice or more in a row."""
+    """Returns the tokens that pad examples without a mask: those that mostly end one twice or more in a row.
+
+    Not all that do: one text that ends in two separators must not cost the others theirs.
+    """
     if "attention_mask" in getattr(dataset, "column_names", ()):
         return frozenset()  # every example has one, and none need be read
-    found = set()
+    last: Counter[int] = Counter()
+    repeated: Counter[int] = Counter()
     for index in range(len(dataset)):
         example = dataset[index]
         tokens = [] if "attention_mask" in example or TOKENS not in example else plain(example[TOKENS])
-        if len(tokens) > 1 and tokens[-1] == tokens[-2] and isinstance(tokens[-1], int):
-            found.add(tokens[-1])
-    return frozenset(found)
+        if len(tokens) > 1 and isinstance(tokens[-1], int):
+            last[tokens[-1]] += 1
+            repeated[tokens[-1]] += tokens[-1] == tokens[-2]
+    return frozenset(token for token, count in repeated.items() if 2 * count >= last[token] and count)
 
 
 def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...], padding: frozenset[int]) -> Any:
