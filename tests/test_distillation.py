@@ -346,7 +346,9 @@ def _own_loss(outputs, labels, num_items_in_batch=None):
 
 
 @pytest.mark.parametrize("steps", [4, 8])  # of eight, four come before the epoch ends
-@pytest.mark.parametrize("options", [{"trainer_class": _SharingTrainer}, {"compute_loss_func": _own_loss}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"trainer_class": _SharingTrainer}, {"compute_loss_func": _own_loss}], ids=["subclass", "function"]
+)
 def test_a_scaled_loss_of_batches_that_count_nothing_is_the_mean_of_means(tmp_path, options, steps):
     student, teacher, batch = _task("question answering")
     micro = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
