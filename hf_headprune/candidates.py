@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_headprune.elimination import removals_between
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
+from hf_headprune.plan import PruningPlan
+from hf_headprune.reconstruction import Reconstruction
+from hf_headprune.values import is_whole
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
 
-    from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
+    import numpy as np
 
 
 def plans_between(
     start: PruningPlan,
     end: PruningPlan,
     reconstruction: Reconstruction | None = None,
-    scores: np.ndarray | None = None,
+    scores: Sequence[float] | np.ndarray | None = None,
     *,
     width_multiple: int = 32,
 ) -> list[PruningPlan]:
@@ -37,31 +39,21 @@ def plans_between(
 
     Raises:
         InvalidPlanError: The plans are of different models, or the reconstruction is of another one.
-        InvalidSettingError: There are more or fewer scores than heads.
+        InvalidSettingError: An argument is of another type, or there are more or fewer scores than heads.
     """
-    if (dict(start.num_heads), dict(start.num_ffn)) != (dict(end.num_heads), dict(end.num_ffn)):
-        raise InvalidPlanError(
-            f"plans_between: both plans must be of one model, received one of {_sizes(start)}, and one of "
-            f"{_sizes(end)}. Make both from the same model, before it is cut."
+    _check(start, end, reconstruction, scores)
+    if not is_whole(width_multiple, at_least=1):
+        raise InvalidSettingError(
+            f"plans_between: width_multiple must be a whole number >= 1, received {width_multiple!r}."
         )
     gone = {site: set(start.kept(site)) - set(end.kept(site)) for site in (*start.num_heads, *start.num_ffn)}
     steps: list[tuple[str, set[int]]] = []
     if reconstruction is not None:
-        unknown = sorted(reconstruction.blocks.keys() - gone.keys())
-        if unknown:
-            raise InvalidPlanError(
-                f"plans_between: the reconstruction must be of the plans' model, received one with {unknown[:3]}. Pass "
-                "what the call that found the plan returned beside it."
-            )
         removals = removals_between(reconstruction, start, end, width_multiple=width_multiple)
         steps = [(removal.site, set(removal.units)) for removal in removals]
     listed = {site for site, _ in steps}
     heads = [(site, head) for site, count in start.num_heads.items() for head in range(count)]
-    if scores is not None and len(scores) != len(heads):
-        raise InvalidSettingError(
-            f"plans_between: scores must have one number for each of the {len(heads)} heads, received {len(scores)}."
-        )
-    rank = dict(zip(heads, range(len(heads)) if scores is None else scores.tolist(), strict=True))
+    rank = dict(zip(heads, range(len(heads)) if scores is None else scores, strict=True))
     others = [(site, head) for site, head in heads if site not in listed and head in gone[site]]
     steps += [(site, {head}) for site, head in sorted(others, key=rank.__getitem__)]
     steps += [(site, gone[site]) for site in start.num_ffn if site not in listed and gone[site]]
@@ -76,6 +68,36 @@ def plans_between(
             )
         )
     return plans or [end]
+
+
+def _check(start: Any, end: Any, reconstruction: Any, scores: Any) -> None:
+    """Refuses what is of the wrong type, or of different models."""
+    for name, received, kind in (
+        ("start", start, PruningPlan),
+        ("end", end, PruningPlan),
+        ("reconstruction", reconstruction, Reconstruction | None),
+    ):
+        if not isinstance(received, kind):
+            raise InvalidSettingError(
+                f"plans_between: {name} must be a {getattr(kind, '__name__', 'Reconstruction or None')}, received "
+                f"{type(received).__name__}. Pass the .plan and the .reconstruction of what found them."
+            )
+    if (dict(start.num_heads), dict(start.num_ffn)) != (dict(end.num_heads), dict(end.num_ffn)):
+        raise InvalidPlanError(
+            f"plans_between: both plans must be of one model, received one of {_sizes(start)}, and one of "
+            f"{_sizes(end)}. Make both from the same model, before it is cut."
+        )
+    unknown = sorted(getattr(reconstruction, "blocks", {}).keys() - {*start.num_heads, *start.num_ffn})
+    if unknown:
+        raise InvalidPlanError(
+            f"plans_between: the reconstruction must be of the plans' model, received one with {unknown[:3]}. "
+            "Pass what the call that found the plan returned beside it."
+        )
+    heads = sum(start.num_heads.values())
+    if scores is not None and len(scores) != heads:
+        raise InvalidSettingError(
+            f"plans_between: scores must have one number for each of the {heads} heads, received {len(scores)}."
+        )
 
 
 def _sizes(plan: PruningPlan) -> str:

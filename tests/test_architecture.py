@@ -29,7 +29,7 @@ HALL = {
     "moments": {"anatomy", "symmetric", "processes"},
     "reconstruction": {"errors", "anatomy", "plan", "moments", "symmetric"},
     "elimination": {"plan", "cost", "reconstruction"},
-    "candidates": {"errors", "plan", "reconstruction", "elimination"},
+    "candidates": {"errors", "values", "plan", "reconstruction", "elimination"},
     "masking": {"errors", "anatomy", "plan", "reconstruction"},
     "collation": {"errors"},
     "fingerprints": set(),

@@ -88,6 +88,13 @@ def test_what_costs_cut_without_training_is_certified_on_the_way(cut_by_costs):
     ("wrong", "error", "words"),
     [
         ({"end": PruningPlan.of(tiny_bert(num_hidden_layers=1))}, InvalidPlanError, "both plans must be of one model"),
+        ({"width_multiple": 0}, InvalidSettingError, "width_multiple must be a whole number >= 1, received 0"),
+        ({"end": None}, InvalidSettingError, "end must be a PruningPlan, received NoneType"),
+        (
+            {"reconstruction": "all"},
+            InvalidSettingError,
+            "reconstruction must be a Reconstruction or None, received str",
+        ),
         ({"scores": np.zeros(3)}, InvalidSettingError, "one number for each of the 8 heads, received 3"),
     ],
 )
