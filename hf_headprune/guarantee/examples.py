@@ -236,7 +236,7 @@ def _padding_without_mask(dataset: Any) -> frozenset[int]:
         if len(tokens) > 1 and isinstance(tokens[-1], int):
             last[tokens[-1]] += 1
             repeated[tokens[-1]] += tokens[-1] == tokens[-2]
-    return frozenset(token for token, count in repeated.items() if 2 * count >= last[token] and count)
+    return frozenset(token for token, count in repeated.items() if 2 * count >= last[token])
 
 
 def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...], padding: frozenset[int]) -> Any:
