@@ -17,6 +17,7 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.certified_pruning [--only untrained]
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -26,11 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from benchmarks.finetuned import RECIPES, batches_of, evaluator_on, fine_tuned, some_of
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of
-from benchmarks.tasks import SEARCH_EXAMPLES, Task, copied, load_task
+from benchmarks.tasks import SEARCH_EXAMPLES, Task, load_task, minilm_path
 from benchmarks.training import build_trainer, train_and_score
 from hf_headprune import (
     AStarSearch,
@@ -42,12 +44,13 @@ from hf_headprune import (
     anatomy_of,
     certify_path,
     cost_of,
-    linear_density,
     milestones,
     plans_between,
     prune_model_,
     second_order_plan,
 )
+from hf_headprune.anatomy import Anatomy
+from hf_headprune.cost import weights_per_unit
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import PairedScores
 from hf_headprune.guarantee.path import walk
@@ -175,9 +178,8 @@ def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, 
 
     @cache
     def right(number: int) -> np.ndarray:
-        cut: Any = copied(type(model), work / f"{task.name}-{run.seed}")
-        prune_model_(cut, plans[number], reconstruction=found.reconstruction)
-        return right_answers(cut.eval(), task.test).astype(float)
+        cut = prune_model_(copy.deepcopy(model), plans[number], reconstruction=found.reconstruction)
+        return right_answers(cut, task.test).astype(float)
 
     certified = []
     for drop in DROPS:
@@ -186,8 +188,8 @@ def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, 
             PairedScores(right(0), right(0)), candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test"
         )
         last = 0 if path.certified_index is None else path.certified_index + 1
-        size = {**size_of(plans[last], model), "density": linear_density(plans[last], anatomy_of(model))}
         steps = [vars(step) for step in path.steps]
+        size = size_of(plans[last], model)
         certified.append({"max_drop": drop, "test": 100 * float(right(last).mean()), **size, "steps": steps})
     dev, test = (100 * float(answers.mean()) for answers in (right_answers(model, task.dev), right(0)))
     return {"dev": dev, "test": test, "dense_test": test, "certified": certified}  # of the model that is cut
@@ -243,8 +245,17 @@ def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
         found = certified_of_trained(mine, KEPT_HEADS[way], drop)
         if found is not None:
             rows.append({"way": way, "task": task, "seed": seed, "max_drop": drop, **found})
+    anatomy = anatomy_of(AutoModelForSequenceClassification.from_pretrained(minilm_path()))
+    rows = [{**row, "weights_removed": weights_removed(row, anatomy)} for row in rows]
     ways = len(WITHOUT_TRAINING) + len(KEPT_HEADS)
     return {"missing": len(TASKS) * len(SEEDS) * len(DROPS) * ways - len(rows), "results": rows, "runs": runs}
+
+
+def weights_removed(row: dict[str, Any], anatomy: Anatomy) -> float:
+    """Returns the share of the entries of all attention and FFN matrices that goes."""
+    per_head, per_unit = (weights_per_unit(sites[0]) for sites in (anatomy.attention_sites, anatomy.ffn_sites))
+    gone = per_head * row["certified_removed"] + per_unit * row.get("certified_removed_ffn", 0)
+    return gone / sum(weights_per_unit(site) * site.units for site in anatomy.sites)
 
 
 def main() -> None:

@@ -393,14 +393,15 @@ def certified_section(content: dict[str, Any]) -> Iterator[str]:
     yield f"\nMiniLM ({content['heads']} heads), certified on test at level {content['alpha']} to lose less than the"
     yield "drop. Without training, output projections refitted, compared with the fine-tuned model itself: *search*"
     yield "finds heads by A* on dev; *second order, one-shot* removes heads and FFN units by their costs. *Gates* and"
-    yield "*second order* remove heads in training, compared with a model trained as long without them. Half of the"
-    yield "parameters are embeddings, which stay.\n"
+    yield "*second order* remove heads in training, compared with a model trained as long without them. *Weights* are"
+    yield "those of all attention and FFN matrices; half of the parameters are embeddings, which stay.\n"
     tests = ("test, dense", "test, pruned")
-    yield from header("way", "task", "seed", "drop", "heads removed", "FFN units removed", "parameters removed", *tests)
+    removed = (f"{what} removed" for what in ("heads", "FFN units", "weights", "parameters"))
+    yield from header("way", "task", "seed", "drop", *removed, *tests)
     for row in content["results"]:
         gone = 1 - row["certified_parameters"] / row["parameters"]
         cells = [row["way"], row["task"], str(row["seed"]), f"{row['max_drop']:.0%}", str(row["certified_removed"])]
-        cells.append(f"{row.get('certified_removed_ffn', 0):,}")
+        cells += [f"{row.get('certified_removed_ffn', 0):,}", f"{row['weights_removed']:.1%}"]
         yield table_row([*cells, f"{gone:.1%}", f"{row['dense_test']:.2f}", f"{row['test']:.2f}"])
 
 
