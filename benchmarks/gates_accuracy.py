@@ -79,11 +79,15 @@ AT_ONCE = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"closing_steps": 0}}
 LATE = {f"{name}, late": ESTIMATORS[name] | {"closing_steps": 1_000_000} for name in ("ste", "sigmoid")}
 AFTER_A_THIRD = {"ste, open for a third": ESTIMATORS["ste"] | {"open_until": 1 / 3}}
 ABLATION = AT_ONCE | LATE | AFTER_A_THIRD
-PIPELINED: dict[str, dict[str, Any]] = {name: ESTIMATORS[name] for name in ("ste", "sigmoid", "dsp")} | {
+PIPELINED: dict[str, dict[str, Any]] = {
+    "ste": ESTIMATORS["ste"],
+    "sigmoid": {"estimator": "sigmoid", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
+    "sigmoid, as joint": {"estimator": "sigmoid", "temperature": (3.0, 0.05), "score_learning_rate": 0.1},
+    "dsp": ESTIMATORS["dsp"],
     "gradient": {"score_learning_rate": 1e-9},
 }
 CONTENDERS = ("ste", "sigmoid")
-CLOSE = ("sigmoid", "dsp")
+CLOSE = ("sigmoid", "sigmoid, as joint", "dsp")
 TEACHER = "ste, teacher"
 SECOND_ORDER, ONE_SHOT = "second order", "second order, one-shot"
 SEARCHED = "A*, one-shot"

@@ -307,5 +307,8 @@ def test_each_estimator_has_a_learning_rate_and_a_temperature_of_its_own_that_th
     assert SubsetGates().peak_score_learning_rate == SubsetGates(estimator="dsp").peak_score_learning_rate == 0.5
     assert SubsetGates(estimator="sigmoid").peak_score_learning_rate == 0.1
     assert SubsetGates(estimator="sigmoid").temperature_range == (3.0, 0.05)
+    pipelined = SubsetGates(mode="pipelined")
+    assert pipelined.chosen_estimator == "sigmoid"
+    assert (pipelined.peak_score_learning_rate, pipelined.temperature_range) == (0.5, (10.0, 0.1))
     overruled = SubsetGates(estimator="dsp", score_learning_rate=0.2, temperature=(1.0, 0.5))
     assert (overruled.peak_score_learning_rate, overruled.temperature_range) == (0.2, (1.0, 0.5))

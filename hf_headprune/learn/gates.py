@@ -9,7 +9,7 @@ import torch
 from hf_headprune.anatomy import base_model
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
 from hf_headprune.learn.score_bank import ScoreBank
-from hf_headprune.learn.settings import TEMPERATURES
+from hf_headprune.learn.settings import WITH_TEMPERATURE
 from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, floa
     quantities = {
         f"{key}/{site}": value for key, values in sums.items() for site, value in zip(site_names, values, strict=True)
     }
-    if bank.settings.chosen_estimator in TEMPERATURES:
+    if bank.settings.chosen_estimator in WITH_TEMPERATURE:
         quantities["temperature"] = bank.temperature
     quantities["sample_overlap"] = overlap / max(total, 1.0)
     return quantities | ({"kth_gap": min(gaps)} if gaps else {})

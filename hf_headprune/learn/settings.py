@@ -18,10 +18,20 @@ Budget = int | float | Mapping[str, int | float]
 InitialScores = Literal["gradient", "zeros", "random"]
 Mode = Literal["joint", "pipelined"]
 ATTENTION_KINDS = ("encoder", "decoder", "cross")
-# What each estimator learns well with, where the user asks for nothing else.
-SCORE_LEARNING_RATES: dict[str, float] = {"ste": 0.5, "sigmoid": 0.1, "dsp": 0.5, "hard_concrete": 0.1}
-TEMPERATURES: dict[str, tuple[float, float]] = {"sigmoid": (3.0, 0.05), "dsp": (10.0, 0.1)}
+# What each estimator learns well with, where the user asks for nothing else: learning rate of scores, temperatures.
 NO_TEMPERATURE = (1.0, 1.0)
+_JOINT: dict[Estimator, tuple[float, tuple[float, float]]] = {
+    "ste": (0.5, NO_TEMPERATURE),
+    "sigmoid": (0.1, (3.0, 0.05)),
+    "dsp": (0.5, (10.0, 0.1)),
+    "hard_concrete": (0.1, NO_TEMPERATURE),
+}
+# With frozen weights nothing but the scores can go astray, and they need to go far.
+_OWN: dict[Mode, dict[Estimator, tuple[float, tuple[float, float]]]] = {
+    "joint": _JOINT,
+    "pipelined": _JOINT | {"sigmoid": (0.5, (10.0, 0.1))},
+}
+WITH_TEMPERATURE = tuple(name for name, (_, range_) in _JOINT.items() if range_ != NO_TEMPERATURE)
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,9 @@ class SubsetGates:
         mode: "joint" trains weights and scores together; "pipelined" freezes the (fine-tuned) weights and trains
             the scores alone, from the first step to the last.
         score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule. When left out, 0.5
-            for "ste" and "dsp" and 0.1 for the others.
+            for "ste", "dsp" and pipelined "sigmoid", and 0.1 for the others.
         temperature: First and last temperature; in between it falls geometrically. When left out, 10 and 0.1 for "dsp"
-            and 3 and 0.05 for "sigmoid"; the other estimators have none.
+            and pipelined "sigmoid", and 3 and 0.05 for joint "sigmoid"; the other estimators have none.
         open_until: Fraction of the run in which all heads are open and only weights train.
         cooled_by: Fraction of the run at which the last temperature is reached; `decided_by` when left out.
         decided_by: Fraction of the run at which the hard choice is fixed.
@@ -103,8 +113,8 @@ class SubsetGates:
             "score_learning_rate must be a number above 0": rate is None or is_above(rate, 0),
             "temperature must be a tuple of two numbers, first >= last > 0": range_ is None
             or (is_pair and is_rising(*range_[::-1])),
-            f"only the estimators {tuple(TEMPERATURES)} have a temperature": range_ is None
-            or self.chosen_estimator in tuple(TEMPERATURES),
+            f"only the estimators {WITH_TEMPERATURE} have a temperature": range_ is None
+            or self.chosen_estimator in WITH_TEMPERATURE,
             "0 <= open_until <= cooled_by <= decided_by <= 1 must hold": is_rising(
                 0, self.open_until, cooled, self.decided_by, 1
             ),
@@ -171,14 +181,14 @@ class SubsetGates:
 
     @property
     def peak_score_learning_rate(self) -> float:
-        """Learning rate of the scores: what was asked for, or what the estimator learns well with."""
-        own = SCORE_LEARNING_RATES[self.chosen_estimator]
+        """Learning rate of the scores: what was asked for, or what the estimator learns well with in this mode."""
+        own, _ = _OWN[self.mode][self.chosen_estimator]
         return own if self.score_learning_rate is None else self.score_learning_rate
 
     @property
     def temperature_range(self) -> tuple[float, float]:
-        """First and last temperature: what was asked for, or what the estimator learns well with."""
-        own = TEMPERATURES.get(self.chosen_estimator, NO_TEMPERATURE)
+        """First and last temperature: what was asked for, or what the estimator learns well with in this mode."""
+        _, own = _OWN[self.mode][self.chosen_estimator]
         return own if self.temperature is None else self.temperature
 
     def schedule(self, max_steps: int) -> GateSchedule:
