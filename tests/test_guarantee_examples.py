@@ -227,6 +227,15 @@ def test_a_leaked_example_takes_its_group_along():
     assert sorted(split.search_indices + split.certify_indices) == [i for i in range(200) if i // 5 != 1]
 
 
+@pytest.mark.parametrize("nothing", [None, float("nan")], ids=["none", "nan"])
+def test_examples_without_a_group_are_named_rather_than_put_together(nothing):
+    rows = [{**row, "paragraph": "one"} for row in sentences(3)] + [{**sentences(4)[3], "paragraph": nothing}]
+    with pytest.raises(
+        InvalidSettingError, match=rf"group in the column 'paragraph', received {nothing} for example 3"
+    ):
+        three_way_split(rows, settings=SplitSettings(group_column="paragraph"))
+
+
 def test_examples_without_the_column_of_groups_are_named():
     rows = [{**row, "paragraph": 0} for row in sentences(3)]
     with pytest.raises(InvalidSettingError, match=r"group_column=.*column 'paragraph', .*'sentence'\] for example 3"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -179,8 +180,8 @@ def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
     return dataset.select(indices) if hasattr(dataset, "select") else [dataset[index] for index in indices]
 
 
-def texts_of(dataset: Any, column: str, *, where: str) -> list[str]:
-    """Returns the values of a column as texts, one per example.
+def groups_of(dataset: Any, column: str, *, where: str) -> list[str]:
+    """Returns the group of each example, as text, from the column that names it.
 
     Args:
         dataset: Sized and indexable; examples are mappings.
@@ -188,7 +189,7 @@ def texts_of(dataset: Any, column: str, *, where: str) -> list[str]:
         where: Name of the public function or setting, for the message.
 
     Raises:
-        InvalidSettingError: An example lacks the column.
+        InvalidSettingError: An example lacks the column, or has no value there.
     """
     found = []
     for index in range(len(dataset)):
@@ -198,7 +199,13 @@ def texts_of(dataset: Any, column: str, *, where: str) -> list[str]:
                 f"{where}: every example must hold the column {column!r}, received {sorted(example)} for example "
                 f"{index}. Name a column that they all have."
             )
-        found.append(str(example[column]))
+        value = example[column]
+        if value is None or (isinstance(value, float) and math.isnan(value)):  # all those would be one group
+            raise InvalidSettingError(
+                f"{where}: every example must have a group in the column {column!r}, received {value!r} for example "
+                f"{index}. Give an example that depends on no other a group of its own."
+            )
+        found.append(str(value))
     return found
 
 

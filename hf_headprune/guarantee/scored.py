@@ -12,7 +12,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.evidence import checked_scores
-from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, rows_of, texts_of
+from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, groups_of, rows_of
 from hf_headprune.guarantee.scoring import Batching, check_labels, right_answers
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.seen import seen_by
@@ -87,7 +87,7 @@ class ScoredSplit:
         self.prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
         self._groups = None  # of each example, in the order of the data set
         if data.groups is not None:
-            self._groups = texts_of(data.dataset, data.groups, where="CertificationData(groups=...)")
+            self._groups = groups_of(data.dataset, data.groups, where="CertificationData(groups=...)")
         records = []
         for name, split in (("train", data.train), ("search", data.search)):
             if split is not None:

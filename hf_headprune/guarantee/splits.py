@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune.errors import DataLeakError, InvalidSettingError
-from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of, texts_of
+from hf_headprune.guarantee.examples import ExampleFingerprints, groups_of, rows_of
 from hf_headprune.values import is_above, is_whole
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _clusters(dataset: Any, prints: ExampleFingerprints, settings: SplitSettings
     """Joins the examples that share a fingerprint or a group; ascending within each."""
     keys: list[Sequence[Any]] = list(prints.kinds.values())
     if settings.group_column is not None:
-        keys.append(texts_of(dataset, settings.group_column, where="SplitSettings(group_column=...)"))
+        keys.append(groups_of(dataset, settings.group_column, where="SplitSettings(group_column=...)"))
     parents = list(range(len(prints)))
 
     def root(index: int) -> int:
