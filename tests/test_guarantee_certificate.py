@@ -289,6 +289,14 @@ def test_a_changed_label_is_named_with_its_index(certificate, dense, pruned, row
     assert any("1 examples have another label (indices [17])" in finding.text for finding in found.findings)
 
 
+def test_of_a_relabelled_example_an_extra_copy_is_one_that_the_certificate_lacks(certificate, dense, pruned, rows):
+    other = {**rows[17], "label": (rows[17]["label"] + 1) % 3}
+    found = verify_certificate(certificate, pruned, [*rows[:17], other, *rows[18:], other, other], dense=dense)
+    told = {finding.name: finding.text for finding in found.findings}
+    assert told["label"] == "1 examples have another label (indices [17])"
+    assert told["example"] == f"2 examples are not in the certificate (indices [{len(rows)}, {len(rows) + 1}])"
+
+
 @pytest.mark.parametrize("change", ["other", "missing", "twice"])
 def test_changed_examples_are_named(certificate, dense, pruned, rows, change):
     changed = {

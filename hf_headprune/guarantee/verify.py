@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, number
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import nn
@@ -136,31 +137,44 @@ def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: 
         )
         return False
     try:
-        stated = Counter(record.key_list())
+        stated = record.key_list()
     except CertificateError as error:
         result.add("examples", "examples", str(error))
         return False
-    given = Counter(prints.keys)
-    missing, new = stated - given, given - stated
-    places = defaultdict(list)
-    for index, key in enumerate(prints.keys):
-        places[key].append(index)
-    relabelled = Counter(key[:INPUT_BYTES] for key in missing) & Counter(key[:INPUT_BYTES] for key in new)
-    for name, text, keys in (
-        ("label", "{} examples have another label", [key for key in new if key[:INPUT_BYTES] in relabelled]),
-        ("example", "{} examples are not in the certificate", [k for k in new if k[:INPUT_BYTES] not in relabelled]),
+    relabelled, added, lost = _differences(stated, prints.keys)
+    for name, text, where in (
+        ("label", "{} examples have another label", relabelled),
+        ("example", "{} examples are not in the certificate", added),
     ):
-        where = sorted(index for key in keys for index in places[key][-new[key] :])  # of copies, the last ones
         if where:
             result.add("fingerprints", name, f"{text.format(len(where))} (indices {where[:SHOWN]})")
-    lost = sum(count for key, count in missing.items() if key[:INPUT_BYTES] not in relabelled)
     if lost:
         result.add("fingerprints", "example", f"{lost} examples of the certificate are not in the data")
     if prints.sha256() != certificate.split:
         result.add(
             "fingerprints", "split", f"its sha256 is {prints.sha256()}, the certificate says {certificate.split}"
         )
-    return not missing and not new and prints.sha256() == certificate.split
+    return not (relabelled or added or lost) and prints.sha256() == certificate.split
+
+
+def _differences(stated: Sequence[bytes], given: Sequence[bytes]) -> tuple[list[int], list[int], int]:
+    """Returns which given examples differ in their label alone, which are new, and how many stated ones are lacking."""
+    unmatched, new = Counter[bytes](stated), []
+    for index, key in enumerate(given):  # of copies too many, the last ones are new
+        if unmatched[key]:
+            unmatched[key] -= 1
+        else:
+            new.append(index)
+    inputs = Counter(key[:INPUT_BYTES] for key in unmatched.elements())
+    relabelled, added = [], []
+    for index in new:
+        same_input = given[index][:INPUT_BYTES]
+        if inputs[same_input]:
+            inputs[same_input] -= 1
+            relabelled.append(index)
+        else:
+            added.append(index)
+    return relabelled, added, unmatched.total() - len(relabelled)
 
 
 def _run_again(
