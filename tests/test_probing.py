@@ -601,3 +601,9 @@ def test_settings_out_of_range_are_refused(wrong):
     Probing(cache_mib=0, batch_size=1, tentative_share=1)
     with pytest.raises(InvalidSettingError, match="Probing: cache_mib must be at least 0"):
         Probing(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"half_precision": "no"}, {"share_processes": None}])
+def test_what_is_neither_true_nor_false_is_refused(wrong):
+    with pytest.raises(InvalidSettingError, match=f"Probing: half_precision must be .*{next(iter(wrong.values()))!r}"):
+        Probing(**wrong)

@@ -111,6 +111,11 @@ class Probing:
                 f"tentative_share in (0, 1], received {self.cache_mib!r}, {self.batch_size!r}, {self.siblings!r} and "
                 f"{self.tentative_share!r}. Leave them out for the defaults."
             )
+        if self.half_precision not in (None, True, False) or self.share_processes not in (True, False):
+            raise InvalidSettingError(
+                f"Probing: half_precision must be True, False or None, and share_processes True or False, received "
+                f"{self.half_precision!r} and {self.share_processes!r}. Leave them out for the defaults."
+            )
 
     def rounds(self, model: nn.Module) -> bool:
         """Tells whether a twin in bf16 is wanted for a model."""
