@@ -90,6 +90,23 @@ def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
     assert {"bound", "exact"} <= set(kinds)
 
 
+def test_what_stands_within_round_off_of_a_tie_is_decided_as_a_plain_evaluation_decides_it():
+    model, rows = classifier(), examples(96)
+    with torch.no_grad():  # two classes that only round-off tells apart, whatever the batch
+        noise = torch.randn(model.classifier.in_features, generator=torch.Generator().manual_seed(0))
+        model.classifier.weight[1] = model.classifier.weight[0] + 1e-7 * noise
+        model.classifier.weight[2].zero_()
+        model.classifier.bias[1:] = model.classifier.bias[0]
+    batches = batches_of([{**row, "label": i % 2} for i, row in enumerate(rows)], batch_size=13)
+    plain = ExampleEvaluator(model, batches)
+    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=False))
+    base = PruningPlan.of(model)
+    margins = plain(base).margins
+    for seed in range(4):
+        plan = random_plan(model, seed)
+        assert fast.probe(plan, Question(base, margins, margins)).metric == plain(plan).metric
+
+
 def test_early_verdicts_look_at_fewer_examples():
     model = classifier()
     batches = batches_of(decided(model, examples(64)))
