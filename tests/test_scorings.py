@@ -200,6 +200,23 @@ def test_probes_have_the_verdicts_of_whole_evaluations(name, cache_mib):
     assert (memory.peak_bytes > 0) == (cache_mib > 0 and name != "likelihood")
 
 
+def test_an_estimate_weighs_an_example_by_its_tags():
+    model, _, _ = task("accuracy")
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, 90, (3 if i < 8 else 11,), generator=generator).tolist() for i in range(32)]
+    with torch.no_grad():
+        answered = [model(input_ids=torch.tensor([row])).logits[0].argmax(-1) for row in rows]
+    labels = [((tags + (i < 8)) % NUM_TAGS).tolist() for i, tags in enumerate(answered)]  # of short ones all wrong
+    dataset = [{"input_ids": ids, "labels": gold} for ids, gold in zip(rows, labels, strict=True)]
+    evaluator = ExampleEvaluator(model, batches_of(model, dataset), probing=Probing(batch_size=4, half_precision=False))
+    base = PruningPlan.of(model)
+    margins = evaluator(base).margins
+    found = evaluator.probe(base, Question(base, margins, margins, floor=0.8))
+    assert found.kind == "estimate"
+    # Of the sentences 0.75 are right; those not looked at count as their margins predict, nearly 1.
+    assert found.metric == pytest.approx(24 * 11 / (24 * 11 + 8 * 3), abs=2e-3)
+
+
 def test_tied_spans_are_decided_by_the_batches_given():
     model, dataset, _ = task("f1")
     with torch.no_grad():
