@@ -73,7 +73,8 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
         "share everything but the estimator with its own learning rate and temperature (gradient start, closing "
         "over 119 steps, decided after 65 % of the steps). *ste* is the default.",
         "pipelined": "A dense fine-tuned model is frozen; 100 steps choose the heads. No weight moves; only *second "
-        "order, one-shot* refits output projections, without training. *sigmoid* is the default of the gates.",
+        "order, one-shot* refits output projections, without training. *sigmoid* is the default of the gates; *as "
+        "joint*: with the learning rate and the temperatures that it has where weights train, too.",
     }
     for group, title in titles.items():
         for task in dict.fromkeys(row["task"] for row in content["summary"] if row["group"] == group):
@@ -83,8 +84,10 @@ def accuracy_section(content: dict[str, Any]) -> Iterator[str]:
             yield f"\n### {group}, {task}\n\n{title} Test accuracy in percent: mean ± standard deviation over seeds.\n"
             yield from table_of(rows, "kept_heads", lambda budget: f"{budget} heads")
             if group == "headline":
-                yield "\nDrop in points: mean ± standard error; of *A\\** against the very models that it cut, trained "
-                yield "anew, else against the dense model of the same seed.\n"
+                yield (
+                    "\nDrop in points: mean ± standard error; of *A\\** against the very models that it cut, trained "
+                    "anew, else against the dense model of the same seed.\n"
+                )
                 drops = [row for row in rows if (row.get("drop") or {}).get("standard_deviation") is not None]
                 yield from table_of(drops, "kept_heads", lambda budget: f"{budget} heads", drop_cell)
 
