@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
+from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_headprune import PruningPlan, anatomy_of, masked
 from hf_headprune.callback import HeadPruneCallback
@@ -21,6 +21,7 @@ from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.score_bank import ScoreBank
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.settings import AStarSearch
@@ -122,11 +123,89 @@ def test_a_penalty_is_added_once_per_optimizer_step(tmp_path, monkeypatch, accum
     added = []
     monkeypatch.setattr(
         "hf_headprune.learn.movement.MovementBank.add_penalty_grad",
-        lambda self, *, loss_scale: added.append((int(self.steps), loss_scale)),
+        lambda self, **_: added.append(int(self.steps)),
     )
     settings = {"gradient_accumulation_steps": accumulated, "max_steps": 6, "per_device_train_batch_size": 4}
     _trainer(tmp_path, HeadPruneCallback(**PENALISED["movement"], search=None), **settings).train()
-    assert added == [(step, 1.0) for step in range(1, 7)]
+    assert added == list(range(1, 7))
+
+
+def _mean_loss(outputs, labels, num_items_in_batch=None):
+    del num_items_in_batch
+    return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def _counted_loss(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+class _Undivided(Trainer):
+    """Its model takes no number of items, so the Trainer divides by the number of micro-batches itself."""
+
+    def __init__(self, **parts):
+        super().__init__(**parts)
+        self.model_accepts_loss_kwargs = False
+
+
+class _Gradients(TrainerCallback):
+    """Records the gradients of the scores and of a weight in the second optimizer step, when penalties have begun."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            scores = next(module for module in model.modules() if isinstance(module, ScoreBank))
+            self.scores = scores.importance_bias.grad.clone()
+            self.weight = model.bert.encoder.layer[0].attention.self.query.weight.grad.norm()
+
+
+LOSSES = {
+    "a model that ignores the number of items": {},
+    "label smoothing": {"label_smoothing_factor": 0.1},
+    "a function of the user's that ignores it": {"compute_loss_func": _mean_loss},
+    "a function of the user's that divides by it": {"compute_loss_func": _counted_loss},
+    "a model that takes none": {"trainer_class": _Undivided},
+    "a teacher": {"distillation": True},
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("part", PENALISED)
+def test_a_penalty_has_the_same_share_of_the_gradient_however_many_batches_are_accumulated(tmp_path, part, loss):
+    def gradients(accumulated, penalty):
+        others = dict(LOSSES[loss])
+        teacher = {"distillation": Distillation(tiny_bert(seed=1))} if others.pop("distillation", False) else {}
+        start = {"open_until": 0.0, "score_learning_rate": 1e-12}
+        bank = {
+            "movement": {"movement": BlockMovement.hybrid(penalty, attention_block=(8, 8), reached_by=0.5, **start)},
+            "gates": {
+                "gates": SubsetGates(
+                    3, "hard_concrete", penalty=penalty, initial_scores="zeros", max_score_grad_norm=None, **start
+                )
+            },
+        }[part]
+        looks, model = _Gradients(), tiny_bert(**STILL)
+        trainer = _trainer(
+            tmp_path,
+            HeadPruneCallback(**bank, search=None, latency=None, **teacher),
+            model=model,
+            max_steps=4,
+            per_device_train_batch_size=16 // accumulated,
+            gradient_accumulation_steps=accumulated,
+            max_grad_norm=0.0,
+            learning_rate=1e-12,
+            callbacks=[looks],
+            trainer_class=others.pop("trainer_class", Trainer),
+            **{name: value for name, value in others.items() if name != "compute_loss_func"},
+        )
+        trainer.compute_loss_func = others.get("compute_loss_func")
+        trainer.train()
+        return looks
+
+    shares = []
+    for accumulated in (1, 4):
+        without, penalised = gradients(accumulated, 0.0), gradients(accumulated, 50.0)
+        shares.append(float((penalised.scores - without.scores).norm() / without.weight))
+    assert shares[0] > 0
+    assert shares[1] == pytest.approx(shares[0], rel=1e-3)
 
 
 def test_a_movement_run_that_was_killed_ends_as_one_that_was_not(tmp_path):

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer
 
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -175,6 +176,42 @@ def loss_scale(trainer: Trainer) -> float:
     """Returns what fp16 training multiplies the loss with; 1 in any other precision."""
     scaler = trainer.accelerator.scaler
     return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def leaves_loss(trainer: Trainer, num_items: torch.Tensor | int | None) -> bool:
+    """Tells whether the Trainer leaves the loss of a micro-batch as it is, in place of dividing it by their number.
+
+    Args:
+        trainer: Of the run.
+        num_items: Of the optimizer step, or None where they can't be counted.
+    """
+    declared = getattr(trainer, "loss_is_scaled_for_ga", None)
+    counted = trainer.model_accepts_loss_kwargs and num_items is not None
+    return counted or trainer.compute_loss_func is not None if declared is None else declared
+
+
+def means_per_micro_batch(trainer: Trainer) -> int:
+    """Returns how many mean losses each micro-batch adds to an optimizer step; 0 where the step sees one mean.
+
+    Where a loss takes the number of items of the step, the Trainer leaves the scaling to it; but most classifiers take
+    the number and ignore it, and then the means of all micro-batches, and of all processes, add up. So the loss of some
+    training examples is asked for with two numbers, in evaluation.
+    """
+    batch = next(scoring_batches(trainer, trainer.state.train_batch_size, trainer.args.seed))
+    num_items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    if getattr(trainer, "loss_is_scaled_for_ga", None) is not None or not leaves_loss(trainer, num_items):
+        return 0
+    if num_items is None:
+        return 1  # the user's own function is told nothing that it could divide by
+    with evaluating(trainer.model), trainer.compute_loss_context_manager():
+        once, half = (trainer.compute_loss(trainer.model, {**batch}, num_items_in_batch=num_items * k) for k in (1, 2))
+    ignores = bool((once - half).abs() < once.abs() / 4)
+    return ignores * (trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1)
+
+
+def micro_batches(trainer: Trainer) -> int:
+    """Returns how many micro-batches the current optimizer step has."""
+    return getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
 
 
 def in_optimizer(parameter: torch.nn.Parameter, optimizer: Any) -> bool:

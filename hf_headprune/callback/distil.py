@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hf_headprune.callback import bridge
 from hf_headprune.learn.distillation import Distillation, Distiller
 from hf_headprune.learn.distilled_loss import LossScaling, distilled
 
@@ -35,13 +36,10 @@ def _autocast(trainer: Trainer) -> AbstractContextManager[None]:
 
 
 def _scaling(trainer: Trainer, num_items: torch.Tensor | int | None) -> LossScaling:
-    declared = getattr(trainer, "loss_is_scaled_for_ga", None)
-    counted = trainer.model_accepts_loss_kwargs and num_items is not None
-    is_scaled = counted or trainer.compute_loss_func is not None if declared is None else declared
     return LossScaling(
-        is_divided_later=not is_scaled,
-        is_declared_scaled=bool(declared),
-        steps=getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps),
+        is_divided_later=not bridge.leaves_loss(trainer, num_items),
+        is_declared_scaled=bool(getattr(trainer, "loss_is_scaled_for_ga", None)),
+        steps=bridge.micro_batches(trainer),
         processes=trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1,
     )
 

@@ -57,6 +57,8 @@ class LearnedParts:
         self._gate_schedule: GateSchedule | None = None
         self._movement_schedule: MovementSchedule | None = None
         self._penalties_due: set[ScoreBank] = set()
+        # A distilled loss is a mean over the optimizer step, whatever the task's loss makes of the number of items.
+        self._means: int | None = None if settings.distillation is None else 0
         if settings.gates is None and settings.movement is None and settings.second_order is None:
             return
         bridge.require_plain_construction(trainer)
@@ -118,6 +120,9 @@ class LearnedParts:
         """Sets what the coming optimizer step needs: gates, masks, and the second-order rounds that are due."""
         self._penalties_due.clear()  # what is measured here has gradients, too
         step = trainer.state.global_step
+        if self._means is None:
+            has_penalty = any(bank.has_penalty for bank in self._score_banks)
+            self._means = bridge.means_per_micro_batch(trainer) if has_penalty else 0
         if self.second_order is not None:
             due = self.second_order.settings.rounds_due(step, trainer.state.max_steps)
             _remove(trainer, self.second_order, due)
@@ -134,7 +139,8 @@ class LearnedParts:
         """Adds a penalty's gradient once per optimizer step, before the Trainer clips: as if the loss contained it."""
         if bank in self._penalties_due and trainer.accelerator.sync_gradients:
             self._penalties_due.remove(bank)
-            bank.add_penalty_grad(loss_scale=bridge.loss_scale(trainer))
+            added_up = (self._means or 0) * bridge.micro_batches(trainer)
+            bank.add_penalty_grad(loss_scale=bridge.loss_scale(trainer) * max(added_up, 1))
 
     def quantities(self) -> dict[str, float]:
         """Returns what a training log should show."""

@@ -151,6 +151,11 @@ class GateBank(ScoreBank):
             return self.kept
         return self.soft_gates() if self.phase == "learn" else None
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether something beside the loss has a gradient for the scores."""
+        return self.settings.chosen_estimator == "hard_concrete" and self.settings.penalty > 0
+
     def add_penalty_grad(self, *, loss_scale: float = 1.0) -> None:
         """Adds the penalty's gradient to the scores' gradient, for estimators that have one.
 
@@ -158,7 +163,7 @@ class GateBank(ScoreBank):
             loss_scale: What the gradients that are there are still multiplied with.
         """
         grad = self.importance_bias.grad
-        if self.settings.chosen_estimator != "hard_concrete" or self.phase != "learn" or grad is None:
+        if not self.has_penalty or self.phase != "learn" or grad is None:
             return
         for positions, kept in self.budgets():
             scores = self.scores.detach()[positions]

@@ -184,6 +184,11 @@ class MovementBank(ScoreBank):
         parts = zip(self.layout, mask.split(self._sizes), strict=True)
         return sum(tensor.cost * float(part.sum()) for tensor, part in parts) / self.total_cost
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether something beside the loss has a gradient for the scores."""
+        return self.settings.penalty > 0
+
     def penalty(self) -> float:
         """Returns the penalty as the training loss would contain it; it waits for the device."""
         with torch.no_grad():
