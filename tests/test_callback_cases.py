@@ -1,11 +1,18 @@
 """Runs of the callback that a user's own model, loss, data or plan makes unusual."""
 
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, TrainerCallback
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+)
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
@@ -14,6 +21,7 @@ from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.gates import GateBank
 from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.score_bank import ScoreBank
 from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.plan import PruningPlan
@@ -94,6 +102,67 @@ def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
     same = HeadPruneCallback(**make(0.75), search=None, latency=None)
     _trainer(tmp_path, same, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
     assert same.plan is not None
+
+
+class _Scores(TrainerCallback):
+    """Records the scores when training begins, and how far they go in the first step."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        bank = next(module for module in model.modules() if isinstance(module, ScoreBank))
+        self.start = bank.scores.detach().clone()
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if not hasattr(self, "step"):
+            bank = next(module for module in model.modules() if isinstance(module, ScoreBank))
+            self.step = float((bank.scores.detach() - self.start).abs().max())
+
+
+LEARNED = {
+    "gates": {"gates": SubsetGates(3, "dsp", open_until=0.0, initial_scores="random", closing_steps=0)},
+    "movement": {"movement": BlockMovement(attention_block="unit", width_multiple=8, open_until=0.0)},
+}
+
+
+@pytest.mark.parametrize("part", LEARNED)
+def test_a_run_that_is_resumed_with_another_learning_rate_goes_on_with_its_scores(tmp_path, part):
+    def run(learning_rate, **settings):
+        looks = _Scores()
+        callback = HeadPruneCallback(**LEARNED[part], search=None, latency=None)
+        trainer = _trainer(
+            tmp_path, callback, callbacks=[looks], learning_rate=learning_rate, save_strategy="steps", save_steps=5
+        )
+        trainer.train(**settings)
+        return looks, callback.plan
+
+    run(1e-3)
+    checkpoint = {"resume_from_checkpoint": str(tmp_path / "checkpoint-5")}
+    (same, plan), (other, other_plan) = run(1e-3, **checkpoint), run(1e-4, **checkpoint)
+    assert same.start.abs().max() > 0
+    torch.testing.assert_close(other.start, same.start, rtol=0, atol=0)
+    assert other.step == same.step  # the Trainer goes on with the rate of the checkpoint
+    assert other_plan == plan
+
+
+@pytest.mark.parametrize("part", LEARNED)
+def test_scores_learn_as_fast_as_asked_for_beside_an_optimizer_with_a_rate_of_its_own(tmp_path, part):
+    steps = []
+    for own in ({}, {"optimizer_cls_and_kwargs": (torch.optim.AdamW, {"lr": 1e-2})}):
+        looks = _Scores()
+        model, callback = (
+            tiny_bert(hidden_dropout_prob=0.0),
+            HeadPruneCallback(**LEARNED[part], search=None, latency=None),
+        )
+        trainer = _trainer(tmp_path, callback, model=model, callbacks=[looks], trainer_class=partial(Trainer, **own))
+        trainer.train()
+        steps.append(looks.step)
+    assert steps[1] == pytest.approx(steps[0], rel=1e-3)
+
+
+def test_scores_that_the_optimizer_trains_at_no_rate_are_refused(tmp_path):
+    make = partial(Trainer, optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.0}))
+    trainer = _trainer(tmp_path, HeadPruneCallback(**LEARNED["gates"], search=None, latency=None), trainer_class=make)
+    with pytest.raises(TrainingStateError, match=r"at a learning rate of 0\.0; theirs is a multiple"):
+        trainer.train()
 
 
 def test_a_resumed_run_must_score_the_blocks_of_its_checkpoint(tmp_path):

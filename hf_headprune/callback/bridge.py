@@ -214,9 +214,28 @@ def micro_batches(trainer: Trainer) -> int:
     return getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
 
 
-def in_optimizer(parameter: torch.nn.Parameter, optimizer: Any) -> bool:
-    """Tells whether an optimizer trains a parameter."""
-    return any(p is parameter for group in optimizer.param_groups for p in group["params"])
+def peak_learning_rate(scores: torch.nn.Parameter, optimizer: Any) -> float:
+    """Returns the rate, before any schedule, at which an optimizer trains learned scores.
+
+    It may differ from `args.learning_rate`: a user's own optimizer has a rate of its own, and a resumed run goes on
+    with that of its checkpoint.
+
+    Raises:
+        TrainingStateError: The optimizer does not hold the scores, or trains them at no rate above 0.
+    """
+    groups = [group for group in optimizer.param_groups if any(p is scores for p in group["params"])]
+    if not groups:
+        raise TrainingStateError(
+            "The optimizer does not hold the learned scores, so they would never be trained. If create_optimizer is "
+            "overridden, let it include every parameter of the model that requires a gradient."
+        )
+    rate = groups[0].get("initial_lr", groups[0]["lr"])
+    if rate is None or not float(rate) > 0:
+        raise TrainingStateError(
+            f"The optimizer trains the learned scores at a learning rate of {rate!r}; theirs is a multiple of it, so "
+            "it must be above 0. Give their group of parameters a learning rate."
+        )
+    return float(rate)
 
 
 def tensors(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -105,7 +105,8 @@ class LearnedParts:
             optimizer: That will train the scores.
 
         Raises:
-            TrainingStateError: The run is too short, the optimizer lacks the scores, or the checkpoint has others.
+            TrainingStateError: The run is too short, the optimizer lacks the scores or trains them at no rate, or the
+                checkpoint has others.
         """
         if self.gates is not None:
             self._gate_schedule = self.gates.settings.schedule(max_steps)
@@ -113,8 +114,10 @@ class LearnedParts:
         if self.movement is not None:
             self._movement_schedule = self.movement.schedule(max_steps)
             bridge.require_steps_to_learn(self._movement_schedule.open_steps, max_steps)
+        for scored in self._score_banks:
+            scored.learn_at(scored.learning_rate / bridge.peak_learning_rate(scored.importance_bias, optimizer))
         for bank in self.banks:
-            _check_bank(bank, step, optimizer)
+            _check_bank(bank, step)
 
     def begin_step(self, trainer: Trainer) -> None:
         """Sets what the coming optimizer step needs: gates, masks, and the second-order rounds that are due."""
@@ -217,12 +220,7 @@ class LearnedParts:
         return plan.replace(kept_heads=heads, kept_ffn=alive.kept_ffn), head_scores
 
 
-def _check_bank(bank: ScoreBank | SecondOrderBank, step: int, optimizer: Any) -> None:
-    if isinstance(bank, ScoreBank) and not bridge.in_optimizer(bank.importance_bias, optimizer):
-        raise TrainingStateError(
-            "The optimizer does not hold the learned scores, so they would never be trained. If create_optimizer is "
-            "overridden, let it include every parameter of the model that requires a gradient."
-        )
+def _check_bank(bank: ScoreBank | SecondOrderBank, step: int) -> None:
     if step == 0:
         bank.reset()
     elif int(bank.steps) != step:

@@ -68,6 +68,11 @@ class GateBank(ScoreBank):
         self.reset()
 
     @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of the scores."""
+        return self.settings.peak_score_learning_rate
+
+    @property
     def num_heads(self) -> int:
         """Heads of the model, open or closed."""
         return self.num_scores

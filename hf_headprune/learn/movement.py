@@ -107,6 +107,11 @@ class MovementBank(ScoreBank):
         bank.attach(model)
         return bank
 
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of the scores."""
+        return self.settings.score_learning_rate
+
     def schedule(self, max_steps: int) -> MovementSchedule:
         """Returns the schedule of a run of `max_steps` optimizer steps."""
         settings = self.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ class _ScaleWithoutGradient(torch.autograd.Function):
         return grad_outputs[0], None
 
 
+def _is_same(multiplier: float, other: float) -> bool:
+    """Tells whether two multipliers differ by no more than a checkpoint rounds them."""
+    return math.isclose(multiplier, other, rel_tol=1e-6)
+
+
 def checksum(budget: object) -> torch.Tensor:
     """Returns a number for the settings that say how much stays, as a checkpoint carries it."""
     return torch.tensor(zlib.crc32(repr(budget).encode()))
@@ -60,6 +66,7 @@ class ScoreBank(nn.Module):
         kept: The decided choice, ones and zeros of shape `(num_scores,)`.
         decided: Whether `kept` holds.
         steps: Optimizer steps begun; tells whether a resumed checkpoint carried this bank.
+        written_with: The multiplier, as a checkpoint carries it, since it holds scores divided by it.
         is_idle: Whether training is yet to begin, so that evaluation leaves everything open.
     """
 
@@ -67,6 +74,7 @@ class ScoreBank(nn.Module):
     kept: torch.Tensor
     decided: torch.Tensor
     steps: torch.Tensor
+    written_with: torch.Tensor
 
     def __init__(self, num_scores: int, *, multiplier: float, budget: object) -> None:
         """Starts with scores of zero.
@@ -77,12 +85,13 @@ class ScoreBank(nn.Module):
             budget: Settings that say how much stays; a resumed run must have the same.
         """
         super().__init__()
-        self.multiplier = multiplier
+        self.multiplier = multiplier  # of a device's copy, every forward pass would wait for it
         self.importance_bias = nn.Parameter(torch.zeros(num_scores))
         self.register_buffer("kept", torch.ones(num_scores))
         self.register_buffer("decided", torch.tensor(False))
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("budget", checksum(budget))
+        self.register_buffer("written_with", torch.tensor(multiplier))
         self.is_idle = True
 
     @property
@@ -94,6 +103,14 @@ class ScoreBank(nn.Module):
     def scores(self) -> torch.Tensor:
         """All scores, shape `(num_scores,)`, float32, with gradient."""
         return _ScaleWithoutGradient.apply(self.importance_bias, self.multiplier)
+
+    def learn_at(self, multiplier: float) -> None:
+        """Sets how many times faster than the weights the scores learn; the scores themselves stay as they are."""
+        scores, is_same = self.scores.detach(), _is_same(multiplier, self.multiplier)
+        self.multiplier = multiplier
+        self.written_with.fill_(multiplier)
+        if not is_same:  # else not even their last bit may change
+            self.set_scores(scores)
 
     def set_scores(self, scores: torch.Tensor) -> None:
         """Overwrites the scores, shape `(num_scores,)`."""
@@ -123,6 +140,9 @@ class ScoreBank(nn.Module):
             )
         check_same_budget(self, state_dict, prefix)
         self.is_idle = False
+        written_with = float(state_dict.get(f"{prefix}written_with", self.multiplier))
+        if not _is_same(written_with, self.multiplier):
+            self.multiplier = written_with
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ScoreBank:  # noqa: FBT001, FBT002 - signature of nn.Module
