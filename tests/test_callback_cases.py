@@ -104,6 +104,23 @@ def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
     assert same.plan is not None
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"scope": "matrix"}, {"score_gradient": "weights"}, {"mask_bias": False}, {"kept_of": "macs", "seq_len": 384}],
+    ids=str,
+)
+def test_a_resumed_run_must_score_as_its_checkpoint_did(tmp_path, other):
+    def callback(**changes):
+        counted = {"kept_of": changes.get("kept_of", "scores")}
+        movement = BlockMovement(attention_block=(8, 8), width_multiple=8, **(counted | changes))
+        return HeadPruneCallback(movement=movement, latency=None)
+
+    first = {name: value for name, value in other.items() if name == "kept_of"}
+    _trainer(tmp_path, callback(**first), max_steps=2, save_strategy="steps", save_steps=1).train()
+    with pytest.raises(TrainingStateError, match="another budget"):
+        _trainer(tmp_path, callback(**other), max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 class _Scores(TrainerCallback):
     """Records the scores when training begins, and how far they go in the first step."""
 

@@ -18,7 +18,7 @@ from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
-from hf_headprune.learn.density import linear_density
+from hf_headprune.learn.density import budgets, linear_density
 from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.learn.score_bank import ScoreBank
@@ -355,10 +355,37 @@ def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_eva
 def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tmp_path):
     callback = HeadPruneCallback(SubsetGates(estimator="sigmoid"), density=0.5, search=None)
     _trainer(tmp_path, callback)
-    parts = callback._parts
-    assert sum(group.kept for group in parts.gates.groups) > 0
-    assert parts.movement.settings.ffn_block == "unit"
-    assert parts.movement.settings.attention_block is None
+    parts, found = callback._parts, budgets(anatomy_of(tiny_bert()), 0.5)
+    assert sum(group.kept for group in parts.gates.groups) == found.kept_heads > 0
+    ffn = parts.movement.settings
+    assert (ffn.ffn_block, ffn.attention_block, ffn.kept_of) == ("unit", None, "scores")
+    assert ffn.kept * parts.movement.num_scores == found.kept_ffn
+
+
+@pytest.mark.parametrize(
+    ("gates", "steps"),
+    [
+        (SubsetGates(), (10, 65, 65)),
+        (SubsetGates(open_until=0.0, decided_by=0.3), (0, 30, 30)),
+        (SubsetGates(open_until=0.2, cooled_by=0.4, decided_by=0.8), (20, 40, 80)),
+        (SubsetGates(mode="pipelined"), (0, 100, 100)),
+    ],
+    ids=["defaults", "early", "cooled", "pipelined"],
+)
+def test_gates_and_a_density_have_one_schedule(tmp_path, gates, steps):
+    callback = HeadPruneCallback(gates, density=0.5, search=None)
+    _trainer(tmp_path, callback)
+    learned, ffn = callback._parts.gates.settings.schedule(100), callback._parts.movement.schedule(100)
+    assert (learned.open_steps, learned.cooled_step, learned.decided_step) == steps
+    assert (ffn.open_steps, ffn.reached_step, ffn.decided_step) == steps
+
+
+def test_gates_and_a_density_meet_it_where_ffn_widths_are_no_multiples_of_32(tmp_path):
+    callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None, latency=None)
+    trainer = _trainer(tmp_path, callback, model=tiny_bert(intermediate_size=80))  # 16 divides 80 and 32
+    trainer.train()
+    assert all(len(kept) % 16 == 0 for kept in callback.plan.kept_ffn.values())
+    assert abs(linear_density(callback.plan, anatomy_of(tiny_bert(intermediate_size=80))) - 0.5) < 0.1
 
 
 def test_gates_and_a_search_that_nobody_asked_for_give_way_to_movement_that_chooses_heads_or_fills():

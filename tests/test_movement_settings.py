@@ -44,11 +44,29 @@ def layout_of(model, **settings):
         ({"kept": 100}, 'needs kept_of="scores"'),
         ({"kept": 33, "kept_of": "scores", "attention_block": None}, "multiple of width_multiple"),
         ({"scope": "matrix"}, 'scope="matrix" needs kept_of="scores"'),
+        ({"method": "threshold", "kept": 0.3}, "leaves what its threshold says, so kept must be left out"),
+        ({"threshold": (0.0, 0.1)}, "top_k has no threshold"),
+        ({"method": "magnitude", "min_kept": 0.1}, "magnitude has no threshold"),
+        ({"method": "magnitude", "penalty": 1.0}, "magnitude learns no scores"),
     ],
 )
 def test_a_wrong_setting_is_named_at_construction(settings, message):
     with pytest.raises(InvalidSettingError, match=message):
         BlockMovement(**settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BlockMovement.hybrid(density=0.26, kept=0.9),
+        lambda: BlockMovement.to_speedup(2.0, kept=0.9),
+        lambda: BlockMovement.to_speedup(2.0, kept_of="scores"),
+    ],
+    ids=["recipe", "speed-up", "what is counted"],
+)
+def test_a_share_beside_a_target_is_refused(make):
+    with pytest.raises(InvalidSettingError, match="says what stays, and so would"):
+        make()
 
 
 @pytest.mark.parametrize("recipe", [BlockMovement.hybrid, BlockMovement.hybrid_filled, BlockMovement.struct])

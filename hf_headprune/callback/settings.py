@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from hf_headprune.values import is_above
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
 
+WIDTH_MULTIPLE = 32
 DEFAULT_GATES = SubsetGates()  # this very object: whoever passes gates of their own wants gates
 DEFAULT_SEARCH = AStarSearch()  # likewise
 
@@ -149,13 +151,19 @@ class Settings:
         return self.movement is not None and self.movement.fill > 0
 
     def resolved(self, anatomy: Anatomy) -> Settings:
-        """Returns the settings with the budgets that a density means for a model.
+        """Returns the settings with the budgets that a density means for a model, and one schedule for both parts.
+
+        FFN widths stay multiples of 32, or, where those of the model are none, of the largest divisor that they share.
 
         Raises:
             InvalidSettingError: The density is out of range.
         """
         if self.density is None or self.gates is None:
             return self
-        found = budgets(anatomy, self.density)
-        gates = replace(self.gates, kept_heads=found.kept_heads)
-        return replace(self, gates=gates, movement=BlockMovement.ffn_units(found.kept_ffn), density=None)
+        multiple = math.gcd(WIDTH_MULTIPLE, *(site.units for site in anatomy.ffn_sites))
+        found = budgets(anatomy, self.density, width_multiple=multiple)
+        opens, cools, decides = self.gates.fractions
+        ffn = BlockMovement.ffn_units(
+            found.kept_ffn, width_multiple=multiple, open_until=opens, reached_by=cools, decided_by=decides
+        )
+        return replace(self, gates=replace(self.gates, kept_heads=found.kept_heads), movement=ffn, density=None)

@@ -69,6 +69,11 @@ class MovementBank(ScoreBank):
             settings.kept_of,
             settings.levels,
             settings.width_multiple,
+            settings.scope,
+            settings.min_kept,
+            settings.mask_bias,
+            settings.score_gradient,
+            (settings.seq_len, settings.target_len),
             *((tensor.name, tensor.shape) for tensor in layout),
         )
         super().__init__(sum(tensor.numel for tensor in layout), multiplier=multiplier, budget=budget)

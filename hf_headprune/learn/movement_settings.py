@@ -20,6 +20,7 @@ KeptOf = Literal["scores", "parameters", "macs"]
 Scope = Literal["model", "matrix"]
 ScoreGradient = Literal["weights", "unit"]
 THRESHOLDS = {"sigmoid_threshold": (0.0, 0.1), "threshold": (-1.0, 0.0)}
+_DEFAULT_KEPT = 0.5
 # The published runs on SQuAD: 110 660 steps, of which the first 5 400 and the last 54 000 hold the threshold still.
 _PAPER_OPEN = 5_400 / 110_660
 _PAPER_REACHED = 1.0 - 54_000 / 110_660
@@ -82,7 +83,7 @@ class BlockMovement:
     blocks: Mapping[str, Block | Literal["head", "unit"] | None] | None = field(default=None, hash=False)
     method: Method = "top_k"
     threshold: tuple[float, float] | None = None
-    kept: int | float = 0.5
+    kept: int | float = _DEFAULT_KEPT
     kept_of: KeptOf = "parameters"
     scope: Scope = "model"
     min_kept: float = 0.0
@@ -168,6 +169,11 @@ class BlockMovement:
             or (self.kept_of == "scores" and self.scope == "model"),
             "kept must be a multiple of width_multiple": not (is_count and in_chunks)
             or (is_whole(self.width_multiple, at_least=1) and self.kept % self.width_multiple == 0),
+            f"{self.method} leaves what its threshold says, so kept must be left out": self.ranks
+            or self.kept == _DEFAULT_KEPT,
+            f"{self.method} has no threshold, so threshold and min_kept must be left out": not self.ranks
+            or (self.threshold is None and self.min_kept == 0),
+            "magnitude learns no scores, so penalty must be left out": self.method != "magnitude" or self.penalty == 0,
             'scope="matrix" needs kept_of="scores", since it keeps the same fraction of each': self.scope == "model"
             or self.kept_of == "scores",
         }
@@ -247,8 +253,9 @@ class BlockMovement:
             **changes: Any other setting, such as `seq_len`.
 
         Raises:
-            InvalidSettingError: The factor is not above 1.
+            InvalidSettingError: The factor is not above 1, or `kept` or `kept_of` is passed, too.
         """
+        _refuse("a factor", {"kept", "kept_of"} & set(changes))
         kept = density_at(factor, where="BlockMovement.to_speedup")
         defaults: dict[str, Any] = {"attention_block": "unit", "kept": kept, "kept_of": "macs"}
         return cls(**(defaults | changes))
@@ -267,6 +274,8 @@ class BlockMovement:
     def _paper(
         cls, penalty: float | None, published: float, density: float | None, changes: Mapping[str, Any]
     ) -> BlockMovement:
+        if density is not None:
+            _refuse("density", {"kept"} & set(changes))
         is_share = density is not None and is_above(density, 0) and density <= 1
         if density is not None and (penalty is not None or not is_share):
             raise InvalidSettingError(
@@ -287,6 +296,13 @@ class BlockMovement:
             "decided_by": 1.0,
         }
         return cls(**{**defaults, **changes})
+
+
+def _refuse(target: str, names: set[str]) -> None:
+    if names:
+        raise InvalidSettingError(
+            f"BlockMovement: {target} says what stays, and so would {sorted(names)}. Leave one of the two out."
+        )
 
 
 def _is_block(value: object) -> bool:

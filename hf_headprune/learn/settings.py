@@ -191,20 +191,25 @@ class SubsetGates:
         _, own = _OWN[self.mode][self.chosen_estimator]
         return own if self.temperature is None else self.temperature
 
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """Fractions of the run at which gates begin to learn, have cooled, and are decided."""
+        is_joint = self.mode == "joint"
+        decided = self.decided_by if is_joint else 1.0
+        return self.open_until if is_joint else 0.0, decided if self.cooled_by is None else self.cooled_by, decided
+
     def schedule(self, max_steps: int) -> GateSchedule:
         """Returns the schedule of a run of `max_steps` optimizer steps.
 
         A pipelined run learns from its first step to its last: with frozen weights there is nothing else to train.
         """
-        is_joint = self.mode == "joint"
-        decided = self.decided_by if is_joint else 1.0
-        cooled = decided if self.cooled_by is None else self.cooled_by
-        open_steps, cooled_step = round(self.open_until * max_steps) if is_joint else 0, round(cooled * max_steps)
+        opens, cools, decides = self.fractions
+        open_steps, cooled_step = round(opens * max_steps), round(cools * max_steps)
         return GateSchedule(
             open_steps=open_steps,
             closed_step=min(open_steps + self.closing_steps, cooled_step),
             cooled_step=cooled_step,
-            decided_step=round(decided * max_steps),
+            decided_step=round(decides * max_steps),
             start_temperature=self.temperature_range[0],
             end_temperature=self.temperature_range[1],
         )
