@@ -109,6 +109,17 @@ class PruningArguments:
     no_search: bool = field(default=False, metadata={"help": "Cut exactly what the gates choose."})
     no_pruning: bool = field(default=False, metadata={"help": "Train the dense model, for comparison."})
 
+    def __post_init__(self) -> None:
+        """Refuses options that another one would silence."""
+        own = {"kept_heads": self.kept_heads != "0.5", "estimator": self.estimator, "mode": self.mode != "joint"}
+        if (self.density is not None or self.recipe) and any(own.values()):
+            raise ValueError(
+                f"--density and --recipe choose what stays without gates: leave them out, or "
+                f"{', '.join(f'--{name}' for name, given in own.items() if given)}."
+            )
+        if self.penalty is not None and not self.recipe:
+            raise ValueError(f"--penalty {self.penalty} is one of a --recipe. Name the recipe, too.")
+
     def callbacks(self, splits: dict[str, Dataset], scorer: QuestionScorer) -> list[HeadPruneCallback]:
         """Returns what to hand to the Trainer.
 

@@ -145,8 +145,25 @@ class Windows:
         A window without the whole answer points at its first token. `offsets` holds first and last character of every
         token, shape `(length, 2)`, and -1 outside of the context.
         """
+        self._check_room(split)
         options = {"batched": True, "with_indices": True, "keep_in_memory": True}
         return split.map(self._encode_batch, remove_columns=split.column_names, **options)
+
+    def _check_room(self, split: Dataset) -> None:
+        """Refuses questions that leave a window no more of a longer context than neighbouring windows share."""
+        fixed = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        lengths = {
+            name: [len(ids) for ids in self.tokenizer(split[name][:], add_special_tokens=False)["input_ids"]]
+            for name in ("question", "context")
+        }
+        for name, question, context in zip(split["id"], lengths["question"], lengths["context"], strict=True):
+            room = fixed - question
+            if room <= self.stride and context > room:
+                raise ValueError(
+                    f"Question {name!r} has {question} tokens, which leaves {room} of a window of {self.max_length} "
+                    f"for the {context} of its context, no more than the {self.stride} that neighbouring windows "
+                    "share. Raise --max_seq_length or lower --doc_stride."
+                )
 
     def _encode_batch(self, batch: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         encoded = self.tokenizer(
@@ -297,7 +314,7 @@ def token_f1(text: str, truth: str) -> float:
 
 def _with_probability(spans: list[tuple[float, str]], n_best: int) -> list[Answer]:
     if not spans:
-        return [{"text": "", "probability": 0.0}]  # the question left no room for its context
+        return [{"text": "", "probability": 0.0}]  # the context has no tokens
     best = sorted(spans, key=lambda span: -span[0])[:n_best]
     weights = np.exp(np.array([score for score, _ in best]) - best[0][0])
     return [

@@ -93,6 +93,19 @@ class PruningArguments:
     no_search: bool = field(default=False, metadata={"help": "Cut exactly what the gates choose."})
     no_pruning: bool = field(default=False, metadata={"help": "Train the dense model, for comparison."})
 
+    def __post_init__(self) -> None:
+        """Refuses options that another one would silence."""
+        own = {
+            "kept_heads": self.kept_heads != "0.5",
+            "estimator": self.estimator is not None,
+            "mode": self.mode != "joint",
+        }
+        if self.density is not None and any(own.values()):
+            raise ValueError(
+                f"--density chooses heads and FFN units by their costs, without gates: leave out "
+                f"{', '.join(f'--{name}' for name, given in own.items() if given)}, or --density."
+            )
+
     def callbacks(self) -> list[HeadPruneCallback]:
         """Returns what to hand to the Trainer."""
         if self.no_pruning:
@@ -121,6 +134,9 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
     splits = load_splits(data_args)
     labels, ids = classes_of(splits["train"], data_args.label_column)
+    for name, split in splits.items():
+        if unknown := sorted(set(split[data_args.label_column]) - ids.keys()):
+            raise ValueError(f"{name}: the labels {unknown} are none of those in train, {sorted(ids)}.")
     text_columns = data_args.text_columns or find_text_columns(splits["train"], data_args.label_column)
     logger.info("%s; texts in %s; classes %s", {k: len(v) for k, v in splits.items()}, text_columns, labels)
 
@@ -158,7 +174,9 @@ def main(arguments: list[str]) -> dict[str, Any]:
     for name in ("validation", "test"):
         if name in encoded:
             results |= trainer.evaluate(encoded[name], metric_key_prefix=name)
-    results["reload_difference"] = reload_difference(trainer, encoded["validation"].select(range(4)))
+    results["reload_difference"] = reload_difference(
+        trainer, encoded["validation"].select(range(min(4, len(encoded["validation"]))))
+    )
     path = Path(training_args.output_dir) / "results.json"
     path.write_text(json.dumps(results, indent=2), encoding="utf-8")
     logger.info("%s", json.dumps(results, indent=2))
@@ -170,6 +188,8 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     if arguments.dataset_name:
         loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
         splits = {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
+        if "validation" not in splits and "validation_matched" in loaded:  # MNLI has two; its tests have no labels
+            splits["validation"] = loaded["validation_matched"]
     else:
         files = {
             "train": arguments.train_file,
@@ -187,11 +207,26 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
             )
     if "test" in splits and set(splits["test"][arguments.label_column]) == {-1}:
         del splits["test"]  # GLUE keeps the labels of its tests to itself
+    splits = {name: with_gold_labels(split, name, arguments.label_column) for name, split in splits.items()}
     limits = {"train": arguments.max_train_samples}
     for name, split in splits.items():
         limit = limits.get(name, arguments.max_eval_samples)
         splits[name] = split if limit is None else split.select(range(min(limit, len(split))))
     return splits
+
+
+def with_gold_labels(split: Dataset, name: str, column: str) -> Dataset:
+    """Leaves out the examples that a Hub data set marks, by -1, as having no label; says how many."""
+    labels = split[column][:]
+    if any(isinstance(label, float) for label in labels):
+        raise ValueError(f"{name}: the column {column!r} holds fractions, and this script tells classes apart.")
+    labelled = [index for index, label in enumerate(labels) if label != -1]
+    if len(labelled) == len(labels):
+        return split
+    logger.warning(
+        "%s: %d of %d examples have no label (-1) and are left out", name, len(labels) - len(labelled), len(labels)
+    )
+    return split.select(labelled)
 
 
 def read_file(path: Path) -> Dataset:

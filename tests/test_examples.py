@@ -195,6 +195,48 @@ def test_every_file_format_reads_alike(text_classification, tmp_path, suffix, te
     assert text_classification.find_text_columns(rows, "label") == ["a", "b"]
 
 
+def _labels(*labels):
+    return Dataset.from_list([{"sentence": f"text {i}", "label": label} for i, label in enumerate(labels)])
+
+
+def test_examples_of_the_hub_without_a_label_are_left_out_and_counted(text_classification, caplog):
+    with caplog.at_level("WARNING"):
+        found = text_classification.with_gold_labels(_labels(0, -1, 1, -1), "train", "label")
+    assert found["label"][:] == [0, 1]
+    assert "train: 2 of 4 examples have no label" in caplog.text
+    with pytest.raises(ValueError, match="'label' holds fractions"):
+        text_classification.with_gold_labels(_labels(0.5, 2.0), "train", "label")
+
+
+def test_data_sets_of_the_hub_are_read_with_the_validation_split_that_they_have(text_classification, monkeypatch):
+    loaded = {"train": _labels(0, 1), "validation_matched": _labels(1, 0, 1), "test_matched": _labels(-1)}
+    asked = []
+    monkeypatch.setattr(text_classification, "load_dataset", lambda *names: (asked.append(names), loaded)[1])
+    found = text_classification.load_splits(text_classification.DataArguments("nyu-mll/glue", "mnli"))
+    assert asked == [("nyu-mll/glue", "mnli")]
+    assert {name: len(split) for name, split in found.items()} == {"train": 2, "validation": 3}
+
+
+def test_a_class_that_training_lacks_is_named_before_training(text_classification, smoke, tmp_path):
+    path = next(tmp_path.rglob("validation.tsv"))
+    path.write_text(path.read_text(encoding="utf-8") + "the film was odd\t7\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"validation: the labels \['7'\] are none of those in train, \['0', '1'\]"):
+        text_classification.main(smoke)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--kept_heads"),
+        (["--kept_heads", "0.5", "--estimator", "dsp", "--mode", "pipelined"], "--estimator, --mode"),
+    ],
+    ids=["budget", "gates"],
+)
+def test_text_classification_refuses_options_of_gates_beside_a_density(text_classification, smoke, arguments, named):
+    with pytest.raises(ValueError, match=f"leave out {named}, or --density"):
+        text_classification.main([*smoke, "--density", "0.5", *arguments])
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the project's shared data are not beside this checkout")
 @pytest.mark.parametrize(("name", "columns", "classes"), [("sst2", 1, 2), ("snli", 2, 3), ("cola", 1, 2)])
 def test_the_shared_data_read_completely(text_classification, name, columns, classes):
@@ -264,7 +306,11 @@ def test_question_answering_certifies_the_metric_on_the_test_split(question_answ
 
 
 @pytest.mark.parametrize(
-    "how", [["--recipe", "hybrid_filled", "--density", "0.5"], ["--density", "0.6", "--kept_heads", "0.5"]]
+    "how",
+    [
+        ["--recipe", "hybrid_filled", "--density", "0.5", "--kept_heads", "0.5"],
+        ["--density", "0.6", "--kept_heads", "0.5"],
+    ],
 )
 def test_question_answering_prunes_ffn_units_with_a_teacher(question_answering, qa_smoke, tmp_path, how):
     short = [*qa_smoke, "--num_train_epochs", "2"]
@@ -279,13 +325,20 @@ def test_question_answering_prunes_ffn_units_with_a_teacher(question_answering, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "filled"], "must be one of"),
-        (["--recipe", "struct", "--penalty", "5", "--density", "0.5"], "not both: received 5.0 and 0.5"),
+        (["--recipe", "filled", "--kept_heads", "0.5"], "must be one of"),
+        (
+            ["--recipe", "struct", "--penalty", "5", "--density", "0.5", "--kept_heads", "0.5"],
+            "not both: received 5.0 and 0.5",
+        ),
         (["--validation_fraction", "0"], r"No data for \['validation'\].*--validation_fraction"),
         (["--validation_fraction", "1.5"], "must be between 0 and 1"),
         (["--validation_fraction", "0.99"], "too few to part 99%"),
         (["--kept_heads", "9"], "9"),
         (["--certify", "--no_search"], "--certify says what the search lost"),
+        (["--density", "0.5", "--kept_heads", "3"], "without gates: leave them out, or --kept_heads"),
+        (["--recipe", "struct", "--estimator", "dsp", "--mode", "pipelined"], "or --kept_heads, --estimator, --mode"),
+        (["--penalty", "5"], "one of a --recipe"),
+        (["--max_seq_length", "8", "--doc_stride", "7"], "which leaves .* Raise --max_seq_length or lower"),
     ],
 )
 def test_question_answering_refuses_wrong_arguments_before_training(question_answering, qa_smoke, arguments, message):
