@@ -118,6 +118,9 @@ def masked(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstructio
     check_plan(plan, anatomy)
     device = next(model.parameters()).device
     with ExitStack() as stack:
+        if is_compiled(model):  # what was compiled without a hook runs on without it
+            torch.compiler.reset()
+            stack.callback(torch.compiler.reset)
         if reconstruction is not None:
             stack.enter_context(reconstruction.restoring(model))
             reconstruction.apply_(model, plan)
@@ -128,6 +131,11 @@ def masked(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstructio
                 scale[list(kept)] = 1.0
                 stack.callback(attach(model, site, UnitScale(site.unit_width, scale)).remove)
         yield model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Tells whether a model, or a part of it, was passed through `torch.compile`."""
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
 
 
 @contextmanager

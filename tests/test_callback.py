@@ -400,8 +400,16 @@ def test_a_callback_added_after_construction_is_refused_before_training(tmp_path
 def test_an_optimizer_built_before_the_gates_is_refused(tmp_path):
     model = tiny_bert()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with pytest.raises(TrainingStateError, match="built before the gates existed"):
+    with pytest.raises(TrainingStateError, match="built before the gates or scores"):
         _trainer(tmp_path, HeadPruneCallback(), model=model, optimizers=(optimizer, None))
+
+
+def test_costs_need_no_optimizer_of_the_trainers_own(tmp_path):
+    model = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    callback = HeadPruneCallback(density=0.5, latency=None)
+    _trainer(tmp_path, callback, model=model, optimizers=(optimizer, None)).train()
+    assert callback.plan.num_removed_heads > 0
 
 
 def test_a_learning_rate_of_zero_is_refused_when_the_trainer_is_built(tmp_path):

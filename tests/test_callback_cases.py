@@ -160,6 +160,21 @@ def test_a_run_that_is_resumed_with_another_learning_rate_goes_on_with_its_score
     assert other_plan == plan
 
 
+def test_a_run_that_is_resumed_for_longer_goes_on_with_the_scores_that_its_gates_have(tmp_path):
+    def run(max_steps, **settings):
+        looks = _Scores()
+        gates = SubsetGates(3, "sigmoid", scoring_examples=8)
+        callback = HeadPruneCallback(gates=gates, search=None, latency=None)
+        saving = {"save_strategy": "steps", "save_steps": 5, "max_steps": max_steps}
+        _trainer(tmp_path, callback, callbacks=[looks], **saving).train(**settings)
+        return looks
+
+    run(12)
+    with pytest.MonkeyPatch.context() as patch:  # at step 10 of 100 gates would begin to learn
+        patch.setattr("hf_headprune.callback.parts.gradient_importance", Mock(side_effect=AssertionError))
+        assert run(100, resume_from_checkpoint=str(tmp_path / "checkpoint-5")).start.std() > 0
+
+
 @pytest.mark.parametrize("part", LEARNED)
 def test_scores_learn_as_fast_as_asked_for_beside_an_optimizer_with_a_rate_of_its_own(tmp_path, part):
     steps = []

@@ -358,13 +358,16 @@ def test_scores_and_masks_stay_in_float32_when_the_model_is_cast(dtype):
     assert model.bert.encoder.layer[0].attention.self.query.weight.dtype == dtype
 
 
+BUFFERS = ("importance_bias", "kept", "decided", "steps", "budget", "written_with")
+
+
 def test_attaching_and_detaching_leave_the_model_as_it_was():
     model = bert()
     before, names, kinds = logits(model), list(model.state_dict()), [type(m) for m in model.modules()]
     _, bank, _ = banked(model, **THRESHOLD)
     scattered(bank)
     changed = [name for name in model.state_dict() if name not in names]
-    assert changed == [f"bert.{BANK_NAME}.{name}" for name in ("importance_bias", "kept", "decided", "steps", "budget")]
+    assert changed == [f"bert.{BANK_NAME}.{name}" for name in BUFFERS]
     assert not torch.equal(logits(model), before)
     bank.detach(model)
     assert list(model.state_dict()) == names

@@ -480,6 +480,20 @@ def test_a_weight_that_is_missing_is_refused_and_a_missing_head_is_not(folder):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("ignore", [False, True], ids=["strict", "ignore_mismatched_sizes"])
+def test_embeddings_that_are_missing_or_of_another_size_are_refused_and_a_missing_pooler_is_not(folder, ignore):
+    options = {"ignore_mismatched_sizes": ignore}
+    edit_weights(folder, lambda tensors: tensors.pop("bert.pooler.dense.weight"))
+    assert AutoModelForSequenceClassification.from_pretrained(folder, **options) is not None
+    key = "bert.embeddings.word_embeddings.weight"
+    edit_weights(folder, lambda tensors: tensors.update({key: tensors[key][:50].clone()}))
+    with pytest.raises(InvalidConfigError, match=r"word_embeddings\.weight has shape \(50, 32\)"):
+        AutoModelForSequenceClassification.from_pretrained(folder, **options)
+    edit_weights(folder, lambda tensors: tensors.pop(key))
+    with pytest.raises(InvalidConfigError, match=r"word_embeddings\.weight is missing from the weights"):
+        AutoModelForSequenceClassification.from_pretrained(folder, **options)
+
+
 def test_weights_of_a_layer_too_many_are_refused(folder):
     def add(tensors):
         tensors["bert.encoder.layer.2.output.dense.bias"] = torch.zeros(32)

@@ -218,9 +218,17 @@ def test_the_length_of_multiple_choice_is_that_of_a_choice():
     assert (change.batch_size, change.seq_len) == (2, 8)
 
 
+def test_a_model_with_layer_norms_in_another_precision_is_measured(bert):
+    mixed = BertForSequenceClassification(bert.config).to(torch.bfloat16)
+    mixed.bert.embeddings.float()
+    mixed.bert.encoder.register_forward_pre_hook(lambda _, given: (given[0].bfloat16(), *given[1:]))
+    change = measure_latency(mixed, mixed, LatencySettings(batch_size=2, seq_len=8, runs=5, threads=1))
+    assert change.dtype == "bfloat16 and float32"
+
+
 def test_models_of_different_dtypes_are_not_compared(bert):
     half = BertForSequenceClassification(bert.config).to(torch.bfloat16)
-    with pytest.raises(InvalidSettingError, match="one dtype"):
+    with pytest.raises(InvalidSettingError, match="same dtypes"):
         measure_latency(bert, half)
 
 

@@ -293,6 +293,26 @@ def test_a_bert_decoder_with_a_cache_computes_what_it_computes_at_once(heads):
     assert second[CACHE].get_seq_length() == 9
 
 
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_a_compiled_model_is_masked_and_restored(how):
+    model, inputs = tiny_bert().eval(), text_inputs()
+    plan = PruningPlan.of(model)
+    plan = plan.replace(kept_heads={**dict.fromkeys(plan.kept_heads, ()), next(iter(plan.kept_heads)): (0,)})
+    with torch.no_grad():
+        dense = model(**inputs).logits
+        with masked(model, plan):
+            expected = model(**inputs).logits
+        compiled = torch.compile(model, backend="eager") if how == "wrapped" else model
+        if how == "in place":
+            model.compile(backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(compiled(**inputs).logits, dense)
+            with masked(compiled, plan):
+                torch.testing.assert_close(compiled(**inputs).logits, expected)
+        torch.testing.assert_close(compiled(**inputs).logits, dense)
+    assert not torch.allclose(dense, expected)
+
+
 def test_a_causal_bert_generates_what_its_masked_one_does():
     model = tiny_bert_decoder(add_cross_attention=False, eos_token_id=2, bos_token_id=1)
     plan = PruningPlan.of(model).replace(kept_heads={ATTENTION: ()}, kept_ffn={FFN: (1, 2)})

@@ -43,29 +43,16 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
 
 
 def require_plain_construction(trainer: Trainer) -> None:
-    """Refuses ways to build a Trainer in which scores added to the model would get lost.
+    """Refuses ways to build a Trainer in which what was added to the model would get lost.
 
     Raises:
-        TrainingStateError: The Trainer re-makes the model (`model_init`), was given a finished optimizer, has no
-            learning rate, checkpoints activations reentrantly, splits weights over processes, or would replicate the
-            model over several devices in one process.
+        TrainingStateError: The Trainer re-makes the model (`model_init`), checkpoints activations reentrantly, splits
+            weights over processes, or would replicate the model over several devices in one process.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
-            "Trainer(model_init=...) makes a new model at every train(), without the gates that were added to the "
-            "first one. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
-        )
-    if trainer.optimizer is not None:
-        raise TrainingStateError(
-            "Trainer(optimizers=(optimizer, ...)) was given an optimizer that was built before the gates existed, so "
-            "their scores would never be trained. Leave the optimizer to the Trainer (optim=..., or override "
-            "create_optimizer), or use HeadPruneCallback(gates=None)."
-        )
-    if not trainer.args.learning_rate > 0:
-        raise TrainingStateError(
-            f"TrainingArguments(learning_rate={trainer.args.learning_rate!r}): the scores have a learning rate of "
-            "their own as a multiple of this one, so it must be above 0. To train scores alone, use "
-            "SubsetGates(mode='pipelined')."
+            "Trainer(model_init=...) makes a new model at every train(), without what was added to the first one to "
+            "choose what stays. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
         )
     for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # renamed in the supported range
         if (getattr(trainer.args, name, None) or {}).get("use_reentrant"):
@@ -82,6 +69,26 @@ def require_plain_construction(trainer: Trainer) -> None:
         raise TrainingStateError(
             f"One process with {trainer.args.n_gpu} devices replicates the model in every forward pass and loses the "
             "gates. Start one process per device (torchrun or accelerate launch)."
+        )
+
+
+def require_trainable_scores(trainer: Trainer) -> None:
+    """Refuses ways to build a Trainer in which learned scores would not be trained.
+
+    Raises:
+        TrainingStateError: The Trainer was given a finished optimizer, or has no learning rate.
+    """
+    if trainer.optimizer is not None:
+        raise TrainingStateError(
+            "Trainer(optimizers=(optimizer, ...)) was given an optimizer that was built before the gates or scores "
+            "existed, so they would never be trained. Leave the optimizer to the Trainer (optim=..., or override "
+            "create_optimizer), or let costs choose, which are not trained: HeadPruneCallback(density=0.5)."
+        )
+    if not trainer.args.learning_rate > 0:
+        raise TrainingStateError(
+            f"TrainingArguments(learning_rate={trainer.args.learning_rate!r}): the scores have a learning rate of "
+            "their own as a multiple of this one, so it must be above 0. To train scores alone, use "
+            "SubsetGates(mode='pipelined')."
         )
 
 

@@ -63,7 +63,9 @@ class LearnedParts:
             return
         bridge.require_plain_construction(trainer)
         model: Any = trainer.model
-        if settings.second_order is not None:
+        if settings.second_order is None:
+            bridge.require_trainable_scores(trainer)
+        else:
             self.second_order = SecondOrderBank(anatomy, settings.second_order)
             self.second_order.attach(model)
             return
@@ -133,7 +135,8 @@ class LearnedParts:
         if self.movement is not None and self._movement_schedule is not None:
             self.movement.begin_step(step, self._movement_schedule)
         if self.gates is not None and self._gate_schedule is not None:
-            if step == self._gate_schedule.open_steps and self.gates.settings.initial_scores == "gradient":
+            starts = step == self._gate_schedule.open_steps and self.gates.has_no_scores
+            if starts and self.gates.settings.initial_scores == "gradient":  # a longer run goes on with what it has
                 _score_heads(trainer, self.gates)
             self.gates.begin_step(step, self._gate_schedule, loss_scale=bridge.loss_scale(trainer))
         self._penalties_due.update(self._score_banks)

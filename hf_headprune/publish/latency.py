@@ -82,16 +82,17 @@ def measure_latency(
         inputs: Keyword arguments of the forward pass, batch first; random tokens without padding when left out.
 
     Raises:
-        InvalidSettingError: The models are on different devices or of different dtypes.
+        InvalidSettingError: The models are on different devices, one is on several, or their dtypes differ.
     """
     settings = settings or LatencySettings()
-    places = {(parameter.device.type, parameter.dtype) for model in (before, after) for parameter in model.parameters()}
-    if len(places) != 1:
+    places, others = ({(p.device.type, p.dtype) for p in model.parameters()} for model in (before, after))
+    devices = {device for device, _ in places | others}
+    if places != others or len(devices) != 1:
         raise InvalidSettingError(
-            f"measure_latency: both models must be on one device and of one dtype, found {sorted(map(str, places))}. "
-            "Move them with .to() first."
+            f"measure_latency: both models must be on one device and of the same dtypes, found "
+            f"{sorted(map(str, places))} and {sorted(map(str, others))}. Move them with .to() first."
         )
-    device, dtype = places.pop()
+    dtypes = sorted(str(dtype).removeprefix("torch.") for _, dtype in places)
     inputs = dict(inputs) if inputs is not None else random_inputs(before, settings)
     shape = next(iter(inputs.values())).shape  # of multiple choice: examples, choices, length
     threads = settings.threads or torch.get_num_threads()
@@ -99,8 +100,8 @@ def measure_latency(
     return LatencyChange(
         before=_sample(samples[0]),
         after=_sample(samples[1]),
-        device=device,
-        dtype=str(dtype).removeprefix("torch."),
+        device=devices.pop(),
+        dtype=" and ".join(dtypes),
         batch_size=shape[0],
         seq_len=shape[-1],
         threads=threads,

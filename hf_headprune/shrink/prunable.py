@@ -205,14 +205,21 @@ def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head
     stacks = tuple(f"{stack.layers}." for stack in family_of(model).stacks)
     sites = anatomy_of(model).sites
     for key in info["missing_keys"]:
-        if _in_layers(key, stacks):
+        if _is_body(key, model):
             yield f"{_where(key, sites)} is missing from the weights"
     for key in info["unexpected_keys"]:
         if _in_layers(key, stacks):
             yield f"{_where(key, sites)} has weights, but no place in the configuration"
     for key, saved, expected in info["mismatched_keys"]:
-        if _in_layers(key, stacks) or not accepts_new_head:
+        if _is_body(key, model) or not accepts_new_head:
             yield f"{_where(key, sites)} has shape {tuple(saved)} in the weights and {tuple(expected)} by configuration"
+
+
+def _is_body(key: str, model: nn.Module) -> bool:
+    """Tells whether a weight is one that every task needs: of the base model, but for a pooler, which some lack."""
+    name = key.removeprefix(f"{model.base_model_prefix}.")
+    is_in_base = name != key or base_model(model) is model
+    return is_in_base and not name.startswith("pooler.")
 
 
 def _in_layers(key: str, stacks: tuple[str, ...]) -> bool:
