@@ -22,6 +22,7 @@ from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.gates import GateBank
 from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.learn.score_bank import ScoreBank
+from hf_headprune.learn.second_order import SecondOrderBank
 from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.plan import PruningPlan
@@ -449,3 +450,55 @@ def test_a_search_that_does_not_fit_the_model_is_refused_before_the_first_step(t
     with pytest.raises(InvalidSettingError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+EARLIER = {
+    "pipelined": {"gates": SubsetGates(3, mode="pipelined", scoring_examples=8)},
+    "gates": {"gates": SubsetGates(3, open_until=0.0, scoring_examples=8)},
+    "movement": LEARNED["movement"] | {"gates": None},
+    "density, at first": {"density": 0.5},
+}
+
+
+class _Interrupted(TrainerCallback):
+    def __init__(self, step=3):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["never trained", "interrupted"])
+@pytest.mark.parametrize("earlier", EARLIER)
+def test_a_trainer_built_again_around_the_same_model_starts_without_what_the_earlier_one_added(
+    tmp_path, earlier, trains
+):
+    model = tiny_bert()
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+    first = _trainer(tmp_path, HeadPruneCallback(**EARLIER[earlier], search=None, latency=None), model=model)
+    if trains:
+        first.add_callback(_Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            first.train()
+    callback = HeadPruneCallback(SubsetGates(3, scoring_examples=8), None, latency=None)
+    again = _trainer(tmp_path, callback, model=model)
+    assert sum(isinstance(module, (ScoreBank, SecondOrderBank)) for module in model.modules()) == 1
+    again.train()
+    assert callback.plan.num_kept_heads == 3
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def test_a_model_that_was_refitted_half_way_is_not_trained_on(tmp_path):
+    model = tiny_bert()
+    trainer = _trainer(tmp_path, HeadPruneCallback(density=0.3, latency=None), model=model, callbacks=[_Interrupted(9)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    with pytest.raises(TrainingStateError, match=r"closed heads and FFN units of this model.*load the model anew"):
+        _trainer(tmp_path, HeadPruneCallback(), model=model)
+
+
+def test_a_second_callback_is_refused(tmp_path):
+    with pytest.raises(TrainingStateError, match="takes one HeadPruneCallback"):
+        _trainer(tmp_path, HeadPruneCallback(), callbacks=[HeadPruneCallback(density=0.5)])

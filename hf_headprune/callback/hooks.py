@@ -12,7 +12,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import bridge, measuring
 from hf_headprune.callback.distil import distil
 from hf_headprune.callback.finish import finish
-from hf_headprune.callback.parts import LearnedParts
+from hf_headprune.callback.parts import LearnedParts, take_off_earlier
 from hf_headprune.callback.promise import NoPromise, Promise, known_when_training_begins, promise_of
 from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import DEFAULT_GATES, DEFAULT_SEARCH, Settings
@@ -123,6 +123,9 @@ class HeadPruneCallback(TrainerCallback):
         if self._trainer is not None:
             raise TrainingStateError("One HeadPruneCallback serves one Trainer. Make a new one for a second Trainer.")
         trainer = bridge.calling_trainer(self)
+        if sum(isinstance(callback, HeadPruneCallback) for callback in trainer.callback_handler.callbacks) > 1:
+            raise TrainingStateError("A Trainer takes one HeadPruneCallback. Pass all that it should do to one.")
+        take_off_earlier(trainer.model)
         bridge.let_finished_runs_end(trainer)
         anatomy = anatomy_of(trainer.model)
         check_can_cut(trainer.model, anatomy.sites)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast
 
+from hf_headprune.anatomy import base_model
 from hf_headprune.callback import bridge
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.gates import GateBank, gate_quantities
@@ -221,6 +222,24 @@ class LearnedParts:
             alive = fold_dead_units_(model)
         heads = {site: sorted({*units} & {*plan.kept_heads[site]}) for site, units in alive.kept_heads.items()}
         return plan.replace(kept_heads=heads, kept_ffn=alive.kept_ffn), head_scores
+
+
+def take_off_earlier(model: Any) -> None:
+    """Frees a model of the banks of a Trainer that was built around it before, and did not train to its end.
+
+    Raises:
+        TrainingStateError: Units of it were closed already, and the others refitted: it is not the model that it was.
+    """
+    found: list[Any] = [
+        module for module in base_model(model).children() if isinstance(module, (ScoreBank, SecondOrderBank))
+    ]
+    if any(isinstance(bank, SecondOrderBank) and bank.rounds_done for bank in found):
+        raise TrainingStateError(
+            "An earlier Trainer has closed heads and FFN units of this model and refitted the others, but did not "
+            "train to its end. Resume it (resume_from_checkpoint), or load the model anew."
+        )
+    for bank in found:
+        bank.detach(model)
 
 
 def _check_bank(bank: ScoreBank | SecondOrderBank, step: int) -> None:
