@@ -164,14 +164,24 @@ def test_pipelined_training_leaves_frozen_what_the_user_had_frozen(tmp_path):
     assert {name: parameter.requires_grad for name, parameter in trainer.model.named_parameters()} == before
 
 
-def test_a_run_killed_and_resumed_ends_with_the_same_choice_and_weights(tmp_path):
+@pytest.mark.parametrize(
+    "gates",
+    [
+        SubsetGates(kept_heads=3, scoring_examples=16),
+        SubsetGates(3, "sigmoid", scoring_examples=16),
+        SubsetGates(3, "dsp", mode="pipelined", scoring_examples=16),
+        SubsetGates(3, "hard_concrete", scoring_examples=16),
+    ],
+    ids=["ste", "sigmoid", "dsp, pipelined", "hard_concrete"],
+)
+def test_a_run_killed_and_resumed_ends_with_the_same_choice_and_weights(tmp_path, gates):
     def run(folder, *, stop_at=None, resume=None):
         class Kill(TrainerCallback):
             def on_step_end(self, args, state, control, **kwargs):
                 if state.global_step == stop_at:
                     raise KeyboardInterrupt
 
-        callback = HeadPruneCallback(gates=SubsetGates(kept_heads=3, scoring_examples=16), search=None)
+        callback = HeadPruneCallback(gates=gates, search=None, latency=None)
         extra = {"save_strategy": "steps", "save_steps": 4, "seed": 7}
         trainer = _trainer(folder, callback, callbacks=[Kill()], **extra)
         trainer.train(resume_from_checkpoint=resume)
@@ -402,6 +412,18 @@ def test_an_optimizer_built_before_the_gates_is_refused(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with pytest.raises(TrainingStateError, match="built before the gates or scores"):
         _trainer(tmp_path, HeadPruneCallback(), model=model, optimizers=(optimizer, None))
+
+
+def test_a_trainer_that_makes_its_models_itself_or_replicates_them_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(TrainingStateError, match=r"model_init=\.\.\.\) makes a new model at every train"):
+        Trainer(
+            model_init=lambda trial: tiny_bert(),
+            args=TrainingArguments(str(tmp_path)),
+            callbacks=[HeadPruneCallback(search=None)],
+        )
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(TrainingStateError, match="One process with 2 devices"):
+        _trainer(tmp_path, HeadPruneCallback(search=None))
 
 
 def test_costs_need_no_optimizer_of_the_trainers_own(tmp_path):

@@ -45,6 +45,35 @@ def test_evaluation_uses_exactly_the_top_k_heads_without_noise(kept):
             assert torch.equal(gated, model(**text_inputs()).logits)
 
 
+@pytest.mark.parametrize("estimator", ["sigmoid", "dsp", "hard_concrete"])
+def test_noise_is_drawn_once_per_step_for_all_its_micro_batches_and_anew_for_the_next(estimator):
+    model, bank, schedule = _gated(estimator=estimator, closing_steps=0)
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    model.train()
+    drawn = []
+    for step in (40, 40, 41):
+        bank.begin_step(step, schedule)
+        for _ in range(2):
+            _loss(model, text_inputs()).backward()
+            drawn.append(torch.cat([scale.scale for scale in bank.scales]).detach())
+    assert all(torch.equal(gates, drawn[0]) for gates in drawn[:4])
+    assert torch.equal(drawn[4], drawn[5])
+    assert not torch.equal(drawn[4], drawn[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gates_are_computed_in_full_precision_under_autocast(dtype):
+    _, bank, schedule = _gated(estimator="sigmoid", closing_steps=0)
+    bank.set_scores(torch.linspace(-1, 1, 8))
+    bank.train().begin_step(40, schedule)
+    plain = bank.gates()
+    with torch.autocast("cpu", dtype=dtype):
+        gates = bank.gates()
+    assert (gates.dtype, bank.scores.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(gates, plain)
+    assert float(gates.detach().sum()) == pytest.approx(3.0, abs=1e-6)
+
+
 def test_detaching_leaves_the_model_as_it_was():
     model = tiny_bert()
     names = [name for name, _ in model.named_parameters()]
@@ -224,7 +253,8 @@ def test_the_logged_quantities_describe_the_gates():
     assert (quantities["hard_heads/a"], quantities["hard_heads/b"]) == (1.0, 2.0)
     assert quantities["expected_heads/a"] + quantities["expected_heads/b"] == pytest.approx(3.0, abs=1e-3)
     assert quantities["kth_gap"] == pytest.approx(5.0)
-    assert 0.0 <= quantities["sample_overlap"] <= 1.0
+    bank.noise.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))  # the second head in place of the last
+    assert gate_quantities(bank, ["a", "b"])["sample_overlap"] == pytest.approx(2 / 3)
     assert quantities["temperature"] == bank.temperature
 
 

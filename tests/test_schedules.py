@@ -46,6 +46,18 @@ def test_block_scores_are_open_then_move_and_are_decided_from_that_very_step_on(
     assert [schedule.level(step) for step in (10, 30, 50, 99)] == [1.0, 0.25 + 0.75 / 8, 0.25, 0.25]
 
 
+@pytest.mark.parametrize("mode", ["joint", "pipelined"])
+@pytest.mark.parametrize("preset", [SubsetGates.paper_mnli, SubsetGates.paper_iwslt], ids=["mnli", "iwslt"])
+def test_the_papers_settings_are_those_of_its_code(preset, mode):
+    own = {SubsetGates.paper_mnli: (0.5, (1000.0, 1e-8)), SubsetGates.paper_iwslt: (0.2, (0.1, 1e-8))}
+    gates = preset(36, mode=mode)
+    assert (gates.score_learning_rate, gates.temperature) == own[preset]
+    assert (gates.kept_heads, gates.estimator, gates.mode, gates.seed) == (36, "dsp", mode, None)
+    assert (gates.open_until, gates.decided_by, gates.closing_steps) == (0.0, 1.0, 0)  # noise from start to end
+    assert (gates.initial_scores, gates.initial_spread) == ("random", 1.0)
+    assert gates.max_score_grad_norm is None
+
+
 def test_the_papers_setting_of_translation_cools_sooner():
     schedule = SubsetGates.paper_iwslt(36).schedule(60_000)
     assert schedule.temperature(0) == pytest.approx(0.1)
