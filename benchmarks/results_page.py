@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.goals import goals
 from benchmarks.results_file import RESULTS, read_json
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ LEAST_SHOWN = 25  # heads; what is removed on the way there says little
 
 def main() -> None:
     """Writes the page."""
-    sections = [INTRODUCTION]
+    sections = [INTRODUCTION, "\n".join(goals_section())]
     for name, section in (
         ("gates_accuracy", accuracy_section),
         ("density_accuracy", density_section),
@@ -49,6 +50,15 @@ def main() -> None:
         if content:
             sections.append("\n".join(section(content)) + "\n\n" + conditions(name, content))
     PAGE.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def goals_section() -> Iterator[str]:
+    """Table of what was to be reached, and what is."""
+    yield "## What was to be reached\n"
+    yield "The goals are those that the project set itself. Means over seeds, ± standard error of a drop, standard"
+    yield "deviation of an accuracy.\n"
+    yield from header("goal", "reached", "verdict")
+    yield from map(table_row, goals())
 
 
 def conditions(name: str, content: dict[str, Any]) -> str:
