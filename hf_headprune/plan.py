@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -237,8 +238,17 @@ def _unit_problems(where: str, units: Any, kept: Any) -> list[str]:
 def _merged(
     present: Mapping[str, tuple[int, ...]], changes: Mapping[str, Iterable[int]] | None
 ) -> dict[str, tuple[int, ...]]:
-    listed = {s: tuple(units) if isinstance(units, Iterable) else units for s, units in (changes or {}).items()}
+    if not isinstance(changes or {}, Mapping):
+        raise InvalidPlanError(
+            f"PruningPlan.replace: what stays must be a mapping from sites to units, received {changes!r}."
+        )
+    listed = {s: tuple(map(_plain, u)) if isinstance(u, Iterable) else u for s, u in (changes or {}).items()}
     return {**present, **listed}
+
+
+def _plain(unit: Any) -> Any:
+    """Turns a whole number of another type, such as numpy's, into an int; all else is refused later."""
+    return int(unit) if isinstance(unit, Integral) and not isinstance(unit, bool) else unit
 
 
 def check_plan(plan: Any, anatomy: Anatomy) -> None:

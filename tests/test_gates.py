@@ -1,6 +1,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -326,6 +327,10 @@ def test_a_budget_that_the_model_cannot_meet_is_refused(budget, rule):
     assert SubsetGates(kept_heads=8).budget_groups(anatomy)[0].kept == 8
     with pytest.raises(InvalidSettingError, match=rule):
         SubsetGates(kept_heads=budget).budget_groups(anatomy)
+
+
+def test_a_budget_may_be_a_whole_number_of_numpy():
+    assert SubsetGates(np.int64(3)).budget_groups(anatomy_of(tiny_bert()))[0].kept == 3
 
 
 def test_half_of_the_heads_stay_where_nothing_is_said():

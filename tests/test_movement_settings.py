@@ -6,6 +6,7 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.learn.movement_layout import score_layout, with_exact_fraction
 from hf_headprune.learn.movement_settings import BlockMovement
 from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.surgery import prune_model_
 from tests.conftest import tiny_bert, tiny_marian
 
 
@@ -182,6 +183,13 @@ def test_macs_of_all_scores_are_those_of_the_model(make, block):
 def test_what_does_not_divide_the_model_is_refused(settings, message):
     with pytest.raises(InvalidSettingError, match=message):
         layout_of(tiny_bert(), **settings)
+
+
+def test_a_model_without_heads_is_named_as_such():
+    model = tiny_bert()
+    prune_model_(model, PruningPlan.of(model).replace(kept_heads=dict.fromkeys(PruningPlan.of(model).kept_heads, ())))
+    with pytest.raises(InvalidSettingError, match="the model has no heads to score; say so with attention_block=None"):
+        layout_of(model)
 
 
 def test_other_than_plain_linear_modules_are_refused():

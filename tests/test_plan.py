@@ -1,6 +1,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 
 from hf_headprune.errors import InvalidPlanError
@@ -42,6 +43,17 @@ def test_units_that_a_site_cannot_keep_are_refused(plan, units, rule):
     plan.replace(kept_heads={SITE: [1]})
     with pytest.raises(InvalidPlanError, match=rule):
         plan.replace(kept_heads={SITE: units})
+
+
+def test_units_may_be_whole_numbers_of_numpy_and_are_plain_ones_afterwards(plan):
+    found = plan.replace(kept_heads={SITE: np.array([0, 2])})
+    assert found == plan.replace(kept_heads={SITE: (0, 2)})
+    assert [type(unit) for unit in found.kept_heads[SITE]] == [int, int]
+
+
+def test_units_without_their_sites_are_refused(plan):
+    with pytest.raises(InvalidPlanError, match=r"must be a mapping from sites to units, received \[0, 1\]"):
+        plan.replace(kept_heads=[0, 1])
 
 
 @pytest.mark.parametrize("units", [(), (0,), (1, 2), (0, 2, 3), (0, 1, 2, 3)])

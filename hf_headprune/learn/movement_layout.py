@@ -40,7 +40,8 @@ def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) ->
         if shape is not None and site.units:
             layout += _scores_of(base, site, shape, settings, problems)
     if layout and settings.attention_block is not None and not any(t.kind.endswith("attention") for t in layout):
-        problems.append("blocks leave no attention to score; say so with attention_block=None")
+        cause = "blocks leave no attention" if settings.blocks else "the model has no heads"
+        problems.append(f"{cause} to score; say so with attention_block=None")
     if problems or not layout:
         problems = problems or ["the model has nothing that the settings score"]
         raise InvalidSettingError(f"BlockMovement: {'; '.join(problems)}. Change the block or width_multiple.")

@@ -253,13 +253,11 @@ def budget_rules(budget: Budget) -> dict[str, bool]:
 
 
 def _is_budget(value: object) -> bool:
-    if isinstance(value, bool):
-        return False
-    return (isinstance(value, int) and value >= 0) or (isinstance(value, float) and 0.0 <= value <= 1.0)
+    return is_whole(value, at_least=0) or (isinstance(value, float) and 0.0 <= value <= 1.0)
 
 
 def _count(wanted: float, present: int, where: str) -> int:
-    kept = wanted if isinstance(wanted, int) else int(wanted * present + 0.5)
+    kept = int(wanted) if is_whole(wanted) else int(wanted * present + 0.5)
     if kept > present:
         raise InvalidSettingError(
             f"kept_heads: {kept} heads are to stay, but {where} has {present}. "
