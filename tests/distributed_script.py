@@ -7,7 +7,7 @@ import sys
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_headprune import AStarSearch, HeadPruneCallback, SecondOrder, SubsetGates, anatomy_of
+from hf_headprune import AStarSearch, BlockMovement, HeadPruneCallback, SecondOrder, SubsetGates, anatomy_of
 from tests.conftest import tiny_bert
 
 
@@ -19,11 +19,16 @@ def main() -> None:
     callback = {
         "gates": HeadPruneCallback(gates=SubsetGates(kept_heads=5, scoring_examples=8), search=search),
         "second_order": HeadPruneCallback(second_order=SecondOrder(kept_heads=5, scoring_examples=8), search=search),
+        "movement": HeadPruneCallback(
+            search=search,
+            movement=BlockMovement(attention_block="unit", width_multiple=8, penalty=1.0, open_until=0.0),
+        ),
     }[sys.argv[2]]
     arguments = TrainingArguments(
         output_dir=sys.argv[1],
         max_steps=10,
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
         learning_rate=1e-3,
         logging_steps=2,
         use_cpu=True,
@@ -44,7 +49,7 @@ def main() -> None:
         "world": arguments.world_size,
         "kept": {site: list(kept) for site, kept in callback.plan.kept_heads.items()},
         "heads": anatomy_of(trainer.model).num_heads,
-        "scores": [] if callback._parts.gates is None else callback._parts.gates.scores.tolist(),
+        "scores": [score for bank in callback._parts._score_banks for score in bank.scores.tolist()],
         "weights": weights,
     }
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")

@@ -29,7 +29,7 @@ def both(*command):
     return sorted((json.loads(line) for line in lines), key=lambda outcome: outcome["rank"])
 
 
-@pytest.mark.parametrize("chosen_by", ["gates", "second_order"])
+@pytest.mark.parametrize("chosen_by", ["gates", "movement", "second_order"])
 def test_two_processes_learn_the_same_scores_and_cut_the_same_heads(tmp_path, chosen_by):
     first, second = both("tests.distributed_script", tmp_path, chosen_by)
     assert first["world"] == 2
