@@ -205,13 +205,13 @@ def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head
     stacks = tuple(f"{stack.layers}." for stack in family_of(model).stacks)
     sites = anatomy_of(model).sites
     for key in info["missing_keys"]:
-        if _is_body(key, model):
+        if _in_layers(key, stacks) or (_is_body(key, model) and not _is_computed(key, model)):
             yield f"{_where(key, sites)} is missing from the weights"
     for key in info["unexpected_keys"]:
         if _in_layers(key, stacks):
             yield f"{_where(key, sites)} has weights, but no place in the configuration"
     for key, saved, expected in info["mismatched_keys"]:
-        if _is_body(key, model) or not accepts_new_head:
+        if _in_layers(key, stacks) or _is_body(key, model) or not accepts_new_head:
             yield f"{_where(key, sites)} has shape {tuple(saved)} in the weights and {tuple(expected)} by configuration"
 
 
@@ -220,6 +220,13 @@ def _is_body(key: str, model: nn.Module) -> bool:
     name = key.removeprefix(f"{model.base_model_prefix}.")
     is_in_base = name != key or base_model(model) is model
     return is_in_base and not name.startswith("pooler.")
+
+
+def _is_computed(key: str, model: Any) -> bool:
+    """Tells whether no checkpoint holds a weight, since it follows from the configuration: Marian's positions do."""
+    prefix = f"{model.base_model_prefix}."
+    computed = {name.removeprefix(prefix) for name in model._keys_to_ignore_on_load_missing or ()}
+    return key.removeprefix(prefix) in computed
 
 
 def _in_layers(key: str, stacks: tuple[str, ...]) -> bool:
