@@ -187,7 +187,7 @@ class BlockMovement:
     @property
     def ranks(self) -> bool:
         """Whether an exact amount is kept, rather than what a threshold leaves."""
-        return self.method not in THRESHOLDS
+        return self.method not in tuple(THRESHOLDS)
 
     @property
     def levels(self) -> tuple[float, float]:
