@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import accelerate
 import pytest
 import torch
 from torch import nn
@@ -291,6 +292,22 @@ def test_a_bert_decoder_with_a_cache_computes_what_it_computes_at_once(heads):
         second = model(**rest, use_cache=True)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), at_once, atol=1e-5, rtol=1e-5)
     assert second[CACHE].get_seq_length() == 9
+
+
+def test_a_model_that_is_spread_over_devices_is_refused_before_it_changes():
+    model = accelerate.cpu_offload(tiny_bert(), execution_device=torch.device("cpu"))
+    plan = PruningPlan.of(model)
+    with pytest.raises(UnsupportedModelError, match=r"spread over devices.*remove_hook_from_submodules"):
+        prune_model_(model, plan.replace(kept_heads=dict.fromkeys(plan.kept_heads, ())))
+    assert PruningPlan.of(model) == plan
+    assert type(model) is BertForSequenceClassification
+
+
+def test_a_model_that_computes_its_ffn_in_chunks_is_cut():
+    model = tiny_bert(chunk_size_feed_forward=16).eval()
+    plan = PruningPlan.of(model)
+    prune_model_(model, plan.replace(kept_heads={next(iter(plan.kept_heads)): (1,)}))
+    assert model(torch.zeros(1, 16, dtype=torch.long)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("how", ["wrapped", "in place"])

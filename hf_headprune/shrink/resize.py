@@ -57,8 +57,15 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     """Checks that every module of the sites is a plain linear module whose tensors are here, whole and its own.
 
     Raises:
-        UnsupportedModelError: At least one is not; the message lists every offender.
+        UnsupportedModelError: At least one is not; the message lists every offender. Or the model is spread over
+            devices.
     """
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} can't be cut: it is spread over devices (device_map, or offloading), by hooks "
+            "that hold on to what would go. Load it without device_map, or, once all weights are on one device, take "
+            "the hooks off with accelerate.hooks.remove_hook_from_submodules(model)."
+        )
     base = base_model(model)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     problems: list[str] = []

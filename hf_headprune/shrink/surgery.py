@@ -110,6 +110,8 @@ def _probe_inputs(model: Any) -> dict[str, torch.Tensor]:
     device, dtype = embeddings.weight.device, embeddings.weight.dtype
     generator = torch.Generator().manual_seed(0)
     length = max(1, min(PROBE_LENGTH, config.max_position_embeddings - 2))  # RoBERTa keeps two positions for padding
+    chunk = getattr(config, "chunk_size_feed_forward", 0) or 1  # a length must be a multiple of it
+    length = -(-length // chunk) * chunk
 
     def tokens() -> torch.Tensor:
         ids = torch.randint(0, embeddings.num_embeddings, (PROBE_BATCH, length), generator=generator)
