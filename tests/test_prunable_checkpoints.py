@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     TOKENIZER_MAPPING,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -492,6 +493,18 @@ def test_embeddings_that_are_missing_or_of_another_size_are_refused_and_a_missin
     edit_weights(folder, lambda tensors: tensors.pop(key))
     with pytest.raises(InvalidConfigError, match=r"word_embeddings\.weight is missing from the weights"):
         AutoModelForSequenceClassification.from_pretrained(folder, **options)
+
+
+def test_a_decoder_is_not_read_alone_with_random_embeddings_from_a_whole_checkpoint(tmp_path):
+    model = tiny_bart()
+    plan = PruningPlan.of(model)
+    prune_model_(model, plan.replace(kept_heads={next(iter(plan.kept_heads)): (1,)}))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        InvalidConfigError, match=r"configuration: model\.decoder\.embed_tokens\.weight is missing"
+    ) as error:
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "encoder" not in str(error.value)  # whose weights nobody asked for
 
 
 def test_weights_of_a_layer_too_many_are_refused(folder):

@@ -202,7 +202,8 @@ def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
 
 
 def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head: bool) -> Iterator[str]:
-    stacks = tuple(f"{stack.layers}." for stack in family_of(model).stacks)
+    present = {path for path, _ in base_model(model).named_modules()}  # a decoder alone lacks the encoder's layers
+    stacks = tuple(f"{stack.layers}." for stack in family_of(model).stacks if stack.layers in present)
     sites = anatomy_of(model).sites
     for key in info["missing_keys"]:
         if _in_layers(key, stacks) or (_is_body(key, model) and not _is_computed(key, model)):
