@@ -185,6 +185,11 @@ def loss_scale(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
+def declared_scaled(trainer: Trainer) -> bool | None:
+    """Tells whether a subclass has said that its loss is a mean over the optimizer step; None where it says nothing."""
+    return getattr(trainer, "loss_is_scaled_for_ga", None)
+
+
 def leaves_loss(trainer: Trainer, num_items: torch.Tensor | int | None) -> bool:
     """Tells whether the Trainer leaves the loss of a micro-batch as it is, in place of dividing it by their number.
 
@@ -192,7 +197,7 @@ def leaves_loss(trainer: Trainer, num_items: torch.Tensor | int | None) -> bool:
         trainer: Of the run.
         num_items: Of the optimizer step, or None where they can't be counted.
     """
-    declared = getattr(trainer, "loss_is_scaled_for_ga", None)
+    declared = declared_scaled(trainer)
     counted = trainer.model_accepts_loss_kwargs and num_items is not None
     return counted or trainer.compute_loss_func is not None if declared is None else declared
 
@@ -204,9 +209,11 @@ def means_per_micro_batch(trainer: Trainer) -> int:
     the number and ignore it, and then the means of all micro-batches, and of all processes, add up. So the loss of some
     training examples is asked for with two numbers, in evaluation.
     """
+    if trainer.args.gradient_accumulation_steps == trainer.accelerator.num_processes == 1:
+        return 0  # one micro-batch is all there is, and nothing need be asked
     batch = next(scoring_batches(trainer, trainer.state.train_batch_size, trainer.args.seed))
     num_items = trainer._get_num_items_in_batch([batch], trainer.args.device)
-    if getattr(trainer, "loss_is_scaled_for_ga", None) is not None or not leaves_loss(trainer, num_items):
+    if declared_scaled(trainer) is not None or not leaves_loss(trainer, num_items):
         return 0
     if num_items is None:
         return 1  # the user's own function is told nothing that it could divide by

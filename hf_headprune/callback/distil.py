@@ -38,7 +38,7 @@ def _autocast(trainer: Trainer) -> AbstractContextManager[None]:
 def _scaling(trainer: Trainer, num_items: torch.Tensor | int | None) -> LossScaling:
     return LossScaling(
         is_divided_later=not bridge.leaves_loss(trainer, num_items),
-        is_declared_scaled=bool(getattr(trainer, "loss_is_scaled_for_ga", None)),
+        is_declared_scaled=bool(bridge.declared_scaled(trainer)),
         steps=bridge.micro_batches(trainer),
         processes=trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1,
     )
