@@ -16,8 +16,10 @@ from transformers import (
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.cost import cost_of, macs_per_unit
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.guarantee.examples import ExampleFingerprints
+from hf_headprune.latency_table import measure_latency_table
 from hf_headprune.learn.density import linear_density
 from hf_headprune.learn.gates import GateBank
 from hf_headprune.learn.movement_settings import BlockMovement
@@ -213,11 +215,70 @@ def test_a_resumed_run_must_score_the_blocks_of_its_checkpoint(tmp_path):
 def test_a_proof_that_the_chunks_of_training_make_too_long_is_refused_before_the_first_step(tmp_path):
     search = AStarSearch(max_evaluations=None, units=("heads", "ffn"), ffn_chunk=32, objective="macs")
     model = tiny_bert(num_hidden_layers=4)  # 16 heads, 8 chunks, and one more of each FFN that training cuts
-    callback = HeadPruneCallback(movement=BlockMovement.ffn_units(0.75, width_multiple=8), search=search, latency=None)
+    callback = HeadPruneCallback(density=0.75, search=search, latency=None)
     trainer = _trainer(tmp_path, callback, model=model)
     with pytest.raises(InvalidSettingError, match="at most 24 units allow it, received 28"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("factor", [1.5, 4.0])
+def test_a_run_to_a_speedup_ends_with_the_macs_that_it_leaves(tmp_path, factor):
+    movement = BlockMovement.to_speedup(factor, width_multiple=8, seq_len=300)
+    callback = HeadPruneCallback(None, None, movement=movement, latency=None)
+    trainer = _trainer(tmp_path, callback)
+    trainer.train()
+    anatomy = anatomy_of(tiny_bert())
+    whole = cost_of(PruningPlan.full(anatomy), anatomy, seq_len=300).macs
+    left = cost_of(PruningPlan.full(anatomy_of(trainer.model)), anatomy_of(trainer.model), seq_len=300).macs
+    a_chunk = 8 * macs_per_unit(anatomy.ffn_sites[0], 300, 300)
+    assert whole / factor - a_chunk < left <= whole / factor
+
+
+@pytest.mark.parametrize("objective", ["parameters", "macs", "latency"])
+def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_back(tmp_path, objective):
+    model = tiny_bert(intermediate_size=96)
+    rising = None
+    if objective == "latency":
+        brief = LatencySettings(batch_size=1, seq_len=8, max_seconds=0.1)
+        measured = measure_latency_table(model, brief, points=2, progress=False)
+        # Of a model as small as this one, times are noise.
+        rising = {site: {kept: rank * 0.1 for rank, kept in enumerate(sorted(ms))} for site, ms in measured.items()}
+    search = AStarSearch(
+        max_drop=0.4,
+        max_evaluations=15,
+        units=("heads", "ffn"),
+        ffn_chunk=32,
+        objective=objective,
+        latency_ms=rising,
+        reconstruct=False,
+        confidence=None,
+    )
+    movement = BlockMovement(attention_block="unit", width_multiple=32, kept=0.5)
+    callback = HeadPruneCallback(None, search, movement=movement, latency=None)
+    trainer = _trainer(tmp_path, callback, model=model)
+    trainer.train()
+    found = callback.search_result
+    learned = found.start
+    assert 0 < learned.num_kept_ffn < 192
+    plans = [found.plan_of(step) for step in found.history]
+    assert any(plan.num_kept_ffn < learned.num_kept_ffn for plan in plans)
+    for plan in plans:
+        assert all(
+            set(plan.kept(site.name)) <= set(learned.kept(site.name))
+            for site in anatomy_of(tiny_bert(intermediate_size=96)).sites
+        )
+    assert (
+        anatomy_of(trainer.model).num_parameters == callback.report.after.parameters < callback.report.before.parameters
+    )
+
+
+def test_a_search_goes_on_from_movement_that_left_nothing(tmp_path):
+    movement = BlockMovement.ffn_units(0, width_multiple=8)
+    search = AStarSearch(max_evaluations=4, units=("ffn",), ffn_chunk=32, objective="macs")
+    callback = HeadPruneCallback(None, search, movement=movement, latency=None)
+    _trainer(tmp_path, callback).train()
+    assert callback.plan.num_kept_ffn == 0
 
 
 def test_a_second_training_begins_with_the_whole_model_again(tmp_path):

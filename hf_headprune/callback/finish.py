@@ -27,12 +27,11 @@ from hf_headprune.seen import remember_seen_
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import Trainer
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.callback.measuring import MetricSource
-    from hf_headprune.callback.parts import LearnedParts
+    from hf_headprune.callback.parts import Learned, LearnedParts
     from hf_headprune.callback.promise import ChosenPlan
     from hf_headprune.callback.settings import Settings
     from hf_headprune.guarantee.certificate import Certificate
@@ -82,11 +81,11 @@ def finish(
     if settings.search is not None or settings.trains_twice:
         save_spare_checkpoint(trainer, parts)
     spare = spare_folder(trainer)
-    learned, head_scores = parts.take_off(trainer)
+    learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)
-    found = Found(learned)
+    found = Found(learned.plan)
     if settings.search is not None:
-        found = _find(trainer, anatomy, settings.search, held_back, start=learned, head_scores=head_scores)
+        found = _find(trainer, anatomy, settings.search, held_back, learned)
     dense = plain_copy(model)
     prune_model_(model, found.plan, reconstruction=None if found.result is None else found.result.reconstruction)
     pruned = plain_copy(model)
@@ -101,7 +100,7 @@ def finish(
     if trainer.is_world_process_zero():
         Path(trainer.args.output_dir).mkdir(parents=True, exist_ok=True)
         if promise is not None:
-            certificate, words = _certified(trainer, promise, found, learned, dense=dense, pruned=pruned)
+            certificate, words = _certified(trainer, promise, found, learned.plan, dense=dense, pruned=pruned)
             report = replace(report, promise=words)
         Path(trainer.args.output_dir, REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         tqdm.write(report.to_text())
@@ -140,9 +139,7 @@ def _find(
     anatomy: Anatomy,
     search: AStarSearch,
     promise: Promise | None,
-    *,
-    start: PruningPlan,
-    head_scores: np.ndarray | None,
+    learned: Learned,
 ) -> Found:
     """Searches, and where there is a promise to keep, goes back to what can be certified."""
     started = time.perf_counter()
@@ -150,8 +147,8 @@ def _find(
     search = replace(search, reconstruct=search.reconstruct is not False)  # it is the callback that cuts
     source = metric_source(trainer, search, examples)
     searched = search if promise is None else promise.searched(search)
-    result = _search(trainer, anatomy, source, searched, start=start, head_scores=head_scores)
-    plan, chosen = result.plan, None
+    result = _search(trainer, anatomy, source, searched, learned)
+    start, plan, chosen = learned.plan, result.plan, None
     known = {start: result.reference_metric, result.plan: result.metric}
 
     def measure(plan: PruningPlan) -> float:
@@ -161,7 +158,7 @@ def _find(
 
     remember_seen_(trainer.model, search=trainer.eval_dataset if examples is None else examples)
     if promise is not None:
-        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result, head_scores, measure)
+        chosen = promise.choose(trainer, plain_copy(trainer.model), start, result, learned.head_scores, measure)
         plan = chosen.plan
     metric = MetricChange(
         name=source.metric,
@@ -185,9 +182,7 @@ def _search(
     anatomy: Anatomy,
     source: MetricSource,
     search: AStarSearch,
-    *,
-    start: PruningPlan,
-    head_scores: np.ndarray | None,
+    learned: Learned,
 ) -> PlanSearchResult:
     journal = Path(trainer.args.output_dir, JOURNAL_NAME)
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -199,8 +194,9 @@ def _search(
                 anatomy,
                 evaluator,
                 search,
-                start=start,
-                head_scores=head_scores,
+                start=learned.plan,
+                alive=learned.alive if _has_any(learned.alive, search) else None,
+                head_scores=learned.head_scores,
                 journal=journal,
                 fingerprint=fingerprint,
                 on_progress=bar.show,
@@ -216,3 +212,9 @@ def _search(
                 return run(evaluator)
 
         return lead_or_follow(source.evaluator, run_anyway)
+
+
+def _has_any(plan: PruningPlan, search: AStarSearch) -> bool:
+    """Tells whether a plan keeps anything of what a search is about."""
+    heads, ffn = search.units != ("ffn",), search.units != ("heads",)
+    return (heads and plan.num_kept_heads > 0) or (ffn and plan.num_kept_ffn > 0)

@@ -170,8 +170,8 @@ class HeadPruneCallback(TrainerCallback):
         if movement is not None and self.settings.trains_twice:
             second_run_steps(movement.fill, state.max_steps)
         if self.settings.search is not None:
-            cuts_ffn = movement is not None or self.settings.second_order is not None
-            measuring.require_searchable(self._trainer, self.settings.search, start_cuts_ffn=cuts_ffn)
+            closes_ffn = self.settings.second_order is not None  # movement's are gone for good
+            measuring.require_searchable(self._trainer, self.settings.search, start_cuts_ffn=closes_ffn)
         if self._promise is not None:
             self._promise = known_when_training_begins(self._promise, self._trainer)
             if state.is_world_process_zero:

@@ -166,7 +166,7 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
     Args:
         trainer: Of the run.
         search: Settings.
-        start_cuts_ffn: Whether training will have cut FFN units when the search begins.
+        start_cuts_ffn: Whether training will have closed FFN units, but left their weights, when the search begins.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns, or nothing says whether it is an

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast
@@ -33,6 +33,21 @@ if TYPE_CHECKING:
 
 
 logger = get_logger(__name__)  # of the first process alone
+
+
+class Learned(NamedTuple):
+    """What training leaves.
+
+    Attributes:
+        plan: What stays.
+        alive: What the model has left, of which a search may put back what the plan closes: what movement removed is
+            zero.
+        head_scores: Of the gates, `(num_heads,)`, where they have learned them.
+    """
+
+    plan: PruningPlan
+    alive: PruningPlan
+    head_scores: np.ndarray | None
 
 
 class LearnedParts:
@@ -189,13 +204,10 @@ class LearnedParts:
         if self.second_order is not None and self.second_order.rounds_done < self.second_order.settings.rounds:
             yield "second_order", self.second_order, round(self.second_order.settings.decided_by * max_steps)
 
-    def take_off(self, trainer: Trainer) -> tuple[PruningPlan, np.ndarray | None]:
+    def take_off(self, trainer: Trainer) -> Learned:
         """Takes the banks off the model, with zeros where blocks were masked.
 
         Second-order rounds that the best model has not seen are done now.
-
-        Returns:
-            What stays, and the scores of the heads, `(num_heads,)`, where gates have learned them.
         """
         model: Any = trainer.model
         plan, head_scores = PruningPlan.full(self._anatomy), None
@@ -216,12 +228,12 @@ class LearnedParts:
             self.gates.detach(model)
             head_scores = self.gates.scores.detach().cpu().numpy()
         if self.movement is None:
-            return plan, head_scores
+            return Learned(plan, PruningPlan.full(self._anatomy), head_scores)
         self.movement.apply_(model)
         with masked(model, plan):  # what a closed head would contribute must not be folded
             alive = fold_dead_units_(model)
         heads = {site: sorted({*units} & {*plan.kept_heads[site]}) for site, units in alive.kept_heads.items()}
-        return plan.replace(kept_heads=heads, kept_ffn=alive.kept_ffn), head_scores
+        return Learned(plan.replace(kept_heads=heads, kept_ffn=alive.kept_ffn), alive, head_scores)
 
 
 def take_off_earlier(model: Any) -> None:

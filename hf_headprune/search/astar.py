@@ -295,8 +295,9 @@ class _Run:
 
 def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -> str:
     course = dataclasses.asdict(settings)
-    # A search may be continued with a larger budget or less memory; what is measured says which way is better.
-    for name in ("max_evaluations", "cache_mib", "greater_is_better", "siblings"):
+    # A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
+    # gains at which lengths they were counted.
+    for name in ("max_evaluations", "cache_mib", "greater_is_better", "siblings", "seq_len", "target_len"):
         del course[name]
     return fingerprint_of(
         {

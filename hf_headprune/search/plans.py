@@ -113,6 +113,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     search: AStarSearch,
     *,
     start: PruningPlan | None = None,
+    alive: PruningPlan | None = None,
     head_scores: np.ndarray | None = None,
     ffn_scores: Mapping[str, np.ndarray] | None = None,
     journal: str | Path | None = None,
@@ -130,6 +131,8 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         search: Settings.
         start: The reference, such as the plan that training learned; None keeps everything. Units that it removes
             may be restored; those of a kind that is not searched stay as they are.
+        alive: What the start keeps, and what there is to restore: units beyond it have weights of zero, such as those
+            that movement removed, and stay removed. None: every unit may be restored.
         head_scores: Importance per head, `(anatomy.num_heads,)` in the order of `anatomy.attention_sites`.
         ffn_scores: Importance per FFN unit, `{site: (units,)}`, by which chunks are formed. When left out, units that
             cost least leave first where projections are refitted; else the evaluator's `ffn_importance` decides, or
@@ -140,13 +143,21 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         strategy: How to search.
 
     Raises:
-        InvalidPlanError: The start was made for another anatomy.
-        InvalidSettingError: The model has nothing of what is searched, scores have another shape, or the table of
-            latencies does not fit.
+        InvalidPlanError: The start, or what is alive, was made for another anatomy.
+        InvalidSettingError: The model has nothing of what is searched, what is alive lacks some of the start, scores
+            have another shape, or the table of latencies does not fit.
         SearchStateError: The journal belongs to another search or is damaged.
     """
     start = PruningPlan.full(anatomy) if start is None else start
-    check_plan(start, anatomy)
+    alive = PruningPlan.full(anatomy) if alive is None else alive
+    for plan in (start, alive):
+        check_plan(plan, anatomy)
+    lost = [site.name for site in anatomy.sites if not set(start.kept(site.name)) <= set(alive.kept(site.name))]
+    if lost:
+        raise InvalidSettingError(
+            f"search_over_plans: alive must hold all that the start keeps, received less at {lost}. Pass "
+            "alive=None where every unit may be restored."
+        )
     check_latency_table(anatomy, search)
     cuts_ffn = search.units != ("heads",)
     reconstruction = _reconstruction(measure, start, ffn=cuts_ffn) if search.reconstruct else None
@@ -154,11 +165,11 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         ffn_scores = _ranks(reconstruction, start)
     elif ffn_scores is None and cuts_ffn and isinstance(measure, ScoresFFN):
         ffn_scores = measure.ffn_importance(start)
-    units = units_of_search(anatomy, start, search, ffn_scores)
+    units = units_of_search(anatomy, start, search, ffn_scores, alive)
     if search.latency_ms is not None:
         gains, tables = latency_gains(units, search.latency_ms)
     else:
-        gains, tables = gains_of(anatomy, units, search.objective), ()
+        gains, tables = gains_of(anatomy, units, search), ()
     problem = SearchProblem(
         gains=gains,
         tables=tables,
@@ -311,7 +322,8 @@ def check_searchable(anatomy: Anatomy, search: AStarSearch, *, start_cuts_ffn: b
     Args:
         anatomy: Of the model.
         search: Settings.
-        start_cuts_ffn: Whether the search will start without some FFN units, which share no chunk with the others.
+        start_cuts_ffn: Whether the search will start without some FFN units that it may restore, which share no chunk
+            with the others.
 
     Raises:
         InvalidSettingError: Nothing of what is searched is there, the table of latencies does not fit, or a proof is
@@ -356,9 +368,9 @@ def _result(found: SearchResult, start: PruningPlan, units: Sequence[Unit], sear
         PlanStep(**{**vars(step), "removed": tuple(name for unit in step.removed for name in names[unit])})
         for step in found.history
     )
-    chunks: dict[str, list[tuple[int, ...]]] = {}
-    for part in (part for unit in units for part in unit if part.site in start.kept_ffn):
-        chunks.setdefault(part.site, []).append(part.indices)
+    searched: dict[str, list[tuple[int, ...]]] = {}
+    for part in (part for unit in units for part in unit):
+        searched.setdefault(part.site, []).append(part.indices)
     return PlanSearchResult(
         plan=plan_without(start, units, found.removed),
         start=start,
@@ -373,5 +385,6 @@ def _result(found: SearchResult, start: PruningPlan, units: Sequence[Unit], sear
         evaluations=found.evaluations,
         history=history,
         units=search.units,
-        ffn_chunks={site: tuple(listed) for site, listed in chunks.items()},
+        heads={site: sum(parts, ()) for site, parts in searched.items() if site in start.kept_heads},
+        ffn_chunks={site: tuple(parts) for site, parts in searched.items() if site in start.kept_ffn},
     )

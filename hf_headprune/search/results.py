@@ -63,6 +63,7 @@ class PlanSearchResult:
         evaluations: Plans evaluated.
         history: Every evaluated plan in its order.
         units: What was searched.
+        heads: `{site: the heads that were searched}`.
         ffn_chunks: `{site: the FFN units of each chunk}`, where chunks were searched.
         reconstruction: What the model has to be cut with, where output projections were refitted; it is not in the
             JSON text.
@@ -81,15 +82,15 @@ class PlanSearchResult:
     evaluations: int
     history: tuple[PlanStep, ...]
     units: tuple[UnitKind, ...] = ("heads",)
+    heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ffn_chunks: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     reconstruction: Reconstruction | None = field(default=None, repr=False, compare=False)
 
     def plan_of(self, step: PlanStep) -> PruningPlan:
         """Returns the plan that a step of the history evaluated."""
         gone = set(step.removed)
-        heads = {} if self.units == ("ffn",) else self.start.num_heads
         return self.start.replace(
-            kept_heads={site: [h for h in range(count) if (site, h) not in gone] for site, count in heads.items()},
+            kept_heads={site: [h for h in heads if (site, h) not in gone] for site, heads in self.heads.items()},
             kept_ffn={
                 site: [unit for index, chunk in enumerate(chunks) if (site, index) not in gone for unit in chunk]
                 for site, chunks in self.ffn_chunks.items()

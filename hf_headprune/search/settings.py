@@ -32,6 +32,8 @@ class AStarSearch:
         units: What may be removed: "heads", "ffn" (chunks of FFN units), "layers" (whole ones; beside heads and chunks
             as one step that removes all of a layer's).
         ffn_chunk: FFN units per chunk, a multiple of 32. Chunks are formed in the order of importance.
+        seq_len: For the objective "macs": tokens of a (source) sequence, by which heads compare with FFN units.
+        target_len: For the objective "macs": tokens of the decoder's sequence; equal to `seq_len` when left out.
         latency_ms: For the objective "latency": for each searched site the ms measured with so many of its heads or FFN
             units kept, `{site: {kept: ms}}`, as `hf_headprune.measure_latency_table` returns it and JSON keeps it.
             Between the numbers measured the ms are interpolated. A search goes on from its journal with the same table
@@ -90,6 +92,8 @@ class AStarSearch:
     max_open: int = 1000
     units: tuple[UnitKind, ...] = ("heads",)
     ffn_chunk: int = 128
+    seq_len: int = 128
+    target_len: int | None = None
     latency_ms: Mapping[str, Mapping[int, float]] | None = field(default=None, hash=False)
     cache_mib: float = 1024
     half_precision: bool | None = None
@@ -130,7 +134,9 @@ class AStarSearch:
             "slack": (is_number(self.slack) and self.slack >= 0, drop_rule),
         }
         countable = self.objective != "heads" or self.units == ("heads",)
-        needs_table = self.objective == "latency"
+        needs_table, counts_macs = self.objective == "latency", self.objective == "macs"
+        length_rule = "with the objective 'macs', and no other, an integer"
+        defaults = type(self).__dataclass_fields__
         rules |= {
             "units": (
                 self.units in UNIT_KINDS and countable,
@@ -139,6 +145,14 @@ class AStarSearch:
             "ffn_chunk": (
                 is_whole(self.ffn_chunk, at_least=1) and self.ffn_chunk % CHUNK_STEP == 0,
                 f"a positive multiple of {CHUNK_STEP}",
+            ),
+            "seq_len": (
+                is_whole(self.seq_len, at_least=1) and (counts_macs or self.seq_len == defaults["seq_len"].default),
+                f"{length_rule} of at least 1",
+            ),
+            "target_len": (
+                self.target_len is None or (counts_macs and is_whole(self.target_len, at_least=1)),
+                f"None or {length_rule} of at least 1",
             ),
             "latency_ms": (
                 _is_table(self.latency_ms) if needs_table else self.latency_ms is None,

@@ -10,16 +10,14 @@ import numpy as np
 
 from hf_headprune.cost import macs_per_unit
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.plan import PruningPlan
 from hf_headprune.search.problem import GainTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from hf_headprune.anatomy import Anatomy, Site
-    from hf_headprune.plan import PruningPlan
-    from hf_headprune.search.settings import AStarSearch, Objective
-
-MACS_LENGTH = 128  # tokens at which the MACs of blocks of different kinds are compared
+    from hf_headprune.search.settings import AStarSearch
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,13 @@ Unit = tuple[Part, ...]
 
 
 def units_of_search(
-    anatomy: Anatomy, start: PruningPlan, search: AStarSearch, ffn_scores: Mapping[str, np.ndarray] | None
+    anatomy: Anatomy,
+    start: PruningPlan,
+    search: AStarSearch,
+    ffn_scores: Mapping[str, np.ndarray] | None,
+    alive: PruningPlan | None = None,
 ) -> list[Unit]:
-    """Lists what a search may remove, in the order of the sites.
+    """Lists what a search may remove or put back, in the order of the sites.
 
     FFN units are put into chunks in the order of their importance, the least important first; those that the start
     removes and those that it keeps never share a chunk, and a chunk that is not full is the least important one.
@@ -53,20 +55,23 @@ def units_of_search(
         start: The reference.
         search: Says which kinds of units and how wide a chunk is.
         ffn_scores: Importance of each FFN unit, `{site: (units,)}`; None orders them by index.
+        alive: What the start keeps, and what could be put back; None: everything.
 
     Raises:
         InvalidSettingError: The scores do not fit the anatomy, or nothing is left to remove.
     """
+    alive = PruningPlan.full(anatomy) if alive is None else alive
     parts: dict[str, list[Part]] = {}
     for site in anatomy.sites:
         if not _is_searched(site, search):
             continue
         if site.is_attention:
-            parts[site.name] = [Part(site.name, head, (head,)) for head in range(site.units)]
+            parts[site.name] = [Part(site.name, head, (head,)) for head in alive.kept(site.name)]
         else:
             scores = _scores_of(site, ffn_scores)
             width = max(site.units, 1) if search.units == ("layers",) else search.ffn_chunk
-            parts[site.name] = _chunks(site, set(start.kept(site.name)), scores, width)
+            kept = set(start.kept(site.name))
+            parts[site.name] = _chunks(site, kept, set(alive.kept(site.name)) - kept, scores, width)
     if search.units == ("layers",):
         listed = [tuple(part for site in layer for part in parts[site]) for layer in layers_of(anatomy).values()]
         units: list[Unit] = [unit for unit in listed if unit]
@@ -128,14 +133,15 @@ def removed_at(start: PruningPlan, units: Sequence[Unit]) -> frozenset[int]:
     return frozenset(removed)
 
 
-def gains_of(anatomy: Anatomy, units: Sequence[Unit], objective: Objective) -> tuple[float, ...]:
-    """Returns what the removal of each unit saves, in heads, parameters, or MACs at `MACS_LENGTH` tokens."""
+def gains_of(anatomy: Anatomy, units: Sequence[Unit], search: AStarSearch) -> tuple[float, ...]:
+    """Returns what the removal of each unit saves, in heads, parameters, or MACs of one sequence."""
     sites = {site.name: site for site in anatomy.sites}
+    target_len = search.seq_len if search.target_len is None else search.target_len
     per_unit = {
         "heads": lambda site: 1.0,
         "parameters": lambda site: float(site.parameters_per_unit),
-        "macs": lambda site: float(macs_per_unit(site, MACS_LENGTH, MACS_LENGTH)),
-    }[objective]
+        "macs": lambda site: float(macs_per_unit(site, search.seq_len, target_len)),
+    }[search.objective]
     return tuple(sum(per_unit(sites[part.site]) * len(part.indices) for part in unit) for unit in units)
 
 
@@ -257,10 +263,10 @@ def _scores_of(site: Site, ffn_scores: Mapping[str, np.ndarray] | None) -> np.nd
     return scores
 
 
-def _chunks(site: Site, kept: set[int], scores: np.ndarray, width: int) -> list[Part]:
+def _chunks(site: Site, kept: set[int], restorable: set[int], scores: np.ndarray, width: int) -> list[Part]:
     order = [int(i) for i in np.argsort(scores, kind="stable")]
     parts: list[Part] = []
-    for group in ([i for i in order if i not in kept], [i for i in order if i in kept]):
+    for group in ([i for i in order if i in restorable], [i for i in order if i in kept]):
         bounds = sorted({0, *range(len(group) % width, len(group) + 1, width)})
         for first, end in itertools.pairwise(bounds):
             parts.append(Part(site.name, len(parts), tuple(sorted(group[first:end]))))
