@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import sqrt
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Goal = tuple[str, str, str]  # what was to be reached, what is, and a verdict
-REFERENCE = 89.2  # nn_pruning's own run at 74 %: one seed
+REFERENCE = {"dev": 87.0, "test": 89.2}  # nn_pruning's own run at 74 %: one seed
 GATES_AND_BASELINES = ("ste", "sigmoid", "dsp", "hard_concrete", "gradient at the start", "gradient", "random")
 
 
@@ -47,12 +48,14 @@ def _of_gates() -> Iterator[Goal]:
 
 def _of_density() -> Iterator[Goal]:
     rows = read_json(RESULTS / "density_accuracy.json")["summary"]
-    for density in (0.74, 0.5):
-        test = _one(rows, group="published", method="second order", density=density)["test"]
-        goal = f"sst2 at {density:.0%} of the linear weights: nn_pruning's {REFERENCE} at 74 % (one seed)"
-        theirs = _one(rows, group="published", method="block movement, penalty 10")["test"]
-        found = f"{_spread(test)}; its own recipe, here: {_spread(theirs)}"
-        yield goal, found, _verdict(test["mean"] >= REFERENCE)
+    theirs = _one(rows, group="published", method="block movement, penalty 10")
+    for density, split in product((0.74, 0.5), REFERENCE):
+        ours = _one(rows, group="published", method="second order", density=density)[split]
+        goal = (
+            f"sst2 at {density:.0%} of the linear weights, {split}: nn_pruning's {REFERENCE[split]} at 74 % (one seed)"
+        )
+        found = f"{_spread(ours)}; its own recipe, here: {_spread(theirs[split])}"
+        yield goal, found, _verdict(ours["mean"] >= REFERENCE[split])
     means: dict[tuple[str, float], dict[str, float]] = {}
     for row in rows:
         if row["group"] == "budget" and row["method"] != "dense":
@@ -74,13 +77,14 @@ def _of_density() -> Iterator[Goal]:
 def _of_cost() -> Iterator[Goal]:
     rows = read_json(RESULTS / "step_cost.json")["results"]
     cells = [(row, row["cpu_seconds"]["ratio_quartiles"][1]) for row in rows if row["phase"] == "learn"]
-    limits = {"gates": 1.03, "hybrid": 1.05}
+    limits = {"gates": 1.03, "hybrid": 1.05, "hybrid, teacher": 1.05}
     for part, limit in limits.items():
         own = [(ratio, _limit(row, limit)) for row, ratio in cells if row["part"] == part]
         held = sum(ratio <= most for ratio, most in own)
-        allowed = f"{limit}" + (" (small batches 1.1)" if part == "hybrid" else "")
+        allowed = f"{limit}" + ("" if part == "gates" else " (small batches 1.1)")
+        plain = "a plain one beside the teacher's forward pass" if "teacher" in part else "a plain one"
         yield (
-            f"a training step with {part} over a plain one: at most {allowed}",
+            f"a training step with {part.replace(',', ' and')} over {plain}: at most {allowed}",
             f"{held} of {len(own)} cells, the largest ratio {max(ratio for ratio, _ in own):.3f}",
             _verdict(held == len(own)),
         )
@@ -100,7 +104,7 @@ def _spread(test: dict[str, Any]) -> str:
 
 
 def _limit(row: dict[str, Any], usual: float) -> float:
-    return 1.10 if row["part"] == "hybrid" and row["shape"] == [8, 32] else usual
+    return 1.10 if row["part"].startswith("hybrid") and row["shape"] == [8, 32] else usual
 
 
 def _of_search() -> Iterator[Goal]:

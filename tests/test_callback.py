@@ -14,7 +14,11 @@ from hf_headprune.callback.bridge import require_plain_construction, scoring_bat
 from hf_headprune.callback.finish import REPORT_NAME
 from hf_headprune.callback.measuring import metric_source
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
+from hf_headprune.learn.density import linear_density
+from hf_headprune.learn.distillation import Distillation
 from hf_headprune.learn.gates import BANK_NAME
+from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.second_order_settings import SecondOrder
 from hf_headprune.learn.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
@@ -102,7 +106,7 @@ def test_a_latency_that_cannot_be_measured_is_refused_before_training(tmp_path):
         HeadPruneCallback(GATES, None, latency=8)
 
 
-@pytest.mark.parametrize(
+FEATURES = pytest.mark.parametrize(
     "settings",
     [
         {"gradient_accumulation_steps": 2},
@@ -117,6 +121,9 @@ def test_a_latency_that_cannot_be_measured_is_refused_before_training(tmp_path):
     ],
     ids=str,
 )
+
+
+@FEATURES
 def test_it_works_with_the_trainers_features(tmp_path, settings):
     callback = HeadPruneCallback(gates=GATES, search=None)
     trainer = _trainer(tmp_path, callback, **settings)
@@ -125,6 +132,28 @@ def test_it_works_with_the_trainers_features(tmp_path, settings):
     assert callback.plan.num_kept_heads == 3
     assert anatomy_of(trainer.model).num_heads == 3
     assert not torch.equal(start, callback._parts.gates.scores.detach())
+    assert bool(torch.isfinite(trainer.model(**text_inputs()).logits).all())
+
+
+@FEATURES
+@pytest.mark.parametrize("what", ["hybrid_filled, teacher", "gates and units", "second order"])
+def test_ffn_units_go_with_the_trainers_features(tmp_path, settings, what):
+    parts = {
+        "hybrid_filled, teacher": {
+            "gates": None,
+            "movement": BlockMovement.hybrid_filled(density=0.5, attention_block=(8, 8), width_multiple=8),
+            "distillation": Distillation(tiny_bert(seed=1)),
+        },
+        "gates and units": {
+            "gates": SubsetGates(kept_heads=4, scoring_examples=16),
+            "movement": BlockMovement.ffn_units(0.5, width_multiple=8),
+        },
+        "second order": {"second_order": SecondOrder(density=0.5, width_multiple=8, scoring_examples=16)},
+    }[what]
+    trainer = _trainer(tmp_path, callback := HeadPruneCallback(search=None, latency=None, **parts), **settings)
+    trainer.train()
+    assert 0.4 < linear_density(callback.plan, anatomy_of(tiny_bert())) <= 0.5
+    assert anatomy_of(trainer.model).num_parameters == callback.report.after.parameters
     assert bool(torch.isfinite(trainer.model(**text_inputs()).logits).all())
 
 

@@ -421,13 +421,22 @@ def test_a_probe_receives_the_derivative_by_each_factor():
         assert grad[position].item() == pytest.approx((losses[1] - losses[0]) / 0.02, rel=0.01)
 
 
-@pytest.mark.parametrize("recipe", ["blocks and units", "heads and units", "blocks everywhere"])
-def test_masking_keeps_no_more_memory_for_the_backward_pass(recipe):
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("blocks and units", {}),
+        ("blocks and units", {"score_gradient": "weights"}),
+        ("units", {"score_gradient": "weights"}),
+        ("heads and units", {}),
+        ("blocks everywhere", {}),
+    ],
+)
+def test_masking_keeps_no_more_memory_for_the_backward_pass(recipe, changes):
     kept = []
     for has_bank in (False, True):
         model, storages = bert(), {}
         if has_bank:
-            _, bank, schedule = banked(model, **RECIPES[recipe])
+            _, bank, schedule = banked(model, **RECIPES[recipe], **changes)
             bank.begin_step(12, schedule)
 
         def keep(tensor, storages=storages):
