@@ -1,7 +1,7 @@
 """Relaxations of "keep exactly K of N heads": scores in, gates out, gradients to the scores.
 
-All of them compute in float64 or float32 whatever the model's precision is: in bfloat16 the sum of the gates is off by
-up to 4.5 % and gradients of the paper's estimator become NaN.
+All of them compute in float64 whatever the model's precision is: in bfloat16 the sum of the gates is off by up to 4.5 %
+and gradients of the paper's estimator become NaN.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import torch
 
 from hf_headprune.anatomy import base_model
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
+from hf_headprune.learn.exact import where_exact
 from hf_headprune.learn.score_bank import ScoreBank
 from hf_headprune.learn.settings import WITH_TEMPERATURE
 from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
@@ -35,8 +36,6 @@ class GateBank(ScoreBank):
         noise: Of this step, shape `(num_heads,)`, float64.
     """
 
-    noise: torch.Tensor
-
     def __init__(self, groups: Sequence[BudgetGroup], settings: SubsetGates, *, multiplier: float, seed: int) -> None:
         """Makes closed-form initial scores; gradient importance comes later, through `set_scores`.
 
@@ -51,7 +50,7 @@ class GateBank(ScoreBank):
         self.groups = tuple(groups)
         self.settings = settings
         self.seed = seed
-        self.register_buffer("noise", torch.zeros(self.num_heads, dtype=torch.float64), persistent=False)
+        self.noise = torch.zeros(self.num_heads, dtype=torch.float64)  # no buffer: not every device has float64
         for number, group in enumerate(self.groups):  # on the device once, not copied there in each forward pass
             self.register_buffer(
                 f"positions_{number}", torch.tensor(group.positions, dtype=torch.long), persistent=False
@@ -115,7 +114,8 @@ class GateBank(ScoreBank):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             limit = self.settings.max_score_grad_norm
             self._clip = None if limit is None else _ClippedSum(limit * loss_scale)
-            self.noise.copy_(NOISE[self.settings.chosen_estimator](self.num_heads, generator))
+            drawn = NOISE[self.settings.chosen_estimator](self.num_heads, generator)
+            self.noise = drawn.to(where_exact(self.importance_bias.detach()).device)
 
     def decide(self) -> None:
         """Fixes the hard choice, once: a choice that a checkpoint brought along stays."""
@@ -137,14 +137,19 @@ class GateBank(ScoreBank):
     def soft_gates(self, *, noise_free: bool = False) -> torch.Tensor:
         """Returns the gates of this step, shape `(num_heads,)`, float32, with gradient to the scores."""
         scores, estimate = self.scores, GATES[self.settings.chosen_estimator]
-        noise = torch.zeros_like(self.noise) if noise_free else self.noise
+        device = scores.device
         if self._clip is not None and scores.requires_grad:
             scores.register_hook(self._clip)
+        scores = where_exact(scores)
+        noise = (torch.zeros_like(self.noise) if noise_free else self.noise).to(scores.device)
 
         def gates(positions: torch.Tensor, kept: int) -> torch.Tensor:
-            return estimate(scores[positions], noise[positions], kept=kept, temperature=self.temperature)
+            chosen = estimate(
+                scores[where_exact(positions)], noise[where_exact(positions)], kept=kept, temperature=self.temperature
+            )
+            return chosen.float().to(device)
 
-        return 1.0 - self.closed * (1.0 - self._per_group(gates).float())
+        return 1.0 - self.closed * (1.0 - self._per_group(gates))
 
     def gates(self) -> torch.Tensor | None:
         """Returns the factors that the next forward pass uses, or None when all heads are open."""
@@ -239,12 +244,13 @@ def gate_quantities(bank: GateBank, site_names: Sequence[str]) -> dict[str, floa
     first one closed, smallest over the budgets).
     """
     with torch.no_grad():
-        hard, scores, noisy = bank.hard_mask(), bank.scores, bank.scores + bank.noise
+        hard, scores = bank.hard_mask(), bank.scores
+        noisy = scores + bank.noise.float().to(scores.device)
         overlap = total = 0.0
         gaps = []
         for positions, kept in bank.budgets():
             top = top_k_mask(scores[positions], kept)
-            overlap += float((top * top_k_mask(noisy[positions].to(top.dtype), kept)).sum())
+            overlap += float((top * top_k_mask(noisy[positions], kept)).sum())
             total += kept
             ordered = torch.sort(scores[positions], descending=True).values
             if 0 < kept < len(positions):

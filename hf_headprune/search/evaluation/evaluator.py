@@ -195,7 +195,7 @@ class ExampleEvaluator:
         found = {site: np.zeros(units) for site, units in plan.num_ffn.items()}
         for gradients in self._gate_gradients(plan, sites, "loss"):
             for site, gradient in gradients.items():
-                found[site] += gradient.double().square().sum(dim=1).cpu().numpy() / self.num_examples
+                found[site] += gradient.cpu().double().square().sum(dim=1).numpy() / self.num_examples
         return found
 
     def _gate_gradients(self, plan: PruningPlan, sites: Iterable[str], of: Scalar) -> Iterator[dict[str, torch.Tensor]]:

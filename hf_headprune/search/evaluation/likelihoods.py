@@ -70,7 +70,7 @@ class LikelihoodScoring:
         scores = self._scores(outputs, batch)
         margins = scores.clamp(LEAST, 1 - LEAST).logit().cpu().numpy()
         gaps = np.full(len(margins), np.inf, dtype=np.float32)
-        return Answers(margins, scores.double().cpu().numpy(), gaps, np.zeros((len(margins), 0)))
+        return Answers(margins, scores.cpu().double().numpy(), gaps, np.zeros((len(margins), 0)))
 
     def value(self, answers: Answers, weights: np.ndarray) -> float:
         """Returns the mean likelihood."""

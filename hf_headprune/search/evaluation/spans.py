@@ -85,13 +85,11 @@ class SpanScoring:
         end = start + first % self.longest_answer
         common = (torch.minimum(end, batch[END]) - torch.maximum(start, batch[START]) + 1).clamp_min(0)
         total = (end - start + 1) + (batch[END] - batch[START] + 1)
-        f1 = 2 * common.double() / total
+        f1 = 2 * common.cpu().double() / total.cpu()
         scores = f1 if self.metric == "f1" else (f1 == 1.0).double()
         scale = tie_scale(torch.stack([outputs.start_logits, outputs.end_logits], dim=1).float())
         margins = self.margins(outputs, batch).cpu().numpy()
-        return Answers(
-            margins, scores.cpu().numpy(), ((best - second) / scale).cpu().numpy(), np.zeros((len(margins), 0))
-        )
+        return Answers(margins, scores.numpy(), ((best - second) / scale).cpu().numpy(), np.zeros((len(margins), 0)))
 
     def value(self, answers: Answers, weights: np.ndarray) -> float:
         """Returns the mean score."""

@@ -1,0 +1,83 @@
+"""Devices without float64: the meta device stands in for Apple's MPS."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.learn import gates, movement
+from hf_headprune.learn.exact import where_exact
+from hf_headprune.learn.gates import GateBank, gate_quantities
+from hf_headprune.learn.movement import MovementBank
+from hf_headprune.learn.movement_settings import BlockMovement
+from hf_headprune.learn.settings import SubsetGates
+from tests.conftest import tiny_bert
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Refuses every float64 on the meta device, as MPS does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta and tensor.dtype == torch.float64:
+                raise TypeError(f"{func} made float64 on a device that has none")
+        return found
+
+
+@pytest.fixture
+def device_without_float64(monkeypatch):
+    def copy_off(tensor):  # of a meta tensor there is nothing to copy
+        return torch.arange(tensor.numel()).view(tensor.shape).to(tensor.dtype) if tensor.is_meta else tensor
+
+    for module in (gates, movement):
+        monkeypatch.setattr(module, "where_exact", copy_off)
+    with WithoutFloat64(), torch.no_grad():
+        yield "meta"
+
+
+def test_the_stand_in_refuses_float64(device_without_float64):
+    with pytest.raises(TypeError, match="made float64"):
+        torch.zeros(3, device=device_without_float64).double()
+
+
+@pytest.mark.parametrize("estimator", ["sigmoid", "dsp", "ste", "hard_concrete"])
+def test_gates_are_made_where_there_is_float64(device_without_float64, estimator):
+    model = tiny_bert()
+    anatomy = anatomy_of(model)
+    settings = SubsetGates(3, estimator, open_until=0.0)
+    bank = GateBank(settings.budget_groups(anatomy), settings, multiplier=2.0, seed=0)
+    bank.attach(model.to(device_without_float64).train(), anatomy)
+    bank.decided = torch.tensor(False)  # a meta tensor has no value to ask for
+    bank.begin_step(3, settings.schedule(12))
+    assert (bank.noise.device.type, bank.noise.dtype) == ("cpu", torch.float64)
+    found = bank.soft_gates()
+    assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, (8,))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"kept_of": "macs"}, {"attention_block": None, "kept_of": "scores", "kept": 64}]
+)
+def test_masks_are_made_where_there_is_float64(device_without_float64, settings):
+    model = tiny_bert().to(device_without_float64)
+    chosen = BlockMovement(**{"attention_block": (8, 8), "width_multiple": 8, **settings})
+    bank = MovementBank.of(model, anatomy_of(model), chosen, learning_rate=1e-3)
+    found = bank.mask_at(0.4)
+    assert (found.device.type, found.shape) == ("meta", (bank.num_scores,))
+    assert bank.density(torch.ones(bank.num_scores)) == 1.0
+
+
+def test_a_device_that_has_float64_is_not_left():
+    tensor = torch.zeros(2)
+    assert where_exact(tensor) is tensor
+
+
+def test_what_a_log_shows_of_gates_is_asked_for_before_the_first_step_too():
+    model = tiny_bert()
+    anatomy = anatomy_of(model)
+    settings = SubsetGates(3, "dsp")
+    bank = GateBank(settings.budget_groups(anatomy), settings, multiplier=2.0, seed=0)
+    bank.attach(model, anatomy)
+    found = gate_quantities(bank, [site.name for site in anatomy.attention_sites])
+    assert sum(found[f"hard_heads/{site.name}"] for site in anatomy.attention_sites) == 3
