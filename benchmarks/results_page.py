@@ -352,18 +352,24 @@ def search_quality_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## What each way to search finds"
     yield from missing_runs(content)
     yield f"\nMiniLM (72 heads), fine-tuned, not retrained; heads removed within {content['max_drop']:.0%} on dev at"
-    yield "equal numbers of evaluations, and in brackets the drop on test in points. Means over seeds.\n"
-    for task in dict.fromkeys(row["task"] for row in content["summary"]):
-        rows = [row for row in content["summary"] if row["task"] == task]
+    yield "equal numbers of evaluations, and in brackets the drop on test in points. Means over seeds. With FFN units,"
+    yield "in chunks of 128: the share of the weights of all attention and FFN matrices removed, in percent.\n"
+    for units, task in dict.fromkeys((row["units"], row["task"]) for row in content["summary"]):
+        rows = [row for row in content["summary"] if (row["units"], row["task"]) == (units, task)]
         budgets = sorted({row["budget"] for row in rows})
-        yield f"### search, {task}\n"
+        yield f"### search, {task}, {units}\n"
         yield from header("way", *(f"{budget:,} evaluations" for budget in budgets))
         cells = {
-            (row["strategy"], row["budget"]): f"{row['removed']:.1f} ({100 * row['test_drop']:+.2f})" for row in rows
+            (row["strategy"], row["budget"]): f"{_removed(row):.1f} ({100 * row['test_drop']:+.2f})" for row in rows
         }
         for name in dict.fromkeys(row["strategy"] for row in rows):
             yield table_row([name, *(cells.get((name, budget), "") for budget in budgets)])
         yield ""
+
+
+def _removed(row: dict[str, Any]) -> float:
+    """Returns the heads removed, or the share of the linear weights in percent."""
+    return float(row["removed"]) if row["units"] == "heads" else 100 * (1 - row["density"])
 
 
 def validity_section(content: dict[str, Any]) -> Iterator[str]:

@@ -67,10 +67,10 @@ class RunQueue(Generic[R]):
                     print(key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
 
     def published(self) -> dict[str, dict[str, Any]]:
-        """Returns the runs of the committed result file by their keys."""
+        """Returns the runs of the committed result file by their keys; a field that came later has its default."""
         kind = type(self.runs[0])
         results = read_json(self.result).get("runs", [])
-        return {key_of(kind(**{name: r[name] for name in kind.__dataclass_fields__})): r for r in results}  # type: ignore[attr-defined]
+        return {key_of(kind(**{name: r[name] for name in kind.__dataclass_fields__ if name in r})): r for r in results}  # type: ignore[attr-defined]
 
     def finished(self) -> list[dict[str, Any]]:
         """Returns the results of all finished runs, those of the committed file first."""

@@ -1,13 +1,15 @@
-"""What each way to search finds with equally many evaluations: heads removed within 1 % on dev, and the drop on test.
+"""What each way to search finds with equally many evaluations: what is removed within 1 % on dev, and the drop on test.
 
 MiniLM, fine-tuned on sst2 and on snli with three seeds, is searched without retraining: on dev by A*, greedy backward
 elimination, a beam, the orders of gradient and of Fisher importance, and random orders, with 100, 300 and 1000
-evaluations each. The test split is looked at once, with the plan found.
+evaluations each. The test split is looked at once, with the plan found. What is removed most of is heads; and, on sst2
+with 100 and 300 evaluations, parameters, of heads and chunks of 128 FFN units together.
 
 Every search keeps a journal in `--work`, so that a larger budget goes on from a smaller one and a killed benchmark from
 where it was.
 
 Run: python -m benchmarks.search_quality [--smoke] [--work FOLDER] [--tasks sst2] [--seeds 0] [--budgets 100]
+     [--units heads]
      python -m benchmarks.search_quality --collect
 """
 
@@ -28,14 +30,14 @@ from benchmarks.finetuned import evaluator_on, fine_tuned
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of
 from benchmarks.tasks import SEARCH_EXAMPLES, load_task
-from hf_headprune import AStarSearch, PruningPlan, anatomy_of
+from hf_headprune import AStarSearch, PruningPlan, anatomy_of, linear_density
 from hf_headprune.search.astar import search
 from hf_headprune.search.baselines import at_random, beam, greedy, in_order
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.units import units_of_search
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from benchmarks.tasks import Task
     from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
@@ -52,6 +54,8 @@ STRATEGIES: dict[str, Any] = {
     "Fisher": in_order,
     "random": at_random,
 }
+HEADS, BOTH = "heads", "heads and FFN"
+CELLS_OF_BOTH = ("sst2",), (100, 300), ("A*", "greedy", "beam", "Fisher", "random")
 MAX_DROP = 0.01
 SMOKE_BUDGETS = (4, 8)
 
@@ -64,17 +68,28 @@ class Run:
     seed: int
     strategy: str
     budget: int
+    units: str = HEADS
 
 
-def all_runs(tasks: Iterable[str], seeds: Iterable[int], budgets: Iterable[int]) -> tuple[Run, ...]:
+def all_runs(
+    tasks: Container[str] = TASKS,
+    seeds: Iterable[int] = SEEDS,
+    budgets: Container[int] = BUDGETS,
+    units: Container[str] = (HEADS, BOTH),
+) -> tuple[Run, ...]:
     """Returns every run, seed by seed; a larger budget comes after a smaller one, whose journal it goes on with."""
-    cells = product(seeds, tasks, budgets, STRATEGIES)
-    return tuple(Run(task, seed, strategy, budget) for seed, task, budget, strategy in cells)
+    cells = [*product(TASKS, BUDGETS, STRATEGIES, [HEADS]), *product(*CELLS_OF_BOTH, [BOTH])]
+    return tuple(
+        Run(task, seed, strategy, budget, kind)
+        for seed in seeds
+        for task, budget, strategy, kind in cells
+        if task in tasks and budget in budgets and kind in units
+    )
 
 
 def follows(run: Run, work: Path, waiting: RunQueue[Run]) -> bool:
     """Tells whether no other process writes the journal of a run: those with smaller budgets are finished."""
-    budgets = {other.budget for other in waiting.runs if other.budget < run.budget}
+    budgets = {other.budget for other in waiting.runs if other.budget < run.budget and other.units == run.units}
     smaller = [replace(run, budget=budget) for budget in budgets]
     done = waiting.published()
     return all(key_of(other) in done or (work / f"{key_of(other)}.json").exists() for other in smaller)
@@ -107,6 +122,12 @@ def searched(name: str, seed: int, work: Path, *, smoke: bool) -> tuple[Any, Exa
     return model, on_test, on_test(PruningPlan.of(model)).metric
 
 
+def settings_of(run: Run) -> AStarSearch:
+    """Returns what is searched."""
+    settings = AStarSearch(max_drop=MAX_DROP, max_evaluations=run.budget, seed=run.seed)
+    return settings if run.units == HEADS else replace(settings, units=("heads", "ffn"), objective="parameters")
+
+
 def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Runs one search on dev and measures its plan on test."""
     model, on_test, dense = searched(run.task, run.seed, work, smoke=smoke)
@@ -116,17 +137,19 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     found = search_over_plans(
         anatomy_of(model),
         evaluator,
-        AStarSearch(max_drop=MAX_DROP, max_evaluations=run.budget, seed=run.seed),
+        settings_of(run),
         head_scores=importance(run.strategy, evaluator, model),
-        journal=work / f"{run.task}-{run.seed}-{run.strategy.replace('*', 'star')}.jsonl",
+        journal=work / f"{key_of(replace(run, budget=0))}.jsonl",
         fingerprint=evaluator.fingerprint(),
         strategy=STRATEGIES[run.strategy],
     )
     seconds = time.process_time() - started
     pruned = on_test(found.plan).metric
+    anatomy = anatomy_of(model)
     return {
         "evaluations": found.evaluations,
         "removed": found.gain,
+        "density": linear_density(found.plan, anatomy),
         "dev_drop": found.drop,
         "test_drop": dense - pruned,
         "dev": 100 * found.metric,
@@ -139,12 +162,15 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
 def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over seeds."""
     rows = []
-    for task, budget, name in product(TASKS, BUDGETS, STRATEGIES):
-        cell = [r for r in results if (r["task"], r["budget"], r["strategy"]) == (task, budget, name)]
+    for units, task, budget, name in product((HEADS, BOTH), TASKS, BUDGETS, STRATEGIES):
+        wanted = (units, task, budget, name)
+        cell = [r for r in results if (r.get("units", HEADS), r["task"], r["budget"], r["strategy"]) == wanted]
         if cell:
-            row = {"task": task, "budget": budget, "strategy": name, "seeds": [r["seed"] for r in cell]}
-            for field in ("removed", "evaluations", "dev_drop", "test_drop"):
-                row[field] = float(np.mean([r[field] for r in cell]))
+            row = {"units": units, "task": task, "budget": budget, "strategy": name, "seeds": [r["seed"] for r in cell]}
+            for field in ("removed", "evaluations", "dev_drop", "test_drop", "density"):
+                values = [r[field] for r in cell if field in r]
+                if values:
+                    row[field] = float(np.mean(values))
             rows.append(row)
     return rows
 
@@ -156,19 +182,22 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, help="numbers of evaluations")
+    parser.add_argument("--units", nargs="+", choices=(HEADS, BOTH), default=(HEADS, BOTH))
     parser.add_argument("--collect", action="store_true", help="only summarise what is finished")
     parser.add_argument("--smoke", action="store_true", help="32 rows of sst2, two small budgets")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    budgets, seeds = (SMOKE_BUDGETS, SEEDS[:1]) if options.smoke else (options.budgets, options.seeds)
-    runs = all_runs(options.tasks[:1] if options.smoke else options.tasks, seeds, budgets)
+    runs = all_runs(options.tasks, options.seeds, options.budgets, options.units)
+    if options.smoke:  # one task and seed, and 4 and 8 evaluations in place of 100 and 300
+        few = dict(zip(BUDGETS, SMOKE_BUDGETS, strict=False))
+        runs = tuple(replace(run, budget=few[run.budget]) for run in all_runs(TASKS[:1], SEEDS[:1], few))
     waiting = RunQueue(runs, options.work, Path("no such file") if options.smoke else RESULT)
     if not options.collect:
         can_start = partial(follows, work=options.work, waiting=waiting)
         waiting.work_through(partial(perform, work=options.work, smoke=options.smoke), can_start=can_start)
     elif not options.smoke:
-        waiting = RunQueue(all_runs(TASKS, SEEDS, BUDGETS), options.work, RESULT)
+        waiting = RunQueue(all_runs(), options.work, RESULT)
         found = waiting.finished()
         settings = {"seeds": SEEDS, "max_drop": MAX_DROP, "missing": len(waiting.runs) - len(found)}
         write_json(RESULT, {**environment(), **settings, "summary": summary(found), "runs": found})

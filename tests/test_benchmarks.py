@@ -112,7 +112,7 @@ def test_the_optimum_benchmark_runs_with_smoke(smoke):
 
 
 def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
-    assert smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" test ") == 12
+    assert smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" test ") == 22
     assert " test " not in smoke("benchmarks.search_quality", "--work", str(tmp_path))
 
 
