@@ -13,7 +13,7 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   other; and second-order removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
 - questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %; and, with one seed (a run takes
   up to an hour of a core), hybrid_filled with a teacher and a second run at both, and two tries to lose less at 26 %:
-  the teacher's hidden states, and twice the epochs, which the dense model has, too.
+  the teacher's hidden states, and twice the epochs.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.density_accuracy [--only budget] [--work FOLDER] [--smoke]
      python -m benchmarks.density_accuracy --collect
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 RESULT = RESULTS / "density_accuracy.json"
 SEEDS = (0, 1, 2)
 DENSE, SECOND_ORDER, HYBRID, FILLED = "dense", "second order", "hybrid", "hybrid_filled"
-HIDDEN, LONGER, LONGER_DENSE = "second order, hidden states", "second order, 4 epochs", "dense, 4 epochs"
-ONE_SEED = (FILLED, HIDDEN, LONGER, LONGER_DENSE)
+HIDDEN, LONGER = "second order, hidden states", "second order, 4 epochs"
+ONE_SEED = (FILLED, HIDDEN, LONGER)
 PENALTY = "block movement, penalty 10"
 # Of nn_pruning's own run: 866 steps, of which the first 50 and the last 200 hold the threshold still.
 THEIR_RECIPE = BlockMovement.hybrid(
@@ -102,7 +102,7 @@ def all_runs() -> Iterator[Run]:
             for cell in product((*IN_TRAINING, ONE_SHOT, FISHER, RANDOM_UNITS), (0.5, 0.25))
         ]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
-    cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (HIDDEN, 0.26), (LONGER, 0.26), (LONGER_DENSE, 1.0)]
+    cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (HIDDEN, 0.26), (LONGER, 0.26)]
     questions += [Run("questions", "squad_v1_dev", *cell, 0) for cell in cells]
     for runs in (published, budget, questions):
         for seed in SEEDS:
@@ -113,7 +113,7 @@ def needed_by(run: Run) -> Run | None:
     """Returns the run whose model or sizes a run needs."""
     if run.method == RANDOM_UNITS:
         return replace(run, method=SECOND_ORDER)
-    if run.method in (FISHER, ONE_SHOT) or (run.group == "questions" and run.method not in (DENSE, LONGER_DENSE)):
+    if run.method in (FISHER, ONE_SHOT) or (run.group == "questions" and run.method != DENSE):
         return replace(run, method=DENSE, density=1.0)
     if run.group == "published" and run.method != DENSE:
         return Run("teacher", run.task, DENSE, 1.0, run.seed)
@@ -129,7 +129,7 @@ def cached_task(name: str, limit: int | None) -> Task:
 def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Trains, cuts and scores one run; a dense one leaves its model for those that need it."""
     task = cached_task(run.task, 16 if smoke else None)
-    recipe = replace(RECIPES[run.group], epochs=4.0) if run.method in (LONGER, LONGER_DENSE) else RECIPES[run.group]
+    recipe = replace(RECIPES[run.group], epochs=4.0) if run.method == LONGER else RECIPES[run.group]
     recipe = replace(recipe, max_steps=4, batch_size=4) if smoke else recipe
     build = partial(build_trainer, task, recipe, seed=run.seed)
     if run.method in (FISHER, ONE_SHOT):
@@ -144,7 +144,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         plan = random_plan(PruningPlan.of(model), kept, run.seed)
         trainer = build(callback=None, model=prune_model_(model, plan))
         return {**train_and_score(trainer, task), **sizes(plan, task)}
-    callback = None if run.method in (DENSE, LONGER_DENSE) else callback_of(run, task, work)
+    callback = None if run.method == DENSE else callback_of(run, task, work)
     trainer = build(callback=callback)
     result = train_and_score(trainer, task)
     if callback is None:

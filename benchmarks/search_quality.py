@@ -181,7 +181,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/search"), help="models, journals and finished runs")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, help="numbers of evaluations")
+    parser.add_argument(
+        "--budgets", nargs="+", type=int, choices=BUDGETS, default=BUDGETS, help="numbers of evaluations"
+    )
     parser.add_argument("--units", nargs="+", choices=(HEADS, BOTH), default=(HEADS, BOTH))
     parser.add_argument("--collect", action="store_true", help="only summarise what is finished")
     parser.add_argument("--smoke", action="store_true", help="32 rows of sst2, two small budgets")
@@ -189,6 +191,10 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     runs = all_runs(options.tasks, options.seeds, options.budgets, options.units)
+    if not runs:
+        parser.error(
+            "none of the runs is of these tasks, seeds, budgets and units: FFN units are searched on sst2 alone"
+        )
     if options.smoke:  # one task and seed, and 4 and 8 evaluations in place of 100 and 300
         few = dict(zip(BUDGETS, SMOKE_BUDGETS, strict=False))
         runs = tuple(replace(run, budget=few[run.budget]) for run in all_runs(TASKS[:1], SEEDS[:1], few))

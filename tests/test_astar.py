@@ -370,6 +370,16 @@ def test_journal_of_another_problem_is_refused(tmp_path, change):
     assert path.read_bytes() == content
 
 
+def test_lengths_that_gains_were_counted_at_do_not_make_another_search(tmp_path):
+    problem = margin_problem(7, 8)  # its gains are what they are
+    path = tmp_path / "search.jsonl"
+    chosen = dataclasses.replace(PROOF, objective="macs")
+    search(problem, chosen, journal=path)
+    content = path.read_bytes()
+    search(problem, dataclasses.replace(chosen, seq_len=64, target_len=9), journal=path)
+    assert path.read_bytes() == content
+
+
 def test_damaged_journal_is_refused_wherever_the_damage_is(tmp_path):
     problem = table_problem(8, 3, heredity=False)
     path = tmp_path / "search.jsonl"

@@ -222,6 +222,30 @@ def test_a_proof_that_the_chunks_of_training_make_too_long_is_refused_before_the
     assert trainer.state.global_step == 0
 
 
+def test_chunks_that_movement_removes_make_a_proof_no_longer(tmp_path):
+    search = AStarSearch(max_evaluations=None, units=("ffn",), ffn_chunk=32, objective="macs", max_drop=0.9)
+    model = tiny_bert(intermediate_size=32 * 12)  # 24 chunks, as many as a proof may have
+    movement = BlockMovement.ffn_units(1 / 12, width_multiple=8)
+    callback = HeadPruneCallback(None, search, movement=movement, latency=None)
+    _trainer(tmp_path, callback, model=model).train()
+    assert callback.search_result.optimality == "proved"
+
+
+@pytest.mark.parametrize("parts", [{}, {"density": 0.5}, {"gates": GATES, "movement": BlockMovement.ffn_units(0.5)}])
+def test_a_search_of_whole_layers_after_a_choice_of_heads_is_refused(parts):
+    layers = AStarSearch(units=("layers",), objective="macs")
+    with pytest.raises(InvalidSettingError, match="whole layers alone can't begin"):
+        HeadPruneCallback(search=layers, **parts)
+
+
+def test_whole_layers_are_searched_after_movement(tmp_path):
+    layers = AStarSearch(units=("layers",), objective="macs", max_drop=0.9, max_evaluations=4)
+    movement = BlockMovement.ffn_units(0.5, width_multiple=8)
+    callback = HeadPruneCallback(None, layers, movement=movement, latency=None)
+    _trainer(tmp_path, callback).train()
+    assert callback.plan.num_kept_heads in (0, 4)
+
+
 @pytest.mark.parametrize("factor", [1.5, 4.0])
 def test_a_run_to_a_speedup_ends_with_the_macs_that_it_leaves(tmp_path, factor):
     movement = BlockMovement.to_speedup(factor, width_multiple=8, seq_len=300)

@@ -254,6 +254,17 @@ def test_latency_counts_what_was_measured_for_the_units_kept():
         assert step.gain == pytest.approx(2 * 3.0 + 2 * 4.0 - ms)
 
 
+def test_units_of_which_a_table_says_that_they_take_no_time_are_searched_last():
+    anatomy = anatomy_of(classifier())
+    flat = {site: dict.fromkeys(ms, 1.0) | {max(ms): 3.0} for site, ms in table(anatomy).items()}
+    chosen = AStarSearch(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=flat, max_evaluations=20)
+    first = anatomy.attention_sites[0].name
+    start = PruningPlan.full(anatomy).replace(kept_heads={first: [1]})  # one head takes what none takes
+    result = search_over_plans(anatomy, everything, chosen, start=start, alive=start)
+    assert result.gain == pytest.approx(3 * (3.0 - 1.0))
+    assert {step.gain for step in result.history} <= {0.0, 2.0, 4.0, 6.0}
+
+
 def test_latency_between_measured_numbers_of_units_is_interpolated():
     anatomy = anatomy_of(classifier())
     first, second = (site.name for site in anatomy.ffn_sites)

@@ -40,8 +40,8 @@ class Learned(NamedTuple):
 
     Attributes:
         plan: What stays.
-        alive: What the model has left, of which a search may put back what the plan closes: what movement removed is
-            zero.
+        alive: All units whose weights are left. A search may put back those of them that the plan closes; what
+            movement removed is zero.
         head_scores: Of the gates, `(num_heads,)`, where they have learned them.
     """
 

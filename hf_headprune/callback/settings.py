@@ -113,6 +113,7 @@ class Settings:
             )
         self._check_density()
         self._check_movement()
+        self._check_layers()
 
     def _check_density(self) -> None:
         others = {"gates": self.gates, "movement": self.movement, "density": self.density}
@@ -143,6 +144,16 @@ class Settings:
             raise InvalidSettingError(
                 f"HeadPruneCallback(movement=BlockMovement(fill={self.movement.fill})): the refilled model trains on, "
                 "which changes all that a search has measured. Leave search out; search_plan(...) searches afterwards."
+            )
+
+    def _check_layers(self) -> None:
+        if self.search is None or self.search.units != ("layers",):
+            return
+        if self.gates is not None or self.second_order is not None:
+            raise InvalidSettingError(
+                "HeadPruneCallback(search=AStarSearch(units=('layers',))): a search of whole layers alone can't begin "
+                f"with layers that {'gates' if self.second_order is None else 'second-order costs'} have closed in "
+                "part. Pass units=('heads', 'ffn', 'layers'), or gates=None without a density."
             )
 
     @property

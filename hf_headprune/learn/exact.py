@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
-if TYPE_CHECKING:
-    import torch
-
-WITHOUT_FLOAT64 = ("mps",)
+WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
-def where_exact(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor, with its graph, on a device that has float64: its own, or else the CPU."""
-    return tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor
+def exact_device(device: torch.device) -> torch.device:
+    """Returns a device that has float64: the one given, or else the CPU."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device

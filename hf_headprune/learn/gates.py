@@ -8,7 +8,7 @@ import torch
 
 from hf_headprune.anatomy import base_model
 from hf_headprune.learn.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
-from hf_headprune.learn.exact import where_exact
+from hf_headprune.learn.exact import exact_device
 from hf_headprune.learn.score_bank import ScoreBank
 from hf_headprune.learn.settings import WITH_TEMPERATURE
 from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
@@ -115,7 +115,7 @@ class GateBank(ScoreBank):
             limit = self.settings.max_score_grad_norm
             self._clip = None if limit is None else _ClippedSum(limit * loss_scale)
             drawn = NOISE[self.settings.chosen_estimator](self.num_heads, generator)
-            self.noise = drawn.to(where_exact(self.importance_bias.detach()).device)
+            self.noise = drawn.to(exact_device(self.importance_bias.device))
 
     def decide(self) -> None:
         """Fixes the hard choice, once: a choice that a checkpoint brought along stays."""
@@ -140,14 +140,12 @@ class GateBank(ScoreBank):
         device = scores.device
         if self._clip is not None and scores.requires_grad:
             scores.register_hook(self._clip)
-        scores = where_exact(scores)
+        scores = scores.to(exact_device(device))
         noise = (torch.zeros_like(self.noise) if noise_free else self.noise).to(scores.device)
 
         def gates(positions: torch.Tensor, kept: int) -> torch.Tensor:
-            chosen = estimate(
-                scores[where_exact(positions)], noise[where_exact(positions)], kept=kept, temperature=self.temperature
-            )
-            return chosen.float().to(device)
+            here = positions.to(scores.device)
+            return estimate(scores[here], noise[here], kept=kept, temperature=self.temperature).float().to(device)
 
         return 1.0 - self.closed * (1.0 - self._per_group(gates))
 

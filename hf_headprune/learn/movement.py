@@ -20,7 +20,7 @@ from hf_headprune.learn.blocks import (
     close_blocks_,
     close_units_,
 )
-from hf_headprune.learn.exact import where_exact
+from hf_headprune.learn.exact import exact_device
 from hf_headprune.learn.movement_cut import cost_of_cut, cut_sites, masks_of_cut
 from hf_headprune.learn.movement_layout import score_layout, with_exact_fraction
 from hf_headprune.learn.schedules import MovementSchedule
@@ -177,7 +177,7 @@ class MovementBank(ScoreBank):
             )
         if settings.scope == "matrix":
             return movement_masks.top_k_per_tensor(scores, level, self.layout)
-        exact, budget = where_exact(scores), level * self.total_cost
+        exact, budget = scores.to(exact_device(scores.device)), level * self.total_cost
         if self.sites:
             return masks_of_cut(exact, budget, self.layout, self.sites).to(scores.device)
         return movement_masks.top_k_over_model(exact, budget, self.layout).to(scores.device)
@@ -192,7 +192,7 @@ class MovementBank(ScoreBank):
     def density(self, mask: torch.Tensor) -> float:
         """Returns what share of the cost a mask keeps; it waits for the device."""
         if self.sites:
-            return float(cost_of_cut(where_exact(mask), self.layout, self.sites)) / self.total_cost
+            return float(cost_of_cut(mask.to(exact_device(mask.device)), self.layout, self.sites)) / self.total_cost
         parts = zip(self.layout, mask.split(self._sizes), strict=True)
         return sum(tensor.cost * float(part.sum()) for tensor, part in parts) / self.total_cost
 

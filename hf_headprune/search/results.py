@@ -31,7 +31,7 @@ class PlanStep:
         metric: What was measured, as `kind` says.
         feasible: Whether the constraint holds; by an estimate where `kind` is "estimate"; whether it may
             hold where `kind` is "bound".
-        gain: Heads, parameters, MACs or ms removed, as the objective says.
+        gain: Heads, parameters, MACs or ms removed of what was searched, as the objective says.
         is_incumbent: Whether the plan became the best one known; then its metric is exact.
         kind: "exact"; "bound", where the metric is at most what is given; or "estimate".
     """
@@ -56,7 +56,7 @@ class PlanSearchResult:
         reference_metric: Of the start.
         threshold: Least metric that is feasible.
         objective: What was to be removed most of.
-        gain: Heads, parameters or MACs that the plan removes.
+        gain: Heads, parameters, MACs or ms that the plan removes of what was searched, see `heads` and `ffn_chunks`.
         upper_bound: Largest gain of any feasible plan, under heredity; without an assumption where proved.
         optimality: See `hf_headprune.search.problem.SearchResult`.
         heredity_violations: How often the evaluated plans contradict heredity.

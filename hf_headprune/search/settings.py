@@ -135,7 +135,6 @@ class AStarSearch:
         }
         countable = self.objective != "heads" or self.units == ("heads",)
         needs_table, counts_macs = self.objective == "latency", self.objective == "macs"
-        length_rule = "with the objective 'macs', and no other, an integer"
         defaults = type(self).__dataclass_fields__
         rules |= {
             "units": (
@@ -148,11 +147,11 @@ class AStarSearch:
             ),
             "seq_len": (
                 is_whole(self.seq_len, at_least=1) and (counts_macs or self.seq_len == defaults["seq_len"].default),
-                f"{length_rule} of at least 1",
+                f"an integer of at least 1, and {defaults['seq_len'].default} with any other objective than 'macs'",
             ),
             "target_len": (
                 self.target_len is None or (counts_macs and is_whole(self.target_len, at_least=1)),
-                f"None or {length_rule} of at least 1",
+                "None, or with the objective 'macs' an integer of at least 1",
             ),
             "latency_ms": (
                 _is_table(self.latency_ms) if needs_table else self.latency_ms is None,

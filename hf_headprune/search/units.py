@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy, Site
     from hf_headprune.search.settings import AStarSearch
 
+LEAST_SHARE = 1e-9  # ms
+
 
 @dataclass(frozen=True)
 class Part:
@@ -188,7 +190,9 @@ def latency_gains(
 ) -> tuple[tuple[float, ...], tuple[GainTable, ...]]:
     """Returns each unit's share of what is saved, in ms, and what the units of each site save together.
 
-    Where the chunks of a site are of two sizes, the first of them counts as removed first.
+    The shares only order units, and must be above zero: of units without which the site was never faster, which a
+    measurement may say of the few that training left, each has next to nothing. Where the chunks of a site are of two
+    sizes, the first of them counts as removed first.
 
     Args:
         units: Of the search, each in one site.
@@ -206,7 +210,7 @@ def latency_gains(
         saved = tuple((ms[0] - ms).tolist())
         tables.append(GainTable(tuple(listed), saved))
         for number in listed:
-            shares[number] = saved[-1] / len(listed)
+            shares[number] = max(*saved, LEAST_SHARE) / len(listed)
     return tuple(shares), tuple(tables)
 
 
