@@ -437,6 +437,15 @@ def test_the_teacher_stays_as_it_was_outside_of_the_model_and_out_of_evaluation(
     )
 
 
+def test_the_teacher_answers_before_the_student_keeps_activations(tmp_path):
+    student, teacher, batch = _task("classification")
+    order = []
+    teacher.register_forward_pre_hook(lambda *_: order.append("teacher"))
+    student.register_forward_pre_hook(lambda *_: order.append("student"))
+    train_one_step(tmp_path, student, _rows(batch), Distillation(teacher))
+    assert order == ["teacher", "student"]
+
+
 def test_a_teacher_that_somebody_set_to_training_goes_back_to_evaluation():
     student, teacher, batch = _task("classification")
     distiller = Distiller(Distillation(teacher), student)

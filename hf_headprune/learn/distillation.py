@@ -151,13 +151,16 @@ class Distiller:
         """What both models must be called with in addition."""
         return {"output_hidden_states": True} if self.pairs else {}
 
-    def __call__(self, outputs: Any, inputs: Mapping[str, Any], task_loss: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, outputs: Any, inputs: Mapping[str, Any], task_loss: torch.Tensor, taught: Any = None
+    ) -> torch.Tensor:
         """Returns the mixed loss of a batch, a mean over the batch as `task_loss` is.
 
         Args:
             outputs: Of the student in training, by name; with hidden states when those are compared.
             inputs: What the student was called with, labels included.
             task_loss: Mean over the batch.
+            taught: From `teach`, for the same inputs; None asks the teacher now.
 
         Raises:
             TrainingStateError: Outputs or labels are missing, teacher and student disagree about a shape, or the
@@ -169,7 +172,7 @@ class Distiller:
                 f"Distillation: the labels made the student's problem_type {self._config.problem_type!r}, and teachers "
                 "are compared in a softmax. Give each example one class, a whole number, or train without a teacher."
             )
-        taught = self.teach(inputs, task_loss.device)
+        taught = self.teach(inputs, task_loss.device) if taught is None else taught
         loss = settings.alpha_task * task_loss
         if settings.alpha_teacher > 0:
             loss = loss + settings.alpha_teacher * self._logits_loss(outputs, taught, inputs)

@@ -88,6 +88,8 @@ def distilled(
         items = distiller.items(inputs) if is_counted else torch.tensor(1)
         if is_counted and not scale.is_declared_scaled:
             told = {"num_items_in_batch": items.clamp_min(1)}  # a row of padding alone adds zero
+        # Before the student's activations are kept for the backward pass, there is room for those of the teacher.
+        taught = distiller.teach(inputs, _device_of(inputs))
         handed = {**inputs, **distiller.extra_inputs}  # label smoothing takes the labels out of what it gets
         # A loss declared scaled is told of all processes, so it has to hold their factor, which is divided out below.
         with nullcontext() if scale.is_declared_scaled else alone():
@@ -96,10 +98,14 @@ def distilled(
         share = scale.share(items, num_items_in_batch if is_counted else None)
         if scale.is_declared_scaled:
             task_loss = task_loss / share.clamp_min(torch.finfo(share.dtype).tiny)
-        loss = distiller(outputs, inputs, task_loss) * share
+        loss = distiller(outputs, inputs, task_loss, taught) * share
         return (loss, outputs) if return_outputs else loss
 
     return compute_distilled_loss
+
+
+def _device_of(inputs: Mapping[str, Any]) -> torch.device:
+    return next(value.device for value in inputs.values() if isinstance(value, torch.Tensor))
 
 
 def _loss_and_outputs(found: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
