@@ -437,7 +437,7 @@ def test_the_teacher_stays_as_it_was_outside_of_the_model_and_out_of_evaluation(
     )
 
 
-def test_the_teacher_answers_before_the_student_keeps_activations(tmp_path):
+def test_the_teacher_answers_before_the_student(tmp_path):
     student, teacher, batch = _task("classification")
     order = []
     teacher.register_forward_pre_hook(lambda *_: order.append("teacher"))

@@ -88,7 +88,7 @@ def distilled(
         items = distiller.items(inputs) if is_counted else torch.tensor(1)
         if is_counted and not scale.is_declared_scaled:
             told = {"num_items_in_batch": items.clamp_min(1)}  # a row of padding alone adds zero
-        # Before the student's activations are kept for the backward pass, there is room for those of the teacher.
+        # Before the student, whose activations are then still in the caches when its backward pass begins.
         taught = distiller.teach(inputs, _device_of(inputs))
         handed = {**inputs, **distiller.extra_inputs}  # label smoothing takes the labels out of what it gets
         # A loss declared scaled is told of all processes, so it has to hold their factor, which is divided out below.
