@@ -113,7 +113,7 @@ def _of_search() -> Iterator[Goal]:
     yield "A* returns the true optimum of small models", f"{found} of {asked}", _verdict(found == asked)
     removed: dict[str, dict[tuple[str, int], dict[str, float]]] = {}
     for row in read_json(RESULTS / "search_quality.json")["summary"]:
-        cell = removed.setdefault(row.get("units", "heads"), {}).setdefault((row["task"], row["budget"]), {})
+        cell = removed.setdefault(row["units"], {}).setdefault((row["task"], row["budget"]), {})
         cell[row["strategy"]] = row["removed"]
     for units, cells in removed.items():
         first = sum(max(cell, key=lambda name: cell[name]) == "A*" for cell in cells.values())

@@ -63,8 +63,9 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
     )
 
 
-def macs_per_unit(site: Site, seq_len: int, target_len: int) -> int:
-    """Counts the multiply-accumulates that one unit of a site costs for one sequence."""
+def macs_per_unit(site: Site, seq_len: int, target_len: int | None = None) -> int:
+    """Counts the multiply-accumulates that one unit of a site costs for one sequence; the lengths as in `cost_of`."""
+    target_len = seq_len if target_len is None else target_len
     queries = target_len if site.in_decoder else seq_len
     keys = seq_len if site.kind in ("encoder", "cross") else queries
     if not site.is_attention:

@@ -210,7 +210,8 @@ class LearnedParts:
         Second-order rounds that the best model has not seen are done now.
         """
         model: Any = trainer.model
-        plan, head_scores = PruningPlan.full(self._anatomy), None
+        plan = whole = PruningPlan.full(self._anatomy)
+        head_scores = None
         if self.second_order is not None:
             _remove(trainer, self.second_order, self.second_order.settings.rounds)
             plan = self.second_order.plan()
@@ -228,7 +229,7 @@ class LearnedParts:
             self.gates.detach(model)
             head_scores = self.gates.scores.detach().cpu().numpy()
         if self.movement is None:
-            return Learned(plan, PruningPlan.full(self._anatomy), head_scores)
+            return Learned(plan, whole, head_scores)
         self.movement.apply_(model)
         with masked(model, plan):  # what a closed head would contribute must not be folded
             alive = fold_dead_units_(model)

@@ -107,8 +107,7 @@ def _price_of_a_weight(site: Site, linears: dict[str, Any], settings: BlockMovem
         return None
     if settings.kept_of == "parameters":
         return 1.0
-    target_len = settings.seq_len if settings.target_len is None else settings.target_len
-    macs = site.units * macs_per_unit(site, settings.seq_len, target_len)
+    macs = site.units * macs_per_unit(site, settings.seq_len, settings.target_len)
     return macs / sum(linear.weight.numel() for linear in linears.values())
 
 

@@ -155,7 +155,7 @@ class SecondOrderBank(nn.Module):
         settings = self.settings
         if settings.density_of == "parameters":
             return weights_per_unit(site)
-        return macs_per_unit(site, settings.seq_len, settings.target_len or settings.seq_len)
+        return macs_per_unit(site, settings.seq_len, settings.target_len)
 
     def refitted(self, model: nn.Module) -> list[nn.Parameter]:
         """Returns the parameters of a model that a round changes."""

@@ -138,11 +138,10 @@ def removed_at(start: PruningPlan, units: Sequence[Unit]) -> frozenset[int]:
 def gains_of(anatomy: Anatomy, units: Sequence[Unit], search: AStarSearch) -> tuple[float, ...]:
     """Returns what the removal of each unit saves, in heads, parameters, or MACs of one sequence."""
     sites = {site.name: site for site in anatomy.sites}
-    target_len = search.seq_len if search.target_len is None else search.target_len
     per_unit = {
         "heads": lambda site: 1.0,
         "parameters": lambda site: float(site.parameters_per_unit),
-        "macs": lambda site: float(macs_per_unit(site, search.seq_len, target_len)),
+        "macs": lambda site: float(macs_per_unit(site, search.seq_len, search.target_len)),
     }[search.objective]
     return tuple(sum(per_unit(sites[part.site]) * len(part.indices) for part in unit) for unit in units)
 
