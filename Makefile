@@ -8,7 +8,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml
 # The models of the tests are tiny: a second thread costs more than it gives.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 # What has to hold at both ends of the supported range: the families, the surgery, and the journey through the Trainer.
-CONTRACTS = $(wildcard $(addprefix tests/test_,surgery.py families.py prunable_checkpoints.py gates.py callback.py))
+CONTRACTS = tests/foundation/test_families.py tests/shrink/test_surgery.py tests/shrink/test_prunable_checkpoints.py tests/learn/test_gates.py tests/callback/test_callback.py
 TESTS ?=
 # One process per core, at most four; each takes the next tests of its half, then of the other's.
 PYTEST := -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal

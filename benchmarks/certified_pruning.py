@@ -55,6 +55,7 @@ from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import PairedScores
 from hf_headprune.guarantee.path import walk
 from hf_headprune.guarantee.scoring import right_answers
+from hf_headprune.plan import RefittedPlan
 from hf_headprune.search.plans import search_over_plans
 
 RESULT = RESULTS / "certified_pruning.json"
@@ -63,7 +64,7 @@ TASKS = ("sst2", "snli")
 DROPS = (0.01, 0.02)
 ALPHA = 0.05
 MILESTONES = 12
-SEARCH = AStarSearch(max_evaluations=100, reconstruct=True)
+SEARCH = AStarSearch(max_evaluations=100, refit=True)
 COSTS = SecondOrder(density=0.25, scoring_examples=1024)
 HEADS = 72
 DENSE, SEARCH_AFTER, COSTS_AFTER = "dense", "search", "second order, one-shot"
@@ -150,13 +151,13 @@ def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]
         anatomy, evaluator, settings, journal=work / f"{key_of(run)}.jsonl", fingerprint=evaluator.fingerprint()
     )
     full = PruningPlan.of(model)
-    plans = milestones(plans_between(full, found.plan, found.reconstruction), MILESTONES)
+    plans = milestones(plans_between(full, found.plan, found.refit), MILESTONES)
     data = CertificationData(task.test, search=dev)
-    path = certify_path(model, plans, data, max_drop=run.drop, reconstruction=found.reconstruction)
+    path = certify_path(model, plans, data, max_drop=run.drop, refit=found.refit)
     certified = full if path.certified_index is None else plans[path.certified_index]
     on_test = evaluator_on(model, task.test)
     right = {"dense": on_test(full).metric}
-    on_test.reconstruction = found.reconstruction
+    on_test.refit = found.refit
     right["pruned"] = on_test(certified).metric
     return {
         "dev": 100 * found.metric,
@@ -174,11 +175,11 @@ def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, 
     model: Any = fine_tuned(task, run.seed, work, smoke=smoke)
     found = second_order_plan(model, some_of(task.train, run.seed), replace(COSTS, seed=run.seed))
     full = PruningPlan.of(model)
-    plans = [full, *milestones(plans_between(full, found.plan, found.reconstruction), MILESTONES)]
+    plans = [full, *milestones(plans_between(full, found.plan, found.refit), MILESTONES)]
 
     @cache
     def right(number: int) -> np.ndarray:
-        cut = prune_model_(copy.deepcopy(model), plans[number], reconstruction=found.reconstruction)
+        cut = prune_model_(copy.deepcopy(model), RefittedPlan(plans[number], found.refit))
         return right_answers(cut, task.test).astype(float)
 
     certified = []

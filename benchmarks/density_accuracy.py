@@ -50,7 +50,8 @@ from hf_headprune import (
     prune_model_,
     second_order_plan,
 )
-from hf_headprune.learn.density import budgets
+from hf_headprune.budgets import budgets
+from hf_headprune.plan import RefittedPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ ONE_SEED = (FILLED, HIDDEN, LONGER)
 PENALTY = "block movement, penalty 10"
 # Of nn_pruning's own run: 866 steps, of which the first 50 and the last 200 hold the threshold still.
 THEIR_RECIPE = BlockMovement.hybrid(
-    10.0, ffn_penalty=1.0, score_learning_rate=3e-2, width_multiple=1, open_until=50 / 866, reached_by=1 - 200 / 866
+    10.0, ffn_penalty=1.0, score_learning_rate=3e-2, width_multiple=1, warmup_ratio=50 / 866, ramp_end=1 - 200 / 866
 )
 RANDOM_UNITS, FISHER, ONE_SHOT = "random units", "Fisher, one-shot", "second order, one-shot"
 IN_TRAINING = (SECOND_ORDER, HYBRID, "movement", "gates, FFN by magnitude", "magnitude")
@@ -134,8 +135,8 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     build = partial(build_trainer, task, recipe, seed=run.seed)
     if run.method in (FISHER, ONE_SHOT):
         trainer = build(callback=None, model=saved_model(run, task, work))
-        plan, reconstruction = cut_at_once(run, trainer, examples=4 if smoke else 1024)
-        prune_model_(plain(trainer), plan, reconstruction=reconstruction)
+        plan, refit = cut_at_once(run, trainer, examples=4 if smoke else 1024)
+        prune_model_(plain(trainer), RefittedPlan(plan, refit))
         return {**score(trainer, task), **sizes(plan, task)}
     if run.method == RANDOM_UNITS:
         source: Any = needed_by(run)
@@ -159,7 +160,7 @@ def cut_at_once(run: Run, trainer: Trainer, *, examples: int) -> tuple[PruningPl
         return fisher_plan(trainer, run.density, examples=examples), None
     settings = SecondOrder(density=run.density, scoring_examples=examples, seed=run.seed)
     found = second_order_plan(plain(trainer).eval(), trainer.train_dataset, settings)
-    return found.plan, found.reconstruction
+    return found.plan, found.refit
 
 
 def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:

@@ -11,10 +11,10 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.training import Recipe, build_trainer
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
-from hf_headprune.callback.measuring import CALIBRATION
-from hf_headprune.collation import ModelExamples, PadRight
+from hf_headprune.callback.search_metric import CALIBRATION
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
 from hf_headprune.search.units import units_of_search
+from hf_headprune.tasks.examples import ModelExamples, PadRight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -50,7 +50,8 @@ from hf_headprune import (
     search_plan,
     second_order_plan,
 )
-from hf_headprune.learn.settings import Mode
+from hf_headprune.learn.gates.settings import Mode
+from hf_headprune.plan import RefittedPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,14 +71,14 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
     "hard_concrete": {"estimator": "hard_concrete", "score_learning_rate": 0.1},
 }
-CLOSED = {"closing_steps": 0, "open_until": 0.0, "decided_by": 0.0}
+CLOSED = {"ramp_steps": 0, "warmup_ratio": 0.0, "freeze_at": 0.0}
 JOINT: dict[str, dict[str, Any]] = ESTIMATORS | {
     "gradient at the start": {"initial_scores": "gradient", **CLOSED},
     "random": {"initial_scores": "random", **CLOSED},
 }
-AT_ONCE = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"closing_steps": 0}}
-LATE = {f"{name}, late": ESTIMATORS[name] | {"closing_steps": 1_000_000} for name in ("ste", "sigmoid")}
-AFTER_A_THIRD = {"ste, open for a third": ESTIMATORS["ste"] | {"open_until": 1 / 3}}
+AT_ONCE = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"ramp_steps": 0}}
+LATE = {f"{name}, late": ESTIMATORS[name] | {"ramp_steps": 1_000_000} for name in ("ste", "sigmoid")}
+AFTER_A_THIRD = {"ste, open for a third": ESTIMATORS["ste"] | {"warmup_ratio": 1 / 3}}
 ABLATION = AT_ONCE | LATE | AFTER_A_THIRD
 PIPELINED: dict[str, dict[str, Any]] = {
     "ste": ESTIMATORS["ste"],
@@ -91,7 +92,7 @@ CLOSE = ("sigmoid", "sigmoid, as joint", "dsp")
 TEACHER = "ste, teacher"
 SECOND_ORDER, ONE_SHOT = "second order", "second order, one-shot"
 SEARCHED = "A*, one-shot"
-SEARCH = AStarSearch(max_drop=0.01, max_evaluations=100, reconstruct=True)
+SEARCH = AStarSearch(max_drop=0.01, max_evaluations=100, refit=True)
 HEADLINE_RECIPE = Recipe(epochs=3.0)
 JOINT_RECIPE = Recipe(epochs=1.0)
 PIPELINED_RECIPE = Recipe(max_steps=100, warmup_steps=0)
@@ -177,7 +178,7 @@ def cut_at_once(run: Run, trainer: Trainer, task: Task) -> dict[str, Any]:
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     settings = SecondOrder(kept_heads=run.kept_heads, scoring_examples=1024, seed=run.seed)
     found = second_order_plan(model, task.train, settings)
-    prune_model_(model, found.plan, reconstruction=found.reconstruction)
+    prune_model_(model, found)
     return {**score(trainer, task), "heads_per_layer": [len(kept) for kept in found.plan.kept_heads.values()]}
 
 
@@ -197,11 +198,11 @@ def cut_by_search(run: Run, trainer: Trainer, task: Task, work: Path) -> dict[st
         journal=work / f"{key_of(replace(run, kept_heads=0))}.jsonl",
         progress=False,
     )
-    plans = plans_between(PruningPlan.of(model), found.plan, found.reconstruction)
+    plans = plans_between(PruningPlan.of(model), found.plan, found.refit)
     plan = next((plan for plan in plans if plan.num_removed_heads == HEADS - run.kept_heads), None)
     if plan is None:
         raise SystemExit(f"{key_of(run)}: the search removed no more than {found.plan.num_removed_heads} heads.")
-    prune_model_(model, plan, reconstruction=found.reconstruction)
+    prune_model_(model, RefittedPlan(plan, found.refit))
     source: Any = source_of(run)
     return {
         **score(trainer, task),

@@ -26,16 +26,16 @@ from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SecondO
 SHAPES = {"BERT-base shapes": (8, 128), "MiniLM": (2, 8)}
 STEPS = 5
 REPETITIONS = 3
-EARLY = {"open_until": 0.0, "reached_by": 1.0, "decided_by": 1.0}  # everything learns from the first step to the last
+EARLY = {"warmup_ratio": 0.0, "ramp_end": 1.0, "freeze_at": 1.0}  # everything learns from the first step to the last
 PARTS = ("plain", "gates", "hybrid", "32 x 32 blocks and units", "second order", "hybrid and teacher")
 
 
 def callback_of(part: str, name: str) -> list[HeadPruneCallback]:
     """Builds the callback of one part of the comparison."""
     if part == "second order":
-        costs = SecondOrder(density=0.5, decided_by=0.5, scoring_examples=16)
+        costs = SecondOrder(density=0.5, freeze_at=0.5, scoring_examples=16)
         return [HeadPruneCallback(second_order=costs, search=None)]
-    gates = SubsetGates(scoring_examples=8, open_until=0.0, decided_by=1.0)
+    gates = SubsetGates(scoring_examples=8, warmup_ratio=0.0, freeze_at=1.0)
     units, teacher = BlockMovement.ffn_units(0.5, **EARLY), None
     if part == "hybrid and teacher":
         teacher = Distillation(model_of(name))

@@ -35,12 +35,12 @@ from benchmarks.finetuned import evaluator_on, fine_tuned
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
-from hf_headprune.collation import PadRight
 from hf_headprune.search.baselines import greedy
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement, Question
+from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:
     from hf_headprune.search.problem import Progress
@@ -168,7 +168,7 @@ def whole_search(model: Any, split: Any, naive_seconds: float, evaluations: int,
             row = {"removed": removed, "evaluations": progress.evaluations, "cpu_seconds": seconds}
             rows.setdefault(removed, row | {"greedy_cpu_seconds": naive, "ratio": naive / seconds})
 
-        settings = replace(SEARCH, max_evaluations=evaluations, reconstruct=refits)
+        settings = replace(SEARCH, max_evaluations=evaluations, refit=refits)
         search_over_plans(anatomy_of(model), evaluator_on(model, split), settings, on_progress=note)
         whole[name] = [row for removed, row in sorted(rows.items()) if removed]
     return whole

@@ -88,8 +88,8 @@ def build(model: Any, shape: tuple[int, int], steps: int, callbacks: list[Traine
 
 def pruning(part: str, phase: str, teacher: nn.Module | None) -> HeadPruneCallback:
     """Builds the callback: gates of heads alone, or with movement scores of FFN units, and a teacher."""
-    gates = SubsetGates(kept_heads=0.5, scoring_examples=1, open_until=0.0, decided_by=PHASES[phase])
-    movement = BlockMovement.ffn_units(0.5, open_until=0.0, reached_by=PHASES[phase], decided_by=PHASES[phase])
+    gates = SubsetGates(kept_heads=0.5, scoring_examples=1, warmup_ratio=0.0, freeze_at=PHASES[phase])
+    movement = BlockMovement.ffn_units(0.5, warmup_ratio=0.0, ramp_end=PHASES[phase], freeze_at=PHASES[phase])
     return HeadPruneCallback(
         gates=gates,
         search=None,

@@ -5,8 +5,8 @@ Importing this package registers the `Prunable*` classes, so that `AutoModel…f
 
 from hf_headprune import errors
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.budgets import linear_density
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.candidates import plans_between
 from hf_headprune.cost import Cost, cost_of
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.guarantee.certificate import Certificate
@@ -17,18 +17,18 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.sequence import AlphaLedger, milestones
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
-from hf_headprune.latency_table import measure_latency_table
-from hf_headprune.learn.density import linear_density
-from hf_headprune.learn.distillation import Distillation
-from hf_headprune.learn.movement_settings import BlockMovement
-from hf_headprune.learn.one_shot import OneShot, second_order_plan
-from hf_headprune.learn.second_order_settings import SecondOrder
-from hf_headprune.learn.settings import SubsetGates
+from hf_headprune.latency import LatencySettings, measure_latency
+from hf_headprune.learn.distillation.distiller import Distillation
+from hf_headprune.learn.gates.settings import SubsetGates
+from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.masking import masked
-from hf_headprune.plan import PruningPlan
-from hf_headprune.publish.latency import LatencySettings, measure_latency
+from hf_headprune.plan import PruningPlan, RefittedPlan
+from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.plans_between import plans_between
+from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.search.plans import PlanSearchResult, search_plan
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
 
@@ -49,7 +49,7 @@ __all__ = [
     "HeadPruneError",
     "LatencySettings",
     "Metric",
-    "OneShot",
+    "RefittedPlan",
     "PlanSearchResult",
     "PruningPlan",
     "SecondOrder",

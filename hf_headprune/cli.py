@@ -10,8 +10,8 @@ import transformers
 import typer
 from safetensors import SafetensorError
 
+from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.certified import CERTIFICATE_NAME
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, HeadPruneError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee.certificate import Certificate

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
-from hf_headprune.plan import check_plan
+from hf_headprune.plan import check_plan, refitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from hf_headprune.anatomy import Site
-    from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.plan import PlanOrResult
 
 
 class UnitScale:
@@ -97,7 +96,7 @@ def attach(model: nn.Module, site: Site, hook: UnitScale) -> RemovableHandle:
 
 
 @contextmanager
-def masked(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstruction | None = None) -> Iterator[nn.Module]:
+def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
     """Closes the units that a plan removes, for the length of a `with` block.
 
     The model keeps its shapes and its training mode; leaving the block restores it, after an error too. Closed units
@@ -105,8 +104,7 @@ def masked(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstructio
 
     Args:
         model: Live model of the anatomy that the plan was made for.
-        plan: What stays open.
-        reconstruction: Refits the output projections to what stays open, for the length of the block, too.
+        plan: What stays open; a result with a refit also refits the output projections for the length of the block.
 
     Yields:
         The model itself.
@@ -115,15 +113,16 @@ def masked(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstructio
         InvalidPlanError: The plan does not fit the model.
     """
     anatomy = anatomy_of(model)
+    plan, refit = (found := refitted(plan)).plan, found.refit
     check_plan(plan, anatomy)
     device = next(model.parameters()).device
     with ExitStack() as stack:
         if is_compiled(model):  # what was compiled without a hook runs on without it
             torch.compiler.reset()
             stack.callback(torch.compiler.reset)
-        if reconstruction is not None:
-            stack.enter_context(reconstruction.restoring(model))
-            reconstruction.apply_(model, plan)
+        if refit is not None:
+            stack.enter_context(refit.restoring(model))
+            refit.apply_(model, plan)
         for site in anatomy.sites:
             kept = plan.kept(site.name)
             if len(kept) < site.units:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hf_headprune.anatomy import Anatomy, anatomy_of
 from hf_headprune.errors import InvalidPlanError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import nn
 
 PLAN_FORMAT = "hf_headprune.plan/2"
@@ -52,11 +54,11 @@ class PruningPlan:
         problems += _problems("kept_ffn", self.num_ffn, self.kept_ffn)
         if problems:
             raise InvalidPlanError("PruningPlan: " + "; ".join(sorted(problems)))
-        for field in ("num_heads", "num_ffn"):
-            object.__setattr__(self, field, MappingProxyType(dict(getattr(self, field))))
-        for field, sizes in (("kept_heads", self.num_heads), ("kept_ffn", self.num_ffn)):
-            kept = getattr(self, field)
-            object.__setattr__(self, field, MappingProxyType({site: tuple(sorted(kept[site])) for site in sizes}))
+        for name in ("num_heads", "num_ffn"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        for name, sizes in (("kept_heads", self.num_heads), ("kept_ffn", self.num_ffn)):
+            kept = getattr(self, name)
+            object.__setattr__(self, name, MappingProxyType({site: tuple(sorted(kept[site])) for site in sizes}))
 
     @classmethod
     def of(cls, model: nn.Module) -> PruningPlan:
@@ -130,8 +132,8 @@ class PruningPlan:
         """
         content: dict[str, Any] = {"format": PLAN_FORMAT, "model_type": self.model_type}
         content |= {"num_heads": dict(self.num_heads), "num_ffn": dict(self.num_ffn)}
-        for field in _KEPT_FIELDS:
-            content[field] = {site: _as_ranges(units) for site, units in getattr(self, field).items()}
+        for name in _KEPT_FIELDS:
+            content[name] = {site: _as_ranges(units) for site, units in getattr(self, name).items()}
         return json.dumps(content, indent=2)
 
     @classmethod
@@ -159,10 +161,10 @@ class PruningPlan:
                 f"PruningPlan.from_json: missing fields {sorted(set(_PLAN_FIELDS) - given)}, unknown fields "
                 f"{sorted(given - set(_PLAN_FIELDS))}. Pass the text that to_json returned."
             )
-        for field in _KEPT_FIELDS:
-            if isinstance(content[field], dict):  # anything else is refused below
-                content[field] = {site: _from_ranges(f"{field}: {site}", text) for site, text in content[field].items()}
-        return cls(**{field: content[field] for field in _PLAN_FIELDS})
+        for name in _KEPT_FIELDS:
+            if isinstance(content[name], dict):  # anything else is refused below
+                content[name] = {site: _from_ranges(f"{name}: {site}", text) for site, text in content[name].items()}
+        return cls(**{name: content[name] for name in _PLAN_FIELDS})
 
     def check_fits(self, anatomy: Anatomy) -> None:
         """Checks that the plan was made for a model of exactly this anatomy.
@@ -249,6 +251,51 @@ def _merged(
 def _plain(unit: Any) -> Any:
     """Turns a whole number of another type, such as numpy's, into an int; all else is refused later."""
     return int(unit) if isinstance(unit, Integral) and not isinstance(unit, bool) else unit
+
+
+class WeightUpdate(Protocol):
+    """What adapts the weights that a plan keeps; `hf_headprune.refit` makes it."""
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raises `InvalidPlanError` unless the model has the weights that the update was computed from."""
+
+    def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
+        """Adapts the weights in place."""
+
+    def restoring(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Puts the weights back at the end of a `with` block."""
+
+
+@dataclass(frozen=True)
+class RefittedPlan:
+    """A plan and the update of the remaining weights that belongs to it: what `masked` and `prune_model_` need.
+
+    Attributes:
+        plan: What is kept.
+        refit: Update of the weights that remain, or None to leave them as they are.
+    """
+
+    plan: PruningPlan
+    refit: WeightUpdate | None = field(default=None, repr=False, compare=False)
+
+
+PlanOrResult = PruningPlan | RefittedPlan
+
+
+def refitted(given: PlanOrResult) -> RefittedPlan:
+    """Returns a plan together with its refit, from a plan alone or from any result that holds both.
+
+    Raises:
+        InvalidPlanError: It is neither.
+    """
+    found = RefittedPlan(given) if isinstance(given, PruningPlan) else given
+    if not isinstance(found, RefittedPlan):
+        raise InvalidPlanError(
+            f"A plan must be a PruningPlan or a result that holds one, received a {type(given).__name__}: "
+            f"{str(given)[:80]}. Pass PruningPlan.of(model).replace(kept_heads={{...}}), PruningPlan.from_json(text), "
+            "or what search_plan(...) returned."
+        )
+    return found
 
 
 def check_plan(plan: Any, anatomy: Anatomy) -> None:

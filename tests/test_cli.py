@@ -10,7 +10,7 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from hf_headprune.cli import app
-from tests.test_guarantee_certificate import certificate, data, dense, pruned, rows  # noqa: F401 - fixtures
+from tests.guarantee.test_certificate import certificate, data, dense, pruned, rows  # noqa: F401 - fixtures
 
 
 @pytest.fixture

@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from hf_headprune._certificate_file import attach_certificate_
+from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.callback.measuring import metric_source
-from hf_headprune.callback.promise import NoPromise, Promise
-from hf_headprune.callback.spare import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
-from hf_headprune.certified import attach_certificate_
+from hf_headprune.callback.certification import NoPromise, Promise
+from hf_headprune.callback.final_checkpoint import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
+from hf_headprune.callback.search_metric import metric_source
 from hf_headprune.errors import SearchStateError
+from hf_headprune.latency import measure_latency
 from hf_headprune.masking import plain_copy
-from hf_headprune.plan import PruningPlan
-from hf_headprune.publish.latency import measure_latency
+from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.evaluation.leading import lead_or_follow
 from hf_headprune.search.plans import PlanSearchResult, SearchBar, search_over_plans
-from hf_headprune.seen import remember_seen_
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
     from hf_headprune.anatomy import Anatomy
-    from hf_headprune.callback.measuring import MetricSource
+    from hf_headprune.callback.certification import ChosenPlan
     from hf_headprune.callback.parts import Learned, LearnedParts
-    from hf_headprune.callback.promise import ChosenPlan
+    from hf_headprune.callback.search_metric import MetricSource
     from hf_headprune.callback.settings import Settings
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.search.settings import AStarSearch
@@ -87,7 +87,7 @@ def finish(
     if settings.search is not None:
         found = _find(trainer, anatomy, settings.search, held_back, learned)
     dense = plain_copy(model)
-    prune_model_(model, found.plan, reconstruction=None if found.result is None else found.result.reconstruction)
+    prune_model_(model, RefittedPlan(found.plan, None if found.result is None else found.result.refit))
     pruned = plain_copy(model)
     report = PruningReport.of(
         found.plan,
@@ -144,7 +144,7 @@ def _find(
     """Searches, and where there is a promise to keep, goes back to what can be certified."""
     started = time.perf_counter()
     examples = None if promise is None else promise.search_split
-    search = replace(search, reconstruct=search.reconstruct is not False)  # it is the callback that cuts
+    search = replace(search, refit=search.refit is not False)  # it is the callback that cuts
     source = metric_source(trainer, search, examples)
     searched = search if promise is None else promise.searched(search)
     result = _search(trainer, anatomy, source, searched, learned)

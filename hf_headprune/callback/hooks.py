@@ -9,15 +9,15 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.callback import bridge, measuring
-from hf_headprune.callback.distil import distil
+from hf_headprune.callback import search_metric, trainer_compat
+from hf_headprune.callback.certification import NoPromise, Promise, known_when_training_begins, promise_of
+from hf_headprune.callback.distillation import distil
 from hf_headprune.callback.finish import finish
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
-from hf_headprune.callback.promise import NoPromise, Promise, known_when_training_begins, promise_of
-from hf_headprune.callback.second_run import let_second_run_follow, second_run_steps
+from hf_headprune.callback.refill_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import DEFAULT_GATES, DEFAULT_SEARCH, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.publish.latency import LatencySettings, try_latency
+from hf_headprune.latency import LatencySettings, try_latency
 from hf_headprune.shrink.prunable import prunable_class
 from hf_headprune.shrink.resize import check_can_cut
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.claim import Metric
-    from hf_headprune.learn.distillation import Distillation
-    from hf_headprune.learn.movement_settings import BlockMovement
-    from hf_headprune.learn.second_order_settings import SecondOrder
-    from hf_headprune.learn.settings import SubsetGates
+    from hf_headprune.learn.distillation.distiller import Distillation
+    from hf_headprune.learn.gates.settings import SubsetGates
+    from hf_headprune.learn.movement.settings import BlockMovement
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.report import PruningReport
+    from hf_headprune.refit.settings import SecondOrder
     from hf_headprune.search.plans import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
 
@@ -122,11 +122,11 @@ class HeadPruneCallback(TrainerCallback):
         """Checks everything that can be checked now, and adds the scores to the model before the optimizer exists."""
         if self._trainer is not None:
             raise TrainingStateError("One HeadPruneCallback serves one Trainer. Make a new one for a second Trainer.")
-        trainer = bridge.calling_trainer(self)
+        trainer = trainer_compat.calling_trainer(self)
         if sum(isinstance(callback, HeadPruneCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise TrainingStateError("A Trainer takes one HeadPruneCallback. Pass all that it should do to one.")
         take_off_earlier(trainer.model)
-        bridge.let_finished_runs_end(trainer)
+        trainer_compat.let_finished_runs_end(trainer)
         anatomy = anatomy_of(trainer.model)
         check_can_cut(trainer.model, anatomy.sites)
         prunable_class(trainer.model)
@@ -134,13 +134,13 @@ class HeadPruneCallback(TrainerCallback):
         if settings.latency is not None:
             try_latency(trainer.model, settings.latency)  # what the model can't take fails now
         if settings.search is not None:
-            measuring.require_search_data(trainer)
+            search_metric.require_search_data(trainer)
             self._promise = promise_of(trainer, settings.search, self._unseen, self._certified_by)
         self._parts = LearnedParts(trainer, anatomy, settings)
         if settings.distillation is not None:
             distil(trainer, settings.distillation)
         if settings.movement is not None and settings.trains_twice:
-            let_second_run_follow(trainer, self, settings.movement.fill)
+            let_second_run_follow(trainer, self, settings.movement.refill_ratio)
         self._trainer = trainer
 
     def on_train_begin(
@@ -168,10 +168,10 @@ class HeadPruneCallback(TrainerCallback):
         self._parts.begin_run(state.max_steps, state.global_step, kwargs["optimizer"])
         movement = self.settings.movement
         if movement is not None and self.settings.trains_twice:
-            second_run_steps(movement.fill, state.max_steps)
+            second_run_steps(movement.refill_ratio, state.max_steps)
         if self.settings.search is not None:
             closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            measuring.require_searchable(self._trainer, self.settings.search, start_cuts_ffn=closes_ffn)
+            search_metric.require_searchable(self._trainer, self.settings.search, start_cuts_ffn=closes_ffn)
         if self._promise is not None:
             self._promise = known_when_training_begins(self._promise, self._trainer)
             if state.is_world_process_zero:

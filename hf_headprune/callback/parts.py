@@ -9,13 +9,13 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast
 
 from hf_headprune.anatomy import base_model
-from hf_headprune.callback import bridge
+from hf_headprune.callback import trainer_compat
 from hf_headprune.errors import TrainingStateError
-from hf_headprune.learn.gates import GateBank, gate_quantities
-from hf_headprune.learn.importance import gradient_importance, standardised
-from hf_headprune.learn.movement import MovementBank, movement_quantities
+from hf_headprune.learn.gates.bank import GateBank, gate_quantities
+from hf_headprune.learn.gates.importance import gradient_importance, standardised
+from hf_headprune.learn.movement.bank import MovementBank, movement_quantities
 from hf_headprune.learn.score_bank import ScoreBank
-from hf_headprune.learn.second_order import SecondOrderBank, second_order_quantities
+from hf_headprune.learn.second_order.bank import SecondOrderBank, second_order_quantities
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.folding import fold_dead_units_
@@ -77,15 +77,15 @@ class LearnedParts:
         self._means: int | None = None if settings.distillation is None else 0
         if settings.gates is None and settings.movement is None and settings.second_order is None:
             return
-        bridge.require_plain_construction(trainer)
+        trainer_compat.require_plain_construction(trainer)
         model: Any = trainer.model
         if settings.second_order is None:
-            bridge.require_trainable_scores(trainer)
+            trainer_compat.require_trainable_scores(trainer)
         else:
             self.second_order = SecondOrderBank(anatomy, settings.second_order)
             self.second_order.attach(model)
             return
-        bridge.let_ddp_miss_scores(trainer)
+        trainer_compat.let_ddp_miss_scores(trainer)
         if settings.gates is not None:
             self.gates = GateBank(
                 settings.gates.budget_groups(anatomy),
@@ -128,12 +128,12 @@ class LearnedParts:
         """
         if self.gates is not None:
             self._gate_schedule = self.gates.settings.schedule(max_steps)
-            bridge.require_steps_to_learn(self._gate_schedule.open_steps, max_steps)
+            trainer_compat.require_steps_to_learn(self._gate_schedule.open_steps, max_steps)
         if self.movement is not None:
             self._movement_schedule = self.movement.schedule(max_steps)
-            bridge.require_steps_to_learn(self._movement_schedule.open_steps, max_steps)
+            trainer_compat.require_steps_to_learn(self._movement_schedule.open_steps, max_steps)
         for scored in self._score_banks:
-            scored.learn_at(scored.learning_rate / bridge.peak_learning_rate(scored.importance_bias, optimizer))
+            scored.learn_at(scored.learning_rate / trainer_compat.peak_learning_rate(scored.importance_bias, optimizer))
         for bank in self.banks:
             _check_bank(bank, step)
 
@@ -143,7 +143,7 @@ class LearnedParts:
         step = trainer.state.global_step
         if self._means is None:
             has_penalty = any(bank.has_penalty for bank in self._score_banks)
-            self._means = bridge.means_per_micro_batch(trainer) if has_penalty else 0
+            self._means = trainer_compat.means_per_micro_batch(trainer) if has_penalty else 0
         if self.second_order is not None:
             due = self.second_order.settings.rounds_due(step, trainer.state.max_steps)
             _remove(trainer, self.second_order, due)
@@ -154,15 +154,15 @@ class LearnedParts:
             starts = step == self._gate_schedule.open_steps and self.gates.has_no_scores
             if starts and self.gates.settings.initial_scores == "gradient":  # a longer run goes on with what it has
                 _score_heads(trainer, self.gates)
-            self.gates.begin_step(step, self._gate_schedule, loss_scale=bridge.loss_scale(trainer))
+            self.gates.begin_step(step, self._gate_schedule, loss_scale=trainer_compat.loss_scale(trainer))
         self._penalties_due.update(self._score_banks)
 
     def _add_penalty(self, trainer: Trainer, bank: GateBank | MovementBank, _: torch.Tensor) -> None:
         """Adds a penalty's gradient once per optimizer step, before the Trainer clips: as if the loss contained it."""
         if bank in self._penalties_due and trainer.accelerator.sync_gradients:
             self._penalties_due.remove(bank)
-            added_up = (self._means or 0) * bridge.micro_batches(trainer)
-            bank.add_penalty_grad(loss_scale=bridge.loss_scale(trainer) * max(added_up, 1))
+            added_up = (self._means or 0) * trainer_compat.micro_batches(trainer)
+            bank.add_penalty_grad(loss_scale=trainer_compat.loss_scale(trainer) * max(added_up, 1))
 
     def quantities(self) -> dict[str, float]:
         """Returns what a training log should show."""
@@ -188,7 +188,7 @@ class LearnedParts:
                     "HeadPruneCallback(%s=...): the model that is cut has seen %d of %d optimizer steps, but what "
                     "stays was to be chosen at step %d. It is chosen now, by what little was learned, and nothing "
                     "trains on without the rest: expect a worse model. Let early stopping, or the choice of the best "
-                    "model, begin after that step, or choose earlier (decided_by, or reached_by of movement).",
+                    "model, begin after that step, or choose earlier (freeze_at, or ramp_end of movement).",
                     name,
                     int(bank.steps),
                     max_steps,
@@ -202,7 +202,7 @@ class LearnedParts:
         if self.movement is not None and self._movement_schedule is not None and not self.movement.decided:
             yield "movement", self.movement, round(self._movement_schedule.reached_step)
         if self.second_order is not None and self.second_order.rounds_done < self.second_order.settings.rounds:
-            yield "second_order", self.second_order, round(self.second_order.settings.decided_by * max_steps)
+            yield "second_order", self.second_order, round(self.second_order.settings.freeze_at * max_steps)
 
     def take_off(self, trainer: Trainer) -> Learned:
         """Takes the banks off the model, with zeros where blocks were masked.
@@ -220,7 +220,7 @@ class LearnedParts:
             if self.gates.has_no_scores:
                 logger.warning(
                     "Training ended before the gates had learned anything; heads are chosen by the gradient of their "
-                    "gates. Train longer, or let the gates learn earlier (SubsetGates(open_until=...))."
+                    "gates. Train longer, or let the gates learn earlier (SubsetGates(warmup_ratio=...))."
                 )
                 _score_heads(trainer, self.gates)
             self.gates.decide()
@@ -266,8 +266,10 @@ def _check_bank(bank: ScoreBank | SecondOrderBank, step: int) -> None:
 
 
 def _score_heads(trainer: Trainer, bank: GateBank) -> None:
-    batches = bridge.scoring_batches(trainer, bank.settings.scoring_examples, bank.seed)
-    importance = gradient_importance(trainer.model, bank, batches, lambda batch: bridge.batch_loss(trainer, batch))
+    batches = trainer_compat.scoring_batches(trainer, bank.settings.scoring_examples, bank.seed)
+    importance = gradient_importance(
+        trainer.model, bank, batches, lambda batch: trainer_compat.batch_loss(trainer, batch)
+    )
     # Processes that stream have seen different examples, but must choose the same heads.
     bank.set_scores(standardised(broadcast(importance)) * bank.settings.initial_spread)
 
@@ -277,8 +279,8 @@ def _remove(trainer: Trainer, bank: SecondOrderBank, rounds: int) -> None:
     if rounds <= bank.rounds_done:
         return
     seed = trainer.args.seed if bank.settings.seed is None else bank.settings.seed
-    batches = bridge.scoring_batches(trainer, bank.settings.scoring_examples, seed + rounds)
-    bank.remove(trainer.model, (bridge.summed_loss(trainer, batch) for batch in batches), rounds)
+    batches = trainer_compat.scoring_batches(trainer, bank.settings.scoring_examples, seed + rounds)
+    bank.remove(trainer.model, (trainer_compat.summed_loss(trainer, batch) for batch in batches), rounds)
     # What was evaluated before was the model with more units: no checkpoint of it is the best one.
     trainer.state.best_metric = trainer.state.best_model_checkpoint = trainer.state.best_global_step = None
     # Processes that stream have seen different examples, and rounding may differ between devices.

@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune._checks import is_above
+from hf_headprune.budgets import budgets
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.learn.density import budgets
-from hf_headprune.learn.distillation import Distillation
-from hf_headprune.learn.movement_settings import BlockMovement
-from hf_headprune.learn.second_order_settings import SecondOrder
-from hf_headprune.learn.settings import SubsetGates
-from hf_headprune.publish.latency import LatencySettings
+from hf_headprune.latency import LatencySettings
+from hf_headprune.learn.distillation.distiller import Distillation
+from hf_headprune.learn.gates.settings import SubsetGates
+from hf_headprune.learn.movement.settings import BlockMovement
+from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.search.settings import AStarSearch
-from hf_headprune.values import is_above
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
@@ -83,7 +83,7 @@ class Settings:
             second_order, density = SecondOrder(density=density), None
         blocks = movement if isinstance(movement, BlockMovement) else None  # anything else is refused below
         chooses_heads = second_order is not None or (blocks is not None and blocks.attention_block is not None)
-        fills = blocks is not None and blocks.fill > 0
+        fills = blocks is not None and blocks.refill_ratio > 0
         if gates is DEFAULT_GATES and chooses_heads:
             gates = None
         if others["search"] is DEFAULT_SEARCH and (density is not None or chooses_heads or fills):
@@ -142,8 +142,9 @@ class Settings:
             )
         if self.trains_twice and self.search is not None:
             raise InvalidSettingError(
-                f"HeadPruneCallback(movement=BlockMovement(fill={self.movement.fill})): the refilled model trains on, "
-                "which changes all that a search has measured. Leave search out; search_plan(...) searches afterwards."
+                f"HeadPruneCallback(movement=BlockMovement(refill_ratio={self.movement.refill_ratio})): the refilled "
+                "model trains on, which changes all that a search has measured. Leave search out; search_plan(...) "
+                "searches afterwards."
             )
 
     def _check_layers(self) -> None:
@@ -159,7 +160,7 @@ class Settings:
     @property
     def trains_twice(self) -> bool:
         """Whether a second training run, of the refilled model, follows the cut."""
-        return self.movement is not None and self.movement.fill > 0
+        return self.movement is not None and self.movement.refill_ratio > 0
 
     def resolved(self, anatomy: Anatomy) -> Settings:
         """Returns the settings with the budgets that a density means for a model, and one schedule for both parts.
@@ -175,6 +176,6 @@ class Settings:
         found = budgets(anatomy, self.density, width_multiple=multiple)
         opens, cools, decides = self.gates.fractions
         ffn = BlockMovement.ffn_units(
-            found.kept_ffn, width_multiple=multiple, open_until=opens, reached_by=cools, decided_by=decides
+            found.kept_ffn, width_multiple=multiple, warmup_ratio=opens, ramp_end=cools, freeze_at=decides
         )
         return replace(self, gates=replace(self.gates, kept_heads=found.kept_heads), movement=ffn, density=None)

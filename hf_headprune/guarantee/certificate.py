@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_headprune.certified import CERTIFICATE_NAME
+from hf_headprune._certificate_file import CERTIFICATE_NAME
+from hf_headprune._strict_json import read
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.claim import METHODS, Claim, Kind
 from hf_headprune.guarantee.evidence import Evidence, PairedScores, checked_scores
 from hf_headprune.guarantee.examples import INPUT_BYTES, LABEL_BYTES
 from hf_headprune.guarantee.path import CertifiedPath
-from hf_headprune.guarantee.strict_json import read
 from hf_headprune.guarantee.wording import assumptions_of, statement_of
 
 CERTIFICATE_FORMAT = "hf_headprune.certificate/2"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune.certified import attach_certificate_
+from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate, ExampleRecord
 from hf_headprune.guarantee.claim import Claim, Metric
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.evidence import Evidence
     from hf_headprune.guarantee.sequence import AlphaLedger
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.refit.projections import Refit
 
 ROUND_OFF = 1e-9
 
@@ -39,7 +39,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     confidence: float = 0.95,
     *,
     reference: PruningPlan | None = None,
-    reconstruction: Reconstruction | None = None,
+    refit: Refit | None = None,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
 ) -> CertifiedPath:
@@ -55,7 +55,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         max_drop: Drop that is to be excluded for each plan.
         confidence: Of the statement.
         reference: What of the model the plans are compared with, such as the heads that training kept; None for all.
-        reconstruction: Refits output projections to each plan, where the search did so.
+        refit: Refits output projections to each plan, where the search did so.
         ledger: Of the uses of certification splits; without one this must be the only use.
         seed: Of the bootstrap.
 
@@ -72,10 +72,8 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         raise InvalidSettingError("certify_path: at least one plan is needed, received none. Pass the search's path.")
     split = _scored(dataset, metric, model)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
-    dense = split.scores_of_plan(model, reference, reconstruction)
-    candidates = [
-        (name_of(plan), lambda plan=plan: split.scores_of_plan(model, plan, reconstruction)) for plan in plans
-    ]
+    dense = split.scores_of_plan(model, reference, refit)
+    candidates = [(name_of(plan), lambda plan=plan: split.scores_of_plan(model, plan, refit)) for plan in plans]
     dense_pair = PairedScores(dense, dense, split.groups())
     return walk(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)
 
@@ -88,7 +86,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify`, by the same 
     max_drop: float = 0.01,
     *,
     reference: PruningPlan | None = None,
-    reconstruction: Reconstruction | None = None,
+    refit: Refit | None = None,
 ) -> int | None:
     """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
 
@@ -102,7 +100,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify`, by the same 
         metric: "accuracy", or a `Metric`.
         max_drop: Drop that may be seen, absolute.
         reference: What of the model the plans are compared with; None for all.
-        reconstruction: Refits output projections to each plan, where the search did so.
+        refit: Refits output projections to each plan, where the search did so.
 
     Returns:
         Index of the last plan before the first that drops more, or None where that is the first one.
@@ -115,10 +113,10 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify`, by the same 
     """
     split = _scored(dataset, metric, model)
     value = split.metric.aggregate or np.mean
-    whole = value(split.scores_of_plan(model, reference, reconstruction))
+    whole = value(split.scores_of_plan(model, reference, refit))
     last = None
     for index, plan in enumerate(plans):
-        if whole - value(split.scores_of_plan(model, plan, reconstruction)) > max_drop + ROUND_OFF:
+        if whole - value(split.scores_of_plan(model, plan, refit)) > max_drop + ROUND_OFF:
             break
         last = index
     return last

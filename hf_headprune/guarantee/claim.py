@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from hf_headprune._checks import is_number, is_whole
+from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.paired import level_of
-from hf_headprune.guarantee.strict_json import LARGEST
-from hf_headprune.values import is_number, is_whole
 
 Kind = Literal["binary", "bounded", "corpus"]
 METHODS = {

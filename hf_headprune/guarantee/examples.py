@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune.collation import LABEL_NAMES, plain
 from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.tasks.examples import LABEL_NAMES, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._fingerprints import sha256_of
 from hf_headprune.errors import UnsupportedModelError
-from hf_headprune.fingerprints import sha256_of
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_headprune._checks import is_number, is_whole
+from hf_headprune._seen_splits import seen_by
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import Claim, Metric
@@ -15,8 +17,7 @@ from hf_headprune.guarantee.evidence import checked_scores
 from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, groups_of, rows_of
 from hf_headprune.guarantee.scoring import Batching, check_labels, right_answers
 from hf_headprune.masking import evaluating, masked
-from hf_headprune.seen import seen_by
-from hf_headprune.values import is_number, is_whole
+from hf_headprune.plan import RefittedPlan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.guarantee.sequence import AlphaLedger
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.refit.projections import Refit
 
 REHEARSED = 4  # examples
 
@@ -128,11 +129,9 @@ class ScoredSplit:
         data = CertificationData(few, columns=self.data.columns, batching=self.data.batching)
         ScoredSplit(data, self.metric).scores_of(model)
 
-    def scores_of_plan(
-        self, model: nn.Module, plan: PruningPlan | None, reconstruction: Reconstruction | None
-    ) -> np.ndarray:
+    def scores_of_plan(self, model: nn.Module, plan: PruningPlan | None, refit: Refit | None) -> np.ndarray:
         """Runs what a plan keeps of a model, or the whole, with its output projections refitted or as they are."""
-        with nullcontext() if plan is None else masked(model, plan, reconstruction=reconstruction):
+        with nullcontext() if plan is None else masked(model, RefittedPlan(plan, refit)):
             return self.scores_of(model)
 
     def groups(self) -> np.ndarray | None:

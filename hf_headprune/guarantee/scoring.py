@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
-from hf_headprune.collation import ModelExamples, PadRight
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import evaluating
+from hf_headprune.tasks.examples import ModelExamples, PadRight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,9 +7,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_headprune._checks import is_above, is_whole
 from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.guarantee.examples import ExampleFingerprints, groups_of, rows_of
-from hf_headprune.values import is_above, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

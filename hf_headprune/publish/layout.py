@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_headprune.anatomy import FAMILIES
 from hf_headprune.errors import InvalidPlanError
+from hf_headprune.families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_headprune.cost import Cost, cost_of
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
+from hf_headprune.latency import LatencyChange, LatencySample
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.layout import groups_of
-from hf_headprune.publish.measurements import Effort, LatencyChange, LatencySample, MetricChange
+from hf_headprune.publish.measurements import Effort, MetricChange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

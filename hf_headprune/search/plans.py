@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from transformers import DataCollatorWithPadding
 
+from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.collation import ModelExamples, PadRight
-from hf_headprune.elimination import elimination
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan, check_plan
+from hf_headprune.refit.removal_costs import elimination
 from hf_headprune.search.astar import check_provable
 from hf_headprune.search.astar import search as search_sets
-from hf_headprune.search.evaluation.classes import ClassScoring
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
-from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.problem import Measurement, Question, SearchProblem, SearchResult
 from hf_headprune.search.progress import SearchBar
 from hf_headprune.search.results import PlanSearchResult, PlanStep
@@ -35,7 +33,9 @@ from hf_headprune.search.units import (
     removed_at,
     units_of_search,
 )
-from hf_headprune.seen import remember_seen_
+from hf_headprune.tasks.classification import ClassScoring
+from hf_headprune.tasks.examples import ModelExamples, PadRight
+from hf_headprune.tasks.registry import scoring_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.refit.projections import Refit
     from hf_headprune.search.problem import Asked, OnProgress, Probe, ProbeSiblings
     from hf_headprune.search.units import Unit
 
@@ -86,10 +86,10 @@ class ProbesSiblings(Protocol):
 
 
 @runtime_checkable
-class Reconstructs(Protocol):
+class UsesRefit(Protocol):
     """An evaluator that can also refit output projections to the plans that it measures."""
 
-    def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
+    def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
         """Does so from now on, in FFNs too where asked, and returns what the model has to be cut with."""
 
 
@@ -160,9 +160,9 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         )
     check_latency_table(anatomy, search)
     cuts_ffn = search.units != ("heads",)
-    reconstruction = _reconstruction(measure, start, ffn=cuts_ffn) if search.reconstruct else None
-    if ffn_scores is None and cuts_ffn and reconstruction is not None:
-        ffn_scores = _ranks(reconstruction, start)
+    refit = _refit(measure, start, ffn=cuts_ffn) if search.refit else None
+    if ffn_scores is None and cuts_ffn and refit is not None:
+        ffn_scores = _ranks(refit, start)
     elif ffn_scores is None and cuts_ffn and isinstance(measure, ScoresFFN):
         ffn_scores = measure.ffn_importance(start)
     units = units_of_search(anatomy, start, search, ffn_scores, alive)
@@ -184,7 +184,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         fingerprint=f"{fingerprint} {start.to_json()} {units}",
     )
     found = strategy(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
-    return replace(_result(found, start, units, search), reconstruction=reconstruction)
+    return replace(_result(found, start, units, search), refit=refit)
 
 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
@@ -204,7 +204,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
 ) -> PlanSearchResult:
     """Finds what of a fine-tuned model can go, without training.
 
-    The model is left as it was; cut it with `prune_model_(model, result.plan, reconstruction=result.reconstruction)`.
+    The model is left as it was; cut it with `prune_model_(model, result)`.
     What it was searched on is remembered by it and its copies in this process: `certify` refuses these examples.
 
     Args:
@@ -283,24 +283,24 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         )
 
 
-def _ranks(reconstruction: Reconstruction, start: PruningPlan) -> dict[str, np.ndarray]:
+def _ranks(refit: Refit, start: PruningPlan) -> dict[str, np.ndarray]:
     """Returns for each FFN unit how late it leaves where what stays is refitted, `{site: (units,)}`; closed ones 0."""
     found = {site: np.zeros(units) for site, units in start.num_ffn.items()}
     for site, ranks in found.items():
-        if site in reconstruction.blocks:
-            path = elimination(reconstruction.blocks[site], start.kept(site), width_multiple=RANKED_TOGETHER)
+        if site in refit.blocks:
+            path = elimination(refit.blocks[site], start.kept(site), width_multiple=RANKED_TOGETHER)
             for place, removal in enumerate(path):
                 ranks[list(removal.units)] = place + 1
     return found
 
 
-def _reconstruction(measure: Any, start: PruningPlan, *, ffn: bool) -> Reconstruction:
-    if not isinstance(measure, Reconstructs):
+def _refit(measure: Any, start: PruningPlan, *, ffn: bool) -> Refit:
+    if not isinstance(measure, UsesRefit):
         raise InvalidSettingError(
-            f"search: AStarSearch(reconstruct=True) needs an evaluator with a method reconstruct, received a "
-            f"{type(measure).__name__}. Pass an ExampleEvaluator or a MetricEvaluator, or reconstruct=False."
+            f"search: AStarSearch(refit=True) needs an evaluator with a method use_refit, received a "
+            f"{type(measure).__name__}. Pass an ExampleEvaluator or a MetricEvaluator, or refit=False."
         )
-    return measure.reconstruct(start, ffn=ffn)
+    return measure.use_refit(start, ffn=ffn)
 
 
 def check_drop(name: str, max_drop: float, *, where: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from hf_headprune.processes import number_of_processes
+from hf_headprune._distributed import number_of_processes
 
 if TYPE_CHECKING:
     from hf_headprune.search.problem import Progress

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune.plan import RefittedPlan
 from hf_headprune.search.problem import surplus_over
 
 if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.refit.projections import Refit
     from hf_headprune.search.problem import MeasurementKind, Optimality
     from hf_headprune.search.settings import Objective, UnitKind
 
@@ -45,8 +46,8 @@ class PlanStep:
     kind: MeasurementKind = "exact"
 
 
-@dataclass(frozen=True)
-class PlanSearchResult:
+@dataclass(frozen=True, kw_only=True)
+class PlanSearchResult(RefittedPlan):
     """Outcome of a search over plans.
 
     Attributes:
@@ -65,11 +66,10 @@ class PlanSearchResult:
         units: What was searched.
         heads: `{site: the heads that were searched}`.
         ffn_chunks: `{site: the FFN units of each chunk}`, where chunks were searched.
-        reconstruction: What the model has to be cut with, where output projections were refitted; it is not in the
+        refit: What the model has to be cut with, where output projections were refitted; it is not in the
             JSON text.
     """
 
-    plan: PruningPlan
     start: PruningPlan
     metric: float
     reference_metric: float
@@ -84,7 +84,7 @@ class PlanSearchResult:
     units: tuple[UnitKind, ...] = ("heads",)
     heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ffn_chunks: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    reconstruction: Reconstruction | None = field(default=None, repr=False, compare=False)
+    refit: Refit | None = field(default=None, repr=False, compare=False)
 
     def plan_of(self, step: PlanStep) -> PruningPlan:
         """Returns the plan that a step of the history evaluated."""
@@ -112,7 +112,7 @@ class PlanSearchResult:
         A metric of the history that is no number, which a function of the user's may return, becomes null.
         """
         content: dict[str, Any] = {"format": RESULT_FORMAT}
-        content |= {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "reconstruction"}
+        content |= {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "refit"}
         content["plan"] = json.loads(self.plan.to_json())
         content["start"] = json.loads(self.start.to_json())
         content["history"] = [

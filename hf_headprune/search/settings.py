@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard, get_args
 
+from hf_headprune._checks import is_number, is_whole
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.values import is_number, is_whole
 
 Objective = Literal["heads", "parameters", "macs", "latency"]
 UnitKind = Literal["heads", "ffn", "layers"]
@@ -60,9 +60,9 @@ class AStarSearch:
             model answers in its own precision. None leaves it to the hardware and to the size of the model.
         siblings: Children of a set that are measured in one pass at most, where examples are scored one by one. None:
             one on a CPU, which loses by more, and up to eight elsewhere. A journal goes on with the same number only.
-        reconstruct: Whether the output projections of attention are refitted to the heads that stay, by least squares
-            on the inputs that the search evaluates, without training; see `hf_headprune.reconstruction`. The model must
-            then be cut with `PlanSearchResult.reconstruction`, too. None: `HeadPruneCallback` does all that, and
+        refit: Whether the output projections of attention are refitted to the heads that stay, by least squares
+            on the inputs that the search evaluates, without training; see `hf_headprune.refit`. The model must
+            then be cut with `PlanSearchResult.refit`, too. None: `HeadPruneCallback` does all that, and
             `search_plan` does not.
         confidence: For `HeadPruneCallback`, about the drop on unseen data. Half of `eval_dataset` is held
             back from the search for it, unless there is a `certification_dataset`. A level, such as 0.95: only what is
@@ -98,7 +98,7 @@ class AStarSearch:
     cache_mib: float = 1024
     half_precision: bool | None = None
     siblings: int | None = None
-    reconstruct: bool | None = None
+    refit: bool | None = None
     confidence: float | Literal["report"] | None = REPORT
 
     def __post_init__(self) -> None:
@@ -164,7 +164,7 @@ class AStarSearch:
                 "'report', None, or above 0.5 and below 1 with a max_drop above 0",
             ),
             "greater_is_better": (self.greater_is_better in (None, True, False), "True, False, or None"),
-            "reconstruct": (self.reconstruct in (None, True, False), "True, False, or None"),
+            "refit": (self.refit in (None, True, False), "True, False, or None"),
             "half_precision": (self.half_precision in (None, True, False), "True, False, or None"),
             "siblings": (
                 self.siblings is None or is_whole(self.siblings, at_least=1),

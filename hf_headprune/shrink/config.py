@@ -15,13 +15,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING
 from transformers.integrations.heterogeneity import HeterogeneousConfigMixin
 
-from hf_headprune.anatomy import FAMILIES, family_of
+from hf_headprune.anatomy import family_of
 from hf_headprune.errors import InvalidConfigError
+from hf_headprune.families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hf_headprune.anatomy import AttentionNames, Family
+    from hf_headprune.families import AttentionNames, Family
 
 
 _NATIVE_ENTRIES: Any = HeterogeneousConfigMixin.per_layer_config

@@ -14,9 +14,10 @@ from transformers import TOKENIZER_MAPPING, AutoConfig, AutoTokenizer
 from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from hf_headprune.anatomy import FAMILIES, anatomy_of, base_model, family_of
-from hf_headprune.certified import attach_saved_certificate_, write_certificate_
+from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
+from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.errors import InvalidConfigError, UnsupportedModelError
+from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.config import PRUNABLE_CONFIGS, PrunableConfig, check_dense_numbers, checked_entries
 from hf_headprune.shrink.resize import cut_site_
 

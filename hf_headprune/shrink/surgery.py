@@ -12,15 +12,14 @@ from transformers import PretrainedConfig
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating, masked
-from hf_headprune.plan import check_plan
+from hf_headprune.plan import check_plan, refitted
 from hf_headprune.shrink.config import to_prunable
 from hf_headprune.shrink.prunable import adopt_classes_, prunable_class
 from hf_headprune.shrink.resize import check_can_cut, cut_site_
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
-    from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.plan import PlanOrResult, PruningPlan
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ _MAX_RELATIVE_ERROR = 1e-3
 _MAX_RELATIVE_ERROR_OF_HALF_PRECISION = 0.1  # rounding differs with the order of summation and grows with depth
 
 
-def prune_model_(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconstruction | None = None) -> nn.Module:
+def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     """Removes, in place, what a plan does not keep: smaller weights, `Prunable*` class and configuration.
 
     Everything is validated before the first tensor changes. The result computes what the model computed under
@@ -39,26 +38,25 @@ def prune_model_(model: nn.Module, plan: PruningPlan, *, reconstruction: Reconst
 
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned.
-        plan: What stays, made for this very model.
-        reconstruction: Refits the output projections first: that of the search that found the plan. The result then
-            computes what the model computed under `masked(model, plan, reconstruction=reconstruction)`.
+        plan: What stays, made for this very model. A result with a refit also refits the output projections.
 
     Returns:
         The same object.
 
     Raises:
         UnsupportedModelError: The model's class has no prunable sibling, or a module is no plain linear module.
-        InvalidPlanError: The plan or the reconstruction was made for another model.
+        InvalidPlanError: The plan or the refit was made for another model.
         HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
     """
     target = prunable_class(model)
     anatomy = anatomy_of(model)
+    plan, refit = (found := refitted(plan)).plan, found.refit
     check_plan(plan, anatomy)
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
     configs = _pruned_configs(model, plan, anatomy)
-    if reconstruction is not None:
-        reconstruction.check_fits(model)
-        reconstruction.apply_(model, plan)
+    if refit is not None:
+        refit.check_fits(model)
+        refit.apply_(model, plan)
     with masked(model, plan):
         expected = probe(model)
 

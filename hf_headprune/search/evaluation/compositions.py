@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_headprune.search.evaluation.rows import Rows, can_be_taken_apart
+from hf_headprune.tasks.rebatching import Rows, can_be_taken_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.search.evaluation.answers import Answers
     from hf_headprune.search.evaluation.memory import StateMemory
+    from hf_headprune.tasks.answers import Answers
 
 COMPOSITIONS = 8  # orders of the examples whose states and answers stay in memory
 ANSWERS = 32  # plans whose answers so far stay in memory, for a confirmation

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.refit.projections import Refit
     from hf_headprune.search.units import Unit
 
 
@@ -56,7 +56,7 @@ class GateGradients:
         model: nn.Module,
         plan: PruningPlan,
         sites: Iterable[str],
-        reconstruction: Reconstruction | None = None,
+        refit: Refit | None = None,
     ) -> None:
         """Prepares one hook for each site named that has units.
 
@@ -72,7 +72,7 @@ class GateGradients:
             if site.units and site.name in named:
                 is_open = torch.zeros(site.units, device=device)
                 is_open[list(plan.kept(site.name))] = 1.0
-                residual = None if reconstruction is None else reconstruction.residual(site.name, plan.kept(site.name))
+                residual = None if refit is None else refit.residual(site.name, plan.kept(site.name))
                 gates = ExampleGates(is_open, site.unit_width, residual)
                 self._hooks[site.name] = base.get_submodule(site.output), gates
 

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from hf_headprune._distributed import over_processes, sharing
+from hf_headprune._fingerprints import sha256_of
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.fingerprints import sha256_of
 from hf_headprune.masking import evaluating, masked
-from hf_headprune.moments import record_moments, record_moments_by_gradient
-from hf_headprune.processes import over_processes, sharing
-from hf_headprune.reconstruction import Reconstruction
-from hf_headprune.search.evaluation.answers import Answers
+from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.moments import record_moments, record_moments_by_gradient
+from hf_headprune.refit.projections import Refit
 from hf_headprune.search.evaluation.effects import GateGradients, owners_of
 from hf_headprune.search.evaluation.prefix import PrefixCache
 from hf_headprune.search.evaluation.probing import Prober, Probing
-from hf_headprune.search.evaluation.scorings import scoring_for
 from hf_headprune.search.problem import Measurement
+from hf_headprune.tasks.answers import Answers
+from hf_headprune.tasks.registry import scoring_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ class ExampleEvaluator:
     Attributes:
         scoring: How outputs become scores.
         num_examples: Examples in all batches.
-        reconstruction: Refits output projections to each plan, from the first measurement on; None leaves them.
+        refit: Refits output projections to each plan, from the first measurement on; None leaves them.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ExampleEvaluator:
 
         Args:
             model: A classifier of sequences or tokens, a question answering or a sequence-to-sequence model.
-            batches: Inputs of the model with the labels of its task, see `hf_headprune.search.evaluation.scorings`.
+            batches: Inputs of the model with the labels of its task, see `hf_headprune.tasks.registry`.
             metric: One that the task has; None takes its first.
             autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
                 only when the model will run in that precision.
@@ -81,7 +82,7 @@ class ExampleEvaluator:
         self._autocast_dtype = autocast_dtype
         self._probing = Probing() if probing is None else probing
         self._prober: Prober | None = None
-        self.reconstruction: Reconstruction | None = None
+        self.refit: Refit | None = None
         self.scoring = scoring_for(model, metric)
         if not sum(len(next(iter(batch.values()))) for batch in self._batches):
             raise InvalidSettingError(
@@ -103,7 +104,7 @@ class ExampleEvaluator:
             InvalidPlanError: The plan does not fit the model.
             UnsupportedModelError: The model returns something else than its task needs.
         """
-        opened = masked(self._model, plan, reconstruction=self.reconstruction)
+        opened = masked(self._model, RefittedPlan(plan, self.refit))
         with opened, evaluating(self._model), self._precision():
             found = over_processes(
                 lambda batch: self.scoring.answers(*self._run(batch)),
@@ -143,14 +144,14 @@ class ExampleEvaluator:
         with self._precision():
             return self._opened_prober().siblings
 
-    def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
-        """Refits output projections to each plan from now on, on the calibration; see `Reconstruction`.
+    def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
+        """Refits output projections to each plan from now on, on the calibration; see `Refit`.
 
         Args:
             start: Units whose contribution is to be kept.
             ffn: Whether those of FFNs are refitted, too.
         """
-        self._prober = self.reconstruction = None
+        self._prober = self.refit = None
         sites = _refitted_sites(self._model, ffn=ffn)
         world = sharing(self._probing.share_processes)
         share = 1 < world <= len(self._calibration)  # else every process records all
@@ -158,8 +159,8 @@ class ExampleEvaluator:
         losses = (self.scoring.losses(*self._run(batch)).sum() for batch in own)
         with masked(self._model, start), evaluating(self._model), self._precision():
             recorded = record_moments_by_gradient(self._model, sites, losses, over_processes=share)
-        self.reconstruction = Reconstruction(self._model, start, recorded)
-        return self.reconstruction
+        self.refit = Refit(self._model, start, recorded)
+        return self.refit
 
     def unit_effects(self, plan: PruningPlan, units: Sequence[Unit], of: Scalar = "margin") -> np.ndarray:
         """Estimates what the removal of each unit does to each example, from one backward pass.
@@ -209,7 +210,7 @@ class ExampleEvaluator:
             torch.enable_grad(),
             masked(self._model, opened),
             self._precision(),
-            GateGradients(self._model, plan, named, self.reconstruction) as gradients,
+            GateGradients(self._model, plan, named, self.refit) as gradients,
         ):
             for batch in self._batches:
                 read = self.scoring.losses if of == "loss" else self.scoring.margins
@@ -230,9 +231,7 @@ class ExampleEvaluator:
 
     def _opened_prober(self) -> Prober:
         if self._prober is None:
-            self._prober = Prober(
-                self._model, self._batches, self.scoring, self._probing, reconstruction=self.reconstruction
-            )
+            self._prober = Prober(self._model, self._batches, self.scoring, self._probing, refit=self.refit)
         return self._prober
 
     def _precision(self) -> Any:
@@ -245,7 +244,7 @@ class MetricEvaluator:
     """Measures plans by any function of the live model.
 
     Attributes:
-        reconstruction: Refits output projections to each plan, from the first measurement on; None leaves them.
+        refit: Refits output projections to each plan, from the first measurement on; None leaves them.
     """
 
     def __init__(
@@ -277,7 +276,7 @@ class MetricEvaluator:
         self._cache_mib = cache_mib
         self._share_processes = share_processes
         self._prefix = PrefixCache(model, cache_mib)
-        self.reconstruction: Reconstruction | None = None
+        self.refit: Refit | None = None
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures a plan; the model is left as it was.
@@ -286,7 +285,7 @@ class MetricEvaluator:
             InvalidPlanError: The plan does not fit the model.
             InvalidSettingError: The function returned no number.
         """
-        opened = masked(self._model, plan, reconstruction=self.reconstruction)
+        opened = masked(self._model, RefittedPlan(plan, self.refit))
         with opened, evaluating(self._model), self._prefix.serving(plan):
             value = self._measure()
         try:
@@ -297,7 +296,7 @@ class MetricEvaluator:
                 "Return the one metric that the search is to keep."
             ) from error
 
-    def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
+    def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
         """Refits output projections to each plan from now on, by what the function gives the model.
 
         Args:
@@ -307,9 +306,9 @@ class MetricEvaluator:
         sites = _refitted_sites(self._model, ffn=ffn)
         with masked(self._model, start), evaluating(self._model):
             recorded = record_moments(self._model, sites, self._measure, over_processes=self._share_processes)
-        self.reconstruction = Reconstruction(self._model, start, recorded)
+        self.refit = Refit(self._model, start, recorded)
         self._prefix = PrefixCache(self._model, self._cache_mib)
-        return self.reconstruction
+        return self.refit
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights and of the data's own fingerprint."""

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from hf_headprune.masking import evaluating, plain_copy
-from hf_headprune.search.evaluation.answers import TIE_BAND
 from hf_headprune.search.evaluation.layers import LayerStack, digests_of
 from hf_headprune.search.evaluation.stacking import repeated
 from hf_headprune.search.evaluation.trials import Trials
+from hf_headprune.tasks.answers import TIE_BAND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
-    from hf_headprune.search.evaluation.answers import Answers, Scoring
+    from hf_headprune.refit.projections import Refit
     from hf_headprune.search.evaluation.compositions import Composition
     from hf_headprune.search.evaluation.memory import StateMemory
+    from hf_headprune.tasks.answers import Answers, Scoring
 
 ROUGH_SHARE = 0.06  # of the root mean square of margins; bf16 turns nothing beyond 0.02 of it, see benchmarks.rounding
 ROUGH_BAND = 0.2  # of the logits, where their size is not known from the margins
@@ -70,7 +70,7 @@ class Lane:
         sample: dict[str, torch.Tensor],
         *,
         is_exact: bool,
-        reconstruction: Reconstruction | None = None,
+        refit: Refit | None = None,
     ) -> None:
         """Tries on a few examples what the model allows.
 
@@ -80,10 +80,10 @@ class Lane:
             memory: For hidden states.
             sample: A small batch with labels.
             is_exact: Whether it is the model itself.
-            reconstruction: Refits output projections to each plan.
+            refit: Refits output projections to each plan.
         """
         self.is_exact = is_exact
-        self._reconstruction = reconstruction
+        self._refit = refit
         self._model = model
         self._scoring = scoring
         self._memory = memory
@@ -119,8 +119,8 @@ class Lane:
         """Makes the model ready for `answers`; it is left as it was."""
         with ExitStack() as stack:
             stack.enter_context(evaluating(self._model))
-            if self._reconstruction is not None:
-                stack.enter_context(self._reconstruction.restoring(self._model))
+            if self._refit is not None:
+                stack.enter_context(self._refit.restoring(self._model))
             stack.enter_context(self._stack.attached())  # it restores first
             if self._reads_first:
                 stack.enter_context(self._stack.first_token_only())
@@ -201,7 +201,7 @@ class Lane:
         if plans != self._closed_each:
             self._join()
             self._closed = None
-            self._apart.enter_context(self._stack.closed_each(plans, self._reconstruction, take_out=self._takes_out))
+            self._apart.enter_context(self._stack.closed_each(plans, self._refit, take_out=self._takes_out))
             self._closed_each = plans
 
     def _join(self) -> None:
@@ -212,9 +212,9 @@ class Lane:
     def _close(self, plan: PruningPlan) -> None:
         if plan is not self._closed:
             self._join()
-            if self._reconstruction is not None:
+            if self._refit is not None:
                 self._stack.open()
-                self._reconstruction.apply_(self._model, plan)
+                self._refit.apply_(self._model, plan)
             self._stack.close(plan)
             if self._takes_out:
                 self._stack.take_out(plan)

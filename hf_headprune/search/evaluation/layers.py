@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hf_headprune.anatomy import Site
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.refit.projections import Refit
 
 Inputs = dict[str, torch.Tensor]
 Kept = tuple[tuple[int, ...], ...]
@@ -115,7 +115,7 @@ class LayerStack:
 
     @contextmanager
     def closed_each(
-        self, plans: Sequence[PruningPlan], reconstruction: Reconstruction | None = None, *, take_out: bool
+        self, plans: Sequence[PruningPlan], refit: Refit | None = None, *, take_out: bool
     ) -> Iterator[None]:
         """Closes for each plan what it removes in its own share of every batch, for the length of a `with` block.
 
@@ -123,18 +123,16 @@ class LayerStack:
 
         Args:
             plans: One per share; the shares follow one another in the batch and are equally large.
-            reconstruction: Refits output projections to each plan; whoever restores them entered its `restoring`.
+            refit: Refits output projections to each plan; whoever restores them entered its `restoring`.
             take_out: Whether units that no plan keeps are taken out of the products.
         """
         self.open()
         union, sites = union_of(plans), differing_sites(self._sites, plans)
-        if reconstruction is not None:
-            reconstruction.apply_(self.model, union)
+        if refit is not None:
+            refit.apply_(self.model, union)
         base = base_model(self.model)
         modules: dict[str, Any] = {site.name: base.get_submodule(site.output) for site in sites}
-        own = {
-            site.name: [_projection(modules[site.name], site, plan, reconstruction) for plan in plans] for site in sites
-        }
+        own = {site.name: [_projection(modules[site.name], site, plan, refit) for plan in plans] for site in sites}
         self.close(union)
         if take_out:
             self.take_out(union)
@@ -255,11 +253,11 @@ def logits_in(outputs: Any) -> torch.Tensor:
     return outputs.logits
 
 
-def _projection(output: Any, site: Site, plan: PruningPlan, reconstruction: Reconstruction | None) -> Projection:
+def _projection(output: Any, site: Site, plan: PruningPlan, refit: Refit | None) -> Projection:
     """Returns what the output projection of a whole site multiplies by under a plan."""
     kept = plan.kept(site.name)
-    if reconstruction is not None and site.name in reconstruction.blocks:
-        return without_closed(reconstruction.projection(site.name, kept, output.weight), site, kept)
+    if refit is not None and site.name in refit.blocks:
+        return without_closed(refit.projection(site.name, kept, output.weight), site, kept)
     return without_closed((output.weight, output.bias), site, kept)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from hf_headprune.processes import from_first, number_of_processes
+from hf_headprune._distributed import from_first, number_of_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
+    from hf_headprune.refit.projections import Refit
     from hf_headprune.search.problem import Asked, Measurement, Question
     from hf_headprune.search.units import Unit
 
@@ -73,7 +73,7 @@ class _Leading:
     def __call__(self, plan: PruningPlan) -> Measurement:
         return self._all("__call__", plan)
 
-    def reconstruct(self, start: PruningPlan, *, ffn: bool = False) -> Reconstruction:
+    def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
         return self._all("reconstruct", start, ffn=ffn)
 
     def _all(self, name: str, *args: Any, **settings: Any) -> Any:

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from hf_headprune._checks import is_above, is_rising, is_whole
+from hf_headprune._distributed import over_processes, sharing
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
-from hf_headprune.processes import over_processes, sharing
-from hf_headprune.search.evaluation.answers import TIE_BAND, Answers
+from hf_headprune.plan import RefittedPlan
 from hf_headprune.search.evaluation.compositions import Compositions
 from hf_headprune.search.evaluation.lanes import Lane, gains_by_half_precision, half_precision_twin, rough_band
 from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Measurement
-from hf_headprune.values import is_above, is_rising, is_whole
+from hf_headprune.tasks.answers import TIE_BAND, Answers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.reconstruction import Reconstruction
-    from hf_headprune.search.evaluation.answers import Scoring
+    from hf_headprune.refit.projections import Refit
     from hf_headprune.search.evaluation.compositions import Batch, Composition
     from hf_headprune.search.evaluation.lanes import Route
     from hf_headprune.search.problem import Question
+    from hf_headprune.tasks.answers import Scoring
 
 # Share of the band of doubt beyond which bf16 is taken to turn nothing. What is rejected rests on that, as an estimate;
 # what is accepted has the whole band looked at again; where an answer beyond was turned, nothing is taken from bf16.
@@ -144,7 +145,7 @@ class Prober:
         scoring: Scoring,
         settings: Probing,
         *,
-        reconstruction: Reconstruction | None = None,
+        refit: Refit | None = None,
     ) -> None:
         """Tries on one batch what the model allows.
 
@@ -153,9 +154,9 @@ class Prober:
             batches: With labels, as the plain evaluation takes them.
             scoring: Of the model's task.
             settings: Memory, batches, estimates, precision.
-            reconstruction: Refits output projections to each plan.
+            refit: Refits output projections to each plan.
         """
-        self._reconstruction = reconstruction
+        self._refit = refit
         self._model = model
         self._scoring = scoring
         self._tentative_share = settings.tentative_share
@@ -166,7 +167,7 @@ class Prober:
         self.examples_seen = 0
         device = next(model.parameters()).device
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
-        lane = partial(Lane, scoring=scoring, memory=self.memory, sample=sample, reconstruction=reconstruction)
+        lane = partial(Lane, scoring=scoring, memory=self.memory, sample=sample, refit=refit)
         self._exact = lane(model, is_exact=True)
         recompose = self._exact.in_full_precision and not scoring.is_continuous
         self._rough: Lane | None = None
@@ -347,7 +348,7 @@ class Prober:
 
         given = self._compositions.given() if self._compositions.are_recomposed else ()
         near = [batch for batch in given if (answers.gaps[batch.indices] < TIE_BAND).any()]
-        with masked(self._model, plan, reconstruction=self._reconstruction), evaluating(self._model):
+        with masked(self._model, RefittedPlan(plan, self._refit)), evaluating(self._model):
             for batch, found in zip(near, over_processes(plainly, near, share=self._share_processes), strict=True):
                 answers.put(batch.indices, found)
         return Measurement(self._scoring.value(answers, self._weights), answers.margins)

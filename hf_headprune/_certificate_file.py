@@ -1,0 +1,111 @@
+"""A certificate travels with the weights that it was made for, and with no others."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from hf_headprune._fingerprints import sha256_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+CERTIFICATE_NAME = "headprune_certificate.json"
+
+
+def attach_certificate_(model: nn.Module, text: str) -> None:
+    """Lets a pruned model write a certificate beside its weights whenever it is saved, as long as they stay the same.
+
+    Args:
+        model: Pruned model, of a `Prunable*` class.
+        text: Of the certificate.
+    """
+    holder: Any = model
+    holder.headprune_certificate = text
+
+
+def attach_saved_certificate_(model: nn.Module, source: Any, options: dict[str, Any]) -> None:
+    """Attaches the certificate that lies beside loaded weights; weights are not read before the model is saved.
+
+    Args:
+        model: Loaded model.
+        source: What it was loaded from: a folder, or a name on the Hub, of which the cache is looked at.
+        options: Of `from_pretrained`: where in the source.
+    """
+    file = None if source is None else _saved_certificate(source, options)
+    if file is not None and file.is_file():
+        attach_certificate_(model, _read(file).strip())
+
+
+def write_certificate_(
+    model: nn.Module, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> bool:
+    """Writes the model's certificate where its weights deserve it, and takes away one of other weights that lies there.
+
+    A certificate that the weights no longer deserve is let go, so that this is said once.
+
+    Args:
+        model: Pruned model.
+        folder: Where its weights are saved.
+        state_dict: What is saved in place of the model's own weights.
+
+    Returns:
+        Whether a certificate was written.
+    """
+    holder: Any = model
+    text, file = getattr(model, "headprune_certificate", None), Path(folder, CERTIFICATE_NAME)
+    if text is None and not file.exists():
+        return False
+    weights = _sha256_of(model.state_dict() if state_dict is None else state_dict)
+    if text is not None and weights is not None and _certified_weights(text) == weights:
+        file.write_text(text + "\n", encoding="utf-8")
+        return True
+    if text is not None:
+        holder.headprune_certificate = None
+        logger.warning(
+            "The weights are not those that were certified, so no certificate is written into %s. Call certify on the "
+            "model as it is now.",
+            folder,
+        )
+    if file.exists() and (weights is None or _certified_weights(_read(file)) != weights):
+        logger.warning("%s is about other weights than those which are saved there now; it is removed.", file)
+        file.unlink()
+    return False
+
+
+def _saved_certificate(source: Any, options: dict[str, Any]) -> Path | None:
+    name = Path(options.get("subfolder") or "", CERTIFICATE_NAME)
+    if Path(source).exists():  # a file of weights has no folder of its own
+        return Path(source, name) if Path(source).is_dir() else None
+    cached = try_to_load_from_cache(
+        str(source), name.as_posix(), cache_dir=options.get("cache_dir"), revision=options.get("revision")
+    )
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _read(file: Path) -> str:
+    """Returns the text of a certificate, whatever is in it: it is checked where it is used."""
+    return file.read_text(encoding="utf-8", errors="backslashreplace")
+
+
+def _sha256_of(state: Mapping[str, torch.Tensor]) -> str | None:
+    """Returns the sha256 of weights, or None where they are quantized, sharded or not in memory."""
+    are_plain = all(type(tensor) is torch.Tensor and not tensor.is_meta for tensor in state.values())
+    return sha256_of("", dict(state)) if are_plain else None
+
+
+def _certified_weights(text: str) -> str | None:
+    """Returns the sha256 of the weights that a certificate is about, or None where it is damaged."""
+    try:
+        return json.loads(text)["pruned"]["weights"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,257 @@
+"""What the callback needs of the Trainer, and how it gets it."""
+
+from __future__ import annotations
+
+import sys
+from functools import wraps
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import IterableDataset, Subset
+from transformers import EarlyStoppingCallback, SchedulerType, Trainer
+
+from hf_headprune.errors import TrainingStateError
+from hf_headprune.masking import evaluating
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import TrainerCallback
+
+
+def calling_trainer(callback: TrainerCallback) -> Trainer:
+    """Returns the Trainer that is calling one of the callback's hooks.
+
+    The host hands callbacks its state but not itself, and both its log (`Trainer.log`) and its loss live there. So
+    the Trainer is looked up among the callers: the one whose callbacks contain this very object.
+
+    Raises:
+        TrainingStateError: No such Trainer is calling.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, Trainer) and any(c is callback for c in candidate.callback_handler.callbacks):
+            return candidate
+        frame = frame.f_back  # type: ignore[assignment]
+    raise TrainingStateError(
+        f"{type(callback).__name__} was called by no Trainer that holds it. "
+        "Pass it to the Trainer: Trainer(..., callbacks=[HeadPruneCallback()])."
+    )
+
+
+def require_plain_construction(trainer: Trainer) -> None:
+    """Refuses ways to build a Trainer in which what was added to the model would get lost.
+
+    Raises:
+        TrainingStateError: The Trainer re-makes the model (`model_init`), checkpoints activations reentrantly, splits
+            weights over processes, or would replicate the model over several devices in one process.
+    """
+    if trainer.model_init is not None:
+        raise TrainingStateError(
+            "Trainer(model_init=...) makes a new model at every train(), without what was added to the first one to "
+            "choose what stays. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
+        )
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # renamed in the supported range
+        if (getattr(trainer.args, name, None) or {}).get("use_reentrant"):
+            raise TrainingStateError(
+                f"TrainingArguments({name}={getattr(trainer.args, name)!r}): reentrant checkpointing runs the backward "
+                "pass of the gates once per layer, which torch refuses. Leave use_reentrant out, or set it to False."
+            )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise TrainingStateError(
+            "DeepSpeed and FSDP split every weight over the processes; scoring heads and cutting them needs whole "
+            "ones. Train with plain data parallelism (torchrun or accelerate launch without them)."
+        )
+    if trainer.args.n_gpu > 1:
+        raise TrainingStateError(
+            f"One process with {trainer.args.n_gpu} devices replicates the model in every forward pass and loses the "
+            "gates. Start one process per device (torchrun or accelerate launch)."
+        )
+
+
+def require_trainable_scores(trainer: Trainer) -> None:
+    """Refuses ways to build a Trainer in which learned scores would not be trained.
+
+    Raises:
+        TrainingStateError: The Trainer was given a finished optimizer, or has no learning rate.
+    """
+    if trainer.optimizer is not None:
+        raise TrainingStateError(
+            "Trainer(optimizers=(optimizer, ...)) was given an optimizer that was built before the gates or scores "
+            "existed, so they would never be trained. Leave the optimizer to the Trainer (optim=..., or override "
+            "create_optimizer), or let costs choose, which are not trained: HeadPruneCallback(density=0.5)."
+        )
+    if not trainer.args.learning_rate > 0:
+        raise TrainingStateError(
+            f"TrainingArguments(learning_rate={trainer.args.learning_rate!r}): the scores have a learning rate of "
+            "their own as a multiple of this one, so it must be above 0. To train scores alone, use "
+            "SubsetGates(mode='pipelined')."
+        )
+
+
+def require_steps_to_learn(open_steps: float, max_steps: int) -> None:
+    """Refuses a run that ends while everything is still open: nothing would be scored.
+
+    Raises:
+        TrainingStateError: No step is left after the open ones.
+    """
+    if open_steps >= max_steps:
+        raise TrainingStateError(
+            f"The run has {max_steps} optimizer steps, and everything is open in the first {open_steps:.0f} of them, "
+            "so nothing would be scored. Train longer, or lower warmup_ratio."
+        )
+
+
+def let_finished_runs_end(trainer: Trainer) -> None:
+    """Keeps a run that is resumed at its last step from training one step more.
+
+    The host asks whether training is over after each step, but not before the first one after resuming; where the last
+    step was no epoch's last, a step too many would change what is searched and cut.
+    """
+    run_epoch: Callable[..., None] = trainer._run_epoch
+
+    @wraps(run_epoch)
+    def run_epoch_unless_finished(*args: Any, **kwargs: Any) -> None:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+        else:
+            run_epoch(*args, **kwargs)
+
+    trainer._run_epoch = run_epoch_unless_finished
+
+
+def let_ddp_miss_scores(trainer: Trainer) -> None:
+    """Tells DDP that the scores take no part in the loss before and after the gates learn; it would wait for them."""
+    trainer.args.ddp_find_unused_parameters = True
+    if trainer.accelerator.ddp_handler is not None:
+        trainer.accelerator.ddp_handler.find_unused_parameters = True
+
+
+def is_stream(dataset: Any) -> bool:
+    """Tells whether a data set can only be read from its beginning; every torch data set has a `__getitem__`."""
+    has_places = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return isinstance(dataset, IterableDataset) or not has_places
+
+
+def chooses_by_evaluation(trainer: Trainer) -> bool:
+    """Tells whether evaluations on `eval_dataset` choose the checkpoint, the end or the learning rates of training."""
+    stops_early = any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks)
+    is_lowered = trainer.args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+    is_lowered = is_lowered or isinstance(trainer.lr_scheduler, ReduceLROnPlateau)
+    return bool(trainer.args.load_best_model_at_end) or stops_early or is_lowered
+
+
+def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
+    """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state."""
+    loader = trainer.callback_handler.train_dataloader
+    size = trainer.state.train_batch_size  # smaller than set, with auto_find_batch_size
+    drawn = drawn_examples(loader.dataset, count, seed)
+    examples: Iterator[Any] = islice(iter(loader.dataset if drawn is None else drawn), count)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
+        while chunk := list(islice(examples, size)):
+            yield trainer._prepare_inputs(loader.collate_fn(chunk))
+
+
+def drawn_examples(dataset: Any, count: int, seed: int) -> Subset[Any] | None:
+    """Returns `count` examples of a data set, drawn by `seed`, or None where it is a stream."""
+    if is_stream(dataset):
+        return None
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Subset(dataset, order[:count].tolist())
+
+
+def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
+    """Returns the loss that the Trainer would train on: of any subclass, with its precision."""
+    counted = {}
+    if trainer.compute_loss_func is not None:  # a loss of the user's own is given what training gives it
+        counted["num_items_in_batch"] = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    with trainer.compute_loss_context_manager():
+        return trainer.compute_loss(trainer.model, batch, **counted)
+
+
+def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
+    """Returns the loss times the examples of the batch, as fp16 training scales it."""
+    examples = len(next(value for _, value in tensors(batch)))
+    return batch_loss(trainer, batch) * (examples * loss_scale(trainer))
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """Returns what fp16 training multiplies the loss with; 1 in any other precision."""
+    scaler = trainer.accelerator.scaler
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def declared_scaled(trainer: Trainer) -> bool | None:
+    """Tells whether a subclass has said that its loss is a mean over the optimizer step; None where it says nothing."""
+    return getattr(trainer, "loss_is_scaled_for_ga", None)
+
+
+def leaves_loss(trainer: Trainer, num_items: torch.Tensor | int | None) -> bool:
+    """Tells whether the Trainer leaves the loss of a micro-batch as it is, in place of dividing it by their number.
+
+    Args:
+        trainer: Of the run.
+        num_items: Of the optimizer step, or None where they can't be counted.
+    """
+    declared = declared_scaled(trainer)
+    counted = trainer.model_accepts_loss_kwargs and num_items is not None
+    return counted or trainer.compute_loss_func is not None if declared is None else declared
+
+
+def means_per_micro_batch(trainer: Trainer) -> int:
+    """Returns how many mean losses each micro-batch adds to an optimizer step; 0 where the step sees one mean.
+
+    Where a loss takes the number of items of the step, the Trainer leaves the scaling to it; but most classifiers take
+    the number and ignore it, and then the means of all micro-batches, and of all processes, add up. So the loss of some
+    training examples is asked for with two numbers, in evaluation.
+    """
+    if trainer.args.gradient_accumulation_steps == trainer.accelerator.num_processes == 1:
+        return 0  # one micro-batch is all there is, and nothing need be asked
+    batch = next(scoring_batches(trainer, trainer.state.train_batch_size, trainer.args.seed))
+    num_items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    if declared_scaled(trainer) is not None or not leaves_loss(trainer, num_items):
+        return 0
+    if num_items is None:
+        return 1  # the user's own function is told nothing that it could divide by
+    with evaluating(trainer.model), trainer.compute_loss_context_manager():
+        once, half = (trainer.compute_loss(trainer.model, {**batch}, num_items_in_batch=num_items * k) for k in (1, 2))
+    ignores = bool((once - half).abs() < once.abs() / 4)
+    return ignores * (trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1)
+
+
+def micro_batches(trainer: Trainer) -> int:
+    """Returns how many micro-batches the current optimizer step has."""
+    return getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
+
+
+def peak_learning_rate(scores: torch.nn.Parameter, optimizer: Any) -> float:
+    """Returns the rate, before any schedule, at which an optimizer trains learned scores.
+
+    It may differ from `args.learning_rate`: a user's own optimizer has a rate of its own, and a resumed run goes on
+    with that of its checkpoint.
+
+    Raises:
+        TrainingStateError: The optimizer does not hold the scores, or trains them at no rate above 0.
+    """
+    groups = [group for group in optimizer.param_groups if any(p is scores for p in group["params"])]
+    if not groups:
+        raise TrainingStateError(
+            "The optimizer does not hold the learned scores, so they would never be trained. If create_optimizer is "
+            "overridden, let it include every parameter of the model that requires a gradient."
+        )
+    rate = groups[0].get("initial_lr", groups[0]["lr"])
+    if rate is None or not float(rate) > 0:
+        raise TrainingStateError(
+            f"The optimizer trains the learned scores at a learning rate of {rate!r}; theirs is a multiple of it, so "
+            "it must be above 0. Give their group of parameters a learning rate."
+        )
+    return float(rate)
+
+
+def tensors(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of a batch by name."""
+    return ((name, value) for name, value in batch.items() if isinstance(value, torch.Tensor))

@@ -1,0 +1,1 @@
+"""Distillation: a teacher's logits and hidden states in the loss."""

@@ -1,0 +1,281 @@
+"""Distillation: a student learns from the outputs of a teacher as well as from its labels.
+
+`Distillation` holds the settings and `Distiller` mixes the loss of one batch. How it enters a training loop:
+`hf_headprune.learn.distillation.loss`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hf_headprune._checks import is_above, is_rising, is_whole
+from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.learn.distillation.teachers import (
+    has_softmax,
+    layer_pairs,
+    predicts_next_token,
+    require_fitting_teacher,
+)
+from hf_headprune.tasks.examples import IGNORED_LABEL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from contextlib import AbstractContextManager
+
+SPAN_NAMES = ("start_logits", "end_logits")
+HIDDEN_NAMES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+LABEL_NAMES = frozenset({"label", "label_ids", "labels", "start_positions", "end_positions"})
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a student learns from a teacher: `alpha_task * task + alpha_teacher * logits + alpha_hidden * hidden`.
+
+    Attributes:
+        teacher: A trained model of the student's task, with its tokenizer and its labels. It is put into evaluation
+            mode and moved to the student's device; it is neither trained nor saved, and does not run in evaluation.
+        alpha_task: Weight of the task's own loss.
+        alpha_teacher: Weight of the divergence between the logits of teacher and student.
+        temperature: Divides both logits before their softmax.
+        alpha_hidden: Weight of the squared distance between hidden states; 0 switches it off.
+        layer_map: For the hidden states: student's layer -> teacher's layer, numbered from zero. Left out, every layer
+            of the student learns from the teacher's layer at the same relative depth. An encoder-decoder uses it for
+            both its stacks.
+
+    Raises:
+        InvalidSettingError: A value is out of range.
+
+    Source: logits, weights and temperature as in block movement pruning (Lagunas et al. 2021, arXiv 2109.04838);
+    hidden states as in CoFi (Xia et al. 2022, arXiv 2204.00408, equation 4), with a fixed map of layers, without its
+    learned projection and only over real positions.
+    """
+
+    teacher: nn.Module = field(repr=False)
+    alpha_task: float = 0.1
+    alpha_teacher: float = 0.9
+    temperature: float = 2.0
+    alpha_hidden: float = 0.0
+    layer_map: Mapping[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every value that does not depend on the student."""
+        pairs = {} if self.layer_map is None else self.layer_map
+        is_map = isinstance(pairs, Mapping)
+        layers = [*pairs.keys(), *pairs.values()] if is_map else []
+        rules = {
+            "teacher must be a model": isinstance(self.teacher, nn.Module),
+            "alpha_task must be a number >= 0": is_rising(0, self.alpha_task),
+            "alpha_teacher must be a number >= 0": is_rising(0, self.alpha_teacher),
+            "alpha_hidden must be a number >= 0": is_rising(0, self.alpha_hidden),
+            "alpha_teacher or alpha_hidden must be above 0": is_above(self.alpha_teacher, 0)
+            or is_above(self.alpha_hidden, 0),
+            "temperature must be a number above 0": is_above(self.temperature, 0),
+            "layer_map must map layers >= 0 to layers >= 0 and not be empty": is_map
+            and (self.layer_map is None or len(pairs) > 0)
+            and all(is_whole(layer, at_least=0) for layer in layers),
+            "layer_map needs alpha_hidden above 0": self.layer_map is None or is_above(self.alpha_hidden, 0),
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            kind = type(self.teacher).__name__
+            raise InvalidSettingError(f"Distillation: {'; '.join(broken)}. Received {self!r} with a {kind} as teacher.")
+
+
+def logits_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns T² KL(softmax(teacher / T) || softmax(student / T)) of every row.
+
+    Args:
+        student: Logits, shape `(..., num_classes)`, any floating dtype.
+        teacher: The same shape.
+        temperature: T; the factor T² keeps the size of gradients when it changes.
+
+    Returns:
+        Shape `(...)`, float32.
+
+    Source: Hinton et al. 2015, arXiv 1503.02531, section 2.1.
+    """
+    log_student = functional.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = functional.log_softmax(teacher.float() / temperature, dim=-1)
+    divergence = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    return divergence.sum(dim=-1) * temperature**2
+
+
+def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Returns the mean squared distance between hidden states, both `(batch, length, hidden)`, as float32.
+
+    Args:
+        student: Hidden states.
+        teacher: The same shape.
+        mask: Ones at the real positions, shape `(batch, length)`, or None when all are real.
+    """
+    squares = functional.mse_loss(student.float(), teacher.float(), reduction="none").mean(dim=-1)  # (batch, length)
+    return squares.mean() if mask is None else _masked_mean(squares, mask)
+
+
+class Distiller:
+    """Mixes the loss of one batch; holds the teacher outside the student, so that nothing trains or saves it."""
+
+    def __init__(
+        self,
+        settings: Distillation,
+        student: nn.Module,
+        label_names: Collection[str] = (),
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """Checks that the teacher fits the student, before anything is trained.
+
+        Args:
+            settings: Of the distillation.
+            student: The model in training, not wrapped.
+            label_names: Inputs that are labels, beside the usual ones: the teacher does not get them.
+            autocast: Makes the context that the teacher runs in: that of the student's forward pass.
+
+        Raises:
+            InvalidSettingError: The teacher does not fit the student.
+        """
+        require_fitting_teacher(settings.teacher, student, compares_hidden=settings.alpha_hidden > 0)
+        self.settings = settings
+        self._config: Any = student.config
+        self.pairs = layer_pairs(settings.teacher, student, settings.layer_map) if settings.alpha_hidden > 0 else {}
+        self.shifts = predicts_next_token(student)
+        self._labels = LABEL_NAMES | set(label_names)
+        self._accepted = _named_inputs(settings.teacher)
+        self._autocast = autocast
+        settings.teacher.eval()
+
+    @property
+    def extra_inputs(self) -> dict[str, bool]:
+        """What both models must be called with in addition."""
+        return {"output_hidden_states": True} if self.pairs else {}
+
+    def __call__(
+        self, outputs: Any, inputs: Mapping[str, Any], task_loss: torch.Tensor, taught: Any = None
+    ) -> torch.Tensor:
+        """Returns the mixed loss of a batch, a mean over the batch as `task_loss` is.
+
+        Args:
+            outputs: Of the student in training, by name; with hidden states when those are compared.
+            inputs: What the student was called with, labels included.
+            task_loss: Mean over the batch.
+            taught: From `teach`, for the same inputs; None asks the teacher now.
+
+        Raises:
+            TrainingStateError: Outputs or labels are missing, teacher and student disagree about a shape, or the
+                student has found that its labels do not exclude each other.
+        """
+        settings = self.settings
+        if not has_softmax(self._config):
+            raise TrainingStateError(
+                f"Distillation: the labels made the student's problem_type {self._config.problem_type!r}, and teachers "
+                "are compared in a softmax. Give each example one class, a whole number, or train without a teacher."
+            )
+        taught = self.teach(inputs, task_loss.device) if taught is None else taught
+        loss = settings.alpha_task * task_loss
+        if settings.alpha_teacher > 0:
+            loss = loss + settings.alpha_teacher * self._logits_loss(outputs, taught, inputs)
+        if self.pairs:
+            loss = loss + settings.alpha_hidden * self._hidden_loss(outputs, taught, inputs)
+        return loss
+
+    @torch.no_grad()
+    def teach(self, inputs: Mapping[str, Any], device: torch.device) -> Any:
+        """Returns the teacher's outputs for a batch."""
+        teacher = self.settings.teacher
+        if teacher.training:  # somebody else may have used it in between
+            teacher.eval()
+        if next(teacher.parameters()).device != device:
+            teacher.to(device)
+        # An encoder-decoder makes its decoder's inputs of the labels, unless they were made already.
+        needs_labels = _is_encoder_decoder(teacher) and "decoder_input_ids" not in inputs
+        hidden = self._labels - {"labels"} if needs_labels else self._labels
+        given = {name: value for name, value in inputs.items() if name not in hidden}
+        if self._accepted is not None:
+            given = {name: value for name, value in given.items() if name in self._accepted}
+        with self._autocast():
+            return teacher(**given, **self.extra_inputs, return_dict=True)
+
+    def items(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Returns how many items the labels of a batch hold: rows, or positions that count."""
+        labels = inputs["labels"]
+        return (labels[..., 1:] if self.shifts and labels.dim() > 1 else labels).ne(IGNORED_LABEL).sum()
+
+    def _logits_loss(self, outputs: Any, taught: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        names = SPAN_NAMES if SPAN_NAMES[0] in outputs else ("logits",)
+        losses = []
+        for name in names:
+            student, teacher = _same_shape(name, outputs, taught)
+            losses.append(self._mean_divergence(student, teacher, inputs))
+        return torch.stack(losses).mean()
+
+    def _mean_divergence(self, student: torch.Tensor, teacher: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        is_per_row = student.dim() == 2  # noqa: PLR2004 - (batch, classes), or (batch, length) of spans
+        if is_per_row:  # spans: over all positions of the padded batch, as their own loss
+            return logits_divergence(student, teacher, self.settings.temperature).mean()
+        if inputs.get("labels") is None:
+            raise TrainingStateError(
+                f"Distillation: logits of shape {tuple(student.shape)} hold one prediction per position, and the batch "
+                f"has no 'labels' to tell real positions from padding, only {sorted(inputs)}. Pass labels, with "
+                f"{IGNORED_LABEL} at padding."
+            )
+        mask = inputs["labels"].ne(IGNORED_LABEL)  # (batch, length)
+        if self.shifts:
+            student, teacher, mask = student[:, :-1], teacher[:, :-1], mask[:, 1:]
+        return _masked_mean(logits_divergence(student, teacher, self.settings.temperature), mask)
+
+    def _hidden_loss(self, outputs: Any, taught: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        distances = []
+        for name, pairs in self.pairs.items():
+            if outputs.get(name) is None:
+                raise TrainingStateError(
+                    f"Distillation(alpha_hidden=...): the student returned no {name!r}, although it was called with "
+                    "output_hidden_states=True. Let compute_loss pass all its inputs to the model."
+                )
+            mask = _positions(name, inputs, outputs[name][0].shape[:2])
+            # Entry 0 is the embedding.
+            distances += [
+                hidden_distance(outputs[name][i + 1], taught[name][j + 1].detach(), mask) for i, j in pairs.items()
+            ]
+        return torch.stack(distances).mean()
+
+
+def _same_shape(name: str, outputs: Any, taught: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    if name not in outputs or name not in taught or outputs[name].shape != taught[name].shape:
+        shapes = [tuple(found[name].shape) if name in found else sorted(found) for found in (outputs, taught)]
+        raise TrainingStateError(
+            f"Distillation: teacher and student must both return {name!r} of one shape; the student's are {shapes[0]}, "
+            f"the teacher's {shapes[1]}. Take a teacher that was trained for the same task."
+        )
+    return outputs[name], taught[name]
+
+
+def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+def _positions(name: str, inputs: Mapping[str, Any], shape: torch.Size) -> torch.Tensor | None:
+    """Returns which positions of some hidden states, `(batch, length, ...)`, are real; None where nothing tells."""
+    mask = inputs.get("attention_mask")
+    if name.startswith("decoder"):
+        labels = inputs.get("labels")
+        if labels is not None and labels.shape == shape and not labels.is_floating_point():
+            return labels.ne(IGNORED_LABEL)
+        mask = inputs.get("decoder_attention_mask", mask)  # a classifier's decoder reads what its encoder reads
+    return mask if mask is not None and mask.shape == shape else None
+
+
+def _named_inputs(teacher: nn.Module) -> set[str] | None:
+    """Returns the inputs that a teacher's forward names, or None where a wrapper hides them."""
+    names = set(inspect.signature(teacher.forward).parameters)
+    return names if getattr(teacher, "main_input_name", "input_ids") in names else None
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))

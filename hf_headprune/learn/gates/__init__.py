@@ -1,0 +1,1 @@
+"""Subset gates: learned multipliers that keep an exact number of heads."""

@@ -1,0 +1,1 @@
+"""Block movement: learned scores of weight blocks and FFN units."""

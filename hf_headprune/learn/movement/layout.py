@@ -1,0 +1,158 @@
+"""Which scores block movement learns in one model: their shapes, costs and places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hf_headprune.anatomy import base_model
+from hf_headprune.cost import macs_per_unit
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.learn.movement.masks import ScoreTensor
+
+if TYPE_CHECKING:
+    from hf_headprune.anatomy import Anatomy, Site
+    from hf_headprune.learn.movement.settings import Block, BlockMovement
+
+
+def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) -> tuple[ScoreTensor, ...]:
+    """Lists the score tensors of a model, in the order of the forward pass.
+
+    Args:
+        model: Live model.
+        anatomy: Of that model.
+        settings: What is scored, and what costs count.
+
+    Raises:
+        UnsupportedModelError: A scored matrix is no plain linear module.
+        InvalidSettingError: A block or the width multiple does not divide what it cuts; or nothing is scored.
+    """
+    base = base_model(model)
+    layout: list[ScoreTensor] = []
+    problems = [f"no site's name matches {pattern!r} in blocks" for pattern in _unmatched(settings, anatomy)]
+    for site in anatomy.sites:
+        shape = settings.block_of(site)
+        if shape is not None and site.units:
+            layout += _scores_of(base, site, shape, settings, problems)
+    if layout and settings.attention_block is not None and not any(t.kind.endswith("attention") for t in layout):
+        cause = "blocks leave no attention" if settings.blocks else "the model has no heads"
+        problems.append(f"{cause} to score; say so with attention_block=None")
+    if problems or not layout:
+        problems = problems or ["the model has nothing that the settings score"]
+        raise InvalidSettingError(f"BlockMovement: {'; '.join(problems)}. Change the block or width_multiple.")
+    return tuple(layout)
+
+
+def _scores_of(
+    base: Any, site: Site, shape: Block | str, settings: BlockMovement, problems: list[str]
+) -> list[ScoreTensor]:
+    """Returns the score tensors of one site, and adds to the problems what does not divide it."""
+    linears = {path: base.get_submodule(path) for path in (*site.inputs, site.output)}
+    strange = [path for path, linear in linears.items() if type(linear) is not nn.Linear]
+    if strange:
+        raise UnsupportedModelError(
+            f"BlockMovement scores plain torch.nn.Linear modules only, but {strange} are "
+            f"{sorted({type(linears[path]).__name__ for path in strange})}. Merge adapters and dequantize first."
+        )
+    if shape == "head" and not site.is_attention:
+        problems.append(f"{site.name} has no heads")
+        return []
+    if shape == "unit" and site.is_attention and settings.score_gradient != "unit":
+        problems.append(f'{site.name} in units needs score_gradient="unit"')
+    if site.units % (multiple := _multiple(site, shape, settings)):
+        problems.append(f"{site.name} has {site.units} units, no multiple of {multiple}")
+    price = _price_of_a_weight(site, linears, settings)
+    if shape == "unit":
+        return [_unit_scores(site, settings, linears, price)]
+    return list(_block_scores(site, linears, shape, price, problems))
+
+
+def _unmatched(settings: BlockMovement, anatomy: Anatomy) -> list[str]:
+    names = [site.name for site in anatomy.sites]
+    return [pattern for pattern in settings.blocks or {} if not any(fnmatchcase(n, pattern) for n in names)]
+
+
+def with_exact_fraction(settings: BlockMovement, layout: tuple[ScoreTensor, ...]) -> BlockMovement:
+    """Returns the settings with `kept` as a fraction of the total cost that the layout can meet exactly, if it can.
+
+    Raises:
+        InvalidSettingError: More is to stay than there is.
+    """
+    total = sum(tensor.cost * tensor.numel for tensor in layout)
+    kept = settings.kept
+    if not settings.ranks or settings.scope == "matrix":
+        return settings
+    if isinstance(kept, int):
+        if kept > total:
+            raise InvalidSettingError(
+                f"BlockMovement.kept: {kept} scores are to stay, but the model has {round(total)}. "
+                "Ask for fewer, or for a fraction from 0.0 to 1.0."
+            )
+        return replace(settings, kept=kept / total)
+    prices = {tensor.cost * tensor.multiple for tensor in layout}
+    if len(prices) == 1:
+        (chunk,) = prices
+        return replace(settings, kept=int(kept * total / chunk + 0.5) * chunk / total)
+    return settings
+
+
+def _price_of_a_weight(site: Site, linears: dict[str, Any], settings: BlockMovement) -> float | None:
+    """Returns what one entry of the site's matrices costs; None where every score costs one."""
+    if settings.counts == "scores":
+        return None
+    if settings.counts == "parameters":
+        return 1.0
+    macs = site.units * macs_per_unit(site, settings.seq_len, settings.target_len)
+    return macs / sum(linear.weight.numel() for linear in linears.values())
+
+
+def _multiple(site: Site, shape: Block | str, settings: BlockMovement) -> int:
+    """Returns of what the site's width is to stay a multiple."""
+    if site.is_attention or (shape != "unit" and not settings.counts_cut):
+        return 1
+    return settings.width_multiple if isinstance(shape, str) else math.lcm(settings.width_multiple, shape[0])
+
+
+def _kind(site: Site) -> str:
+    return ("decoder_" if site.in_decoder else "") + ("attention" if site.is_attention else "ffn")
+
+
+def _unit_scores(site: Site, settings: BlockMovement, linears: dict[str, Any], price: float | None) -> ScoreTensor:
+    entries = sum(linear.weight.numel() for linear in linears.values())
+    return ScoreTensor(
+        name=site.name,
+        paths=(*site.inputs, site.output),
+        kind=_kind(site),
+        shape=(site.units,),
+        cost=1.0 if price is None else price * entries / site.units,
+        multiple=1 if site.is_attention else settings.width_multiple,
+        site=site.name,
+        units=site.units,
+    )
+
+
+def _block_scores(
+    site: Site, linears: dict[str, Any], shape: Block | str, price: float | None, problems: list[str]
+) -> Iterator[ScoreTensor]:
+    for path, linear in linears.items():
+        rows, columns = linear.weight.shape
+        unit_rows, other = (columns, rows) if path == site.output else (rows, columns)
+        block = (site.unit_width, other) if isinstance(shape, str) else shape
+        if unit_rows % block[0] or other % block[1]:
+            problems.append(f"{path} of shape {(rows, columns)} can't be cut into blocks of {block}")
+            continue
+        counts = (unit_rows // block[0], other // block[1])
+        yield ScoreTensor(
+            name=path,
+            paths=(path,),
+            kind=_kind(site),
+            shape=counts[::-1] if path == site.output else counts,
+            cost=1.0 if price is None else price * block[0] * block[1],
+            site=site.name,
+            units=site.units,
+        )

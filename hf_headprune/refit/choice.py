@@ -1,0 +1,145 @@
+"""Chooses which units a model keeps at a budget, by what their removal costs, and what refits the model to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.budgets import budget_groups
+from hf_headprune.cost import macs_per_unit, weights_per_unit
+from hf_headprune.errors import TrainingStateError
+from hf_headprune.refit.moments import record_moments_by_gradient
+from hf_headprune.refit.projections import Refit
+from hf_headprune.refit.removal_costs import cheapest_first, elimination
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import torch
+    from torch import nn
+
+    from hf_headprune.anatomy import Anatomy, Site
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.refit.removal_costs import Removal
+    from hf_headprune.refit.settings import SecondOrder
+
+
+def choose(
+    model: nn.Module,
+    settings: SecondOrder,
+    before: PruningPlan,
+    losses: Iterable[torch.Tensor],
+    *,
+    share: float = 1.0,
+    over_processes: bool = False,
+) -> tuple[PruningPlan, Refit]:
+    """Returns the plan that meets a share of a budget, and what refits the model to it or to any plan on the way.
+
+    Args:
+        model: With exactly the units of `before` open; left as it is.
+        settings: The budget, and what it counts.
+        before: Units that are open now.
+        losses: Of training examples, summed over each batch; each is computed when it is asked for.
+        share: Of what the budget removes, from 0 to 1.
+        over_processes: Whether all processes of a distributed run do so, each with losses of its own.
+
+    Raises:
+        TrainingStateError: The losses gave no gradient, or one that is not finite.
+    """
+    anatomy = anatomy_of(model)
+    sites = scored_sites(anatomy, settings)
+    refit = record_refit(model, sites, before, losses, over_processes=over_processes)
+    paths = {site.name: removal_path(site, refit, before, settings) for site in sites}
+    removals = _up_to_density if settings.density is not None else _up_to_heads
+    gone: dict[str, set[int]] = {}
+    for removal in removals(paths, anatomy, settings, share):
+        gone.setdefault(removal.site, set()).update(removal.units)
+    kept = {site: [unit for unit in before.kept(site) if unit not in units] for site, units in gone.items()}
+    heads = {site: units for site, units in kept.items() if site in before.kept_heads}
+    return before.replace(kept_heads=heads, kept_ffn={s: kept[s] for s in kept if s not in heads}), refit
+
+
+def record_refit(
+    model: nn.Module,
+    sites: Sequence[Site],
+    before: PruningPlan,
+    losses: Iterable[torch.Tensor],
+    *,
+    over_processes: bool = False,
+) -> Refit:
+    """Records moments in evaluation mode, and returns the refit that they give; see `choose`."""
+    was_training = model.training
+    try:
+        recorded = record_moments_by_gradient(model.eval(), sites, losses, over_processes=over_processes)
+    finally:
+        model.train(was_training)
+    return Refit(model, before, recorded)
+
+
+def scored_sites(anatomy: Anatomy, settings: SecondOrder) -> list[Site]:
+    """Returns the sites that a budget may take units from, in the order of the forward pass."""
+    return [site for site in anatomy.sites if site.units and (site.is_attention or settings.density is not None)]
+
+
+def check_budget(settings: SecondOrder, anatomy: Anatomy) -> None:
+    """Checks that a model can meet a number of heads.
+
+    Raises:
+        InvalidSettingError: It has fewer heads, or lacks a kind of attention that the budget names.
+    """
+    if settings.kept_heads is not None:
+        budget_groups(settings.kept_heads, anatomy)
+
+
+def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: SecondOrder) -> list[Removal]:
+    """Returns the removals of one site, the cheapest first; see `removal_costs.elimination`.
+
+    Raises:
+        TrainingStateError: The loss gave no gradient for the site, or one that is not finite.
+    """
+    block = refit.blocks.get(site.name)
+    sensitivity = None if block is None else block.sensitivity
+    if block is None or sensitivity is None or not bool(sensitivity.isfinite().all()):
+        raise TrainingStateError(
+            f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
+            f"{site.output}. Check that it comes from the model's forward pass and is finite."
+        )
+    saved = _saved_per_unit(site, settings)
+    return elimination(block, before.kept(site.name), width_multiple=settings.width_multiple, saved_per_unit=saved)
+
+
+def _saved_per_unit(site: Site, settings: SecondOrder) -> int:
+    """Returns what the density counts of one unit."""
+    if settings.counts == "parameters":
+        return weights_per_unit(site)
+    return macs_per_unit(site, settings.seq_len, settings.target_len)
+
+
+def _up_to_density(
+    paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
+) -> list[Removal]:
+    """Returns the removals that reach a share of what a density removes, to the nearest removal."""
+    total = sum(site.units * _saved_per_unit(site, settings) for site in anatomy.sites)
+    now = sum(removal.saved for path in paths.values() for removal in path)
+    aim = share * (1.0 - (settings.density or 0.0)) * total - (total - now)
+    found, saved = [], 0.0
+    for removal in cheapest_first(paths.values()):
+        if saved + removal.saved / 2 > aim:
+            break
+        found.append(removal)
+        saved += removal.saved
+    return found
+
+
+def _up_to_heads(
+    paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
+) -> list[Removal]:
+    """Returns the removals that reach a share of what the budgets of heads remove, of each group its cheapest."""
+    owners = [site.name for site in anatomy.attention_sites for _ in range(site.units)]
+    found: list[Removal] = []
+    for group in budget_groups(settings.kept_heads or 0, anatomy):
+        names = dict.fromkeys(owners[position] for position in group.positions)
+        removals = cheapest_first(paths[name] for name in names)
+        already = len(group.positions) - len(removals)
+        found += removals[: max(round(share * (len(group.positions) - group.kept)) - already, 0)]
+    return found

@@ -1,0 +1,262 @@
+"""Second moments of what output projections are given, and of the gradient that comes back: all that a refit needs."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune._distributed import number_of_processes
+from hf_headprune.anatomy import base_model, family_of, named_arguments
+from hf_headprune.refit.symmetric import Symmetric
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import nn
+
+    from hf_headprune.anatomy import Site
+
+EVEN_SHARE = 0.3  # of a batch's weight is spread evenly over its tokens, the rest by their squared gradient
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMoments:
+    """What was recorded of one site.
+
+    Attributes:
+        site: Where.
+        inputs: Mean, over tokens, of the products of the output projection's inputs and a constant one,
+            of shape `(width + 1, width + 1)`, float32, `width = units * unit_width`.
+        tokens: Their number.
+        sensitivity: Sum, over tokens, of the products of the loss's gradient for the projection's outputs,
+            `(hidden_size, hidden_size)`, float32; None where no loss was recorded.
+    """
+
+    site: Site
+    inputs: Symmetric
+    tokens: float
+    sensitivity: torch.Tensor | None = None
+
+
+def record_moments(
+    model: nn.Module, sites: Iterable[Site], run: Callable[[], Any], *, over_processes: bool = False
+) -> dict[str, SiteMoments]:
+    """Records what output projections are given while a function runs the model; every token counts alike.
+
+    Padding is left out. Sites that the function does not run are left out of the result.
+
+    Args:
+        model: Live model.
+        sites: Of that model.
+        run: Makes forward passes, in evaluation mode.
+        over_processes: Whether all processes of a distributed run record, each its own share, and all get the whole.
+    """
+    recording = _Recording(model, sites, by_gradient=False)
+    with recording, torch.no_grad():
+        run()
+    return recording.moments(over_processes=over_processes)
+
+
+def record_moments_by_gradient(
+    model: nn.Module, sites: Iterable[Site], losses: Iterable[torch.Tensor], *, over_processes: bool = False
+) -> dict[str, SiteMoments]:
+    """Records what output projections are given, and how much the loss minds an error in what they return.
+
+    Within each batch, tokens count mostly by the squared norm of their gradient: an error matters where the loss sees
+    it, such as in the first token of the last layer of a classifier. A share, `EVEN_SHARE`, counts all alike, since few
+    tokens may carry nearly all of the gradient. No parameter receives a gradient.
+
+    Args:
+        model: Live model.
+        sites: Of that model.
+        losses: Losses, summed over the examples of a batch, each made by a forward pass of the model when it is asked
+            for, in evaluation mode and with gradients enabled.
+        over_processes: See `record_moments`.
+    """
+    recording = _Recording(model, sites, by_gradient=True)
+    with recording, torch.enable_grad():
+        for loss in losses:
+            torch.autograd.grad(loss, recording.probes, allow_unused=True)
+    return recording.moments(over_processes=over_processes)
+
+
+class _Recording:
+    """Hooks on output projections and on what runs the layers, for the length of a `with` block.
+
+    Attributes:
+        probes: Zeros that are added to what each projection returns, so that there is something to differentiate for.
+    """
+
+    def __init__(self, model: nn.Module, sites: Iterable[Site], *, by_gradient: bool) -> None:
+        device = next(model.parameters()).device
+        self._base = base_model(model)
+        self._signature = inspect.signature(self._base.forward)
+        self._readers = _readers_of(model)
+        self._recorders = {site.name: _Recorder(site, self._reader_of(site)) for site in sites if site.units}
+        self._by_gradient = by_gradient
+        self.probes = [torch.zeros(1, device=device, requires_grad=True) for _ in self._recorders]
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Recording:
+        self._handles = [
+            self._base.register_forward_pre_hook(self._note_shared, with_kwargs=True),
+            self._base.register_forward_hook(self._forget_shared, always_call=True),
+        ]
+        self._handles += [reader.attach() for reader in self._readers.values()]
+        for probe, recorder in zip(self.probes, self._recorders.values(), strict=True):
+            output = self._base.get_submodule(recorder.site.output)
+            if self._by_gradient:
+                recorder.probe = probe
+                self._handles.append(output.register_forward_hook(recorder.await_gradient))
+            self._handles.append(output.register_forward_pre_hook(recorder.read))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def moments(self, *, over_processes: bool) -> dict[str, SiteMoments]:
+        found = {name: recorder.moments(over_processes=over_processes) for name, recorder in self._recorders.items()}
+        return {name: moments for name, moments in found.items() if moments is not None}
+
+    def _note_shared(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Tells a decoder whose tokens are made of the encoder's that its padding is that of the encoder."""
+        given = named_arguments(self._signature, args, kwargs)
+        names = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
+        is_shared = all(given.get(name) is None for name in names)
+        for reader in self._readers.values():
+            reader.shared = given.get("attention_mask") if is_shared else None
+
+    def _forget_shared(self, *_: Any) -> None:
+        for reader in self._readers.values():
+            reader.shared = None
+
+    def _reader_of(self, site: Site) -> _Reader:
+        return next(reader for path, reader in self._readers.items() if site.name.startswith(path))
+
+
+class _Reader:
+    """Tells padding from real tokens by what a module is given that runs a stack of layers.
+
+    Attributes:
+        real: Of the last pass, `(batch, length)`, or None where all tokens are real.
+        shared: What is real where the module is not told.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.real: torch.Tensor | None = None
+        self.shared: torch.Tensor | None = None
+        self._module = module
+        self._signature = inspect.signature(module.forward)
+        self._is_decoder = "encoder_hidden_states" in self._signature.parameters
+
+    def attach(self) -> Any:
+        """Reads each pass that begins; returns what removes the hook."""
+        return self._module.register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def _read(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        given = named_arguments(self._signature, args, kwargs)
+        mask, tokens, padding = given.get("attention_mask"), given.get("input_ids"), module.config.pad_token_id  # type: ignore[union-attr]
+        self.real = self.shared if mask is None else mask
+        if self.real is None and self._is_decoder and tokens is not None and padding is not None:
+            self.real = tokens.ne(padding)
+            self.real[:, 0] = True  # the token that starts a text may be that of padding
+
+
+def _readers_of(model: nn.Module) -> dict[str, _Reader]:
+    """Returns what is given the tokens of each part of a model, by the path below which its sites are.
+
+    Generation runs encoder and decoder by themselves, so of two stacks each has its own.
+    """
+    base, stacks = base_model(model), family_of(model).stacks
+    if len(stacks) == 1:
+        return {"": _Reader(base)}
+    modules = dict(base.named_modules())
+    runners = [stack.layers.rpartition(".")[0] for stack in stacks]
+    return {path: _Reader(modules[path]) for path in runners if path in modules}
+
+
+class _Recorder:
+    """Sums the moments of one site over tokens."""
+
+    def __init__(self, site: Site, reader: _Reader) -> None:
+        self.site = site
+        self.probe: torch.Tensor | None = None
+        self._reader = reader
+        self._given: torch.Tensor | None = None
+        self._inputs, self._outputs = _Sum(), _Sum()
+
+    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook: takes the inputs, `(batch, length, width)`; tokens are counted at once, or later."""
+        if self.probe is None:
+            tokens = self._real(args[0].detach())
+            self._add(tokens, torch.ones_like(tokens[:, :1]))
+        else:
+            self._given = args[0].detach()
+
+    def await_gradient(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        """Forward hook: counts the tokens when the gradient of the output, `(batch, length, hidden)`, arrives."""
+        given, self._given = self._given, None
+        if given is None or self.probe is None or not torch.is_grad_enabled():
+            return None
+        probed = output + self.probe.to(output.dtype)
+        probed.register_hook(lambda gradient: self._add_by_gradient(given, gradient))
+        return probed
+
+    def _add_by_gradient(self, given: torch.Tensor, gradient: torch.Tensor) -> None:
+        gradient = self._real(gradient.detach())
+        squares = gradient.square().sum(dim=1, keepdim=True)
+        shares = squares / squares.mean().clamp_min(torch.finfo(squares.dtype).tiny)
+        self._add(self._real(given), (1.0 - EVEN_SHARE) * shares + EVEN_SHARE)
+        self._outputs.add(gradient, gradient)
+
+    def _add(self, tokens: torch.Tensor, weights: torch.Tensor) -> None:
+        tokens = torch.cat([tokens, torch.ones_like(tokens[:, :1])], dim=1)  # (tokens, width + 1)
+        self._inputs.add(tokens * weights, tokens)
+
+    def _real(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the values of real tokens, `(tokens, ...)`, float32."""
+        mask = self._reader.real
+        if isinstance(mask, torch.Tensor) and mask.shape == values.shape[:-1]:
+            values = values[mask.to(values.device).bool()]
+        return values.reshape(-1, values.shape[-1]).float()
+
+    def moments(self, *, over_processes: bool) -> SiteMoments | None:
+        """Returns what was recorded, here or over all processes, each of which has seen its own share of the tokens."""
+        inputs, outputs = (part.total(over_processes=over_processes) for part in (self._inputs, self._outputs))
+        if inputs is None:
+            return None
+        tokens = float(inputs.blocks[-1][-1, -1])
+        mean = inputs.each_(lambda block: block.div_(tokens))
+        return SiteMoments(self.site, mean, tokens, None if outputs is None else outputs.dense())
+
+
+class _Sum:
+    """A sum of symmetric products over batches, float32, on the CPU."""
+
+    def __init__(self) -> None:
+        self._value: Symmetric | None = None
+
+    def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Adds `left.T @ right`, both `(tokens, ...)`."""
+        with torch.autocast(left.device.type, enabled=False):
+            product = Symmetric.product(left, right)
+        if self._value is None:
+            self._value = product
+        else:
+            self._value.add_(product)
+
+    def total(self, *, over_processes: bool) -> Symmetric | None:
+        """Returns the sum, here or over all processes; None where nothing was added."""
+        return self._value.each_(_over_processes) if over_processes and self._value is not None else self._value
+
+
+def _over_processes(value: torch.Tensor) -> torch.Tensor:
+    if number_of_processes() == 1:
+        return value
+    value = value.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu").contiguous()
+    torch.distributed.all_reduce(value)
+    return value.cpu()

@@ -1,0 +1,90 @@
+"""One-shot pruning of a fine-tuned model to a budget: no training, some hundred labelled examples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune._checks import is_whole
+from hf_headprune._seen_splits import remember_seen_
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.plan import PruningPlan, RefittedPlan
+from hf_headprune.refit.choice import check_budget, choose
+from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.tasks.examples import ModelExamples, PadRight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+
+def second_order_plan(
+    model: nn.Module,
+    dataset: Any,
+    settings: SecondOrder,
+    *,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 32,
+) -> RefittedPlan:
+    """Finds what of a fine-tuned model should stay within a budget, without training.
+
+    The model is left as it was; cut it with `prune_model_(model, found)`.
+    Nothing is promised about its accuracy: `search_plan` looks for the smallest model that keeps it. `certify` refuses
+    the examples that were looked at here.
+
+    Args:
+        model: Of a supported family, fine-tuned; its forward pass returns a loss.
+        dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
+            "start_positions" and "end_positions". Training examples do. Other columns are ignored.
+        settings: The budget, and how many of the examples are looked at.
+        data_collator: Makes the batches; when left out, examples are padded on the right.
+        batch_size: Examples per batch.
+
+    Raises:
+        InvalidSettingError: A setting is of another type, the data set is empty, unlabelled or not tokenized, a label
+            is no class, or the model can't meet the budget.
+        TrainingStateError: The loss does not depend on the model, or is not finite.
+        UnsupportedModelError: The model's family is not supported, or it returns no loss.
+    """
+    if not isinstance(settings, SecondOrder) or not is_whole(batch_size, at_least=1):
+        raise InvalidSettingError(
+            "second_order_plan: settings must be SecondOrder(...) and batch_size a whole number >= 1, received "
+            f"{settings!r} and {batch_size!r}."
+        )
+    anatomy = anatomy_of(model)
+    check_budget(settings, anatomy)
+    examples = ModelExamples(dataset, model, where="second_order_plan")
+    collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed or 0))
+    drawn = order[: settings.scoring_examples].tolist()
+    device = next(model.parameters()).device
+
+    def losses() -> Iterator[torch.Tensor]:
+        for first in range(0, len(drawn), batch_size):
+            chosen = drawn[first : first + batch_size]
+            batch = {name: value.to(device) for name, value in collate([examples[i] for i in chosen]).items()}
+            yield _loss(model, batch) * len(chosen)
+
+    remember_seen_(model, calibration=[dataset[index] for index in drawn])
+    return RefittedPlan(*choose(model, settings, PruningPlan.full(anatomy), losses()))
+
+
+def _loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    labels, classes = batch.get("labels"), getattr(model.config, "num_labels", 0)
+    is_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point() and classes > 1
+    wrong = [label for label in labels.tolist() if not 0 <= label < classes] if is_class else []  # type: ignore[union-attr]
+    if wrong:
+        raise InvalidSettingError(
+            f"second_order_plan: labels must be 0..{classes - 1}, received {sorted(set(wrong))[:5]}. Remove unlabelled "
+            "examples, or map the labels to the classes of the model."
+        )
+    loss = getattr(model(**batch), "loss", None)
+    if loss is None:
+        raise UnsupportedModelError(
+            f"second_order_plan: a {type(model).__name__} returns no loss for {sorted(batch)}. Pass a model with the "
+            "head of its task."
+        )
+    return loss

@@ -1,0 +1,104 @@
+"""Plans on the way from one plan to another: candidates for the cut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune._checks import is_whole
+from hf_headprune.errors import InvalidPlanError, InvalidSettingError
+from hf_headprune.plan import PruningPlan
+from hf_headprune.refit.projections import Refit
+from hf_headprune.refit.removal_costs import removals_between
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+
+def plans_between(
+    start: PruningPlan,
+    end: PruningPlan,
+    refit: Refit | None = None,
+    scores: Sequence[float] | np.ndarray | None = None,
+    *,
+    width_multiple: int = 32,
+) -> list[PruningPlan]:
+    """Returns plans from the least pruned to `end`: each removes one head or chunk of an FFN more.
+
+    What costs least leaves first, where projections are refitted; else the least important heads, and then all that
+    `end` removes of each FFN. What `start` has removed and `end` keeps is there in all of them. No example is looked
+    at, so that `certify_path` may test them, or `milestones` of them, in this order.
+
+    Args:
+        start: What is there at first, such as `PruningPlan.of(model)`.
+        end: What stays at last, such as the plan of `second_order_plan` or `search_plan`.
+        refit: What the same call returned beside the plan, or None.
+        scores: Importance of the heads, `(num_heads,)`, in the order of the sites; None takes them in that order.
+        width_multiple: FFN units leave in such numbers, where projections are refitted.
+
+    Raises:
+        InvalidPlanError: The plans are of different models, or the refit is of another one.
+        InvalidSettingError: An argument is of another type, or there are more or fewer scores than heads.
+    """
+    _check(start, end, refit, scores)
+    if not is_whole(width_multiple, at_least=1):
+        raise InvalidSettingError(
+            f"plans_between: width_multiple must be a whole number >= 1, received {width_multiple!r}."
+        )
+    gone = {site: set(start.kept(site)) - set(end.kept(site)) for site in (*start.num_heads, *start.num_ffn)}
+    steps: list[tuple[str, set[int]]] = []
+    if refit is not None:
+        removals = removals_between(refit, start, end, width_multiple=width_multiple)
+        steps = [(removal.site, set(removal.units)) for removal in removals]
+    listed = {site for site, _ in steps}
+    heads = [(site, head) for site, count in start.num_heads.items() for head in range(count)]
+    rank = dict(zip(heads, range(len(heads)) if scores is None else scores, strict=True))
+    others = [(site, head) for site, head in heads if site not in listed and head in gone[site]]
+    steps += [(site, {head}) for site, head in sorted(others, key=rank.__getitem__)]
+    steps += [(site, gone[site]) for site in start.num_ffn if site not in listed and gone[site]]
+    kept = {site: {*start.kept(site), *end.kept(site)} for site in gone}
+    plans = []
+    for site, units in steps:
+        kept[site] = kept[site] - units
+        plans.append(
+            start.replace(
+                kept_heads={site: kept[site] for site in start.num_heads},
+                kept_ffn={site: kept[site] for site in start.num_ffn},
+            )
+        )
+    return plans or [end]
+
+
+def _check(start: Any, end: Any, refit: Any, scores: Any) -> None:
+    """Refuses what is of the wrong type, or of different models."""
+    for name, received, kind in (
+        ("start", start, PruningPlan),
+        ("end", end, PruningPlan),
+        ("refit", refit, Refit | None),
+    ):
+        if not isinstance(received, kind):
+            raise InvalidSettingError(
+                f"plans_between: {name} must be a {getattr(kind, '__name__', 'Refit or None')}, received "
+                f"{type(received).__name__}. Pass the .plan and the .refit of what found them."
+            )
+    if (dict(start.num_heads), dict(start.num_ffn)) != (dict(end.num_heads), dict(end.num_ffn)):
+        raise InvalidPlanError(
+            f"plans_between: both plans must be of one model, received one of {_sizes(start)}, and one of "
+            f"{_sizes(end)}. Make both from the same model, before it is cut."
+        )
+    unknown = sorted(getattr(refit, "blocks", {}).keys() - {*start.num_heads, *start.num_ffn})
+    if unknown:
+        raise InvalidPlanError(
+            f"plans_between: the refit must be of the plans' model, received one with {unknown[:3]}. "
+            "Pass what the call that found the plan returned beside it."
+        )
+    heads = sum(start.num_heads.values())
+    if scores is not None and len(scores) != heads:
+        raise InvalidSettingError(
+            f"plans_between: scores must have one number for each of the {heads} heads, received {len(scores)}."
+        )
+
+
+def _sizes(plan: PruningPlan) -> str:
+    return f"{sum(plan.num_heads.values())} heads and {sum(plan.num_ffn.values())} FFN units"

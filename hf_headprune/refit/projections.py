@@ -1,0 +1,203 @@
+"""Refits output projections to the heads that stay, so that what a block of attention adds changes least.
+
+A head that leaves is partly predictable from those that stay. With x what an output projection is given and W its
+weight, the share of W x that the heads that left contributed is regressed on the others, by least squares over real
+tokens, and the result goes into the weight and the bias that stay: same shapes, no training, no labels.
+
+Source: the update of the remaining weights in Optimal Brain Surgeon (Hassibi and Stork 1992), for whole structures as
+in ZipLM (Kurtic et al. 2023, arXiv 2302.04089, section 3), here with a constant and for a set of heads at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.anatomy import base_model
+from hf_headprune.errors import InvalidPlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import nn
+
+    from hf_headprune.anatomy import Site
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.refit.moments import SiteMoments
+    from hf_headprune.refit.symmetric import Symmetric
+
+RIDGE = 1e-3  # of the mean square of an entry; more where tokens are few for the number of coefficients
+REMEMBERED = 16  # refitted projections of each block; neighbouring plans share most of them
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block of attention or FFN: its output projection, and the moments of what that is given.
+
+    Attributes:
+        site: Where it is.
+        weight: Shape `(hidden_size, width)`, `width = units * unit_width`, float64.
+        bias: Shape `(hidden_size,)`, float64, or None.
+        moments: Of the inputs and a constant one, averaged over tokens, of shape `(width + 1, width + 1)`, float32.
+        tokens: Their number.
+        start: Units whose contribution is to be kept.
+        sensitivity: Of the loss to its outputs, `(hidden_size, hidden_size)`, see `SiteMoments`; or None.
+    """
+
+    site: Site
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    moments: Symmetric
+    tokens: float
+    start: tuple[int, ...]
+    sensitivity: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, recorded: SiteMoments, start: Sequence[int]) -> Block:
+        """Copies the projection of a live model, and pairs it with its moments."""
+        output: Any = base_model(model).get_submodule(recorded.site.output)
+        weight, bias = (None if t is None else t.detach().cpu().double() for t in (output.weight, output.bias))
+        moments = recorded.inputs, recorded.tokens
+        return cls(recorded.site, weight, bias, *moments, tuple(start), recorded.sensitivity)  # type: ignore[arg-type]
+
+    def columns(self, units: Sequence[int], *, constant: bool) -> torch.Tensor:
+        """Returns the columns of units, and that of the constant where the projection has a bias to take it."""
+        has_constant = constant and self.bias is not None
+        return torch.tensor(self.site.columns(units) + [self.weight.shape[1]] * has_constant, dtype=torch.long)
+
+    def regularised(self, columns: torch.Tensor) -> torch.Tensor:
+        """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant.
+
+        Args:
+            columns: Their numbers, the constant's last.
+        """
+        entries = self.moments.diagonal()[self.columns(self.start, constant=False)].double()
+        scarcity = len(entries) / self.tokens  # entries per token
+        ridge = (RIDGE + scarcity**2) * entries.sum() / max(len(entries), 1) + torch.finfo(torch.float64).tiny
+        found = self.moments.dense()[columns[:, None], columns].double()
+        found.diagonal().add_(ridge * (columns < len(self.moments) - 1))
+        return found
+
+    def refitted(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns weight and bias for the units that stay; columns of the others are left as they are."""
+        lost = self.columns(sorted(set(self.start) - set(kept)), constant=False)
+        stay = self.columns(kept, constant=True)
+        if not len(lost) or not len(stay):
+            return self.weight, self.bias
+        target = self.moments.dense()[stay[:, None], lost].double() @ self.weight[:, lost].T  # (stay, hidden_size)
+        change = torch.linalg.solve(self.regularised(stay), target).T  # (hidden_size, stay)
+        weight, bias = self.weight.clone(), self.bias
+        if bias is not None:
+            bias, change, stay = bias + change[:, -1], change[:, :-1], stay[:-1]
+        weight[:, stay] += change
+        return weight, bias
+
+    def residual(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the map from an input to what no other open unit predicts of it, `(width, width)` and `(width,)`."""
+        width, count = self.site.unit_width, len(kept)
+        matrix = torch.eye(self.weight.shape[1] + 1, dtype=torch.float64)
+        if not count:
+            return matrix[:-1, :-1], matrix[:-1, -1]
+        columns = self.columns(kept, constant=True)
+        own = self.columns(kept, constant=False)
+        precision = torch.linalg.inv(self.regularised(columns))[: len(own)]
+        pivots = precision[:, : len(own)].reshape(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        rows = torch.linalg.solve(pivots, precision.reshape(count, width, -1)).reshape(len(own), -1)
+        matrix[own] = 0.0
+        matrix[own[:, None], columns] = rows
+        return matrix[:-1, :-1], matrix[:-1, -1]
+
+
+class Refit:
+    """Output projections of one model, refitted to any plan.
+
+    Only the units of a start are reconstructed: what training has closed already is missed by nobody.
+    """
+
+    def __init__(self, model: nn.Module, start: PruningPlan, recorded: Mapping[str, SiteMoments]) -> None:
+        """Copies the output projections of a live model.
+
+        Args:
+            model: Its weights must not change from now on.
+            start: Units whose contribution is to be kept.
+            recorded: With exactly the units of the start open. Other sites are left as they are.
+        """
+        self.blocks = {name: Block.of(model, moments, start.kept(name)) for name, moments in recorded.items()}
+        self._refitted: dict[Any, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
+        """Gives every output projection recorded, in place, what a plan needs; `restoring` takes it back."""
+        base = base_model(model)
+        for name, block in self.blocks.items():
+            output: Any = base.get_submodule(block.site.output)
+            weight, bias = self.projection(name, plan.kept(name), output.weight)
+            output.weight.data = weight
+            if bias is not None:
+                output.bias.data = bias
+
+    def projection(
+        self, site: str, kept: tuple[int, ...], like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns weight and bias of a site that is in `blocks`, refitted to the units that stay, not to be changed.
+
+        Args:
+            site: Its name.
+            kept: Units that stay.
+            like: Gives the precision and the device.
+        """
+        key = site, kept, like.dtype, like.device
+        found = self._refitted.pop(key, None)
+        if found is None:
+            weight, bias = self.blocks[site].refitted(kept)
+            found = weight.to(like), None if bias is None else bias.to(like)
+        self._refitted[key] = found
+        if len(self._refitted) > REMEMBERED * len(self.blocks):
+            del self._refitted[next(iter(self._refitted))]
+        return found
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Checks that a model has the output projections that were copied.
+
+        Raises:
+            InvalidPlanError: One is missing or has other weights.
+        """
+        modules = dict(base_model(model).named_modules())
+        for name, block in self.blocks.items():
+            weight = getattr(modules.get(block.site.output), "weight", None)
+            if weight is None or weight.shape != block.weight.shape or not _are_alike(weight, block.weight):
+                raise InvalidPlanError(
+                    f"This refit does not fit the model: {name} has another output projection than the model "
+                    "that was searched. Pass the refit of a search of this very model, with the weights that "
+                    "it had then."
+                )
+
+    @contextmanager
+    def restoring(self, model: nn.Module) -> Iterator[None]:
+        """Puts every output projection back at the end of a `with` block, after an error too."""
+        base = base_model(model)
+        outputs: list[Any] = [base.get_submodule(block.site.output) for block in self.blocks.values()]
+        before = [(parameter, parameter.data) for output in outputs for parameter in output.parameters(recurse=False)]
+        try:
+            yield
+        finally:
+            for parameter, tensor in before:
+                parameter.data = tensor
+
+    def residual(self, site: str, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Returns the map from what an output projection is given to what leaves for good with each unit alone.
+
+        Returns:
+            Matrix `(width, width)` and constant `(width,)`, float64: units that are not kept map to themselves. None
+            where nothing is reconstructed.
+        """
+        return self.blocks[site].residual(tuple(kept)) if site in self.blocks else None
+
+
+def _are_alike(weight: torch.Tensor, copied: torch.Tensor) -> bool:
+    """Tells whether weights are the same up to rounding: devices differ by some, and a cast since by more."""
+    given, allowed = weight.detach().cpu().double(), 4 * torch.finfo(weight.dtype).eps
+    return bool(torch.linalg.norm(given - copied) <= allowed * torch.linalg.norm(copied))

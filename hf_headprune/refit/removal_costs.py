@@ -1,0 +1,150 @@
+"""In which order units cost least to remove when those that stay are refitted: Optimal Brain Surgeon, for structures.
+
+The cost of a removal is what it adds to the squared error of an output projection, in the metric of the loss's
+gradient: a second-order estimate of what the loss gains. It is comparable over the sites of a model.
+
+Source: Hassibi and Stork 1992; for whole structures ZipLM (Kurtic et al. 2023, arXiv 2302.04089, equation 2), here with
+the gradient's second moments in place of equal weights for every output, which makes layers comparable.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_headprune.cost import weights_per_unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.refit.projections import Block, Refit
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Units of one site that leave together.
+
+    Attributes:
+        site: Name of the site.
+        units: In the numbering of the site.
+        cost: Estimated gain of the loss, in an arbitrary unit that all sites of a recording share.
+        saved: Entries of weight matrices, or multiply-accumulates, that leave with them.
+    """
+
+    site: str
+    units: tuple[int, ...]
+    cost: float
+    saved: int
+
+
+def elimination(
+    block: Block,
+    kept: Sequence[int],
+    *,
+    removable: Iterable[int] | None = None,
+    width_multiple: int = 32,
+    saved_per_unit: int | None = None,
+) -> list[Removal]:
+    """Returns the removals of one site, greedily the cheapest next, each priced after those before it.
+
+    Args:
+        block: With moments that were recorded with exactly the `kept` units open. Where no loss was recorded with them,
+            the price is the lost share of what the block adds.
+        kept: Units that are still there, in order.
+        removable: Those of them that may leave; None for all.
+        width_multiple: FFN units leave in such numbers, the first so that a multiple stays; heads leave one by one.
+        saved_per_unit: What each unit's removal saves; the entries of its weight matrices when left out.
+    """
+    width = block.site.unit_width
+    per_unit = weights_per_unit(block.site) if saved_per_unit is None else saved_per_unit
+    multiple = 1 if block.site.is_attention else width_multiple
+    columns = block.columns(kept, constant=True)
+    augmented = block.weight if block.bias is None else torch.cat([block.weight, block.bias[:, None]], dim=1)
+    weight = _root(_metric(block)) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
+    precision = _inverse(block.regularised(columns))
+    left, found = list(kept), []
+    may_leave = set(left) if removable is None else set(left) & set(removable)
+    while may_leave:
+        costs = _costs(weight, precision, len(left), width)
+        costs[[place for place, unit in enumerate(left) if unit not in may_leave]] = torch.inf
+        count = min(len(left) % multiple or multiple, len(may_leave))
+        places = costs.argsort(stable=True)[:count].sort().values
+        gone = tuple(left[place] for place in places.tolist())
+        own = (places[:, None] * width + torch.arange(width)).flatten()
+        pivot = torch.linalg.inv(precision[own][:, own])
+        change = pivot @ precision[own]
+        cost = float(((weight[:, own] @ pivot) * weight[:, own]).sum())
+        found.append(Removal(block.site.name, gone, cost, count * per_unit))
+        stays = torch.ones(len(precision), dtype=torch.bool)
+        stays[own] = False
+        rest = stays.nonzero().flatten()
+        weight = weight.addmm_(weight[:, own], change, alpha=-1)[:, rest]
+        precision = precision.addmm_(precision[:, own], change, alpha=-1)[rest[:, None], rest]
+        may_leave.difference_update(gone)
+        left = [unit for unit in left if unit not in gone]
+    return found
+
+
+def removals_between(refit: Refit, start: PruningPlan, end: PruningPlan, *, width_multiple: int = 32) -> list[Removal]:
+    """Returns what leaves on the way from one plan to another, of the sites recorded, the cheapest first.
+
+    Args:
+        refit: Recorded with exactly the units of the start open.
+        start: What is open at first.
+        end: What stays.
+        width_multiple: FFN units leave in such numbers.
+    """
+    paths = []
+    for name, block in refit.blocks.items():
+        kept = start.kept(name)
+        removable = set(kept) - set(end.kept(name))
+        paths.append(elimination(block, kept, removable=removable, width_multiple=width_multiple))
+    return cheapest_first(paths)
+
+
+def cheapest_first(paths: Iterable[Sequence[Removal]]) -> list[Removal]:
+    """Merges the removals of several sites: always the next one of the site where it costs least for what it saves."""
+    found = []
+    heap = [(path[0].cost / path[0].saved, place, 0, path) for place, path in enumerate(paths) if path]
+    heapq.heapify(heap)
+    while heap:
+        _, place, step, path = heapq.heappop(heap)
+        found.append(path[step])
+        if step + 1 < len(path):
+            upcoming = path[step + 1]
+            heapq.heappush(heap, (upcoming.cost / upcoming.saved, place, step + 1, path))
+    return found
+
+
+def _costs(weight: torch.Tensor, precision: torch.Tensor, units: int, width: int) -> torch.Tensor:
+    """Returns what each unit's removal alone would cost, `(units,)`."""
+    size = units * width
+    own = precision[:size, :size].view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    columns = weight[:, :size].T.reshape(units, width, -1)  # (units, width, hidden_size)
+    if width == 1:
+        return columns.square().sum(dim=(1, 2)) / own[:, 0, 0]
+    return (torch.linalg.solve(own, columns) * columns).sum(dim=(1, 2))
+
+
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns the inverse of a symmetric matrix, by its Cholesky factor unless rounding made it indefinite."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.linalg.inv(matrix) if bool(failed) else torch.cholesky_inverse(factor)
+
+
+def _metric(block: Block) -> torch.Tensor:
+    """Returns what an error in the outputs of a block costs, `(hidden_size, hidden_size)`."""
+    if block.sensitivity is not None:
+        return block.sensitivity.double()
+    added = float(((block.weight @ block.moments.dense()[:-1, :-1].double()) * block.weight).sum())
+    return torch.eye(len(block.weight), dtype=torch.float64) / (added or 1.0)
+
+
+def _root(sensitivity: torch.Tensor) -> torch.Tensor:
+    """Returns the symmetric square root of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(sensitivity)
+    return (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T

@@ -1,0 +1,1 @@
+"""Examples in, scores out: one scorer per task, shared by search, certificate and refit."""

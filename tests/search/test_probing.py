@@ -1,0 +1,626 @@
+"""Probes: the verdicts of a plain evaluation of every example, with less work, whatever is in memory."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.errors import InvalidPlanError, InvalidSettingError
+from hf_headprune.plan import PruningPlan
+from hf_headprune.search.evaluation import lanes
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.lanes import (
+    bf16_is_faster,
+    gains_by_half_precision,
+    half_precision_twin,
+    rough_band,
+)
+from hf_headprune.search.evaluation.layers import LayerStack
+from hf_headprune.search.evaluation.memory import StateMemory
+from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.evaluation.trials import Trials
+from hf_headprune.search.plans import search_plan
+from hf_headprune.search.problem import ROUND_OFF, Question
+from hf_headprune.search.settings import AStarSearch
+from hf_headprune.tasks.answers import TIE_BAND
+from hf_headprune.tasks.registry import scoring_for
+from tests.search.test_evaluator import NUM_LABELS, batches_of, classifier, decisive, examples, random_plan
+from tests.support.models import FAMILY_NAMES, SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
+
+CLASSIFIERS = {
+    "bert": classifier,
+    "roberta": lambda: decisive(tiny_roberta(num_labels=NUM_LABELS)),
+    "distilbert": lambda: decisive(tiny_distilbert(num_labels=NUM_LABELS)),
+    "one layer": lambda: classifier(num_hidden_layers=1),
+}
+
+
+def decided(model, dataset):
+    """The examples, labelled with what the model answers, so that plans differ in how many they keep right."""
+    with torch.no_grad():
+        answers = [int(model(input_ids=torch.tensor([e["input_ids"]])).logits.argmax()) for e in dataset]
+    return [{**example, "label": answer} for example, answer in zip(dataset, answers, strict=True)]
+
+
+def near(plan, rng):
+    """A plan that differs from another in a few heads or FFN units of one or two layers."""
+    sites = [*plan.kept_heads, *plan.kept_ffn]
+    kept = {}
+    for site in rng.choice(sites, size=int(rng.integers(1, 3)), replace=False):
+        units = plan.num_heads.get(site) or plan.num_ffn[site]
+        kept[site] = [unit for unit in range(units) if rng.random() < 0.7]
+    heads = {site: units for site, units in kept.items() if site in plan.num_heads}
+    return plan.replace(kept_heads=heads, kept_ffn={s: units for s, units in kept.items() if s in plan.num_ffn})
+
+
+def asked(base, base_margins, rng, **more):
+    expected = base_margins + rng.normal(0, 0.3, len(base_margins)).astype(np.float32)
+    return Question(base, base_margins, expected, **more)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
+    model = CLASSIFIERS[name]()
+    batches = batches_of(decided(model, examples(40)))
+    plain = ExampleEvaluator(model, batches)
+    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
+    rng = np.random.default_rng(0)
+    full = PruningPlan.of(model)
+    kinds = []
+    for turn in range(30):
+        base = full if turn % 3 else random_plan(model, turn)
+        base_margins = plain(base).margins
+        for plan in (near(base, rng), near(base, rng)):
+            expected = plain(plan)
+            floor = float(rng.choice([0.3, 0.6, 0.8, 0.9, 1.0]))
+            found = fast.probe(plan, asked(base, base_margins, rng, floor=floor, tentative=turn % 2 == 0))
+            kinds.append(found.kind)
+            if found.kind == "bound":
+                assert expected.metric <= found.metric < floor
+            elif found.kind == "estimate":
+                assert found.metric >= floor
+            else:
+                assert found.metric == expected.metric
+            seen = ~np.isnan(found.margins)
+            assert seen.all() or found.kind != "exact"
+            np.testing.assert_allclose(found.margins[seen], expected.margins[seen], rtol=1e-4, atol=2e-4)
+            exact = fast.probe(plan, asked(base, base_margins, rng))
+            assert (exact.kind, exact.metric) == ("exact", expected.metric)
+    assert {"bound", "exact"} <= set(kinds)
+
+
+def test_what_stands_within_round_off_of_a_tie_is_decided_as_a_plain_evaluation_decides_it():
+    model, rows = classifier(), examples(96)
+    with torch.no_grad():  # two classes that only round-off tells apart, whatever the batch
+        noise = torch.randn(model.classifier.in_features, generator=torch.Generator().manual_seed(0))
+        model.classifier.weight[1] = model.classifier.weight[0] + 1e-7 * noise
+        model.classifier.weight[2].zero_()
+        model.classifier.bias[1:] = model.classifier.bias[0]
+    batches = batches_of([{**row, "label": i % 2} for i, row in enumerate(rows)], batch_size=13)
+    plain = ExampleEvaluator(model, batches)
+    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=False))
+    base = PruningPlan.of(model)
+    margins = plain(base).margins
+    for seed in range(4):
+        plan = random_plan(model, seed)
+        assert fast.probe(plan, Question(base, margins, margins)).metric == plain(plan).metric
+
+
+def test_early_verdicts_look_at_fewer_examples():
+    model = classifier()
+    batches = batches_of(decided(model, examples(64)))
+    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
+    base = PruningPlan.of(model)
+    margins, rng = fast(base).margins, np.random.default_rng(1)
+    nothing = base.replace(kept_heads=dict.fromkeys(base.kept_heads, ()))
+    rejected = fast.probe(nothing, Question(base, margins, margins, floor=0.99))
+    assert rejected.kind == "bound"
+    assert 0 < (~np.isnan(rejected.margins)).sum() < 64
+    accepted = fast.probe(base, Question(base, margins, margins, floor=0.9))
+    assert accepted.kind == "estimate"
+    assert (~np.isnan(accepted.margins)).sum() == 16
+    assert fast.probe(base, asked(base, margins, rng, floor=0.9, tentative=False)).kind == "exact"
+
+
+def test_what_is_measured_to_the_end_is_no_estimate():
+    model = classifier()
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(24))), probing=Probing(4, 4, tentative_share=1))
+    base = PruningPlan.of(model)
+    margins = fast(base).margins
+    assert fast.probe(base, Question(base, margins, margins, floor=0.9)).kind == "exact"
+
+
+def test_a_floor_that_is_met_but_for_round_off_rejects_nothing():
+    model = classifier()
+    rows = [
+        {**row, "label": (row["label"] + (i < 12)) % NUM_LABELS} for i, row in enumerate(decided(model, examples()))
+    ]
+    fast = ExampleEvaluator(model, batches_of(rows), probing=Probing(batch_size=4))
+    base = PruningPlan.of(model)
+    whole = fast(base)
+    for excess, kind in ((0.5, "exact"), (2.0, "bound")):
+        question = Question(
+            base, whole.margins, whole.margins, floor=whole.metric + excess * ROUND_OFF, tentative=False
+        )
+        assert fast.probe(base, question).kind == kind
+
+
+def test_a_confirmation_computes_only_the_examples_that_the_estimate_left_out():
+    model = classifier()
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(64))), probing=Probing(batch_size=4))
+    base = PruningPlan.of(model)
+    margins = fast(base).margins
+    question = Question(base, margins, margins, floor=0.5)
+    estimate = fast.probe(base, question)
+    seen = fast._prober.examples_seen
+    assert estimate.kind == "estimate"
+    assert seen == (~np.isnan(estimate.margins)).sum()
+    fast.probe(base, Question(base, margins, margins))
+    assert fast._prober.examples_seen == 64
+
+
+@pytest.mark.parametrize("cache_mib", [0, 0.002, 0.01, 64])
+def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
+    model = classifier(num_hidden_layers=4)
+    batches = batches_of(decided(model, examples(40)))
+    roomy, bounded = (
+        ExampleEvaluator(model, batches, probing=Probing(batch_size=4, cache_mib=mib)) for mib in (64, cache_mib)
+    )
+    rng = np.random.default_rng(2)
+    base = PruningPlan.of(model)
+    for turn in range(12):
+        margins = roomy(base).margins
+        plan = near(base, rng)
+        question = asked(base, margins, rng, floor=[None, 0.7][turn % 2])
+        one, other = roomy.probe(plan, question), bounded.probe(plan, question)
+        assert (one.metric, one.kind) == (other.metric, other.kind)
+        np.testing.assert_array_equal(one.margins, other.margins)
+        if turn % 4 == 3:
+            base = plan
+    memory = bounded._prober.memory
+    assert memory.peak_bytes <= cache_mib * 2**20
+    assert (memory.peak_bytes > 0) == (cache_mib > 0)
+    assert roomy._prober.memory.peak_bytes > 0
+
+
+def test_a_fresh_evaluator_measures_the_bits_of_one_that_has_measured_before():
+    model = classifier()
+    batches = batches_of(decided(model, examples(40)))
+    used = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
+    base, rng = PruningPlan.of(model), np.random.default_rng(3)
+    margins = used(base).margins
+    for _ in range(10):
+        plan = near(base, rng)
+        question = asked(base, margins, rng, floor=0.8)
+        fresh = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
+        np.testing.assert_array_equal(used.probe(plan, question).margins, fresh.probe(plan, question).margins)
+
+
+def layers_run(model, call):
+    """How many examples passed each layer."""
+    counts = [0] * len(model.bert.encoder.layer)
+    handles = [
+        layer.register_forward_hook(lambda m, args, out, i=i: counts.__setitem__(i, counts[i] + len(args[0])))
+        for i, layer in enumerate(model.bert.encoder.layer)
+    ]
+    call()
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
+    model = classifier(num_hidden_layers=4)
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(40))), probing=Probing(batch_size=4))
+    base = PruningPlan.of(model)
+    margins = fast(base).margins
+    fast.probe(base, Question(base, margins, margins))  # the first probe also tries what the model allows
+    third, last = list(base.kept_heads)[2:]
+    question = Question(base, margins, margins)
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={third: [0]}), question)) == [0, 0, 40, 40]
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={third: [1]}), question)) == [0, 0, 40, 40]
+    child = base.replace(kept_heads={third: [1]})  # measured before, so that it can be a parent at once
+    grandchild = child.replace(kept_heads={last: [1]})
+    further = Question(child, margins, margins)
+    assert layers_run(model, lambda: fast.probe(grandchild, further)) == [0, 0, 0, 40]
+    other = base.replace(kept_heads={third: [3]})  # not measured before
+    further = Question(other, margins, margins)
+    assert layers_run(model, lambda: fast.probe(other.replace(kept_heads={last: [1]}), further)) == [0, 0, 40, 40]
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={last: [2]}), question)) == [0, 0, 0, 40]
+
+
+def test_a_metric_that_is_no_mean_of_zeros_and_ones_is_measured_to_the_end():
+    model = classifier()
+    batches = batches_of(examples(40))
+    plain = ExampleEvaluator(model, batches, metric="macro_f1")
+    base, rng = PruningPlan.of(model), np.random.default_rng(4)
+    margins = plain(base).margins
+    for _ in range(5):
+        plan = near(base, rng)
+        found = plain.probe(plan, asked(base, margins, rng, floor=1.0))
+        assert (found.kind, found.metric) == ("exact", plain(plan).metric)
+
+
+@pytest.mark.parametrize("given", ["autocast", "bf16 weights"])
+def test_low_precision_keeps_the_batches_given_and_their_bits(given):
+    model = classifier()
+    batches = batches_of(examples(40))
+    if given == "bf16 weights":
+        model = model.to(torch.bfloat16)
+    autocast = torch.bfloat16 if given == "autocast" else None
+    evaluator = ExampleEvaluator(model, batches, autocast_dtype=autocast)
+    base, rng = PruningPlan.of(model), np.random.default_rng(5)
+    margins = evaluator(base).margins
+    for _ in range(8):
+        plan = near(base, rng)
+        found = evaluator.probe(plan, asked(base, margins, rng))
+        np.testing.assert_array_equal(found.margins, evaluator(plan).margins)
+
+
+def test_near_ties_are_decided_by_the_batches_given():
+    model = classifier()
+    with torch.no_grad():
+        model.classifier.weight[1] = model.classifier.weight[0]
+        model.classifier.bias[1] = model.classifier.bias[0]
+    dataset = [{**example, "label": index % 2} for index, example in enumerate(examples(40))]
+    evaluator = ExampleEvaluator(model, batches_of(dataset), probing=Probing(batch_size=4))
+    base, rng = PruningPlan.of(model), np.random.default_rng(6)
+    margins = evaluator(base).margins
+    assert (np.abs(margins) < 1e-4).any()
+    for _ in range(20):
+        plan = near(base, rng)
+        assert evaluator.probe(plan, asked(base, margins, rng)).metric == evaluator(plan).metric
+
+
+def wide_inputs(rows):
+    """A collator that pads on the left: positions then depend on the padding, which has to stay."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    pads = [longest - len(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": torch.tensor([[0] * pad + row["input_ids"] for pad, row in zip(pads, rows, strict=True)]),
+        "attention_mask": torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+def no_mask(rows):
+    """A collator without a mask: the model reads the padding, which has to stay."""
+    return {name: value for name, value in wide_inputs(rows).items() if name != "attention_mask"}
+
+
+def odd_mask(rows):
+    """A mask of two dimensions per example, which can't be put together anew."""
+    batch = wide_inputs(rows)
+    mask = batch["attention_mask"][:, None, None, :].bool()
+    return {**batch, "attention_mask": mask.expand(-1, 1, mask.shape[-1], -1)}
+
+
+@pytest.mark.parametrize("collate", [wide_inputs, no_mask, odd_mask])
+def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collate):
+    model = classifier()
+    rows = [{"input_ids": e["input_ids"], "labels": e["label"]} for e in decided(model, examples(40))]
+    evaluator = ExampleEvaluator(model, length_sorted_batches(rows, collate, batch_size=7))
+    base, rng = PruningPlan.of(model), np.random.default_rng(7)
+    margins = evaluator(base).margins
+    for _ in range(12):
+        plan = near(base, rng)
+        found, expected = evaluator.probe(plan, asked(base, margins, rng)), evaluator(plan)
+        assert found.metric == expected.metric
+        np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
+
+
+def plain_and_rounded(model, batches, **probing):
+    """An evaluator that is only called, and one that probes with a twin in bf16."""
+    probing = Probing(batch_size=4, half_precision=True, **probing)
+    return ExampleEvaluator(model, batches), ExampleEvaluator(model, batches, probing=probing)
+
+
+@pytest.mark.usefixtures("wide_band")
+def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
+    model = classifier()
+    batches = batches_of(decided(model, examples(60)))
+    plain, rounded = plain_and_rounded(model, batches, cache_mib=0.5)
+    base, rng = PruningPlan.of(model), np.random.default_rng(11)
+    margins = plain(base).margins
+    kinds = []
+    for turn in range(40):
+        plan = near(base, rng)
+        expected = plain(plan)
+        floor = float(rng.choice([0.5, 0.8, 0.95]))
+        question = asked(base, margins, rng, floor=floor, tentative=turn % 2 == 0)
+        found = rounded.probe(plan, question)
+        is_rejected = found.kind == "estimate" and found.metric < floor
+        kinds.append("rejected" if is_rejected else found.kind)
+        if is_rejected:
+            assert expected.metric < floor
+            assert np.isnan(found.margins).any() or turn
+        if found.kind == "exact":
+            assert found.metric == expected.metric
+        assert found.kind != "estimate" or is_rejected or question.tentative
+        exact = rounded.probe(plan, asked(base, margins, rng))
+        assert (exact.kind, exact.metric) == ("exact", expected.metric)
+    assert {"rejected", "estimate", "exact"} <= set(kinds)
+    assert rounded._prober.memory.peak_bytes <= 2**19
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precision(monkeypatch):
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 1e9)  # every error is doubtful
+    model = classifier()
+    dataset = decided(model, examples(60))
+    dataset = [{**row, "label": (row["label"] + (i % 3 == 0)) % NUM_LABELS} for i, row in enumerate(dataset)]
+    batches = batches_of(dataset)
+    plain, rounded = plain_and_rounded(model, batches)
+    base, rng = PruningPlan.of(model), np.random.default_rng(12)
+    margins, rejected = plain(base).margins, 0
+    for _ in range(12):
+        plan = near(base, rng)
+        expected = plain(plan)
+        found = rounded.probe(plan, asked(base, margins, rng, floor=0.8))
+        if found.kind != "estimate":
+            continue
+        rejected += 1
+        errors = np.flatnonzero(found.margins < 0)
+        assert expected.metric <= found.metric < 0.8
+        assert 1.0 - len(errors) / 60 <= found.metric
+        settled = errors[np.abs(found.margins[errors] - expected.margins[errors]) < 1e-5]
+        assert len(settled) >= 60 * (1.0 - 0.8)  # as many errors as the verdict needs come from the model itself
+    assert rejected > 6
+
+
+@pytest.mark.usefixtures("wide_band")
+def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_decide():
+    model = classifier()
+    batches = batches_of(examples(60))  # labels at random: margins of any size
+    plain, rounded = plain_and_rounded(model, batches)
+    base, rng = PruningPlan.of(model), np.random.default_rng(14)
+    margins, taken = plain(base).margins, 0
+    for _ in range(12):
+        plan = near(base, rng)
+        found, expected = rounded.probe(plan, asked(base, margins, rng)), plain(plan)
+        assert (found.kind, found.metric) == ("exact", expected.metric)
+        differs = np.abs(found.margins - expected.margins) > 1e-4
+        taken += differs.sum()
+        assert (np.abs(expected.margins[differs]) > 0.5).all()
+    assert taken > 60  # or all of it came from the model itself
+
+
+def wrong_twin(model):
+    """A twin that is as sure as the model, of other classes."""
+    twin = half_precision_twin(model)
+    with torch.no_grad():
+        for parameter in twin.classifier.parameters():
+            parameter.copy_(parameter.roll(1, dims=0))
+    return twin
+
+
+def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 1.0)
+    monkeypatch.setattr(
+        "hf_headprune.search.evaluation.probing.TRUSTED", 1.0
+    )  # of those turned; those moved too far are enough
+    monkeypatch.setattr("hf_headprune.search.evaluation.probing.half_precision_twin", wrong_twin)
+    model = classifier()
+    batches = batches_of(examples(60))
+    plain, rounded = plain_and_rounded(model, batches)
+    base, rng = PruningPlan.of(model), np.random.default_rng(15)
+    margins = plain(base).margins
+    for _ in range(4):
+        plan = near(base, rng)
+        found = rounded.probe(plan, asked(base, margins, rng))
+        np.testing.assert_allclose(found.margins, plain(plan).margins, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("refits", [False, True])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_closed_units_are_taken_out_of_the_products_and_put_back(name, refits):
+    model = CLASSIFIERS[name]()
+    batches = batches_of(decided(model, examples(60)))
+    plain = ExampleEvaluator(model, batches)
+    narrow = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=False))
+    base, rng = PruningPlan.of(model), np.random.default_rng(13)
+    if refits:
+        plain.use_refit(base, ffn=True)
+        narrow.use_refit(base, ffn=True)
+    margins = plain(base).margins
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    site = anatomy_of(model).attention_sites[0]
+    widths = set()
+    handle = (
+        base_model(model)
+        .get_submodule(site.output)
+        .register_forward_hook(lambda module, args, output: widths.add(args[0].shape[-1]))
+    )
+    for kept in ([0], [1, 3], [], range(4)):
+        plan = base.replace(kept_heads={site.name: kept})
+        expected = plain(plan)
+        widths.clear()
+        found = narrow.probe(plan, asked(base, margins, rng))
+        assert found.metric == expected.metric
+        assert np.allclose(found.margins, expected.margins, atol=1e-4)
+        assert (len(kept) or 4) * site.unit_width in widths
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    handle.remove()
+
+
+def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_the_products(monkeypatch):
+    def refuse(self, plan):
+        raise RuntimeError("shape '[4, 8]' is invalid")
+
+    monkeypatch.setattr("hf_headprune.search.evaluation.narrowing.Narrowing.take_out", refuse)
+    model = classifier()
+    batches = batches_of(decided(model, examples(60)))
+    plain, evaluator = ExampleEvaluator(model, batches), ExampleEvaluator(model, batches)
+    base, rng = PruningPlan.of(model), np.random.default_rng(14)
+    plan = near(base, rng)
+    assert evaluator.probe(plan, asked(base, plain(base).margins, rng)).metric == plain(plan).metric
+
+
+def test_the_band_of_doubt_of_bf16_grows_with_the_margins_of_classes():
+    margins = np.array([-3.0, 1.0, 1.0, 3.0], dtype=np.float32)
+    classes, tags = (scoring_for(tiny_bert(f"{task}Classification")) for task in ("Sequence", "Token"))
+    assert rough_band(classes, margins) == pytest.approx(lanes.ROUGH_SHARE * 5**0.5)
+    assert rough_band(classes, 0.1 * margins) == pytest.approx(0.1 * rough_band(classes, margins))
+    assert rough_band(classes, 0.0 * margins) == TIE_BAND
+    assert rough_band(tags, margins) == rough_band(tags, 0.1 * margins) == lanes.ROUGH_BAND
+
+
+@pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.9, False), (2.0, False)])
+def test_bf16_counts_as_faster_where_the_fastest_product_clearly_is(monkeypatch, seconds, faster):
+    once = [1.0] * lanes.TRIES + [seconds, *[9.0] * (lanes.TRIES - 1)]  # a slow try is noise
+    ticks = iter([tick for duration in once for tick in (0.0, duration)])
+    monkeypatch.setattr(lanes.time, "perf_counter", lambda: next(ticks))
+    assert bf16_is_faster.__wrapped__(torch.device("cpu")) is faster
+
+
+def test_small_models_and_other_precisions_have_no_rounded_twin():
+    model = classifier()
+    assert not gains_by_half_precision(model)
+    for probing in (Probing(), Probing(half_precision=False)):
+        evaluator = ExampleEvaluator(model, batches_of(examples()), probing=probing)
+        full = PruningPlan.of(model)
+        evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
+        assert evaluator._prober._rough is None
+    rounded = classifier().to(torch.bfloat16)
+    evaluator = ExampleEvaluator(rounded, batches_of(examples()), probing=Probing(half_precision=True))
+    evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
+    assert evaluator._prober._rough is None
+
+
+@pytest.mark.usefixtures("wide_band")
+def test_a_search_with_a_rounded_twin_returns_what_was_measured_exactly():
+    model = classifier()
+    dataset = decided(model, examples(60))
+    search = AStarSearch(max_evaluations=40, max_drop=0.2, half_precision=True)
+    found = search_plan(model, dataset, search=search, progress=False)
+    evaluator = ExampleEvaluator(model, batches_of(dataset))
+    assert found.gain > 0
+    assert evaluator(found.plan).metric == found.metric >= found.threshold - 1e-9
+    assert all(step.kind == "exact" for step in found.history if step.is_incumbent)
+
+
+def test_the_model_is_left_as_it_was():
+    model = classifier().train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluator = ExampleEvaluator(model, batches_of(examples()))
+    base, rng = PruningPlan.of(model), np.random.default_rng(8)
+    margins = evaluator(base).margins
+    evaluator.probe(near(base, rng), asked(base, margins, rng))
+    with pytest.raises(InvalidPlanError):
+        evaluator.probe(PruningPlan.of(tiny_bert(num_hidden_layers=1)), asked(base, margins, rng))
+    assert model.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert len(model.bert.encoder.layer) == 2
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class MeanPooled(nn.Module):
+    """Reads every token, so the last layer has to compute all of them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, hidden):
+        return self.model(hidden.mean(dim=1, keepdim=True))
+
+
+def test_a_head_that_reads_every_token_is_noticed():
+    model = classifier()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
+    with torch.no_grad():
+        assert Trials(LayerStack(model)).reads_first_token(inputs)
+        model.bert.pooler = MeanPooled(model.bert.pooler)
+        assert not Trials(LayerStack(model)).reads_first_token(inputs)
+    evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
+    base, rng = PruningPlan.of(model), np.random.default_rng(9)
+    plan = near(base, rng)
+    assert evaluator.probe(plan, asked(base, evaluator(base).margins, rng)).metric == evaluator(plan).metric
+
+
+class MixesLayers(nn.Module):
+    """A layer that also reads what the one before it was given: entering late would lose that."""
+
+    def __init__(self, layer, memory, *, reads):
+        super().__init__()
+        self.attention, self.intermediate, self.output = layer.attention, layer.intermediate, layer.output
+        self.layer, self.memory, self.reads = [layer], memory, reads
+
+    def forward(self, hidden, *args, **kwargs):
+        mixed = hidden + self.memory["first"] if self.reads else hidden
+        self.memory["first"] = hidden
+        return self.layer[0](mixed, *args, **kwargs)
+
+
+def test_layers_that_are_no_plain_list_are_noticed_and_measured_whole():
+    model, memory = classifier(), {}
+    layers = model.bert.encoder.layer
+    layers[0], layers[1] = MixesLayers(layers[0], memory, reads=False), MixesLayers(layers[1], memory, reads=True)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
+    with torch.no_grad():
+        assert Trials(LayerStack(classifier())).is_resumable(inputs)
+        memory["first"] = torch.zeros(1)
+        assert not Trials(LayerStack(model)).is_resumable(inputs)
+    evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
+    base, rng = PruningPlan.of(model), np.random.default_rng(10)
+    for _ in range(6):
+        plan = near(base, rng)
+        assert evaluator.probe(plan, asked(base, evaluator(base).margins, rng)).metric == evaluator(plan).metric
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_every_family_is_resumed_where_it_has_one_plain_list_of_layers(name):
+    family = TINY_FAMILIES[name]
+    kind = {"num_labels": 3} if name not in SEQ2SEQ_NAMES else {}
+    stack = LayerStack(family.make(**kind))
+    with torch.no_grad():
+        assert Trials(stack).is_resumable(family.inputs()) == (name not in SEQ2SEQ_NAMES)
+
+
+def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
+    memory = StateMemory(3 * 4000 / 2**20)
+    for owner in "ab":
+        memory.add(owner, 0, torch.zeros(1000))
+    memory.of("a")
+    memory.add("c", 0, torch.zeros(1000))
+    memory.add("c", 1, torch.zeros(1000))  # "b" was used longest ago
+    assert [list(memory.of(owner)) for owner in "abc"] == [[0], [], [0, 1]]
+    memory.add("c", 2, torch.zeros(1000))
+    memory.add("c", 3, torch.zeros(1000))
+    assert list(memory.of("c")) == [0, 1, 2]
+    assert not memory.has_room("c")
+    assert memory.num_bytes == memory.peak_bytes == 12000
+    assert not memory.guess("d", 0, torch.zeros(1000))
+    memory.drop("c")
+    assert memory.guess("d", 0, torch.zeros(2000))
+    memory.add("e", 0, torch.zeros(2000))  # a guess goes for it
+    assert [list(memory.of(owner)) for owner in "de"] == [[], [0]]
+    memory.drop("e")
+    assert (memory.num_bytes, memory.has_room("c")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cache_mib": -1},
+        {"cache_mib": "1"},
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+        {"batch_size": True},
+        {"tentative_share": 0},
+        {"tentative_share": 2},
+        {"tentative_share": None},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    Probing(cache_mib=0, batch_size=1, tentative_share=1)
+    with pytest.raises(InvalidSettingError, match="Probing: cache_mib must be at least 0"):
+        Probing(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"half_precision": "no"}, {"share_processes": None}])
+def test_what_is_neither_true_nor_false_is_refused(wrong):
+    with pytest.raises(InvalidSettingError, match=f"Probing: half_precision must be .*{next(iter(wrong.values()))!r}"):
+        Probing(**wrong)

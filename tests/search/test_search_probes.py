@@ -1,0 +1,299 @@
+"""Searches whose evaluations may stop early: the same claims, and everything reported is exact."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.search.astar import search
+from hf_headprune.search.baselines import at_random, beam, greedy, in_order
+from hf_headprune.search.bounds import ExactGains, sets_by_gain
+from hf_headprune.search.problem import GainTable, Measurement, SearchProblem, units_of
+from hf_headprune.search.settings import AStarSearch
+from tests.search.test_astar import PROOF, Counting, all_sets, brute_force, margin_problem, table_problem
+
+LIMITED = AStarSearch(max_evaluations=60, max_drop=0.05)
+
+
+def with_probe(problem, share=0.25):
+    """The same problem, answered one example after the other, the most doubtful first."""
+
+    def probe(removed, question):
+        exact = problem.measure(removed)
+        margins, seen = exact.margins.astype(np.float32), np.zeros(exact.margins.size, dtype=bool)
+        for place in np.argsort(question.expected, kind="stable"):
+            seen[place] = True
+            shown = np.where(seen, margins, np.nan)
+            bound = 1 - float((margins[seen] <= 0).sum()) / margins.size
+            if question.floor is not None and bound < question.floor - 1e-9:
+                return Measurement(bound, shown, kind="bound")
+            if question.floor is not None and question.tentative and share * margins.size <= seen.sum() < margins.size:
+                estimate = float((np.where(seen, margins, question.expected) > 0).mean())
+                if estimate >= question.floor:
+                    return Measurement(estimate, shown, kind="estimate")
+        return exact
+
+    return dataclasses.replace(problem, probe=probe)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_result_is_the_true_optimum_although_most_sets_are_not_measured_to_the_end(seed):
+    problem = with_probe(margin_problem(seed, 9))
+    result = search(problem, PROOF)
+    assert result.optimality == "proved"
+    assert result.gain == brute_force(problem, PROOF.max_drop)
+    assert result.measurement.kind == "exact"
+    assert result.measurement.metric == problem.measure(result.removed).metric
+
+
+@pytest.mark.parametrize("limit", [2, 30, 90, 200, 512])
+def test_a_proof_is_claimed_only_from_what_is_certain(limit):
+    problem = with_probe(margin_problem(3, 9), share=0.1)
+    result = search(problem, dataclasses.replace(PROOF, max_evaluations=limit))
+    if result.optimality == "proved":
+        assert result.gain == brute_force(problem, PROOF.max_drop)
+    assert result.evaluations <= limit
+    claimed = search(problem, dataclasses.replace(PROOF, max_evaluations=512)).optimality
+    assert claimed == "proved"
+
+
+def test_every_incumbent_is_exact_and_the_history_says_what_is_not():
+    problem = with_probe(margin_problem(1, 24, num_examples=200))
+    result = search(problem, LIMITED)
+    assert {step.kind for step in result.history} == {"exact", "bound", "estimate"}
+    for step in result.history:
+        true = problem.measure(frozenset(step.removed)).metric
+        if step.kind == "exact":
+            assert step.metric == true
+        elif step.kind == "bound":
+            assert not step.feasible
+            assert true <= step.metric < result.threshold
+    incumbents = [step for step in result.history if step.is_incumbent]
+    assert all(step.kind == "exact" and step.feasible for step in incumbents)
+    assert frozenset(incumbents[-1].removed) == result.removed
+    best = max(step.gain for step in result.history if step.kind == "exact" and step.feasible)
+    assert best == result.gain
+    assert [step.index for step in result.history] == list(range(result.evaluations))
+
+
+def test_an_estimate_that_does_not_hold_never_becomes_the_result():
+    def measure(removed):
+        margins = np.full(20, 1.0)
+        margins[: len(removed)] = -1.0  # each removal breaks one further example
+        return Measurement(float((margins > 0).mean()), margins)
+
+    def probe(removed, question):
+        exact = measure(removed)
+        if question.floor is None or not question.tentative:
+            return exact
+        return Measurement(1.0, np.full(20, np.nan), kind="estimate")  # always too hopeful
+
+    problem = SearchProblem((1.0,) * 8, measure, probe=probe)
+    result = search(problem, AStarSearch(max_drop=0.1, max_evaluations=60))
+    assert result.gain == 2.0
+    assert result.measurement.kind == "exact"
+    assert result.measurement.metric == 0.9
+
+
+def test_a_measurement_that_must_be_exact_and_is_not_is_refused():
+    def measure(removed):
+        return Measurement(1.0, np.ones(4), kind="estimate" if removed else "exact")
+
+    problem = SearchProblem((1.0, 1.0), measure)
+    with pytest.raises(InvalidSettingError, match="must be, received kind 'estimate'"):
+        search(problem, PROOF)
+
+
+class Killed(Counting):
+    """Kills the search at any call, of `measure` or of `probe`."""
+
+    def of(self, problem):
+        def probe(removed, question):
+            self.measure = lambda asked: problem.probe(asked, question)
+            return self(removed)
+
+        def measure(removed):
+            self.measure = problem.measure
+            return self(removed)
+
+        return dataclasses.replace(problem, measure=measure, probe=probe)
+
+
+@pytest.mark.parametrize("strategy", [search, greedy, beam, at_random, in_order])
+@pytest.mark.parametrize("kill_at", [0, 1, 5, 11, 17, 23, 29, 36])
+def test_a_search_killed_at_any_measurement_ends_with_the_same_answer(tmp_path, strategy, kill_at):
+    problem = dataclasses.replace(with_probe(margin_problem(5, 12)), scores=np.arange(12.0))
+    chosen = AStarSearch(max_evaluations=36, max_drop=0.05)
+    path = tmp_path / "search.jsonl"
+    whole = strategy(problem, chosen)
+    killed, resumed = Killed(None, kill_at), Killed(None)
+    try:
+        strategy(killed.of(problem), chosen, journal=path)
+    except KeyboardInterrupt:
+        assert len(killed.calls) == kill_at
+    result = strategy(resumed.of(problem), chosen, journal=path)
+    assert result.history == whole.history
+    assert result.removed == whole.removed
+    assert result.measurement.metric == whole.measurement.metric
+    counted = Killed(None)
+    strategy(counted.of(problem), chosen)
+    assert len(killed.calls) + len(resumed.calls) == len(counted.calls)
+
+
+def test_progress_tells_the_rate_and_what_remains():
+    seen = []
+    search(with_probe(margin_problem(0, 12)), LIMITED, on_progress=seen.append)
+    assert [p.remaining for p in seen] == [60 - p.evaluations for p in seen]
+    assert seen[-1].remaining == 0
+    assert all(progress.evaluations_per_second > 0 for progress in seen)
+    assert all(progress.best.kind == "exact" for progress in seen)
+
+
+# --- joint savings and groups ---
+
+
+def brute_force_of_tables(problem, max_drop):
+    gains = ExactGains(problem.gains, problem.tables)
+    threshold = problem.measure(problem.start).metric - max_drop - 1e-9
+    masks = [sum(1 << unit for unit in removed) for removed in all_sets(problem.num_units)]
+    return max(gains.of(m) for m in masks if problem.measure(frozenset(units_of(m))).metric >= threshold)
+
+
+def random_tables(seed, num_units):
+    rng = np.random.default_rng(seed)
+    first = GainTable(
+        tuple(range(0, num_units, 2)), (0.0, *np.cumsum(rng.choice([0.0, 0.0, 1.5], num_units // 2 - 1)), 4.0)
+    )
+    wavy = GainTable((1, 3), (0.0, -0.5, 2.0))
+    return (first, wavy)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_optimum_with_joint_savings_is_the_true_one(seed):
+    problem = dataclasses.replace(
+        table_problem(seed, 6, heredity=seed % 2 == 0), tables=random_tables(seed, 6), groups=(frozenset({0, 2, 4}),)
+    )
+    result = search(problem, PROOF)
+    gains = ExactGains(problem.gains, problem.tables)
+    assert result.optimality == "proved"
+    assert result.gain == gains.value(brute_force_of_tables(problem, PROOF.max_drop))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_limited_search_with_joint_savings_claims_only_what_holds(seed):
+    problem = dataclasses.replace(table_problem(seed, 6, heredity=True), tables=random_tables(seed, 6))
+    best = ExactGains(problem.gains, problem.tables).value(brute_force_of_tables(problem, PROOF.max_drop))
+    for limit in (2, 9, 25):
+        result = search(problem, dataclasses.replace(PROOF, max_evaluations=limit))
+        assert result.gain <= best <= result.upper_bound
+        assert result.optimality == "budget" or result.gain == best
+
+
+def test_bound_on_joint_savings_holds_for_every_set_and_orders_them():
+    gains = ExactGains((1.0,) * 6, random_tables(3, 6))
+    masks = list(sets_by_gain(gains))
+    assert sorted(masks) == list(range(64))
+    bounds = [gains.bound(mask) for mask in masks]
+    assert bounds == sorted(bounds, reverse=True)
+    assert all(gains.of(mask) <= gains.bound(mask) for mask in masks)
+    assert gains.of(0b000101) == gains.of(0b010001)
+
+
+def test_a_group_goes_in_one_step_where_its_parts_alone_do_not():
+    def measure(removed):  # a part of the group harms, the whole does not
+        return Measurement(1.0 if removed in (frozenset(), group) else 0.0)
+
+    group = frozenset(range(0, 14, 2))
+    problem = SearchProblem((1.0,) * 30, measure, groups=(group,))
+    result = search(problem, AStarSearch(max_evaluations=100))
+    assert result.removed == group
+    alone = search(dataclasses.replace(problem, groups=()), AStarSearch(max_evaluations=100))
+    assert alone.removed == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tables": (GainTable((0, 1), (0.0, 1.0)),)}, "one finite saving more than they have units"),
+        ({"tables": (GainTable((0,), (1.0, 1.0)),)}, "the first zero"),
+        ({"tables": (GainTable((0,), (0.0, 1.0)), GainTable((0,), (0.0, 1.0)))}, "a unit in two tables"),
+        ({"tables": (GainTable((9,), (0.0, 1.0)),)}, r"tables must name units 0\.\.1, received \[9\]"),
+        ({"groups": (frozenset({2}),)}, r"groups must name units 0\.\.1, received \[2\]"),
+    ],
+)
+def test_malformed_tables_and_groups_are_refused(change, message):
+    problem = SearchProblem((1.0, 1.0), lambda s: Measurement(1.0), tables=(GainTable((0, 1), (0.0, 1.0, 2.0)),))
+    with pytest.raises(InvalidSettingError, match=message):
+        dataclasses.replace(problem, **change)
+
+
+# --- baselines ---
+
+
+def slow_greedy(problem, max_drop):
+    """Backward elimination as anybody would write it: measure every child, take the best."""
+    threshold = problem.measure(frozenset()).metric - max_drop - 1e-9
+    removed = frozenset()
+    while True:
+        children = [removed | {unit} for unit in range(problem.num_units) if unit not in removed]
+        best = max(children, key=lambda child: problem.measure(child).metric, default=None)
+        if best is None or problem.measure(best).metric < threshold:
+            return removed
+        removed = best
+
+
+@pytest.mark.parametrize("probing", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_greedy_is_backward_elimination_also_when_siblings_race(seed, probing):
+    problem = margin_problem(seed, 9)
+    asked = with_probe(problem) if probing else problem
+    result = greedy(asked, dataclasses.replace(PROOF, max_drop=0.05))
+    assert result.removed == slow_greedy(problem, 0.05)
+    assert result.measurement.metric == problem.measure(result.removed).metric
+
+
+def test_racing_leaves_most_children_unfinished():
+    result = greedy(with_probe(margin_problem(2, 12, num_examples=200)), dataclasses.replace(PROOF, max_drop=0.1))
+    kinds = [step.kind for step in result.history]
+    assert kinds.count("bound") > kinds.count("exact")
+    assert "estimate" not in kinds
+
+
+def test_a_beam_finds_at_least_what_greedy_finds_on_average():
+    problems = [margin_problem(seed, 10) for seed in range(8)]
+    gains = {strategy: sum(strategy(p, PROOF).gain for p in problems) for strategy in (greedy, beam)}
+    assert gains[beam] >= gains[greedy]
+
+
+def test_a_given_order_is_followed_as_far_as_it_holds():
+    def measure(removed):
+        return Measurement(1.0 if set(removed) <= {3, 1, 4} or len(removed) == 6 else 0.0)
+
+    scores = np.array([9.0, 2.0, 8.0, 1.0, 3.0, 7.0])
+    problem = SearchProblem((1.0,) * 6, measure, scores=scores)
+    assert in_order(problem, PROOF).removed == set(range(6))
+    assert in_order(problem, dataclasses.replace(PROOF, max_evaluations=4)).removed == {3, 1, 4}
+    with pytest.raises(InvalidSettingError, match="must have scores"):
+        in_order(dataclasses.replace(problem, scores=None), PROOF)
+
+
+@pytest.mark.parametrize("strategy", [greedy, beam, in_order, at_random])
+@pytest.mark.parametrize("limit", [1, 7, 300])
+def test_every_baseline_keeps_its_budget_and_returns_what_it_measured(strategy, limit):
+    problem = dataclasses.replace(margin_problem(4, 8), scores=np.arange(8.0))
+    counting = Counting(problem.measure)
+    chosen = dataclasses.replace(PROOF, max_evaluations=limit)
+    result = strategy(dataclasses.replace(problem, measure=counting), chosen)
+    assert len(counting.calls) == len(set(counting.calls)) == result.evaluations <= limit
+    assert result.removed in counting.calls
+    assert result.measurement.metric >= result.threshold - 1e-9
+    assert result.gain <= brute_force(problem, PROOF.max_drop)
+    assert strategy(problem, chosen).history == result.history
+
+
+def test_journals_of_different_strategies_are_not_mixed(tmp_path):
+    problem = margin_problem(4, 8)
+    greedy(problem, PROOF, journal=tmp_path / "a.jsonl")
+    with pytest.raises(Exception, match="belongs to another search"):
+        beam(problem, PROOF, journal=tmp_path / "a.jsonl")

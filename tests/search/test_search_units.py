@@ -1,0 +1,352 @@
+"""Units of a search beyond heads: FFN chunks and whole layers, and what their removal saves."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cost import cost_of
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.plan import PruningPlan
+from hf_headprune.search.baselines import greedy, in_order
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
+from hf_headprune.search.plans import search_over_plans, search_plan
+from hf_headprune.search.problem import Measurement
+from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.units import latency_gains, layers_of, plan_without, removed_at, units_of_search
+from tests.search.test_evaluator import batches_of, classifier, examples
+from tests.search.test_search_plan import own_examples
+from tests.support.models import tiny_marian
+
+BOTH = AStarSearch(units=("heads", "ffn"), objective="parameters", ffn_chunk=32, max_drop=0.1)
+ALL = dataclasses.replace(BOTH, units=("heads", "ffn", "layers"))
+LAYERS = dataclasses.replace(BOTH, units=("layers",))
+
+
+def everything(plan):
+    return Measurement(1.0)
+
+
+def scores_of(plan, seed=0):
+    rng = np.random.default_rng(seed)
+    return {site: rng.permutation(units).astype(float) for site, units in plan.num_ffn.items()}
+
+
+def test_chunks_are_formed_in_the_order_of_importance():
+    anatomy = anatomy_of(classifier())
+    full = PruningPlan.full(anatomy)
+    scores = scores_of(full)
+    units = units_of_search(anatomy, full, dataclasses.replace(BOTH, units=("ffn",)), scores)
+    assert len(units) == 4
+    for site in full.num_ffn:
+        first, second = (part for (part,) in units if part.site == site)
+        assert (first.index, second.index) == (0, 1)
+        assert max(scores[site][list(first.indices)]) < min(scores[site][list(second.indices)])
+        assert sorted(first.indices + second.indices) == list(range(64))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 20, 32, 50, 63, 64])
+def test_a_start_that_removes_ffn_units_splits_no_chunk(kept):
+    anatomy = anatomy_of(classifier())
+    site = anatomy.ffn_sites[0].name
+    chosen = np.random.default_rng(kept).permutation(64)[:kept].tolist()
+    start = PruningPlan.full(anatomy).replace(kept_ffn={site: chosen})
+    units = units_of_search(anatomy, start, BOTH, scores_of(start))
+    removed = removed_at(start, units)
+    assert plan_without(start, units, removed) == start
+    assert plan_without(start, units, ()) == PruningPlan.full(anatomy)
+    widths = [
+        len(unit[0].indices) for number, unit in enumerate(units) if unit[0].site == site and number not in removed
+    ]
+    assert sum(widths) == kept
+    assert all(width == 32 for width in widths[1:])
+
+
+def test_layers_hold_the_sites_of_one_layer_each():
+    layers = layers_of(anatomy_of(tiny_marian()))
+    assert len(layers) == 4
+    assert [len(sites) for sites in layers.values()] == [2, 2, 3, 3]
+    assert all(site.startswith(layer + ".") for layer, sites in layers.items() for site in sites)
+
+
+@pytest.mark.parametrize("chosen", [BOTH, ALL, LAYERS, dataclasses.replace(BOTH, objective="macs")])
+def test_gain_is_what_the_plan_costs_less(chosen):
+    model = classifier()
+    anatomy = anatomy_of(model)
+    keep = anatomy.attention_sites[0].name
+
+    def measure(plan):
+        return Measurement(1.0 if len(plan.kept_heads[keep]) == 4 else 0.0)
+
+    result = search_over_plans(anatomy, measure, dataclasses.replace(chosen, max_evaluations=60))
+    assert result.plan.num_removed_heads >= 4
+    assert result.plan.num_removed_ffn > 0
+    before, after = (cost_of(plan, anatomy, seq_len=128) for plan in (result.start, result.plan))
+    assert result.gain == getattr(before, chosen.objective) - getattr(after, chosen.objective)
+    for step in result.history:
+        plan = result.plan_of(step)
+        saved = getattr(before, chosen.objective) - getattr(cost_of(plan, anatomy, seq_len=128), chosen.objective)
+        assert step.gain == saved
+    incumbent = [step for step in result.history if step.is_incumbent][-1]
+    assert result.plan_of(incumbent) == result.plan
+
+
+@pytest.mark.parametrize("lengths", [{}, {"seq_len": 8}, {"seq_len": 512}, {"seq_len": 8, "target_len": 300}])
+def test_macs_are_those_of_the_lengths_asked_for(lengths):
+    anatomy = anatomy_of(tiny_marian())
+    chosen = dataclasses.replace(BOTH, objective="macs", max_evaluations=40, **lengths)
+    result = search_over_plans(anatomy, everything, chosen)
+    asked = {"seq_len": 128, **lengths}
+    full = cost_of(result.start, anatomy, **asked).macs
+    assert len({step.gain for step in result.history}) > 5
+    assert all(step.gain == full - cost_of(result.plan_of(step), anatomy, **asked).macs for step in result.history)
+
+
+@pytest.mark.parametrize("chosen", [BOTH, ALL, LAYERS])
+def test_what_is_not_alive_is_never_put_back(chosen):
+    anatomy = anatomy_of(classifier())
+    (attention, _), (ffn, _) = anatomy.attention_sites, anatomy.ffn_sites
+    alive = PruningPlan.full(anatomy).replace(kept_heads={attention.name: [1, 2]}, kept_ffn={ffn.name: range(10, 50)})
+    start = (
+        alive
+        if chosen is LAYERS
+        else alive.replace(kept_heads={attention.name: [2]}, kept_ffn={ffn.name: range(50)[10:42]})
+    )
+    result = search_over_plans(
+        anatomy, everything, dataclasses.replace(chosen, max_evaluations=100), start=start, alive=alive
+    )
+    plans = [result.plan_of(step) for step in result.history]
+    assert plans[0] == start
+    assert len(set(plans)) > 3
+    for plan in plans:
+        assert set(plan.kept(attention.name)) <= {1, 2}
+        assert set(plan.kept(ffn.name)) <= set(range(10, 50))
+    assert result.plan.num_kept_heads == result.plan.num_kept_ffn == 0
+
+
+def test_a_start_that_keeps_what_is_not_alive_is_refused():
+    anatomy = anatomy_of(classifier())
+    alive = PruningPlan.full(anatomy).replace(kept_heads={anatomy.attention_sites[1].name: [1, 2]})
+    with pytest.raises(InvalidSettingError, match=r"received less at \['encoder.layer.1.attention'\]"):
+        search_over_plans(anatomy, everything, BOTH, alive=alive)
+
+
+def test_whole_layers_alone_go_or_stay_as_a_whole():
+    model = classifier(num_hidden_layers=3)
+    result = search_over_plans(anatomy_of(model), everything, dataclasses.replace(LAYERS, max_evaluations=None))
+    assert result.evaluations <= 8
+    assert result.plan.num_kept_heads == result.plan.num_kept_ffn == 0
+    partly = result.start.replace(kept_heads={next(iter(result.start.kept_heads)): [0]})
+    with pytest.raises(InvalidSettingError, match="must keep or remove each searched layer wholly"):
+        search_over_plans(anatomy_of(model), everything, LAYERS, start=partly)
+
+
+def test_heads_alone_leave_the_ffn_and_chunks_alone_the_heads():
+    model = classifier()
+    anatomy = anatomy_of(model)
+    start = PruningPlan.full(anatomy).replace(
+        kept_heads={anatomy.attention_sites[0].name: [0, 2]}, kept_ffn={anatomy.ffn_sites[0].name: range(10)}
+    )
+    heads = search_over_plans(anatomy, everything, AStarSearch(), start=start)
+    assert heads.plan.kept_ffn == start.kept_ffn
+    assert heads.plan.num_kept_heads == 0
+    ffn = search_over_plans(anatomy, everything, dataclasses.replace(BOTH, units=("ffn",)), start=start)
+    assert ffn.plan.kept_heads == start.kept_heads
+    assert ffn.plan.num_kept_ffn == 0
+    assert [found.plan_of(found.history[0]) for found in (heads, ffn)] == [start, start]
+
+
+def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
+    model = classifier(num_hidden_layers=1)
+    dataset = own_examples(model)
+    chosen = dataclasses.replace(BOTH, max_evaluations=None)
+    result = search_plan(model, dataset, search=chosen, progress=False)
+    anatomy = anatomy_of(model)
+    evaluator = ExampleEvaluator(model, batches_of(dataset))
+    units = units_of_search(anatomy, result.start, chosen, evaluator.ffn_importance(result.start))
+    assert len(units) == 6
+    plans = [
+        plan_without(result.start, units, removed)
+        for size in range(7)
+        for removed in itertools.combinations(range(6), size)
+    ]
+    threshold = evaluator(result.start).metric - 0.1 - 1e-9
+    full = cost_of(result.start, anatomy, seq_len=8).parameters
+    best = max(full - cost_of(p, anatomy, seq_len=8).parameters for p in plans if evaluator(p).metric >= threshold)
+    assert (result.optimality, result.gain) == ("proved", best)
+    assert evaluator(result.plan).metric == result.metric
+    content = json.loads(result.to_json())
+    assert content["units"] == ["heads", "ffn"]
+    assert {site: [len(chunk) for chunk in chunks] for site, chunks in content["ffn_chunks"].items()} == {
+        anatomy.ffn_sites[0].name: [32, 32]
+    }
+
+
+@pytest.mark.parametrize("strategy", [greedy, in_order])
+def test_other_strategies_search_plans_too(strategy):
+    model = classifier()
+    anatomy = anatomy_of(model)
+    evaluator = ExampleEvaluator(model, batches_of(own_examples(model)))
+    full = PruningPlan.full(anatomy)
+    chosen = AStarSearch(max_drop=0.2, max_evaluations=40)
+    result = search_over_plans(anatomy, evaluator, chosen, head_scores=np.arange(8.0), strategy=strategy)
+    assert evaluator(result.plan).metric == result.metric >= result.threshold - 1e-9
+    assert result.reference_metric == evaluator(full).metric
+    assert result.evaluations <= 40
+
+
+# --- importance and effects ---
+
+
+def test_ffn_importance_is_the_mean_square_of_the_slope_of_the_loss():
+    model = classifier().double()
+    batches = batches_of(examples(6), batch_size=1)
+    evaluator = ExampleEvaluator(model, batches)
+    full = PruningPlan.of(model)
+    importance = evaluator.ffn_importance(full)
+    units = units_of_search(anatomy_of(model), full, dataclasses.replace(BOTH, units=("ffn",)), None)
+    site = units[0][0].site
+    single = [(dataclasses.replace(units[0][0], indices=(unit,)),) for unit in range(3)]
+    slopes = evaluator.unit_effects(full, single, of="loss")
+    np.testing.assert_allclose(importance[site][:3], (slopes**2).mean(axis=1), rtol=1e-5)
+    assert {name: scores.shape for name, scores in importance.items()} == dict.fromkeys(full.num_ffn, (64,))
+
+
+def test_effect_of_a_chunk_is_the_sum_of_those_of_its_units():
+    model = classifier()
+    evaluator = ExampleEvaluator(model, batches_of(examples()))
+    full = PruningPlan.of(model)
+    units = units_of_search(anatomy_of(model), full, BOTH, scores_of(full))
+    effects = evaluator.unit_effects(full, units)
+    assert effects.shape == (8 + 4, 24)
+    chunk = units[-1][0]
+    alone = [(dataclasses.replace(chunk, indices=(unit,)),) for unit in chunk.indices]
+    np.testing.assert_allclose(evaluator.unit_effects(full, alone).sum(axis=0), effects[-1], rtol=1e-3, atol=1e-4)
+    layer = [tuple(part for (part,) in units)]
+    np.testing.assert_allclose(evaluator.unit_effects(full, layer)[0], effects.sum(axis=0), rtol=1e-3, atol=1e-4)
+
+
+# --- latency ---
+
+
+def table(anatomy, head_ms=(1.0, 1.0, 2.0, 2.0, 3.0), chunk_ms=(0.5, 2.0, 4.0)):
+    chunks = {32 * number: ms for number, ms in enumerate(chunk_ms)}
+    return {site.name: dict(enumerate(head_ms)) if site.is_attention else chunks for site in anatomy.sites}
+
+
+def test_latency_counts_what_was_measured_for_the_units_kept():
+    anatomy = anatomy_of(classifier())
+    latency = AStarSearch(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=table(anatomy))
+    first = anatomy.attention_sites[0].name
+
+    def measure(plan):  # of the first site two heads have to stay
+        return Measurement(1.0 if len(plan.kept_heads[first]) >= 2 else 0.0)
+
+    result = search_over_plans(anatomy, measure, dataclasses.replace(latency, max_evaluations=200))
+    assert result.gain == (3.0 - 2.0) + (3.0 - 1.0) + 2 * (4.0 - 0.5)
+    for step in result.history:
+        plan = result.plan_of(step)
+        ms = sum(latency.latency_ms[site][len(kept)] for site, kept in plan.kept_heads.items())
+        ms += sum(latency.latency_ms[site][len(kept)] for site, kept in plan.kept_ffn.items())
+        assert step.gain == pytest.approx(2 * 3.0 + 2 * 4.0 - ms)
+
+
+def test_units_of_which_a_table_says_that_they_take_no_time_are_searched_last():
+    anatomy = anatomy_of(classifier())
+    flat = {site: dict.fromkeys(ms, 1.0) | {max(ms): 3.0} for site, ms in table(anatomy).items()}
+    chosen = AStarSearch(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=flat, max_evaluations=20)
+    first = anatomy.attention_sites[0].name
+    start = PruningPlan.full(anatomy).replace(kept_heads={first: [1]})  # one head takes what none takes
+    result = search_over_plans(anatomy, everything, chosen, start=start, alive=start)
+    assert result.gain == pytest.approx(3 * (3.0 - 1.0))
+    assert {step.gain for step in result.history} <= {0.0, 2.0, 4.0, 6.0}
+
+
+def test_latency_between_measured_numbers_of_units_is_interpolated():
+    anatomy = anatomy_of(classifier())
+    first, second = (site.name for site in anatomy.ffn_sites)
+    chosen = dataclasses.replace(BOTH, units=("ffn",))
+    start = PruningPlan.full(anatomy).replace(kept_ffn={first: range(16)})  # chunks of 16, 32 and, kept, 16 units
+    units = units_of_search(anatomy, start, chosen, None)
+    shares, tables = latency_gains(units, {first: {0: 1.0, 16: 3.0, 64: 9.0}, second: {0: 0.0, 64: 8.0}})
+    assert [unit[0].indices for unit in units[:3]] == [tuple(range(16, 32)), tuple(range(32, 64)), tuple(range(16))]
+    assert tables[0].saved == pytest.approx((0.0, 2.0, 6.0, 8.0))  # 64, 48, 16 and 0 units stay
+    assert tables[1].saved == pytest.approx((0.0, 4.0, 8.0))
+    assert shares == pytest.approx((8 / 3, 8 / 3, 8 / 3, 4.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {**t, "elsewhere": {0: 1.0, 4: 2.0}}, r"unknown \['elsewhere'\]"),
+        (lambda t: dict(list(t.items())[1:]), r"missing are \['encoder.layer.0.attention'\]"),
+        (lambda t: {site: dict(list(values.items())[1:]) for site, values in t.items()}, "needs the ms with 0 and"),
+        (lambda t: {site: dict(list(values.items())[:-1]) for site, values in t.items()}, "with all 4 of its units"),
+        (lambda t: {site: {**values, 65: 9.0} for site, values in t.items()}, "and none beyond"),
+        (lambda t: {site: {**values, 0: 9.0} for site, values in t.items()}, "must be faster without any unit"),
+    ],
+)
+def test_a_table_that_does_not_fit_the_search_is_refused(change, message):
+    anatomy = anatomy_of(classifier())
+    chosen = AStarSearch(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=table(anatomy))
+    search_over_plans(anatomy, everything, chosen)
+    with pytest.raises(InvalidSettingError, match=message):
+        search_over_plans(anatomy, everything, dataclasses.replace(chosen, latency_ms=change(chosen.latency_ms)))
+
+
+def test_latency_of_layers_needs_them_as_steps():
+    anatomy = anatomy_of(classifier())
+    chosen = AStarSearch(units=("layers",), objective="latency", latency_ms=table(anatomy))
+    with pytest.raises(InvalidSettingError, match="must lie in one site each, received whole layers"):
+        search_over_plans(anatomy, everything, chosen)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "setting"),
+    [
+        ({"units": ("heads", "ffn")}, "units"),
+        ({"units": ("heads", "layers"), "objective": "macs"}, "units"),
+        ({"units": ()}, "units"),
+        ({"seq_len": 64}, "seq_len"),
+        ({"seq_len": 0, "objective": "macs"}, "seq_len"),
+        ({"target_len": 128}, "target_len"),
+        ({"target_len": 0, "objective": "macs"}, "target_len"),
+        ({"ffn_chunk": 48}, "ffn_chunk"),
+        ({"ffn_chunk": 0}, "ffn_chunk"),
+        ({"objective": "latency"}, "latency_ms"),
+        ({"latency_ms": {"a": {0: 0.0, 4: 1.0}}}, "latency_ms"),
+        ({"objective": "latency", "latency_ms": {"a": (0.0, 1.0)}}, "latency_ms"),
+        ({"objective": "latency", "latency_ms": {"a": {"none": 0.0}}}, "latency_ms"),
+        ({"objective": "latency", "latency_ms": {"a": {0: float("nan")}}}, "latency_ms"),
+        ({"cache_mib": -1}, "cache_mib"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(wrong, setting):
+    with pytest.raises(InvalidSettingError, match=f"AStarSearch: {setting} must be"):
+        AStarSearch(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"head_scores": np.zeros(3)}, "head_scores must be 8 finite numbers"),
+        ({"ffn_scores": {}}, "ffn_scores must hold 64 finite numbers"),
+    ],
+)
+def test_scores_of_another_model_are_refused(scores, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        search_over_plans(anatomy_of(classifier()), everything, BOTH, **scores)
+
+
+def test_scores_of_heads_and_ffn_units_order_both_kinds():
+    anatomy = anatomy_of(classifier())
+    ffn = {site.name: np.arange(64.0) for site in anatomy.ffn_sites}
+    chosen = dataclasses.replace(BOTH, max_evaluations=2)
+    result = search_over_plans(anatomy, everything, chosen, head_scores=np.arange(8.0), ffn_scores=ffn)
+    first, second = anatomy.attention_sites
+    removed = set(result.history[1].removed)
+    assert {(first.name, 0), (first.name, 1), (anatomy.ffn_sites[0].name, 0)} <= removed
+    assert (second.name, 3) not in removed

@@ -1,0 +1,89 @@
+"""Started twice by test_distributed.py: both processes search, or one of them fails; each prints what it ended with."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.plan import PruningPlan
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
+from hf_headprune.search.evaluation.leading import lead_or_follow
+from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.plans import search_over_plans
+from hf_headprune.search.settings import AStarSearch
+from tests.search.test_evaluator import batches_of, classifier, examples
+from tests.search.test_probing import decided
+
+SETTINGS = AStarSearch(max_evaluations=30, max_drop=0.1)
+
+
+def evaluator_of(model, *, siblings, batch_size=7):
+    """An evaluator that shares its batches wherever there are several processes."""
+    probing = Probing(batch_size=4, siblings=siblings, share_processes=True)
+    batches = batches_of(decided(model, examples(60)), batch_size=batch_size)
+    evaluator = ExampleEvaluator(model, batches, probing=probing)
+    evaluator.use_refit(PruningPlan.of(model))
+    return evaluator
+
+
+def searched(model, journal, *, siblings):
+    """What the search of the first process found, and how many examples this process computed for it."""
+    evaluator = evaluator_of(model, siblings=siblings)
+    counted = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, inputs: counted.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    fingerprint = evaluator.fingerprint()
+    found = lead_or_follow(
+        evaluator,
+        lambda leading: search_over_plans(
+            anatomy_of(model), leading, SETTINGS, journal=journal, fingerprint=fingerprint
+        ),
+    )
+    handle.remove()
+    return [[step.removed, step.metric, step.kind] for step in found.history], sum(counted)
+
+
+def failed(model, failing):
+    """What a process hears when some fail in the midst of an evaluation that the first one asked for."""
+    evaluator = evaluator_of(model, siblings=1)
+    if str(torch.distributed.get_rank()) in failing:
+
+        def fail(*args):
+            raise OSError("the disk is gone")
+
+        model.register_forward_pre_hook(fail)
+    try:
+        lead_or_follow(evaluator, lambda leading: leading(PruningPlan.of(model)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def main() -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    model = classifier()
+    outcome: dict = {"rank": rank}
+    if what == "fail":
+        outcome["error"] = failed(model, sys.argv[3])
+    elif what == "refit":
+        evaluator = evaluator_of(model, siblings=1, batch_size=int(sys.argv[3]))
+        outcome["tokens"] = sorted({block.tokens for block in evaluator.refit.blocks.values()})
+    else:
+        journal = folder / str(rank) / "journal.jsonl"
+        outcome["history"], outcome["examples"] = searched(model, journal, siblings=int(sys.argv[3]))
+        outcome["has_journal"] = journal.exists()
+    sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter's end may find the backend's threads running, and the process aborts
+
+
+if __name__ == "__main__":
+    main()
