@@ -172,15 +172,19 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
         movement = BlockMovement.hybrid_filled(density=run.density)
         return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher, latency=None)
     if run.method == PENALTY:
-        return HeadPruneCallback(None, None, movement=THEIR_RECIPE, distillation=teacher, latency=None)
+        return HeadPruneCallback(movement=THEIR_RECIPE, distillation=teacher, latency=None)
     if run.method in (SECOND_ORDER, HIDDEN, LONGER):
         return HeadPruneCallback(density=run.density, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
-        return HeadPruneCallback(SubsetGates(), None, density=run.density, distillation=teacher, latency=None)
+        return HeadPruneCallback(
+            gates=SubsetGates(), search=None, density=run.density, distillation=teacher, latency=None
+        )
     if run.method == "gates, FFN by magnitude":
         found = budgets(anatomy_of(task.model()), run.density)
         ffn = BlockMovement.ffn_units(found.kept_ffn, method="magnitude")
-        return HeadPruneCallback(SubsetGates(kept_heads=found.kept_heads), None, movement=ffn, latency=None)
+        return HeadPruneCallback(
+            gates=SubsetGates(kept_heads=found.kept_heads), search=None, movement=ffn, latency=None
+        )
     method = "magnitude" if run.method == "magnitude" else "top_k"
     units = BlockMovement(attention_block="unit", method=method, kept=run.density)
     return HeadPruneCallback(gates=None, search=None, movement=units, latency=None)

@@ -22,11 +22,10 @@ from hf_headprune.learn.distillation.distiller import Distillation
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.masking import masked
+from hf_headprune.pipeline import PruningResult, plan_for_budget, search_plan
 from hf_headprune.plan import PruningPlan, RefittedPlan
-from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.plans_between import plans_between
 from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.search.plans import PlanSearchResult, search_plan
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, register_auto_classes
@@ -50,7 +49,8 @@ __all__ = [
     "LatencySettings",
     "Metric",
     "RefittedPlan",
-    "PlanSearchResult",
+    "PruningResult",
+    "plan_for_budget",
     "PruningPlan",
     "SecondOrder",
     "SplitSettings",
@@ -71,7 +71,6 @@ __all__ = [
     "promise_in_words",
     "prune_model_",
     "search_plan",
-    "second_order_plan",
     "smallest_drop",
     "three_way_split",
     "verify_certificate",

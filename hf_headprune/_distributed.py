@@ -69,3 +69,8 @@ def over_processes(compute: Callable[[Item], Result], items: Sequence[Item], *, 
         raise RuntimeError(f"Another process failed while the processes shared an evaluation: {'; '.join(failed)}")
     results = {place: result for part, _, _ in gathered for place, result in part.items()}
     return [results[place] for place in range(len(items))]
+
+
+def is_first() -> bool:
+    """Tells whether this process is the first of those that run together."""
+    return number_of_processes() == 1 or torch.distributed.get_rank() == 0

@@ -3,120 +3,162 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import search_metric, trainer_compat
-from hf_headprune.callback.certification import NoPromise, Promise, known_when_training_begins, promise_of
+from hf_headprune.callback.announcement import announcement
+from hf_headprune.callback.certification import Certification, Splits, known_when_training_begins, splits_of
 from hf_headprune.callback.distillation import distil
-from hf_headprune.callback.finish import finish
+from hf_headprune.callback.finish import finish, write_results
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
 from hf_headprune.callback.refill_run import let_second_run_follow, second_run_steps
-from hf_headprune.callback.settings import DEFAULT_GATES, DEFAULT_SEARCH, Settings
+from hf_headprune.callback.settings import AUTO, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.latency import LatencySettings, try_latency
+from hf_headprune.search.settings import REPORT
 from hf_headprune.shrink.prunable import prunable_class
 from hf_headprune.shrink.resize import check_can_cut
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
+    from hf_headprune.budgets import Budget
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.claim import Metric
     from hf_headprune.learn.distillation.distiller import Distillation
     from hf_headprune.learn.gates.settings import SubsetGates
     from hf_headprune.learn.movement.settings import BlockMovement
+    from hf_headprune.pipeline.result import PruningResult
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.report import PruningReport
     from hf_headprune.refit.settings import SecondOrder
-    from hf_headprune.search.plans import PlanSearchResult
+    from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
 
 
 class HeadPruneCallback(TrainerCallback):
-    """Prunes a Transformer while the Trainer fine-tunes it: `Trainer(..., callbacks=[HeadPruneCallback()])`.
+    """Prunes the model that a Trainer fine-tunes: `Trainer(..., callbacks=[HeadPruneCallback()])`.
 
-    Gates learn which heads matter while the model trains; from the decided choice on a plain model of K heads trains.
-    After training an A* search looks for the smallest model that keeps its accuracy on `eval_dataset`; then the heads
-    are cut out in place, so that `trainer.save_model()` writes the smaller checkpoint.
-
-    With `density`, heads and FFN units leave in one run, where their removal costs least (`SecondOrder`).
+    Without arguments it leaves training alone. Afterwards it orders attention heads and FFN units by second-order
+    removal costs on training examples, searches with A* for the smallest model within one percentage point of the
+    metric on `eval_dataset`, refits the remaining weights, holds the result against the half of `eval_dataset` that the
+    search has not seen, and prunes in place, so that `trainer.save_model()` writes the smaller checkpoint.
 
     Attributes:
-        settings: The parts as they were passed.
-        plan: What stayed, in the numbering of the model that training began with; None until training has ended.
-        search_result: What the search found; None without one.
-        report: Sizes, metric and latency before and after; None until training has ended.
-        certificate: What unseen data say about the cut; on the first process, None where there is none.
+        settings: The parts of the run.
+        result: What was pruned and what is known about it; None until training has ended.
 
     Raises:
-        InvalidSettingError: All parts are switched off, one is of another type, or two contradict each other. Later,
-            when the Trainer is built: a budget that the model can't meet, a teacher that doesn't fit it, or no data to
-            search on.
+        InvalidSettingError: Two budgets are given, a part is of another type, or two contradict each other. Later, when
+            the Trainer is built: a budget that the model can't meet, a teacher or a reference that doesn't fit it, or
+            no data to search on.
         DataLeakError: When the Trainer is built: training or search would see examples of `certification_dataset`.
-        UnsupportedModelError: When the Trainer is built: nothing says where the heads of its model are, or they can't
-            be cut, since their projections are adapters, quantized, or shared.
-        TrainingStateError: The Trainer can't train the scores correctly; the message says what to change.
+        UnsupportedModelError: When the Trainer is built: the model's family is not declared, or it can't be cut, since
+            its projections are adapters, quantized, or shared.
+        TrainingStateError: The Trainer can't train what was asked for; the message says what to change.
     """
 
     def __init__(  # noqa: PLR0913 - one argument for each part of a run
         self,
-        gates: SubsetGates | None = DEFAULT_GATES,
-        search: AStarSearch | None = DEFAULT_SEARCH,
         *,
+        max_drop: float | None = None,
+        density: float | None = None,
+        speedup: float | None = None,
+        size_mb: float | None = None,
+        kept_heads: Budget | None = None,
+        gates: SubsetGates | None = None,
         movement: BlockMovement | None = None,
         second_order: SecondOrder | None = None,
-        density: float | None = None,
         distillation: Distillation | None = None,
+        search: AStarSearch | Literal["auto"] | None = AUTO,
+        confidence: float | Literal["report"] | None = REPORT,
         certification_dataset: Any = None,
         certification_metric: Metric | None = None,
-        latency: LatencySettings | None = LatencySettings(),
+        reference: nn.Module | None = None,
+        latency: LatencySettings | Literal["auto"] | None = AUTO,
     ) -> None:
         """Stores the settings; nothing happens before the Trainer is built.
 
+        Pass at most one of `max_drop`, `density`, `speedup`, `size_mb` and `kept_heads`; without any, and without
+        `gates`, `movement` or `second_order`, `max_drop` is 0.01.
+
         Args:
-            gates: How heads are chosen during training, or None to leave them to the search. When left out, there are
-                some unless `movement`, `second_order` or a density chooses heads.
-            search: How the search after training goes, or None to cut exactly what training chose. When left out, there
-                is one unless `second_order`, a density, or a `movement` that chooses heads or fills says what stays.
-            movement: How blocks of weights and FFN units are chosen during training.
-            second_order: How heads and FFN units are chosen without learned scores; in place of gates and movement.
-            density: Share of the weights of all attention and FFN matrices that stays: short for
-                `second_order=SecondOrder(density=...)`; for a share of the multiply-accumulates pass
-                `SecondOrder.to_speedup(...)`. Where gates are passed too, they and movement scores of FFN units share
-                this budget instead.
-            distillation: What the model learns from a teacher.
+            max_drop: Drop of the metric that is allowed, absolute: 0.01 is one percentage point of a metric that runs
+                from 0 to 1.
+            density: Share of the weights of all attention and FFN matrices that is kept. Units whose removal costs
+                least are removed after 60 % of the steps; the pruned model trains on.
+            speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
+            size_mb: In the same way, size of the saved `model.safetensors` in MB, embeddings included.
+            kept_heads: In the same way, number or share of the attention heads that are kept.
+            gates: Learns during training which heads to keep (differentiable subset pruning). With `density`, gates and
+                movement scores of FFN units share that budget.
+            movement: Learns during training which blocks of weights and FFN units to keep (block movement pruning).
+            second_order: Removal costs during training with settings of their own.
+            distillation: Teacher of the model during training.
+            search: How the search after training goes; None prunes exactly what training chose. "auto" searches where
+                `max_drop` is given or nothing else says what to prune.
+            confidence: "report": the smallest candidate is pruned whose metric on held-out examples drops by at most
+                `max_drop`, and a certificate states what can be concluded at 95 % confidence. A level such as 0.95:
+                only what is certified at it is pruned. None holds nothing back and certifies nothing.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone, as they
                 are or as `CertificationData`. When left out, half of `eval_dataset` is held back for it.
             certification_metric: What the certificate is about, where it is not the accuracy of a single-label
                 classifier: a `Metric` with a function that scores `certification_dataset`.
-            latency: Batch, length and threads at which latency is measured before and after the cut, or None to
-                measure none.
+            reference: Dense model that the certificate compares with, such as one fine-tuned without pruning. When left
+                out, the teacher of `distillation`, else the trained model before the search.
+            latency: Batch, length and threads at which latency is measured before and after pruning, or None to measure
+                none.
         """
-        others: dict[str, Any] = {"distillation": distillation, "search": search, "latency": latency}
-        self.settings = Settings.of(gates, movement, second_order, density, **others)
-        if certification_dataset is not None and self.settings.search is None:
-            raise InvalidSettingError(
-                "HeadPruneCallback(certification_dataset=...): without a search there is nothing to certify. Leave it "
-                "out, or pass search=AStarSearch()."
-            )
+        sizes = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
+        self.settings = Settings.of(
+            max_drop,
+            search,
+            sizes,
+            gates=gates,
+            movement=movement,
+            second_order=second_order,
+            distillation=distillation,
+            confidence=confidence,
+            latency=latency,
+        )
         if certification_metric is not None and certification_dataset is None:
             raise InvalidSettingError(
-                f"HeadPruneCallback(certification_metric={certification_metric!r}): it scores examples of their own, "
+                f"HeadPruneCallback(certification_metric={certification_metric!r}): it scores examples of its own, "
                 "received none. Pass them as certification_dataset, too."
             )
-        self.plan: PruningPlan | None = None
-        self.search_result: PlanSearchResult | None = None
-        self.report: PruningReport | None = None
-        self.certificate: Certificate | None = None
+        if reference is None and distillation is not None:
+            reference = distillation.teacher
+        self.result: PruningResult | None = None
         self._trainer: Trainer | None = None
         self._parts: LearnedParts | None = None
-        self._promise: Promise | NoPromise | None = None
-        self._unseen, self._certified_by = certification_dataset, certification_metric
+        self._asked = Certification(certification_dataset, certification_metric, reference)
+        self._splits = Splits()
         self._started = 0.0
+
+    @property
+    def plan(self) -> PruningPlan | None:
+        """What was kept, in the numbering of the model that training began with; None until training has ended."""
+        return None if self.result is None else self.result.plan
+
+    @property
+    def report(self) -> PruningReport | None:
+        """Sizes, metric and latency before and after; None until training has ended."""
+        return None if self.result is None else self.result.report
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What held-out examples show about unseen data; on the first process, None where there is none."""
+        return None if self.result is None else self.result.certificate
+
+    @property
+    def search_result(self) -> PlanSearchResult | None:
+        """Course of the search; None without one."""
+        return None if self.result is None else self.result.search
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Checks everything that can be checked now, and adds the scores to the model before the optimizer exists."""
@@ -127,35 +169,59 @@ class HeadPruneCallback(TrainerCallback):
             raise TrainingStateError("A Trainer takes one HeadPruneCallback. Pass all that it should do to one.")
         take_off_earlier(trainer.model)
         trainer_compat.let_finished_runs_end(trainer)
+        self.settings = self._checked(trainer)
+        self._parts = LearnedParts(trainer, anatomy_of(trainer.model), self.settings)
+        if self.settings.distillation is not None:
+            distil(trainer, self.settings.distillation)
+        if self.settings.movement is not None and self.settings.trains_twice:
+            let_second_run_follow(trainer, self, self.settings.movement.refill_ratio)
+        self._trainer = trainer
+
+    def _checked(self, trainer: Trainer) -> Settings:
+        """Returns the settings for the Trainer's model, after every check that needs no training."""
         anatomy = anatomy_of(trainer.model)
         check_can_cut(trainer.model, anatomy.sites)
         prunable_class(trainer.model)
-        settings = self.settings.resolved(anatomy)
+        settings = self.settings.resolved(anatomy, trainer.model)
         if settings.latency is not None:
             try_latency(trainer.model, settings.latency)  # what the model can't take fails now
         if settings.search is not None:
             search_metric.require_search_data(trainer)
-            self._promise = promise_of(trainer, settings.search, self._unseen, self._certified_by)
-        self._parts = LearnedParts(trainer, anatomy, settings)
-        if settings.distillation is not None:
-            distil(trainer, settings.distillation)
-        if settings.movement is not None and settings.trains_twice:
-            let_second_run_follow(trainer, self, settings.movement.refill_ratio)
-        self._trainer = trainer
+        self._splits = splits_of(trainer, settings, self._asked)
+        return settings
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuses what would train without scores or past the cut."""
+        """Refuses what would train without scores or past pruning; says what is going to happen."""
+        trainer, parts = self._ready()
+        self._started = time.perf_counter()
+        parts.begin_run(state.max_steps, state.global_step, kwargs["optimizer"])
+        if self.settings.movement is not None and self.settings.trains_twice:
+            second_run_steps(self.settings.movement.refill_ratio, state.max_steps)
+        seconds = None
+        if self.settings.search is not None:
+            closes_ffn = self.settings.second_order is not None  # movement's are gone for good
+            seconds = search_metric.require_searchable(trainer, self.settings.search, start_cuts_ffn=closes_ffn)
+        self._splits = known_when_training_begins(self._splits, trainer)
+        if state.is_world_process_zero:
+            tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))
+
+    def _ready(self) -> tuple[Trainer, LearnedParts]:
+        """Returns Trainer and parts of a run that may begin.
+
+        Raises:
+            TrainingStateError: It may not.
+        """
         if self._trainer is None or self._parts is None:
             raise TrainingStateError(
                 "HeadPruneCallback was added after the Trainer was built, too late to add its scores to the optimizer. "
                 "Pass it at construction: Trainer(..., callbacks=[HeadPruneCallback()])."
             )
-        if self.plan is not None:
+        if self.result is not None:
             raise TrainingStateError(
-                "This Trainer's model was already cut; its optimizer still holds the uncut weights. To train on, build "
-                "a new Trainer around the cut model (with a new HeadPruneCallback to prune it further)."
+                "This Trainer's model was already pruned; its optimizer still holds the weights before. To train on, "
+                "build a new Trainer around the pruned model (with a new HeadPruneCallback to prune it further)."
             )
         if self._parts.were_taken_off:
             raise TrainingStateError(
@@ -164,18 +230,7 @@ class HeadPruneCallback(TrainerCallback):
                 "train(resume_from_checkpoint=...) from the last checkpoint in output_dir goes straight on to the "
                 "search."
             )
-        self._started = time.perf_counter()
-        self._parts.begin_run(state.max_steps, state.global_step, kwargs["optimizer"])
-        movement = self.settings.movement
-        if movement is not None and self.settings.trains_twice:
-            second_run_steps(movement.refill_ratio, state.max_steps)
-        if self.settings.search is not None:
-            closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            search_metric.require_searchable(self._trainer, self.settings.search, start_cuts_ffn=closes_ffn)
-        if self._promise is not None:
-            self._promise = known_when_training_begins(self._promise, self._trainer)
-            if state.is_world_process_zero:
-                tqdm.write(self._promise.in_words())
+        return self._trainer, self._parts
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -200,10 +255,10 @@ class HeadPruneCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Searches, cuts and reports."""
+        """Searches, prunes and reports."""
         if self._trainer is None or self._parts is None:
             return
         seconds = time.perf_counter() - self._started
-        outcome = finish(self._trainer, self._parts, self.settings, self._promise, train_seconds=seconds)
-        self.plan, self.search_result, self.report = outcome.plan, outcome.search_result, outcome.report
-        self.certificate = outcome.certificate
+        run = self._trainer, self._parts, self.settings, self._splits
+        self.result = finish(*run, reference=self._asked.reference, train_seconds=seconds)
+        write_results(self._trainer, self.result)

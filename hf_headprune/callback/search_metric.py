@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +20,15 @@ from hf_headprune._fingerprints import sha256_of
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.trainer_compat import drawn_examples, is_stream, tensors
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.masking import plain_copy
+from hf_headprune.masking import evaluating, plain_copy
+from hf_headprune.pipeline.run import MetricSource
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.tasks.registry import classifies, metrics_of, scoring_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from transformers import Trainer
 
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 ERRORS = frozenset(
     ("error", "errors", "mse", "rmse", "mae", "mape", "perplexity", "ppl", "wer", "cer", "ter", "nll", "bpc", "eer")
 )
+logger = logging.getLogger(__name__)
+
+FAR_ABOVE_ONE = 1.5  # what no metric between 0 and 1 is
 CALIBRATION = 1024  # training examples on which output projections are refitted
 
 
@@ -69,25 +75,6 @@ def _first_batch(trainer: Trainer) -> Mapping[str, Any]:
         return loader.collate_fn([loader.dataset[0]])
 
 
-@dataclass(frozen=True)
-class MetricSource:
-    """What a search measures plans with.
-
-    Attributes:
-        evaluator: Function of a plan, with a `fingerprint()` of what it measures.
-        metric: Name of the metric.
-        num_examples: Examples that it is computed on.
-        sign: -1 where the evaluator returns the metric negated, because lower is better.
-        precision: Name of the lower precision that the Trainer evaluates in, or None for that of the weights.
-    """
-
-    evaluator: ExampleEvaluator | MetricEvaluator
-    metric: str
-    num_examples: int
-    sign: float
-    precision: str | None = None
-
-
 def searches_accuracy(trainer: Trainer, metric: str | None) -> bool:
     """Tells whether a search would count right answers, one per example."""
     return classifies(trainer.model) and _metric_name(trainer, metric) == ("accuracy", True)
@@ -118,7 +105,7 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
         evaluator = ExampleEvaluator(
             plain_copy(trainer.model), batches, metric=name, probing=probing, calibration=calibration
         )
-        return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), 1.0)
+        return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), "searched examples")
     higher = _higher_is_better(trainer, name, search)
 
     def measure() -> float:
@@ -135,7 +122,8 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
         share_processes=probing.share_processes,
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
-    return MetricSource(by_metric, name, len(loader.dataset), 1.0 if higher else -1.0, precision)
+    split = "searched examples" + ("" if precision is None else f", in {precision}")
+    return MetricSource(by_metric, name, len(loader.dataset), split, 1.0 if higher else -1.0)
 
 
 def _probing(trainer: Trainer, search: AStarSearch) -> Probing:
@@ -158,7 +146,7 @@ def _calibration(trainer: Trainer, collate: Any) -> list[dict[str, torch.Tensor]
     return None if drawn is None else _batches(trainer, drawn, collate)
 
 
-def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn: bool) -> None:
+def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn: bool) -> float:
     """Sees that the search will find its units and its metric, before hours of training rest on it.
 
     Where examples are scored, they are read; any other metric but the loss is looked for in an evaluation.
@@ -167,6 +155,9 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
         trainer: Of the run.
         search: Settings.
         start_cuts_ffn: Whether training will have closed FFN units, but left their weights, when the search begins.
+
+    Returns:
+        Seconds to measure one plan on all examples, about.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns, or nothing says whether it is an
@@ -190,10 +181,31 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
                 f"HeadPruneCallback(search=...) scores the examples of eval_dataset by {name}. {error} Or let the "
                 'search follow the loss: AStarSearch(metric="loss").'
             ) from error
-        return
+        return _seconds_per_plan(trainer, batches)
     _higher_is_better(trainer, name, search)
-    if name != "loss":
-        _evaluate(trainer, name)
+    started = time.perf_counter()
+    value = _evaluate(trainer, name)
+    if abs(value) > FAR_ABOVE_ONE and name != "loss":
+        logger.warning(
+            "HeadPruneCallback: %s is %.4g before training, so it does not run from 0 to 1. max_drop=%g is absolute: a "
+            "drop from %.4g to %.4g is allowed. For one percentage point of a metric from 0 to 100 pass max_drop=1.0.",
+            name,
+            value,
+            search.max_drop,
+            value,
+            value - search.max_drop,
+        )
+    return time.perf_counter() - started
+
+
+def _seconds_per_plan(trainer: Trainer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float:
+    """Times a forward pass of the middle batch, once to warm up, for the length of all."""
+    inputs = trainer._prepare_inputs(dict(batches[len(batches) // 2]))
+    with evaluating(trainer.model) as model:
+        model(**inputs)
+        started = time.perf_counter()
+        model(**inputs)
+    return len(batches) * (time.perf_counter() - started)
 
 
 def _metric_name(trainer: Trainer, metric: str | None) -> tuple[str, bool]:

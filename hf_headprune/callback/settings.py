@@ -1,135 +1,159 @@
-"""The parts of a run as the user asked for them, checked when they are given."""
+"""What a run is asked to do: one budget, the methods that choose, and the search; checked when they are given."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from hf_headprune._checks import is_above
+from hf_headprune._checks import is_number
 from hf_headprune.budgets import budgets
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.latency import LatencySettings
 from hf_headprune.learn.distillation.distiller import Distillation
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
+from hf_headprune.pipeline.budget import one_budget, second_order_of
 from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.settings import REPORT, AStarSearch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
     from hf_headprune.anatomy import Anatomy
 
 WIDTH_MULTIPLE = 32
-DEFAULT_GATES = SubsetGates()  # this very object: whoever passes gates of their own wants gates
-DEFAULT_SEARCH = AStarSearch()  # likewise
+AUTO: Literal["auto"] = "auto"
+DEFAULT_DROP = 0.01
+SIZES = ("density", "speedup", "size_mb", "kept_heads")
+_KINDS = {
+    "gates": SubsetGates,
+    "movement": BlockMovement,
+    "second_order": SecondOrder,
+    "distillation": Distillation,
+    "search": AStarSearch,
+    "latency": LatencySettings,
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The parts of a run as the user asked for them; None switches a part off.
+    """The parts of a run; None switches a part off.
 
     Attributes:
         gates: How heads are chosen during training.
         movement: How blocks of weights and FFN units are chosen during training.
-        second_order: How heads and FFN units are chosen during training without learned scores, in place of both.
-        density: Share of the weights of all attention and FFN matrices that is to stay, where gates and movement scores
-            are to share it.
+        second_order: How heads and FFN units are chosen during training by removal costs, in place of both.
+        size: The budgets "density", "speedup", "size_mb" and "kept_heads" as they were passed; at most one is not None.
         distillation: What the model learns from a teacher.
         search: How the search after training goes.
-        latency: At what latency is measured before and after the cut.
+        confidence: Of the certificate; "report" prunes by what is measured, a level only what is certified, None
+            certifies nothing.
+        latency: At what latency is measured before and after pruning.
 
     Raises:
-        InvalidSettingError: A part is of another type, two contradict each other, or all are switched off.
+        InvalidSettingError: A part is of another type, two contradict each other, or nothing would be pruned.
     """
 
-    gates: SubsetGates | None
-    movement: BlockMovement | None
-    second_order: SecondOrder | None
-    density: float | None
-    distillation: Distillation | None
-    search: AStarSearch | None
-    latency: LatencySettings | None
+    gates: SubsetGates | None = None
+    movement: BlockMovement | None = None
+    second_order: SecondOrder | None = None
+    size: Mapping[str, Any] = field(default_factory=dict)
+    distillation: Distillation | None = None
+    search: AStarSearch | None = None
+    confidence: float | Literal["report"] | None = REPORT
+    latency: LatencySettings | None = None
 
     @classmethod
-    def of(
-        cls,
-        gates: SubsetGates | None,
-        movement: BlockMovement | None,
-        second_order: SecondOrder | None,
-        density: float | None,
-        **others: Any,
-    ) -> Settings:
-        """Decides who chooses: second-order costs where they, or a density without gates, are asked for.
-
-        Gates and search that nobody asked for give way to what says otherwise which heads stay.
+    def of(cls, max_drop: float | None, search: Any, size: dict[str, Any], **others: Any) -> Settings:
+        """Decides whether a search follows training: where a drop is allowed, or nothing else says what to prune.
 
         Args:
-            gates: `DEFAULT_GATES` where the user gave none.
-            movement: See the class.
-            second_order: See the class.
-            density: Share of the weights that is to stay.
+            max_drop: Drop of the metric that is allowed, or None.
+            search: Settings, "auto" or None.
+            size: The budgets that state a size.
             **others: The other attributes.
 
         Raises:
-            InvalidSettingError: See the class; or the density is no share.
+            InvalidSettingError: See the class; or two budgets are given.
         """
-        if density is not None and not (is_above(density, 0) and density <= 1):
+        name = one_budget({"max_drop": max_drop, **size}, where="HeadPruneCallback")
+        if max_drop is not None and isinstance(search, AStarSearch):
             raise InvalidSettingError(
-                f"HeadPruneCallback(density={density!r}): the density must be above 0 and at most 1, the share of the "
-                "weights that stays. Pass a number such as 0.4."
+                f"HeadPruneCallback(max_drop={max_drop!r}, search=AStarSearch(...)): the search has a max_drop of its "
+                "own. Pass search=AStarSearch(max_drop=...) alone."
             )
-        no_other = second_order is None and movement is None and (gates is None or gates is DEFAULT_GATES)
-        if density is not None and no_other:
-            second_order, density = SecondOrder(density=density), None
-        blocks = movement if isinstance(movement, BlockMovement) else None  # anything else is refused below
-        chooses_heads = second_order is not None or (blocks is not None and blocks.attention_block is not None)
-        fills = blocks is not None and blocks.refill_ratio > 0
-        if gates is DEFAULT_GATES and chooses_heads:
-            gates = None
-        if others["search"] is DEFAULT_SEARCH and (density is not None or chooses_heads or fills):
-            others["search"] = None
-        return cls(gates, movement, second_order, density, **others)
+        if max_drop is not None and search is None:
+            raise InvalidSettingError(
+                f"HeadPruneCallback(max_drop={max_drop!r}, search=None): without a search no drop is measured. Leave "
+                "search out, or pass density=, speedup=, size_mb= or kept_heads= in place of max_drop."
+            )
+        methods = [others.get(part) for part in ("gates", "movement", "second_order")]
+        decides = name in SIZES or any(method is not None for method in methods)
+        if search == AUTO and (max_drop is not None or not decides):
+            search = AStarSearch(max_drop=DEFAULT_DROP if max_drop is None else max_drop)
+        elif search == AUTO:
+            search = None
+        latency = others.pop("latency")
+        return cls(size=size, search=search, latency=LatencySettings() if latency == AUTO else latency, **others)
 
     def __post_init__(self) -> None:
         """Checks all that does not depend on the model."""
-        kinds = {
-            "gates": SubsetGates,
-            "movement": BlockMovement,
-            "second_order": SecondOrder,
-            "distillation": Distillation,
-            "search": AStarSearch,
-            "latency": LatencySettings,
-        }
-        for name, kind in kinds.items():
+        for name, kind in _KINDS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise InvalidSettingError(
                     f"HeadPruneCallback({name}=...) takes {kind.__name__}(...) or None, received {value!r}."
                 )
-        if all(part is None for part in (self.gates, self.movement, self.second_order, self.search)):
+        level = self.confidence
+        if level not in (None, REPORT) and not (is_number(level) and 0.5 < level < 1):  # noqa: PLR2004
             raise InvalidSettingError(
-                "HeadPruneCallback(gates=None, search=None) would prune nothing. Leave one on, or pass movement, "
-                "second_order or density."
+                f"HeadPruneCallback(confidence={level!r}) must be 'report', None, or a number above 0.5 and below 1. "
+                "Pass 0.95 to prune only what is certified at 95 %."
             )
-        self._check_density()
+        if self.search is None and self.size_name is None and not self._methods:
+            raise InvalidSettingError(
+                "HeadPruneCallback(search=None) would prune nothing. Leave search out, or pass a budget such as "
+                "density=0.5, or gates, movement or second_order."
+            )
+        self._check_sides()
         self._check_movement()
         self._check_layers()
 
-    def _check_density(self) -> None:
-        others = {"gates": self.gates, "movement": self.movement, "density": self.density}
-        given = [name for name, value in others.items() if value is not None]
-        if self.second_order is not None and given:
+    @property
+    def size_name(self) -> str | None:
+        """Name of the budget that states a size, or None."""
+        return next((name for name, value in self.size.items() if value is not None), None)
+
+    @property
+    def _methods(self) -> list[str]:
+        return [name for name in ("gates", "movement", "second_order") if getattr(self, name) is not None]
+
+    @property
+    def prunes_by_costs(self) -> bool:
+        """Whether second-order costs choose during training, by settings of their own or by a budget alone."""
+        return self.second_order is not None or (self.size_name is not None and self.gates is None)
+
+    @property
+    def is_condition(self) -> bool:
+        """Whether only what is certified may be pruned."""
+        return self.confidence not in (None, REPORT)
+
+    def _check_sides(self) -> None:
+        others = [name for name in self._methods if name != "second_order"]
+        if self.second_order is not None and others:
             raise InvalidSettingError(
-                f"HeadPruneCallback(second_order=...): its costs decide which heads and FFN units stay, and so would "
-                f"{', '.join(given)}. Leave one side out."
+                f"HeadPruneCallback: second_order and {' and '.join(others)} both select what to prune. Pass only one."
             )
-        if self.density is None:
+        if self.size_name is None:
             return
-        if self.gates is None or self.movement is not None or self.gates.kept_heads is not None:
+        owners = [name for name in self._methods if name != "gates" or self.size_name != "density"]
+        if owners or (self.gates is not None and self.gates.kept_heads is not None):
             raise InvalidSettingError(
-                f"HeadPruneCallback(density={self.density!r}) decides how many heads and FFN units stay, so gates must "
-                "have no budget of their own, and there can be no movement. Leave gates and movement out, or pass "
-                "SubsetGates(kept_heads=...) and BlockMovement.ffn_units(...) in place of density."
+                f"HeadPruneCallback({self.size_name}={self.size[self.size_name]!r}): "
+                f"{' and '.join(owners) or 'gates'} state a budget, too. Leave one of the two out."
             )
 
     def _check_movement(self) -> None:
@@ -138,44 +162,47 @@ class Settings:
         if self.gates is not None and self.movement.attention_block is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(movement=...): its blocks (attention_block={self.movement.attention_block!r}) and "
-                "the gates would both decide which heads stay. Leave gates out, or pass BlockMovement.ffn_units(...)."
+                "the gates both select heads. Leave gates out, or pass BlockMovement.ffn_units(...)."
             )
         if self.trains_twice and self.search is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(movement=BlockMovement(refill_ratio={self.movement.refill_ratio})): the refilled "
-                "model trains on, which changes all that a search has measured. Leave search out; search_plan(...) "
-                "searches afterwards."
+                "model trains on, which changes all that a search has measured. Leave search and max_drop out; "
+                "search_plan(...) searches afterwards."
             )
 
     def _check_layers(self) -> None:
         if self.search is None or self.search.units != ("layers",):
             return
-        if self.gates is not None or self.second_order is not None:
+        if self.gates is not None or self.prunes_by_costs:
             raise InvalidSettingError(
-                "HeadPruneCallback(search=AStarSearch(units=('layers',))): a search of whole layers alone can't begin "
-                f"with layers that {'gates' if self.second_order is None else 'second-order costs'} have closed in "
-                "part. Pass units=('heads', 'ffn', 'layers'), or gates=None without a density."
+                "HeadPruneCallback(search=AStarSearch(units=('layers',))): a search of whole layers alone can't start "
+                f"with layers that {'second-order costs' if self.prunes_by_costs else 'gates'} have closed in part. "
+                "Pass units=('heads', 'ffn', 'layers'), or leave the budget out."
             )
 
     @property
     def trains_twice(self) -> bool:
-        """Whether a second training run, of the refilled model, follows the cut."""
+        """Whether a second training run, of the refilled model, follows."""
         return self.movement is not None and self.movement.refill_ratio > 0
 
-    def resolved(self, anatomy: Anatomy) -> Settings:
-        """Returns the settings with the budgets that a density means for a model, and one schedule for both parts.
+    def resolved(self, anatomy: Anatomy, model: nn.Module) -> Settings:
+        """Returns the settings with what a budget means for a model, and one schedule for gates and FFN units.
 
         FFN widths stay multiples of 32, or, where those of the model are none, of the largest divisor that they share.
 
         Raises:
-            InvalidSettingError: The density is out of range.
+            InvalidSettingError: The budget is out of range.
         """
-        if self.density is None or self.gates is None:
+        if self.size_name is None:
             return self
+        if self.gates is None:
+            found = second_order_of(dict(self.size), anatomy, model, where="HeadPruneCallback")
+            return replace(self, second_order=found, size={})
         multiple = math.gcd(WIDTH_MULTIPLE, *(site.units for site in anatomy.ffn_sites))
-        found = budgets(anatomy, self.density, width_multiple=multiple)
+        shares = budgets(anatomy, self.size["density"], width_multiple=multiple)
         opens, cools, decides = self.gates.fractions
         ffn = BlockMovement.ffn_units(
-            found.kept_ffn, width_multiple=multiple, warmup_ratio=opens, ramp_end=cools, freeze_at=decides
+            shares.kept_ffn, width_multiple=multiple, warmup_ratio=opens, ramp_end=cools, freeze_at=decides
         )
-        return replace(self, gates=replace(self.gates, kept_heads=found.kept_heads), movement=ffn, density=None)
+        return replace(self, gates=replace(self.gates, kept_heads=shares.kept_heads), movement=ffn, size={})

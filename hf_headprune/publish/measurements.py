@@ -48,7 +48,7 @@ class Effort:
         training_seconds: Wall time of training, in seconds.
         search_seconds: Wall time of the search, in seconds.
         evaluations: Plans that the search evaluated.
-        optimality: What the search may claim about its plan: "proved", "under heredity", "budget", or other words.
+        optimality: What the search may claim about its plan, in words.
     """
 
     training_seconds: float | None = None

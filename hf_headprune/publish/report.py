@@ -8,6 +8,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune.budgets import linear_density
 from hf_headprune.cost import Cost, cost_of
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.latency import LatencyChange, LatencySample
@@ -20,15 +21,10 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Anatomy
 
-REPORT_FORMAT = "hf_headprune.report/1"
-_MEASURED = ("before", "after", "seq_len", "metric", "latency", "effort", "promise")
+REPORT_FORMAT = "hf_headprune.report/2"
+_MEASURED = ("before", "after", "seq_len", "unseen", "metric", "latency", "effort", "certificate", "linear_density")
 _WIDTH = 100
 _NAME_WIDTH = 38
-_OPTIMALITY = {
-    "proved": "proved: every larger removal was evaluated and fails",
-    "under heredity": "the largest removal if subsets of what holds hold too, which real models violate",
-    "budget": "its budget of evaluations ended it, larger removals may exist",
-}
 _LAYERS_PER_ROW = 12
 
 
@@ -41,28 +37,33 @@ class PruningReport:
         before: Cost of the model with everything that it had.
         after: Cost under the plan.
         seq_len: Tokens per sequence that the MACs are counted for.
-        metric: The metric before and after, or None when nothing was measured.
+        unseen: The metric on held-out examples before and after, or None.
+        metric: The metric on the searched examples before and after, which is optimistic; None where nothing was
+            searched.
         latency: Measured latency before and after, or None.
         effort: What training and search took.
-        promise: What is certified about unseen data, in words; empty where nothing is.
+        certificate: What is certified about unseen data, in words; empty where nothing is.
     """
 
     plan: PruningPlan
     before: Cost
     after: Cost
     seq_len: int
+    unseen: MetricChange | None = None
     metric: MetricChange | None = None
     latency: LatencyChange | None = None
     effort: Effort = field(default_factory=Effort)
-    promise: str = ""
+    certificate: str = ""
+    linear_density: float | None = None
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 - one argument for each thing that was measured
         cls,
         plan: PruningPlan,
         anatomy: Anatomy,
         *,
         seq_len: int = 128,
+        unseen: MetricChange | None = None,
         metric: MetricChange | None = None,
         latency: LatencyChange | None = None,
         effort: Effort | None = None,
@@ -73,7 +74,8 @@ class PruningReport:
             plan: What stays.
             anatomy: Of the model before the cut.
             seq_len: Tokens per sequence for counting MACs.
-            metric: The metric before and after the cut.
+            unseen: The metric on held-out examples, before and after pruning.
+            metric: The metric on the searched examples, before and after pruning.
             latency: Measured latency before and after the cut.
             effort: What training and search took.
 
@@ -83,7 +85,8 @@ class PruningReport:
         """
         before = cost_of(PruningPlan.full(anatomy), anatomy, seq_len=seq_len)
         after = cost_of(plan, anatomy, seq_len=seq_len)
-        return cls(plan, before, after, seq_len, metric, latency, effort or Effort())
+        density = linear_density(plan, anatomy)
+        return cls(plan, before, after, seq_len, unseen, metric, latency, effort or Effort(), linear_density=density)
 
     def to_json(self) -> str:
         """Returns the report as JSON text that `from_json` reads back to an equal report."""
@@ -139,8 +142,10 @@ class PruningReport:
             (f"million MACs at length {self.seq_len}", (self.before.macs / 1e6, self.after.macs / 1e6)),
         ):
             yield _row(name, f"{counts[0]:,.0f}", f"{counts[1]:,.0f}", _percent(*counts))
-        sizes = self.before.size_mib, self.after.size_mib
-        yield _row("weights, MiB", f"{sizes[0]:.1f}", f"{sizes[1]:.1f}", _percent(*sizes))
+        if self.linear_density is not None:
+            yield _row("attention and FFN weights", "100 %", f"{100 * self.linear_density:.1f} %")
+        sizes = self.before.size_bytes / 1e6, self.after.size_bytes / 1e6
+        yield _row("file, MB (embeddings included)", f"{sizes[0]:.1f}", f"{sizes[1]:.1f}", _percent(*sizes))
         if self.latency:
             before, after = self.latency.before, self.latency.after
             medians = f"{before.median_ms:.2f}", f"{after.median_ms:.2f}"
@@ -148,11 +153,11 @@ class PruningReport:
             yield _row(
                 "  quartiles", *(f"{s.lower_quartile_ms:.2f} .. {s.upper_quartile_ms:.2f}" for s in (before, after))
             )
-        if self.metric:
-            before_value, after_value = self.metric.before, self.metric.after
-            name = f"{self.metric.name} ({self.metric.split})"
-            name = name if len(name) < _NAME_WIDTH else self.metric.name
-            yield _row(name, f"{before_value:.4f}", f"{after_value:.4f}", f"{after_value - before_value:+.4f}")
+        for metric in (self.unseen, self.metric):
+            if metric:
+                name = f"{metric.name} ({metric.split})"
+                name = name if len(name) < _NAME_WIDTH else metric.name
+                yield _row(name, f"{metric.before:.4f}", f"{metric.after:.4f}", f"{metric.after - metric.before:+.4f}")
 
     def _layers(self) -> Iterator[str]:
         for group in groups_of(self.plan):
@@ -167,16 +172,16 @@ class PruningReport:
                 yield f"{label:<{_NAME_WIDTH}}" + "".join(f"{cell:>5}" for cell in row)
 
     def _notes(self) -> Iterator[str]:
-        for note in (self.promise, self._metric_note(), self._latency_note(), self._effort_note()):
+        for note in (self.certificate, self._metric_note(), self._latency_note(), self._effort_note()):
             yield from textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
 
     def _metric_note(self) -> str:
         if not self.metric:
-            return "Metric: not measured."
+            return "" if self.unseen else "Metric: not measured."
         return (
-            f"Metric: {self.metric.name} on {self.metric.num_examples:,} examples ({self.metric.split}); before: with "
-            f"{self.metric.reference}. It describes these examples, which the choice of heads may have seen; it is no "
-            "promise about unseen data."
+            f"Metric: {self.metric.name} on {self.metric.num_examples:,} examples ({self.metric.split}); before: "
+            f"{self.metric.reference}. Measured on the examples used to choose what to prune, so it is optimistic; "
+            "see the certificate for unseen data."
         )
 
     def _latency_note(self) -> str:
@@ -200,7 +205,7 @@ class PruningReport:
         if effort.search_seconds is not None:
             parts.append(f"search {effort.search_seconds:,.0f} s")
         if effort.optimality:
-            parts.append(_OPTIMALITY.get(effort.optimality, effort.optimality))
+            parts.append(effort.optimality)
         return f"Effort: {'; '.join(parts)}." if parts else ""
 
 
@@ -212,8 +217,8 @@ def _percent(before: float, after: float) -> str:
     return f"{(after - before) / before:+.1%}" if after != before else "unchanged"
 
 
-def _plain(value: Cost | MetricChange | LatencyChange | Effort | int | str | None) -> Any:
-    return value if value is None or isinstance(value, (int, str)) else dataclasses.asdict(value)
+def _plain(value: Cost | MetricChange | LatencyChange | Effort | float | str | None) -> Any:
+    return value if value is None or isinstance(value, (int, float, str)) else dataclasses.asdict(value)
 
 
 def _field(name: str, value: Any) -> Any:
@@ -226,6 +231,7 @@ def _field(name: str, value: Any) -> Any:
     kinds: dict[str, Any] = {
         "before": Cost,
         "after": Cost,
+        "unseen": MetricChange,
         "metric": MetricChange,
         "latency": LatencyChange,
         "effort": Effort,

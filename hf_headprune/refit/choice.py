@@ -112,19 +112,21 @@ def _saved_per_unit(site: Site, settings: SecondOrder) -> int:
     """Returns what the density counts of one unit."""
     if settings.counts == "parameters":
         return weights_per_unit(site)
+    if settings.counts == "bytes":
+        return site.bytes_per_unit
     return macs_per_unit(site, settings.seq_len, settings.target_len)
 
 
 def _up_to_density(
     paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
 ) -> list[Removal]:
-    """Returns the removals that reach a share of what a density removes, to the nearest removal."""
+    """Returns the removals that reach a share of what a density removes: to the nearest one, and of bytes at least."""
     total = sum(site.units * _saved_per_unit(site, settings) for site in anatomy.sites)
     now = sum(removal.saved for path in paths.values() for removal in path)
     aim = share * (1.0 - (settings.density or 0.0)) * total - (total - now)
     found, saved = [], 0.0
     for removal in cheapest_first(paths.values()):
-        if saved + removal.saved / 2 > aim:
+        if (saved >= aim) if settings.counts == "bytes" else (saved + removal.saved / 2 > aim):
             break
         found.append(removal)
         saved += removal.saved

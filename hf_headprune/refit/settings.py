@@ -41,7 +41,7 @@ class SecondOrder:
     """
 
     density: float | None = None
-    counts: Literal["parameters", "macs"] = "parameters"
+    counts: Literal["parameters", "macs", "bytes"] = "parameters"
     kept_heads: Budget | None = None
     freeze_at: float = 0.6
     rounds: int = 1
@@ -59,7 +59,7 @@ class SecondOrder:
             "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
             "density must be above 0 and at most 1": self.density is None
             or (is_above(self.density, 0) and is_rising(self.density, 1)),
-            'counts must be "parameters" or "macs"': self.counts in ("parameters", "macs"),
+            'counts must be "parameters", "macs" or "bytes"': self.counts in ("parameters", "macs", "bytes"),
             'counts="macs" needs a density': self.counts == "parameters" or self.density is not None,
             "seq_len and target_len must be whole numbers >= 1": is_whole(self.seq_len, at_least=1)
             and (self.target_len is None or is_whole(self.target_len, at_least=1)),

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from transformers import DataCollatorWithPadding
 
-from hf_headprune._seen_splits import remember_seen_
-from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan, check_plan
 from hf_headprune.refit.removal_costs import elimination
 from hf_headprune.search.astar import check_provable
 from hf_headprune.search.astar import search as search_sets
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
-from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.problem import Measurement, Question, SearchProblem, SearchResult
-from hf_headprune.search.progress import SearchBar
 from hf_headprune.search.results import PlanSearchResult, PlanStep
-from hf_headprune.search.settings import REPORT, AStarSearch
+from hf_headprune.search.settings import AStarSearch
 from hf_headprune.search.units import (
     check_latency_table,
     gains_of,
@@ -33,14 +26,9 @@ from hf_headprune.search.units import (
     removed_at,
     units_of_search,
 )
-from hf_headprune.tasks.classification import ClassScoring
-from hf_headprune.tasks.examples import ModelExamples, PadRight
-from hf_headprune.tasks.registry import scoring_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from torch import nn
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.refit.projections import Refit
@@ -187,102 +175,6 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     return replace(_result(found, start, units, search), refit=refit)
 
 
-def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
-    model: nn.Module,
-    dataset: Any,
-    metric: str | Callable[[nn.Module], float] | None = None,
-    search: AStarSearch = AStarSearch(),
-    *,
-    processing_class: Any = None,
-    data_collator: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = 32,
-    calibration: Any = None,
-    head_scores: np.ndarray | None = None,
-    strategy: Strategy = search_sets,
-    journal: str | Path | None = None,
-    progress: bool = True,
-) -> PlanSearchResult:
-    """Finds what of a fine-tuned model can go, without training.
-
-    The model is left as it was; cut it with `prune_model_(model, result)`.
-    What it was searched on is remembered by it and its copies in this process: `certify` refuses these examples.
-
-    Args:
-        model: Of a supported family: a single-label classifier of sequences or tokens, a question answering or a
-            sequence-to-sequence model.
-        dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
-            "start_positions" and "end_positions". Other columns are ignored. None beside a function as metric.
-        metric: "accuracy", "macro_f1" or "matthews_correlation" of classes; "accuracy" of tokens; "f1" or
-            "exact_match" of spans, see `SpanScoring`; "likelihood" of references, see `LikelihoodScoring`. None takes
-            the first of the task; `search.metric` wins where it is set. Or any function of the model that returns one
-            number, higher is better; it must be deterministic, and each plan is then measured to the end.
-        search: Settings.
-        processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
-            padded on the right.
-        data_collator: Makes the batches instead.
-        batch_size: Examples per batch.
-        calibration: Labelled examples on which output projections are refitted, such as a thousand of the training set;
-            None takes `dataset`, on which what is found then looks a little better than it is.
-        head_scores: Importance per head, `(num_heads,)`, in the order of the sites; the lowest are tried first.
-        strategy: A*, or another way to search, see `hf_headprune.search.baselines`.
-        journal: File that holds the state: a search that was killed continues from it. It does not notice when a
-            function as metric has changed.
-        progress: Whether to show a progress bar (on the first process).
-
-    Raises:
-        InvalidSettingError: The data set is empty, unlabelled or not tokenized, the metric or a setting is unknown, or
-            a function as metric comes with data or returns no number.
-        UnsupportedModelError: The model has none of these tasks, or its family is not supported.
-        SearchStateError: The journal belongs to another search or is damaged.
-    """
-    if search.confidence not in (None, REPORT):
-        raise InvalidSettingError(
-            f"search_plan: confidence={search.confidence} is for HeadPruneCallback, which holds examples back from the "
-            "search. Make a split with three_way_split, search on one side, and certify on the other."
-        )
-    if search.greater_is_better is not None:
-        raise InvalidSettingError(
-            f"search_plan: greater_is_better={search.greater_is_better} is for HeadPruneCallback; here higher is "
-            "better. Let a function return the negative of an error."
-        )
-    anatomy = anatomy_of(model)
-    check_searchable(anatomy, search)
-    evaluator: ExampleEvaluator | MetricEvaluator
-    if callable(metric):
-        given = {"dataset": dataset, "calibration": calibration, "AStarSearch(metric=...)": search.metric}
-        if any(value is not None for value in given.values()):
-            raise InvalidSettingError(
-                f"search_plan: a function as metric has examples of its own, received "
-                f"{', '.join(name for name, value in given.items() if value is not None)} besides. Pass None for them."
-            )
-        evaluator = MetricEvaluator(partial(metric, model), model, cache_mib=search.cache_mib)
-    else:
-        scoring = scoring_for(model, search.metric or metric, where="search_plan")
-        check_drop(scoring.metric, search.max_drop, where="search_plan")
-        collate = data_collator or _collate(model, processing_class if isinstance(scoring, ClassScoring) else None)
-        batched = partial(length_sorted_batches, collate=collate, batch_size=batch_size)
-        evaluator = ExampleEvaluator(
-            model,
-            batched(ModelExamples(dataset, model)),
-            metric=scoring.metric,
-            probing=Probing(cache_mib=search.cache_mib, half_precision=search.half_precision, siblings=search.siblings),
-            calibration=None if calibration is None else batched(ModelExamples(calibration, model)),
-        )
-    fingerprint = "" if journal is None else evaluator.fingerprint()
-    remember_seen_(model, search=dataset, calibration=calibration)
-    with SearchBar(disable=not progress, unit_name="heads" if search.units == ("heads",) else "units") as bar:
-        return search_over_plans(
-            anatomy,
-            evaluator,
-            search,
-            head_scores=head_scores,
-            journal=journal,
-            fingerprint=fingerprint,
-            on_progress=bar.show,
-            strategy=strategy,
-        )
-
-
 def _ranks(refit: Refit, start: PruningPlan) -> dict[str, np.ndarray]:
     """Returns for each FFN unit how late it leaves where what stays is refitted, `{site: (units,)}`; closed ones 0."""
     found = {site: np.zeros(units) for site, units in start.num_ffn.items()}
@@ -333,12 +225,6 @@ def check_searchable(anatomy: Anatomy, search: AStarSearch, *, start_cuts_ffn: b
     units = units_of_search(anatomy, PruningPlan.full(anatomy), search, None)
     chunked = {part.site for unit in units for part in unit if len(unit) == 1} & {s.name for s in anatomy.ffn_sites}
     check_provable(len(units) + start_cuts_ffn * len(chunked), search)
-
-
-def _collate(model: Any, processing_class: Any) -> Callable[[list[Any]], Any]:
-    if processing_class is not None:
-        return DataCollatorWithPadding(processing_class)
-    return PadRight(getattr(model.config, "pad_token_id", None))
 
 
 def _probe(evaluator: Probes, start: PruningPlan, units: Sequence[Unit]) -> Probe:

@@ -89,11 +89,11 @@ def test_without_arguments_it_trains_searches_cuts_and_saves_a_smaller_model_tha
 
 def test_latency_is_measured_as_asked_or_not_at_all(tmp_path):
     asked = LatencySettings(batch_size=2, seq_len=5, runs=6, threads=1)
-    callback = HeadPruneCallback(GATES, None, latency=asked)
+    callback = HeadPruneCallback(gates=GATES, search=None, latency=asked)
     _trainer(tmp_path, callback).train()
     measured = callback.report.latency
     assert (measured.batch_size, measured.seq_len, measured.runs, measured.threads) == (2, 5, 6, 1)
-    callback = HeadPruneCallback(GATES, None, latency=None)
+    callback = HeadPruneCallback(gates=GATES, search=None, latency=None)
     _trainer(tmp_path, callback).train()
     assert callback.report.latency is None
     assert "latency" not in callback.report.to_text()
@@ -101,9 +101,9 @@ def test_latency_is_measured_as_asked_or_not_at_all(tmp_path):
 
 def test_a_latency_that_cannot_be_measured_is_refused_before_training(tmp_path):
     with pytest.raises(InvalidSettingError, match="seq_len must be at most"):
-        _trainer(tmp_path, HeadPruneCallback(GATES, None, latency=LatencySettings(seq_len=4096)))
+        _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=None, latency=LatencySettings(seq_len=4096)))
     with pytest.raises(InvalidSettingError, match=r"latency=\.\.\.\) takes LatencySettings"):
-        HeadPruneCallback(GATES, None, latency=8)
+        HeadPruneCallback(gates=GATES, search=None, latency=8)
 
 
 FEATURES = pytest.mark.parametrize(

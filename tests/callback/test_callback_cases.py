@@ -226,7 +226,7 @@ def test_chunks_that_movement_removes_make_a_proof_no_longer(tmp_path):
     search = AStarSearch(max_evaluations=None, units=("ffn",), ffn_chunk=32, objective="macs", max_drop=0.9)
     model = tiny_bert(intermediate_size=32 * 12)  # 24 chunks, as many as a proof may have
     movement = BlockMovement.ffn_units(1 / 12, width_multiple=8)
-    callback = HeadPruneCallback(None, search, movement=movement, latency=None)
+    callback = HeadPruneCallback(search=search, movement=movement, latency=None)
     _trainer(tmp_path, callback, model=model).train()
     assert callback.search_result.optimality == "proved"
 
@@ -241,7 +241,7 @@ def test_a_search_of_whole_layers_after_a_choice_of_heads_is_refused(parts):
 def test_whole_layers_are_searched_after_movement(tmp_path):
     layers = AStarSearch(units=("layers",), objective="macs", max_drop=0.9, max_evaluations=4)
     movement = BlockMovement.ffn_units(0.5, width_multiple=8)
-    callback = HeadPruneCallback(None, layers, movement=movement, latency=None)
+    callback = HeadPruneCallback(search=layers, movement=movement, latency=None)
     _trainer(tmp_path, callback).train()
     assert callback.plan.num_kept_heads in (0, 4)
 
@@ -249,7 +249,7 @@ def test_whole_layers_are_searched_after_movement(tmp_path):
 @pytest.mark.parametrize("factor", [1.5, 4.0])
 def test_a_run_to_a_speedup_ends_with_the_macs_that_it_leaves(tmp_path, factor):
     movement = BlockMovement.to_speedup(factor, width_multiple=8, seq_len=300)
-    callback = HeadPruneCallback(None, None, movement=movement, latency=None)
+    callback = HeadPruneCallback(movement=movement, latency=None)
     trainer = _trainer(tmp_path, callback)
     trainer.train()
     anatomy = anatomy_of(tiny_bert())
@@ -279,7 +279,7 @@ def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_
         confidence=None,
     )
     movement = BlockMovement(attention_block="unit", width_multiple=32, kept=0.5)
-    callback = HeadPruneCallback(None, search, movement=movement, latency=None)
+    callback = HeadPruneCallback(search=search, movement=movement, latency=None)
     trainer = _trainer(tmp_path, callback, model=model)
     trainer.train()
     found = callback.search_result
@@ -297,7 +297,7 @@ def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_
 def test_a_search_goes_on_from_movement_that_left_nothing(tmp_path):
     movement = BlockMovement.ffn_units(0, width_multiple=8)
     search = AStarSearch(max_evaluations=4, units=("ffn",), ffn_chunk=32, objective="macs")
-    callback = HeadPruneCallback(None, search, movement=movement, latency=None)
+    callback = HeadPruneCallback(search=search, movement=movement, latency=None)
     _trainer(tmp_path, callback).train()
     assert callback.plan.num_kept_ffn == 0
 
@@ -473,7 +473,9 @@ def test_latency_of_multiple_choice_is_measured_with_choices(make):
 def test_a_classifier_that_reads_the_end_of_its_texts_is_pruned_measured_and_reloaded(tmp_path):
     rows = [{**row, "input_ids": [*row["input_ids"][:-1], EOS]} for row in _examples(24, 0)]
     model = tiny_bart("BartForSequenceClassification", num_labels=2)
-    callback = HeadPruneCallback(SubsetGates(kept_heads=12, scoring_examples=8), search=AStarSearch(max_evaluations=4))
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=12, scoring_examples=8), search=AStarSearch(max_evaluations=4)
+    )
     trainer = _trainer(tmp_path / "run", callback, model=model, train_dataset=rows, eval_dataset=rows)
     trainer.train()
     assert callback.report.latency is not None
@@ -563,7 +565,7 @@ def test_a_trainer_built_again_around_the_same_model_starts_without_what_the_ear
         first.add_callback(_Interrupted())
         with pytest.raises(KeyboardInterrupt):
             first.train()
-    callback = HeadPruneCallback(SubsetGates(3, scoring_examples=8), None, latency=None)
+    callback = HeadPruneCallback(gates=SubsetGates(3, scoring_examples=8), search=None, latency=None)
     again = _trainer(tmp_path, callback, model=model)
     assert sum(isinstance(module, (ScoreBank, SecondOrderBank)) for module in model.modules()) == 1
     again.train()

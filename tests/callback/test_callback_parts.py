@@ -44,7 +44,7 @@ def assert_reloads_alike(trainer, folder):
 
 
 def test_gates_and_a_density_prune_heads_and_ffn_units_in_one_run_and_the_saved_model_reloads(tmp_path):
-    callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)
+    callback = HeadPruneCallback(gates=SubsetGates(), density=0.5, search=None)
     trainer = _trainer(tmp_path / "run", callback)
     trainer.train()
     assert_reloads_alike(trainer, tmp_path / "saved")
@@ -213,7 +213,7 @@ def test_a_penalty_has_the_same_share_of_the_gradient_however_many_batches_are_a
 
 def test_a_movement_run_that_was_killed_ends_as_one_that_was_not(tmp_path):
     def run(folder, **settings):
-        callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None)
+        callback = HeadPruneCallback(gates=SubsetGates(), density=0.5, search=None)
         return _trainer(folder, callback, save_strategy="steps", save_steps=4, **settings), callback
 
     whole, whole_callback = run(tmp_path / "whole")
@@ -356,7 +356,7 @@ def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_eva
 
 
 def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tmp_path):
-    callback = HeadPruneCallback(SubsetGates(estimator="sigmoid"), density=0.5, search=None)
+    callback = HeadPruneCallback(gates=SubsetGates(estimator="sigmoid"), density=0.5, search=None)
     _trainer(tmp_path, callback)
     parts, found = callback._parts, budgets(anatomy_of(tiny_bert()), 0.5)
     assert sum(group.kept for group in parts.gates.groups) == found.kept_heads > 0
@@ -384,7 +384,7 @@ def test_gates_and_a_density_have_one_schedule(tmp_path, gates, steps):
 
 
 def test_gates_and_a_density_meet_it_where_ffn_widths_are_no_multiples_of_32(tmp_path):
-    callback = HeadPruneCallback(SubsetGates(), density=0.5, search=None, latency=None)
+    callback = HeadPruneCallback(gates=SubsetGates(), density=0.5, search=None, latency=None)
     trainer = _trainer(tmp_path, callback, model=tiny_bert(intermediate_size=80))  # 16 divides 80 and 32
     trainer.train()
     assert all(len(kept) % 16 == 0 for kept in callback.plan.kept_ffn.values())

@@ -76,7 +76,7 @@ def test_a_value_that_makes_no_sense_is_refused_by_name_and_fails_in_no_other_wa
     "make",
     [
         lambda value: HeadPruneCallback(density=value),
-        lambda value: HeadPruneCallback(SubsetGates(), density=value),
+        lambda value: HeadPruneCallback(gates=SubsetGates(), density=value),
         lambda value: BlockMovement.hybrid(density=value),
         lambda value: BlockMovement.struct(penalty=None if value == 2.5 else value, width_multiple=value),
         BlockMovement.ffn_units,

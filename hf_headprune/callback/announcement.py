@@ -1,0 +1,76 @@
+"""One paragraph before training that says what will be pruned when, to which budget, and what can be certified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from hf_headprune.callback.certification import Splits
+    from hf_headprune.callback.settings import Settings
+    from hf_headprune.search.settings import AStarSearch
+
+_COUNTED = {
+    "parameters": "attention and FFN weights",
+    "macs": "multiply-accumulates",
+    "bytes": "bytes of attention and FFN",
+}
+TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: many are decided early
+
+
+def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, seconds_per_plan: float | None) -> str:
+    """Says what a run will do.
+
+    Args:
+        settings: Of the run, resolved.
+        splits: Examples of the search and of the certificate.
+        trainer: About to train.
+        seconds_per_plan: Time to measure one plan on all searched examples; None where nothing says so.
+    """
+    parts = [*_during_training(settings, trainer.state.max_steps)]
+    if settings.search is not None:
+        parts.append(_search(settings.search, splits, trainer, seconds_per_plan))
+    lines = [f"HeadPruneCallback: {'; '.join(parts)}."]
+    if isinstance(splits.holdout, (Holdout, NotCertifiable)):
+        lines.append(splits.holdout.in_words())
+    return "\n".join(lines)
+
+
+def _during_training(settings: Settings, max_steps: int) -> list[str]:
+    parts = []
+    if settings.second_order is not None:
+        costs = settings.second_order
+        step = round(costs.freeze_at * max_steps)
+        parts.append(f"removes units by second-order costs at step {step} of {max_steps}, to {_budget(costs)}")
+    if settings.gates is not None:
+        parts.append(f"learns gates to keep {settings.gates.chosen_kept_heads} heads")
+    if settings.movement is not None:
+        parts.append("learns block scores during training")
+    if settings.trains_twice:
+        parts.append("then trains the refilled model in a second run")
+    if not parts:
+        parts.append(f"trains {max_steps} steps as if it were not there, then prunes")
+    return parts
+
+
+def _budget(costs: Any) -> str:
+    if costs.kept_heads is not None:
+        return f"{costs.kept_heads} heads"
+    return f"{100 * costs.density:.4g} % of the {_COUNTED[costs.counts]}"
+
+
+def _search(search: AStarSearch, splits: Splits, trainer: Trainer, seconds_per_plan: float | None) -> str:
+    dataset: Any = trainer.eval_dataset if splits.searched is None else splits.searched
+    limit = search.max_evaluations
+    plans = "until it is proved optimal" if limit is None else f"at most {limit} plans"
+    text = (
+        f"searches {' and '.join(search.units)} for the smallest model whose metric drops by at most "
+        f"{search.max_drop:g} on {len(dataset):,} examples, {plans}"
+    )
+    if seconds_per_plan is None or limit is None:
+        return text
+    minutes = limit * seconds_per_plan * TYPICAL_SHARE / 60
+    return f"{text}, about {max(minutes, 0.1):.1f} minutes"

@@ -1,0 +1,162 @@
+"""plan_for_budget: a fixed size, reached without training; and what each budget means for a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune._checks import is_above
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.scored import CertificationData
+from hf_headprune.guarantee.scoring import Batching
+from hf_headprune.masking import plain_copy
+from hf_headprune.pipeline.holdout import Holdout
+from hf_headprune.pipeline.result import PruningResult
+from hf_headprune.pipeline.run import certified, pruned_copy, unseen_change
+from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.report import PruningReport
+from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.settings import SecondOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from hf_headprune.anatomy import Anatomy
+    from hf_headprune.budgets import Budget
+
+MB = 1_000_000
+
+
+def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are read
+    model: nn.Module,
+    dataset: Any,
+    *,
+    density: float | None = None,
+    speedup: float | None = None,
+    size_mb: float | None = None,
+    kept_heads: Budget | None = None,
+    certify: Any = None,
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> PruningResult:
+    """Finds what of a fine-tuned model to keep within a budget, without training.
+
+    Heads and FFN units whose removal costs least by a second-order estimate are removed, and the output projections are
+    refitted to the others. The model is left as it was: prune it with `prune_model_(model, result)`.
+
+    Args:
+        model: Of a supported family, fine-tuned; its forward pass returns a loss.
+        dataset: Labelled training examples, sized and indexable; a thousand are enough.
+        density: Share of the weights of all attention and FFN matrices that is kept.
+        speedup: Multiply-accumulates of all attention and FFN blocks before, over those after.
+        size_mb: Size of the saved `model.safetensors`, embeddings included, in MB (10^6 bytes).
+        kept_heads: Number or share of the attention heads that are kept; FFN units are all kept.
+        certify: Labelled examples that neither training nor this call has seen, or `CertificationData`, for a
+            certificate about the drop; None certifies nothing.
+        max_drop: Drop that the certificate is about, absolute: 0.01 is one percentage point.
+        confidence: Of the certificate.
+        data_collator: Makes the batches; when left out, examples are padded on the right.
+        batch_size: Examples per batch.
+        seed: Of the choice of examples.
+
+    Raises:
+        DataLeakError: Examples of `certify` are in `dataset`.
+        InvalidSettingError: Not exactly one budget is given, the model can't meet it, or a data set is empty,
+            unlabelled or not tokenized.
+        UnsupportedModelError: The model's family is not supported, or it returns no loss.
+    """
+    anatomy = anatomy_of(model)
+    given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
+    settings = replace(second_order_of(given, anatomy, model, where="plan_for_budget"), seed=seed)
+    holdout = None
+    if certify is not None:
+        batching = Batching(data_collator=data_collator, batch_size=batch_size)
+        data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
+        holdout = Holdout(data, Metric(), max_drop, confidence, is_condition=False)
+        holdout.rehearse(model)
+    found = second_order_plan(model, dataset, settings, data_collator=data_collator, batch_size=batch_size)
+    certificate, words = None, ""
+    if holdout is not None:
+        certificate, words = certified(holdout, None, plain_copy(model), pruned_copy(model, found))
+    report = PruningReport.of(found.plan, anatomy, unseen=unseen_change(certificate, "the whole model"))
+    return PruningResult(
+        found.plan,
+        found.refit,
+        reference=PruningPlan.full(anatomy),
+        report=replace(report, certificate=words),
+        certificate=certificate,
+    )
+
+
+def one_budget(given: dict[str, Any], *, where: str) -> str | None:
+    """Returns the name of the one budget that is given, or None.
+
+    Raises:
+        InvalidSettingError: Several are given.
+    """
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        received = " and ".join(f"{name}={given[name]!r}" for name in names)
+        raise InvalidSettingError(f"{where} takes one budget, received {received}. Leave all but one out.")
+    return names[0] if names else None
+
+
+def second_order_of(given: dict[str, Any], anatomy: Anatomy, model: nn.Module, *, where: str) -> SecondOrder:
+    """Returns what a budget means for a model.
+
+    Args:
+        given: The budgets "density", "speedup", "size_mb" and "kept_heads"; exactly one is not None.
+        anatomy: Of the model.
+        model: Its state dict tells what the saved file holds.
+        where: Name of the public function, for errors.
+
+    Raises:
+        InvalidSettingError: Not exactly one is given, or it is out of range.
+    """
+    name = one_budget(given, where=where)
+    if name is None:
+        raise InvalidSettingError(f"{where} needs one budget, received none. Pass one of {', '.join(given)}.")
+    value = given[name]
+    if name == "kept_heads":
+        return SecondOrder(kept_heads=value)
+    if name == "speedup":
+        return SecondOrder.to_speedup(value)
+    if name == "size_mb":
+        return SecondOrder(density=_density_of_size(value, anatomy, model, where=where), counts="bytes")
+    if not (is_above(value, 0) and value <= 1):
+        raise InvalidSettingError(
+            f"{where}(density={value!r}): the density must be above 0 and at most 1, the share of the weights that is "
+            "kept. Pass a number such as 0.5."
+        )
+    return SecondOrder(density=value)
+
+
+def _density_of_size(size_mb: Any, anatomy: Anatomy, model: nn.Module, *, where: str) -> float:
+    """Returns the share of the bytes of all heads and FFN units that fits into a file of some size."""
+    prunable = sum(site.units * site.bytes_per_unit for site in anatomy.sites)
+    fixed = anatomy.num_bytes - prunable + header_bytes(model)
+    smallest, largest = fixed / MB, (fixed + prunable) / MB
+    if not (is_above(size_mb, smallest) and size_mb <= largest):
+        raise InvalidSettingError(
+            f"{where}(size_mb={size_mb!r}): heads and FFN units are {prunable / MB:.1f} of the {largest:.1f} MB of the "
+            f"file; the rest is not pruned. Pass a size above {smallest:.1f} and up to {largest:.1f}."
+        )
+    return (size_mb * MB - fixed) / prunable
+
+
+def header_bytes(model: nn.Module) -> int:
+    """Returns at least the bytes of the header of the model's `model.safetensors`; pruning makes it no larger."""
+    offset, entries = 0, {}
+    for name, tensor in model.state_dict().items():
+        end = offset + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    return 8 + len(json.dumps({"__metadata__": {"format": "pt"}, **entries})) + 8

@@ -1,0 +1,199 @@
+"""The holdout: examples that neither training nor search has seen, used once, to decide how much is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune._distributed import from_first, is_first
+from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
+from hf_headprune.guarantee.claim import METHODS
+from hf_headprune.guarantee.planner import Expectation, promise_in_words
+from hf_headprune.guarantee.scored import ScoredSplit
+from hf_headprune.guarantee.sequence import milestones
+from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.plans_between import plans_between
+from hf_headprune.shrink.surgery import prune_model_
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from hf_headprune.guarantee.certificate import Certificate
+    from hf_headprune.guarantee.claim import Metric
+    from hf_headprune.guarantee.path import CertifiedPath
+    from hf_headprune.guarantee.scored import CertificationData
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.search.results import PlanSearchResult
+    from hf_headprune.search.settings import AStarSearch
+
+REPORTED_CONFIDENCE = 0.95
+CANDIDATES = 5
+MEASURED = 20  # of the plans on the way, so that as many as CANDIDATES of them meet the search's constraint
+SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the searched examples is optimistic
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The plan that is pruned: the smallest candidate that the holdout allows.
+
+    Attributes:
+        plan: The reference where the holdout allows no smaller one.
+        path: What was tested, where only what is certified is pruned.
+        num_candidates: Plans on the way to the search's result among which the holdout chose.
+        has_certificate: Whether the plan removes something, so that there is something to certify.
+    """
+
+    plan: PruningPlan
+    path: CertifiedPath | None = None
+    num_candidates: int = 0
+    has_certificate: bool = False
+
+
+@dataclass(frozen=True)
+class NotCertifiable:
+    """Why nothing can be said about unseen data.
+
+    Attributes:
+        reason: In words.
+    """
+
+    reason: str
+
+    def in_words(self) -> str:
+        """Says so, before training and after it."""
+        return f"Certificate: none, since {self.reason}."
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Examples that nothing has seen, and what must hold on them.
+
+    Attributes:
+        data: The examples, and how they are read; looked at once, after the search.
+        metric: What models are compared by.
+        max_drop: Drop that is to be excluded, absolute: 0.01 is one percentage point.
+        confidence: Of the certificate.
+        is_condition: Whether only what is certified may be pruned.
+        is_separate: Whether the examples were given, rather than held back from the searched data set.
+    """
+
+    data: CertificationData
+    metric: Metric
+    max_drop: float
+    confidence: float
+    is_condition: bool
+    is_separate: bool = True
+
+    def rehearse(self, model: Any) -> None:
+        """Lets fail before the work what would fail after it.
+
+        Raises:
+            DataLeakError: Examples were seen by training or search.
+            InvalidSettingError: A number is out of range, or an example can't be scored.
+        """
+        split = ScoredSplit(self.data, self.metric, model)
+        split.claim(self.max_drop, self.confidence, ledger=None, seed=0)
+        if self.is_condition or self.is_separate:  # others are read with the examples of the search
+            split.rehearse(model)
+
+    def searched(self, search: AStarSearch) -> AStarSearch:
+        """Returns the settings that the search is run with: a smaller drop where it must be certified afterwards."""
+        return replace(search, max_drop=SEARCHED_SHARE * search.max_drop) if self.is_condition else search
+
+    def in_words(self) -> str:
+        """Says before the work what the examples can certify."""
+        expected = Expectation(
+            alpha=round(1.0 - self.confidence, 12), chosen_among=1 if self.is_condition else CANDIDATES
+        )
+        count = len(self.data.dataset)
+        if self.metric.kind == "binary":
+            words = f"To be certified: {promise_in_words(count, self.max_drop, expected)}"
+        else:
+            words = (
+                f"To be certified: the drop of {self.metric.name} on {count:,} examples, {100 * self.confidence:g} % "
+                f"confidence ({METHODS[self.metric.kind]})."
+            )
+        if self.data.steered_training:
+            words += (
+                " Training will choose by evaluations on all of eval_dataset, these examples among them, and the "
+                "certificate will say so; HeadPruneCallback(certification_dataset=...) keeps examples out of it."
+            )
+        return words
+
+    def choose(
+        self,
+        model: Any,
+        reference: PruningPlan,
+        result: PlanSearchResult,
+        head_scores: np.ndarray | None,
+        measure: Callable[[PruningPlan], float],
+    ) -> Chosen:
+        """Returns the smallest plan on the way to the search's result that both splits allow.
+
+        Candidates are plans between the reference and the result, the largest first, that meet the search's constraint
+        on the searched examples. One is allowed if it is certified, or, where certificates are only reported, if its
+        metric on the holdout drops by at most `max_drop`.
+
+        Args:
+            model: The model before pruning; left as it is. The first process runs it, the others wait.
+            reference: What the candidates are compared with.
+            result: Of the search.
+            head_scores: Importance of the heads, `(num_heads,)`, or None.
+            measure: Returns the metric of a plan on the searched examples, higher is better; every process calls it.
+        """
+        if result.plan == reference:
+            return Chosen(reference)
+        # Rounding may differ between devices: what the first process ranked and measured goes for all.
+        between = from_first(milestones(plans_between(reference, result.plan, result.refit, head_scores), MEASURED))
+        feasible = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
+        plans = milestones(from_first(feasible), CANDIDATES)
+        path, last = None, None
+        if is_first():
+            where: dict[str, Any] = {"reference": reference, "refit": result.refit}
+            if self.is_condition:
+                path = certify_path(model, plans, self.data, self.metric, self.max_drop, self.confidence, **where)
+                last = path.certified_index
+            else:
+                last = furthest_within(model, plans, self.data, self.metric, self.max_drop, **where)
+        path, last = from_first((path, last))
+        plan = reference if last is None else plans[last]
+        return Chosen(plan, path, len(plans), has_certificate=last is not None)
+
+    def nothing_certified(self, chosen: Chosen) -> str:
+        """Says that there is no certificate, and why."""
+        if not chosen.num_candidates:
+            return NotCertifiable("the search removed nothing").in_words()
+        points = f"{100 * self.max_drop:g} percentage point{'' if self.max_drop == 0.01 else 's'}"  # noqa: PLR2004
+        if not self.is_condition:
+            return (
+                f"Certificate: none. Even the largest candidate lost more than {points} on the {self.data_size:,} "
+                "held-out examples, so nothing was pruned. A larger eval_dataset shows more."
+            )
+        return (
+            f"Certificate: none. No candidate could be certified to lose less than {points} on the {self.data_size:,} "
+            "held-out examples, so nothing was pruned. A larger eval_dataset or a larger max_drop can certify more."
+        )
+
+    @property
+    def data_size(self) -> int:
+        """Number of held-out examples."""
+        return len(self.data.dataset)
+
+    def certify(self, dense: Any, pruned: Any, chosen: Chosen) -> Certificate:
+        """Writes the certificate of the pruned model.
+
+        Args:
+            dense: What it is compared with.
+            pruned: The pruned model.
+            chosen: From `choose`.
+        """
+        candidates = 1 if chosen.path is not None else max(chosen.num_candidates, 1)
+        claim = self.metric, self.max_drop, self.confidence
+        return certify(dense, pruned, self.data, *claim, path=chosen.path, chosen_among=candidates)
+
+
+def reference_model(model: Any, reference: PruningPlan) -> Any:
+    """Cuts a copy of a model, in place, to what a certificate compares with."""
+    return prune_model_(model, RefittedPlan(reference))

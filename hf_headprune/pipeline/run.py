@@ -1,0 +1,239 @@
+"""One run after training: search, choose on the holdout, certify, report. The Trainer and the plain call share it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import SearchStateError
+from hf_headprune.masking import plain_copy
+from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable
+from hf_headprune.plan import PruningPlan, RefittedPlan
+from hf_headprune.publish.measurements import Effort, MetricChange
+from hf_headprune.search.evaluation.leading import lead_or_follow
+from hf_headprune.search.plans import search_over_plans
+from hf_headprune.search.progress import SearchBar
+from hf_headprune.shrink.surgery import prune_model_
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from hf_headprune.guarantee.certificate import Certificate
+    from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
+    from hf_headprune.search.results import PlanSearchResult
+    from hf_headprune.search.settings import AStarSearch
+
+logger = logging.getLogger(__name__)
+
+OPTIMALITY_WORDS = {
+    "proved": "no larger removal meets the constraint: every one was evaluated",
+    "under heredity": (
+        "no larger removal meets the constraint, assuming that every subset of an acceptable removal is acceptable"
+    ),
+    "budget": "the search ended with its budget; a larger removal may exist",
+}
+
+
+@dataclass(frozen=True)
+class MetricSource:
+    """What a search measures plans with.
+
+    Attributes:
+        evaluator: Function of a plan, with a `fingerprint()` of what it measures.
+        metric: Name of the metric.
+        num_examples: Examples that it is computed on.
+        split: What these examples are, in words.
+        sign: -1 where the evaluator returns the metric negated, because lower is better.
+    """
+
+    evaluator: ExampleEvaluator | MetricEvaluator
+    metric: str
+    num_examples: int
+    split: str
+    sign: float = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be pruned, and what must hold.
+
+    Attributes:
+        model: Trained; left as it is.
+        reference: What is open in it, and what plans are compared with.
+        source: Measures plans.
+        search: Settings of the search.
+        holdout: Examples that the search does not see; None, or a reason, where there are none.
+        restorable: Units that the search may put back besides; None for all.
+        head_scores: Importance of the heads that training learned, `(num_heads,)`, or None.
+        journal: File that holds the state of the search, or None.
+        restarts: Whether a journal that does not belong to this search is set aside, in place of an error.
+        progress: Whether to show a bar.
+    """
+
+    model: Any
+    reference: PruningPlan
+    source: MetricSource
+    search: AStarSearch
+    holdout: Holdout | NotCertifiable | None = None
+    restorable: PruningPlan | None = None
+    head_scores: np.ndarray | None = None
+    journal: Path | None = None
+    restarts: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is to be pruned, and how it was found.
+
+    Attributes:
+        pruned: The plan with its refit.
+        search: Course of the search, or None where there was none.
+        metric: On the searched examples, before and after.
+        chosen: What the holdout allowed; None without one.
+        effort: What it took.
+    """
+
+    pruned: RefittedPlan
+    search: PlanSearchResult | None = None
+    metric: MetricChange | None = None
+    chosen: Chosen | None = None
+    effort: Effort = field(default_factory=Effort)
+
+
+def find(job: Job) -> Found:
+    """Searches, and goes back on the way there to what the holdout allows."""
+    started = time.perf_counter()
+    holdout = job.holdout if isinstance(job.holdout, Holdout) else None
+    result = _search(job, job.search if holdout is None else holdout.searched(job.search))
+    known = {job.reference: result.reference_metric, result.plan: result.metric}
+    measured = len(known)
+
+    def measure(plan: PruningPlan) -> float:
+        if plan not in known:
+            known[plan] = job.source.evaluator(plan).metric
+        return known[plan]
+
+    chosen = None
+    if holdout is not None:
+        chosen = holdout.choose(plain_copy(job.model), job.reference, result, job.head_scores, measure)
+    plan = result.plan if chosen is None else chosen.plan
+    is_whole = all(len(plan_units) == count for plan_units, count in _kept_of(job.reference))
+    metric = MetricChange(
+        name=job.source.metric,
+        split=job.source.split,
+        num_examples=job.source.num_examples,
+        before=job.source.sign * result.reference_metric,
+        after=job.source.sign * measure(plan),
+        reference="the whole model" if is_whole else "the trained model before the search",
+    )
+    effort = Effort(
+        search_seconds=time.perf_counter() - started,
+        evaluations=result.evaluations + len(known) - measured,
+        optimality=OPTIMALITY_WORDS[result.optimality],
+    )
+    return Found(RefittedPlan(plan, result.refit), result, metric, chosen, effort)
+
+
+def certified(
+    job_holdout: Holdout | NotCertifiable | None, chosen: Chosen | None, dense: Any, pruned: Any
+) -> tuple[Certificate | None, str]:
+    """Certifies what was pruned, where that is possible.
+
+    Args:
+        job_holdout: Of the run.
+        chosen: What it allowed; None where it had no say, since a budget decided.
+        dense: What the pruned model is compared with.
+        pruned: The pruned model; it takes the certificate along.
+
+    Returns:
+        The certificate or None, and what to say.
+    """
+    if job_holdout is None:
+        return None, ""
+    if isinstance(job_holdout, NotCertifiable):
+        return None, job_holdout.in_words()
+    if chosen is not None and not chosen.has_certificate:
+        return None, job_holdout.nothing_certified(chosen)
+    certificate = job_holdout.certify(dense, pruned, chosen or Chosen(PruningPlan.of(pruned)))
+    return certificate, certificate.statement
+
+
+def unseen_change(certificate: Certificate | None, reference: str) -> MetricChange | None:
+    """Returns the metric on the holdout before and after, as the certificate counted it."""
+    if certificate is None:
+        return None
+    seen = certificate.evidence
+    return MetricChange(
+        name=certificate.claim.metric,
+        split="unseen examples",
+        num_examples=seen.examples,
+        before=seen.dense_metric,
+        after=seen.pruned_metric,
+        reference=reference,
+    )
+
+
+def pruned_copy(model: Any, pruned: RefittedPlan) -> Any:
+    """Returns a copy of a model, pruned."""
+    return prune_model_(plain_copy(model), pruned)
+
+
+def _kept_of(plan: PruningPlan) -> list[tuple[tuple[int, ...], int]]:
+    sizes = {**plan.num_heads, **plan.num_ffn}
+    return [(plan.kept(site), count) for site, count in sizes.items()]
+
+
+def _search(job: Job, search: AStarSearch) -> PlanSearchResult:
+    fingerprint = ""
+    if job.journal is not None:
+        job.journal.parent.mkdir(parents=True, exist_ok=True)
+        fingerprint = job.source.evaluator.fingerprint()
+    restorable = job.restorable
+    if restorable is not None and not _has_any(restorable, search):
+        restorable = None
+    with SearchBar(disable=not job.progress, unit_name="/".join(search.units)) as bar:
+
+        def run(evaluator: Any) -> PlanSearchResult:
+            return search_over_plans(
+                anatomy_of(job.model),
+                evaluator,
+                search,
+                start=job.reference,
+                alive=restorable,
+                head_scores=job.head_scores,
+                journal=job.journal,
+                fingerprint=fingerprint,
+                on_progress=bar.show,
+            )
+
+        def run_anyway(evaluator: Any) -> PlanSearchResult:
+            try:
+                return run(evaluator)
+            except SearchStateError as error:
+                if job.journal is None or not job.restarts:
+                    raise
+                # An earlier run in the same folder left it; hours of training must not end with that.
+                logger.warning("%s It is kept as %s, and the search begins anew.", error, set_aside(job.journal).name)
+                return run(evaluator)
+
+        return lead_or_follow(job.source.evaluator, run_anyway)
+
+
+def set_aside(file: Path) -> Path:
+    """Renames a file to the first free name with the ending `.bak`, `.bak2`, ...; returns the new path."""
+    number = 1
+    while (target := file.with_name(f"{file.name}.bak{'' if number == 1 else number}")).exists():
+        number += 1
+    return file.rename(target)
+
+
+def _has_any(plan: PruningPlan, search: AStarSearch) -> bool:
+    """Tells whether a plan keeps anything of what a search is about."""
+    heads, ffn = search.units != ("ffn",), search.units != ("heads",)
+    return (heads and plan.num_kept_heads > 0) or (ffn and plan.num_kept_ffn > 0)
