@@ -1,0 +1,206 @@
+"""What `HeadPruneCallback()` gives: size, drop on untouched test examples, certificate, and time beside plain training.
+
+Each run fine-tunes MiniLM for three epochs with a plain Trainer, keeps that model, and lets a Trainer with the callback
+go on from it: the callback leaves training alone (checked once per task by `--whole`: the weights that it begins to
+prune are those of the plain run, bit for bit), so that both share the training. Times are CPU seconds of one thread, so
+that other work on the machine does not count.
+
+Run: OMP_NUM_THREADS=1 python -m benchmarks.default_run [--tasks sst2] [--seeds 0] [--work FOLDER] [--smoke]
+     python -m benchmarks.default_run --collect
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, TrainerCallback
+
+from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.run_queue import RunQueue
+from benchmarks.tasks import Task, copied, load_task
+from benchmarks.training import Recipe, build_trainer, score
+from hf_headprune import HeadPruneCallback, anatomy_of, linear_density
+
+RESULT = RESULTS / "default_run.json"
+TASKS = ("sst2", "snli", "qamr")
+SEEDS = (0, 1, 2)
+# What a user types, by the name of the row.
+WAYS: dict[str, dict[str, Any]] = {
+    "HeadPruneCallback()": {},
+    "HeadPruneCallback(max_drop=0.02, confidence=0.95)": {"max_drop": 0.02, "confidence": 0.95},
+    "HeadPruneCallback(density=0.5)": {"density": 0.5},
+}
+RECIPE = Recipe(epochs=3.0, bf16=None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way on one task."""
+
+    task: str
+    seed: int
+    way: str
+
+
+def recipe_of(task: Task, *, smoke: bool) -> Recipe:
+    """Returns the recipe of plain training."""
+    recipe = replace(RECIPE, attention_dropout=bool(task.num_labels))  # long texts train faster without
+    return replace(recipe, max_steps=4) if smoke else recipe
+
+
+def plain_run(task: Task, seed: int, work: Path, *, smoke: bool) -> dict[str, Any]:
+    """Fine-tunes without the callback, keeps the model, and returns its scores and its CPU seconds."""
+    folder = work / f"{task.name}-{seed}"
+    if not (folder / "run.json").exists():
+        trainer = build_trainer(task, recipe_of(task, smoke=smoke), seed=seed, callback=None)
+        started = time.process_time()
+        trainer.train()
+        seconds = time.process_time() - started
+        trainer.save_model(str(folder))
+        write_json(folder / "run.json", {**score(trainer, task), "cpu": seconds, "steps": trainer.state.global_step})
+    return read_json(folder / "run.json")
+
+
+def trained(task: Task, seed: int, work: Path) -> Any:
+    """Returns the model of the plain run."""
+    kind: Any = AutoModelForSequenceClassification if task.num_labels else AutoModelForQuestionAnswering
+    return copied(kind, work / f"{task.name}-{seed}")
+
+
+def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
+    """Prunes the model of a plain run, or trains anew where the way prunes during training."""
+    task = load_task(run.task, limit=400 if smoke else None)
+    plain = plain_run(task, run.seed, work, smoke=smoke)
+    settings = WAYS[run.way]
+    callback = HeadPruneCallback(latency=None, **settings)
+    recipe, model = recipe_of(task, smoke=smoke), None
+    prunes_after = callback.settings.search is not None
+    if prunes_after:  # a step at a rate of zero changes no weight
+        recipe, model = replace(recipe, max_steps=1, learning_rate=0.0), trained(task, run.seed, work)
+    trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
+    started = time.process_time()
+    trainer.train()
+    seconds = time.process_time() - started
+    dense = anatomy_of(trained(task, run.seed, work))
+    assert callback.result is not None and callback.report is not None  # noqa: S101, PT018 - training has ended
+    certificate, report = callback.certificate, callback.report
+    scores = score(trainer, task)
+    return {
+        **scores,
+        "dense_dev": plain["dev"],
+        "dense_test": plain["test"],
+        "drop": plain["test"] - scores["test"],
+        "density": linear_density(callback.result.plan, dense),
+        "file": report.after.size_bytes / report.before.size_bytes,
+        "file_mb": report.after.size_bytes / 1e6,
+        "heads": callback.result.plan.num_kept_heads,
+        "evaluations": report.effort.evaluations,
+        "plain_cpu_seconds": plain["cpu"],
+        "cpu_ratio": (seconds + plain["cpu"] * prunes_after) / plain["cpu"],
+        "verdict": None if certificate is None else certificate.evidence.verdict,
+        "upper_bound": None if certificate is None else certificate.evidence.upper_bound,
+        "unseen": None if report.unseen is None else asdict(report.unseen),
+        "searched": None if report.metric is None else asdict(report.metric),
+        "words": report.certificate,
+    }
+
+
+class Weights(TrainerCallback):
+    """Keeps a copy of the weights with which training ended, before another callback changes them."""
+
+    def __init__(self) -> None:
+        """Holds nothing yet."""
+        self.state: dict[str, torch.Tensor] = {}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Copies the weights."""
+        self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_training(task: Task, seed: int, work: Path, *, smoke: bool) -> bool:
+    """Trains with the callback from the start and tells whether its weights are those of the plain run, bit for bit."""
+    plain_run(task, seed, work, smoke=smoke)
+    trainer = build_trainer(task, recipe_of(task, smoke=smoke), seed=seed, callback=HeadPruneCallback(latency=None))
+    weights = Weights()
+    trainer.callback_handler.callbacks.insert(0, weights)
+    trainer.train()
+    expected = trained(task, seed, work).state_dict()
+    return all(torch.equal(expected[name], tensor) for name, tensor in weights.state.items())
+
+
+def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
+    """Means over seeds."""
+    runs = waiting.finished()
+    summary = []
+    for way in WAYS:
+        for task in TASKS:
+            mine = [run for run in runs if (run["way"], run["task"]) == (way, task)]
+            if not mine:
+                continue
+            passed = [run for run in mine if run["verdict"] == "PASS"]
+            allowed = 100 * WAYS[way].get("max_drop", 0.01)
+            summary.append(
+                {
+                    "way": way,
+                    "task": task,
+                    "seeds": len(mine),
+                    **{
+                        name: {
+                            "mean": mean(run[name] for run in mine),
+                            "spread": stdev(run[name] for run in mine) if len(mine) > 1 else None,
+                        }
+                        for name in ("drop", "density", "file", "cpu_ratio", "dense_test", "test")
+                    },
+                    "certified": len(passed),
+                    "certified_wrongly": sum(run["drop"] >= allowed for run in passed),
+                }
+            )
+    return {"missing": len(waiting.runs) - len(runs), "summary": summary, "runs": runs}
+
+
+def main() -> None:
+    """Works through the runs, or collects."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/default"), help="cache of models and finished runs")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of these tasks alone")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of these seeds alone")
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="of these ways alone")
+    parser.add_argument("--whole", action="store_true", help="check that the callback leaves training alone")
+    parser.add_argument("--collect", action="store_true", help="summarise what is finished")
+    parser.add_argument("--smoke", action="store_true", help="one task, four steps, 400 rows")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    if options.smoke:
+        options.tasks, options.seeds, options.ways = ("sst2",), (0,), tuple(WAYS)[:1]
+    runs = [Run(task, seed, way) for way in WAYS for seed in SEEDS for task in TASKS]
+    asked = [r for r in runs if r.task in options.tasks and r.seed in options.seeds and r.way in options.ways]
+    result = Path("no such file") if options.smoke else RESULT
+    if options.whole:
+        for name in options.tasks:
+            task = load_task(name, limit=400 if options.smoke else None)
+            print(name, "same weights:", same_training(task, 0, options.work, smoke=options.smoke), flush=True)
+        return
+    if not options.collect:
+        queue = RunQueue(tuple(asked), options.work, result)
+        queue.work_through(partial(perform, work=options.work, smoke=options.smoke))
+    content = collect(RunQueue(tuple(asked if options.smoke else runs), options.work, result))
+    for row in content["summary"]:
+        print(
+            f"{row['way']} {row['task']}: {100 * row['density']['mean']:.1f} % of the weights, drop "
+            f"{row['drop']['mean']:.2f}, {row['cpu_ratio']['mean']:.2f} x plain, certified {row['certified']}"
+        )
+    if options.collect and not options.smoke:
+        write_json(RESULT, {**environment(), **content})
+
+
+if __name__ == "__main__":
+    main()
