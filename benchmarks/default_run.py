@@ -82,7 +82,7 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
     settings = WAYS[run.way]
     callback = HeadPruneCallback(latency=None, **settings)
     recipe, model = recipe_of(task, smoke=smoke), None
-    prunes_after = callback.settings.search is not None
+    prunes_after = callback.settings.follows
     if prunes_after:  # a step at a rate of zero changes no weight
         recipe, model = replace(recipe, max_steps=1, learning_rate=0.0), trained(task, run.seed, work)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)

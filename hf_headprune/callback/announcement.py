@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, second
     parts = [*_during_training(settings, trainer.state.max_steps)]
     if settings.search is not None:
         parts.append(_search(settings.search, splits, trainer, seconds_per_plan))
+    elif settings.max_drop is not None:
+        parts.append(_walk(settings.max_drop, splits, trainer, seconds_per_plan))
     lines = [f"HeadPruneCallback: {'; '.join(parts)}."]
     if isinstance(splits.holdout, (Holdout, NotCertifiable)):
         lines.append(splits.holdout.in_words())
@@ -52,7 +55,7 @@ def _during_training(settings: Settings, max_steps: int) -> list[str]:
     if settings.trains_twice:
         parts.append("then trains the refilled model in a second run")
     if not parts:
-        parts.append(f"trains {max_steps} steps as if it were not there, then prunes")
+        parts.append(f"trains {max_steps} steps as if it were not there, then prunes it")
     return parts
 
 
@@ -60,6 +63,19 @@ def _budget(costs: Any) -> str:
     if costs.kept_heads is not None:
         return f"{costs.kept_heads} heads"
     return f"{100 * costs.density:.4g} % of the {_COUNTED[costs.counts]}"
+
+
+def _walk(max_drop: float, splits: Splits, trainer: Trainer, seconds_per_plan: float | None) -> str:
+    dataset: Any = trainer.eval_dataset if splits.searched is None else splits.searched
+    minutes = "" if seconds_per_plan is None else _minutes((len(DENSITIES) + 1) * seconds_per_plan)
+    return (
+        f"to the smallest of {len(DENSITIES)} plans, in the order of removal costs on {CALIBRATION:,} training "
+        f"examples, whose metric drops by less than {max_drop:g} on {len(dataset):,} examples{minutes}"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f", about {max(seconds / 60, 0.1):.1f} minutes"
 
 
 def _search(search: AStarSearch, splits: Splits, trainer: Trainer, seconds_per_plan: float | None) -> str:
@@ -72,5 +88,4 @@ def _search(search: AStarSearch, splits: Splits, trainer: Trainer, seconds_per_p
     )
     if seconds_per_plan is None or limit is None:
         return text
-    minutes = limit * seconds_per_plan * TYPICAL_SHARE / 60
-    return f"{text}, about {max(minutes, 0.1):.1f} minutes"
+    return text + _minutes(limit * seconds_per_plan * TYPICAL_SHARE)

@@ -14,7 +14,8 @@ from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.splits import SplitSettings, split_known
-from hf_headprune.pipeline.holdout import REPORTED_CONFIDENCE, Holdout, NotCertifiable
+from hf_headprune.pipeline.cost_path import can_decide
+from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -73,8 +74,8 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
         return Splits()
     reason = _why_not(trainer, settings, asked)
     if reason is not None:
-        if settings.is_condition or asked.dataset is not None:
-            raise InvalidSettingError(f"HeadPruneCallback(confidence={settings.confidence!r}): {reason}")
+        if asked.dataset is not None:
+            raise InvalidSettingError(f"HeadPruneCallback(certification_dataset=...): {reason}")
         return Splits(holdout=NotCertifiable(reason.partition(". ")[0]))
     data, searched = _data_of(trainer, asked.dataset), trainer.eval_dataset
     if asked.dataset is None:
@@ -84,13 +85,13 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
         searched, data = found[0], replace(data, dataset=found[1])
     if data.search is None and settings.search is not None:
         data = replace(data, search=ExampleFingerprints.of(searched))
-    level = settings.confidence if settings.is_condition else REPORTED_CONFIDENCE
+    drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
     holdout = Holdout(
         data,
         asked.metric or Metric(),
-        DEFAULT_DROP if settings.search is None else settings.search.max_drop,
-        level,  # type: ignore[arg-type] # a number, where it is a condition
-        is_condition=settings.is_condition and settings.search is not None,
+        drop,
+        settings.confidence,
+        is_condition=settings.follows and can_decide(len(data.dataset), drop, settings.confidence),
         is_separate=asked.dataset is not None,
     )
     holdout.rehearse(trainer.model)
@@ -107,13 +108,15 @@ def known_when_training_begins(splits: Splits, trainer: Trainer) -> Splits:
 
 def _why_not(trainer: Trainer, settings: Settings, asked: Certification) -> str | None:
     """Returns why no certificate can be made, and what to do about it, in two sentences; None where one can."""
-    if settings.search is None and asked.reference is None:
+    if not settings.follows and asked.reference is None:
         return (
             "training and pruning are one run, so there is no model before pruning to compare with. Pass "
-            "HeadPruneCallback(reference=...), a dense model fine-tuned alike, or confidence='report'."
+            "HeadPruneCallback(reference=...), a dense model that was fine-tuned alike."
         )
     if trainer.eval_dataset is None and asked.dataset is None:
         return "there are no unseen labelled examples. Pass Trainer(eval_dataset=...) or certification_dataset=."
+    if settings.allowed_drop is not None and not 0 < settings.allowed_drop < 1:
+        return f"max_drop={settings.allowed_drop:g} is no drop that can be certified. Pass one between 0 and 1."
     metric = None if settings.search is None else settings.search.metric
     if asked.metric is None and not search_metric.searches_accuracy(trainer, metric):
         return (
@@ -139,20 +142,24 @@ def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:
 def _held_back(
     trainer: Trainer, settings: Settings, train: ExampleFingerprints | None
 ) -> tuple[Any, Any] | NotCertifiable:
-    """Returns the examples of the search and those held back from it, without any that the training set holds too."""
-    dataset, least = trainer.eval_dataset, 0 if settings.is_condition else LEAST_EXAMPLES
-    if len(dataset) < least:
-        return _too_few(len(dataset))
+    """Returns the examples of a search and those of the certificate, without any that the training set holds too.
+
+    Without a search all of them certify: what they test was put in order without looking at them.
+    """
+    dataset = trainer.eval_dataset
+    if trainer_compat.is_stream(dataset) or isinstance(dataset, dict):
+        return NotCertifiable("eval_dataset is no single data set with a length")
     prints = ExampleFingerprints.of(dataset)
-    if least and any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer.model)):
+    if any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer.model)):
         return NotCertifiable("an earlier search of this model has seen examples of eval_dataset")
-    if least and train is not None and not prints.compared_with(train):
+    if train is not None and not prints.compared_with(train):
         return NotCertifiable("the examples of eval_dataset can't be compared with those of train_dataset")
     leaked = set() if train is None else set(prints.shared_with(train))
-    if len(prints) - len(leaked) < least:
-        return _too_few(len(prints) - len(leaked))
+    left = [index for index in range(len(prints)) if index not in leaked]
+    if len(left) < (LEAST_EXAMPLES if settings.search is not None else 1):
+        return _too_few(len(left))
     if settings.search is None:
-        return None, rows_of(dataset, [index for index in range(len(prints)) if index not in leaked])
+        return dataset if not leaked else rows_of(dataset, left), rows_of(dataset, left)
     halves = split_known(dataset, prints, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
     return halves.search, halves.certify
 

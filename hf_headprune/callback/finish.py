@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME, attach_certificate_
+from hf_headprune._distributed import number_of_processes
 from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.final_checkpoint import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
 from hf_headprune.callback.search_metric import metric_source
 from hf_headprune.latency import measure_latency
-from hf_headprune.masking import plain_copy
+from hf_headprune.masking import masked, plain_copy
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, walk_down
 from hf_headprune.pipeline.holdout import Holdout
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.report import PruningReport
+from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -60,7 +64,7 @@ def finish(
     save_spare_checkpoint(trainer, parts)
     learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)
-    found = Found(RefittedPlan(learned.plan)) if settings.search is None else _find(trainer, settings, splits, learned)
+    found = _find(trainer, settings, splits, learned)
     dense = plain_copy(model)
     prune_model_(model, found.pruned)
     pruned = plain_copy(model)
@@ -123,8 +127,24 @@ def write_results(trainer: Trainer, result: PruningResult) -> None:
 
 
 def _find(trainer: Trainer, settings: Settings, splits: Splits, learned: Learned) -> Found:
-    search = settings.search
-    assert search is not None  # noqa: S101 - for the type checker: the caller has looked
+    """Returns what is pruned: by an A* search, in the order of removal costs, or exactly what training chose."""
+    if settings.search is not None:
+        return _search(trainer, settings.search, splits, learned)
+    if settings.max_drop is None:
+        return Found(RefittedPlan(learned.plan))
+    model = plain_copy(trainer.model)
+    batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
+    if isinstance(splits.holdout, Holdout):
+        decide = by_test(splits.holdout, model, learned.plan)
+    else:
+        source = metric_source(trainer, AStarSearch(max_drop=settings.max_drop), splits.searched)
+        decide = by_metric(source, settings.max_drop, learned.plan)
+    losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
+    with masked(trainer.model, learned.plan):
+        return walk_down(trainer.model, learned.plan, losses, decide, over_processes=number_of_processes() > 1)
+
+
+def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Learned) -> Found:
     source = metric_source(trainer, search, splits.searched)
     remember_seen_(trainer.model, search=trainer.eval_dataset if splits.searched is None else splits.searched)
     job = Job(

@@ -19,7 +19,7 @@ from hf_headprune.callback.refill_run import let_second_run_follow, second_run_s
 from hf_headprune.callback.settings import AUTO, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.latency import LatencySettings, try_latency
-from hf_headprune.search.settings import REPORT
+from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.prunable import prunable_class
 from hf_headprune.shrink.resize import check_can_cut
 
@@ -38,16 +38,15 @@ if TYPE_CHECKING:
     from hf_headprune.publish.report import PruningReport
     from hf_headprune.refit.settings import SecondOrder
     from hf_headprune.search.results import PlanSearchResult
-    from hf_headprune.search.settings import AStarSearch
 
 
 class HeadPruneCallback(TrainerCallback):
     """Prunes the model that a Trainer fine-tunes: `Trainer(..., callbacks=[HeadPruneCallback()])`.
 
     Without arguments it leaves training alone. Afterwards it orders attention heads and FFN units by second-order
-    removal costs on training examples, searches with A* for the smallest model within one percentage point of the
-    metric on `eval_dataset`, refits the remaining weights, holds the result against the half of `eval_dataset` that the
-    search has not seen, and prunes in place, so that `trainer.save_model()` writes the smaller checkpoint.
+    removal costs on training examples, tests smaller and smaller models with refitted weights on `eval_dataset`, and
+    prunes, in place, to the last one that is shown to lose less than one percentage point on unseen data, so that
+    `trainer.save_model()` writes the smaller checkpoint.
 
     Attributes:
         settings: The parts of the run.
@@ -75,8 +74,8 @@ class HeadPruneCallback(TrainerCallback):
         movement: BlockMovement | None = None,
         second_order: SecondOrder | None = None,
         distillation: Distillation | None = None,
-        search: AStarSearch | Literal["auto"] | None = AUTO,
-        confidence: float | Literal["report"] | None = REPORT,
+        search: AStarSearch | None = None,
+        confidence: float | Literal["auto"] | None = AUTO,
         certification_dataset: Any = None,
         certification_metric: Metric | None = None,
         reference: nn.Module | None = None,
@@ -100,13 +99,16 @@ class HeadPruneCallback(TrainerCallback):
             movement: Learns during training which blocks of weights and FFN units to keep (block movement pruning).
             second_order: Removal costs during training with settings of their own.
             distillation: Teacher of the model during training.
-            search: How the search after training goes; None prunes exactly what training chose. "auto" searches where
-                `max_drop` is given or nothing else says what to prune.
-            confidence: "report": the smallest candidate is pruned whose metric on held-out examples drops by at most
-                `max_drop`, and a certificate states what can be concluded at 95 % confidence. A level such as 0.95:
-                only what is certified at it is pruned. None holds nothing back and certifies nothing.
+            search: An A* search after training over sets of heads and FFN units, in place of the order of removal
+                costs; it has a `max_drop` of its own. None: with `gates`, `movement` or a budget of size, exactly what
+                training chose is pruned.
+            confidence: With which the drop must be shown to be below `max_drop` on unseen data, by an exact test of
+                `eval_dataset`. "auto" is 0.8, and 0.95 where the certificate decides nothing. Where there are too few
+                examples to show anything, the drop that is seen decides. None lets it decide in any case, and
+                certifies nothing.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone, as they
-                are or as `CertificationData`. When left out, half of `eval_dataset` is held back for it.
+                are or as `CertificationData`. When left out, `eval_dataset` is taken; with a search, half of it, which
+                the search then does not see.
             certification_metric: What the certificate is about, where it is not the accuracy of a single-label
                 classifier: a `Metric` with a function that scores `certification_dataset`.
             reference: Dense model that the certificate compares with, such as one fine-tuned without pruning. When left
@@ -117,8 +119,8 @@ class HeadPruneCallback(TrainerCallback):
         sizes = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
         self.settings = Settings.of(
             max_drop,
-            search,
             sizes,
+            search=search,
             gates=gates,
             movement=movement,
             second_order=second_order,
@@ -185,7 +187,7 @@ class HeadPruneCallback(TrainerCallback):
         settings = self.settings.resolved(anatomy, trainer.model)
         if settings.latency is not None:
             try_latency(trainer.model, settings.latency)  # what the model can't take fails now
-        if settings.search is not None:
+        if settings.follows:
             search_metric.require_search_data(trainer)
         self._splits = splits_of(trainer, settings, self._asked)
         return settings
@@ -200,9 +202,10 @@ class HeadPruneCallback(TrainerCallback):
         if self.settings.movement is not None and self.settings.trains_twice:
             second_run_steps(self.settings.movement.refill_ratio, state.max_steps)
         seconds = None
-        if self.settings.search is not None:
+        if self.settings.follows:
             closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            seconds = search_metric.require_searchable(trainer, self.settings.search, start_cuts_ffn=closes_ffn)
+            search = self.settings.search or AStarSearch(max_drop=self.settings.max_drop or 0.0)
+            seconds = search_metric.require_searchable(trainer, search, start_cuts_ffn=closes_ffn)
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
             tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))

@@ -15,7 +15,7 @@ from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.pipeline.budget import one_budget, second_order_of
 from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.search.settings import REPORT, AStarSearch
+from hf_headprune.search.settings import AStarSearch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 WIDTH_MULTIPLE = 32
 AUTO: Literal["auto"] = "auto"
 DEFAULT_DROP = 0.01
+DECIDING = 0.8  # confidence with which a plan must be shown to keep its metric, where the user names none
+REPORTING = 0.95  # confidence of a certificate that decides nothing
 SIZES = ("density", "speedup", "size_mb", "kept_heads")
 _KINDS = {
     "gates": SubsetGates,
@@ -48,9 +50,9 @@ class Settings:
         second_order: How heads and FFN units are chosen during training by removal costs, in place of both.
         size: The budgets "density", "speedup", "size_mb" and "kept_heads" as they were passed; at most one is not None.
         distillation: What the model learns from a teacher.
-        search: How the search after training goes.
-        confidence: Of the certificate; "report" prunes by what is measured, a level only what is certified, None
-            certifies nothing.
+        max_drop: Drop of the metric that is allowed to the plans tried after training, in the order of removal costs.
+        search: In their place, an A* search after training.
+        confidence: Of the certificate; None certifies nothing.
         latency: At what latency is measured before and after pruning.
 
     Raises:
@@ -62,42 +64,39 @@ class Settings:
     second_order: SecondOrder | None = None
     size: Mapping[str, Any] = field(default_factory=dict)
     distillation: Distillation | None = None
+    max_drop: float | None = None
     search: AStarSearch | None = None
-    confidence: float | Literal["report"] | None = REPORT
+    confidence: float | None = DECIDING
     latency: LatencySettings | None = None
 
     @classmethod
-    def of(cls, max_drop: float | None, search: Any, size: dict[str, Any], **others: Any) -> Settings:
-        """Decides whether a search follows training: where a drop is allowed, or nothing else says what to prune.
+    def of(cls, max_drop: float | None, size: dict[str, Any], **others: Any) -> Settings:
+        """Decides what follows training: a drop is allowed where the user says so, or nothing else says what to prune.
 
         Args:
             max_drop: Drop of the metric that is allowed, or None.
-            search: Settings, "auto" or None.
             size: The budgets that state a size.
-            **others: The other attributes.
+            **others: The other attributes; "auto" for `confidence` and `latency` takes the defaults.
 
         Raises:
             InvalidSettingError: See the class; or two budgets are given.
         """
         name = one_budget({"max_drop": max_drop, **size}, where="HeadPruneCallback")
-        if max_drop is not None and isinstance(search, AStarSearch):
+        search = others.get("search")
+        if max_drop is not None and search is not None:
             raise InvalidSettingError(
-                f"HeadPruneCallback(max_drop={max_drop!r}, search=AStarSearch(...)): the search has a max_drop of its "
-                "own. Pass search=AStarSearch(max_drop=...) alone."
-            )
-        if max_drop is not None and search is None:
-            raise InvalidSettingError(
-                f"HeadPruneCallback(max_drop={max_drop!r}, search=None): without a search no drop is measured. Leave "
-                "search out, or pass density=, speedup=, size_mb= or kept_heads= in place of max_drop."
+                f"HeadPruneCallback(max_drop={max_drop!r}, search=...): the search has a max_drop of its own. Pass "
+                "search=AStarSearch(max_drop=...) alone."
             )
         methods = [others.get(part) for part in ("gates", "movement", "second_order")]
-        decides = name in SIZES or any(method is not None for method in methods)
-        if search == AUTO and (max_drop is not None or not decides):
-            search = AStarSearch(max_drop=DEFAULT_DROP if max_drop is None else max_drop)
-        elif search == AUTO:
-            search = None
-        latency = others.pop("latency")
-        return cls(size=size, search=search, latency=LatencySettings() if latency == AUTO else latency, **others)
+        if max_drop is None and name is None and search is None and all(method is None for method in methods):
+            max_drop = DEFAULT_DROP
+        decides = max_drop is not None or search is not None
+        if others["confidence"] == AUTO:
+            others["confidence"] = DECIDING if decides else REPORTING
+        if others["latency"] == AUTO:
+            others["latency"] = LatencySettings()
+        return cls(size=size, max_drop=max_drop, **others)
 
     def __post_init__(self) -> None:
         """Checks all that does not depend on the model."""
@@ -107,16 +106,15 @@ class Settings:
                 raise InvalidSettingError(
                     f"HeadPruneCallback({name}=...) takes {kind.__name__}(...) or None, received {value!r}."
                 )
-        level = self.confidence
-        if level not in (None, REPORT) and not (is_number(level) and 0.5 < level < 1):  # noqa: PLR2004
+        if self.confidence is not None and not (is_number(self.confidence) and 0.5 < self.confidence < 1):  # noqa: PLR2004
             raise InvalidSettingError(
-                f"HeadPruneCallback(confidence={level!r}) must be 'report', None, or a number above 0.5 and below 1. "
+                f"HeadPruneCallback(confidence={self.confidence!r}) must be None, or a number above 0.5 and below 1. "
                 "Pass 0.95 to prune only what is certified at 95 %."
             )
-        if self.search is None and self.size_name is None and not self._methods:
+        if self.max_drop is not None and not (is_number(self.max_drop) and self.max_drop >= 0):
             raise InvalidSettingError(
-                "HeadPruneCallback(search=None) would prune nothing. Leave search out, or pass a budget such as "
-                "density=0.5, or gates, movement or second_order."
+                f"HeadPruneCallback(max_drop={self.max_drop!r}) must be a number of at least 0: 0.01 is one percentage "
+                "point of a metric that runs from 0 to 1."
             )
         self._check_sides()
         self._check_movement()
@@ -137,9 +135,14 @@ class Settings:
         return self.second_order is not None or (self.size_name is not None and self.gates is None)
 
     @property
-    def is_condition(self) -> bool:
-        """Whether only what is certified may be pruned."""
-        return self.confidence not in (None, REPORT)
+    def allowed_drop(self) -> float | None:
+        """Drop of the metric that is allowed after training, by a search or without; None where nothing follows."""
+        return self.max_drop if self.search is None else self.search.max_drop
+
+    @property
+    def follows(self) -> bool:
+        """Whether training is followed by plans that are measured."""
+        return self.allowed_drop is not None
 
     def _check_sides(self) -> None:
         others = [name for name in self._methods if name != "second_order"]
@@ -164,7 +167,7 @@ class Settings:
                 f"HeadPruneCallback(movement=...): its blocks (attention_block={self.movement.attention_block!r}) and "
                 "the gates both select heads. Leave gates out, or pass BlockMovement.ffn_units(...)."
             )
-        if self.trains_twice and self.search is not None:
+        if self.trains_twice and self.follows:
             raise InvalidSettingError(
                 f"HeadPruneCallback(movement=BlockMovement(refill_ratio={self.movement.refill_ratio})): the refilled "
                 "model trains on, which changes all that a search has measured. Leave search and max_drop out; "

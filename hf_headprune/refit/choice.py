@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hf_headprune.anatomy import anatomy_of
@@ -51,12 +52,50 @@ def choose(
     refit = record_refit(model, sites, before, losses, over_processes=over_processes)
     paths = {site.name: removal_path(site, refit, before, settings) for site in sites}
     removals = _up_to_density if settings.density is not None else _up_to_heads
+    return _without(before, removals(paths, anatomy, settings, share)), refit
+
+
+def plans_at(
+    model: nn.Module,
+    densities: Sequence[float],
+    settings: SecondOrder,
+    before: PruningPlan,
+    losses: Iterable[torch.Tensor],
+    *,
+    over_processes: bool = False,
+) -> tuple[list[PruningPlan], Refit]:
+    """Returns nested plans of one order of removal, at falling densities, and what refits the model to each.
+
+    Args:
+        model: With exactly the units of `before` open; left as it is.
+        densities: Shares of what `settings` counts that are kept.
+        settings: What is counted; its own budget is not used.
+        before: Units that are open now. Densities that it has reached already give no plan.
+        losses: See `choose`.
+        over_processes: See `choose`.
+
+    Raises:
+        TrainingStateError: The losses gave no gradient, or one that is not finite.
+    """
+    anatomy = anatomy_of(model)
+    refit = record_refit(model, scored_sites(anatomy, settings), before, losses, over_processes=over_processes)
+    paths = {site.name: removal_path(site, refit, before, settings) for site in scored_sites(anatomy, settings)}
+    plans: list[PruningPlan] = []
+    for density in sorted(densities, reverse=True):
+        plan = _without(before, _up_to_density(paths, anatomy, replace(settings, density=density), 1.0))
+        if plan != before and plan not in plans:
+            plans.append(plan)
+    return plans, refit
+
+
+def _without(before: PruningPlan, removals: Iterable[Removal]) -> PruningPlan:
+    """Returns a plan without the units of some removals."""
     gone: dict[str, set[int]] = {}
-    for removal in removals(paths, anatomy, settings, share):
+    for removal in removals:
         gone.setdefault(removal.site, set()).update(removal.units)
     kept = {site: [unit for unit in before.kept(site) if unit not in units] for site, units in gone.items()}
     heads = {site: units for site, units in kept.items() if site in before.kept_heads}
-    return before.replace(kept_heads=heads, kept_ffn={s: kept[s] for s in kept if s not in heads}), refit
+    return before.replace(kept_heads=heads, kept_ffn={site: kept[site] for site in kept if site not in heads})
 
 
 def record_refit(
