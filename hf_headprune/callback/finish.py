@@ -133,7 +133,7 @@ def _find(trainer: Trainer, settings: Settings, splits: Splits, learned: Learned
         source,
         search,
         splits.holdout,
-        restorable=learned.alive,
+        restorable=learned.restorable,
         head_scores=learned.head_scores,
         journal=Path(trainer.args.output_dir, JOURNAL_NAME),
         restarts=True,
