@@ -298,7 +298,7 @@ def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_
         refit=False,
         confidence=None,
     )
-    movement = BlockMovement(attention_block="unit", width_multiple=32, kept=0.5)
+    movement = BlockMovement(attention_block="unit", density=0.5, tuning=MovementTuning(width_multiple=32))
     callback = HeadPruneCallback(search=search, movement=movement, latency=None)
     trainer = _trainer(tmp_path, callback, model=model)
     trainer.train()
@@ -495,7 +495,7 @@ def test_a_classifier_that_reads_the_end_of_its_texts_is_pruned_measured_and_rel
     rows = [{**row, "input_ids": [*row["input_ids"][:-1], EOS]} for row in _examples(24, 0)]
     model = tiny_bart("BartForSequenceClassification", num_labels=2)
     callback = HeadPruneCallback(
-        gates=SubsetGates(kept_heads=12, scoring_examples=8), search=AStarSearch(max_evaluations=4)
+        gates=SubsetGates(kept_heads=12, tuning=GateTuning(scoring_examples=8)), search=AStarSearch(max_evaluations=4)
     )
     trainer = _trainer(tmp_path / "run", callback, model=model, train_dataset=rows, eval_dataset=rows)
     trainer.train()
@@ -586,7 +586,7 @@ def test_a_trainer_built_again_around_the_same_model_starts_without_what_the_ear
         first.add_callback(_Interrupted())
         with pytest.raises(KeyboardInterrupt):
             first.train()
-    callback = HeadPruneCallback(gates=SubsetGates(3, scoring_examples=8), search=None, latency=None)
+    callback = HeadPruneCallback(gates=SubsetGates(3, tuning=GateTuning(scoring_examples=8)), search=None, latency=None)
     again = _trainer(tmp_path, callback, model=model)
     assert sum(isinstance(module, Pruner) for module in model.modules()) == 1
     again.train()
