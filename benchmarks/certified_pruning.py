@@ -56,6 +56,7 @@ from hf_headprune.guarantee.evidence import PairedScores
 from hf_headprune.guarantee.path import walk
 from hf_headprune.guarantee.scoring import right_answers
 from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.plans import search_over_plans
 
 RESULT = RESULTS / "certified_pruning.json"
@@ -65,7 +66,7 @@ DROPS = (0.01, 0.02)
 ALPHA = 0.05
 MILESTONES = 12
 SEARCH = AStarSearch(max_evaluations=100, refit=True)
-COSTS = SecondOrder(density=0.25, scoring_examples=1024)
+COSTS = SecondOrder(density=0.25, tuning=SecondOrderTuning(scoring_examples=1024))
 HEADS = 72
 DENSE, SEARCH_AFTER, COSTS_AFTER = "dense", "search", "second order, one-shot"
 GATES, SECOND_ORDER = "gates", "second order"

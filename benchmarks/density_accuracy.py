@@ -52,6 +52,7 @@ from hf_headprune import (
 )
 from hf_headprune.budgets import budgets
 from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.settings import SecondOrderTuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,7 +159,7 @@ def cut_at_once(run: Run, trainer: Trainer, *, examples: int) -> tuple[PruningPl
     """Returns what a one-shot method keeps of a fine-tuned model, and what refits the model to it."""
     if run.method == FISHER:
         return fisher_plan(trainer, run.density, examples=examples), None
-    settings = SecondOrder(density=run.density, scoring_examples=examples, seed=run.seed)
+    settings = SecondOrder(density=run.density, tuning=SecondOrderTuning(scoring_examples=examples, seed=run.seed))
     found = second_order_plan(plain(trainer).eval(), trainer.train_dataset, settings)
     return found.plan, found.refit
 
@@ -186,7 +187,7 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
             gates=SubsetGates(kept_heads=found.kept_heads), search=None, movement=ffn, latency=None
         )
     method = "magnitude" if run.method == "magnitude" else "top_k"
-    units = BlockMovement(attention_block="unit", method=method, kept=run.density)
+    units = BlockMovement(attention_block="unit", method=method, density=run.density)
     return HeadPruneCallback(gates=None, search=None, movement=units, latency=None)
 
 

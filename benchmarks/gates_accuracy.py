@@ -50,8 +50,9 @@ from hf_headprune import (
     search_plan,
     second_order_plan,
 )
-from hf_headprune.learn.gates.settings import Mode
+from hf_headprune.learn.gates.settings import GateTuning, Mode
 from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.settings import SecondOrderTuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,13 +72,13 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "dsp": {"estimator": "dsp", "temperature": (10.0, 0.1), "score_learning_rate": 0.5},
     "hard_concrete": {"estimator": "hard_concrete", "score_learning_rate": 0.1},
 }
-CLOSED = {"ramp_steps": 0, "warmup_ratio": 0.0, "freeze_at": 0.0}
+CLOSED = {"warmup_ratio": 0.0, "freeze_at": 0.0}
 JOINT: dict[str, dict[str, Any]] = ESTIMATORS | {
-    "gradient at the start": {"initial_scores": "gradient", **CLOSED},
-    "random": {"initial_scores": "random", **CLOSED},
+    "gradient at the start": {"tuning": GateTuning(initial_scores="gradient", ramp_steps=0), **CLOSED},
+    "random": {"tuning": GateTuning(initial_scores="random", ramp_steps=0), **CLOSED},
 }
-AT_ONCE = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"ramp_steps": 0}}
-LATE = {f"{name}, late": ESTIMATORS[name] | {"ramp_steps": 1_000_000} for name in ("ste", "sigmoid")}
+AT_ONCE = {"sigmoid, at once": ESTIMATORS["sigmoid"] | {"tuning": GateTuning(ramp_steps=0)}}
+LATE = {f"{name}, late": ESTIMATORS[name] | {"tuning": GateTuning(ramp_steps=1_000_000)} for name in ("ste", "sigmoid")}
 AFTER_A_THIRD = {"ste, open for a third": ESTIMATORS["ste"] | {"warmup_ratio": 1 / 3}}
 ABLATION = AT_ONCE | LATE | AFTER_A_THIRD
 PIPELINED: dict[str, dict[str, Any]] = {
@@ -176,7 +177,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
 def cut_at_once(run: Run, trainer: Trainer, task: Task) -> dict[str, Any]:
     """Cuts by second-order costs on training examples, without any training, and scores."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    settings = SecondOrder(kept_heads=run.kept_heads, scoring_examples=1024, seed=run.seed)
+    settings = SecondOrder(kept_heads=run.kept_heads, tuning=SecondOrderTuning(scoring_examples=1024, seed=run.seed))
     found = second_order_plan(model, task.train, settings)
     prune_model_(model, found)
     return {**score(trainer, task), "heads_per_layer": [len(kept) for kept in found.plan.kept_heads.values()]}

@@ -22,20 +22,22 @@ from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.step_cost import bert_base, build
 from benchmarks.tasks import minilm
 from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SecondOrder, SubsetGates
+from hf_headprune.learn.gates.settings import GateTuning
+from hf_headprune.refit.settings import SecondOrderTuning
 
 SHAPES = {"BERT-base shapes": (8, 128), "MiniLM": (2, 8)}
 STEPS = 5
 REPETITIONS = 3
-EARLY = {"warmup_ratio": 0.0, "ramp_end": 1.0, "freeze_at": 1.0}  # everything learns from the first step to the last
+EARLY = {"warmup_ratio": 0.0, "freeze_at": 1.0}  # everything learns from the first step to the last
 PARTS = ("plain", "gates", "hybrid", "32 x 32 blocks and units", "second order", "hybrid and teacher")
 
 
 def callback_of(part: str, name: str) -> list[HeadPruneCallback]:
     """Builds the callback of one part of the comparison."""
     if part == "second order":
-        costs = SecondOrder(density=0.5, freeze_at=0.5, scoring_examples=16)
+        costs = SecondOrder(density=0.5, freeze_at=0.5, tuning=SecondOrderTuning(scoring_examples=16))
         return [HeadPruneCallback(second_order=costs, search=None)]
-    gates = SubsetGates(scoring_examples=8, warmup_ratio=0.0, freeze_at=1.0)
+    gates = SubsetGates(warmup_ratio=0.0, freeze_at=1.0, tuning=GateTuning(scoring_examples=8))
     units, teacher = BlockMovement.ffn_units(0.5, **EARLY), None
     if part == "hybrid and teacher":
         teacher = Distillation(model_of(name))

@@ -30,6 +30,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import minilm
 from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SubsetGates
+from hf_headprune.learn.gates.settings import GateTuning
 
 WARMUP_STEPS = 3
 PHASES = {"learn": 1.0, "decided": 0.0}  # fraction of the run at which the choice is fixed
@@ -88,7 +89,9 @@ def build(model: Any, shape: tuple[int, int], steps: int, callbacks: list[Traine
 
 def pruning(part: str, phase: str, teacher: nn.Module | None) -> HeadPruneCallback:
     """Builds the callback: gates of heads alone, or with movement scores of FFN units, and a teacher."""
-    gates = SubsetGates(kept_heads=0.5, scoring_examples=1, warmup_ratio=0.0, freeze_at=PHASES[phase])
+    gates = SubsetGates(
+        kept_heads=0.5, warmup_ratio=0.0, freeze_at=PHASES[phase], tuning=GateTuning(scoring_examples=1)
+    )
     movement = BlockMovement.ffn_units(0.5, warmup_ratio=0.0, ramp_end=PHASES[phase], freeze_at=PHASES[phase])
     return HeadPruneCallback(
         gates=gates,

@@ -18,7 +18,7 @@ from hf_headprune.guarantee.sequence import AlphaLedger, milestones
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.latency import LatencySettings, measure_latency
-from hf_headprune.learn.distillation.distiller import Distillation
+from hf_headprune.learn.distillation.settings import Distillation
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.masking import masked

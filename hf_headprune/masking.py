@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.plan import check_plan, refitted
@@ -18,7 +19,6 @@ from hf_headprune.plan import check_plan, refitted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from torch import nn
     from torch.utils.hooks import RemovableHandle
 
     from hf_headprune.anatomy import Site
@@ -88,6 +88,37 @@ class BeforeEveryPass:
     def _enter_alone(self, module: nn.Module, args: Any) -> None:
         if not self._is_inside:
             self._refresh()
+
+
+class TemporaryPart(nn.Module):
+    """A module that joins a base model for the length of a training, to score and mask its units.
+
+    A model is cut without it: `hf_headprune.shrink` refuses one that carries any.
+
+    Attributes:
+        part: What the argument of `HeadPruneCallback` is called that asks for it.
+    """
+
+    part: ClassVar[str]
+
+    @classmethod
+    def module_name(cls) -> str:
+        """Returns its name below the base model, and so in checkpoints."""
+        return f"headprune_{cls.part}"
+
+    def join(self, model: nn.Module) -> None:
+        """Becomes a submodule of the base model, in its mode and on its device."""
+        base_model(model).add_module(self.module_name(), self)
+        self.train(model.training).to(next(model.parameters()).device)
+
+    def leave(self, model: nn.Module) -> None:
+        """Stops being a submodule."""
+        delattr(base_model(model), self.module_name())
+
+
+def temporary_parts(model: nn.Module) -> list[TemporaryPart]:
+    """Returns the modules that joined a model for a training and have not left it."""
+    return [module for module in base_model(model).children() if isinstance(module, TemporaryPart)]
 
 
 def attach(model: nn.Module, site: Site, hook: UnitScale) -> RemovableHandle:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hf_headprune.callback import trainer_compat
-from hf_headprune.learn.distillation.distiller import Distillation, Distiller
+from hf_headprune.learn.distillation.distiller import Distiller
 from hf_headprune.learn.distillation.loss import LossScaling, distilled
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import torch
     from transformers import Trainer
+
+    from hf_headprune.learn.distillation.settings import Distillation
 
 
 def distil(trainer: Trainer, settings: Distillation) -> Distiller:

@@ -153,7 +153,7 @@ def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Lear
         source,
         search,
         splits.holdout,
-        restorable=learned.alive,
+        restorable=learned.restorable,
         head_scores=learned.head_scores,
         journal=Path(trainer.args.output_dir, JOURNAL_NAME),
         restarts=True,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hf_headprune.budgets import Budget
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.claim import Metric
-    from hf_headprune.learn.distillation.distiller import Distillation
+    from hf_headprune.learn.distillation.settings import Distillation
     from hf_headprune.learn.gates.settings import SubsetGates
     from hf_headprune.learn.movement.settings import BlockMovement
     from hf_headprune.pipeline.result import PruningResult

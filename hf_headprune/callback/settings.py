@@ -10,7 +10,7 @@ from hf_headprune._checks import is_number
 from hf_headprune.budgets import budgets
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.latency import LatencySettings
-from hf_headprune.learn.distillation.distiller import Distillation
+from hf_headprune.learn.distillation.settings import Distillation
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.pipeline.budget import one_budget, second_order_of

@@ -92,19 +92,6 @@ def require_trainable_scores(trainer: Trainer) -> None:
         )
 
 
-def require_steps_to_learn(open_steps: float, max_steps: int) -> None:
-    """Refuses a run that ends while everything is still open: nothing would be scored.
-
-    Raises:
-        TrainingStateError: No step is left after the open ones.
-    """
-    if open_steps >= max_steps:
-        raise TrainingStateError(
-            f"The run has {max_steps} optimizer steps, and everything is open in the first {open_steps:.0f} of them, "
-            "so nothing would be scored. Train longer, or lower warmup_ratio."
-        )
-
-
 def let_finished_runs_end(trainer: Trainer) -> None:
     """Keeps a run that is resumed at its last step from training one step more.
 

@@ -75,7 +75,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     """
     anatomy = anatomy_of(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
-    settings = replace(second_order_of(given, anatomy, model, where="plan_for_budget"), seed=seed)
+    asked = second_order_of(given, anatomy, model, where="plan_for_budget")
+    settings = replace(asked, tuning=replace(asked.tuning, seed=seed))
     holdout = None
     if certify is not None:
         batching = Batching(data_collator=data_collator, batch_size=batch_size)

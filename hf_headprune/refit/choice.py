@@ -143,24 +143,57 @@ def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: Second
             f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
             f"{site.output}. Check that it comes from the model's forward pass and is finite."
         )
-    saved = _saved_per_unit(site, settings)
-    return elimination(block, before.kept(site.name), width_multiple=settings.width_multiple, saved_per_unit=saved)
+    saved, multiple = saved_per_unit(site, settings), settings.tuning.width_multiple
+    return elimination(block, before.kept(site.name), width_multiple=multiple, saved_per_unit=saved)
 
 
-def _saved_per_unit(site: Site, settings: SecondOrder) -> int:
+def saved_per_unit(site: Site, settings: SecondOrder) -> int:
     """Returns what the density counts of one unit."""
-    if settings.counts == "parameters":
-        return weights_per_unit(site)
-    if settings.counts == "bytes":
-        return site.bytes_per_unit
-    return macs_per_unit(site, settings.seq_len, settings.target_len)
+    if settings.counts == "macs":
+        return macs_per_unit(site, settings.tuning.seq_len, settings.tuning.target_len)
+    return weights_per_unit(site) if settings.counts == "parameters" else site.bytes_per_unit
+
+
+def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share: float = 1.0) -> str | None:
+    """Says how far a plan is from what a share of a budget removes; None if it meets it, as `choose` does.
+
+    Args:
+        plan: What is kept.
+        settings: The budget.
+        anatomy: Of the model before anything was removed.
+        share: Of what the budget removes, from 0 to 1.
+    """
+    if settings.density is None:
+        return _heads_gap(plan, settings, anatomy, share)
+    saved = {site.name: saved_per_unit(site, settings) for site in anatomy.sites}
+    total = sum(site.units * saved[site.name] for site in anatomy.sites)
+    kept = sum(len(plan.kept(site.name)) * saved[site.name] for site in anatomy.sites)
+    aim = 1.0 - share * (1.0 - settings.density)
+    multiples = {site.name: 1 if site.is_attention else settings.tuning.width_multiple for site in anatomy.sites}
+    largest = max(saved[site.name] * multiples[site.name] for site in scored_sites(anatomy, settings))
+    over, rounding = kept - aim * total, 1e-9 * total
+    if settings.counts == "bytes" and -largest - rounding <= over <= rounding:  # a file may not be larger
+        return None
+    if settings.counts != "bytes" and abs(over) <= largest / 2 + rounding:
+        return None
+    return f"{kept / total:.4f} of the {settings.counts} is kept, where {aim:.4f} was to be"
+
+
+def _heads_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share: float) -> str | None:
+    places = [(site.name, head) for site in anatomy.attention_sites for head in range(site.units)]
+    for group in budget_groups(settings.kept_heads or 0, anatomy):
+        kept = sum(places[at][1] in plan.kept(places[at][0]) for at in group.positions)
+        aim = len(group.positions) - round(share * (len(group.positions) - group.kept))
+        if kept != aim:
+            return f"{kept} of {len(group.positions)} heads are kept, where {aim} were to be"
+    return None
 
 
 def _up_to_density(
     paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
 ) -> list[Removal]:
     """Returns the removals that reach a share of what a density removes: to the nearest one, and of bytes at least."""
-    total = sum(site.units * _saved_per_unit(site, settings) for site in anatomy.sites)
+    total = sum(site.units * saved_per_unit(site, settings) for site in anatomy.sites)
     now = sum(removal.saved for path in paths.values() for removal in path)
     aim = share * (1.0 - (settings.density or 0.0)) * total - (total - now)
     found, saved = [], 0.0

@@ -58,8 +58,8 @@ def second_order_plan(
     check_budget(settings, anatomy)
     examples = ModelExamples(dataset, model, where="second_order_plan")
     collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed or 0))
-    drawn = order[: settings.scoring_examples].tolist()
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.tuning.seed or 0))
+    drawn = order[: settings.tuning.scoring_examples].tolist()
     device = next(model.parameters()).device
 
     def losses() -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_headprune.anatomy import base_model
 from hf_headprune.errors import UnsupportedModelError
-from hf_headprune.masking import UnitScale
+from hf_headprune.masking import UnitScale, temporary_parts
 from hf_headprune.shrink.hollow import BiasOnly, NoUnits, hollow_attention_
 
 if TYPE_CHECKING:
@@ -58,8 +58,15 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
 
     Raises:
         UnsupportedModelError: At least one is not; the message lists every offender. Or the model is spread over
-            devices.
+            devices, or carries what chooses units during training.
     """
+    parts = [part.part for part in temporary_parts(model)]
+    if parts:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} can't be cut: it carries {' and '.join(parts)} of a training that did not end, "
+            "and its weights still depend on them. Train to the end (trainer.train(resume_from_checkpoint=True)), or "
+            "load the model without them: AutoModel...from_pretrained(folder) ignores them."
+        )
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise UnsupportedModelError(
             f"{type(model).__name__} can't be cut: it is spread over devices (device_map, or offloading), by hooks "

@@ -16,20 +16,21 @@ from hf_headprune.callback.search_metric import metric_source
 from hf_headprune.callback.trainer_compat import require_plain_construction, scoring_batches
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.latency import LatencySettings
-from hf_headprune.learn.distillation.distiller import Distillation
-from hf_headprune.learn.gates.bank import BANK_NAME
-from hf_headprune.learn.gates.settings import SubsetGates
+from hf_headprune.learn.distillation.settings import Distillation
+from hf_headprune.learn.gates.pruner import GatePruner
+from hf_headprune.learn.gates.settings import GateTuning, SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
 from tests.support.models import VOCAB_SIZE, text_inputs, tiny_bert
 
 CHECKPOINTING = (  # renamed within the supported range
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
-GATES = SubsetGates(kept_heads=3, estimator="sigmoid", scoring_examples=16)
+SCORES = f"bert.{GatePruner.module_name()}.importance_bias"
+GATES = SubsetGates(kept_heads=3, estimator="sigmoid", tuning=GateTuning(scoring_examples=16))
 
 
 def _examples(count: int, seed: int) -> list[dict]:
@@ -82,7 +83,7 @@ def test_without_arguments_it_trains_searches_cuts_and_saves_a_smaller_model_tha
     assert type(trainer.model).__name__ == "PrunableBertForSequenceClassification"
     assert callback.plan.num_kept_heads <= 4
     assert anatomy_of(reloaded).num_bytes == callback.report.after.size_bytes < dense_bytes
-    assert BANK_NAME not in "".join(reloaded.state_dict())
+    assert GatePruner.module_name() not in "".join(reloaded.state_dict())
     assert callback.report.to_text() in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / REPORT_NAME).read_text()) == json.loads(callback.report.to_json())
 
@@ -127,11 +128,11 @@ FEATURES = pytest.mark.parametrize(
 def test_it_works_with_the_trainers_features(tmp_path, settings):
     callback = HeadPruneCallback(gates=GATES, search=None)
     trainer = _trainer(tmp_path, callback, **settings)
-    start = callback._parts.gates.scores.detach().clone()
+    start = callback._parts.banks[0].scores.detach().clone()
     trainer.train()
     assert callback.plan.num_kept_heads == 3
     assert anatomy_of(trainer.model).num_heads == 3
-    assert not torch.equal(start, callback._parts.gates.scores.detach())
+    assert not torch.equal(start, callback._parts.banks[0].scores.detach())
     assert bool(torch.isfinite(trainer.model(**text_inputs()).logits).all())
 
 
@@ -145,10 +146,12 @@ def test_ffn_units_go_with_the_trainers_features(tmp_path, settings, what):
             "distillation": Distillation(tiny_bert(seed=1)),
         },
         "gates and units": {
-            "gates": SubsetGates(kept_heads=4, scoring_examples=16),
+            "gates": SubsetGates(kept_heads=4, tuning=GateTuning(scoring_examples=16)),
             "movement": BlockMovement.ffn_units(0.5, width_multiple=8),
         },
-        "second order": {"second_order": SecondOrder(density=0.5, width_multiple=8, scoring_examples=16)},
+        "second order": {
+            "second_order": SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8, scoring_examples=16))
+        },
     }[what]
     trainer = _trainer(tmp_path, callback := HeadPruneCallback(search=None, latency=None, **parts), **settings)
     trainer.train()
@@ -159,7 +162,7 @@ def test_ffn_units_go_with_the_trainers_features(tmp_path, settings, what):
 
 @pytest.mark.parametrize("estimator", ["sigmoid", "dsp", "ste", "hard_concrete"])
 def test_every_estimator_ends_with_exactly_the_budget(tmp_path, estimator):
-    gates = SubsetGates(kept_heads=5, estimator=estimator, scoring_examples=8)
+    gates = SubsetGates(kept_heads=5, estimator=estimator, tuning=GateTuning(scoring_examples=8))
     trainer = _trainer(tmp_path, HeadPruneCallback(gates=gates, search=None))
     trainer.train()
     assert anatomy_of(trainer.model).num_heads == 5
@@ -174,7 +177,9 @@ def test_the_papers_setting_runs_and_meets_the_budget(tmp_path):
 def test_pipelined_training_moves_the_scores_and_no_weight(tmp_path):
     model = tiny_bert()
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=8, mode="pipelined", scoring_examples=8), search=None)
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=8, mode="pipelined", tuning=GateTuning(scoring_examples=8)), search=None
+    )
     trainer = _trainer(tmp_path, callback, model=model)
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
@@ -186,9 +191,9 @@ def test_pipelined_training_leaves_frozen_what_the_user_had_frozen(tmp_path):
     model = tiny_bert()
     model.bert.embeddings.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    gates = SubsetGates(kept_heads=8, mode="pipelined", scoring_examples=8)
+    gates = SubsetGates(kept_heads=8, mode="pipelined", tuning=GateTuning(scoring_examples=8))
     trainer = _trainer(tmp_path, HeadPruneCallback(gates=gates, search=None), model=model)
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == [f"bert.{BANK_NAME}.importance_bias"]
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [SCORES]
     trainer.train()
     assert {name: parameter.requires_grad for name, parameter in trainer.model.named_parameters()} == before
 
@@ -196,10 +201,10 @@ def test_pipelined_training_leaves_frozen_what_the_user_had_frozen(tmp_path):
 @pytest.mark.parametrize(
     "gates",
     [
-        SubsetGates(kept_heads=3, scoring_examples=16),
-        SubsetGates(3, "sigmoid", scoring_examples=16),
-        SubsetGates(3, "dsp", mode="pipelined", scoring_examples=16),
-        SubsetGates(3, "hard_concrete", scoring_examples=16),
+        SubsetGates(kept_heads=3, tuning=GateTuning(scoring_examples=16)),
+        SubsetGates(3, "sigmoid", tuning=GateTuning(scoring_examples=16)),
+        SubsetGates(3, "dsp", mode="pipelined", tuning=GateTuning(scoring_examples=16)),
+        SubsetGates(3, "hard_concrete", tuning=GateTuning(scoring_examples=16)),
     ],
     ids=["ste", "sigmoid", "dsp, pipelined", "hard_concrete"],
 )
@@ -257,7 +262,7 @@ def test_a_trainer_subclass_with_its_own_loss_trains_the_scores(tmp_path):
     trainer = _trainer(tmp_path, callback, trainer_class=Weighted)
     trainer.train()
     assert anatomy_of(trainer.model).num_heads == 3
-    assert float(callback._parts.gates.scores.detach().std()) > 0
+    assert float(callback._parts.banks[0].scores.detach().std()) > 0
 
 
 def test_the_gates_are_logged_through_the_trainer_so_that_trackers_see_them(tmp_path):
@@ -295,13 +300,15 @@ def test_the_trainers_own_log_stays_as_it_is_beside_that_of_the_gates(tmp_path, 
 
 
 def test_evaluation_during_training_uses_the_hard_choice_without_noise(tmp_path):
-    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=3, freeze_at=1.0, scoring_examples=8), search=None)
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=3, freeze_at=1.0, tuning=GateTuning(scoring_examples=8)), search=None
+    )
     trainer = _trainer(tmp_path, callback, compute_metrics=_accuracy)
     checked = []
 
     class Check(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            model, bank = trainer.model.eval(), callback._parts.gates
+            model, bank = trainer.model.eval(), callback._parts.banks[0]
             parts = bank.hard_mask().split(bank.heads_per_site)
             sites = [site.name for site in anatomy_of(model).attention_sites]
             kept = {site: part.nonzero().flatten().tolist() for site, part in zip(sites, parts, strict=True)}
@@ -325,7 +332,7 @@ def test_weight_decay_stays_away_from_the_scores(tmp_path):
         group["weight_decay"]
         for group in trainer.optimizer.param_groups
         for parameter in group["params"]
-        if parameter is callback._parts.gates.importance_bias
+        if parameter is callback._parts.banks[0].importance_bias
     }
     assert decays == {0.0}
 
@@ -480,13 +487,15 @@ def test_an_optimizer_without_the_scores_is_refused(tmp_path):
 
 
 def test_training_again_after_the_cut_is_refused_and_a_new_trainer_prunes_further(tmp_path):
-    first = _trainer(tmp_path, HeadPruneCallback(gates=SubsetGates(kept_heads=5, scoring_examples=8), search=None))
+    first = _trainer(
+        tmp_path, HeadPruneCallback(gates=SubsetGates(kept_heads=5, tuning=GateTuning(scoring_examples=8)), search=None)
+    )
     first.train()
     with pytest.raises(TrainingStateError, match=r"already cut.*new Trainer"):
         first.train()
     second = _trainer(
         tmp_path,
-        HeadPruneCallback(gates=SubsetGates(kept_heads=2, scoring_examples=8), search=None),
+        HeadPruneCallback(gates=SubsetGates(kept_heads=2, tuning=GateTuning(scoring_examples=8)), search=None),
         model=first.model,
     )
     second.train()

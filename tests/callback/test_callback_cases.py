@@ -21,18 +21,19 @@ from hf_headprune.cost import cost_of, macs_per_unit
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.latency import LatencySettings, random_inputs
-from hf_headprune.learn.gates.bank import GateBank
-from hf_headprune.learn.gates.settings import SubsetGates
-from hf_headprune.learn.movement.settings import BlockMovement
-from hf_headprune.learn.score_bank import ScoreBank
-from hf_headprune.learn.second_order.bank import SecondOrderBank
+from hf_headprune.learn.gates.pruner import GatePruner
+from hf_headprune.learn.gates.settings import GateTuning, SubsetGates
+from hf_headprune.learn.movement.settings import BlockMovement, MovementTuning
+from hf_headprune.learn.pruner import Pruner
+from hf_headprune.learn.score_pruner import ScorePruner
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.shrink.surgery import prune_model_
 from tests.callback.test_callback import GATES, _examples, _Stream, _trainer
 from tests.support.models import BERT_SIZES, EOS, tiny_bart, tiny_bert, tiny_distilbert, tiny_marian, tiny_roberta
+from tests.support.settings import movement
 
 SHORT = AStarSearch(max_evaluations=4)
 
@@ -67,7 +68,10 @@ def own_loss(outputs, labels, num_items_in_batch=None):
     return functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
 
-@pytest.mark.parametrize("parts", [{"gates": GATES}, {"second_order": SecondOrder(kept_heads=3, scoring_examples=8)}])
+@pytest.mark.parametrize(
+    "parts",
+    [{"gates": GATES}, {"second_order": SecondOrder(kept_heads=3, tuning=SecondOrderTuning(scoring_examples=8))}],
+)
 def test_a_loss_that_divides_by_the_items_of_its_batch_is_scored_with_their_number(tmp_path, parts):
     callback = HeadPruneCallback(**parts, search=None, latency=None)
     trainer = _trainer(tmp_path, callback, gradient_accumulation_steps=2)
@@ -91,9 +95,14 @@ def test_a_named_density_is_met_and_not_searched_below(tmp_path):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda kept: {"gates": SubsetGates(kept_heads=round(8 * kept), scoring_examples=8)},
-        lambda kept: {"gates": None, "movement": BlockMovement(attention_block="unit", width_multiple=8, kept=kept)},
-        lambda kept: {"second_order": SecondOrder(density=kept, width_multiple=8, scoring_examples=8)},
+        lambda kept: {"gates": SubsetGates(kept_heads=round(8 * kept), tuning=GateTuning(scoring_examples=8))},
+        lambda kept: {
+            "gates": None,
+            "movement": BlockMovement(attention_block="unit", density=kept, tuning=MovementTuning(width_multiple=8)),
+        },
+        lambda kept: {
+            "second_order": SecondOrder(density=kept, tuning=SecondOrderTuning(width_multiple=8, scoring_examples=8))
+        },
     ],
 )
 def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
@@ -109,14 +118,19 @@ def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
 
 @pytest.mark.parametrize(
     "other",
-    [{"scope": "matrix"}, {"score_gradient": "weights"}, {"mask_bias": False}, {"counts": "macs", "seq_len": 384}],
+    [
+        {"ranking": "per_matrix"},
+        {"score_gradient": "weights"},
+        {"mask_bias": False},
+        {"counts": "macs", "seq_len": 384},
+    ],
     ids=str,
 )
 def test_a_resumed_run_must_score_as_its_checkpoint_did(tmp_path, other):
     def callback(**changes):
         counted = {"counts": changes.get("counts", "scores")}
-        movement = BlockMovement(attention_block=(8, 8), width_multiple=8, **(counted | changes))
-        return HeadPruneCallback(movement=movement, latency=None)
+        asked = movement(attention_block=(8, 8), width_multiple=8, **(counted | changes))
+        return HeadPruneCallback(movement=asked, latency=None)
 
     first = {name: value for name, value in other.items() if name == "counts"}
     _trainer(tmp_path, callback(**first), max_steps=2, save_strategy="steps", save_steps=1).train()
@@ -128,18 +142,22 @@ class _Scores(TrainerCallback):
     """Records the scores when training begins, and how far they go in the first step."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        bank = next(module for module in model.modules() if isinstance(module, ScoreBank))
+        bank = next(module for module in model.modules() if isinstance(module, ScorePruner))
         self.start = bank.scores.detach().clone()
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if not hasattr(self, "step"):
-            bank = next(module for module in model.modules() if isinstance(module, ScoreBank))
+            bank = next(module for module in model.modules() if isinstance(module, ScorePruner))
             self.step = float((bank.scores.detach() - self.start).abs().max())
 
 
 LEARNED = {
-    "gates": {"gates": SubsetGates(3, "dsp", warmup_ratio=0.0, initial_scores="random", ramp_steps=0)},
-    "movement": {"movement": BlockMovement(attention_block="unit", width_multiple=8, warmup_ratio=0.0)},
+    "gates": {
+        "gates": SubsetGates(3, "dsp", warmup_ratio=0.0, tuning=GateTuning(initial_scores="random", ramp_steps=0))
+    },
+    "movement": {
+        "movement": BlockMovement(attention_block="unit", warmup_ratio=0.0, tuning=MovementTuning(width_multiple=8))
+    },
 }
 
 
@@ -166,7 +184,7 @@ def test_a_run_that_is_resumed_with_another_learning_rate_goes_on_with_its_score
 def test_a_run_that_is_resumed_for_longer_goes_on_with_the_scores_that_its_gates_have(tmp_path):
     def run(max_steps, **settings):
         looks = _Scores()
-        gates = SubsetGates(3, "sigmoid", scoring_examples=8)
+        gates = SubsetGates(3, "sigmoid", tuning=GateTuning(scoring_examples=8))
         callback = HeadPruneCallback(gates=gates, search=None, latency=None)
         saving = {"save_strategy": "steps", "save_steps": 5, "max_steps": max_steps}
         _trainer(tmp_path, callback, callbacks=[looks], **saving).train(**settings)
@@ -174,7 +192,7 @@ def test_a_run_that_is_resumed_for_longer_goes_on_with_the_scores_that_its_gates
 
     run(12)
     with pytest.MonkeyPatch.context() as patch:  # at step 10 of 100 gates would begin to learn
-        patch.setattr("hf_headprune.callback.parts.gradient_importance", Mock(side_effect=AssertionError))
+        patch.setattr("hf_headprune.learn.gates.pruner.gradient_importance", Mock(side_effect=AssertionError))
         assert run(100, resume_from_checkpoint=str(tmp_path / "checkpoint-5")).start.std() > 0
 
 
@@ -203,7 +221,9 @@ def test_scores_that_the_optimizer_trains_at_no_rate_are_refused(tmp_path):
 def test_a_resumed_run_must_score_the_blocks_of_its_checkpoint(tmp_path):
     def callback(whole):
         blocks = {f"encoder.layer.{whole}.*": None}
-        movement = BlockMovement(attention_block="unit", width_multiple=8, kept=0.5, blocks=blocks)
+        movement = BlockMovement(
+            attention_block="unit", density=0.5, tuning=MovementTuning(width_multiple=8, blocks=blocks)
+        )
         return HeadPruneCallback(movement=movement, latency=None)
 
     settings = {"save_strategy": "steps", "save_steps": 11}
@@ -278,7 +298,7 @@ def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_
         refit=False,
         confidence=None,
     )
-    movement = BlockMovement(attention_block="unit", width_multiple=32, kept=0.5)
+    movement = BlockMovement(attention_block="unit", density=0.5, tuning=MovementTuning(width_multiple=32))
     callback = HeadPruneCallback(search=search, movement=movement, latency=None)
     trainer = _trainer(tmp_path, callback, model=model)
     trainer.train()
@@ -366,8 +386,8 @@ def test_heads_that_nothing_was_learned_of_are_chosen_by_their_gradient(tmp_path
 @pytest.mark.parametrize(
     "parts",
     [
-        {"gates": SubsetGates(kept_heads=1, initial_scores="random", scoring_examples=8)},
-        {"movement": BlockMovement(attention_block=(8, 8), kept=0.2, width_multiple=8)},
+        {"gates": SubsetGates(kept_heads=1, tuning=GateTuning(initial_scores="random", scoring_examples=8))},
+        {"movement": BlockMovement(attention_block=(8, 8), density=0.2, tuning=MovementTuning(width_multiple=8))},
         {"gates": SubsetGates(), "density": 0.3},
         {"density": 0.3},
     ],
@@ -393,8 +413,8 @@ class _StopAt(TrainerCallback):
 @pytest.mark.parametrize(
     ("parts", "step"),
     [
-        ({"gates": SubsetGates(kept_heads=4, scoring_examples=8)}, 8),
-        ({"movement": BlockMovement(attention_block="unit", width_multiple=8)}, 8),
+        ({"gates": SubsetGates(kept_heads=4, tuning=GateTuning(scoring_examples=8))}, 8),
+        ({"movement": BlockMovement(attention_block="unit", tuning=MovementTuning(width_multiple=8))}, 8),
         ({"movement": BlockMovement.struct(width_multiple=8)}, 6),
         ({"density": 0.5}, 7),
     ],
@@ -407,15 +427,16 @@ def test_a_run_that_is_stopped_before_the_choice_warns_and_one_stopped_after_it_
         callback = HeadPruneCallback(**{"search": None, **parts}, latency=None)
         _trainer(tmp_path, callback, callbacks=[_StopAt(last)]).train()
         seen.append(caplog.text)
-    assert f"has seen {step - 2} of 12 optimizer steps, but what stays was to be chosen at step {step}" in seen[0]
-    assert "optimizer steps, but" not in seen[1] + seen[2]
+    assert f"has seen {step - 2} of 12 optimizer steps, and the choice was due at step {step}" in seen[0]
+    assert "the choice was due" not in seen[1] + seen[2]
 
 
 def gates_of(model, kept):
     anatomy = anatomy_of(model)
     settings = SubsetGates(kept_heads=kept)
-    bank = GateBank(settings.budget_groups(anatomy), settings, multiplier=1.0, seed=0)
-    bank.attach(model, anatomy)
+    bank = GatePruner(anatomy, settings)
+    bank.attach(model)
+    bank.prepare(20)
     bank.set_scores(torch.rand(bank.num_heads, generator=torch.Generator().manual_seed(0)))
     bank.is_idle = False  # as in a run that has begun
     return bank
@@ -424,7 +445,7 @@ def gates_of(model, kept):
 def test_generation_after_a_training_step_sees_the_hard_choice(tmp_path):
     model = tiny_marian()
     bank = gates_of(model, 6)
-    bank.begin_step(8, SubsetGates(kept_heads=6, warmup_ratio=0.0).schedule(20))
+    bank.set_step(8)
     tokens = torch.randint(4, 60, (2, 5), generator=torch.Generator().manual_seed(1))
     model.train()
     model(input_ids=tokens, labels=tokens)  # leaves soft gates at the sites
@@ -474,7 +495,7 @@ def test_a_classifier_that_reads_the_end_of_its_texts_is_pruned_measured_and_rel
     rows = [{**row, "input_ids": [*row["input_ids"][:-1], EOS]} for row in _examples(24, 0)]
     model = tiny_bart("BartForSequenceClassification", num_labels=2)
     callback = HeadPruneCallback(
-        gates=SubsetGates(kept_heads=12, scoring_examples=8), search=AStarSearch(max_evaluations=4)
+        gates=SubsetGates(kept_heads=12, tuning=GateTuning(scoring_examples=8)), search=AStarSearch(max_evaluations=4)
     )
     trainer = _trainer(tmp_path / "run", callback, model=model, train_dataset=rows, eval_dataset=rows)
     trainer.train()
@@ -537,8 +558,8 @@ def test_a_search_that_does_not_fit_the_model_is_refused_before_the_first_step(t
 
 
 EARLIER = {
-    "pipelined": {"gates": SubsetGates(3, mode="pipelined", scoring_examples=8)},
-    "gates": {"gates": SubsetGates(3, warmup_ratio=0.0, scoring_examples=8)},
+    "pipelined": {"gates": SubsetGates(3, mode="pipelined", tuning=GateTuning(scoring_examples=8))},
+    "gates": {"gates": SubsetGates(3, warmup_ratio=0.0, tuning=GateTuning(scoring_examples=8))},
     "movement": LEARNED["movement"] | {"gates": None},
     "density, at first": {"density": 0.5},
 }
@@ -565,9 +586,9 @@ def test_a_trainer_built_again_around_the_same_model_starts_without_what_the_ear
         first.add_callback(_Interrupted())
         with pytest.raises(KeyboardInterrupt):
             first.train()
-    callback = HeadPruneCallback(gates=SubsetGates(3, scoring_examples=8), search=None, latency=None)
+    callback = HeadPruneCallback(gates=SubsetGates(3, tuning=GateTuning(scoring_examples=8)), search=None, latency=None)
     again = _trainer(tmp_path, callback, model=model)
-    assert sum(isinstance(module, (ScoreBank, SecondOrderBank)) for module in model.modules()) == 1
+    assert sum(isinstance(module, Pruner) for module in model.modules()) == 1
     again.train()
     assert callback.plan.num_kept_heads == 3
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -18,17 +18,18 @@ from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.splits import SplitSettings, three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
-from hf_headprune.learn.distillation.distiller import Distillation
-from hf_headprune.learn.gates.settings import SubsetGates
-from hf_headprune.learn.movement.settings import BlockMovement
-from hf_headprune.learn.score_bank import ScoreBank
+from hf_headprune.learn.distillation.settings import Distillation, DistillationTuning
+from hf_headprune.learn.gates.settings import GateTuning, SubsetGates
+from hf_headprune.learn.movement.settings import BlockMovement, MovementTuning
+from hf_headprune.learn.score_pruner import ScorePruner
 from hf_headprune.refit.plans_between import plans_between
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.settings import AStarSearch
 from tests.callback.test_callback import GATES, _examples, _trainer
 from tests.support.models import text_inputs, tiny_bert
+from tests.support.settings import gates
 
-BLOCKS = BlockMovement(attention_block=(8, 8), kept=0.5, width_multiple=8)
+BLOCKS = BlockMovement(attention_block=(8, 8), density=0.5, tuning=MovementTuning(width_multiple=8))
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -98,15 +99,17 @@ class _AtClipping(TrainerCallback):
 
 PENALISED = {
     "movement": {"gates": None, "movement": BlockMovement.hybrid(attention_block=(8, 8), width_multiple=8)},
-    "gates": {"gates": SubsetGates(kept_heads=3, estimator="hard_concrete", max_score_grad_norm=None)},
+    "gates": {
+        "gates": SubsetGates(kept_heads=3, estimator="hard_concrete", tuning=GateTuning(max_score_grad_norm=None))
+    },
 }
 
 
 @pytest.mark.parametrize("part", PENALISED)
 def test_a_penalty_is_clipped_with_the_loss_that_it_is_a_part_of(tmp_path, part):
     bank = {
-        "movement": "hf_headprune.learn.movement.bank.MovementBank",
-        "gates": "hf_headprune.learn.gates.bank.GateBank",
+        "movement": "hf_headprune.learn.movement.pruner.MovementPruner",
+        "gates": "hf_headprune.learn.gates.pruner.GatePruner",
     }[part]
     norms = {}
     for clip in (0.0, 1e-3):
@@ -125,7 +128,7 @@ def test_a_penalty_is_clipped_with_the_loss_that_it_is_a_part_of(tmp_path, part)
 def test_a_penalty_is_added_once_per_optimizer_step(tmp_path, monkeypatch, accumulated):
     added = []
     monkeypatch.setattr(
-        "hf_headprune.learn.movement.bank.MovementBank.add_penalty_grad",
+        "hf_headprune.learn.movement.pruner.MovementPruner.add_penalty_grad",
         lambda self, **_: added.append(int(self.steps)),
     )
     settings = {"gradient_accumulation_steps": accumulated, "max_steps": 6, "per_device_train_batch_size": 4}
@@ -155,7 +158,7 @@ class _Gradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if state.global_step == 1:
-            scores = next(module for module in model.modules() if isinstance(module, ScoreBank))
+            scores = next(module for module in model.modules() if isinstance(module, ScorePruner))
             self.scores = scores.importance_bias.grad.clone()
             self.weight = model.bert.encoder.layer[0].attention.self.query.weight.grad.norm()
 
@@ -180,8 +183,13 @@ def test_a_penalty_has_the_same_share_of_the_gradient_however_many_batches_are_a
         bank = {
             "movement": {"movement": BlockMovement.hybrid(penalty, attention_block=(8, 8), ramp_end=0.5, **start)},
             "gates": {
-                "gates": SubsetGates(
-                    3, "hard_concrete", penalty=penalty, initial_scores="zeros", max_score_grad_norm=None, **start
+                "gates": gates(
+                    kept_heads=3,
+                    estimator="hard_concrete",
+                    penalty=penalty,
+                    initial_scores="zeros",
+                    max_score_grad_norm=None,
+                    **start,
                 )
             },
         }[part]
@@ -235,7 +243,7 @@ class _Stop(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-FILLED = BlockMovement(attention_block=(8, 8), kept=0.6, width_multiple=8, refill_ratio=0.5)
+FILLED = BlockMovement(attention_block=(8, 8), density=0.6, refill_ratio=0.5, tuning=MovementTuning(width_multiple=8))
 
 
 def _filled(folder, **settings):
@@ -306,7 +314,7 @@ class _Weights(TrainerCallback):
 
 
 def test_a_run_too_short_for_a_second_one_is_refused_before_its_first_step(tmp_path):
-    movement = BlockMovement(attention_block=(8, 8), width_multiple=8, refill_ratio=0.01)
+    movement = BlockMovement(attention_block=(8, 8), refill_ratio=0.01, tuning=MovementTuning(width_multiple=8))
     trainer = _trainer(tmp_path, HeadPruneCallback(gates=None, movement=movement, search=None), max_steps=12)
     with pytest.raises(TrainingStateError, match="no step for the second run"):
         trainer.train()
@@ -344,7 +352,9 @@ def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_eva
     teacher.register_forward_hook(lambda *_: calls.append(1))
     target, distances = _logits(teacher).softmax(-1), {}
     for alpha in (0.0, 1.0):
-        distillation = Distillation(teacher, alpha_task=1 - alpha, alpha_teacher=max(alpha, 1e-9))
+        distillation = Distillation(
+            teacher, alpha_teacher=max(alpha, 1e-9), tuning=DistillationTuning(alpha_task=1 - alpha)
+        )
         callback = HeadPruneCallback(gates=GATES, search=None, distillation=distillation)
         trainer = _trainer(tmp_path, callback, model=tiny_bert(**STILL), max_steps=60)
         trainer.train()
@@ -358,11 +368,11 @@ def test_a_teacher_pulls_the_student_towards_its_outputs_and_does_not_run_in_eva
 def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tmp_path):
     callback = HeadPruneCallback(gates=SubsetGates(estimator="sigmoid"), density=0.5, search=None)
     _trainer(tmp_path, callback)
-    parts, found = callback._parts, budgets(anatomy_of(tiny_bert()), 0.5)
-    assert sum(group.kept for group in parts.gates.groups) == found.kept_heads > 0
-    ffn = parts.movement.settings
-    assert (ffn.ffn_block, ffn.attention_block, ffn.counts) == ("unit", None, "scores")
-    assert ffn.kept * parts.movement.num_scores == found.kept_ffn
+    (heads, units), found = callback._parts.banks, budgets(anatomy_of(tiny_bert()), 0.5)
+    assert sum(group.kept for group in heads.groups) == found.kept_heads > 0
+    ffn = units.settings
+    assert (ffn.ffn_block, ffn.attention_block, ffn.tuning.counts) == ("unit", None, "scores")
+    assert ffn.kept * units.num_scores == found.kept_ffn
 
 
 @pytest.mark.parametrize(
@@ -370,7 +380,7 @@ def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tm
     [
         (SubsetGates(), (10, 65, 65)),
         (SubsetGates(warmup_ratio=0.0, freeze_at=0.3), (0, 30, 30)),
-        (SubsetGates(warmup_ratio=0.2, anneal_end=0.4, freeze_at=0.8), (20, 40, 80)),
+        (SubsetGates(warmup_ratio=0.2, freeze_at=0.8, tuning=GateTuning(anneal_end=0.4)), (20, 40, 80)),
         (SubsetGates(mode="pipelined"), (0, 100, 100)),
     ],
     ids=["defaults", "early", "cooled", "pipelined"],
@@ -378,7 +388,9 @@ def test_gates_and_a_density_mean_the_same_budgets_as_their_explicit_settings(tm
 def test_gates_and_a_density_have_one_schedule(tmp_path, gates, steps):
     callback = HeadPruneCallback(gates, density=0.5, search=None)
     _trainer(tmp_path, callback)
-    learned, ffn = callback._parts.gates.settings.schedule(100), callback._parts.movement.schedule(100)
+    for bank in callback._parts.banks:
+        bank.prepare(100)
+    learned, ffn = (bank.schedule for bank in callback._parts.banks)
     assert (learned.open_steps, learned.cooled_step, learned.decided_step) == steps
     assert (ffn.open_steps, ffn.reached_step, ffn.decided_step) == steps
 
@@ -441,7 +453,7 @@ def test_heads_that_gates_close_fold_nothing_into_a_bias(tmp_path):
     with torch.no_grad():
         value.weight.zero_()  # every head of this layer contributes the constant of its bias
     movement = BlockMovement.ffn_units(1.0, width_multiple=8)
-    gates = SubsetGates(kept_heads=3, mode="pipelined", scoring_examples=8)
+    gates = SubsetGates(kept_heads=3, mode="pipelined", tuning=GateTuning(scoring_examples=8))
     callback = HeadPruneCallback(gates=gates, movement=movement, search=None)
     trainer = _trainer(tmp_path, callback, model=model)
     twin = copy.deepcopy(tiny_bert())
@@ -449,7 +461,7 @@ def test_heads_that_gates_close_fold_nothing_into_a_bias(tmp_path):
         twin.bert.encoder.layer[0].attention.self.value.weight.zero_()
     trainer.train()
     gated = trainer.model
-    learned = callback._parts.gates.kept.tolist()
+    learned = callback._parts.banks[0].kept.tolist()
     sites = [site.name for site in anatomy_of(twin).attention_sites]
     kept = {site: [h for h in range(4) if learned[4 * i + h]] for i, site in enumerate(sites)}
     with masked(twin, PruningPlan.of(twin).replace(kept_heads=kept)):
@@ -458,7 +470,9 @@ def test_heads_that_gates_close_fold_nothing_into_a_bias(tmp_path):
 
 def _certifying(tmp_path, *, examples=400, **search):
     settings = AStarSearch(**({"max_drop": 0.2, "confidence": 0.95, "max_evaluations": 12} | search))
-    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=6, scoring_examples=8), search=settings)
+    callback = HeadPruneCallback(
+        gates=SubsetGates(kept_heads=6, tuning=GateTuning(scoring_examples=8)), search=settings
+    )
     return _trainer(tmp_path, callback, eval_dataset=_examples(examples, 1), max_steps=40), callback
 
 
@@ -516,7 +530,7 @@ def test_what_training_chose_by_the_examples_held_back_is_said_before_and_after(
     tmp_path, capsys, settings, callbacks, has_own_split, is_said
 ):
     callback = HeadPruneCallback(
-        gates=SubsetGates(kept_heads=6, scoring_examples=8),
+        gates=SubsetGates(kept_heads=6, tuning=GateTuning(scoring_examples=8)),
         search=AStarSearch(max_drop=0.2, max_evaluations=12),
         certification_dataset=_examples(200, 5) if has_own_split else None,
     )
@@ -643,7 +657,7 @@ def _confident():
 
 def test_a_split_of_its_own_leaves_all_of_the_evaluation_set_to_the_search(tmp_path):
     callback = HeadPruneCallback(
-        gates=SubsetGates(kept_heads=6, scoring_examples=8),
+        gates=SubsetGates(kept_heads=6, tuning=GateTuning(scoring_examples=8)),
         search=AStarSearch(max_drop=0.2, max_evaluations=12),
         certification_dataset=_examples(120, 5),
     )

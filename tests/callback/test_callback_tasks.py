@@ -11,6 +11,7 @@ from hf_headprune import CertificationData, Metric, PruningPlan, SubsetGates, ce
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.callback.search_metric import metric_source
 from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.learn.gates.settings import GateTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.examples import IGNORED_LABEL
 from tests.callback.test_callback import GATES, _examples, _trainer
@@ -217,7 +218,7 @@ def _by_tags(**settings):
 
 def _certified(tmp_path, *, data=None, metric=None, **search):
     callback = HeadPruneCallback(
-        gates=SubsetGates(kept_heads=6, scoring_examples=8),
+        gates=SubsetGates(kept_heads=6, tuning=GateTuning(scoring_examples=8)),
         search=AStarSearch(**{"max_drop": 0.2, "max_evaluations": 12} | search),
         certification_dataset=tagged(300, 5) if data is None else data,
         certification_metric=_by_tags() if metric is None else metric,

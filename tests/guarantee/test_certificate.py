@@ -32,7 +32,7 @@ from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.one_shot import second_order_plan
-from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.prunable import register_auto_classes
@@ -554,7 +554,7 @@ def test_what_a_search_of_the_model_has_seen_is_refused_though_nobody_tells():
     unseen, searched, refitted, scored = (examples(40, seed, model=model) for seed in range(1, 5))
     found = search_plan(model, searched, search=AStarSearch(max_evaluations=4), calibration=refitted, progress=False)
     pruned = prune_model_(copy.deepcopy(model), without(found.plan, {0}))
-    second_order_plan(pruned, scored, SecondOrder(kept_heads=4, scoring_examples=30))
+    second_order_plan(pruned, scored, SecondOrder(kept_heads=4, tuning=SecondOrderTuning(scoring_examples=30)))
     for split, name in ((searched, "search"), (refitted, "calibration"), (scored, "calibration")):
         with pytest.raises(DataLeakError, match=f"may be in the {name} split too"):
             certify(classifier(), pruned, unseen + split)  # the cut model is enough to know it

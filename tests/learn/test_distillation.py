@@ -21,6 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from hf_headprune.callback.distillation import distil
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.distillation.distiller import Distillation, Distiller, hidden_distance, logits_divergence
+from hf_headprune.learn.distillation.settings import DistillationTuning
 from hf_headprune.learn.distillation.teachers import layer_pairs, predicts_next_token
 from tests.support.models import (
     EOS,
@@ -172,7 +173,9 @@ def test_the_divergence_is_that_of_softmaxes_and_stays_exact_in_half_precision()
 @pytest.mark.parametrize("task", TASKS)
 def test_the_logits_loss_is_the_mean_over_what_counts(task):
     student, teacher, batch = _task(task)
-    distiller = Distiller(Distillation(teacher, alpha_task=0.25, alpha_teacher=1.5, temperature=1.7), student)
+    distiller = Distiller(
+        Distillation(teacher, alpha_teacher=1.5, temperature=1.7, tuning=DistillationTuning(alpha_task=0.25)), student
+    )
     outputs = student(**batch)
     found = distiller(outputs, batch, outputs.loss)
     wanted = 0.25 * outputs.loss.item() + 1.5 * _obvious_logits_loss(task, student, teacher, batch, 1.7)
@@ -485,7 +488,7 @@ def test_a_translating_teacher_reads_the_decoders_inputs_when_they_are_given():
 def test_hidden_states_are_compared_layer_by_layer_at_real_positions_only(tmp_path):
     student, _, batch = _task("token classification")
     teacher = tiny_bert("TokenClassification", seed=7, num_labels=5, num_hidden_layers=4, **STILL)
-    settings = Distillation(teacher, alpha_task=0.5, alpha_teacher=0.0, alpha_hidden=2.0)
+    settings = Distillation(teacher, alpha_teacher=0.0, alpha_hidden=2.0, tuning=DistillationTuning(alpha_task=0.5))
     distiller = Distiller(settings, student)
     assert distiller.extra_inputs == {"output_hidden_states": True}
     outputs = student(**batch, **distiller.extra_inputs)
@@ -508,7 +511,9 @@ def test_hidden_states_are_compared_layer_by_layer_at_real_positions_only(tmp_pa
 
 def test_both_stacks_of_a_translation_model_learn_from_the_teachers():
     student, teacher, batch = _task("translation")
-    settings = Distillation(teacher, alpha_task=0.0, alpha_teacher=0.0, alpha_hidden=1.0, layer_map={1: 0})
+    settings = Distillation(
+        teacher, alpha_teacher=0.0, alpha_hidden=1.0, tuning=DistillationTuning(alpha_task=0.0, layer_map={1: 0})
+    )
     distiller = Distiller(settings, student)
     outputs = student(**batch, output_hidden_states=True)
     taught = teacher(**batch, output_hidden_states=True)
@@ -532,7 +537,9 @@ def test_a_classifiers_decoder_is_compared_at_the_positions_that_its_encoder_rea
         for name in ("encoder_hidden_states", "decoder_hidden_states")
         for i in range(2)
     ]
-    distiller = Distiller(Distillation(teacher, alpha_task=0.0, alpha_teacher=0.0, alpha_hidden=1.0), student)
+    distiller = Distiller(
+        Distillation(teacher, alpha_teacher=0.0, alpha_hidden=1.0, tuning=DistillationTuning(alpha_task=0.0)), student
+    )
     assert distiller(outputs, batch, outputs.loss).item() == pytest.approx(np.mean(wanted), rel=1e-5)
 
 
@@ -572,7 +579,7 @@ def test_labels_that_are_no_tokens_do_not_say_which_positions_of_a_decoder_are_r
     student, teacher = (tiny_bart("BartForSequenceClassification", seed=seed, dropout=0.0) for seed in (0, 7))
     batch = text_inputs(batch=9, length=9)
     batch["input_ids"][:, 5] = EOS
-    settings = Distillation(teacher, alpha_task=0.0, alpha_teacher=0.0, alpha_hidden=1.0)
+    settings = Distillation(teacher, alpha_teacher=0.0, alpha_hidden=1.0, tuning=DistillationTuning(alpha_task=0.0))
     outputs, taught = (model(**batch, output_hidden_states=True) for model in (student, teacher))
     wanted, found = (
         Distiller(settings, student)._hidden_loss(outputs, taught, inputs).item()
@@ -672,7 +679,7 @@ def test_hidden_states_of_another_size_are_refused_only_when_they_are_compared()
 
 def test_a_layer_that_does_not_exist_is_refused():
     for layer_map in ({1: 2}, {2: 0}):
-        settings = Distillation(tiny_bert(seed=2), alpha_hidden=1.0, layer_map=layer_map)
+        settings = Distillation(tiny_bert(seed=2), alpha_hidden=1.0, tuning=DistillationTuning(layer_map=layer_map))
         with pytest.raises(InvalidSettingError, match=r"layers 0 to 1 and the teacher 0 to 1 \(hidden_states\)"):
             Distiller(settings, tiny_bert())
 

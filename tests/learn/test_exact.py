@@ -6,13 +6,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.learn.gates import exact
-from hf_headprune.learn.gates.bank import GateBank, gate_quantities
-from hf_headprune.learn.gates.exact import exact_device
+from hf_headprune.learn import exact
+from hf_headprune.learn.exact import exact_device
+from hf_headprune.learn.gates.pruner import GatePruner
 from hf_headprune.learn.gates.settings import SubsetGates
-from hf_headprune.learn.movement.bank import MovementBank
-from hf_headprune.learn.movement.settings import BlockMovement
+from hf_headprune.learn.movement.pruner import MovementPruner
+from hf_headprune.learn.pruner import TrainingLoop
 from tests.support.models import tiny_bert
+from tests.support.settings import movement
 
 
 class WithoutFloat64(TorchDispatchMode):
@@ -47,10 +48,11 @@ def test_gates_are_made_where_there_is_float64(device_without_float64, estimator
     model = tiny_bert()
     anatomy = anatomy_of(model)
     settings = SubsetGates(3, estimator, warmup_ratio=0.0)
-    bank = GateBank(settings.budget_groups(anatomy), settings, multiplier=2.0, seed=0)
-    bank.attach(model.to(device_without_float64).train(), anatomy)
+    bank = GatePruner(anatomy, settings, multiplier=2.0)
+    bank.attach(model.to(device_without_float64).train())
     bank.decided = torch.tensor(False)  # a meta tensor has no value to ask for
-    bank.begin_step(3, settings.schedule(12))
+    bank.prepare(12)
+    bank.set_step(3)
     assert (bank.noise.device.type, bank.noise.dtype) == ("cpu", torch.float64)
     found = bank.soft_gates()
     assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, (8,))
@@ -63,8 +65,8 @@ def test_gates_are_made_where_there_is_float64(device_without_float64, estimator
 )
 def test_masks_are_made_where_there_is_float64(device_without_float64, settings):
     model = tiny_bert().to(device_without_float64)
-    chosen = BlockMovement(**{"attention_block": (8, 8), "width_multiple": 8, **settings})
-    bank = MovementBank.of(model, anatomy_of(model), chosen, learning_rate=1e-3)
+    chosen = movement(**{"attention_block": (8, 8), "width_multiple": 8, **settings})
+    bank = MovementPruner.of(model, anatomy_of(model), chosen, TrainingLoop(learning_rate=1e-3))
     found = bank.mask_at(0.4)
     assert (found.device.type, found.shape) == ("meta", (bank.num_scores,))
     if bank.sites:
@@ -81,7 +83,7 @@ def test_what_a_log_shows_of_gates_is_asked_for_before_the_first_step_too():
     model = tiny_bert()
     anatomy = anatomy_of(model)
     settings = SubsetGates(3, "dsp")
-    bank = GateBank(settings.budget_groups(anatomy), settings, multiplier=2.0, seed=0)
-    bank.attach(model, anatomy)
-    found = gate_quantities(bank, [site.name for site in anatomy.attention_sites])
+    bank = GatePruner(anatomy, settings, multiplier=2.0)
+    bank.attach(model)
+    found = bank.quantities()
     assert sum(found[f"hard_heads/{site.name}"] for site in anatomy.attention_sites) == 3

@@ -1,5 +1,4 @@
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,21 +7,25 @@ from torch import nn
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.learn.gates.bank import BANK_NAME, GateBank, gate_quantities
 from hf_headprune.learn.gates.importance import gradient_importance, standardised
+from hf_headprune.learn.gates.pruner import GatePruner
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from tests.support.models import text_inputs, tiny_bert, tiny_marian
+from tests.support.settings import gates
+
+FIRST, SECOND = "encoder.layer.0.attention", "encoder.layer.1.attention"
 
 
 def _gated(model=None, **settings):
     model = tiny_bert() if model is None else model
-    gates = SubsetGates(**({"kept_heads": 3, "warmup_ratio": 0.0} | settings))
-    anatomy = anatomy_of(model)
-    bank = GateBank(gates.budget_groups(anatomy), gates, multiplier=2000.0, seed=0)
-    bank.attach(model, anatomy)
-    return model, bank, gates.schedule(100)
+    bank = GatePruner(
+        anatomy_of(model), gates(**({"kept_heads": 3, "warmup_ratio": 0.0} | settings)), multiplier=2000.0
+    )
+    bank.attach(model)
+    bank.prepare(100)
+    return model, bank
 
 
 def _loss(model, inputs):
@@ -31,9 +34,9 @@ def _loss(model, inputs):
 
 @pytest.mark.parametrize("kept", range(9))
 def test_evaluation_uses_exactly_the_top_k_heads_without_noise(kept):
-    model, bank, schedule = _gated(kept_heads=kept)
+    model, bank = _gated(kept_heads=kept)
     bank.set_scores(torch.randn(8, generator=torch.Generator().manual_seed(kept)))
-    bank.begin_step(10, schedule)
+    bank.set_step(10)
     closed = bank.hard_mask()
     assert int(closed.sum()) == kept
     heads = {site.name: part for site, part in zip(anatomy_of(model).attention_sites, closed.split(4), strict=True)}
@@ -48,12 +51,12 @@ def test_evaluation_uses_exactly_the_top_k_heads_without_noise(kept):
 
 @pytest.mark.parametrize("estimator", ["sigmoid", "dsp", "hard_concrete"])
 def test_noise_is_drawn_once_per_step_for_all_its_micro_batches_and_anew_for_the_next(estimator):
-    model, bank, schedule = _gated(estimator=estimator, ramp_steps=0)
+    model, bank = _gated(estimator=estimator, ramp_steps=0)
     bank.set_scores(torch.linspace(-1, 1, 8))
     model.train()
     drawn = []
     for step in (40, 40, 41):
-        bank.begin_step(step, schedule)
+        bank.set_step(step)
         for _ in range(2):
             _loss(model, text_inputs()).backward()
             drawn.append(torch.cat([scale.scale for scale in bank.scales]).detach())
@@ -64,15 +67,15 @@ def test_noise_is_drawn_once_per_step_for_all_its_micro_batches_and_anew_for_the
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gates_are_computed_in_full_precision_under_autocast(dtype):
-    _, bank, schedule = _gated(estimator="sigmoid", ramp_steps=0)
+    _, bank = _gated(estimator="sigmoid", ramp_steps=0)
     bank.set_scores(torch.linspace(-1, 1, 8))
-    bank.train().begin_step(40, schedule)
+    bank.train().set_step(40)
     plain = bank.gates()
     with torch.autocast("cpu", dtype=dtype):
-        gates = bank.gates()
-    assert (gates.dtype, bank.scores.dtype) == (torch.float32, torch.float32)
-    assert torch.equal(gates, plain)
-    assert float(gates.detach().sum()) == pytest.approx(3.0, abs=1e-6)
+        found = bank.gates()
+    assert (found.dtype, bank.scores.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(found, plain)
+    assert float(found.detach().sum()) == pytest.approx(3.0, abs=1e-6)
 
 
 def test_detaching_leaves_the_model_as_it_was():
@@ -80,20 +83,20 @@ def test_detaching_leaves_the_model_as_it_was():
     names = [name for name, _ in model.named_parameters()]
     with torch.no_grad():
         before = model(**text_inputs()).logits
-    _, bank, _ = _gated(model)
+    _, bank = _gated(model)
     bank.detach(model)
     assert [name for name, _ in model.named_parameters()] == names
-    assert BANK_NAME not in dict(model.base_model.named_children())
+    assert GatePruner.module_name() not in dict(model.base_model.named_children())
     with torch.no_grad():
         assert torch.equal(before, model(**text_inputs()).logits)
 
 
 @pytest.mark.parametrize("estimator", ["sigmoid", "dsp", "ste", "hard_concrete"])
 def test_one_training_step_gives_every_estimator_a_finite_gradient(estimator):
-    model, bank, schedule = _gated(estimator=estimator)
+    model, bank = _gated(estimator=estimator)
     bank.set_scores(torch.linspace(-1, 1, 8))
     model.train()
-    bank.begin_step(30, schedule)
+    bank.set_step(30)
     _loss(model, text_inputs()).backward()
     grad = bank.importance_bias.grad
     assert bool(torch.isfinite(grad).all())
@@ -104,10 +107,10 @@ def test_one_training_step_gives_every_estimator_a_finite_gradient(estimator):
 def test_the_clip_of_the_scores_gradient_does_not_feel_the_loss_scale_of_fp16():
     grads = []
     for scale in (1.0, 65536.0):
-        model, bank, schedule = _gated(max_score_grad_norm=1e-6)
+        model, bank = _gated(max_score_grad_norm=1e-6)
         bank.set_scores(torch.linspace(-1, 1, 8))
         model.train()
-        bank.begin_step(30, schedule, loss_scale=scale)
+        bank.set_step(30, loss_scale=scale)
         torch.manual_seed(0)
         (_loss(model, text_inputs()) * scale).backward()
         grads.append(bank.importance_bias.grad / scale)
@@ -117,15 +120,15 @@ def test_the_clip_of_the_scores_gradient_does_not_feel_the_loss_scale_of_fp16():
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_the_clip_is_that_of_the_whole_step_however_many_micro_batches_it_has(micro_batches):
-    model, bank, schedule = _gated()
+    model, bank = _gated()
     bank.set_scores(torch.linspace(-1, 1, 8))
     model.train()
     grads = {}
     for limit in (1e-6, 1e6):
-        bank.settings = replace(bank.settings, max_score_grad_norm=limit)
+        bank.settings = gates(kept_heads=3, warmup_ratio=0.0, max_score_grad_norm=limit)
         for step in (30, 30):  # the second step owes nothing to the first
             bank.importance_bias.grad = None
-            bank.begin_step(step, schedule)
+            bank.set_step(step)
             for number in range(micro_batches):
                 torch.manual_seed(0)
                 _loss(model, text_inputs(seed=number)).backward()
@@ -135,22 +138,22 @@ def test_the_clip_is_that_of_the_whole_step_however_many_micro_batches_it_has(mi
 
 
 def test_a_run_that_goes_on_longer_than_planned_keeps_the_choice_that_was_decided():
-    model, bank, schedule = _gated()
+    model, bank = _gated()
     bank.set_scores(torch.linspace(-1, 1, 8))
-    bank.begin_step(99, schedule)
+    bank.set_step(99)
     decided = model.state_dict()
-    model, bank, _ = _gated()
+    model, bank = _gated()
     model.load_state_dict(decided)
-    longer = bank.settings.schedule(1000)
-    assert longer.phase(100) == "learn"
-    bank.begin_step(100, longer)
+    bank.prepare(1000)
+    assert bank.schedule.phase(100) == "learn"
+    bank.set_step(100)
     assert bank.phase == "decided"
     assert bank.train().gates().tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
 def test_the_penalty_of_hard_concrete_gates_pushes_towards_the_budget():
-    _, bank, schedule = _gated(estimator="hard_concrete", kept_heads=1, penalty=5.0)
-    bank.begin_step(30, schedule)
+    _, bank = _gated(estimator="hard_concrete", kept_heads=1, penalty=5.0)
+    bank.set_step(30)
     bank.importance_bias.grad = torch.zeros(8)
     bank.add_penalty_grad()
     once = bank.importance_bias.grad.clone()
@@ -160,7 +163,7 @@ def test_the_penalty_of_hard_concrete_gates_pushes_towards_the_budget():
 
 
 def test_a_learning_rate_multiplier_is_the_same_as_a_larger_learning_rate():
-    _, bank, _ = _gated()
+    _, bank = _gated()
     direct = nn.Parameter(torch.zeros(8))
     optimizers = [torch.optim.AdamW([bank.importance_bias], lr=1e-4), torch.optim.AdamW([direct], lr=1e-4 * 2000.0)]
     for parameter_group in optimizers[0].param_groups + optimizers[1].param_groups:
@@ -177,51 +180,51 @@ def test_a_learning_rate_multiplier_is_the_same_as_a_larger_learning_rate():
 
 @pytest.mark.parametrize(("ramp_steps", "open_heads"), [(0, 3.0), (120, 8.0)])
 def test_gradual_gates_start_open_and_both_kinds_end_at_the_budget(ramp_steps, open_heads):
-    _, bank, schedule = _gated(ramp_steps=ramp_steps)
-    bank.begin_step(0, schedule)
+    _, bank = _gated(ramp_steps=ramp_steps)
+    bank.set_step(0)
     assert float(bank.soft_gates().detach().sum()) == pytest.approx(open_heads, abs=1e-5)
-    bank.begin_step(schedule.cooled_step - 1, schedule)
+    bank.set_step(bank.schedule.cooled_step - 1)
     assert float(bank.soft_gates().detach().sum()) == pytest.approx(3.0, abs=1e-3)
 
 
 def test_noise_is_the_same_for_a_step_whatever_came_before():
-    _, first, schedule = _gated(estimator="sigmoid")
-    _, second, _ = _gated(estimator="sigmoid")
+    _, first = _gated(estimator="sigmoid")
+    _, second = _gated(estimator="sigmoid")
     for step in range(5):
-        first.begin_step(step, schedule)
-    second.begin_step(4, schedule)
+        first.set_step(step)
+    second.set_step(4)
     assert torch.equal(first.noise, second.noise)
-    first.begin_step(5, schedule)
+    first.set_step(5)
     assert not torch.equal(first.noise, second.noise)
 
 
 def test_the_decided_choice_stays_when_the_scores_move_on():
-    _, bank, schedule = _gated()
+    _, bank = _gated()
     bank.set_scores(torch.linspace(-1, 1, 8))
-    bank.begin_step(65, schedule)
+    bank.set_step(65)
     bank.set_scores(torch.linspace(1, -1, 8))
     assert bank.hard_mask().tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
 def test_a_checkpoint_from_before_the_decision_brings_its_own_choice_back():
-    model, bank, schedule = _gated()
+    model, bank = _gated()
     bank.set_scores(torch.linspace(-1, 1, 8))
-    bank.begin_step(20, schedule)
+    bank.set_step(20)
     early = copy.deepcopy(model.state_dict())
     bank.set_scores(torch.linspace(1, -1, 8))
-    bank.begin_step(65, schedule)
+    bank.set_step(65)
     model.load_state_dict(early)
     assert bank.hard_mask().tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     assert int(bank.hard_mask().sum()) == 3
 
 
 def test_a_copied_model_has_gates_of_its_own():
-    model, bank, schedule = _gated()
+    model, bank = _gated()
     model.train()
-    bank.begin_step(30, schedule)
+    bank.set_step(30)
     model(**text_inputs())
     twin = copy.deepcopy(model)
-    getattr(twin.base_model, BANK_NAME).set_scores(torch.linspace(1, -1, 8))
+    getattr(twin.base_model, GatePruner.module_name()).set_scores(torch.linspace(1, -1, 8))
     bank.set_scores(torch.linspace(-1, 1, 8))
     with torch.no_grad():
         assert not torch.equal(model.eval()(**text_inputs()).logits, twin.eval()(**text_inputs()).logits)
@@ -229,7 +232,7 @@ def test_a_copied_model_has_gates_of_its_own():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_scores_stay_in_fp32_when_the_model_is_cast(dtype):
-    model, bank, _ = _gated()
+    model, bank = _gated()
     bank.set_scores(torch.linspace(-1, 1, 8))
     model.to(dtype)
     assert bank.importance_bias.dtype == torch.float32
@@ -237,7 +240,7 @@ def test_scores_stay_in_fp32_when_the_model_is_cast(dtype):
 
 
 def test_each_kind_of_attention_can_have_its_own_budget():
-    model, bank, _ = _gated(tiny_marian(), kept_heads={"encoder": 2, "cross": 0.25})
+    model, bank = _gated(tiny_marian(), kept_heads={"encoder": 2, "cross": 0.25})
     bank.set_scores(torch.randn(24, generator=torch.Generator().manual_seed(0)))
     kinds = [site.kind for site in anatomy_of(model).attention_sites for _ in range(4)]
     kept = {
@@ -247,20 +250,22 @@ def test_each_kind_of_attention_can_have_its_own_budget():
 
 
 def test_the_logged_quantities_describe_the_gates():
-    _, bank, schedule = _gated(estimator="sigmoid")
+    _, bank = _gated(estimator="sigmoid")
     bank.set_scores(torch.tensor([8.0, 1.0, 1.0, 1.0, 1.0, 1.0, 7.0, 6.0]))
-    bank.begin_step(64, schedule)
-    quantities = gate_quantities(bank, ["a", "b"])
-    assert (quantities["hard_heads/a"], quantities["hard_heads/b"]) == (1.0, 2.0)
-    assert quantities["expected_heads/a"] + quantities["expected_heads/b"] == pytest.approx(3.0, abs=1e-3)
+    bank.set_step(64)
+    quantities = bank.quantities()
+    assert (quantities[f"hard_heads/{FIRST}"], quantities[f"hard_heads/{SECOND}"]) == (1.0, 2.0)
+    assert quantities[f"expected_heads/{FIRST}"] + quantities[f"expected_heads/{SECOND}"] == pytest.approx(
+        3.0, abs=1e-3
+    )
     assert quantities["kth_gap"] == pytest.approx(5.0)
     bank.noise.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))  # the second head in place of the last
-    assert gate_quantities(bank, ["a", "b"])["sample_overlap"] == pytest.approx(2 / 3)
+    assert bank.quantities()["sample_overlap"] == pytest.approx(2 / 3)
     assert quantities["temperature"] == bank.temperature
 
 
 def test_gradient_importance_is_the_slope_of_the_loss_in_each_gate():
-    model, bank, _ = _gated()
+    model, bank = _gated()
     model.double()
     inputs, step = text_inputs(), 1e-3
 
@@ -278,7 +283,7 @@ def test_gradient_importance_is_the_slope_of_the_loss_in_each_gate():
 
 
 def test_scoring_refuses_a_loss_that_does_not_depend_on_the_heads():
-    model, bank, _ = _gated()
+    model, bank = _gated()
     constant = nn.Parameter(torch.ones(()))
     with pytest.raises(TrainingStateError, match=r"gives no gradient for the gates.*initial_scores"):
         gradient_importance(model, bank, [0], lambda _: constant * 2)
@@ -306,7 +311,10 @@ def test_standardised_importance_keeps_the_order_whatever_its_scale():
         ({"temperature": (0.05, 3.0)}, "first >= last > 0"),
         ({"temperature": 3.0}, "a tuple of two numbers"),
         ({"estimator": "ste", "temperature": (3.0, 0.05)}, "have a temperature"),
-        ({"warmup_ratio": 0.7}, "warmup_ratio <= anneal_end"),
+        (
+            {"warmup_ratio": 0.7},
+            r"warmup_ratio <= tuning.anneal_end.*Received warmup_ratio=0\.7, freeze_at=0\.65, tuning.anneal_end=None",
+        ),
         ({"freeze_at": 1.1}, "freeze_at <= 1"),
         ({"scoring_examples": 0}, "scoring_examples"),
         ({"max_score_grad_norm": 0.0}, "max_score_grad_norm"),
@@ -316,7 +324,7 @@ def test_standardised_importance_keeps_the_order_whatever_its_scale():
 def test_wrong_settings_are_refused_at_construction(wrong, rule):
     SubsetGates(kept_heads=3)
     with pytest.raises(InvalidSettingError, match=rule):
-        SubsetGates(**wrong)
+        gates(**wrong)
 
 
 @pytest.mark.parametrize(

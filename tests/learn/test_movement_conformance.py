@@ -15,11 +15,12 @@ import transformers
 from torch.nn import functional
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.learn.movement.bank import MovementBank
 from hf_headprune.learn.movement.blocks import block_sums, live_rows, masked_blocks
 from hf_headprune.learn.movement.masks import ScoreTensor, at_least, top_k_per_tensor
+from hf_headprune.learn.movement.pruner import MovementPruner
+from hf_headprune.learn.movement.schedule import MovementSchedule
 from hf_headprune.learn.movement.settings import BlockMovement
-from hf_headprune.learn.schedules import MovementSchedule
+from hf_headprune.learn.pruner import TrainingLoop
 from hf_headprune.shrink.folding import fold_dead_units_
 from hf_headprune.shrink.surgery import prune_model_
 
@@ -72,9 +73,10 @@ def bank(student):
         warmup_ratio=0.05,
         ramp_end=0.8,
     )
-    bank = MovementBank.of(student, anatomy_of(student), settings, learning_rate=LEARNING_RATE)
+    bank = MovementPruner.of(student, anatomy_of(student), settings, TrainingLoop(learning_rate=LEARNING_RATE))
     bank.set_scores(torch.cat([golden(f"scores/bert.{tensor.paths[0]}.scores").flatten() for tensor in bank.layout]))
-    bank.begin_step(STEP, bank.schedule(MAX_STEPS))
+    bank.prepare(MAX_STEPS)
+    bank.set_step(STEP)
     return bank
 
 

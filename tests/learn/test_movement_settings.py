@@ -8,10 +8,11 @@ from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert, tiny_marian
+from tests.support.settings import movement
 
 
 def layout_of(model, **settings):
-    return score_layout(model, anatomy_of(model), BlockMovement(**({"attention_block": (8, 8)} | settings)))
+    return score_layout(model, anatomy_of(model), movement(**({"attention_block": (8, 8)} | settings)))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def layout_of(model, **settings):
         ({"attention_block": "unit", "score_gradient": "weights"}, 'needs score_gradient="unit"'),
         ({"method": "topK"}, "method must be one of"),
         ({"counts": "flops"}, "counts must be one of"),
-        ({"scope": "layer"}, "scope must be one of"),
+        ({"ranking": "layer"}, "ranking must be one of"),
         ({"score_gradient": "unit "}, "score_gradient must be one of"),
         ({"min_kept": 1.0}, "min_kept must be"),
         ({"method": "threshold", "threshold": 0.1}, "threshold must be two numbers"),
@@ -39,13 +40,14 @@ def layout_of(model, **settings):
         ({"warmup_ratio": 0.7}, "warmup_ratio <= ramp_end"),
         ({"ramp_end": 0.9, "freeze_at": 0.8}, "ramp_end <= freeze_at"),
         ({"seq_len": 0}, "seq_len and target_len"),
-        ({"kept": 1.5}, "kept must be a fraction"),
-        ({"kept": -1}, "kept must be a fraction"),
-        ({"kept": True}, "kept must be a fraction"),
+        ({"density": 1.5}, "density must be a number from 0 to 1"),
+        ({"kept": -1}, "kept must be a whole number"),
+        ({"density": True}, "density must be a number from 0 to 1"),
         ({"kept": 100}, 'needs counts="scores"'),
+        ({"density": 0.5, "kept": 32, "counts": "scores"}, "must not both be given"),
         ({"kept": 33, "counts": "scores", "attention_block": None}, "multiple of width_multiple"),
-        ({"scope": "matrix"}, 'scope="matrix" needs counts="scores"'),
-        ({"method": "threshold", "kept": 0.3}, "leaves what its threshold says, so kept must be left out"),
+        ({"ranking": "per_matrix"}, 'ranking="per_matrix" needs counts="scores"'),
+        ({"method": "threshold", "density": 0.3}, "keeps what its threshold says, so density and tuning.kept must be"),
         ({"threshold": (0.0, 0.1)}, "top_k has no threshold"),
         ({"method": "magnitude", "min_kept": 0.1}, "magnitude has no threshold"),
         ({"method": "magnitude", "penalty": 1.0}, "magnitude learns no scores"),
@@ -53,20 +55,20 @@ def layout_of(model, **settings):
 )
 def test_a_wrong_setting_is_named_at_construction(settings, message):
     with pytest.raises(InvalidSettingError, match=message):
-        BlockMovement(**settings)
+        movement(**settings)
 
 
 @pytest.mark.parametrize(
     "make",
     [
         lambda: BlockMovement.hybrid(density=0.26, kept=0.9),
-        lambda: BlockMovement.to_speedup(2.0, kept=0.9),
+        lambda: BlockMovement.to_speedup(2.0, density=0.9),
         lambda: BlockMovement.to_speedup(2.0, counts="scores"),
     ],
     ids=["recipe", "speed-up", "what is counted"],
 )
 def test_a_share_beside_a_target_is_refused(make):
-    with pytest.raises(InvalidSettingError, match="says what stays, and so would"):
+    with pytest.raises(InvalidSettingError, match="says how much is kept, and so would"):
         make()
 
 
@@ -85,32 +87,33 @@ def test_a_recipe_takes_a_penalty_or_a_share(recipe, arguments):
         {"ffn_block": None, "attention_block": "head"},
         {"ffn_block": (1, 1), "attention_block": (1, 1), "method": "magnitude"},
         {"kept": 64, "counts": "scores", "attention_block": None},
-        {"scope": "matrix", "counts": "scores", "kept": 0.0},
+        {"ranking": "per_matrix", "counts": "scores", "density": 0.0},
     ],
 )
 def test_sound_settings_are_taken(settings):
-    assert BlockMovement(**settings).width_multiple == 32
+    assert movement(**settings).tuning.width_multiple == 32
 
 
 def test_the_published_recipes_have_their_published_values():
     hybrid, filled, struct = BlockMovement.hybrid(), BlockMovement.hybrid_filled(), BlockMovement.struct()
     for recipe in (hybrid, filled, struct):
-        assert (recipe.method, recipe.levels, recipe.score_learning_rate) == ("sigmoid_threshold", (0.0, 0.1), 1e-2)
-        assert (recipe.ffn_block, recipe.score_gradient, recipe.freeze_at) == ("unit", "weights", 1.0)
+        assert (recipe.method, recipe.levels) == ("sigmoid_threshold", (0.0, 0.1))
+        assert recipe.tuning.score_learning_rate == 1e-2
+        assert (recipe.ffn_block, recipe.tuning.score_gradient, recipe.freeze_at) == ("unit", "weights", 1.0)
         assert recipe.warmup_ratio * 110_660 == pytest.approx(5_400)
         assert (1 - recipe.ramp_end) * 110_660 == pytest.approx(54_000)
-    assert (hybrid.penalty, hybrid.attention_penalty, hybrid.ffn_penalty) == (20.0, 1.0, 0.25)
-    assert (hybrid.attention_block, hybrid.mask_bias, hybrid.refill_ratio) == ((32, 32), True, 0.0)
+    assert (hybrid.penalty, hybrid.tuning.attention_penalty, hybrid.tuning.ffn_penalty) == (20.0, 1.0, 0.25)
+    assert (hybrid.attention_block, hybrid.tuning.mask_bias, hybrid.refill_ratio) == ((32, 32), True, 0.0)
     assert filled == BlockMovement.hybrid(refill_ratio=0.25)
-    assert (struct.penalty, struct.attention_penalty, struct.ffn_penalty) == (15.0, 0.05, 1.0)
-    assert (struct.attention_block, struct.mask_bias, struct.refill_ratio) == ("head", False, 0.0)
-    assert BlockMovement.hybrid(40.0, width_multiple=1).width_multiple == 1
+    assert (struct.penalty, struct.tuning.attention_penalty, struct.tuning.ffn_penalty) == (15.0, 0.05, 1.0)
+    assert (struct.attention_block, struct.tuning.mask_bias, struct.refill_ratio) == ("head", False, 0.0)
+    assert BlockMovement.hybrid(40.0, width_multiple=1).tuning.width_multiple == 1
 
 
 def test_a_published_recipe_takes_a_density_in_place_of_its_penalty():
     for recipe in (BlockMovement.hybrid, BlockMovement.hybrid_filled, BlockMovement.struct):
         asked, published = recipe(density=0.26), recipe()
-        assert (asked.method, asked.kept, asked.counts, asked.penalty) == ("top_k", 0.26, "parameters", 0.0)
+        assert (asked.method, asked.kept, asked.tuning.counts, asked.penalty) == ("top_k", 0.26, "parameters", 0.0)
         assert (asked.attention_block, asked.refill_ratio) == (published.attention_block, published.refill_ratio)
         assert (asked.warmup_ratio, asked.ramp_end) == (published.warmup_ratio, published.ramp_end)
 
@@ -210,12 +213,12 @@ def test_budgets_of_units_become_fractions_that_whole_chunks_meet(kept, exact):
 
 def test_more_units_than_there_are_can_t_stay():
     layout = layout_of(tiny_bert(), attention_block=None, counts="scores")
-    with pytest.raises(InvalidSettingError, match="160 scores are to stay, but the model has 128"):
+    with pytest.raises(InvalidSettingError, match="160 scores are to be kept, but the model has 128"):
         with_exact_fraction(BlockMovement.ffn_units(160), layout)
 
 
 def test_a_speedup_is_a_share_of_the_macs():
     settings = BlockMovement.to_speedup(2.5, seq_len=64)
-    assert (settings.kept, settings.counts, settings.seq_len) == (0.4, "macs", 64)
+    assert (settings.kept, settings.tuning.counts, settings.tuning.seq_len) == (0.4, "macs", 64)
     with pytest.raises(InvalidSettingError, match="factor must be a number above 1"):
         BlockMovement.to_speedup(1.0)

@@ -2,8 +2,10 @@ import itertools
 
 import pytest
 
-from hf_headprune.learn.gates.settings import SubsetGates
-from hf_headprune.learn.schedules import GateSchedule, MovementSchedule, closing, geometric
+from hf_headprune.learn.gates.schedule import GateSchedule, geometric
+from hf_headprune.learn.gates.settings import GateTuning, SubsetGates
+from hf_headprune.learn.movement.schedule import MovementSchedule
+from hf_headprune.learn.ramp import cubic
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(-1.0, 100.0), (0.0, 100.0), (0.5, 10.0), (1.0, 1.0), (2.0, 1.0)])
@@ -34,9 +36,9 @@ def test_a_run_is_open_then_learns_then_is_decided():
 
 
 def test_gates_close_over_a_number_of_steps_but_never_after_the_temperature_has_fallen():
-    schedules = [SubsetGates(ramp_steps=120).schedule(steps) for steps in (2000, 200)]
+    schedules = [SubsetGates(tuning=GateTuning(ramp_steps=120)).schedule(steps) for steps in (2000, 200)]
     assert [schedule.closed_step - schedule.open_steps for schedule in schedules] == [120, 110]
-    assert SubsetGates(ramp_steps=0).schedule(100).closed(0) == 1.0
+    assert SubsetGates(tuning=GateTuning(ramp_steps=0)).schedule(100).closed(0) == 1.0
 
 
 def test_block_scores_are_open_then_move_and_are_decided_from_that_very_step_on():
@@ -52,10 +54,10 @@ def test_the_papers_settings_are_those_of_its_code(preset, mode):
     own = {SubsetGates.paper_mnli: (0.5, (1000.0, 1e-8)), SubsetGates.paper_iwslt: (0.2, (0.1, 1e-8))}
     gates = preset(36, mode=mode)
     assert (gates.score_learning_rate, gates.temperature) == own[preset]
-    assert (gates.kept_heads, gates.estimator, gates.mode, gates.seed) == (36, "dsp", mode, None)
-    assert (gates.warmup_ratio, gates.freeze_at, gates.ramp_steps) == (0.0, 1.0, 0)  # noise from start to end
-    assert (gates.initial_scores, gates.initial_spread) == ("random", 1.0)
-    assert gates.max_score_grad_norm is None
+    assert (gates.kept_heads, gates.estimator, gates.mode, gates.tuning.seed) == (36, "dsp", mode, None)
+    assert (gates.warmup_ratio, gates.freeze_at, gates.tuning.ramp_steps) == (0.0, 1.0, 0)  # noise from start to end
+    assert (gates.tuning.initial_scores, gates.tuning.initial_spread) == ("random", 1.0)
+    assert gates.tuning.max_score_grad_norm is None
 
 
 def test_the_papers_setting_of_translation_cools_sooner():
@@ -79,7 +81,7 @@ def test_degenerate_schedules_are_valid(freeze_at):
 
 
 def test_gradual_closing_goes_from_open_to_closed_without_turning_back():
-    closed = [closing(step / 100) for step in range(101)]
+    closed = [cubic(step / 100) for step in range(101)]
     assert (closed[0], closed[50], closed[-1]) == (0.0, 1 - 1 / 8, 1.0)
     assert all(earlier < later for earlier, later in itertools.pairwise(closed))
-    assert (closing(-1.0), closing(2.0)) == (0.0, 1.0)
+    assert (cubic(-1.0), cubic(2.0)) == (0.0, 1.0)

@@ -13,15 +13,17 @@ from hf_headprune.cost import cost_of, macs_per_unit
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
-from hf_headprune.learn.second_order.bank import SecondOrderBank
+from hf_headprune.learn.second_order.pruner import SecondOrderPruner
 from hf_headprune.masking import masked
 from hf_headprune.refit.moments import EVEN_SHARE, record_moments, record_moments_by_gradient
 from hf_headprune.refit.projections import Block
 from hf_headprune.refit.removal_costs import Removal, cheapest_first, elimination
+from hf_headprune.refit.settings import SecondOrderTuning
 from tests.callback.test_callback import _trainer
 from tests.callback.test_callback_parts import _logits, assert_reloads_alike
 from tests.search.test_evaluator import batches_of, classifier, examples
 from tests.support.models import EOS, PAD, text_inputs, tiny_bart, tiny_bert, tiny_bert_decoder, tiny_marian
+from tests.support.settings import second_order
 
 ATTENTION, FFN = "encoder.layer.1.attention", "encoder.layer.0.intermediate"
 
@@ -208,7 +210,7 @@ def test_sites_take_turns_by_cost_per_weight_in_their_own_order():
 def test_a_speed_up_is_met_in_macs_to_the_nearest_unit(case, factor, seq_len):
     model, batches = case
     anatomy = anatomy_of(model)
-    bank = SecondOrderBank(anatomy, SecondOrder.to_speedup(factor, width_multiple=8, seq_len=seq_len))
+    bank = SecondOrderPruner(anatomy, SecondOrder.to_speedup(factor, width_multiple=8, seq_len=seq_len))
     bank.choose(model, losses_of(model, batches), 1)
     macs = [cost_of(plan, anatomy, seq_len=seq_len).macs for plan in (PruningPlan.full(anatomy), bank.plan())]
     steps = [macs_per_unit(s, seq_len, seq_len) * (1 if s.is_attention else 8) for s in anatomy.sites]
@@ -223,7 +225,9 @@ def test_a_speed_up_must_be_one():
 @pytest.mark.parametrize("density", [0.3, 0.55, 0.8, 1.0])
 def test_a_density_is_met_to_the_nearest_unit_and_widths_stay_multiples(case, density):
     model, batches = case
-    bank = SecondOrderBank(anatomy_of(model), SecondOrder(density=density, width_multiple=8))
+    bank = SecondOrderPruner(
+        anatomy_of(model), SecondOrder(density=density, tuning=SecondOrderTuning(width_multiple=8))
+    )
     bank.attach(model)
     bank.remove(model, losses_of(model, batches), 1)
     plan = bank.plan()
@@ -237,7 +241,9 @@ def test_a_density_is_met_to_the_nearest_unit_and_widths_stay_multiples(case, de
 def test_each_round_removes_its_share_of_what_a_density_lets_go(case):
     model, batches = case
     anatomy = anatomy_of(model)
-    bank = SecondOrderBank(anatomy, SecondOrder(density=0.4, rounds=3, start_at=0.2, width_multiple=1))
+    bank = SecondOrderPruner(
+        anatomy, SecondOrder(density=0.4, rounds=3, tuning=SecondOrderTuning(start_at=0.2, width_multiple=1))
+    )
     bank.attach(model)
     for number in (1, 2, 3):
         bank.remove(model, losses_of(model, batches), number)
@@ -248,17 +254,17 @@ def test_each_round_removes_its_share_of_what_a_density_lets_go(case):
 def test_a_checkpoint_of_other_rounds_or_widths_is_refused(case, changes):
     settings = {"density": 0.4, "rounds": 3, "start_at": 0.2, "width_multiple": 8}
     model, _ = case
-    SecondOrderBank(anatomy_of(model), SecondOrder(**settings)).attach(model)
+    SecondOrderPruner(anatomy_of(model), second_order(**settings)).attach(model)
     saved = model.state_dict()
     other = classifier()
-    SecondOrderBank(anatomy_of(other), SecondOrder(**settings | changes)).attach(other)
+    SecondOrderPruner(anatomy_of(other), second_order(**settings | changes)).attach(other)
     with pytest.raises(TrainingStateError, match="another budget"):
         other.load_state_dict(saved)
 
 
 def test_the_first_units_to_leave_a_ragged_width_make_it_a_multiple(case):
     model, batches = case
-    refit = SecondOrderBank(anatomy_of(model), SecondOrder(density=0.9)).choose(model, losses_of(model, batches), 1)
+    refit = SecondOrderPruner(anatomy_of(model), SecondOrder(density=0.9)).choose(model, losses_of(model, batches), 1)
     removals = elimination(refit.blocks[FFN], range(60), width_multiple=32)
     assert [len(removal.units) for removal in removals] == [28, 32]
 
@@ -268,7 +274,9 @@ def test_heads_alone_are_met_exactly_and_ffns_stay_whole(case, kept_heads):
     model, batches = case
     full = PruningPlan.of(model)
     kept_heads = min(kept_heads, full.num_kept_heads)
-    bank = SecondOrderBank(anatomy_of(model), SecondOrder(kept_heads=kept_heads, rounds=2, start_at=0.5))
+    bank = SecondOrderPruner(
+        anatomy_of(model), SecondOrder(kept_heads=kept_heads, rounds=2, tuning=SecondOrderTuning(start_at=0.5))
+    )
     bank.attach(model)
     bank.remove(model, losses_of(model, batches), 1)
     halfway = bank.plan().num_kept_heads
@@ -281,7 +289,7 @@ def test_heads_alone_are_met_exactly_and_ffns_stay_whole(case, kept_heads):
 def test_refitted_outputs_are_nearer_to_the_whole_model_than_closed_ones(case):
     model, batches = case
     whole = copy.deepcopy(model)
-    bank = SecondOrderBank(anatomy_of(model), SecondOrder(density=0.5, width_multiple=8))
+    bank = SecondOrderPruner(anatomy_of(model), SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8)))
     bank.attach(model)
     bank.remove(model, losses_of(model, batches), 1)
     batch = {name: batches[0][name] for name in ("input_ids", "attention_mask")}
@@ -304,10 +312,10 @@ def test_refitted_outputs_are_nearer_to_the_whole_model_than_closed_ones(case):
         {"density": 0.5, "rounds": 0},
         {"density": 0.5, "rounds": 2, "start_at": 0.7},
         {"density": 0.5, "start_at": 0.4},
-        {"density": 0.5, "rounds": 2},
         {"density": 0.5, "scoring_examples": 0},
         {"density": 0.5, "width_multiple": 0},
-        {"density": 0.5, "counts": "bytes"},
+        {"density": 0.5, "counts": "bits"},
+        {"kept_heads": 3, "counts": "bytes"},
         {"kept_heads": 3, "counts": "macs"},
         {"density": 0.5, "counts": "macs", "seq_len": 0},
         {"density": 0.5, "counts": "macs", "target_len": 0},
@@ -315,11 +323,11 @@ def test_refitted_outputs_are_nearer_to_the_whole_model_than_closed_ones(case):
 )
 def test_settings_that_contradict_themselves_are_refused(settings):
     with pytest.raises(InvalidSettingError, match="SecondOrder"):
-        SecondOrder(**settings)
+        second_order(**settings)
 
 
 def test_rounds_are_spread_evenly_between_first_and_last():
-    settings = SecondOrder(density=0.5, rounds=3, start_at=0.2)
+    settings = SecondOrder(density=0.5, rounds=3, tuning=SecondOrderTuning(start_at=0.2))
     due = [settings.rounds_due(step, 10) for step in range(10)]
     assert due == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3]
 
@@ -336,7 +344,9 @@ def test_a_density_alone_prunes_both_kinds_and_the_saved_model_reloads(tmp_path)
 
 
 def test_the_cut_computes_what_evaluation_computed(tmp_path):
-    callback = HeadPruneCallback(second_order=SecondOrder(density=0.6, width_multiple=8), search=None)
+    callback = HeadPruneCallback(
+        second_order=SecondOrder(density=0.6, tuning=SecondOrderTuning(width_multiple=8)), search=None
+    )
     trainer = _trainer(tmp_path, callback)
     seen = []
     finish = trainer.callback_handler.on_train_end
@@ -350,7 +360,10 @@ def test_the_cut_computes_what_evaluation_computed(tmp_path):
 def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, killed_after):
     def build(folder, *others):
         settings = SecondOrder(
-            density=0.5, width_multiple=8, rounds=2, start_at=0.5, freeze_at=0.75, scoring_examples=8
+            density=0.5,
+            rounds=2,
+            freeze_at=0.75,
+            tuning=SecondOrderTuning(width_multiple=8, start_at=0.5, scoring_examples=8),
         )
         callback = HeadPruneCallback(second_order=settings, search=None)
         changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
@@ -367,14 +380,14 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, killed_after):
 
 
 def test_rounds_that_the_best_model_has_not_seen_are_done_at_the_end(tmp_path):
-    settings = SecondOrder(kept_heads=3, freeze_at=1.0, scoring_examples=8)
+    settings = SecondOrder(kept_heads=3, freeze_at=1.0, tuning=SecondOrderTuning(scoring_examples=8))
     callback = HeadPruneCallback(second_order=settings, search=None)
     _trainer(tmp_path, callback).train()
     assert callback.plan.num_kept_heads == 3
 
 
 def test_no_model_from_before_the_removal_is_the_best(tmp_path):
-    settings = SecondOrder(kept_heads=3, freeze_at=0.75, scoring_examples=8)
+    settings = SecondOrder(kept_heads=3, freeze_at=0.75, tuning=SecondOrderTuning(scoring_examples=8))
     callback = HeadPruneCallback(second_order=settings, search=None)
     every = {
         f"{what}_{name}": value
@@ -406,7 +419,7 @@ def test_a_checkpoint_of_another_callback_is_refused(tmp_path):
     "parts",
     [
         {"second_order": SecondOrder(density=0.5), "gates": SubsetGates(kept_heads=3)},
-        {"second_order": SecondOrder(density=0.5), "movement": BlockMovement(kept=0.5)},
+        {"second_order": SecondOrder(density=0.5), "movement": BlockMovement(density=0.5)},
         {"second_order": SecondOrder(density=0.5), "density": 0.5},
         {"second_order": 0.5},
     ],
@@ -418,7 +431,7 @@ def test_parts_that_would_both_choose_are_refused(parts):
 
 def test_a_loss_that_is_not_finite_is_refused(case):
     model, batches = case
-    bank = SecondOrderBank(anatomy_of(model), SecondOrder(density=0.5, width_multiple=8))
+    bank = SecondOrderPruner(anatomy_of(model), SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8)))
     bank.attach(model)
     broken = (loss * np.inf for loss in losses_of(model, batches))
     with pytest.raises(TrainingStateError, match="non-finite"):
@@ -429,7 +442,9 @@ def test_a_loss_that_is_not_finite_is_refused(case):
 def test_a_fine_tuned_model_is_cut_to_a_budget_without_training_and_left_as_it_was(case):
     model, _ = case
     state = copy.deepcopy(model.state_dict())
-    found = second_order_plan(model, examples(40), SecondOrder(density=0.5, width_multiple=8), batch_size=8)
+    found = second_order_plan(
+        model, examples(40), SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8)), batch_size=8
+    )
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert model.state_dict().keys() == state.keys()
     batch = {name: batches_of(examples(40))[0][name] for name in ("input_ids", "attention_mask")}
@@ -444,7 +459,7 @@ def test_a_fine_tuned_model_is_cut_to_a_budget_without_training_and_left_as_it_w
 def test_an_example_counts_alike_in_whatever_batch_it_comes(case):
     model, _ = case
     rows = examples(5)
-    settings = SecondOrder(density=0.5, width_multiple=8)
+    settings = SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8))
     found = [second_order_plan(model, rows, settings, batch_size=size) for size in (4, 5)]
     of_four, of_five = (one.refit.blocks[ATTENTION].sensitivity for one in found)
     torch.testing.assert_close(of_four, of_five, rtol=1e-3, atol=1e-7)

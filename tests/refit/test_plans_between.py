@@ -21,6 +21,7 @@ from hf_headprune import (
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.removal_costs import removals_between
+from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from tests.guarantee.test_certificate import examples as answered_examples
 from tests.search.test_evaluator import batches_of, classifier, examples
@@ -62,14 +63,21 @@ def test_the_path_takes_first_what_costs_least_where_projections_are_refitted():
 @pytest.fixture
 def cut_by_costs():
     model = classifier()
-    return model, second_order_plan(model, examples(40), SecondOrder(density=0.3, width_multiple=8))
+    return model, second_order_plan(
+        model, examples(40), SecondOrder(density=0.3, tuning=SecondOrderTuning(width_multiple=8))
+    )
 
 
 @pytest.mark.parametrize("density", [0.8, 0.6, 0.3])
 def test_what_costs_cut_to_a_higher_density_lies_on_the_way_to_a_lower_one(cut_by_costs, density):
     model, found = cut_by_costs
     plans = plans_between(PruningPlan.of(model), found.plan, found.refit, width_multiple=8)
-    assert second_order_plan(model, examples(40), SecondOrder(density=density, width_multiple=8)).plan in plans
+    assert (
+        second_order_plan(
+            model, examples(40), SecondOrder(density=density, tuning=SecondOrderTuning(width_multiple=8))
+        ).plan
+        in plans
+    )
 
 
 def test_what_costs_cut_without_training_is_certified_on_the_way(cut_by_costs):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hf_headprune.learn.distillation.distiller import Distillation
+from hf_headprune.learn.distillation.settings import Distillation
 from tests.learn.test_distillation import _rows, _task, train_one_step
 
 

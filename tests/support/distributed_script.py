@@ -8,6 +8,9 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_headprune import AStarSearch, BlockMovement, HeadPruneCallback, SecondOrder, SubsetGates, anatomy_of
+from hf_headprune.learn.gates.settings import GateTuning
+from hf_headprune.learn.movement.settings import MovementTuning
+from hf_headprune.refit.settings import SecondOrderTuning
 from tests.support.models import tiny_bert
 
 
@@ -17,11 +20,17 @@ def main() -> None:
     dataset = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": int(row[0] > 50)} for row in ids]
     search = AStarSearch(max_drop=0.05, max_evaluations=10)
     callback = {
-        "gates": HeadPruneCallback(gates=SubsetGates(kept_heads=5, scoring_examples=8), search=search),
-        "second_order": HeadPruneCallback(second_order=SecondOrder(kept_heads=5, scoring_examples=8), search=search),
+        "gates": HeadPruneCallback(
+            gates=SubsetGates(kept_heads=5, tuning=GateTuning(scoring_examples=8)), search=search
+        ),
+        "second_order": HeadPruneCallback(
+            second_order=SecondOrder(kept_heads=5, tuning=SecondOrderTuning(scoring_examples=8)), search=search
+        ),
         "movement": HeadPruneCallback(
             search=search,
-            movement=BlockMovement(attention_block="unit", width_multiple=8, penalty=1.0, warmup_ratio=0.0),
+            movement=BlockMovement(
+                attention_block="unit", penalty=1.0, warmup_ratio=0.0, tuning=MovementTuning(width_multiple=8)
+            ),
         ),
     }[sys.argv[2]]
     arguments = TrainingArguments(
@@ -49,7 +58,7 @@ def main() -> None:
         "world": arguments.world_size,
         "kept": {site: list(kept) for site, kept in callback.plan.kept_heads.items()},
         "heads": anatomy_of(trainer.model).num_heads,
-        "scores": [score for bank in callback._parts._score_banks for score in bank.scores.tolist()],
+        "scores": [score for bank in callback._parts.banks if bank.learns_scores for score in bank.scores.tolist()],
         "weights": weights,
     }
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")

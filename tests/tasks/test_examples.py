@@ -9,12 +9,13 @@ from datasets import Dataset
 
 from hf_headprune import PruningPlan, SecondOrder, certify, search_plan, second_order_plan
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.examples import PadRight
 from tests.search.test_evaluator import classifier, examples
 from tests.support.models import tiny_bert, tiny_marian
 
-HALF = SecondOrder(density=0.5, width_multiple=8)
+HALF = SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8))
 
 
 def found_by(verb, model, rows):

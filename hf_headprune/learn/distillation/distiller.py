@@ -1,7 +1,6 @@
-"""Distillation: a student learns from the outputs of a teacher as well as from its labels.
+"""Distiller: mixes the loss of one batch, of its labels and of what a teacher says of it.
 
-`Distillation` holds the settings and `Distiller` mixes the loss of one batch. How it enters a training loop:
-`hf_headprune.learn.distillation.loss`.
+How it enters a training loop: `hf_headprune.learn.distillation.loss`.
 """
 
 from __future__ import annotations
@@ -9,15 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hf_headprune._checks import is_above, is_rising, is_whole
-from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.distillation.teachers import (
     has_softmax,
     layer_pairs,
@@ -30,63 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
+    from hf_headprune.learn.distillation.settings import Distillation
+
 SPAN_NAMES = ("start_logits", "end_logits")
 HIDDEN_NAMES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
 LABEL_NAMES = frozenset({"label", "label_ids", "labels", "start_positions", "end_positions"})
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """How a student learns from a teacher: `alpha_task * task + alpha_teacher * logits + alpha_hidden * hidden`.
-
-    Attributes:
-        teacher: A trained model of the student's task, with its tokenizer and its labels. It is put into evaluation
-            mode and moved to the student's device; it is neither trained nor saved, and does not run in evaluation.
-        alpha_task: Weight of the task's own loss.
-        alpha_teacher: Weight of the divergence between the logits of teacher and student.
-        temperature: Divides both logits before their softmax.
-        alpha_hidden: Weight of the squared distance between hidden states; 0 switches it off.
-        layer_map: For the hidden states: student's layer -> teacher's layer, numbered from zero. Left out, every layer
-            of the student learns from the teacher's layer at the same relative depth. An encoder-decoder uses it for
-            both its stacks.
-
-    Raises:
-        InvalidSettingError: A value is out of range.
-
-    Source: logits, weights and temperature as in block movement pruning (Lagunas et al. 2021, arXiv 2109.04838);
-    hidden states as in CoFi (Xia et al. 2022, arXiv 2204.00408, equation 4), with a fixed map of layers, without its
-    learned projection and only over real positions.
-    """
-
-    teacher: nn.Module = field(repr=False)
-    alpha_task: float = 0.1
-    alpha_teacher: float = 0.9
-    temperature: float = 2.0
-    alpha_hidden: float = 0.0
-    layer_map: Mapping[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        """Checks every value that does not depend on the student."""
-        pairs = {} if self.layer_map is None else self.layer_map
-        is_map = isinstance(pairs, Mapping)
-        layers = [*pairs.keys(), *pairs.values()] if is_map else []
-        rules = {
-            "teacher must be a model": isinstance(self.teacher, nn.Module),
-            "alpha_task must be a number >= 0": is_rising(0, self.alpha_task),
-            "alpha_teacher must be a number >= 0": is_rising(0, self.alpha_teacher),
-            "alpha_hidden must be a number >= 0": is_rising(0, self.alpha_hidden),
-            "alpha_teacher or alpha_hidden must be above 0": is_above(self.alpha_teacher, 0)
-            or is_above(self.alpha_hidden, 0),
-            "temperature must be a number above 0": is_above(self.temperature, 0),
-            "layer_map must map layers >= 0 to layers >= 0 and not be empty": is_map
-            and (self.layer_map is None or len(pairs) > 0)
-            and all(is_whole(layer, at_least=0) for layer in layers),
-            "layer_map needs alpha_hidden above 0": self.layer_map is None or is_above(self.alpha_hidden, 0),
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            kind = type(self.teacher).__name__
-            raise InvalidSettingError(f"Distillation: {'; '.join(broken)}. Received {self!r} with a {kind} as teacher.")
 
 
 def logits_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -144,7 +89,9 @@ class Distiller:
         require_fitting_teacher(settings.teacher, student, compares_hidden=settings.alpha_hidden > 0)
         self.settings = settings
         self._config: Any = student.config
-        self.pairs = layer_pairs(settings.teacher, student, settings.layer_map) if settings.alpha_hidden > 0 else {}
+        self.pairs = (
+            layer_pairs(settings.teacher, student, settings.tuning.layer_map) if settings.alpha_hidden > 0 else {}
+        )
         self.shifts = predicts_next_token(student)
         self._labels = LABEL_NAMES | set(label_names)
         self._accepted = _named_inputs(settings.teacher)
@@ -178,7 +125,7 @@ class Distiller:
                 "are compared in a softmax. Give each example one class, a whole number, or train without a teacher."
             )
         taught = self.teach(inputs, task_loss.device) if taught is None else taught
-        loss = settings.alpha_task * task_loss
+        loss = settings.tuning.alpha_task * task_loss
         if settings.alpha_teacher > 0:
             loss = loss + settings.alpha_teacher * self._logits_loss(outputs, taught, inputs)
         if self.pairs:

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from hf_headprune.learn.gates.bank import GateBank
+    from hf_headprune.learn.gates.pruner import GatePruner
 
 PROBE_LEVEL = 0.5
 
 
 def gradient_importance(
-    model: nn.Module, bank: GateBank, batches: Iterable[Any], loss_of: Callable[[Any], torch.Tensor]
+    model: nn.Module, gates: GatePruner, batches: Iterable[Any], loss_of: Callable[[Any], torch.Tensor]
 ) -> torch.Tensor:
     """Scores every head by the mean absolute gradient of the loss with respect to its gate.
 
@@ -28,8 +28,8 @@ def gradient_importance(
     gradient, its mode is restored and no global random state is used.
 
     Args:
-        model: With `bank` attached.
-        bank: Gates of the model.
+        model: With the gates attached.
+        gates: Of the model, attached.
         batches: What `loss_of` takes, one after the other.
         loss_of: Returns the loss of a batch; it runs the model in evaluation mode, with gradient.
 
@@ -42,23 +42,23 @@ def gradient_importance(
     Source: Michel et al. 2019 (arXiv 1905.10650), equation 2, with absolute values per batch.
     """
     was_training = model.training
-    total = torch.zeros(bank.num_heads, device=bank.importance_bias.device)
+    total = torch.zeros(gates.num_heads, device=gates.importance_bias.device)
     model.eval()
     try:
         for batch in batches:
-            bank.probe = torch.full_like(total, PROBE_LEVEL, requires_grad=True)
+            gates.probe = torch.full_like(total, PROBE_LEVEL, requires_grad=True)
             with torch.enable_grad():
                 loss = loss_of(batch)
-            (grad,) = torch.autograd.grad(loss, bank.probe, allow_unused=True) if loss.requires_grad else (None,)
+            (grad,) = torch.autograd.grad(loss, gates.probe, allow_unused=True) if loss.requires_grad else (None,)
             if grad is None or not bool(torch.isfinite(grad).all()):
                 raise TrainingStateError(
                     f"Scoring heads: the loss of a training batch ({loss.item()}) gives "
                     f"{'no' if grad is None else 'a non-finite'} gradient for the gates. Check that the loss comes "
-                    "from the model's forward pass and is finite, or use SubsetGates(initial_scores='zeros')."
+                    "from the model's forward pass and is finite, or use GateTuning(initial_scores='zeros')."
                 )
             total += grad.abs()
     finally:
-        bank.probe = None
+        gates.probe = None
         model.train(was_training)
     return total
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
-from hf_headprune._checks import is_above, is_rising, is_whole
+from hf_headprune._checks import check, is_above, is_rising, is_whole
 from hf_headprune.budgets import Budget, BudgetGroup, budget_groups, budget_rules
-from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.gates.estimators import Estimator
-from hf_headprune.learn.schedules import GateSchedule
+from hf_headprune.learn.gates.schedule import GateSchedule
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
@@ -33,6 +33,53 @@ WITH_TEMPERATURE = tuple(name for name, (_, range_) in _JOINT.items() if range_ 
 
 
 @dataclass(frozen=True)
+class GateTuning:
+    """What few runs need to change of `SubsetGates`.
+
+    Attributes:
+        anneal_end: Fraction of the run at which the last temperature is reached; `freeze_at` when left out.
+        ramp_steps: Optimizer steps, from the first learning one, in which the gates are mixed with open ones, less
+            and less: the number of open heads falls from all to the budget and weights can adapt, while the scores
+            learn to choose the budget from the start. At most until the temperature has fallen. 0 closes them in the
+            first learning step, as the paper does.
+        initial_scores: Where the scores start, when `warmup_ratio` is over: "gradient" importance on training examples
+            (standardised, times `initial_spread`), "zeros", or "random" (uniform in +-0.5 times `initial_spread`).
+        initial_spread: Scale of the initial scores.
+        scoring_examples: Training examples that "gradient" looks at.
+        max_score_grad_norm: Clips the norm of the scores' gradient in an optimizer step; None leaves it to the Trainer.
+        penalty: Strength of the penalty that steers `hard_concrete` towards the budget.
+        seed: Of noise and random scores; the Trainer's seed when left out.
+
+    Raises:
+        InvalidSettingError: A value is out of range.
+    """
+
+    anneal_end: float | None = None
+    ramp_steps: int = 120
+    initial_scores: InitialScores = "gradient"
+    initial_spread: float = 1.0
+    scoring_examples: int = 256
+    max_score_grad_norm: float | None = 1.0
+    penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every value by itself."""
+        norm = self.max_score_grad_norm
+        rules = {
+            "anneal_end must be from 0 to 1, or None": self.anneal_end is None or is_rising(0, self.anneal_end, 1),
+            "ramp_steps must be a whole number >= 0": is_whole(self.ramp_steps, at_least=0),
+            f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
+            "initial_spread must be a number >= 0": is_rising(0, self.initial_spread),
+            "scoring_examples must be a whole number >= 1": is_whole(self.scoring_examples, at_least=1),
+            "max_score_grad_norm must be a number above 0, or None": norm is None or is_above(norm, 0),
+            "penalty must be a number >= 0": is_rising(0, self.penalty),
+            "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
+        }
+        check(self, rules)
+
+
+@dataclass(frozen=True)
 class SubsetGates:
     """Learned gates that keep exactly a given number of heads (Differentiable Subset Pruning).
 
@@ -40,7 +87,7 @@ class SubsetGates:
     while the temperature falls; the hard choice is fixed and a plain model of K heads trains on.
 
     Attributes:
-        kept_heads: Heads that stay over the whole model: a number, or a fraction between 0.0 and 1.0 of all heads
+        kept_heads: Heads that are kept over the whole model: a number, or a fraction between 0.0 and 1.0 of all heads
             (rounded to the nearest number). A mapping from "encoder", "decoder" and "cross" to either gives each kind
             of attention a budget of its own; kinds left out keep all their heads. When left out, half of all heads, or
             what a density beside the gates says.
@@ -53,19 +100,8 @@ class SubsetGates:
         temperature: First and last temperature; in between it falls geometrically. When left out, 10 and 0.1 for "dsp"
             and pipelined "sigmoid", and 3 and 0.05 for joint "sigmoid"; the other estimators have none.
         warmup_ratio: Fraction of the run in which all heads are open and only weights train.
-        anneal_end: Fraction of the run at which the last temperature is reached; `freeze_at` when left out.
         freeze_at: Fraction of the run at which the hard choice is fixed.
-        ramp_steps: Optimizer steps, from the first learning one, in which the gates are mixed with open ones, less
-            and less: the number of open heads falls from all to the budget and weights can adapt, while the scores
-            learn to choose the budget from the start. At most until the temperature has fallen. 0 closes at once, as
-            the paper does.
-        initial_scores: Where the scores start, when `warmup_ratio` is over: "gradient" importance on training examples
-            (standardised, times `initial_spread`), "zeros", or "random" (uniform in +-0.5 times `initial_spread`).
-        initial_spread: Scale of the initial scores.
-        scoring_examples: Training examples that "gradient" looks at.
-        max_score_grad_norm: Clips the norm of the scores' gradient in an optimizer step; None leaves it to the Trainer.
-        penalty: Strength of the penalty that steers `hard_concrete` towards the budget.
-        seed: Of noise and random scores; the Trainer's seed when left out.
+        tuning: What few runs need to change.
 
     Raises:
         InvalidSettingError: A value is out of range.
@@ -73,51 +109,38 @@ class SubsetGates:
     Source: Li et al. 2021, arXiv 2108.04657.
     """
 
-    kept_heads: Budget | None = None
+    kept_heads: Budget | None = field(default=None, hash=False)
     estimator: Estimator | None = None
     mode: Mode = "joint"
     score_learning_rate: float | None = None
     temperature: tuple[float, float] | None = None
     warmup_ratio: float = 0.1
-    anneal_end: float | None = None
     freeze_at: float = 0.65
-    ramp_steps: int = 120
-    initial_scores: InitialScores = "gradient"
-    initial_spread: float = 1.0
-    scoring_examples: int = 256
-    max_score_grad_norm: float | None = 1.0
-    penalty: float = 1.0
-    seed: int | None = None
+    tuning: GateTuning = field(default_factory=GateTuning)
 
     def __post_init__(self) -> None:
         """Checks every value that does not depend on the model."""
-        cooled = self.freeze_at if self.anneal_end is None else self.anneal_end
-        norm = self.max_score_grad_norm
+        if isinstance(self.kept_heads, Mapping):
+            object.__setattr__(self, "kept_heads", dict(self.kept_heads))
+        is_tuned = isinstance(self.tuning, GateTuning)
+        cooled = self.tuning.anneal_end if is_tuned and self.tuning.anneal_end is not None else self.freeze_at
         rate, range_ = self.score_learning_rate, self.temperature
         is_pair = isinstance(range_, tuple) and len(range_) == 2 and is_above(range_[1], 0)  # noqa: PLR2004 - first, last
         rules = {
             f"estimator must be one of {get_args(Estimator)}": self.estimator in (None, *get_args(Estimator)),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
-            "ramp_steps must be a whole number >= 0": is_whole(self.ramp_steps, at_least=0),
-            f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
             "score_learning_rate must be a number above 0": rate is None or is_above(rate, 0),
             "temperature must be a tuple of two numbers, first >= last > 0": range_ is None
             or (is_pair and is_rising(*range_[::-1])),
             f"only the estimators {WITH_TEMPERATURE} have a temperature": range_ is None
             or self.chosen_estimator in WITH_TEMPERATURE,
-            "0 <= warmup_ratio <= anneal_end <= freeze_at <= 1 must hold": is_rising(
+            "0 <= warmup_ratio <= tuning.anneal_end <= freeze_at <= 1 must hold": is_rising(
                 0, self.warmup_ratio, cooled, self.freeze_at, 1
             ),
-            "initial_spread must be a number >= 0": is_rising(0, self.initial_spread),
-            "scoring_examples must be a whole number >= 1": is_whole(self.scoring_examples, at_least=1),
-            "max_score_grad_norm must be a number above 0, or None": norm is None or is_above(norm, 0),
-            "penalty must be a number >= 0": is_rising(0, self.penalty),
-            "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
+            "tuning must be GateTuning(...)": is_tuned,
             **budget_rules(self.chosen_kept_heads),
         }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise InvalidSettingError(f"SubsetGates: {'; '.join(broken)}. Received {self!r}.")
+        check(self, rules)
 
     @classmethod
     def paper_mnli(cls, kept_heads: Budget, *, mode: Mode = "joint") -> SubsetGates:
@@ -158,11 +181,8 @@ class SubsetGates:
             score_learning_rate=learning_rate,
             temperature=temperature,
             warmup_ratio=0.0,
-            anneal_end=anneal_end,
             freeze_at=1.0,
-            ramp_steps=0,
-            initial_scores="random",
-            max_score_grad_norm=None,
+            tuning=GateTuning(anneal_end=anneal_end, ramp_steps=0, initial_scores="random", max_score_grad_norm=None),
         )
 
     @property
@@ -190,9 +210,9 @@ class SubsetGates:
     @property
     def fractions(self) -> tuple[float, float, float]:
         """Fractions of the run at which gates begin to learn, have cooled, and are decided."""
-        is_joint = self.mode == "joint"
+        is_joint, cooled = self.mode == "joint", self.tuning.anneal_end
         decided = self.freeze_at if is_joint else 1.0
-        return self.warmup_ratio if is_joint else 0.0, decided if self.anneal_end is None else self.anneal_end, decided
+        return self.warmup_ratio if is_joint else 0.0, decided if cooled is None else cooled, decided
 
     def schedule(self, max_steps: int) -> GateSchedule:
         """Returns the schedule of a run of `max_steps` optimizer steps.
@@ -203,7 +223,7 @@ class SubsetGates:
         open_steps, cooled_step = round(opens * max_steps), round(cools * max_steps)
         return GateSchedule(
             open_steps=open_steps,
-            closed_step=min(open_steps + self.ramp_steps, cooled_step),
+            closed_step=min(open_steps + self.tuning.ramp_steps, cooled_step),
             cooled_step=cooled_step,
             decided_step=round(decides * max_steps),
             start_temperature=self.temperature_range[0],

@@ -40,7 +40,7 @@ def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) ->
         if shape is not None and site.units:
             layout += _scores_of(base, site, shape, settings, problems)
     if layout and settings.attention_block is not None and not any(t.kind.endswith("attention") for t in layout):
-        cause = "blocks leave no attention" if settings.blocks else "the model has no heads"
+        cause = "blocks leave no attention" if settings.tuning.blocks else "the model has no heads"
         problems.append(f"{cause} to score; say so with attention_block=None")
     if problems or not layout:
         problems = problems or ["the model has nothing that the settings score"]
@@ -62,7 +62,7 @@ def _scores_of(
     if shape == "head" and not site.is_attention:
         problems.append(f"{site.name} has no heads")
         return []
-    if shape == "unit" and site.is_attention and settings.score_gradient != "unit":
+    if shape == "unit" and site.is_attention and settings.tuning.score_gradient != "unit":
         problems.append(f'{site.name} in units needs score_gradient="unit"')
     if site.units % (multiple := _multiple(site, shape, settings)):
         problems.append(f"{site.name} has {site.units} units, no multiple of {multiple}")
@@ -74,48 +74,53 @@ def _scores_of(
 
 def _unmatched(settings: BlockMovement, anatomy: Anatomy) -> list[str]:
     names = [site.name for site in anatomy.sites]
-    return [pattern for pattern in settings.blocks or {} if not any(fnmatchcase(n, pattern) for n in names)]
+    return [pattern for pattern in settings.tuning.blocks or {} if not any(fnmatchcase(n, pattern) for n in names)]
 
 
 def with_exact_fraction(settings: BlockMovement, layout: tuple[ScoreTensor, ...]) -> BlockMovement:
-    """Returns the settings with `kept` as a fraction of the total cost that the layout can meet exactly, if it can.
+    """Returns the settings with a density, a share of the total cost, that the layout can meet exactly, if it can.
 
     Raises:
-        InvalidSettingError: More is to stay than there is.
+        InvalidSettingError: More is to be kept than there is.
     """
     total = sum(tensor.cost * tensor.numel for tensor in layout)
     kept = settings.kept
-    if not settings.ranks or settings.scope == "matrix":
+    if not settings.ranks or settings.tuning.ranking == "per_matrix":
         return settings
     if isinstance(kept, int):
         if kept > total:
             raise InvalidSettingError(
-                f"BlockMovement.kept: {kept} scores are to stay, but the model has {round(total)}. "
-                "Ask for fewer, or for a fraction from 0.0 to 1.0."
+                f"BlockMovement: {kept} scores are to be kept, but the model has {round(total)}. Ask for "
+                "fewer, or for a density from 0.0 to 1.0."
             )
-        return replace(settings, kept=kept / total)
+        return _at_density(settings, kept / total)
     prices = {tensor.cost * tensor.multiple for tensor in layout}
     if len(prices) == 1:
         (chunk,) = prices
-        return replace(settings, kept=int(kept * total / chunk + 0.5) * chunk / total)
+        return _at_density(settings, int(kept * total / chunk + 0.5) * chunk / total)
     return settings
+
+
+def _at_density(settings: BlockMovement, density: float) -> BlockMovement:
+    return replace(settings, density=density, tuning=replace(settings.tuning, kept=None))
 
 
 def _price_of_a_weight(site: Site, linears: dict[str, Any], settings: BlockMovement) -> float | None:
     """Returns what one entry of the site's matrices costs; None where every score costs one."""
-    if settings.counts == "scores":
+    if settings.tuning.counts == "scores":
         return None
-    if settings.counts == "parameters":
+    if settings.tuning.counts == "parameters":
         return 1.0
-    macs = site.units * macs_per_unit(site, settings.seq_len, settings.target_len)
+    macs = site.units * macs_per_unit(site, settings.tuning.seq_len, settings.tuning.target_len)
     return macs / sum(linear.weight.numel() for linear in linears.values())
 
 
 def _multiple(site: Site, shape: Block | str, settings: BlockMovement) -> int:
-    """Returns of what the site's width is to stay a multiple."""
+    """Returns of what the site's width is to remain a multiple."""
     if site.is_attention or (shape != "unit" and not settings.counts_cut):
         return 1
-    return settings.width_multiple if isinstance(shape, str) else math.lcm(settings.width_multiple, shape[0])
+    multiple = settings.tuning.width_multiple
+    return multiple if isinstance(shape, str) else math.lcm(multiple, shape[0])
 
 
 def _kind(site: Site) -> str:
@@ -130,7 +135,7 @@ def _unit_scores(site: Site, settings: BlockMovement, linears: dict[str, Any], p
         kind=_kind(site),
         shape=(site.units,),
         cost=1.0 if price is None else price * entries / site.units,
-        multiple=1 if site.is_attention else settings.width_multiple,
+        multiple=1 if site.is_attention else settings.tuning.width_multiple,
         site=site.name,
         units=site.units,
     )
@@ -156,3 +161,21 @@ def _block_scores(
             site=site.name,
             units=site.units,
         )
+
+
+def budget_of(settings: BlockMovement, layout: tuple[ScoreTensor, ...]) -> tuple[Any, ...]:
+    """Returns what a resumed run must have in common with the one that wrote its checkpoint."""
+    tuning = settings.tuning
+    return (
+        settings.method,
+        settings.kept,
+        tuning.counts,
+        tuple(map(float, settings.levels)),
+        int(tuning.width_multiple),
+        tuning.ranking,
+        float(tuning.min_kept),
+        tuning.mask_bias,
+        tuning.score_gradient,
+        (tuning.seq_len, tuning.target_len) if tuning.counts == "macs" else None,
+        *((tensor.name, tensor.shape) for tensor in layout),
+    )

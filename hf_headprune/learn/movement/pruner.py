@@ -1,4 +1,4 @@
-"""MovementBank: the learned scores of all blocks and FFN units of one model, and the masks that follow from them."""
+"""MovementPruner: the learned scores of all blocks and FFN units of one model, and the masks that follow from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_headprune.anatomy import base_model
-from hf_headprune.learn.gates.exact import exact_device
+from hf_headprune.learn.exact import exact_device
 from hf_headprune.learn.movement import masks
 from hf_headprune.learn.movement.blocks import (
     BlockMaskedLinear,
@@ -17,46 +17,51 @@ from hf_headprune.learn.movement.blocks import (
     UnitRowScores,
     become_masked_,
     become_plain_,
-    block_sums,
     close_blocks_,
     close_units_,
 )
 from hf_headprune.learn.movement.cut import cost_of_cut, cut_sites, masks_of_cut
-from hf_headprune.learn.movement.layout import score_layout, with_exact_fraction
-from hf_headprune.learn.schedules import MovementSchedule
-from hf_headprune.learn.score_bank import ScoreBank
+from hf_headprune.learn.movement.layout import budget_of, score_layout, with_exact_fraction
+from hf_headprune.learn.movement.magnitude import magnitudes
+from hf_headprune.learn.movement.schedule import MovementSchedule
+from hf_headprune.learn.movement.settings import BlockMovement
+from hf_headprune.learn.pruner import Choice
+from hf_headprune.learn.score_pruner import ScorePruner, check_steps_to_learn
 from hf_headprune.masking import BeforeEveryPass
+from hf_headprune.plan import PruningPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch.utils.hooks import RemovableHandle
+    from collections.abc import Callable, Iterable
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.learn.movement.masks import ScoreTensor
-    from hf_headprune.learn.movement.settings import BlockMovement
+    from hf_headprune.learn.pruner import TrainingLoop
 
-BANK_NAME = "headprune_movement"
+ROUND_OFF = 1e-6  # of a density, which float32 masks and sums in another order leave
 
 
-class MovementBank(ScoreBank):
-    """Scores and masks of blocks and FFN units. It lives inside the base model, so that the Trainer trains it.
+class MovementPruner(ScorePruner[BlockMovement]):
+    """Scores and masks of blocks and FFN units of one model.
 
     Masks are made once per optimizer step. Evaluation uses those of the end of the schedule, made once per evaluation.
 
     Attributes:
         layout: The score tensors, in the order of the scores.
-        settings: With `kept` as a fraction.
+        ranked: What a budget is spent on: the same, or groups of units that the cut takes whole.
+        settings: With a density that the model can meet exactly, if there is one.
+        schedule: Of the run.
         mask: Of this training step, ones and zeros of shape `(num_scores,)`.
         probe: Factors that replace all masks, `(num_scores,)`, and receive the gradient of each block's or unit's
             factor; None in training.
         total_cost: Of everything scored.
     """
 
+    part = "movement"
     mask: torch.Tensor
     penalty_weights: torch.Tensor
+    schedule: MovementSchedule
 
-    def __init__(self, layout: tuple[ScoreTensor, ...], settings: BlockMovement, *, multiplier: float) -> None:
+    def __init__(self, layout: tuple[ScoreTensor, ...], settings: BlockMovement, *, multiplier: float = 1.0) -> None:
         """Starts with scores of zero and everything open.
 
         Args:
@@ -64,24 +69,17 @@ class MovementBank(ScoreBank):
             settings: Of block movement.
             multiplier: Learning rate of the scores over that of the run.
         """
-        budget: tuple[Any, ...] = (
-            settings.method,
-            settings.kept,
-            settings.counts,
-            settings.levels,
-            settings.width_multiple,
-            settings.scope,
-            settings.min_kept,
-            settings.mask_bias,
-            settings.score_gradient,
-            (settings.seq_len, settings.target_len),
-            *((tensor.name, tensor.shape) for tensor in layout),
+        super().__init__(
+            settings,
+            num_scores=sum(tensor.numel for tensor in layout),
+            multiplier=multiplier,
+            budget=budget_of(settings, layout),
         )
-        super().__init__(sum(tensor.numel for tensor in layout), multiplier=multiplier, budget=budget)
         self.layout = layout
         counts_cut = settings.counts_cut and not all(tensor.is_units for tensor in layout)
-        self.sites = cut_sites(layout, settings.width_multiple) if counts_cut else ()
-        self.settings = with_exact_fraction(settings, tuple(site.groups for site in self.sites) or layout)
+        self.sites = cut_sites(layout, settings.tuning.width_multiple) if counts_cut else ()
+        self.ranked = tuple(site.groups for site in self.sites) or layout
+        self.settings = with_exact_fraction(settings, self.ranked)
         self.total_cost = sum(tensor.cost * tensor.numel for tensor in layout)
         weights = masks.penalty_weights(layout, settings.penalty_strengths)
         self.register_buffer("penalty_weights", weights, persistent=False)
@@ -90,39 +88,32 @@ class MovementBank(ScoreBank):
         self.is_decided = False
         self.probe: torch.Tensor | None = None
         self.slots: list[MaskSlot] = []
-        self.handles: list[RemovableHandle] = []
-        self._linears: list[tuple[nn.Linear, ...]] = []  # of each tensor; they belong to the model, not to the bank
+        self._linears: list[tuple[nn.Linear, ...]] = []  # of each tensor; they belong to the model, not to the pruner
         self._final_mask: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, anatomy: Anatomy, settings: BlockMovement, *, learning_rate: float) -> MovementBank:
-        """Makes the bank of a model and joins it.
-
-        Args:
-            model: Live model.
-            anatomy: Of that model.
-            settings: Of block movement.
-            learning_rate: Of the run.
+    def of(cls, model: nn.Module, anatomy: Anatomy, settings: BlockMovement, loop: TrainingLoop) -> MovementPruner:
+        """See `Pruner.of`.
 
         Raises:
             InvalidSettingError: Blocks, width multiple or budget do not fit the model.
             UnsupportedModelError: A scored matrix is no plain linear module.
         """
         layout = score_layout(model, anatomy, settings)
-        bank = cls(layout, settings, multiplier=settings.score_learning_rate / learning_rate)
-        bank.attach(model)
-        return bank
+        found = cls(layout, settings, multiplier=settings.tuning.score_learning_rate / loop.learning_rate)
+        found.attach(model)
+        return found
 
     @property
     def learning_rate(self) -> float:
         """Peak learning rate of the scores."""
-        return self.settings.score_learning_rate
+        return self.settings.tuning.score_learning_rate
 
-    def schedule(self, max_steps: int) -> MovementSchedule:
-        """Returns the schedule of a run of `max_steps` optimizer steps."""
+    def prepare(self, max_steps: int) -> None:
+        """See `Pruner.prepare`."""
         settings = self.settings
         start, end = settings.levels
-        return MovementSchedule(
+        self.schedule = MovementSchedule(
             open_steps=round(settings.warmup_ratio * max_steps),
             reached_step=round(settings.ramp_end * max_steps),
             decided_step=round(settings.freeze_at * max_steps),
@@ -130,6 +121,7 @@ class MovementBank(ScoreBank):
             end=end,
             end_penalty=settings.penalty,
         )
+        check_steps_to_learn(self.part, self.schedule.open_steps, max_steps)
 
     def reset(self) -> None:
         """Starts over: scores of zero, nothing masked, nothing decided."""
@@ -137,45 +129,71 @@ class MovementBank(ScoreBank):
         self.mask.fill_(1.0)
         self.is_decided, self._final_mask = False, None
 
-    def begin_step(self, step: int, schedule: MovementSchedule) -> None:
-        """Makes the masks of one optimizer step; the same for all its micro-batches and ranks.
+    def begin_step(self, model: nn.Module, step: int, loop: TrainingLoop) -> None:
+        """See `Pruner.begin_step`: makes the masks."""
+        self.set_step(step)
+        super().begin_step(model, step, loop)
 
-        Args:
-            step: Counted from zero.
-            schedule: Of the run.
-        """
-        self.steps.fill_(step + 1)
+    def set_step(self, step: int) -> None:
+        """Makes the masks of one optimizer step, counted from zero; the same for all its micro-batches and ranks."""
         self.is_idle, self._final_mask = False, None
-        self.penalty_strength = schedule.penalty(step)
-        if schedule.decided(step) or bool(self.decided):
+        self.penalty_strength = self.schedule.penalty(step)
+        if self.schedule.decided(step) or bool(self.decided):
             self.decide()
-        elif schedule.is_open(step):
+        elif self.schedule.is_open(step):
             self.mask.fill_(1.0)
         else:
-            self.mask.copy_(self.mask_at(schedule.level(step)))
+            self.mask.copy_(self.mask_at(self.schedule.level(step)))
 
     def decide(self) -> None:
-        """Fixes the masks, once: a choice that a checkpoint brought along stays."""
+        """Fixes the masks, once: a choice that a checkpoint brought along is kept."""
         if not self.decided:
             self.kept.copy_(self.final_mask())
             self.decided.fill_(True)
+            self.seal()
         self.mask.copy_(self.kept)
         self.is_decided, self.is_idle, self._final_mask = True, False, None
+
+    def undecided_until(self) -> int | None:
+        """See `Pruner.undecided_until`."""
+        return None if self.decided else round(self.schedule.reached_step)
+
+    def finish(self, model: nn.Module, loop: TrainingLoop) -> Choice:
+        """See `Pruner.finish`; what is masked becomes zero in the weights."""
+        del loop
+        self.decide()
+        self.check_state()
+        self.apply_(model)
+        return Choice(PruningPlan.of(model), wrote_zeros=True)
+
+    def choice_problems(self) -> Iterable[str]:
+        """Yields what is wrong with masks that are decided."""
+        if not self.settings.ranks:
+            if bool(self.kept.all()) and not bool(self.mask_at(self.settings.levels[1]).all()):
+                yield "the masks are decided and close nothing, though the scores say otherwise"
+            return
+        found, wanted = self.density(self.kept), self.settings.levels[1]
+        if self.settings.tuning.ranking == "per_matrix":
+            wanted, slack = self.density(masks.top_k_per_tensor(torch.zeros_like(self.kept), wanted, self.layout)), 0.0
+        else:  # never more than the budget, and less by no more than what is cut as one
+            slack = max(part.cost * part.multiple for part in self.ranked) / self.total_cost
+        if not wanted - slack - ROUND_OFF <= found <= wanted + ROUND_OFF:
+            yield f"the masks keep {found:.4f} of what is counted, where {wanted:.4f} was to be"
 
     @torch.no_grad()
     def mask_at(self, level: float) -> torch.Tensor:
         """Returns the masks at a threshold, or with a fraction kept: ones and zeros of shape `(num_scores,)`."""
         settings = self.settings
-        scores = self._magnitudes() if settings.method == "magnitude" else self.scores
+        scores = magnitudes(self.layout, self._linears) if settings.method == "magnitude" else self.scores
         if not settings.ranks:
             return masks.threshold_mask(
                 scores,
                 level,
                 self.layout,
                 sigmoid=settings.method == "sigmoid_threshold",
-                min_kept=settings.min_kept,
+                min_kept=settings.tuning.min_kept,
             )
-        if settings.scope == "matrix":
+        if settings.tuning.ranking == "per_matrix":
             return masks.top_k_per_tensor(scores, level, self.layout)
         exact, budget = scores.to(exact_device(scores.device)), level * self.total_cost
         if self.sites:
@@ -219,20 +237,22 @@ class MovementBank(ScoreBank):
             grad.add_(slope, alpha=self.penalty_strength * loss_scale)
 
     def refresh(self) -> None:
-        """Hands each masked module its part of the masks and scores of a forward pass."""
-        factors, scores = self._factors()
-        masks = factors.split(self._sizes)
-        parts = [None] * len(masks) if scores is None else scores.split(self._sizes)
-        for slot, tensor, mask, part in zip(self.slots, self.layout, masks, parts, strict=True):
-            slot.mask = mask.view(tensor.shape)
+        """Hands each masked module its part of the masks and scores of a forward pass; none where all is open."""
+        for slot, tensor, mask, part in zip(self.slots, self.layout, *map(self._split, self._factors()), strict=False):
+            slot.mask = None if mask is None else mask.view(tensor.shape)
             slot.scores = None if part is None else part.view(tensor.shape)
 
-    def _factors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _split(self, values: torch.Tensor | None) -> Iterable[torch.Tensor | None]:
+        return [None] * len(self.layout) if values is None else values.split(self._sizes)
+
+    def _factors(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Returns the masks of the next forward pass, and the scores where they are learned, `(num_scores,)` each."""
         if self.probe is not None:
             return self.probe.detach(), self.probe
+        if self.is_idle:
+            return None, None
         if not self.training:
-            return self.kept if self.is_idle else self.final_mask(), None
+            return self.final_mask(), None
         self._final_mask = None  # the scores may change before the next evaluation
         learns = not self.is_decided and self.settings.method != "magnitude" and torch.is_grad_enabled()
         return self.mask, self.scores if learns else None
@@ -241,29 +261,26 @@ class MovementBank(ScoreBank):
         """Joins the base model as a submodule and masks its linear modules."""
         base = base_model(model)
         self.handles = BeforeEveryPass(self.refresh).attach(model)
-        by_weights = self.settings.score_gradient == "weights"
+        by_weights = self.settings.tuning.score_gradient == "weights"
         for tensor in self.layout:
             linears: Any = tuple(base.get_submodule(path) for path in tensor.paths)
             slot = MaskSlot(scores_closed=not by_weights)
             if not tensor.is_units:
-                become_masked_(linears[0], BlockMaskedLinear, slot, masks_bias=self.settings.mask_bias)
+                become_masked_(linears[0], BlockMaskedLinear, slot, masks_bias=self.settings.tuning.mask_bias)
             else:
                 become_masked_(linears[-1], UnitMaskedLinear, slot)
                 if by_weights:
                     self.handles.append(linears[0].register_forward_hook(UnitRowScores(slot)))
             self.slots.append(slot)
             self._linears.append(linears)
-        base.add_module(BANK_NAME, self)
-        self.train(model.training).to(next(model.parameters()).device)
+        self.join(model)
 
     def detach(self, model: nn.Module) -> None:
         """Leaves the model's modules as they were before `attach`; the weights keep what they learned, unmasked."""
-        for handle in self.handles:
-            handle.remove()
+        super().detach(model)
         for linears in self._linears:
             become_plain_(linears[-1])
-        self.handles, self.slots, self._linears = [], [], []
-        delattr(base_model(model), BANK_NAME)
+        self.slots, self._linears = [], []
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
@@ -277,50 +294,31 @@ class MovementBank(ScoreBank):
             if tensor.is_units:
                 close_units_(linears, part)
             else:
-                close_blocks_(linears[0], part.view(tensor.shape), masks_bias=self.settings.mask_bias)
+                close_blocks_(linears[0], part.view(tensor.shape), masks_bias=self.settings.tuning.mask_bias)
         self.detach(model)
-
-    def _magnitudes(self) -> torch.Tensor:
-        """Returns the mean of |W| over each block, or over all that belongs to each unit, `(num_scores,)`."""
-        parts = []
-        for tensor, linears in zip(self.layout, self._linears, strict=True):
-            weights = [linear.weight.detach().abs() for linear in linears]
-            if tensor.is_units:
-                weights[-1] = weights[-1].T  # of an output projection the columns belong to the units
-            sums = [block_sums(weight, torch.empty(_grid(tensor), device="meta")).flatten() for weight in weights]
-            parts.append(torch.stack(sums).sum(0) * (tensor.numel / sum(weight.numel() for weight in weights)))
-        return torch.cat(parts)
 
     @property
     def _sizes(self) -> list[int]:
         return [tensor.numel for tensor in self.layout]
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def quantities(self) -> dict[str, float]:
+        """Returns what a training log should show of the masks, as scalars.
+
+        Keys: `density` (share of the cost that this step keeps), `final_density` (what evaluation uses), `penalty`, and
+        `ffn_width/<site>` (units that evaluation uses).
+        """
+        final = self.final_mask()
+        found = {"density": self.density(self.mask), "final_density": self.density(final), "penalty": self.penalty()}
+        for tensor, part in zip(self.layout, final.split(self._sizes), strict=True):
+            if tensor.is_units:
+                found[f"ffn_width/{tensor.name}"] = float(part.sum())
+        return found
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self._final_mask = None
-        super()._load_from_state_dict(*args)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ScoreBank:  # noqa: FBT001, FBT002 - signature of nn.Module
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MovementPruner:  # noqa: FBT001, FBT002 - signature of nn.Module
         self._final_mask = None
-        return super()._apply(fn, recurse)
-
-
-def _grid(tensor: ScoreTensor) -> tuple[int, int]:
-    """Returns the rows and columns of blocks that a tensor's scores belong to; units are rows."""
-    return (tensor.numel, 1) if len(tensor.shape) == 1 else (tensor.shape[0], tensor.shape[1])
-
-
-def movement_quantities(bank: MovementBank) -> dict[str, float]:
-    """Returns what a training log should show of the masks, as scalars.
-
-    Keys: `density` (share of the cost that this step keeps), `final_density` (what evaluation uses), `penalty`, and
-    `ffn_width/<site>` (units that evaluation uses).
-    """
-    final = bank.final_mask()
-    quantities = {"density": bank.density(bank.mask), "final_density": bank.density(final), "penalty": bank.penalty()}
-    return quantities | dict(_widths(bank, final))
-
-
-def _widths(bank: MovementBank, mask: torch.Tensor) -> Iterator[tuple[str, float]]:
-    for tensor, part in zip(bank.layout, mask.split([t.numel for t in bank.layout]), strict=True):
-        if tensor.is_units:
-            yield f"ffn_width/{tensor.name}", float(part.sum())
+        super()._apply(fn, recurse)
+        return self

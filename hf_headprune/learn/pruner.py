@@ -1,0 +1,316 @@
+"""Pruner: what chooses, during training, which heads and FFN units a model keeps. One contract for every method."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+
+from hf_headprune.errors import TrainingStateError
+from hf_headprune.masking import TemporaryPart
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+    from hf_headprune.anatomy import Anatomy
+    from hf_headprune.plan import PruningPlan
+
+logger = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings")
+
+
+def _no_batches(count: int, seed: int) -> Iterable[Any]:
+    del count, seed
+    return ()
+
+
+def _no_loss(batch: Any) -> torch.Tensor:
+    raise TrainingStateError(f"This training loop gives no loss of a batch, asked for that of {type(batch).__name__}.")
+
+
+def _is_one(*_: Any) -> float:
+    return 1.0
+
+
+def _is_true() -> bool:
+    return True
+
+
+def _same(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+def _do_nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class TrainingLoop:
+    """What only the loop that trains the model knows, as values and functions; the defaults are those of a plain loop.
+
+    Attributes:
+        seed: Of the run.
+        learning_rate: Peak rate of the weights.
+        batches: Returns batches of training examples: given their number and a seed.
+        loss: Returns the loss of a batch, with gradient.
+        summed_loss: Returns the loss of a batch, summed over its examples.
+        loss_scale: Returns what half-precision training multiplies the loss with.
+        penalty_scale: Returns what the gradients of this optimizer step are still multiplied with when it ends.
+        is_last_micro_batch: Tells whether the backward pass that runs is the last of its optimizer step.
+        peak_learning_rate: Returns the rate, before any schedule, at which the optimizer trains a parameter.
+        from_first: Returns the first process's values in every process.
+        forget_best_model: Says that no model before this step may be taken as the best one.
+    """
+
+    seed: int = 0
+    learning_rate: float = 1.0
+    batches: Callable[[int, int], Iterable[Any]] = _no_batches
+    loss: Callable[[Any], torch.Tensor] = _no_loss
+    summed_loss: Callable[[Any], torch.Tensor] = _no_loss
+    loss_scale: Callable[[], float] = _is_one
+    penalty_scale: Callable[[], float] = _is_one
+    is_last_micro_batch: Callable[[], bool] = _is_true
+    peak_learning_rate: Callable[[nn.Parameter], float] = _is_one
+    from_first: Callable[[torch.Tensor], torch.Tensor] = _same
+    forget_best_model: Callable[[], None] = _do_nothing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a pruner leaves when it has chosen.
+
+    Attributes:
+        plan: What is kept. Units that were masked by zeros in the weights are still in it.
+        wrote_zeros: Whether such zeros are in the weights, so that dead units are to be found in them.
+        head_scores: `(num_heads,)`, where scores of heads were learned.
+    """
+
+    plan: PruningPlan
+    wrote_zeros: bool = False
+    head_scores: torch.Tensor | None = None
+
+
+class Pruner(TemporaryPart, ABC, Generic[Settings]):
+    """A method that chooses during training. It lives inside the base model, so that checkpoints carry its state.
+
+    Its life: `of` (made and attached), `begin_run`, `begin_step` in every optimizer step, `finish`. Outside of a run it
+    is idle: everything is open, and the model computes what its weights say.
+
+    Attributes:
+        learns_scores: Whether the optimizer has to train parameters of it.
+        settings: What is asked for.
+        kept: The choice, ones and zeros; all ones until something was chosen.
+        steps: Optimizer steps begun; tells whether a resumed checkpoint carried this pruner.
+        budget: Checksum of what a resumed run must have in common with the one that wrote its checkpoint.
+        choice: Checksum of the choice when it was last made.
+        is_idle: Whether everything is open.
+        handles: Of the hooks; empty when it is not attached.
+    """
+
+    learns_scores = True
+    kept: torch.Tensor
+    steps: torch.Tensor
+    choice: torch.Tensor
+
+    def __init__(self, settings: Settings, *, num_kept: int, budget: object) -> None:
+        """Starts idle, with everything kept.
+
+        Args:
+            settings: What is asked for.
+            num_kept: Entries of the choice.
+            budget: What says how much is kept.
+        """
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("kept", torch.ones(num_kept))
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("budget", torch.tensor(zlib.crc32(repr(budget).encode())))
+        self.register_buffer("choice", torch.tensor(0))
+        self.is_idle = True
+        self.handles: list[RemovableHandle] = []
+        self._was_interrupted = False
+
+    @classmethod
+    @abstractmethod
+    def of(cls, model: nn.Module, anatomy: Anatomy, settings: Settings, loop: TrainingLoop) -> Pruner[Settings]:
+        """Makes the pruner of a model and attaches it.
+
+        Raises:
+            InvalidSettingError: The model can't meet what is asked for.
+        """
+
+    @abstractmethod
+    def attach(self, model: nn.Module) -> None:
+        """Joins the base model as a submodule and hooks what it masks."""
+
+    def detach(self, model: nn.Module) -> None:
+        """Leaves the modules of the model as they were before `attach`; the weights keep what they learned."""
+        self._open()
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        self.leave(model)
+
+    @abstractmethod
+    def prepare(self, max_steps: int) -> None:
+        """Makes the schedule of a run.
+
+        Raises:
+            TrainingStateError: The run is too short.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Starts over: nothing chosen, no step begun."""
+        self.is_idle = True
+        self.kept.fill_(1.0)
+        self.steps.fill_(0)
+        self.seal()
+
+    @property
+    @abstractmethod
+    def stage(self) -> int:
+        """How often a choice was made."""
+
+    def seal(self) -> None:
+        """Notes what was chosen, so that a checkpoint that was damaged is refused."""
+        self.choice.fill_(self._checksum())
+
+    def _checksum(self) -> int:
+        return zlib.crc32(
+            self.kept.detach().float().cpu().numpy().tobytes() + self.stage.to_bytes(8, "little", signed=True)
+        )
+
+    def begin_run(self, max_steps: int, step: int, loop: TrainingLoop) -> None:
+        """Makes the schedule, and starts over or goes on with what a checkpoint brought along.
+
+        Args:
+            max_steps: Optimizer steps of the run.
+            step: At which it begins: above zero when it was resumed.
+            loop: That trains the model.
+
+        Raises:
+            TrainingStateError: The run is too short, or the checkpoint is of another run.
+        """
+        del loop
+        self._was_interrupted = False
+        self.prepare(max_steps)
+        if step == 0:
+            self.reset()
+            return
+        if int(self.steps) != step:
+            raise TrainingStateError(
+                f"Resumed at step {step}, but the choice of {self.part} in the checkpoint has seen {int(self.steps)} "
+                "steps. Resume from a checkpoint that was written with this callback and the same settings."
+            )
+        self.check_state()
+        self.is_idle = False
+
+    def begin_step(self, model: nn.Module, step: int, loop: TrainingLoop) -> None:
+        """Does what is due before an optimizer step: gates, masks, removals; the same for all its micro-batches.
+
+        Args:
+            model: With this pruner attached.
+            step: Counted from zero.
+            loop: That trains the model.
+        """
+        del model, loop
+        self.is_idle = False
+        self.steps.fill_(step + 1)
+
+    @abstractmethod
+    def quantities(self) -> dict[str, float]:
+        """Returns what a training log should show, as scalars."""
+
+    @abstractmethod
+    def undecided_until(self) -> int | None:
+        """Returns the optimizer step at which the choice is made, or None if it was made."""
+
+    @abstractmethod
+    def finish(self, model: nn.Module, loop: TrainingLoop) -> Choice:
+        """Makes the choice if it is still to be made, checks it, detaches and returns it.
+
+        Raises:
+            TrainingStateError: It is not what was asked for.
+        """
+
+    def idle(self) -> None:
+        """Opens everything until the next run begins, so that the model computes what a reload of it does."""
+        self._was_interrupted = bool(self.handles) and int(self.steps) > 0
+        self._open()
+
+    def _open(self) -> None:
+        self.is_idle = True
+        self.refresh()
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Hands every hooked module what the next forward pass needs."""
+
+    def check_state(self) -> None:
+        """Checks that the state is one that this method can have reached.
+
+        Raises:
+            TrainingStateError: It is not: the message lists what is wrong.
+        """
+        problems = [*self.problems()]
+        if problems:
+            raise TrainingStateError(
+                f"{self.part}, after {int(self.steps)} optimizer steps: {'; '.join(problems)}. Nothing was cut. "
+                "Resume from an earlier checkpoint of this run, or train anew."
+            )
+
+    def problems(self) -> Iterable[str]:
+        """Yields what is wrong with the state, in words."""
+        if not bool(((self.kept == 0) | (self.kept == 1)).all()):
+            yield "the choice must be ones and zeros, and holds other values"
+        elif int(self.choice) != self._checksum():
+            yield "the choice is not the one that was made"
+        if int(self.steps) < 0:
+            yield f"the number of steps is {int(self.steps)}"
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        """Warns of a choice that was interrupted: what is saved is not what was being trained."""
+        if self._was_interrupted:
+            logger.warning(
+                "The training that %s takes part in was interrupted after %d steps. What is saved now holds the whole "
+                "model with nothing pruned, and the unfinished choice, which loading ignores. To finish it, resume "
+                "from a checkpoint: trainer.train(resume_from_checkpoint=True).",
+                self.part,
+                int(self.steps),
+            )
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Refuses what does not belong to this run, or can't be its state: a run would silently choose otherwise.
+
+        Raises:
+            TrainingStateError: The choice is missing, of another model, of another budget, or damaged.
+        """
+        for name, mine in self.named_parameters(recurse=False):
+            self._check_same_size(name, mine, state_dict, prefix)
+        self._check_same_size("kept", self.kept, state_dict, prefix)
+        saved = state_dict.get(f"{prefix}budget")
+        if saved is None or int(saved) != int(self.get_buffer("budget")):
+            raise TrainingStateError(
+                f"{prefix}budget: the checkpoint was written by a run with another budget. Resume with the settings "
+                "that it was trained with, or train anew."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.check_state()
+
+    def _check_same_size(self, name: str, mine: torch.Tensor, state_dict: Any, prefix: str) -> None:
+        saved = state_dict.get(f"{prefix}{name}")
+        if saved is None or saved.shape != mine.shape:
+            found = "none" if saved is None else f"{saved.numel()} of them"
+            raise TrainingStateError(
+                f"{prefix}{name}: this model has {mine.numel()} entries to choose by, the checkpoint holds {found}. "
+                "Resume from a checkpoint that was written with this callback on the same model."
+            )
