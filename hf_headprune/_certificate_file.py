@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from hf_headprune._fingerprints import sha256_of
+from hf_headprune._strict_json import parse
+from hf_headprune.errors import CertificateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,6 +107,6 @@ def _sha256_of(state: Mapping[str, torch.Tensor]) -> str | None:
 def _certified_weights(text: str) -> str | None:
     """Returns the sha256 of the weights that a certificate is about, or None where it is damaged."""
     try:
-        return json.loads(text)["pruned"]["weights"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return parse(text, "certificate")["pruned"]["weights"]
+    except (CertificateError, KeyError, TypeError):
         return None

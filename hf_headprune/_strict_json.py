@@ -1,16 +1,64 @@
-"""Reads JSON into dataclasses: every field, no other, each of its type."""
+"""Reads JSON strictly: bounded in size, depth and digits, no name twice; into dataclasses, every field of its type."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
-from typing import Any, Literal, TypeVar, Union
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union
 
-from hf_headprune.errors import CertificateError
+from hf_headprune.errors import CertificateError, HeadPruneError, shown
 
 T = TypeVar("T")
 LARGEST = 2**53  # up to it, whole numbers are the same to every reader of JSON
+LONGEST_TEXT = 2**28  # characters: the outcomes of ten million examples
+DEEPEST = 32
+MOST_DIGITS = 20
+
+
+def parse(text: str, where: str, *, error: type[HeadPruneError] = CertificateError) -> Any:
+    """Reads JSON text into dicts, lists, texts and finite numbers.
+
+    Args:
+        text: From outside.
+        where: Name of the place, for the message.
+        error: What is raised.
+
+    Raises:
+        HeadPruneError: As `error`: the text is too long or no JSON, nests deeper than `DEEPEST`, names an entry twice,
+            or holds a number that is not finite or has more than `MOST_DIGITS` digits.
+    """
+    if not isinstance(text, str) or len(text) > LONGEST_TEXT:
+        received = f"{len(text):,} characters" if isinstance(text, str) else type(text).__name__
+        raise error(f"{where}: the text must have at most {LONGEST_TEXT:,} characters, received {received}.")
+    try:
+        content = json.loads(
+            text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse, object_pairs_hook=_unique
+        )
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{where}: not JSON ({problem}). Pass the text as it was written.") from problem
+    if _depth(content) > DEEPEST:
+        raise error(
+            f"{where}: not JSON of this library, which nests at most {DEEPEST} deep. Pass it as it was written."
+        )
+    return content
+
+
+def read_text(path: Path, *, error: type[HeadPruneError] = CertificateError) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        HeadPruneError: As `error`: it can't be read, is no text, or is too large.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LONGEST_TEXT:
+            raise error(f"{path}: the file must have at most {LONGEST_TEXT:,} bytes, received {size:,}.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{path}: the file can't be read as text: {problem}") from problem
 
 
 def read(kind: type[T], content: Any, where: str) -> T:
@@ -18,7 +66,7 @@ def read(kind: type[T], content: Any, where: str) -> T:
 
     Args:
         kind: Dataclass whose fields are numbers, texts, booleans, literals, None, tuples and dataclasses of these.
-        content: As `json.loads` returned it.
+        content: As `parse` returned it.
         where: Name of the place, for the message.
 
     Raises:
@@ -29,7 +77,7 @@ def read(kind: type[T], content: Any, where: str) -> T:
         given = set(content) if isinstance(content, dict) else set()
         raise CertificateError(
             f"{where}: the fields must be exactly {names}, missing {sorted(set(names) - given)}, unknown "
-            f"{sorted(given - set(names))}. Pass a certificate as it was saved."
+            f"{shown(sorted(given - set(names)))}. Pass a certificate as it was saved."
         )
     hints = typing.get_type_hints(kind)
     return kind(**{name: _value(hints[name], content[name], f"{where}.{name}") for name in names})
@@ -47,11 +95,44 @@ def _value(hint: Any, content: Any, where: str) -> Any:
     is_whole_float = hint is float and type(content) is int
     if not (content in options if origin is Literal else type(content) is hint or is_whole_float):
         raise CertificateError(
-            f"{where} must be of type {hint}, received {content!r}. Pass a certificate as it was saved."
+            f"{where} must be of type {hint}, received {shown(content)}. Pass a certificate as it was saved."
         )
     if type(content) in (int, float) and not abs(content) <= LARGEST:  # nor is NaN
         raise CertificateError(
-            f"{where} must be a finite number of at most 2^53, received {content!r:.30}. Pass a certificate as it was "
+            f"{where} must be a finite number of at most 2^53, received {shown(content)}. Pass a certificate as it was "
             "saved."
         )
     return float(content) if is_whole_float else content
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits):,} digits, at most {MOST_DIGITS} are allowed")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        _refuse(shown(digits))
+    return number
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a finite number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {shown(max(names, key=names.count))} occurs twice")
+    return found
+
+
+def _depth(content: Any) -> int:
+    depth, level = 0, [content]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        level = [item for part in level for item in (part.values() if isinstance(part, dict) else part)]
+    return depth

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from hf_headprune._strict_json import parse
+from hf_headprune._unit_ranges import as_ranges, from_ranges
 from hf_headprune.anatomy import Anatomy, anatomy_of
-from hf_headprune.errors import InvalidPlanError
+from hf_headprune.errors import InvalidPlanError, shown
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PLAN_FORMAT = "hf_headprune.plan/2"
-_RANGES = re.compile(r"\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*")
+MOST_UNITS = 2**23  # of all sites together: more than any model has, and few enough to be listed
 _KEPT_FIELDS = ("kept_heads", "kept_ffn")
 _PLAN_FIELDS = ("model_type", "num_heads", "num_ffn", *_KEPT_FIELDS)
 
@@ -50,6 +51,10 @@ class PruningPlan:
 
     def __post_init__(self) -> None:
         """Freezes the mappings and checks every site."""
+        if not isinstance(self.model_type, str):
+            raise InvalidPlanError(f"PruningPlan: model_type must be a text, received {shown(self.model_type)}.")
+        for name in _KEPT_FIELDS:  # what can be read once only is read here
+            object.__setattr__(self, name, _listed(getattr(self, name)))
         problems = _problems("kept_heads", self.num_heads, self.kept_heads)
         problems += _problems("kept_ffn", self.num_ffn, self.kept_ffn)
         if problems:
@@ -133,7 +138,7 @@ class PruningPlan:
         content: dict[str, Any] = {"format": PLAN_FORMAT, "model_type": self.model_type}
         content |= {"num_heads": dict(self.num_heads), "num_ffn": dict(self.num_ffn)}
         for name in _KEPT_FIELDS:
-            content[name] = {site: _as_ranges(units) for site, units in getattr(self, name).items()}
+            content[name] = {site: as_ranges(units) for site, units in getattr(self, name).items()}
         return json.dumps(content, indent=2)
 
     @classmethod
@@ -143,27 +148,27 @@ class PruningPlan:
         Raises:
             InvalidPlanError: The text is no JSON, has another format, or its fields are missing or unknown.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidPlanError(
-                f"PruningPlan.from_json: not JSON ({error}). Pass the text that to_json returned."
-            ) from error
+        content = parse(text, "PruningPlan.from_json", error=InvalidPlanError)
         if not isinstance(content, dict) or content.get("format") != PLAN_FORMAT:
             received = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise InvalidPlanError(
-                f"PruningPlan.from_json: format must be {PLAN_FORMAT!r}, received {received!r}. Pass the text that "
-                "to_json returned, written by a version that knows this format."
+                f"PruningPlan.from_json: format must be {PLAN_FORMAT!r}, received {shown(received)}. Pass "
+                "the text that to_json returned, written by a version that knows this format."
             )
         given = set(content) - {"format"}
         if given != set(_PLAN_FIELDS):
             raise InvalidPlanError(
                 f"PruningPlan.from_json: missing fields {sorted(set(_PLAN_FIELDS) - given)}, unknown fields "
-                f"{sorted(given - set(_PLAN_FIELDS))}. Pass the text that to_json returned."
+                f"{shown(sorted(given - set(_PLAN_FIELDS)))}. Pass the text that to_json returned."
             )
-        for name in _KEPT_FIELDS:
+        sizes = {name: content[name] if isinstance(content[name], dict) else {} for name in ("num_heads", "num_ffn")}
+        _check_total(sizes)
+        for name, units in zip(_KEPT_FIELDS, sizes.values(), strict=True):
             if isinstance(content[name], dict):  # anything else is refused below
-                content[name] = {site: _from_ranges(f"{name}: {site}", text) for site, text in content[name].items()}
+                content[name] = {
+                    site: from_ranges(f"PruningPlan.from_json: {name}: {site}", ranges, units.get(site))
+                    for site, ranges in content[name].items()
+                }
         return cls(**{name: content[name] for name in _PLAN_FIELDS})
 
     def check_fits(self, anatomy: Anatomy) -> None:
@@ -195,57 +200,78 @@ class PruningPlan:
         return PruningPlan.from_json, (self.to_json(),)
 
 
-def _as_ranges(units: tuple[int, ...]) -> str:
-    starts = [unit for place, unit in enumerate(units) if not place or units[place - 1] != unit - 1]
-    ends = [unit for place, unit in enumerate(units) if place + 1 == len(units) or units[place + 1] != unit + 1]
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
-
-
-def _from_ranges(where: str, text: Any) -> tuple[int, ...]:
-    is_known = isinstance(text, str) and (not text or _RANGES.fullmatch(text))
-    parts = [part.split("-") for part in text.split(",") if part] if is_known else []
-    ranges = [(int(part[0]), int(part[-1])) for part in parts]
-    if not is_known or any(last < first for first, last in ranges):
+def _check_total(sizes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses numbers of units that no model has, before any is listed."""
+    total = sum(units for field in sizes.values() for units in field.values() if type(units) is int and units > 0)
+    if total > MOST_UNITS:
         raise InvalidPlanError(
-            f"PruningPlan.from_json: {where} must be rising ranges of units such as '0-2,5', or '' for none, received "
-            f"{text!r}."
+            f"PruningPlan.from_json: num_heads and num_ffn may count at most {MOST_UNITS:,} units together, received "
+            f"{total:,}. Pass the text that to_json returned."
         )
-    return tuple(unit for first, last in ranges for unit in range(first, last + 1))
 
 
 def _problems(
     field: Literal["kept_heads", "kept_ffn"], sizes: Mapping[str, int], kept: Mapping[str, Iterable[int]]
 ) -> list[str]:
     if not (isinstance(sizes, Mapping) and isinstance(kept, Mapping)):
-        return [f"{field} and its numbers must be mappings from sites, received {kept!r} and {sizes!r}"]
-    problems = [f"{field}: unknown site {site!r} (sites: {', '.join(sizes)})" for site in kept if site not in sizes]
-    problems += [f"{field}: site {site!r} is missing" for site in sizes if site not in kept]
+        return [f"{field} and its numbers must be mappings from sites, received {shown(kept)} and {shown(sizes)}"]
+    named = (shown(site) for site in {**sizes, **kept} if not isinstance(site, str))
+    problems = [f"{field}: a site is named by its module path, received {name}" for name in named]
+    problems += [f"{field}: unknown site {shown(site)} (sites: {_first(sizes)})" for site in kept if site not in sizes]
+    problems += [f"{field}: site {shown(site)} is missing" for site in sizes if site not in kept]
     for site in sizes.keys() & kept.keys():
-        problems += _unit_problems(f"{field}: {site}", sizes[site], kept[site])
+        problems += _unit_problems(f"{field}: {site}" if isinstance(site, str) else field, sizes[site], kept[site])
     return problems
 
 
 def _unit_problems(where: str, units: Any, kept: Any) -> list[str]:
-    if type(units) is not int or units < 0:
-        return [f"{where} must count its units with a whole number >= 0, received {units!r}"]
+    if type(units) is not int or not 0 <= units <= MOST_UNITS:
+        return [f"{where} must count its units with a whole number in [0, {MOST_UNITS}], received {shown(units)}"]
     if isinstance(kept, str) or not isinstance(kept, Iterable):
-        return [f"{where} takes the units that stay as a sequence such as (0, 2), received {kept!r}"]
+        return [f"{where} takes the units that stay as a sequence such as (0, 2), received {shown(kept)}"]
+    if _is_long(kept):
+        return [f"{where} has units 0..{units - 1}, received {shown(kept)}"]
     indices = list(kept)
     wrong = [i for i in indices if type(i) is not int or not 0 <= i < units]
     if wrong:
-        return [f"{where} has units 0..{units - 1}, received {wrong}"]
-    return [f"{where} lists a unit twice, received {indices}"] if len(set(indices)) != len(indices) else []
+        return [f"{where} has units 0..{units - 1}, received {shown(wrong)}"]
+    return [f"{where} lists a unit twice, received {shown(indices)}"] if len(set(indices)) != len(indices) else []
 
 
 def _merged(
     present: Mapping[str, tuple[int, ...]], changes: Mapping[str, Iterable[int]] | None
 ) -> dict[str, tuple[int, ...]]:
-    if not isinstance(changes or {}, Mapping):
+    if changes is None:
+        return dict(present)
+    if not isinstance(changes, Mapping):
         raise InvalidPlanError(
-            f"PruningPlan.replace: what stays must be a mapping from sites to units, received {changes!r}."
+            f"PruningPlan.replace: what stays must be a mapping from sites to units, received {shown(changes)}."
         )
-    listed = {s: tuple(map(_plain, u)) if isinstance(u, Iterable) else u for s, u in (changes or {}).items()}
-    return {**present, **listed}
+    return {**present, **_listed(changes)}
+
+
+def _listed(kept: Any) -> Any:
+    """Returns the units of each site as a tuple of plain numbers; what is no such mapping is refused later."""
+    if not isinstance(kept, Mapping):
+        return kept
+    return {site: tuple(map(_plain, units)) if _is_listable(units) else units for site, units in kept.items()}
+
+
+def _is_listable(units: Any) -> bool:
+    return isinstance(units, Iterable) and not isinstance(units, str) and not _is_long(units)
+
+
+def _is_long(units: Any) -> bool:
+    """Tells whether these are more units than any model has, such as `range(10**12)`: they are never listed."""
+    try:
+        return hasattr(units, "__len__") and len(units) > MOST_UNITS
+    except OverflowError:
+        return True
+
+
+def _first(sites: Iterable[Any], count: int = 8) -> str:
+    names = [str(site) for site in sites]
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _plain(unit: Any) -> Any:
@@ -292,7 +318,7 @@ def refitted(given: PlanOrResult) -> RefittedPlan:
     if not isinstance(found, RefittedPlan):
         raise InvalidPlanError(
             f"A plan must be a PruningPlan or a result that holds one, received a {type(given).__name__}: "
-            f"{str(given)[:80]}. Pass PruningPlan.of(model).replace(kept_heads={{...}}), PruningPlan.from_json(text), "
+            f"{shown(given)}. Pass PruningPlan.of(model).replace(kept_heads={{...}}), PruningPlan.from_json(text), "
             "or what search_plan(...) returned."
         )
     return found
@@ -306,7 +332,7 @@ def check_plan(plan: Any, anatomy: Anatomy) -> None:
     """
     if not isinstance(plan, PruningPlan):
         raise InvalidPlanError(
-            f"A plan must be a PruningPlan, received a {type(plan).__name__}: {str(plan)[:80]}. Pass "
+            f"A plan must be a PruningPlan, received a {type(plan).__name__}: {shown(plan)}. Pass "
             "PruningPlan.of(model).replace(kept_heads={...}), or PruningPlan.from_json(text)."
         )
     plan.check_fits(anatomy)

@@ -1,11 +1,12 @@
 import copy
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from hf_headprune.errors import InvalidPlanError
-from hf_headprune.plan import PruningPlan
+from hf_headprune.plan import MOST_UNITS, PruningPlan, refitted
 from tests.support.models import tiny_bert
 
 SITE = "encoder.layer.0.attention"
@@ -73,6 +74,7 @@ def test_units_are_written_as_ranges_and_read_back(plan, units):
         ({"kept_heads": {SITE: "0"}}, "site 'encoder.layer.1.attention' is missing"),
         ({"kept_heads": {SITE: [0]}}, r"must be rising ranges of units .* received \[0\]"),
         ({"kept_heads": {SITE: "3-1"}}, "must be rising ranges of units .* received '3-1'"),
+        ({"kept_heads": {SITE: "0-1,1-2"}}, "must be rising ranges of units .* received '0-1,1-2'"),
         ({"kept_heads": {SITE: "0-9", "encoder.layer.1.attention": ""}}, r"has units 0\.\.3"),
         ({"format": "other/1"}, "format must be"),
         ({"more": 1}, r"unknown fields \['more'\]"),
@@ -83,3 +85,59 @@ def test_malformed_json_is_refused(plan, wrong, rule):
     PruningPlan.from_json(json.dumps(content))
     with pytest.raises(InvalidPlanError, match=rule):
         PruningPlan.from_json(json.dumps(content | wrong))
+
+
+@pytest.mark.parametrize("ranges", ["0-9999999", "0-3,5-9999999", ",".join(["0-9999999"] * 1000)])
+def test_ranges_beyond_the_units_of_a_site_are_refused_before_they_are_listed(plan, ranges):
+    content = json.loads(plan.to_json())
+    content["kept_heads"][SITE] = ranges
+    tracemalloc.start()
+    with pytest.raises(InvalidPlanError, match=r"has units 0\.\.3|must be rising ranges") as refused:
+        PruningPlan.from_json(json.dumps(content))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert len(str(refused.value)) < 1000
+
+
+def test_numbers_of_units_that_no_model_has_are_refused_before_they_are_listed(plan):
+    content = json.loads(plan.to_json())
+    content["num_ffn"] = {f"site {i}": MOST_UNITS // 100 for i in range(101)}
+    content["kept_ffn"] = {site: f"0-{units - 1}" for site, units in content["num_ffn"].items()}
+    with pytest.raises(InvalidPlanError, match="may count at most 8,388,608 units together"):
+        PruningPlan.from_json(json.dumps(content))
+
+
+NASTY = [None, True, -1, 0.5, float("nan"), 10**400, "x" * 10**6, b"ab", [], {}, [[1]], object(), np.zeros(3)]
+NASTY += [range(10**12), range(10**400), {"x" * 10**6: 1}, [10**400], (float("inf"),)]
+
+
+@pytest.mark.parametrize("value", NASTY, ids=lambda value: type(value).__name__)
+def test_whatever_a_plan_is_made_of_it_is_taken_or_refused_in_few_words(plan, value):
+    fields = {name: dict(getattr(plan, name)) for name in ("num_heads", "num_ffn", "kept_heads", "kept_ffn")}
+    attempts = [
+        lambda: PruningPlan.from_json(value),
+        lambda: PruningPlan(value, **fields),
+        *(lambda name=name: PruningPlan("bert", **{**fields, name: value}) for name in fields),
+        *(lambda name=name: PruningPlan("bert", **{**fields, name: {**fields[name], SITE: value}}) for name in fields),
+        lambda: plan.replace(kept_heads=value),
+        lambda: plan.replace(kept_heads={SITE: value}),
+        lambda: plan.replace(kept_heads={value if isinstance(value, str) else "x": (0,)}),
+        lambda: refitted(value),
+    ]
+    messages = []
+    for attempt in attempts:
+        try:
+            made = attempt()
+        except InvalidPlanError as error:
+            messages.append(str(error))
+        else:
+            assert PruningPlan.from_json(made.to_json()) == made
+    assert len(messages) >= 8
+    assert max(map(len, messages)) <= 2000
+
+
+def test_units_that_can_be_read_once_only_are_kept(plan):
+    fields = {name: dict(getattr(plan, name)) for name in ("num_heads", "num_ffn", "kept_heads", "kept_ffn")}
+    fields["kept_heads"][SITE] = iter([3, 1])
+    assert PruningPlan("bert", **fields).kept_heads[SITE] == (1, 3)
