@@ -128,7 +128,7 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
 
 def _probing(trainer: Trainer, search: AStarSearch) -> Probing:
     """Returns how plans are measured, alike in every process; several share the examples."""
-    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision, siblings=search.siblings)
+    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
     if number_of_processes() == 1:
         return probing
     rounds = from_first(probing.rounds(trainer.model))  # a process tries how fast bf16 is by itself

@@ -219,14 +219,9 @@ class _Run:
         self._evaluate_all(chosen, node)
 
     def _evaluate_all(self, masks: list[int], base: Evaluated) -> None:
-        """Evaluates sets near another, as many at once as the problem allows, and learns from them."""
-        together = self._ledger.siblings
-        for first in range(0, len(masks), together):
-            siblings = masks[first : first + together]
-            if together > 1 and base.measurement.margins is not None:
-                self._ledger.ask_ahead({mask: self._question(mask, base) for mask in siblings})
-            for mask in siblings:
-                self._surrogate.learn(base, self._evaluate(mask, base))
+        """Evaluates sets near another, and learns from them."""
+        for mask in masks:
+            self._surrogate.learn(base, self._evaluate(mask, base))
 
     def _neighbours(self, node: Evaluated) -> list[int]:
         return self._swaps(node) + self._frontier.children(node)
@@ -297,7 +292,7 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -
     course = dataclasses.asdict(settings)
     # A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
     # gains at which lengths they were counted.
-    for name in ("max_evaluations", "cache_mib", "greater_is_better", "siblings", "seq_len", "target_len"):
+    for name in ("max_evaluations", "cache_mib", "greater_is_better", "seq_len", "target_len"):
         del course[name]
     return fingerprint_of(
         {
@@ -311,7 +306,6 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -
             "scores": None if problem.scores is None else problem.scores.tolist(),
             "settings": course,
             "measured": problem.fingerprint,
-            **({"siblings": problem.siblings} if problem.siblings > 1 else {}),
         }
     )
 

@@ -18,7 +18,7 @@ from hf_headprune.search.ledger import BudgetSpent
 from hf_headprune.search.problem import Question, units_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from hf_headprune.search.ledger import Evaluated, Ledger
@@ -117,29 +117,14 @@ def _best_children(ledger: Ledger, level: list[Evaluated], width: int) -> list[E
     """Returns the feasible sets with one more unit removed that have the highest metrics."""
     best: list[Evaluated] = []
     parents = {mask: node for node in reversed(level) for mask in _larger(ledger, node)}
-    for group in _siblings(parents, ledger.siblings):
+    for mask in sorted(parents):
         floor = best[-1].measurement.metric if len(best) == width else ledger.threshold
-        races = {mask: _race(parents[mask], floor) for mask in group}
-        ledger.ask_ahead({mask: race for mask, race in races.items() if race is not None})
-        for mask, race in races.items():
-            child = ledger.evaluate(mask, race)
-            if child.measurement.kind == "exact" and child.feasible:
-                best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
+        child = ledger.evaluate(mask, _race(parents[mask], floor))
+        if child.measurement.kind == "exact" and child.feasible:
+            best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
     for mask in parents.keys() - {node.mask for node in best}:
         ledger.forget(mask)
     return best
-
-
-def _siblings(parents: Mapping[int, Evaluated], together: int) -> Iterator[list[int]]:
-    """Yields children in groups of at most so many that follow one another and have one parent."""
-    group: list[int] = []
-    for mask in sorted(parents):
-        if group and (len(group) == together or parents[mask] is not parents[group[0]]):
-            yield group
-            group = []
-        group.append(mask)
-    if group:
-        yield group
 
 
 def _larger(ledger: Ledger, node: Evaluated) -> list[int]:

@@ -125,25 +125,6 @@ class ExampleEvaluator:
         with self._precision():
             return self._opened_prober()(plan, question)
 
-    def probe_siblings(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
-        """Measures several plans as `probe` does each, up to `count_siblings()` in one pass where they have one base.
-
-        Raises:
-            InvalidPlanError: A plan does not fit the model.
-        """
-        with self._precision():
-            return self._opened_prober().together(asked)
-
-    def count_siblings(self) -> int:
-        """Returns how many plans `probe_siblings` runs in one pass at most; one where model or metric allow no more.
-
-        The model is tried for it, by all processes that share examples.
-        """
-        if self._probing.siblings_of(self._model) == 1:
-            return 1
-        with self._precision():
-            return self._opened_prober().siblings
-
     def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
         """Refits output projections to each plan from now on, on the calibration; see `Refit`.
 
