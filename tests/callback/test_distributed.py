@@ -64,4 +64,4 @@ def test_what_one_process_can_not_evaluate_no_process_waits_for(tmp_path, failin
 def test_two_processes_refit_on_every_token_once(tmp_path, batch_size):
     alone = evaluator_of(classifier(), batch_size=batch_size).refit
     for outcome in both("tests.support.shared_search_script", tmp_path, "refit", batch_size):
-        assert outcome["tokens"] == pytest.approx(sorted({block.tokens for block in alone.blocks.values()}), rel=1e-5)
+        assert outcome["tokens"] == pytest.approx(sorted(block.tokens for block in alone.blocks.values()), rel=1e-5)

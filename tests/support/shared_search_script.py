@@ -73,7 +73,7 @@ def main() -> None:
         outcome["error"] = failed(model, sys.argv[3])
     elif what == "refit":
         evaluator = evaluator_of(model, batch_size=int(sys.argv[3]))
-        outcome["tokens"] = sorted({block.tokens for block in evaluator.refit.blocks.values()})
+        outcome["tokens"] = sorted(block.tokens for block in evaluator.refit.blocks.values())
     else:
         journal = folder / str(rank) / "journal.jsonl"
         outcome["history"], outcome["examples"] = searched(model, journal)

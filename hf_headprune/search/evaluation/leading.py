@@ -74,7 +74,7 @@ class _Leading:
         return self._all("__call__", plan)
 
     def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
-        return self._all("reconstruct", start, ffn=ffn)
+        return self._all("use_refit", start, ffn=ffn)
 
     def _all(self, name: str, *args: Any, **settings: Any) -> Any:
         _tell(name, *args, **settings)
