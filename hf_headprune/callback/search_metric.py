@@ -118,7 +118,6 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
         trainer.model,
         higher_is_better=higher,
         data_fingerprint=data,
-        cache_mib=probing.cache_mib,
         share_processes=probing.share_processes,
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
