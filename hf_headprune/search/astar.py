@@ -77,7 +77,7 @@ def opened_ledger(
     journal: Path | None,
     on_progress: OnProgress | None,
     *,
-    strategy: str = "A*",
+    algorithm: str = "A*",
 ) -> Ledger:
     """Returns what a search starts from: its start evaluated, and its journal read.
 
@@ -87,7 +87,7 @@ def opened_ledger(
     """
     check_provable(problem.num_units, settings)
     start = to_mask(problem.start)
-    opened = None if journal is None else Journal(journal, _fingerprint(problem, settings, strategy))
+    opened = None if journal is None else Journal(journal, _fingerprint(problem, settings, algorithm))
     return Ledger(problem, settings, start=start, journal=opened, on_progress=on_progress)
 
 
@@ -288,7 +288,7 @@ class _Run:
         return True
 
 
-def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -> str:
+def _fingerprint(problem: SearchProblem, settings: AStarSearch, algorithm: str) -> str:
     course = dataclasses.asdict(settings)
     # A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
     # gains at which lengths they were counted.
@@ -299,7 +299,7 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -
             "gains": [str(gain) for gain in problem.gains],
             "tables": [[*table.units, *map(str, table.saved)] for table in problem.tables],
             "groups": [sorted(group) for group in problem.groups],
-            "strategy": strategy,
+            "algorithm": algorithm,
             "probe": problem.probe is not None,
             "start": sorted(problem.start),
             "effects": problem.effects is not None,  # they follow from the weights and the data

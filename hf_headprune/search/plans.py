@@ -70,20 +70,6 @@ class UsesRefit(Protocol):
         """Does so from now on, in FFNs too where asked, and returns what the model has to be cut with."""
 
 
-class Strategy(Protocol):
-    """A way to search: A*, or one of `hf_headprune.search.baselines`."""
-
-    def __call__(
-        self,
-        problem: SearchProblem,
-        settings: AStarSearch,
-        *,
-        journal: Path | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> SearchResult:
-        """Searches."""
-
-
 def search_over_plans(  # noqa: PLR0913 - the seam between training and search; each argument is one of their data
     anatomy: Anatomy,
     measure: Callable[[PruningPlan], Measurement],
@@ -96,7 +82,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     journal: str | Path | None = None,
     fingerprint: str = "",
     on_progress: OnProgress | None = None,
-    strategy: Strategy = search_sets,
+    algorithm: Callable[..., SearchResult] = search_sets,
 ) -> PlanSearchResult:
     """Finds the plan that removes most whose metric loses at most `search.max_drop` against the start.
 
@@ -117,7 +103,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         journal: File that holds the state of the search.
         fingerprint: Identifies weights and data in the journal.
         on_progress: Called after each evaluation.
-        strategy: How to search.
+        algorithm: Searches a `SearchProblem`, with the arguments of `hf_headprune.search.astar.search`.
 
     Raises:
         InvalidPlanError: The start, or what is alive, was made for another anatomy.
@@ -158,7 +144,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         groups=groups_of_layers(anatomy, units) if search.units[-1:] == ("layers",) and len(search.units) > 1 else (),
         fingerprint=f"{fingerprint} {start.to_json()} {units}",
     )
-    found = strategy(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
+    found = algorithm(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
     return replace(_result(found, start, units, search), refit=refit)
 
 

@@ -1,7 +1,7 @@
 """What a search is asked and what it answers: plain data, no model.
 
 Units are numbered from zero. A set of removed units is a `frozenset` outside and a bit mask inside the search.
-A search strategy is a function of a `SearchProblem` and its settings that returns a `SearchResult`.
+A search algorithm is a function of a `SearchProblem` and its settings that returns a `SearchResult`.
 """
 
 from __future__ import annotations

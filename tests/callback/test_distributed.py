@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.search.test_evaluator import classifier
+from tests.support.classifiers import classifier
 from tests.support.shared_search_script import evaluator_of, searched
 
 ROOT = Path(__file__).parents[2]

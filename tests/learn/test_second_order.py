@@ -20,7 +20,7 @@ from hf_headprune.refit.projections import Block
 from hf_headprune.refit.removal_costs import Removal, cheapest_first, elimination
 from tests.callback.test_callback import _trainer
 from tests.callback.test_callback_parts import _logits, assert_reloads_alike
-from tests.search.test_evaluator import batches_of, classifier, examples
+from tests.support.classifiers import batches_of, classifier, examples
 from tests.support.models import EOS, PAD, text_inputs, tiny_bart, tiny_bert, tiny_bert_decoder, tiny_marian
 
 ATTENTION, FFN = "encoder.layer.1.attention", "encoder.layer.0.intermediate"

@@ -14,8 +14,7 @@ from hf_headprune.search.evaluation.leading import lead_or_follow
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.settings import AStarSearch
-from tests.search.test_evaluator import batches_of, classifier, examples
-from tests.search.test_probing import decided
+from tests.support.classifiers import batches_of, classifier, decided, examples
 
 SETTINGS = AStarSearch(max_evaluations=30, max_drop=0.1)
 

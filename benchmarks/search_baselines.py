@@ -1,4 +1,4 @@
-"""Other ways to search, behind the interface of A*: what it has to beat.
+"""Other ways to search, with the arguments of A*: what it has to beat.
 
 Each takes a `SearchProblem` and the settings of A*, of which the constraint, the objective, the budget and the seed
 apply, and returns a `SearchResult`. A journal makes each of them resumable, as it does A*.
@@ -73,7 +73,7 @@ def in_order(
         raise InvalidSettingError(
             "in_order: the problem must have scores, received None. Give one number per unit, such as a Fisher score."
         )
-    ledger = opened_ledger(problem, settings, journal, on_progress, strategy="in_order")
+    ledger = opened_ledger(problem, settings, journal, on_progress, algorithm="in_order")
     with suppress(BudgetSpent):
         _follow(ledger, np.argsort(problem.scores, kind="stable").tolist())
     return result_of(ledger)
@@ -90,7 +90,7 @@ def at_random(
 
     Without a limit on evaluations it follows one order.
     """
-    ledger = opened_ledger(problem, settings, journal, on_progress, strategy="at_random")
+    ledger = opened_ledger(problem, settings, journal, on_progress, algorithm="at_random")
     rng = np.random.default_rng(settings.seed)
     with suppress(BudgetSpent):
         for _ in range(settings.max_evaluations or 1):  # an order that meets only known sets costs no evaluation
@@ -105,7 +105,7 @@ def _beam(
     journal: Path | None,
     on_progress: OnProgress | None,
 ) -> SearchResult:
-    ledger = opened_ledger(problem, settings, journal, on_progress, strategy=f"beam of {width}")
+    ledger = opened_ledger(problem, settings, journal, on_progress, algorithm=f"beam of {width}")
     level = [ledger.reference]
     with suppress(BudgetSpent):
         while level:
