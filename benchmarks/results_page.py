@@ -39,7 +39,6 @@ def main() -> None:
         ("latency_table", latency_table_section),
         ("optimum", optimum_section),
         ("search_speed", search_speed_section),
-        ("sibling_speed", sibling_speed_section),
         ("rounding", rounding_section),
         ("search_quality", search_quality_section),
         ("certificate_validity", validity_section),
@@ -286,19 +285,6 @@ def search_speed_section(content: dict[str, Any]) -> Iterator[str]:
         cells = [f"{row['layers']} x {row['hidden_size']}", f"{row['examples']} x {row['mean_length']:.0f}"]
         cells += [f"{row['naive_cpu_seconds']:.2f}", f"{row['child_cpu_seconds']:.2f}", f"{row['ratio']:.1f}"]
         yield table_row([*cells, f"{row['states_peak_mib']:.0f}"])
-
-
-def sibling_speed_section(content: dict[str, Any]) -> Iterator[str]:
-    """Table of what it gains to measure children of a set together."""
-    yield "## What siblings in one pass gain"
-    yield f"\nMiniLM on sst2, {content['examples']} examples of dev; {content['families']} sets, seven children each."
-    yield "So many of them were measured in one pass; every verdict was the same. CPU seconds per set, and seconds of"
-    yield "one after the other over them: median and quartiles. Below one, siblings lose. No accelerator was at hand:"
-    yield "`--device cuda` measures there.\n"
-    yield from header("in one pass", "seconds", "ratio", "quartiles")
-    for row in content["rows"]:
-        low, middle, high = row["ratio"]
-        yield table_row([str(row["siblings"]), f"{row['seconds']:.2f}", f"{middle:.2f}", f"{low:.2f} .. {high:.2f}"])
 
 
 def whole_search_lines(whole: dict[str, Any]) -> Iterator[str]:

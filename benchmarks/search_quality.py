@@ -29,10 +29,10 @@ import torch
 from benchmarks.finetuned import evaluator_on, fine_tuned
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of
+from benchmarks.search_baselines import at_random, beam, greedy, in_order
 from benchmarks.tasks import SEARCH_EXAMPLES, load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, linear_density
 from hf_headprune.search.astar import search
-from hf_headprune.search.baselines import at_random, beam, greedy, in_order
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.units import units_of_search
 
@@ -141,7 +141,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         head_scores=importance(run.strategy, evaluator, model),
         journal=work / f"{key_of(replace(run, budget=0))}.jsonl",
         fingerprint=evaluator.fingerprint(),
-        strategy=STRATEGIES[run.strategy],
+        algorithm=STRATEGIES[run.strategy],
     )
     seconds = time.process_time() - started
     pruned = on_test(found.plan).metric

@@ -33,9 +33,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.finetuned import evaluator_on, fine_tuned
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.search_baselines import greedy
 from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
-from hf_headprune.search.baselines import greedy
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import search_over_plans
@@ -156,7 +156,7 @@ def whole_search(model: Any, split: Any, naive_seconds: float, evaluations: int,
     """Compares the CPU seconds until A* removes so many heads with those of greedy elimination in the naive loop."""
     whole: dict[str, Any] = {"naive_cpu_seconds": naive_seconds}
     if greedy_too:
-        found = search_over_plans(anatomy_of(model), evaluator_on(model, split), GREEDY, strategy=greedy)
+        found = search_over_plans(anatomy_of(model), evaluator_on(model, split), GREEDY, algorithm=greedy)
         whole["greedy"] = {"removed": found.gain, "evaluations": found.evaluations}
     for name, refits in (("refitted", True), ("as it is", False)):
         rows: dict[float, dict[str, float]] = {}

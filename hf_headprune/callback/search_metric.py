@@ -118,7 +118,6 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
         trainer.model,
         higher_is_better=higher,
         data_fingerprint=data,
-        cache_mib=probing.cache_mib,
         share_processes=probing.share_processes,
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
@@ -128,7 +127,7 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
 
 def _probing(trainer: Trainer, search: AStarSearch) -> Probing:
     """Returns how plans are measured, alike in every process; several share the examples."""
-    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision, siblings=search.siblings)
+    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
     if number_of_processes() == 1:
         return probing
     rounds = from_first(probing.rounds(trainer.model))  # a process tries how fast bf16 is by itself

@@ -77,7 +77,7 @@ def opened_ledger(
     journal: Path | None,
     on_progress: OnProgress | None,
     *,
-    strategy: str = "A*",
+    algorithm: str = "A*",
 ) -> Ledger:
     """Returns what a search starts from: its start evaluated, and its journal read.
 
@@ -87,7 +87,7 @@ def opened_ledger(
     """
     check_provable(problem.num_units, settings)
     start = to_mask(problem.start)
-    opened = None if journal is None else Journal(journal, _fingerprint(problem, settings, strategy))
+    opened = None if journal is None else Journal(journal, _fingerprint(problem, settings, algorithm))
     return Ledger(problem, settings, start=start, journal=opened, on_progress=on_progress)
 
 
@@ -219,14 +219,9 @@ class _Run:
         self._evaluate_all(chosen, node)
 
     def _evaluate_all(self, masks: list[int], base: Evaluated) -> None:
-        """Evaluates sets near another, as many at once as the problem allows, and learns from them."""
-        together = self._ledger.siblings
-        for first in range(0, len(masks), together):
-            siblings = masks[first : first + together]
-            if together > 1 and base.measurement.margins is not None:
-                self._ledger.ask_ahead({mask: self._question(mask, base) for mask in siblings})
-            for mask in siblings:
-                self._surrogate.learn(base, self._evaluate(mask, base))
+        """Evaluates sets near another, and learns from them."""
+        for mask in masks:
+            self._surrogate.learn(base, self._evaluate(mask, base))
 
     def _neighbours(self, node: Evaluated) -> list[int]:
         return self._swaps(node) + self._frontier.children(node)
@@ -293,25 +288,24 @@ class _Run:
         return True
 
 
-def _fingerprint(problem: SearchProblem, settings: AStarSearch, strategy: str) -> str:
+def _fingerprint(problem: SearchProblem, settings: AStarSearch, algorithm: str) -> str:
     course = dataclasses.asdict(settings)
     # A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
     # gains at which lengths they were counted.
-    for name in ("max_evaluations", "cache_mib", "greater_is_better", "siblings", "seq_len", "target_len"):
+    for name in ("max_evaluations", "cache_mib", "greater_is_better", "seq_len", "target_len"):
         del course[name]
     return fingerprint_of(
         {
             "gains": [str(gain) for gain in problem.gains],
             "tables": [[*table.units, *map(str, table.saved)] for table in problem.tables],
             "groups": [sorted(group) for group in problem.groups],
-            "strategy": strategy,
+            "algorithm": algorithm,
             "probe": problem.probe is not None,
             "start": sorted(problem.start),
             "effects": problem.effects is not None,  # they follow from the weights and the data
             "scores": None if problem.scores is None else problem.scores.tolist(),
             "settings": course,
             "measured": problem.fingerprint,
-            **({"siblings": problem.siblings} if problem.siblings > 1 else {}),
         }
     )
 

@@ -23,8 +23,6 @@ from hf_headprune.search.problem import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from hf_headprune.search.journal import Journal
     from hf_headprune.search.problem import OnProgress, SearchProblem
     from hf_headprune.search.settings import AStarSearch
@@ -84,7 +82,6 @@ class Ledger:
         reference: The start, evaluated.
         incumbent: The feasible set with the largest gain; of equal gains the one with the higher metric.
         nogoods: Minimal infeasible sets.
-        siblings: Sets that `ask_ahead` measures at once at most; one where it does nothing.
         history: Every evaluation in its order.
     """
 
@@ -108,14 +105,12 @@ class Ledger:
         self._on_progress = on_progress
         self._known: dict[int, Evaluated] = {}
         self._questions: dict[int, Question[frozenset[int]]] = {}  # of estimates, until they are confirmed
-        self._ahead: dict[int, tuple[Question[frozenset[int]], Measurement | None]] = {}  # None: the journal has it
         self._places: dict[int, int] = {}  # of sets in the history
         self._started = time.monotonic()
         self._replayed = 0
         self._num_examples: int | None = -1
         self.gains = ExactGains(problem.gains, problem.tables)
         self.nogoods = Nogoods()
-        self.siblings = 1 if problem.probe_siblings is None else problem.siblings
         self.history: list[SearchStep] = []
         measurement, replayed = self._measure(start)
         if not math.isfinite(measurement.metric):
@@ -155,26 +150,11 @@ class Ledger:
             return self._known[mask]
         if self.remaining == 0:
             raise BudgetSpent
-        question, found = self._ahead.pop(mask, (question, None))
-        measurement, replayed = self._measure(mask, question, found=found)
+        measurement, replayed = self._measure(mask, question)
         evaluated = self._take(mask, measurement, None if question is None else question.expected, replayed=replayed)
         if measurement.kind == "estimate" and question is not None and evaluated.feasible:
             self._questions[mask] = question
         return evaluated
-
-    def ask_ahead(self, questions: Mapping[int, Question[frozenset[int]]]) -> None:
-        """Measures up to `siblings` sets at once that are evaluated next; the budget counts them when they are.
-
-        What is measured together does not depend on what the journal has, so that a search that goes on after a kill
-        finds the same.
-        """
-        new = [mask for mask in questions if mask not in self._known][: self.remaining]
-        if self._problem.probe_siblings is None or self.siblings == 1 or len(new) < 2:  # noqa: PLR2004
-            return
-        found: Sequence[Measurement | None] = [None] * len(new)
-        if self._journal is None or any(self._journal.get(mask) is None for mask in new):
-            found = self._problem.probe_siblings([(frozenset(units_of(mask)), questions[mask]) for mask in new])
-        self._ahead = {mask: (questions[mask], one) for mask, one in zip(new, found, strict=True)}
 
     def forget(self, mask: int) -> None:
         """Lets the margins of a set go; the set will not be expanded, nor others be compared with it."""
@@ -226,14 +206,11 @@ class Ledger:
         question: Question[frozenset[int]] | None = None,
         *,
         confirmed: bool = False,
-        found: Measurement | None = None,
     ) -> tuple[Measurement, bool]:
         removed = units_of(mask)
         known = None if self._journal is None else self._journal.get(mask, confirmed=confirmed)
         if known is not None:
             measured = known
-        elif found is not None:
-            measured = found
         elif self._problem.probe is None or question is None:
             measured = self._problem.measure(frozenset(removed))
         else:

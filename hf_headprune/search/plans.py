@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.refit.projections import Refit
-    from hf_headprune.search.problem import Asked, OnProgress, Probe, ProbeSiblings
+    from hf_headprune.search.problem import OnProgress, Probe
     from hf_headprune.search.units import Unit
 
 RANKED_TOGETHER = 8  # FFN units; each step prices the others anew
@@ -63,36 +63,11 @@ class Probes(Protocol):
 
 
 @runtime_checkable
-class ProbesSiblings(Protocol):
-    """An evaluator that can also answer questions about several plans at once."""
-
-    def count_siblings(self) -> int:
-        """Returns how many at most; where it is one, nothing is gained."""
-
-    def probe_siblings(self, asked: Asked[PruningPlan]) -> list[Measurement]:
-        """Measures each plan as far as its question needs."""
-
-
-@runtime_checkable
 class UsesRefit(Protocol):
     """An evaluator that can also refit output projections to the plans that it measures."""
 
     def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
         """Does so from now on, in FFNs too where asked, and returns what the model has to be cut with."""
-
-
-class Strategy(Protocol):
-    """A way to search: A*, or one of `hf_headprune.search.baselines`."""
-
-    def __call__(
-        self,
-        problem: SearchProblem,
-        settings: AStarSearch,
-        *,
-        journal: Path | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> SearchResult:
-        """Searches."""
 
 
 def search_over_plans(  # noqa: PLR0913 - the seam between training and search; each argument is one of their data
@@ -107,7 +82,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     journal: str | Path | None = None,
     fingerprint: str = "",
     on_progress: OnProgress | None = None,
-    strategy: Strategy = search_sets,
+    algorithm: Callable[..., SearchResult] = search_sets,
 ) -> PlanSearchResult:
     """Finds the plan that removes most whose metric loses at most `search.max_drop` against the start.
 
@@ -115,7 +90,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         anatomy: Of the model that the plans are for.
         measure: Measures a plan, such as an `ExampleEvaluator`. Where it has a method `unit_effects`, the order
             of the search starts from those estimates, which spares one evaluation per unit; where it has `probe`,
-            most plans are measured only as far as matters, and where it has `probe_siblings`, several at once.
+            most plans are measured only as far as matters.
         search: Settings.
         start: The reference, such as the plan that training learned; None keeps everything. Units that it removes
             may be restored; those of a kind that is not searched stay as they are.
@@ -128,7 +103,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         journal: File that holds the state of the search.
         fingerprint: Identifies weights and data in the journal.
         on_progress: Called after each evaluation.
-        strategy: How to search.
+        algorithm: Searches a `SearchProblem`, with the arguments of `hf_headprune.search.astar.search`.
 
     Raises:
         InvalidPlanError: The start, or what is alive, was made for another anatomy.
@@ -163,15 +138,13 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         tables=tables,
         measure=lambda removed: measure(plan_without(start, units, removed)),
         probe=_probe(measure, start, units) if isinstance(measure, Probes) else None,
-        probe_siblings=_probe_siblings(measure, start, units) if isinstance(measure, ProbesSiblings) else None,
-        siblings=measure.count_siblings() if isinstance(measure, ProbesSiblings) else 1,
         start=removed_at(start, units),
         scores=prior_of(units, start, head_scores, ffn_scores),
         effects=measure.unit_effects(start, units) if isinstance(measure, PredictsEffects) else None,
         groups=groups_of_layers(anatomy, units) if search.units[-1:] == ("layers",) and len(search.units) > 1 else (),
         fingerprint=f"{fingerprint} {start.to_json()} {units}",
     )
-    found = strategy(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
+    found = algorithm(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
     return replace(_result(found, start, units, search), refit=refit)
 
 
@@ -230,13 +203,6 @@ def check_searchable(anatomy: Anatomy, search: AStarSearch, *, start_cuts_ffn: b
 def _probe(evaluator: Probes, start: PruningPlan, units: Sequence[Unit]) -> Probe:
     def probe(removed: frozenset[int], question: Question[frozenset[int]]) -> Measurement:
         return evaluator.probe(*_over_plans(removed, question, start, units))
-
-    return probe
-
-
-def _probe_siblings(evaluator: ProbesSiblings, start: PruningPlan, units: Sequence[Unit]) -> ProbeSiblings:
-    def probe(asked: Asked[frozenset[int]]) -> list[Measurement]:
-        return evaluator.probe_siblings([_over_plans(*one, start, units) for one in asked])
 
     return probe
 

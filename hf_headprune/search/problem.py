@@ -1,13 +1,13 @@
 """What a search is asked and what it answers: plain data, no model.
 
 Units are numbered from zero. A set of removed units is a `frozenset` outside and a bit mask inside the search.
-A search strategy is a function of a `SearchProblem` and its settings that returns a `SearchResult`.
+A search algorithm is a function of a `SearchProblem` and its settings that returns a `SearchResult`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -60,8 +60,6 @@ class Question(Generic[Removed]):
 
 Measure = Callable[[frozenset[int]], Measurement]
 Probe = Callable[[frozenset[int], Question[frozenset[int]]], Measurement]
-Asked = Sequence[tuple[Removed, Question[Removed]]]
-ProbeSiblings = Callable[[Asked[frozenset[int]]], list[Measurement]]
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,6 @@ class SearchProblem:
             None. They spare the single removals that such changes are otherwise learned from.
         fingerprint: Identifies what `measure` measures, weights and data, in a journal.
         probe: Evaluates a set as far as a question needs, or None. It must answer the same question alike each time.
-        probe_siblings: Does so for several sets at once, which is worth it where `siblings` is above one; or None.
-        siblings: Sets that are asked about at once at most. Questions about them are put before any is answered, so
-            that the course of a search depends on it.
         groups: Sets of units that one step may remove together, such as a layer.
         tables: Joint savings. For a unit in one of them, `gains` holds its share, by which candidates are ordered.
 
@@ -107,8 +102,6 @@ class SearchProblem:
     effects: np.ndarray | None = None
     fingerprint: str = ""
     probe: Probe | None = None
-    probe_siblings: ProbeSiblings | None = None
-    siblings: int = 1
     groups: tuple[frozenset[int], ...] = ()
     tables: tuple[GainTable, ...] = ()
 

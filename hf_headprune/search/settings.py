@@ -58,8 +58,6 @@ class AStarSearch:
         cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
         half_precision: Whether a copy of the model in bf16 may answer where its rounding can't decide: near ties, the
             model answers in its own precision. None leaves it to the hardware and to the size of the model.
-        siblings: Children of a set that are measured in one pass at most, where examples are scored one by one. None:
-            one on a CPU, which loses by more, and up to eight elsewhere. A journal goes on with the same number only.
         refit: Whether the output projections of attention are refitted to the heads that stay, by least squares
             on the inputs that the search evaluates, without training; see `hf_headprune.refit`. The model must
             then be cut with `PlanSearchResult.refit`, too. None: `HeadPruneCallback` does all that, and
@@ -97,7 +95,6 @@ class AStarSearch:
     latency_ms: Mapping[str, Mapping[int, float]] | None = field(default=None, hash=False)
     cache_mib: float = 1024
     half_precision: bool | None = None
-    siblings: int | None = None
     refit: bool | None = None
     confidence: float | Literal["report"] | None = REPORT
 
@@ -166,10 +163,6 @@ class AStarSearch:
             "greater_is_better": (self.greater_is_better in (None, True, False), "True, False, or None"),
             "refit": (self.refit in (None, True, False), "True, False, or None"),
             "half_precision": (self.half_precision in (None, True, False), "True, False, or None"),
-            "siblings": (
-                self.siblings is None or is_whole(self.siblings, at_least=1),
-                "an integer of at least 1, or None",
-            ),
             "cache_mib": (is_number(self.cache_mib) and self.cache_mib >= 0, "a finite number of at least 0"),
         }
         for name, least in (("children_per_step", 1), ("random_children", 0), ("seed", 0), ("max_open", 1)):

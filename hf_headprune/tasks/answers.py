@@ -43,11 +43,6 @@ class Answers:
         """Returns the answers of several batches, one after the other."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
-    def split(self, parts: int) -> list[Answers]:
-        """Returns the answers of several equally large batches; what `joined` joined."""
-        columns = [np.split(getattr(self, name), parts) for name in self.__dataclass_fields__]
-        return [type(self)(*entries) for entries in zip(*columns, strict=True)]
-
     def put(self, places: np.ndarray, answers: Answers) -> None:
         """Overwrites some entries, in place."""
         for name in self.__dataclass_fields__:

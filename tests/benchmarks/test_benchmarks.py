@@ -83,14 +83,6 @@ def test_the_search_speed_benchmark_runs_with_smoke_and_finds_the_verdicts_of_th
     assert "whole search:" in out
 
 
-def test_the_sibling_speed_benchmark_runs_with_smoke_and_finds_the_same_verdicts(smoke, tmp_path):
-    lines = smoke("benchmarks.sibling_speed", "--work", str(tmp_path)).splitlines()
-    ratios = {line.split()[0]: float(line.split()[-1]) for line in lines if " at once: " in line}
-    assert list(ratios) == ["1", "2", "4", "7"]
-    assert ratios["1"] == 1
-    assert all(0.1 < ratio < 10 for ratio in ratios.values())
-
-
 def test_the_rounding_benchmark_runs_with_smoke_and_finds_small_errors(smoke, tmp_path):
     rows = [line for line in smoke("benchmarks.rounding", "--work", str(tmp_path)).splitlines() if "turned=" in line]
     errors = [float(row.split("largest_error=")[1].split()[0]) for row in rows]

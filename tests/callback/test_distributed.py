@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.search.test_evaluator import classifier
+from tests.support.classifiers import classifier
 from tests.support.shared_search_script import evaluator_of, searched
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +40,9 @@ def test_two_processes_learn_the_same_scores_and_cut_the_same_heads(tmp_path, ch
     assert [path.name for path in tmp_path.glob("headprune_search*")] == ["headprune_search.jsonl"]
 
 
-@pytest.mark.parametrize("siblings", [1, 3])
-def test_two_processes_share_the_examples_of_a_search_and_find_what_one_finds(tmp_path, siblings):
-    alone, examples = searched(classifier(), None, siblings=siblings)
-    first, second = both("tests.support.shared_search_script", tmp_path, "search", siblings)
+def test_two_processes_share_the_examples_of_a_search_and_find_what_one_finds(tmp_path):
+    alone, examples = searched(classifier(), None)
+    first, second = both("tests.support.shared_search_script", tmp_path, "search")
     assert first["history"] == second["history"] == json.loads(json.dumps(alone))
     assert len(alone) == 30
     assert (first["has_journal"], second["has_journal"]) == (True, False)
@@ -63,6 +62,6 @@ def test_what_one_process_can_not_evaluate_no_process_waits_for(tmp_path, failin
 
 @pytest.mark.parametrize("batch_size", [60, 7])  # one batch, which every process records, and nine to be shared
 def test_two_processes_refit_on_every_token_once(tmp_path, batch_size):
-    alone = evaluator_of(classifier(), siblings=1, batch_size=batch_size).refit
+    alone = evaluator_of(classifier(), batch_size=batch_size).refit
     for outcome in both("tests.support.shared_search_script", tmp_path, "refit", batch_size):
-        assert outcome["tokens"] == pytest.approx(sorted({block.tokens for block in alone.blocks.values()}), rel=1e-5)
+        assert outcome["tokens"] == pytest.approx(sorted(block.tokens for block in alone.blocks.values()), rel=1e-5)

@@ -21,7 +21,7 @@ from hf_headprune.refit.removal_costs import Removal, cheapest_first, eliminatio
 from hf_headprune.refit.settings import SecondOrderTuning
 from tests.callback.test_callback import _trainer
 from tests.callback.test_callback_parts import _logits, assert_reloads_alike
-from tests.search.test_evaluator import batches_of, classifier, examples
+from tests.support.classifiers import batches_of, classifier, examples
 from tests.support.models import EOS, PAD, text_inputs, tiny_bart, tiny_bert, tiny_bert_decoder, tiny_marian
 from tests.support.settings import second_order
 

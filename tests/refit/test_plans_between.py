@@ -24,7 +24,7 @@ from hf_headprune.refit.removal_costs import removals_between
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from tests.guarantee.test_certificate import examples as answered_examples
-from tests.search.test_evaluator import batches_of, classifier, examples
+from tests.support.classifiers import batches_of, classifier, examples
 from tests.support.models import tiny_bert, tiny_marian
 
 

@@ -9,18 +9,18 @@ import torch
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.masking import masked
+from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.moments import record_moments
 from hf_headprune.refit.projections import RIDGE, Refit
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.evaluation.probing import Probing
-from hf_headprune.search.plans import search_over_plans, search_plan
+from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement, Question
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.search.units import units_of_search
 from hf_headprune.shrink.surgery import prune_model_
-from tests.search.test_evaluator import batches_of, classifier, examples
-from tests.search.test_probing import decided
+from tests.support.classifiers import batches_of, classifier, decided, examples
 
 SITE = "encoder.layer.1.attention"
 
@@ -192,7 +192,7 @@ def test_the_cut_model_has_the_metric_that_the_search_found(units):
     dataset = decided(model, examples(80))
     objective = "heads" if units == ("heads",) else "parameters"
     search = AStarSearch(max_drop=0.1, max_evaluations=60, refit=True, units=units, objective=objective, ffn_chunk=32)
-    found = search_plan(model, dataset, search=search, progress=False)
+    found = search_plan(model, dataset, search=search, progress=False).search
     assert found.gain > 0
     assert (found.plan.num_removed_ffn > 0) == ("ffn" in units)
     cut = prune_model_(copy.deepcopy(model), found)
@@ -259,5 +259,5 @@ def test_projections_are_refitted_on_the_calibration_where_there_is_one(case):
     torch.testing.assert_close(found, ExampleEvaluator(model, other).use_refit(full).blocks[SITE].moments.dense())
     assert not torch.allclose(found, evaluator.use_refit(full).blocks[SITE].moments.dense())
     search = AStarSearch(max_drop=0.2, max_evaluations=5, refit=True)
-    searched = search_plan(model, examples(40), search=search, calibration=examples(24, seed=5), progress=False)
+    searched = search_plan(model, examples(40), search=search, calibration=examples(24, seed=5), progress=False).search
     assert searched.refit is not None

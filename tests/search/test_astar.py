@@ -1,10 +1,8 @@
 """The search against brute force, its anytime behaviour, and its state on disk."""
 
 import dataclasses
-import itertools
 import json
 import tracemalloc
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,70 +11,18 @@ from hypothesis import strategies as st
 
 from hf_headprune.errors import InvalidSettingError, SearchStateError
 from hf_headprune.search.astar import search
-from hf_headprune.search.baselines import at_random, beam, greedy
 from hf_headprune.search.bounds import ExactGains, Nogoods, best_consistent, completion_bound, sets_by_gain
 from hf_headprune.search.problem import GainTable, Measurement, SearchProblem, to_mask, units_of
 from hf_headprune.search.settings import AStarSearch
-
-PROOF = AStarSearch(max_evaluations=None, max_drop=0.1, slack=0.1)
-
-
-def all_sets(num_units):
-    units = range(num_units)
-    return [frozenset(c) for size in range(num_units + 1) for c in itertools.combinations(units, size)]
-
-
-def exact_gain(gains, removed):
-    return sum((Fraction(gains[unit]) for unit in removed), Fraction(0))
-
-
-def brute_force(problem, max_drop):
-    threshold = problem.measure(problem.start).metric - max_drop - 1e-9
-    feasible = [s for s in all_sets(problem.num_units) if problem.measure(s).metric >= threshold]
-    return max(exact_gain(problem.gains, s) for s in feasible)
-
-
-def table_problem(seed, num_units, *, heredity, gains=None, start=frozenset(), with_scores=False):
-    """A random set function over 20 examples, given by a table; hereditary where every unit's damage is monotone."""
-    rng = np.random.default_rng(seed)
-    if heredity:
-        harm = {s: max((rng.integers(0, 2) for _ in range(len(s))), default=0) for s in all_sets(num_units)}
-        right = {}
-        for s in all_sets(num_units):  # from small to large: never better than any subset
-            below = min((right[s - {unit}] for unit in s), default=20)
-            right[s] = max(0, below - int(harm[s]))
-    else:
-        right = {s: int(rng.integers(10, 21)) for s in all_sets(num_units)}
-    scores = rng.normal(size=num_units) if with_scores else None
-    gains = gains or (1.0,) * num_units
-    return SearchProblem(gains, lambda s: Measurement(right[s] / 20), start, scores, fingerprint=str(seed))
-
-
-def margin_problem(seed, num_units, num_examples=40):
-    """Examples with margins that units change, with interactions; more like a model than a table."""
-    rng = np.random.default_rng(seed)
-    base, effect = rng.normal(1.5, 1.0, num_examples), rng.normal(-0.1, 0.5, (num_examples, num_units))
-    pairs = rng.normal(0, 0.2, (num_examples, num_units, num_units))
-
-    def measure(removed):
-        x = np.isin(np.arange(num_units), list(removed)).astype(float)
-        margins = base + effect @ x + np.einsum("nij,i,j->n", pairs, x, x)
-        return Measurement(float((margins > 0).mean()), margins)
-
-    return SearchProblem((1.0,) * num_units, measure, fingerprint=f"margins {seed}")
-
-
-class Counting:
-    """A measure that counts its calls and can be killed at one of them."""
-
-    def __init__(self, measure, kill_at=None):
-        self.measure, self.kill_at, self.calls = measure, kill_at, []
-
-    def __call__(self, removed):
-        if len(self.calls) == self.kill_at:
-            raise KeyboardInterrupt
-        self.calls.append(removed)
-        return self.measure(removed)
+from tests.support.search_problems import (
+    PROOF,
+    Counting,
+    all_sets,
+    brute_force,
+    exact_gain,
+    margin_problem,
+    table_problem,
+)
 
 
 @pytest.mark.parametrize("heredity", [True, False])
@@ -521,8 +467,7 @@ def test_masks_and_sets_of_units_are_the_same_thing(units):
     assert units_of(to_mask(units)) == tuple(sorted(units))
 
 
-@pytest.mark.parametrize("strategy", [search, greedy, beam, at_random])
-def test_memory_does_not_grow_with_evaluations(tmp_path, strategy):
+def test_memory_does_not_grow_with_evaluations(tmp_path):
     num_examples = 20_000
     retained = {}
 
@@ -538,7 +483,7 @@ def test_memory_does_not_grow_with_evaluations(tmp_path, strategy):
     tracemalloc.start()
     try:
         problem = SearchProblem(gains=(1.0,) * 30, measure=measure)
-        strategy(problem, settings, journal=tmp_path / "journal.jsonl", on_progress=record)
+        search(problem, settings, journal=tmp_path / "journal.jsonl", on_progress=record)
     finally:
         tracemalloc.stop()
     assert max(retained) >= 85

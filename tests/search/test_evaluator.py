@@ -18,56 +18,13 @@ from hf_headprune.search.evaluation.evaluator import (
 from hf_headprune.search.units import Part
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS
+from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, random_plan
 from tests.support.models import tiny_bert, tiny_distilbert
-
-NUM_LABELS = 3
-
-
-def classifier(seed=0, **settings):
-    return decisive(tiny_bert(seed=seed, num_labels=NUM_LABELS, **settings))
-
-
-def decisive(model):
-    with torch.no_grad():  # fresh tiny models answer the same to everything; make their heads decide
-        for name, parameter in model.named_parameters():
-            if "attention" in name and "LayerNorm" not in name:
-                parameter.mul_(30.0)
-            elif "classifier" in name or "pooler" in name:
-                parameter.mul_(20.0)
-    return model
-
-
-def examples(count=24, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, 12, (count,), generator=generator).tolist()
-    return [
-        {
-            "input_ids": torch.randint(3, 100, (length,), generator=generator).tolist(),
-            "label": int(torch.randint(0, NUM_LABELS, (1,), generator=generator)),
-        }
-        for length in lengths
-    ]
-
-
-def labelled(dataset):
-    return [{"input_ids": example["input_ids"], "labels": example["label"]} for example in dataset]
-
-
-def batches_of(dataset, batch_size=7):
-    return length_sorted_batches(labelled(dataset), PadRight(0), batch_size=batch_size)
 
 
 def margins_of(logits, gold):
     """Gold logits minus the best other ones, one example after the other."""
     return np.array([row[label] - max(np.delete(row, label)) for row, label in zip(logits, gold, strict=True)])
-
-
-def random_plan(model, seed):
-    rng = np.random.default_rng(seed)
-    full = PruningPlan.of(model)
-    return full.replace(
-        kept_heads={s: [h for h in heads if rng.random() < 0.6] for s, heads in full.kept_heads.items()}
-    )
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -20,12 +20,22 @@ from hf_headprune.search.evaluation.layers import LayerStack
 from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.evaluation.trials import Trials
-from hf_headprune.search.plans import search_plan
 from hf_headprune.search.problem import ROUND_OFF, Question
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.answers import TIE_BAND
 from hf_headprune.tasks.registry import scoring_for
-from tests.search.test_evaluator import NUM_LABELS, batches_of, classifier, decisive, examples, random_plan
+from tests.support.classifiers import (
+    NUM_LABELS,
+    asked,
+    batches_of,
+    classifier,
+    decided,
+    decisive,
+    examples,
+    near,
+    random_plan,
+    searched,
+)
 from tests.support.models import FAMILY_NAMES, SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
 
 CLASSIFIERS = {
@@ -34,29 +44,6 @@ CLASSIFIERS = {
     "distilbert": lambda: decisive(tiny_distilbert(num_labels=NUM_LABELS)),
     "one layer": lambda: classifier(num_hidden_layers=1),
 }
-
-
-def decided(model, dataset):
-    """The examples, labelled with what the model answers, so that plans differ in how many they keep right."""
-    with torch.no_grad():
-        answers = [int(model(input_ids=torch.tensor([e["input_ids"]])).logits.argmax()) for e in dataset]
-    return [{**example, "label": answer} for example, answer in zip(dataset, answers, strict=True)]
-
-
-def near(plan, rng):
-    """A plan that differs from another in a few heads or FFN units of one or two layers."""
-    sites = [*plan.kept_heads, *plan.kept_ffn]
-    kept = {}
-    for site in rng.choice(sites, size=int(rng.integers(1, 3)), replace=False):
-        units = plan.num_heads.get(site) or plan.num_ffn[site]
-        kept[site] = [unit for unit in range(units) if rng.random() < 0.7]
-    heads = {site: units for site, units in kept.items() if site in plan.num_heads}
-    return plan.replace(kept_heads=heads, kept_ffn={s: units for s, units in kept.items() if s in plan.num_ffn})
-
-
-def asked(base, base_margins, rng, **more):
-    expected = base_margins + rng.normal(0, 0.3, len(base_margins)).astype(np.float32)
-    return Question(base, base_margins, expected, **more)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -493,7 +480,7 @@ def test_a_search_with_a_rounded_twin_returns_what_was_measured_exactly():
     model = classifier()
     dataset = decided(model, examples(60))
     search = AStarSearch(max_evaluations=40, max_drop=0.2, half_precision=True)
-    found = search_plan(model, dataset, search=search, progress=False)
+    found = searched(model, dataset, search)
     evaluator = ExampleEvaluator(model, batches_of(dataset))
     assert found.gain > 0
     assert evaluator(found.plan).metric == found.metric >= found.threshold - 1e-9

@@ -7,34 +7,20 @@ import pytest
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.astar import search
-from hf_headprune.search.baselines import at_random, beam, greedy, in_order
 from hf_headprune.search.bounds import ExactGains, sets_by_gain
 from hf_headprune.search.problem import GainTable, Measurement, SearchProblem, units_of
 from hf_headprune.search.settings import AStarSearch
-from tests.search.test_astar import PROOF, Counting, all_sets, brute_force, margin_problem, table_problem
+from tests.support.search_problems import (
+    PROOF,
+    Killed,
+    all_sets,
+    brute_force,
+    margin_problem,
+    table_problem,
+    with_probe,
+)
 
 LIMITED = AStarSearch(max_evaluations=60, max_drop=0.05)
-
-
-def with_probe(problem, share=0.25):
-    """The same problem, answered one example after the other, the most doubtful first."""
-
-    def probe(removed, question):
-        exact = problem.measure(removed)
-        margins, seen = exact.margins.astype(np.float32), np.zeros(exact.margins.size, dtype=bool)
-        for place in np.argsort(question.expected, kind="stable"):
-            seen[place] = True
-            shown = np.where(seen, margins, np.nan)
-            bound = 1 - float((margins[seen] <= 0).sum()) / margins.size
-            if question.floor is not None and bound < question.floor - 1e-9:
-                return Measurement(bound, shown, kind="bound")
-            if question.floor is not None and question.tentative and share * margins.size <= seen.sum() < margins.size:
-                estimate = float((np.where(seen, margins, question.expected) > 0).mean())
-                if estimate >= question.floor:
-                    return Measurement(estimate, shown, kind="estimate")
-        return exact
-
-    return dataclasses.replace(problem, probe=probe)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -105,39 +91,23 @@ def test_a_measurement_that_must_be_exact_and_is_not_is_refused():
         search(problem, PROOF)
 
 
-class Killed(Counting):
-    """Kills the search at any call, of `measure` or of `probe`."""
-
-    def of(self, problem):
-        def probe(removed, question):
-            self.measure = lambda asked: problem.probe(asked, question)
-            return self(removed)
-
-        def measure(removed):
-            self.measure = problem.measure
-            return self(removed)
-
-        return dataclasses.replace(problem, measure=measure, probe=probe)
-
-
-@pytest.mark.parametrize("strategy", [search, greedy, beam, at_random, in_order])
 @pytest.mark.parametrize("kill_at", [0, 1, 5, 11, 17, 23, 29, 36])
-def test_a_search_killed_at_any_measurement_ends_with_the_same_answer(tmp_path, strategy, kill_at):
+def test_a_search_killed_at_any_measurement_ends_with_the_same_answer(tmp_path, kill_at):
     problem = dataclasses.replace(with_probe(margin_problem(5, 12)), scores=np.arange(12.0))
     chosen = AStarSearch(max_evaluations=36, max_drop=0.05)
     path = tmp_path / "search.jsonl"
-    whole = strategy(problem, chosen)
+    whole = search(problem, chosen)
     killed, resumed = Killed(None, kill_at), Killed(None)
     try:
-        strategy(killed.of(problem), chosen, journal=path)
+        search(killed.of(problem), chosen, journal=path)
     except KeyboardInterrupt:
         assert len(killed.calls) == kill_at
-    result = strategy(resumed.of(problem), chosen, journal=path)
+    result = search(resumed.of(problem), chosen, journal=path)
     assert result.history == whole.history
     assert result.removed == whole.removed
     assert result.measurement.metric == whole.measurement.metric
     counted = Killed(None)
-    strategy(counted.of(problem), chosen)
+    search(counted.of(problem), chosen)
     assert len(killed.calls) + len(resumed.calls) == len(counted.calls)
 
 
@@ -226,74 +196,3 @@ def test_malformed_tables_and_groups_are_refused(change, message):
     problem = SearchProblem((1.0, 1.0), lambda s: Measurement(1.0), tables=(GainTable((0, 1), (0.0, 1.0, 2.0)),))
     with pytest.raises(InvalidSettingError, match=message):
         dataclasses.replace(problem, **change)
-
-
-# --- baselines ---
-
-
-def slow_greedy(problem, max_drop):
-    """Backward elimination as anybody would write it: measure every child, take the best."""
-    threshold = problem.measure(frozenset()).metric - max_drop - 1e-9
-    removed = frozenset()
-    while True:
-        children = [removed | {unit} for unit in range(problem.num_units) if unit not in removed]
-        best = max(children, key=lambda child: problem.measure(child).metric, default=None)
-        if best is None or problem.measure(best).metric < threshold:
-            return removed
-        removed = best
-
-
-@pytest.mark.parametrize("probing", [False, True])
-@pytest.mark.parametrize("seed", range(8))
-def test_greedy_is_backward_elimination_also_when_siblings_race(seed, probing):
-    problem = margin_problem(seed, 9)
-    asked = with_probe(problem) if probing else problem
-    result = greedy(asked, dataclasses.replace(PROOF, max_drop=0.05))
-    assert result.removed == slow_greedy(problem, 0.05)
-    assert result.measurement.metric == problem.measure(result.removed).metric
-
-
-def test_racing_leaves_most_children_unfinished():
-    result = greedy(with_probe(margin_problem(2, 12, num_examples=200)), dataclasses.replace(PROOF, max_drop=0.1))
-    kinds = [step.kind for step in result.history]
-    assert kinds.count("bound") > kinds.count("exact")
-    assert "estimate" not in kinds
-
-
-def test_a_beam_finds_at_least_what_greedy_finds_on_average():
-    problems = [margin_problem(seed, 10) for seed in range(8)]
-    gains = {strategy: sum(strategy(p, PROOF).gain for p in problems) for strategy in (greedy, beam)}
-    assert gains[beam] >= gains[greedy]
-
-
-def test_a_given_order_is_followed_as_far_as_it_holds():
-    def measure(removed):
-        return Measurement(1.0 if set(removed) <= {3, 1, 4} or len(removed) == 6 else 0.0)
-
-    scores = np.array([9.0, 2.0, 8.0, 1.0, 3.0, 7.0])
-    problem = SearchProblem((1.0,) * 6, measure, scores=scores)
-    assert in_order(problem, PROOF).removed == set(range(6))
-    assert in_order(problem, dataclasses.replace(PROOF, max_evaluations=4)).removed == {3, 1, 4}
-    with pytest.raises(InvalidSettingError, match="must have scores"):
-        in_order(dataclasses.replace(problem, scores=None), PROOF)
-
-
-@pytest.mark.parametrize("strategy", [greedy, beam, in_order, at_random])
-@pytest.mark.parametrize("limit", [1, 7, 300])
-def test_every_baseline_keeps_its_budget_and_returns_what_it_measured(strategy, limit):
-    problem = dataclasses.replace(margin_problem(4, 8), scores=np.arange(8.0))
-    counting = Counting(problem.measure)
-    chosen = dataclasses.replace(PROOF, max_evaluations=limit)
-    result = strategy(dataclasses.replace(problem, measure=counting), chosen)
-    assert len(counting.calls) == len(set(counting.calls)) == result.evaluations <= limit
-    assert result.removed in counting.calls
-    assert result.measurement.metric >= result.threshold - 1e-9
-    assert result.gain <= brute_force(problem, PROOF.max_drop)
-    assert strategy(problem, chosen).history == result.history
-
-
-def test_journals_of_different_strategies_are_not_mixed(tmp_path):
-    problem = margin_problem(4, 8)
-    greedy(problem, PROOF, journal=tmp_path / "a.jsonl")
-    with pytest.raises(Exception, match="belongs to another search"):
-        beam(problem, PROOF, journal=tmp_path / "a.jsonl")

@@ -11,14 +11,12 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.baselines import greedy, in_order
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
-from hf_headprune.search.plans import search_over_plans, search_plan
+from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.search.units import latency_gains, layers_of, plan_without, removed_at, units_of_search
-from tests.search.test_evaluator import batches_of, classifier, examples
-from tests.search.test_search_plan import own_examples
+from tests.support.classifiers import batches_of, classifier, examples, own_examples, searched
 from tests.support.models import tiny_marian
 
 BOTH = AStarSearch(units=("heads", "ffn"), objective="parameters", ffn_chunk=32, max_drop=0.1)
@@ -163,7 +161,7 @@ def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
     model = classifier(num_hidden_layers=1)
     dataset = own_examples(model)
     chosen = dataclasses.replace(BOTH, max_evaluations=None)
-    result = search_plan(model, dataset, search=chosen, progress=False)
+    result = searched(model, dataset, chosen)
     anatomy = anatomy_of(model)
     evaluator = ExampleEvaluator(model, batches_of(dataset))
     units = units_of_search(anatomy, result.start, chosen, evaluator.ffn_importance(result.start))
@@ -183,19 +181,6 @@ def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
     assert {site: [len(chunk) for chunk in chunks] for site, chunks in content["ffn_chunks"].items()} == {
         anatomy.ffn_sites[0].name: [32, 32]
     }
-
-
-@pytest.mark.parametrize("strategy", [greedy, in_order])
-def test_other_strategies_search_plans_too(strategy):
-    model = classifier()
-    anatomy = anatomy_of(model)
-    evaluator = ExampleEvaluator(model, batches_of(own_examples(model)))
-    full = PruningPlan.full(anatomy)
-    chosen = AStarSearch(max_drop=0.2, max_evaluations=40)
-    result = search_over_plans(anatomy, evaluator, chosen, head_scores=np.arange(8.0), strategy=strategy)
-    assert evaluator(result.plan).metric == result.metric >= result.threshold - 1e-9
-    assert result.reference_metric == evaluator(full).metric
-    assert result.evaluations <= 40
 
 
 # --- importance and effects ---

@@ -14,24 +14,23 @@ from hf_headprune.search.evaluation.leading import lead_or_follow
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.settings import AStarSearch
-from tests.search.test_evaluator import batches_of, classifier, examples
-from tests.search.test_probing import decided
+from tests.support.classifiers import batches_of, classifier, decided, examples
 
 SETTINGS = AStarSearch(max_evaluations=30, max_drop=0.1)
 
 
-def evaluator_of(model, *, siblings, batch_size=7):
+def evaluator_of(model, *, batch_size=7):
     """An evaluator that shares its batches wherever there are several processes."""
-    probing = Probing(batch_size=4, siblings=siblings, share_processes=True)
+    probing = Probing(batch_size=4, share_processes=True)
     batches = batches_of(decided(model, examples(60)), batch_size=batch_size)
     evaluator = ExampleEvaluator(model, batches, probing=probing)
     evaluator.use_refit(PruningPlan.of(model))
     return evaluator
 
 
-def searched(model, journal, *, siblings):
+def searched(model, journal):
     """What the search of the first process found, and how many examples this process computed for it."""
-    evaluator = evaluator_of(model, siblings=siblings)
+    evaluator = evaluator_of(model)
     counted = []
     handle = model.register_forward_pre_hook(
         lambda module, args, inputs: counted.append(len(inputs["input_ids"])), with_kwargs=True
@@ -49,7 +48,7 @@ def searched(model, journal, *, siblings):
 
 def failed(model, failing):
     """What a process hears when some fail in the midst of an evaluation that the first one asked for."""
-    evaluator = evaluator_of(model, siblings=1)
+    evaluator = evaluator_of(model)
     if str(torch.distributed.get_rank()) in failing:
 
         def fail(*args):
@@ -72,11 +71,11 @@ def main() -> None:
     if what == "fail":
         outcome["error"] = failed(model, sys.argv[3])
     elif what == "refit":
-        evaluator = evaluator_of(model, siblings=1, batch_size=int(sys.argv[3]))
-        outcome["tokens"] = sorted({block.tokens for block in evaluator.refit.blocks.values()})
+        evaluator = evaluator_of(model, batch_size=int(sys.argv[3]))
+        outcome["tokens"] = sorted(block.tokens for block in evaluator.refit.blocks.values())
     else:
         journal = folder / str(rank) / "journal.jsonl"
-        outcome["history"], outcome["examples"] = searched(model, journal, siblings=int(sys.argv[3]))
+        outcome["history"], outcome["examples"] = searched(model, journal)
         outcome["has_journal"] = journal.exists()
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
     torch.distributed.barrier()

@@ -12,7 +12,7 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.examples import PadRight
-from tests.search.test_evaluator import classifier, examples
+from tests.support.classifiers import classifier, examples
 from tests.support.models import tiny_bert, tiny_marian
 
 HALF = SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8))

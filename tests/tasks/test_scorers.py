@@ -9,10 +9,10 @@ import torch
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import masked
+from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
-from hf_headprune.search.plans import search_plan
 from hf_headprune.search.problem import Question
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.search.units import Part
@@ -20,8 +20,8 @@ from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.question_answering import SpanScoring
 from hf_headprune.tasks.registry import scoring_for
 from hf_headprune.tasks.token_classification import TokenScoring
-from tests.search.test_evaluator import classifier, decisive, random_plan
 from tests.search.test_probing import wrong_twin
+from tests.support.classifiers import classifier, decisive, random_plan
 from tests.support.models import tiny_bert, tiny_distilbert, tiny_marian
 
 NUM_TAGS = 4
@@ -312,7 +312,7 @@ def test_a_search_needs_the_model_and_its_labelled_examples_only(name):
     model, dataset, slow = task(name)
     search = AStarSearch(max_evaluations=30, max_drop=0.3)
     metric = None if name in ("f1", "accuracy", "likelihood") else name
-    result = search_plan(model, dataset, metric, search, progress=False)
+    result = search_plan(model, dataset, metric, search, progress=False).search
     assert result.metric >= result.threshold - 1e-9
     assert result.plan.num_removed_heads > 0
     with masked(model, result.plan), torch.no_grad():
@@ -322,7 +322,7 @@ def test_a_search_needs_the_model_and_its_labelled_examples_only(name):
 def test_ffn_chunks_of_other_tasks_are_searched_too():
     model, dataset, _ = task("accuracy")
     search = AStarSearch(max_evaluations=15, max_drop=0.2, units=("heads", "ffn"), objective="parameters", ffn_chunk=32)
-    assert search_plan(model, dataset, search=search, progress=False).gain > 0
+    assert search_plan(model, dataset, search=search, progress=False).search.gain > 0
 
 
 @pytest.mark.parametrize(

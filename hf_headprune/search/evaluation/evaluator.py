@@ -21,7 +21,6 @@ from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.moments import record_moments, record_moments_by_gradient
 from hf_headprune.refit.projections import Refit
 from hf_headprune.search.evaluation.effects import GateGradients, owners_of
-from hf_headprune.search.evaluation.prefix import PrefixCache
 from hf_headprune.search.evaluation.probing import Prober, Probing
 from hf_headprune.search.problem import Measurement
 from hf_headprune.tasks.answers import Answers
@@ -124,25 +123,6 @@ class ExampleEvaluator:
         """
         with self._precision():
             return self._opened_prober()(plan, question)
-
-    def probe_siblings(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
-        """Measures several plans as `probe` does each, up to `count_siblings()` in one pass where they have one base.
-
-        Raises:
-            InvalidPlanError: A plan does not fit the model.
-        """
-        with self._precision():
-            return self._opened_prober().together(asked)
-
-    def count_siblings(self) -> int:
-        """Returns how many plans `probe_siblings` runs in one pass at most; one where model or metric allow no more.
-
-        The model is tried for it, by all processes that share examples.
-        """
-        if self._probing.siblings_of(self._model) == 1:
-            return 1
-        with self._precision():
-            return self._opened_prober().siblings
 
     def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
         """Refits output projections to each plan from now on, on the calibration; see `Refit`.
@@ -254,7 +234,6 @@ class MetricEvaluator:
         *,
         higher_is_better: bool = True,
         data_fingerprint: str = "",
-        cache_mib: float = 1024,
         share_processes: bool = False,
     ) -> None:
         """Stores the function.
@@ -264,8 +243,6 @@ class MetricEvaluator:
             model: The model that it measures.
             higher_is_better: Where false, the metric's sign is flipped in every `Measurement`.
             data_fingerprint: Identifies the data that it measures on.
-            cache_mib: Memory for the hidden states of plans measured before, in MiB: what a plan shares with them is
-                not computed again. From the first measurement on, the model's weights must stay as they are.
             share_processes: Whether all processes of a distributed run measure, the function giving each its share of
                 the examples.
         """
@@ -273,9 +250,7 @@ class MetricEvaluator:
         self._model = model
         self._sign = 1.0 if higher_is_better else -1.0
         self._data_fingerprint = data_fingerprint
-        self._cache_mib = cache_mib
         self._share_processes = share_processes
-        self._prefix = PrefixCache(model, cache_mib)
         self.refit: Refit | None = None
 
     def __call__(self, plan: PruningPlan) -> Measurement:
@@ -285,8 +260,7 @@ class MetricEvaluator:
             InvalidPlanError: The plan does not fit the model.
             InvalidSettingError: The function returned no number.
         """
-        opened = masked(self._model, RefittedPlan(plan, self.refit))
-        with opened, evaluating(self._model), self._prefix.serving(plan):
+        with masked(self._model, RefittedPlan(plan, self.refit)), evaluating(self._model):
             value = self._measure()
         try:
             return Measurement(self._sign * float(value))
@@ -307,7 +281,6 @@ class MetricEvaluator:
         with masked(self._model, start), evaluating(self._model):
             recorded = record_moments(self._model, sites, self._measure, over_processes=self._share_processes)
         self.refit = Refit(self._model, start, recorded)
-        self._prefix = PrefixCache(self._model, self._cache_mib)
         return self.refit
 
     def fingerprint(self) -> str:

@@ -13,12 +13,11 @@ import torch
 
 from hf_headprune.masking import evaluating, plain_copy
 from hf_headprune.search.evaluation.layers import LayerStack, digests_of
-from hf_headprune.search.evaluation.stacking import repeated
 from hf_headprune.search.evaluation.trials import Trials
 from hf_headprune.tasks.answers import TIE_BAND
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import nn
 
@@ -89,8 +88,6 @@ class Lane:
         self._memory = memory
         self._stack = LayerStack(model)
         self._closed: PruningPlan | None = None
-        self._closed_each: tuple[PruningPlan, ...] = ()
-        self._apart = ExitStack()
         self._guessed: list[tuple[Any, Any]] = []
         inputs = scoring.inputs(sample)
         with evaluating(model):
@@ -109,11 +106,6 @@ class Lane:
         """
         self._stack.check_fits(plan)
 
-    def can_stack(self, sample: dict[str, torch.Tensor]) -> bool:
-        """Tries on a small batch with labels whether several plans may be run in one pass."""
-        with evaluating(self._model):
-            return Trials(self._stack).can_stack(self._scoring.inputs(sample), take_out=self._takes_out)
-
     @contextmanager
     def open(self) -> Iterator[None]:
         """Makes the model ready for `answers`; it is left as it was."""
@@ -124,7 +116,6 @@ class Lane:
             stack.enter_context(self._stack.attached())  # it restores first
             if self._reads_first:
                 stack.enter_context(self._stack.first_token_only())
-            stack.callback(self._join)
             self._closed, self._guessed = None, []
             yield
 
@@ -149,25 +140,6 @@ class Lane:
                 self._guessed.append((owner, key))
         return self._scoring.answers(outputs, entries)
 
-    def answers_together(self, composition: Composition, place: int, routes: Sequence[Route]) -> list[Answers]:
-        """Runs plans that share a base on one batch, in one pass; only while open.
-
-        Their bits follow from the plans run together, and not from what is remembered: layers below the first in which
-        they differ are run once for all. No hidden state of several is remembered, since what a plan becomes a parent
-        with must not depend on its siblings; the last one left runs alone.
-        """
-        if len(routes) == 1:
-            return [self.answers(composition, place, routes[0])]
-        entries = composition.batches[place].entries
-        owner = (composition.key, self.is_exact)
-        lowest = min(routes, key=lambda route: route.first)
-        first, state = self._state(owner, place, self._scoring.inputs(entries), lowest, whole=True)
-        self._close_each(tuple(route.plan for route in routes))
-        entries = repeated(entries, len(routes))
-        shares = state if state is None else state.expand(len(routes), *state.shape).flatten(0, 1)
-        outputs = self._stack.outputs(self._scoring.inputs(entries), first, shares)
-        return self._scoring.answers(outputs, entries).split(len(routes))
-
     def answers_alone(self, entries: dict[str, torch.Tensor], plan: PruningPlan) -> Answers:
         """Runs a plan on a batch of its own, and remembers nothing; only while open."""
         self._close(plan)
@@ -180,16 +152,16 @@ class Lane:
                 self._memory.forget(owner, key)
 
     def _state(
-        self, owner: Any, place: int, inputs: dict[str, torch.Tensor], route: Route, *, whole: bool = False
+        self, owner: Any, place: int, inputs: dict[str, torch.Tensor], route: Route
     ) -> tuple[int, torch.Tensor | None]:
         """Returns a layer to enter at and its input: from memory, or computed from the nearest one and remembered.
 
-        Where there is no room to remember it, an earlier layer is entered, unless the `whole` way is asked for.
+        Where there is no room to remember it, an earlier layer is entered.
         """
         held = self._memory.of(owner)
         nearest = next((n for n in range(route.first, 0, -1) if (place, route.shared[n]) in held), 0)
         state = held.get((place, route.shared[nearest]))
-        if nearest == route.first or not (whole or self._memory.has_room(owner)):
+        if nearest == route.first or not self._memory.has_room(owner):
             return nearest, state
         self._close(route.base)
         for reached, found in self._stack.states(inputs, nearest, route.first, state).items():
@@ -197,21 +169,8 @@ class Lane:
             state = found
         return route.first, state
 
-    def _close_each(self, plans: tuple[PruningPlan, ...]) -> None:
-        if plans != self._closed_each:
-            self._join()
-            self._closed = None
-            self._apart.enter_context(self._stack.closed_each(plans, self._refit, take_out=self._takes_out))
-            self._closed_each = plans
-
-    def _join(self) -> None:
-        """Ends what closed several plans apart."""
-        self._apart.close()
-        self._closed_each = ()
-
     def _close(self, plan: PruningPlan) -> None:
         if plan is not self._closed:
-            self._join()
             if self._refit is not None:
                 self._stack.open()
                 self._refit.apply_(self._model, plan)

@@ -13,19 +13,10 @@ from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.masking import UnitScale, attach
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.narrowing import Narrowing
-from hf_headprune.search.evaluation.stacking import (
-    Projection,
-    differing_sites,
-    projecting,
-    union_of,
-    without_closed,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from hf_headprune.anatomy import Site
-    from hf_headprune.refit.projections import Refit
 
 Inputs = dict[str, torch.Tensor]
 Kept = tuple[tuple[int, ...], ...]
@@ -112,36 +103,6 @@ class LayerStack:
         """Takes the units that `close` has closed out of the products, until it opens them; only while attached."""
         for name in self._narrowing.take_out(plan):
             self._scales[name].scale = None
-
-    @contextmanager
-    def closed_each(
-        self, plans: Sequence[PruningPlan], refit: Refit | None = None, *, take_out: bool
-    ) -> Iterator[None]:
-        """Closes for each plan what it removes in its own share of every batch, for the length of a `with` block.
-
-        Only while attached; what `close` did is undone.
-
-        Args:
-            plans: One per share; the shares follow one another in the batch and are equally large.
-            refit: Refits output projections to each plan; whoever restores them entered its `restoring`.
-            take_out: Whether units that no plan keeps are taken out of the products.
-        """
-        self.open()
-        union, sites = union_of(plans), differing_sites(self._sites, plans)
-        if refit is not None:
-            refit.apply_(self.model, union)
-        base = base_model(self.model)
-        modules: dict[str, Any] = {site.name: base.get_submodule(site.output) for site in sites}
-        own = {site.name: [_projection(modules[site.name], site, plan, refit) for plan in plans] for site in sites}
-        self.close(union)
-        if take_out:
-            self.take_out(union)
-        for site in sites:
-            if modules[site.name].weight.shape[1] < own[site.name][0][0].shape[1]:
-                columns = site.columns(union.kept(site.name))
-                own[site.name] = [(weight[:, columns], bias) for weight, bias in own[site.name]]
-        with projecting({modules[site.name]: own[site.name] for site in sites}):
-            yield
 
     def kept_per_layer(self, plan: PruningPlan) -> tuple[Kept, ...]:
         """Returns what a plan keeps in each layer, site by site."""
@@ -251,14 +212,6 @@ def logits_in(outputs: Any) -> torch.Tensor:
     if "start_logits" in outputs:
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
     return outputs.logits
-
-
-def _projection(output: Any, site: Site, plan: PruningPlan, refit: Refit | None) -> Projection:
-    """Returns what the output projection of a whole site multiplies by under a plan."""
-    kept = plan.kept(site.name)
-    if refit is not None and site.name in refit.blocks:
-        return without_closed(refit.projection(site.name, kept, output.weight), site, kept)
-    return without_closed((output.weight, output.bias), site, kept)
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
-    from hf_headprune.search.problem import Asked, Measurement, Question
+    from hf_headprune.search.problem import Measurement, Question
     from hf_headprune.search.units import Unit
 
 Result = TypeVar("Result")
@@ -74,7 +74,7 @@ class _Leading:
         return self._all("__call__", plan)
 
     def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
-        return self._all("reconstruct", start, ffn=ffn)
+        return self._all("use_refit", start, ffn=ffn)
 
     def _all(self, name: str, *args: Any, **settings: Any) -> Any:
         _tell(name, *args, **settings)
@@ -82,14 +82,8 @@ class _Leading:
 
 
 class _LeadingExamples(_Leading):
-    def count_siblings(self) -> int:
-        return self._all("count_siblings")
-
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         return self._all("probe", plan, question)
-
-    def probe_siblings(self, asked: Asked[PruningPlan]) -> list[Measurement]:
-        return self._all("probe_siblings", asked)
 
     def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray:
         return self._evaluator.unit_effects(plan, units)  # shares nothing

@@ -10,10 +10,9 @@ a search that goes on after a kill measures the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from itertools import product
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,36 +43,10 @@ if TYPE_CHECKING:
 # Share of the band of doubt beyond which bf16 is taken to turn nothing. What is rejected rests on that, as an estimate;
 # what is accepted has the whole band looked at again; where an answer beyond was turned, nothing is taken from bf16.
 TRUSTED = 0.5
-SIBLINGS = 8  # children of a set that A* asks about at once are seven by default
 
 
 class _RoundingError(Exception):
     """The twin in bf16 moves answers further than its band of doubt allows."""
-
-
-@dataclass(eq=False)
-class _Walk:
-    """A plan on its way through the examples to a verdict."""
-
-    plan: PruningPlan
-    question: Question[PruningPlan]
-    answers: Answers
-    known: dict[int, Answers] = field(default_factory=dict)  # by the place of their batch
-    route: Route = field(init=False)
-    verdict: Measurement | None = None
-    is_misled: bool = False
-
-    @property
-    def is_going(self) -> bool:
-        return self.verdict is None and not self.is_misled
-
-    def enter(self, lane: Lane, composition: Composition, *, alone: bool) -> None:
-        """Starts with what the plan answered before; those measured together start anew, and tell nobody.
-
-        What a plan answers alone must not depend on those that it was measured with, to the last bit.
-        """
-        self.known = composition.answers_of(self.plan, is_exact=lane.is_exact) if alone else {}
-        self.route = lane.route(self.plan, self.question.base)
 
 
 @dataclass(frozen=True)
@@ -86,8 +59,6 @@ class Probing:
         tentative_share: Share of the examples, the hardest, that an estimate is made from.
         half_precision: Whether answers far from a tie may come from a twin of the model in bf16; verdicts before the
             end are not certain then. None leaves it to the hardware and to the size of the model.
-        siblings: Plans that are run in one pass at most, where a search asks about several at once. None: one on a CPU,
-            which loses by more, and `SIBLINGS` elsewhere.
         share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them must
             then ask for the same measurements in the same order.
 
@@ -99,18 +70,16 @@ class Probing:
     batch_size: int = 16
     tentative_share: float = 0.25
     half_precision: bool | None = None
-    siblings: int | None = None
     share_processes: bool = False
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        counts = (self.batch_size, 1 if self.siblings is None else self.siblings)
-        holds = is_rising(0, self.cache_mib) and all(is_whole(count, at_least=1) for count in counts)
+        holds = is_rising(0, self.cache_mib) and is_whole(self.batch_size, at_least=1)
         if not (holds and is_above(self.tentative_share, 0) and self.tentative_share <= 1):
             raise InvalidSettingError(
-                f"Probing: cache_mib must be at least 0, batch_size and siblings whole numbers of at least 1 and "
-                f"tentative_share in (0, 1], received {self.cache_mib!r}, {self.batch_size!r}, {self.siblings!r} and "
-                f"{self.tentative_share!r}. Leave them out for the defaults."
+                f"Probing: cache_mib must be at least 0, batch_size a whole number of at least 1 and tentative_share "
+                f"in (0, 1], received {self.cache_mib!r}, {self.batch_size!r} and {self.tentative_share!r}. Leave them "
+                "out for the defaults."
             )
         if self.half_precision not in (None, True, False) or self.share_processes not in (True, False):
             raise InvalidSettingError(
@@ -122,12 +91,6 @@ class Probing:
         """Tells whether a twin in bf16 is wanted for a model."""
         return gains_by_half_precision(model) if self.half_precision is None else self.half_precision
 
-    def siblings_of(self, model: nn.Module) -> int:
-        """Returns how many plans are run in one pass at most."""
-        if self.siblings is not None:
-            return self.siblings
-        return 1 if next(model.parameters()).device.type == "cpu" else SIBLINGS
-
 
 class Prober:
     """Measures plans as far as a question needs.
@@ -135,7 +98,6 @@ class Prober:
     Attributes:
         memory: Hidden states of parents, under the bound given.
         examples_seen: Examples computed so far over all plans.
-        siblings: Plans that are run in one pass at most; one where the model or the metric allows no more.
     """
 
     def __init__(
@@ -181,9 +143,6 @@ class Prober:
             memory=self.memory,
             recompose=recompose,
         )
-        stacks = settings.siblings_of(model) > 1 and self._compositions.are_recomposed and self._exact.can_stack(sample)
-        everywhere = over_processes(lambda _: stacks, range(self._world), share=self._share_processes)
-        self.siblings = settings.siblings_of(model) if all(everywhere) else 1
 
     def __call__(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Measures a plan as far as the question needs; the model is left as it was.
@@ -191,100 +150,57 @@ class Prober:
         Raises:
             InvalidPlanError: The plan does not fit the model.
         """
-        return self._measured([(plan, question)])[0]
+        for given in (question.base, plan):
+            self._exact.check_fits(given)
+        composition = self._compositions.by(question.base_margins)
+        if self._rough is not None:
+            band = rough_band(self._scoring, question.base_margins)
+            try:
+                return self._walk(self._rough, composition, plan, question, band)
+            except _RoundingError:
+                pass
+        return self._walk(self._exact, composition, plan, question, TIE_BAND)
 
-    def together(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
-        """Measures several plans, each as far as its question needs, in one pass where they are children of one set.
-
-        Up to `siblings` at once. Children of different sets follow one another.
+    def _walk(
+        self, lane: Lane, composition: Composition, plan: PruningPlan, question: Question[PruningPlan], band: float
+    ) -> Measurement:
+        """Looks at the hardest examples first, until there is a verdict, which all of them give at last.
 
         Raises:
-            InvalidPlanError: A plan does not fit the model.
+            _RoundingError: The rounded twin misleads.
         """
-        found: list[Measurement] = []
-        for start in range(0, len(asked), self.siblings):
-            group = asked[start : start + self.siblings]
-            first = group[0][1]
-            alike = all(
-                question.base == first.base and np.array_equal(question.base_margins, first.base_margins)
-                for _, question in group
-            )
-            found += self._measured(group) if alike else [self(*one) for one in group]
-        return found
-
-    def _measured(self, asked: Sequence[tuple[PruningPlan, Question[PruningPlan]]]) -> list[Measurement]:
-        first = asked[0][1]
-        for plan in (first.base, *(plan for plan, _ in asked)):
-            self._exact.check_fits(plan)
-        composition = self._compositions.by(first.base_margins)
-        walks = [_Walk(plan, question, self._unseen()) for plan, question in asked]
-        if self._rough is not None:
-            self._walk(self._rough, composition, walks, rough_band(self._scoring, first.base_margins))
-        again = [walk for walk in walks if walk.verdict is None]
-        for walk in again:
-            walk.answers, walk.is_misled = self._unseen(), False
-        if again:
-            self._walk(self._exact, composition, again, TIE_BAND)
-        return [cast("Measurement", walk.verdict) for walk in walks]
-
-    def _unseen(self) -> Answers:
-        return Answers.unseen(len(self._weights), self._scoring.num_rows)
-
-    def _walk(self, lane: Lane, composition: Composition, walks: Sequence[_Walk], band: float) -> None:
-        """Looks at the hardest examples first, until there are verdicts, which all of them give at last.
-
-        A walk that the rounded twin misleads ends without.
-        """
-        for walk in walks:
-            walk.enter(lane, composition, alone=len(walks) == 1)
-        order = composition.hardest_first(np.mean([walk.question.expected for walk in walks], axis=0))
+        answers = Answers.unseen(len(self._weights), self._scoring.num_rows)
+        known = composition.answers_of(plan, is_exact=lane.is_exact)
+        route = lane.route(plan, question.base)
+        order = composition.hardest_first(question.expected)
         with lane.open():
             for start in range(0, len(order), self._world):
-                places, going = order[start : start + self._world], [walk for walk in walks if walk.is_going]
-                if not going:
-                    break
-                self._look(lane, composition, places, going)
-                for place, walk in product(places, going):
-                    self._judge(lane, walk, composition.batches[place].indices, walk.known[place], band)
-        for walk in walks:
-            self._end(lane, walk, band)
+                places = order[start : start + self._world]
+                self._look(lane, composition, places, route, known)
+                for place in places:
+                    answers.put(composition.batches[place].indices, known[place].with_ties_below(band))
+                    if not lane.is_exact and question.floor is not None:
+                        self._settle_errors(answers, plan, question.floor - ROUND_OFF, band)
+                    verdict = self._verdict(answers, question, is_exact=lane.is_exact)
+                    if verdict is not None:
+                        if question.floor is not None and verdict.metric < question.floor:
+                            lane.forget_guesses()
+                        return verdict
+        if not lane.is_exact:
+            self._settle(np.flatnonzero(answers.gaps < TIE_BAND), answers, plan, band)
+        return self._to_the_end(plan, answers)
 
-    def _look(self, lane: Lane, composition: Composition, places: Sequence[int], going: Sequence[_Walk]) -> None:
-        """Has every plan answer some batches, where its answers are not known; in place."""
-        unknown = [place for place in places if place not in going[0].known]
-        answers = partial(lane.answers_together, composition, routes=[walk.route for walk in going])
-        for place, found in zip(unknown, over_processes(answers, unknown, share=self._share_processes), strict=True):
-            self.examples_seen += len(composition.batches[place].indices) * len(going)
-            for walk, own in zip(going, found, strict=True):
-                walk.known[place] = own
-
-    def _judge(self, lane: Lane, walk: _Walk, indices: np.ndarray, answers: Answers, band: float) -> None:
-        """Takes answers in, and gives a verdict where they allow one; in place."""
-        if not walk.is_going:
-            return
-        walk.answers.put(indices, answers.with_ties_below(band))
-        floor = walk.question.floor
-        try:
-            if not lane.is_exact and floor is not None:
-                self._settle_errors(walk.answers, walk.plan, floor - ROUND_OFF, band)
-        except _RoundingError:
-            walk.is_misled = True
-            return
-        walk.verdict = self._verdict(walk.answers, walk.question, is_exact=lane.is_exact)
-        if walk.verdict is not None and floor is not None and walk.verdict.metric < floor:
-            lane.forget_guesses()
-
-    def _end(self, lane: Lane, walk: _Walk, band: float) -> None:
-        """Gives the verdict of all examples to a walk that came so far; in place."""
-        if not walk.is_going:
-            return
-        try:
-            if not lane.is_exact:
-                self._settle(np.flatnonzero(walk.answers.gaps < TIE_BAND), walk.answers, walk.plan, band)
-        except _RoundingError:
-            walk.is_misled = True
-            return
-        walk.verdict = self._to_the_end(walk.plan, walk.answers)
+    def _look(
+        self, lane: Lane, composition: Composition, places: Sequence[int], route: Route, known: dict[int, Answers]
+    ) -> None:
+        """Has a plan answer the batches whose answers are not known; in place."""
+        unknown = [place for place in places if place not in known]
+        found = over_processes(
+            lambda place: lane.answers(composition, place, route), unknown, share=self._share_processes
+        )
+        for place, answers in zip(unknown, found, strict=True):
+            self.examples_seen += len(composition.batches[place].indices)
+            known[place] = answers
 
     def _verdict(self, answers: Answers, question: Question[PruningPlan], *, is_exact: bool) -> Measurement | None:
         """Returns a rejection, an estimate, or None; what rounding could turn counts as right.

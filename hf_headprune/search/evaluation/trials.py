@@ -9,7 +9,6 @@ import torch
 from hf_headprune.anatomy import base_model
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.layers import logits_in
-from hf_headprune.search.evaluation.stacking import repeated
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +63,7 @@ class Trials:
 
         In bf16 round-off hides all but shapes that don't fit.
         """
-        plan, _ = self._trial_plans()
+        plan = self._trial_plan()
         with self._stack.attached():
             self._stack.close(plan)
             closed = logits_in(self._stack.outputs(inputs))
@@ -74,21 +73,6 @@ class Trials:
             except RuntimeError:  # shapes that do not follow from the projections
                 return False
         return self._are_equal_up_to_rounding(taken, closed)
-
-    def can_stack(self, inputs: Inputs, *, take_out: bool) -> bool:
-        """Tells whether plans in one pass give what each gives alone, up to round-off; see `can_take_out`."""
-        plans = self._trial_plans()
-        alone = []
-        with self._stack.attached():
-            for plan in plans:
-                self._stack.close(plan)
-                alone.append(logits_in(self._stack.outputs(inputs)))
-            try:
-                with self._stack.closed_each(plans, take_out=take_out):
-                    together = logits_in(self._stack.outputs(repeated(inputs, len(plans))))
-            except RuntimeError:  # shapes that do not follow from the batch
-                return False
-        return together.shape[0] == 2 * alone[0].shape[0] and self._are_equal_up_to_rounding(together, torch.cat(alone))
 
     def computes_in_full_precision(self, inputs: Inputs) -> bool:
         """Tells whether products are computed in fp32 or fp64; autocast may come from a wrapped forward."""
@@ -102,20 +86,15 @@ class Trials:
             handle.remove()
         return all(kind in (torch.float32, torch.float64) for kind in kinds)
 
-    def _trial_plans(self) -> tuple[PruningPlan, PruningPlan]:
-        """Returns two plans that remove different heads, and of FFN units one in common and one apart."""
+    def _trial_plan(self) -> PruningPlan:
+        """Returns a plan that removes a unit of every site."""
         full = PruningPlan.full(self._stack.anatomy)
         heads = {site: count for site, count in full.num_heads.items() if count}
         ffn = {site: count for site, count in full.num_ffn.items() if count}
-        first = full.replace(
+        return full.replace(
             kept_heads={site: range(count - 1) for site, count in heads.items()},
             kept_ffn={site: range(1, count) for site, count in ffn.items()},
         )
-        second = full.replace(
-            kept_heads={site: (*range(count - 2), *range(count - 1, count)) for site, count in heads.items()},
-            kept_ffn={site: range(2, count) for site, count in ffn.items()},
-        )
-        return first, second
 
     def _are_equal_up_to_rounding(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
         scale = float(expected.abs().amax()) * torch.finfo(next(self._stack.model.parameters()).dtype).eps

@@ -1,4 +1,4 @@
-"""Other ways to search, behind the interface of A*: what it has to beat.
+"""Other ways to search, with the arguments of A*: what it has to beat.
 
 Each takes a `SearchProblem` and the settings of A*, of which the constraint, the objective, the budget and the seed
 apply, and returns a `SearchResult`. A journal makes each of them resumable, as it does A*.
@@ -18,7 +18,7 @@ from hf_headprune.search.ledger import BudgetSpent
 from hf_headprune.search.problem import Question, units_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from hf_headprune.search.ledger import Evaluated, Ledger
@@ -73,7 +73,7 @@ def in_order(
         raise InvalidSettingError(
             "in_order: the problem must have scores, received None. Give one number per unit, such as a Fisher score."
         )
-    ledger = opened_ledger(problem, settings, journal, on_progress, strategy="in_order")
+    ledger = opened_ledger(problem, settings, journal, on_progress, algorithm="in_order")
     with suppress(BudgetSpent):
         _follow(ledger, np.argsort(problem.scores, kind="stable").tolist())
     return result_of(ledger)
@@ -90,7 +90,7 @@ def at_random(
 
     Without a limit on evaluations it follows one order.
     """
-    ledger = opened_ledger(problem, settings, journal, on_progress, strategy="at_random")
+    ledger = opened_ledger(problem, settings, journal, on_progress, algorithm="at_random")
     rng = np.random.default_rng(settings.seed)
     with suppress(BudgetSpent):
         for _ in range(settings.max_evaluations or 1):  # an order that meets only known sets costs no evaluation
@@ -105,7 +105,7 @@ def _beam(
     journal: Path | None,
     on_progress: OnProgress | None,
 ) -> SearchResult:
-    ledger = opened_ledger(problem, settings, journal, on_progress, strategy=f"beam of {width}")
+    ledger = opened_ledger(problem, settings, journal, on_progress, algorithm=f"beam of {width}")
     level = [ledger.reference]
     with suppress(BudgetSpent):
         while level:
@@ -117,29 +117,14 @@ def _best_children(ledger: Ledger, level: list[Evaluated], width: int) -> list[E
     """Returns the feasible sets with one more unit removed that have the highest metrics."""
     best: list[Evaluated] = []
     parents = {mask: node for node in reversed(level) for mask in _larger(ledger, node)}
-    for group in _siblings(parents, ledger.siblings):
+    for mask in sorted(parents):
         floor = best[-1].measurement.metric if len(best) == width else ledger.threshold
-        races = {mask: _race(parents[mask], floor) for mask in group}
-        ledger.ask_ahead({mask: race for mask, race in races.items() if race is not None})
-        for mask, race in races.items():
-            child = ledger.evaluate(mask, race)
-            if child.measurement.kind == "exact" and child.feasible:
-                best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
+        child = ledger.evaluate(mask, _race(parents[mask], floor))
+        if child.measurement.kind == "exact" and child.feasible:
+            best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
     for mask in parents.keys() - {node.mask for node in best}:
         ledger.forget(mask)
     return best
-
-
-def _siblings(parents: Mapping[int, Evaluated], together: int) -> Iterator[list[int]]:
-    """Yields children in groups of at most so many that follow one another and have one parent."""
-    group: list[int] = []
-    for mask in sorted(parents):
-        if group and (len(group) == together or parents[mask] is not parents[group[0]]):
-            yield group
-            group = []
-        group.append(mask)
-    if group:
-        yield group
 
 
 def _larger(ledger: Ledger, node: Evaluated) -> list[int]:

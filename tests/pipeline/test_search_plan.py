@@ -1,0 +1,136 @@
+"""search_plan: any data, collator and metric of the user's; the search itself is tested in tests/search."""
+
+import json
+
+import pytest
+import torch
+
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.pipeline.search import search_plan
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
+from hf_headprune.search.settings import AStarSearch
+from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, own_examples
+from tests.support.models import tiny_bert
+
+
+def test_columns_that_the_model_does_not_take_are_left_out():
+    plain = examples()
+    rich = [
+        {**example, "sentence": "text", "idx": number, "attention_mask": [1] * len(example["input_ids"])}
+        for number, example in enumerate(plain)
+    ]
+    chosen = AStarSearch(max_evaluations=5)
+    model = classifier()
+    assert (
+        search_plan(model, rich, search=chosen, progress=False).search.history
+        == search_plan(model, plain, search=chosen, progress=False).search.history
+    )
+
+
+def test_collator_and_batch_size_of_the_user_are_used():
+    sizes = []
+
+    def collate(rows):
+        sizes.append(len(rows))
+        longest = max(len(row["input_ids"]) for row in rows)
+        ids = torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows])
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids > 0).long(),
+            "labels": torch.tensor([r["labels"] for r in rows]),
+        }
+
+    model, chosen = classifier(), AStarSearch(max_evaluations=3)
+    result = search_plan(model, examples(), search=chosen, data_collator=collate, batch_size=10, progress=False)
+    assert sizes == [10, 10, 4]
+    assert result.search.history == search_plan(model, examples(), search=chosen, progress=False).search.history
+
+
+def test_metric_of_the_settings_wins():
+    model = classifier()
+    chosen = AStarSearch(max_evaluations=1, metric="macro_f1")
+    result = search_plan(model, examples(), "accuracy", chosen, progress=False).search
+    f1 = ExampleEvaluator(model, batches_of(examples()), metric="macro_f1")(result.start).metric
+    assert result.metric == f1
+
+
+def test_progress_is_shown_on_request(capsys):
+    chosen = AStarSearch(max_evaluations=4)
+    search_plan(classifier(), examples(), search=chosen)
+    shown = capsys.readouterr().err
+    assert "Search: 100%" in shown
+    assert "heads removed, metric" in shown
+    search_plan(classifier(), examples(), search=chosen, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([], "dataset is empty"),
+        ({"train": 1}, "must be sized and indexable.*received dict"),
+        (iter([1]), "must be sized and indexable"),
+        ([3], "must hold 'labels' or 'label', received int"),
+        ([{"input_ids": [1]}], "must hold 'labels' or 'label'"),
+        ([{"text": "a", "label": 0}], "Tokenize the data set first"),
+        ([{"input_ids": [5], "label": NUM_LABELS}], r"labels must be 0\.\.2, received \[3\]"),
+        ([{"input_ids": [5], "label": 0}, {"input_ids": [5]}], "example 1 has no label"),
+    ],
+)
+def test_unusable_data_is_refused(dataset, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        search_plan(classifier(), dataset, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metric": "bleu"}, "metric must be one of accuracy, .*received 'bleu'"),
+        ({"search": AStarSearch(metric="eval_loss")}, "received 'eval_loss'"),
+        ({"search": AStarSearch(max_drop=1)}, "max_drop is absolute"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_unusable_settings_are_refused(arguments, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        search_plan(classifier(), examples(), progress=False, **arguments)
+
+
+@pytest.mark.parametrize("model", [lambda: tiny_bert(num_labels=1), lambda: torch.nn.Linear(2, 2)])
+def test_unusable_model_is_refused(model):
+    with pytest.raises(UnsupportedModelError):
+        search_plan(model(), examples(), progress=False)
+
+
+def test_any_function_of_the_model_can_be_the_metric():
+    model = classifier()
+    dataset = own_examples(model)
+    batches = batches_of(dataset)
+
+    def accuracy(masked_model):
+        assert masked_model is model
+        right = [
+            masked_model(**{k: v for k, v in b.items() if k != "labels"}).logits.argmax(-1) == b["labels"]
+            for b in batches
+        ]
+        return float(torch.cat(right).float().mean())
+
+    settings = AStarSearch(max_drop=0.1, max_evaluations=12)
+    result = search_plan(model, None, accuracy, settings, progress=False).search
+    assert result.metric == pytest.approx(ExampleEvaluator(model, batches)(result.plan).metric)
+    assert result.metric >= result.threshold
+    assert result.evaluations == 12
+
+
+def test_a_function_as_metric_refuses_data_and_must_return_a_number():
+    model = classifier()
+    with pytest.raises(InvalidSettingError, match=r"has examples of its own, received dataset besides"):
+        search_plan(model, examples(), lambda _: 1.0, progress=False)
+    with pytest.raises(InvalidSettingError, match="must return one number"):
+        search_plan(model, None, lambda _: {"f1": 1.0}, progress=False)
+
+
+def test_a_metric_that_is_no_number_is_null_in_json():
+    answers = iter([1.0, *[float("nan")] * 9])
+    result = search_plan(classifier(), None, lambda _: next(answers), AStarSearch(max_evaluations=3), progress=False)
+    assert [step["metric"] for step in json.loads(result.search.to_json())["history"]] == [1.0, None, None]
