@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from hf_headprune._seen_splits import seen_by
 from hf_headprune.callback import search_metric, trainer_compat
-from hf_headprune.callback.settings import DEFAULT_DROP
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of
@@ -15,7 +14,7 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import can_decide
-from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
+from hf_headprune.pipeline.holdout import DEFAULT_DROP, Holdout, NotCertifiable
 
 if TYPE_CHECKING:
     from transformers import Trainer

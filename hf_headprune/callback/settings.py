@@ -14,6 +14,7 @@ from hf_headprune.learn.distillation.settings import Distillation
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.pipeline.budget import one_budget, second_order_of
+from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, REPORTING
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.search.settings import AStarSearch
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 WIDTH_MULTIPLE = 32
 AUTO: Literal["auto"] = "auto"
-DEFAULT_DROP = 0.01
-DECIDING = 0.8  # confidence with which a plan must be shown to keep its metric, where the user names none
-REPORTING = 0.95  # confidence of a certificate that decides nothing
 SIZES = ("density", "speedup", "size_mb", "kept_heads")
 _KINDS = {
     "gates": SubsetGates,

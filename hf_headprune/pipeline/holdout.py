@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
 
-REPORTED_CONFIDENCE = 0.95
+DEFAULT_DROP = 0.01
+DECIDING = 0.8  # confidence with which a plan must be shown to keep its metric, where the user names none
+REPORTING = 0.95  # confidence of a certificate that decides nothing
 CANDIDATES = 5
 MEASURED = 20  # of the plans on the way, so that as many as CANDIDATES of them meet the search's constraint
 SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the searched examples is optimistic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from transformers import DataCollatorWithPadding
 
@@ -16,15 +16,17 @@ from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.holdout import REPORTED_CONFIDENCE, Holdout
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can_decide, walk_down
+from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import Job, MetricSource, certified, find, pruned_copy, unseen_change
+from hf_headprune.pipeline.run import Found, Job, MetricSource, certified, find, pruned_copy, unseen_change
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
+from hf_headprune.refit.one_shot import ExampleLosses
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import check_drop, check_searchable
-from hf_headprune.search.settings import REPORT, AStarSearch
+from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.examples import ModelExamples, PadRight
 from hf_headprune.tasks.registry import scoring_for
 
@@ -34,16 +36,19 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from hf_headprune.anatomy import Anatomy
+
 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
     model: nn.Module,
     dataset: Any,
     metric: str | Callable[[nn.Module], float] | None = None,
-    search: AStarSearch = AStarSearch(),
+    search: AStarSearch | None = None,
     *,
+    max_drop: float | None = None,
     calibration: Any = None,
     certify: Any = None,
-    confidence: float | Literal["report"] = REPORT,
+    confidence: float = DECIDING,
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
@@ -53,9 +58,9 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
 ) -> PruningResult:
     """Finds the smallest part of a fine-tuned model that keeps its metric, without training.
 
-    Heads and FFN units are ordered by second-order removal costs on `calibration`; an A* search over sets of them
-    starts there and measures plans on `dataset`; output projections are refitted to each plan. With `certify`, the
-    result is held against examples that the search has not seen. The model is left as it was: prune it with
+    Heads and FFN units are ordered by second-order removal costs on `calibration`; smaller and smaller plans of that
+    order, with refitted output projections, are tested on labelled examples until one fails. With `search`, an A*
+    search over sets of units goes on from there. The model is left as it was: prune it with
     `prune_model_(model, result)`. It remembers the examples that were searched, and `certify` refuses them.
 
     Args:
@@ -67,20 +72,21 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             "exact_match" of spans; "likelihood" of references. None takes the first of the task; `search.metric` wins
             where it is set. Or any function of the model that returns one number, higher is better; it must be
             deterministic, and each plan is then measured on all that it looks at.
-        search: Settings, the allowed drop among them.
+        search: Settings of an A* search, its `max_drop` among them; None tests the order of removal costs alone.
+        max_drop: Drop of the metric that is allowed without a search, absolute; 0.01, one percentage point, when left
+            out.
         calibration: Labelled training examples (a thousand are enough) for the removal costs and the refit. None takes
-            `dataset`, on which the result then looks better than it is.
-        certify: Labelled examples that neither training nor search has seen, or `CertificationData`; None certifies
-            nothing.
-        confidence: A level, such as 0.95, prunes only what is certified at it to lose less than `search.max_drop`.
-            "report" prunes the smallest candidate whose metric on `certify` drops by at most that, and the certificate
-            states what can be concluded at 95 % confidence.
+            `dataset`, which can then certify nothing.
+        certify: Labelled examples that neither training nor search has seen, or `CertificationData`. When left out
+            and nothing is searched, `dataset` certifies: the order of plans comes from `calibration` alone.
+        confidence: With which the drop on unseen data must be shown to be below the one allowed.
         processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
             padded on the right.
         data_collator: Makes the batches instead.
         batch_size: Examples per batch.
-        head_scores: Importance per head, `(num_heads,)`, in the order of the sites; the lowest are tried first.
-        journal: File that holds the state: a search that was killed continues from it.
+        head_scores: For a search, importance per head, `(num_heads,)`, in the order of the sites; the lowest are tried
+            first.
+        journal: For a search, file that holds the state: one that was killed continues from it.
         progress: Whether to show a progress bar (on the first process).
 
     Raises:
@@ -91,27 +97,58 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         SearchStateError: The journal belongs to another search or is damaged.
     """
     anatomy = anatomy_of(model)
-    check_searchable(anatomy, search)
+    drop = _allowed(search, max_drop)
+    check_searchable(anatomy, search or AStarSearch(max_drop=drop))
     collate = data_collator or _collate(model, processing_class)
-    source = _source(model, dataset, metric, search, calibration=calibration, collate=collate, batch_size=batch_size)
+    reading = {"calibration": calibration, "collate": collate, "batch_size": batch_size}
+    if callable(metric) and search is None and calibration is None:
+        raise InvalidSettingError(
+            "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
+            "or search=AStarSearch(...), which refits on what the function runs."
+        )
+    settings = search or AStarSearch(max_drop=drop)
+    source = _source(model, dataset, metric, settings, searches=search is not None, **reading)
+    tested = (
+        certify if search is not None or calibration is None or callable(metric) or certify is not None else dataset
+    )
+    remember_seen_(model, search=None if tested is dataset else dataset, calibration=calibration)
     holdout = None
-    if certify is not None:
-        holdout = _holdout(certify, search, confidence, Batching(processing_class, data_collator, batch_size))
-        remember_seen_(model, search=dataset, calibration=calibration)
+    if tested is not None:
+        holdout = _holdout(tested, drop, confidence, Batching(processing_class, data_collator, batch_size))
         holdout.rehearse(model)
     full = PruningPlan.full(anatomy)
-    job = Job(
-        model,
-        full,
-        source,
-        search,
-        holdout,
-        head_scores=head_scores,
-        journal=None if journal is None else Path(journal),
-        progress=progress,
-    )
-    remember_seen_(model, search=dataset, calibration=calibration)
-    found = find(job)
+    if search is not None:
+        file = None if journal is None else Path(journal)
+        found = find(
+            Job(model, full, source, search, holdout, head_scores=head_scores, journal=file, progress=progress)
+        )
+    else:
+        examples = dataset if calibration is None else calibration
+        losses = ExampleLosses(model, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
+        decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, model, full)
+        found = walk_down(model, full, losses, decide)
+    return _result(model, anatomy, full, found, holdout)
+
+
+def _allowed(search: AStarSearch | None, max_drop: float | None) -> float:
+    """Returns the drop that is allowed.
+
+    Raises:
+        InvalidSettingError: It is stated twice.
+    """
+    if search is not None and max_drop is not None:
+        raise InvalidSettingError(
+            f"search_plan(max_drop={max_drop!r}, search=...): the search has a max_drop of its own. Pass "
+            "search=AStarSearch(max_drop=...) alone."
+        )
+    if search is not None:
+        return search.max_drop
+    return DEFAULT_DROP if max_drop is None else max_drop
+
+
+def _result(
+    model: nn.Module, anatomy: Anatomy, full: PruningPlan, found: Found, holdout: Holdout | None
+) -> PruningResult:
     certificate, words = None, ""
     if holdout is not None:
         pruned = pruned_copy(model, found.pruned)
@@ -140,13 +177,15 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     metric: str | Callable[[nn.Module], float] | None,
     search: AStarSearch,
     *,
+    searches: bool,
     calibration: Any,
     collate: Callable[[list[Any]], Any],
     batch_size: int,
 ) -> MetricSource:
     """Returns what measures plans: a scorer of single examples, or the user's function."""
     if callable(metric):
-        given = {"dataset": dataset, "calibration": calibration, "AStarSearch(metric=...)": search.metric}
+        given = {"dataset": dataset, "AStarSearch(metric=...)": search.metric}
+        given |= {"calibration": calibration} if searches else {}
         if any(value is not None for value in given.values()):
             raise InvalidSettingError(
                 f"search_plan: a function as metric has examples of its own, received "
@@ -166,10 +205,10 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     return MetricSource(evaluator, scoring.in_words, len(dataset), "searched examples")
 
 
-def _holdout(certify: Any, search: AStarSearch, confidence: float | Literal["report"], batching: Batching) -> Holdout:
-    data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
-    level = REPORTED_CONFIDENCE if isinstance(confidence, str) else confidence
-    return Holdout(data, Metric(), search.max_drop, level, is_condition=confidence != REPORT)
+def _holdout(examples: Any, max_drop: float, confidence: float, batching: Batching) -> Holdout:
+    data = examples if isinstance(examples, CertificationData) else CertificationData(examples, batching=batching)
+    decides = can_decide(len(data.dataset), max_drop, confidence)
+    return Holdout(data, Metric(), max_drop, confidence, is_condition=decides)
 
 
 def _collate(model: Any, processing_class: Any) -> Callable[[list[Any]], Any]:

@@ -29,11 +29,10 @@ def second_order_plan(
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
 ) -> RefittedPlan:
-    """Finds what of a fine-tuned model should stay within a budget, without training.
+    """Finds what of a fine-tuned model to keep within a budget, without training.
 
-    The model is left as it was; cut it with `prune_model_(model, found)`.
-    Nothing is promised about its accuracy: `search_plan` looks for the smallest model that keeps it. `certify` refuses
-    the examples that were looked at here.
+    The model is left as it was: prune it with `prune_model_(model, found)`. `certify` refuses the examples that were
+    looked at here.
 
     Args:
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
@@ -54,37 +53,80 @@ def second_order_plan(
             "second_order_plan: settings must be SecondOrder(...) and batch_size a whole number >= 1, received "
             f"{settings!r} and {batch_size!r}."
         )
-    anatomy = anatomy_of(model)
-    check_budget(settings, anatomy)
-    examples = ModelExamples(dataset, model, where="second_order_plan")
-    collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.tuning.seed or 0))
-    drawn = order[: settings.tuning.scoring_examples].tolist()
-    device = next(model.parameters()).device
-
-    def losses() -> Iterator[torch.Tensor]:
-        for first in range(0, len(drawn), batch_size):
-            chosen = drawn[first : first + batch_size]
-            batch = {name: value.to(device) for name, value in collate([examples[i] for i in chosen]).items()}
-            yield _loss(model, batch) * len(chosen)
-
-    remember_seen_(model, calibration=[dataset[index] for index in drawn])
-    return RefittedPlan(*choose(model, settings, PruningPlan.full(anatomy), losses()))
+    check_budget(settings, anatomy_of(model))
+    losses = ExampleLosses(
+        model, dataset, settings.tuning.scoring_examples, settings.tuning.seed or 0, data_collator, batch_size
+    )
+    remember_seen_(model, calibration=losses.drawn)
+    return RefittedPlan(*choose(model, settings, PruningPlan.full(anatomy_of(model)), losses))
 
 
-def _loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+class ExampleLosses:
+    """Losses of drawn examples, summed over each batch; each is computed when it is asked for.
+
+    Attributes:
+        drawn: The examples, as they are in the data set.
+    """
+
+    def __init__(  # noqa: PLR0913 - a model, its examples, and how they are read
+        self,
+        model: nn.Module,
+        dataset: Any,
+        count: int,
+        seed: int,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        batch_size: int = 32,
+        *,
+        where: str = "second_order_plan",
+    ) -> None:
+        """Draws the examples.
+
+        Args:
+            model: Its forward pass returns a loss.
+            dataset: Sized and indexable; labelled, tokenized examples.
+            count: How many are drawn at most.
+            seed: Of the draw.
+            data_collator: Makes the batches; when left out, examples are padded on the right.
+            batch_size: Examples per batch.
+            where: Name of the public function, for errors.
+
+        Raises:
+            InvalidSettingError: The data set is empty, unlabelled or not tokenized.
+        """
+        self._model, self._batch_size, self._where = model, batch_size, where
+        examples = ModelExamples(dataset, model, where=where)
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+        self._examples = [examples[index] for index in order]
+        self._collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
+        self.drawn = [dataset[index] for index in order]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Yields a loss for each batch.
+
+        Raises:
+            InvalidSettingError: A label is no class.
+            UnsupportedModelError: The model returns no loss.
+        """
+        device = next(self._model.parameters()).device
+        for first in range(0, len(self._examples), self._batch_size):
+            chosen = self._examples[first : first + self._batch_size]
+            batch = {name: value.to(device) for name, value in self._collate(chosen).items()}
+            yield _loss(self._model, batch, self._where) * len(chosen)
+
+
+def _loss(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> torch.Tensor:
     labels, classes = batch.get("labels"), getattr(model.config, "num_labels", 0)
     is_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point() and classes > 1
     wrong = [label for label in labels.tolist() if not 0 <= label < classes] if is_class else []  # type: ignore[union-attr]
     if wrong:
         raise InvalidSettingError(
-            f"second_order_plan: labels must be 0..{classes - 1}, received {sorted(set(wrong))[:5]}. Remove unlabelled "
+            f"{where}: labels must be 0..{classes - 1}, received {sorted(set(wrong))[:5]}. Remove unlabelled "
             "examples, or map the labels to the classes of the model."
         )
     loss = getattr(model(**batch), "loss", None)
     if loss is None:
         raise UnsupportedModelError(
-            f"second_order_plan: a {type(model).__name__} returns no loss for {sorted(batch)}. Pass a model with the "
+            f"{where}: a {type(model).__name__} returns no loss for {sorted(batch)}. Pass a model with the "
             "head of its task."
         )
     return loss

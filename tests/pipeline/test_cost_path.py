@@ -1,0 +1,181 @@
+"""The order of removal costs, walked down until a test fails."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.budgets import linear_density
+from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.masking import masked
+from hf_headprune.pipeline.budget import header_bytes, plan_for_budget
+from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
+from hf_headprune.pipeline.search import search_plan
+from hf_headprune.plan import PruningPlan
+from hf_headprune.refit.choice import plans_at
+from hf_headprune.refit.one_shot import ExampleLosses
+from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.surgery import prune_model_
+from tests.support.models import VOCAB_SIZE, text_inputs, tiny_bert
+
+
+def learnable(count, *, seed):
+    """Examples whose class is told by their first token."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCAB_SIZE, (count, 6), generator=generator)
+    return [{"input_ids": row.tolist(), "attention_mask": [1] * 6, "labels": int(row[0] > 50)} for row in ids]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A classifier that has learned its task."""
+    model = tiny_bert(num_labels=2).train()
+    train = learnable(600, seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for step in range(120):
+        rows = [train[index] for index in range((16 * step) % 592, (16 * step) % 592 + 16)]
+        batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def accuracy(model, rows):
+    batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    with torch.no_grad():
+        return float((model(**batch).logits.argmax(-1) == batch["labels"]).float().mean())
+
+
+def test_plans_of_one_order_are_nested_and_meet_their_densities(trained):
+    losses = ExampleLosses(trained, learnable(64, seed=1), 64, 0)
+    settings = SecondOrder(density=0.1, tuning=replace(SecondOrder(density=0.1).tuning, width_multiple=8))
+    plans, refit = plans_at(trained, (0.3, 0.7, 0.5), settings, PruningPlan.of(trained), losses)
+    densities = [linear_density(plan, anatomy_of(trained)) for plan in plans]
+    assert densities == pytest.approx([0.7, 0.5, 0.3], abs=0.05)
+    for larger, smaller in itertools.pairwise(plans):
+        assert all(set(smaller.kept(site)) <= set(larger.kept(site)) for site in refit.blocks)
+
+
+def test_the_smallest_plan_that_passes_is_returned_with_its_certificate(trained):
+    dev = learnable(500, seed=2)
+    result = search_plan(trained, dev, calibration=learnable(200, seed=1), max_drop=0.05, progress=False)
+    assert result.certificate.evidence.verdict == "PASS"
+    assert result.certificate.claim.max_drop == 0.05
+    assert result.path.certified_index is not None
+    assert linear_density(result.plan, anatomy_of(trained)) < max(DENSITIES)
+    pruned = prune_model_(copy.deepcopy(trained), result)
+    assert result.report.unseen.after == pytest.approx(accuracy(pruned, dev))
+    assert result.report.unseen.before == pytest.approx(accuracy(trained, dev))
+    with masked(trained, result), torch.no_grad():
+        closed = trained(**text_inputs()).logits
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(**text_inputs()).logits, closed)
+
+
+def test_a_higher_confidence_prunes_no_more(trained):
+    dev, train = learnable(400, seed=2), learnable(200, seed=1)
+    densities = []
+    for confidence in (0.6, 0.999):
+        result = search_plan(trained, dev, calibration=train, max_drop=0.03, confidence=confidence, progress=False)
+        densities.append(linear_density(result.plan, anatomy_of(trained)))
+    assert densities[0] <= densities[1]
+
+
+def test_nothing_is_pruned_where_no_plan_passes():
+    untrained = tiny_bert(num_labels=2, seed=5)
+    with torch.no_grad():
+        untrained.classifier.weight.mul_(100)  # each removal turns many answers
+    result = search_plan(
+        untrained, learnable(400, seed=2), calibration=learnable(64, seed=1), max_drop=0.01, confidence=0.95
+    )
+    assert result.plan == PruningPlan.of(untrained)
+    assert result.certificate is None
+    assert "Certificate: none" in result.report.certificate
+
+
+def test_examples_of_the_calibration_can_not_certify(trained):
+    train = learnable(200, seed=1)
+    with pytest.raises(DataLeakError, match="calibration"):
+        search_plan(trained, train[:100], calibration=train, max_drop=0.05)
+
+
+def test_without_calibration_the_drop_that_is_seen_decides_and_nothing_is_certified(trained):
+    result = search_plan(trained, learnable(200, seed=2), max_drop=0.05, progress=False)
+    assert result.certificate is None
+    assert result.report.metric.before - result.report.metric.after <= 0.05 + 1e-9
+
+
+def test_few_examples_can_not_decide():
+    assert not can_decide(160, 0.01, 0.8)
+    assert can_decide(161, 0.01, 0.8)
+    assert not can_decide(298, 0.01, 0.95)
+    assert can_decide(299, 0.01, 0.95)
+    assert not can_decide(1000, 0.0, 0.8)
+
+
+def test_a_search_goes_on_from_the_costs(trained):
+    search = AStarSearch(max_drop=0.05, max_evaluations=12)
+    result = search_plan(
+        trained,
+        learnable(200, seed=2),
+        search=search,
+        calibration=learnable(200, seed=1),
+        certify=learnable(400, seed=3),
+        progress=False,
+    )
+    assert result.history
+    gains = [step.gain for step in result.frontier]
+    assert gains == sorted(gains)
+    assert [step.metric for step in result.frontier] == sorted((s.metric for s in result.frontier), reverse=True)
+    with pytest.raises(InvalidSettingError, match="max_drop of its own"):
+        search_plan(trained, learnable(200, seed=2), search=search, max_drop=0.1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "reached"),
+    [
+        ({"density": 0.5}, lambda report: report.linear_density),
+        ({"speedup": 2.0}, lambda report: report.after.macs / report.before.macs),
+    ],
+    ids=["density", "speedup"],
+)
+def test_a_budget_is_met_to_a_few_units(trained, budget, reached):
+    result = plan_for_budget(trained, learnable(64, seed=1), **budget)
+    assert reached(result.report) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_size_in_mb_is_that_of_the_saved_file_and_never_exceeded(trained, tmp_path):
+    dense = copy.deepcopy(trained)
+    dense.save_pretrained(tmp_path / "dense")
+    whole = (tmp_path / "dense" / "model.safetensors").stat().st_size
+    limit = 0.85 * whole / 1e6
+    result = plan_for_budget(trained, learnable(64, seed=1), size_mb=limit)
+    pruned = prune_model_(copy.deepcopy(trained), result)
+    pruned.save_pretrained(tmp_path / "pruned")
+    size = (tmp_path / "pruned" / "model.safetensors").stat().st_size
+    assert 0.6 * limit < size / 1e6 <= limit
+    assert header_bytes(trained) + sum(t.numel() * t.element_size() for t in trained.state_dict().values()) >= whole
+
+
+def test_one_budget_is_asked_for_and_the_error_says_which_to_drop(trained):
+    with pytest.raises(InvalidSettingError, match=r"density=0.5 and speedup=2.0. Leave all but one out"):
+        plan_for_budget(trained, learnable(64, seed=1), density=0.5, speedup=2.0)
+    with pytest.raises(InvalidSettingError, match="needs one budget, received none"):
+        plan_for_budget(trained, learnable(64, seed=1))
+    with pytest.raises(InvalidSettingError, match="Pass a size above"):
+        plan_for_budget(trained, learnable(64, seed=1), size_mb=0.001)
+
+
+def test_a_budget_can_be_certified(trained):
+    result = plan_for_budget(
+        trained, learnable(64, seed=1), density=0.6, certify=learnable(300, seed=4), max_drop=0.2, confidence=0.9
+    )
+    assert result.certificate.claim.alpha == pytest.approx(0.1)
+    assert result.report.unseen.num_examples == 300
+    assert np.isfinite(result.report.unseen.after)
