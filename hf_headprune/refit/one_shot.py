@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,14 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import check_budget, choose
 from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.tasks.examples import ModelExamples, PadRight
+from hf_headprune.tasks.examples import ModelExamples, PadRight, counted_labels, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import nn
+
+MOST_DIGESTED = 20_000  # examples among which some are drawn by their content
 
 
 def second_order_plan(
@@ -39,7 +42,9 @@ def second_order_plan(
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
         dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
             "start_positions" and "end_positions". Training examples do. Other columns are ignored.
-        settings: The budget, and how many of the examples are looked at.
+        settings: The budget, and how many of the examples are looked at. They are drawn by their content: the same
+            examples in another order, or in batches of another size, give the same plan up to rounding. (Of more than
+            20,000, those at as many places are candidates.)
         data_collator: Makes the batches; when left out, examples are padded on the right.
         batch_size: Examples per batch.
 
@@ -58,18 +63,37 @@ def second_order_plan(
     check_budget(settings, anatomy)
     examples = ModelExamples(dataset, model, where="second_order_plan")
     collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.tuning.seed or 0))
-    drawn = order[: settings.tuning.scoring_examples].tolist()
+    drawn = _drawn(examples, settings.tuning.scoring_examples, settings.tuning.seed or 0)
     device = next(model.parameters()).device
 
     def losses() -> Iterator[torch.Tensor]:
         for first in range(0, len(drawn), batch_size):
             chosen = drawn[first : first + batch_size]
             batch = {name: value.to(device) for name, value in collate([examples[i] for i in chosen]).items()}
-            yield _loss(model, batch) * len(chosen)
+            items = _items(model, batch, len(chosen))
+            if items:  # else the mean over none is no number
+                yield _loss(model, batch) * items
 
     remember_seen_(model, calibration=[dataset[index] for index in drawn])
     return RefittedPlan(*choose(model, settings, PruningPlan.full(anatomy), losses()))
+
+
+def _drawn(examples: ModelExamples, count: int, seed: int) -> list[int]:
+    """Draws examples by a digest of their content, so that neither the choice nor its order depends on theirs."""
+    places = [*range(len(examples))]
+    if len(places) > MOST_DIGESTED:
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+        places = order[:MOST_DIGESTED].tolist()
+    digests = {place: blake2b(f"{seed} {plain(examples[place])}".encode(), digest_size=8).digest() for place in places}
+    return sorted(digests, key=digests.__getitem__)[:count]
+
+
+def _items(model: Any, batch: dict[str, torch.Tensor], examples: int) -> int:
+    """Returns how many items the loss of a batch is the mean of: labels of tokens, or examples."""
+    labels = batch.get("labels")
+    if labels is None or labels.ndim == 1 or labels.is_floating_point():
+        return examples
+    return int(counted_labels(model, labels).sum())
 
 
 def _loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
