@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Site
 
-EVEN_SHARE = 0.3  # of a batch's weight is spread evenly over its tokens, the rest by their squared gradient
+EVEN_SHARE = 0.3  # of an example's weight is spread evenly over its tokens, the rest by their squared gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +66,11 @@ def record_moments_by_gradient(
 ) -> dict[str, SiteMoments]:
     """Records what output projections are given, and how much the loss minds an error in what they return.
 
-    Within each batch, tokens count mostly by the squared norm of their gradient: an error matters where the loss sees
+    Within each example, tokens count mostly by the squared norm of their gradient: an error matters where the loss sees
     it, such as in the first token of the last layer of a classifier. A share, `EVEN_SHARE`, counts all alike, since few
-    tokens may carry nearly all of the gradient. No parameter receives a gradient.
+    tokens may carry nearly all of the gradient. An example counts as much as it has tokens, in whatever batch it comes;
+    where the loss runs the model several times, every pass counts, with its own padding. No parameter receives a
+    gradient.
 
     Args:
         model: Live model.
@@ -108,10 +111,8 @@ class _Recording:
         self._handles += [reader.attach() for reader in self._readers.values()]
         for probe, recorder in zip(self.probes, self._recorders.values(), strict=True):
             output = self._base.get_submodule(recorder.site.output)
-            if self._by_gradient:
-                recorder.probe = probe
-                self._handles.append(output.register_forward_hook(recorder.await_gradient))
-            self._handles.append(output.register_forward_pre_hook(recorder.read))
+            recorder.probe = probe if self._by_gradient else None
+            self._handles.append(output.register_forward_hook(recorder.read))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -180,49 +181,42 @@ def _readers_of(model: nn.Module) -> dict[str, _Reader]:
 
 
 class _Recorder:
-    """Sums the moments of one site over tokens."""
+    """Sums the moments of one site over tokens. Its hook reads each pass with the padding mask of that very pass."""
 
     def __init__(self, site: Site, reader: _Reader) -> None:
         self.site = site
         self.probe: torch.Tensor | None = None
         self._reader = reader
-        self._given: torch.Tensor | None = None
         self._inputs, self._outputs = _Sum(), _Sum()
 
-    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook: takes the inputs, `(batch, length, width)`; tokens are counted at once, or later."""
-        if self.probe is None:
-            tokens = self._real(args[0].detach())
-            self._add(tokens, torch.ones_like(tokens[:, :1]))
-        else:
-            self._given = args[0].detach()
+    def read(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """Forward hook: counts the tokens of `(batch, length, width)` now, or when the gradient of the output arrives.
 
-    def await_gradient(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
-        """Forward hook: counts the tokens when the gradient of the output, `(batch, length, hidden)`, arrives."""
-        given, self._given = self._given, None
-        if given is None or self.probe is None or not torch.is_grad_enabled():
+        Returns:
+            The output, `(batch, length, hidden)`, made differentiable; None leaves it alone.
+        """
+        given = args[0].detach()
+        real = _real_tokens(self._reader.real, given)
+        if self.probe is None:
+            tokens = _flat(given, real)
+            self._add(tokens, torch.ones_like(tokens[:, :1]))
+            return None
+        if not torch.is_grad_enabled():
             return None
         probed = output + self.probe.to(output.dtype)
-        probed.register_hook(lambda gradient: self._add_by_gradient(given, gradient))
+        probed.register_hook(partial(self._add_by_gradient, given, real))
         return probed
 
-    def _add_by_gradient(self, given: torch.Tensor, gradient: torch.Tensor) -> None:
-        gradient = self._real(gradient.detach())
-        squares = gradient.square().sum(dim=1, keepdim=True)
-        shares = squares / squares.mean().clamp_min(torch.finfo(squares.dtype).tiny)
-        self._add(self._real(given), (1.0 - EVEN_SHARE) * shares + EVEN_SHARE)
-        self._outputs.add(gradient, gradient)
+    def _add_by_gradient(self, given: torch.Tensor, real: torch.Tensor, gradient: torch.Tensor) -> None:
+        gradient = gradient.detach()
+        weights = EVEN_SHARE + (1.0 - EVEN_SHARE) * _shares(gradient, real)
+        tokens = _flat(gradient, real)
+        self._add(_flat(given, real), _flat(weights[..., None], real))
+        self._outputs.add(tokens, tokens)
 
     def _add(self, tokens: torch.Tensor, weights: torch.Tensor) -> None:
         tokens = torch.cat([tokens, torch.ones_like(tokens[:, :1])], dim=1)  # (tokens, width + 1)
         self._inputs.add(tokens * weights, tokens)
-
-    def _real(self, values: torch.Tensor) -> torch.Tensor:
-        """Returns the values of real tokens, `(tokens, ...)`, float32."""
-        mask = self._reader.real
-        if isinstance(mask, torch.Tensor) and mask.shape == values.shape[:-1]:
-            values = values[mask.to(values.device).bool()]
-        return values.reshape(-1, values.shape[-1]).float()
 
     def moments(self, *, over_processes: bool) -> SiteMoments | None:
         """Returns what was recorded, here or over all processes, each of which has seen its own share of the tokens."""
@@ -232,6 +226,25 @@ class _Recorder:
         tokens = float(inputs.blocks[-1][-1, -1])
         mean = inputs.each_(lambda block: block.div_(tokens))
         return SiteMoments(self.site, mean, tokens, None if outputs is None else outputs.dense())
+
+
+def _real_tokens(mask: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    """Marks the real tokens among values of shape `(batch, length, ...)`: all of them where no mask fits."""
+    if isinstance(mask, torch.Tensor) and mask.shape == values.shape[:-1]:
+        return mask.to(values.device).bool()
+    return torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
+
+
+def _flat(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Returns the values of real tokens, `(tokens, ...)`, float32."""
+    return values[real].float()
+
+
+def _shares(gradient: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Returns each token's share of its example's squared gradient, `(batch, length)`; 1 on average over real ones."""
+    squares = gradient.float().square().sum(-1) * real
+    mean = squares.sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp_min(1)
+    return squares / mean.clamp_min(torch.finfo(squares.dtype).tiny)
 
 
 class _Sum:

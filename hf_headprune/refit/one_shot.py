@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,14 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import check_budget, choose
 from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.tasks.examples import ModelExamples, PadRight
+from hf_headprune.tasks.examples import ModelExamples, PadRight, counted_labels, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import nn
+
+MOST_DIGESTED = 20_000  # examples among which some are drawn by their content
 
 
 def second_order_plan(
@@ -38,7 +41,9 @@ def second_order_plan(
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
         dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
             "start_positions" and "end_positions". Training examples do. Other columns are ignored.
-        settings: The budget, and how many of the examples are looked at.
+        settings: The budget, and how many of the examples are looked at. They are drawn by their content: the same
+            examples in another order, or in batches of another size, give the same plan up to rounding. (Of more than
+            20,000, those at as many places are candidates.)
         data_collator: Makes the batches; when left out, examples are padded on the right.
         batch_size: Examples per batch.
 
@@ -95,7 +100,7 @@ class ExampleLosses:
         """
         self._model, self._batch_size, self._where = model, batch_size, where
         examples = ModelExamples(dataset, model, where=where)
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+        order = _drawn(examples, count, seed)
         self._examples = [examples[index] for index in order]
         self._collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
         self.drawn = [dataset[index] for index in order]
@@ -111,7 +116,27 @@ class ExampleLosses:
         for first in range(0, len(self._examples), self._batch_size):
             chosen = self._examples[first : first + self._batch_size]
             batch = {name: value.to(device) for name, value in self._collate(chosen).items()}
-            yield _loss(self._model, batch, self._where) * len(chosen)
+            items = _items(self._model, batch, len(chosen))
+            if items:  # else the mean over none is no number
+                yield _loss(self._model, batch, self._where) * items
+
+
+def _drawn(examples: ModelExamples, count: int, seed: int) -> list[int]:
+    """Draws examples by a digest of their content, so that neither the choice nor its order depends on theirs."""
+    places = [*range(len(examples))]
+    if len(places) > MOST_DIGESTED:
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+        places = order[:MOST_DIGESTED].tolist()
+    digests = {place: blake2b(f"{seed} {plain(examples[place])}".encode(), digest_size=8).digest() for place in places}
+    return sorted(digests, key=digests.__getitem__)[:count]
+
+
+def _items(model: Any, batch: dict[str, torch.Tensor], examples: int) -> int:
+    """Returns how many items the loss of a batch is the mean of: labels of tokens, or examples."""
+    labels = batch.get("labels")
+    if labels is None or labels.ndim == 1 or labels.is_floating_point():
+        return examples
+    return int(counted_labels(model, labels).sum())
 
 
 def _loss(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> torch.Tensor:

@@ -129,3 +129,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return {str(name): plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def predicts_next_token(model: Any) -> bool:
+    """Tells whether the logits at a position belong to the label of the next one."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and not model.config.is_encoder_decoder
+
+
+def counted_labels(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Marks, `(batch, length)`, the labels of tokens that the loss of a model is a mean over."""
+    counts = labels.ne(IGNORED_LABEL)
+    if predicts_next_token(model):
+        counts[:, 0] = False
+    return counts

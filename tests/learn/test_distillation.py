@@ -20,9 +20,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 
 from hf_headprune.callback.distillation import distil
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
-from hf_headprune.learn.distillation.distiller import Distillation, Distiller, hidden_distance, logits_divergence
-from hf_headprune.learn.distillation.settings import DistillationTuning
-from hf_headprune.learn.distillation.teachers import layer_pairs, predicts_next_token
+from hf_headprune.learn.distillation.distiller import Distiller, hidden_distance, logits_divergence
+from hf_headprune.learn.distillation.settings import Distillation, DistillationTuning
+from hf_headprune.learn.distillation.teachers import layer_pairs
+from hf_headprune.tasks.examples import predicts_next_token
 from tests.support.models import (
     EOS,
     VOCAB_SIZE,

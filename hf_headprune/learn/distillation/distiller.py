@@ -18,10 +18,9 @@ from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.distillation.teachers import (
     has_softmax,
     layer_pairs,
-    predicts_next_token,
     require_fitting_teacher,
 )
-from hf_headprune.tasks.examples import IGNORED_LABEL
+from hf_headprune.tasks.examples import IGNORED_LABEL, predicts_next_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -48,11 +48,6 @@ def require_fitting_teacher(teacher: Any, student: Any, *, compares_hidden: bool
         )
 
 
-def predicts_next_token(model: Any) -> bool:
-    """Tells whether the logits at a position belong to the label of the next one."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and not model.config.is_encoder_decoder
-
-
 def has_softmax(config: Any) -> bool:
     """Tells whether a classifier's labels exclude each other, as far as it is known: its first labels may decide."""
     return getattr(config, "problem_type", None) in SOFTMAX_TASKS
