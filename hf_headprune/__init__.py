@@ -1,78 +1,70 @@
 """Prune Transformers while they are fine-tuned, search for the smallest that keeps its accuracy, save it smaller.
 
-Importing this package registers the `Prunable*` classes, so that `AutoModel…from_pretrained` loads pruned checkpoints.
+Importing this package lets `AutoModel…from_pretrained` load pruned checkpoints, and imports next to nothing: each name
+is imported from its module when it is first used. `__init__.pyi` shows all names to type checkers.
 """
 
-from hf_headprune import errors
-from hf_headprune.anatomy import anatomy_of
-from hf_headprune.budgets import linear_density
-from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.cost import Cost, cost_of
-from hf_headprune.errors import HeadPruneError
-from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.certify import certify, certify_path
-from hf_headprune.guarantee.claim import Metric
-from hf_headprune.guarantee.planner import Expectation, examples_needed, power_of, promise_in_words, smallest_drop
-from hf_headprune.guarantee.scored import CertificationData
-from hf_headprune.guarantee.sequence import AlphaLedger, milestones
-from hf_headprune.guarantee.splits import SplitSettings, three_way_split
-from hf_headprune.guarantee.verify import verify_certificate
-from hf_headprune.latency import LatencySettings, measure_latency
-from hf_headprune.learn.distillation.settings import Distillation
-from hf_headprune.learn.gates.settings import SubsetGates
-from hf_headprune.learn.movement.settings import BlockMovement
-from hf_headprune.masking import masked
-from hf_headprune.pipeline import PruningResult, plan_for_budget, search_plan
-from hf_headprune.plan import PruningPlan, RefittedPlan
-from hf_headprune.refit.plans_between import plans_between
-from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.search.settings import AStarSearch
-from hf_headprune.shrink.latency_table import measure_latency_table
-from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, register_auto_classes
-from hf_headprune.shrink.surgery import prune_model_
+from importlib import import_module
 
-register_auto_classes()
-globals().update(PRUNABLE_CLASSES)
+from hf_headprune import errors as errors
+from hf_headprune.shrink.registration import register_auto_classes
 
 __version__ = "0.1.0"
-__all__ = [
-    "AStarSearch",
-    "BlockMovement",
-    "AlphaLedger",
-    "Certificate",
-    "CertificationData",
-    "Cost",
-    "Expectation",
-    "Distillation",
-    "HeadPruneCallback",
-    "HeadPruneError",
-    "LatencySettings",
-    "Metric",
-    "RefittedPlan",
-    "PruningResult",
-    "plan_for_budget",
-    "PruningPlan",
-    "SecondOrder",
-    "SplitSettings",
-    "SubsetGates",
-    "anatomy_of",
-    "certify",
-    "certify_path",
-    "cost_of",
-    "errors",
-    "examples_needed",
-    "linear_density",
-    "masked",
-    "measure_latency",
-    "measure_latency_table",
-    "milestones",
-    "plans_between",
-    "power_of",
-    "promise_in_words",
-    "prune_model_",
-    "search_plan",
-    "smallest_drop",
-    "three_way_split",
-    "verify_certificate",
-    *PRUNABLE_CLASSES,
-]
+
+register_auto_classes()
+
+_MODULES = {
+    "AStarSearch": "search.settings",
+    "AlphaLedger": "guarantee.sequence",
+    "BlockMovement": "learn.movement.settings",
+    "Certificate": "guarantee.certificate",
+    "CertificationData": "guarantee.scored",
+    "Cost": "cost",
+    "Distillation": "learn.distillation.settings",
+    "Expectation": "guarantee.planner",
+    "HeadPruneCallback": "callback",
+    "HeadPruneError": "errors",
+    "LatencySettings": "latency",
+    "Metric": "guarantee.claim",
+    "PruningPlan": "plan",
+    "PruningResult": "pipeline",
+    "RefittedPlan": "plan",
+    "SecondOrder": "refit.settings",
+    "SplitSettings": "guarantee.splits",
+    "SubsetGates": "learn.gates.settings",
+    "anatomy_of": "anatomy",
+    "certify": "guarantee.certify",
+    "certify_path": "guarantee.certify",
+    "cost_of": "cost",
+    "examples_needed": "guarantee.planner",
+    "linear_density": "budgets",
+    "masked": "masking",
+    "measure_latency": "latency",
+    "measure_latency_table": "shrink.latency_table",
+    "milestones": "guarantee.sequence",
+    "plan_for_budget": "pipeline",
+    "plans_between": "refit.plans_between",
+    "power_of": "guarantee.planner",
+    "promise_in_words": "guarantee.planner",
+    "prune_model_": "shrink.surgery",
+    "search_plan": "pipeline",
+    "smallest_drop": "guarantee.planner",
+    "three_way_split": "guarantee.splits",
+    "verify_certificate": "guarantee.verify",
+}
+_PRUNABLE = "shrink.prunable"
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name from its module; `Prunable…` classes are generated there."""
+    if name == "__all__":
+        return __dir__()
+    module = _PRUNABLE if name.startswith("Prunable") else _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return sorted(["errors", *_MODULES, *import_module(f"{__name__}.{_PRUNABLE}").class_names()])

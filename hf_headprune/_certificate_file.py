@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 
+from hf_headprune._beside_weights import file_beside, read_text, write_text
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune._strict_json import parse
 from hf_headprune.errors import CertificateError
@@ -42,9 +42,9 @@ def attach_saved_certificate_(model: nn.Module, source: Any, options: dict[str, 
         source: What it was loaded from: a folder, or a name on the Hub, of which the cache is looked at.
         options: Of `from_pretrained`: where in the source.
     """
-    file = None if source is None else _saved_certificate(source, options)
-    if file is not None and file.is_file():
-        attach_certificate_(model, _read(file).strip())
+    file = file_beside(CERTIFICATE_NAME, source, options)
+    if file is not None:
+        attach_certificate_(model, read_text(file).strip())
 
 
 def write_certificate_(
@@ -68,7 +68,7 @@ def write_certificate_(
         return False
     weights = _sha256_of(model.state_dict() if state_dict is None else state_dict)
     if text is not None and weights is not None and _certified_weights(text) == weights:
-        file.write_text(text + "\n", encoding="utf-8")
+        write_text(file, text)
         return True
     if text is not None:
         holder.headprune_certificate = None
@@ -77,25 +77,10 @@ def write_certificate_(
             "model as it is now.",
             folder,
         )
-    if file.exists() and (weights is None or _certified_weights(_read(file)) != weights):
+    if file.exists() and (weights is None or _certified_weights(read_text(file)) != weights):
         logger.warning("%s is about other weights than those which are saved there now; it is removed.", file)
         file.unlink()
     return False
-
-
-def _saved_certificate(source: Any, options: dict[str, Any]) -> Path | None:
-    name = Path(options.get("subfolder") or "", CERTIFICATE_NAME)
-    if Path(source).exists():  # a file of weights has no folder of its own
-        return Path(source, name) if Path(source).is_dir() else None
-    cached = try_to_load_from_cache(
-        str(source), name.as_posix(), cache_dir=options.get("cache_dir"), revision=options.get("revision")
-    )
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def _read(file: Path) -> str:
-    """Returns the text of a certificate, whatever is in it: it is checked where it is used."""
-    return file.read_text(encoding="utf-8", errors="backslashreplace")
 
 
 def _sha256_of(state: Mapping[str, torch.Tensor]) -> str | None:

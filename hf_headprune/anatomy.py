@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune._compat import names_not_saved
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX
 
@@ -152,11 +153,11 @@ def anatomy_of(model: nn.Module) -> Anatomy:
             f"{type(model).__name__}: none of the stacks {[stack.layers for stack in family.stacks]} exists in "
             f"{type(base).__name__}. Pass the Transformers model itself, not a wrapper around it."
         )
-    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    not_saved = names_not_saved(model)
     saved = {
         tensor.data_ptr() or id(tensor): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if name not in ignored
+        if name not in not_saved
     }
     return Anatomy(
         model_type=family.model_type,

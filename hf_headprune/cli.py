@@ -19,7 +19,7 @@ from hf_headprune.guarantee.planner import Expectation, promise_in_words
 from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan
-from hf_headprune.shrink.prunable import PRUNABLE_CLASSES
+from hf_headprune.shrink.prunable import class_names, prunable_named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,7 +123,7 @@ def _model(folder: Path) -> nn.Module:
 def _loaded(folder: Path) -> nn.Module:
     config: Any = transformers.AutoConfig.from_pretrained(folder)
     name = (config.architectures or ["none"])[0]
-    kind = PRUNABLE_CLASSES.get(name) or getattr(transformers, name, None)
+    kind = prunable_named(name) if name in class_names() else getattr(transformers, name, None)
     if kind is None:
         raise UnsupportedModelError(
             f"{folder}: its configuration names the class {name!r}, which nothing here provides."

@@ -83,3 +83,7 @@ class DataLeakError(HeadPruneError, ValueError):
 
 class MissingExtraError(HeadPruneError, ImportError):
     """A function needs a package that only an extra of this library installs."""
+
+
+class UnsupportedVersionError(HeadPruneError, RuntimeError):
+    """An installed library lacks something that is needed here and that nothing can stand for."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from hf_headprune._compat import is_compiled, unwrap_forward_
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.plan import check_plan, refitted
 
@@ -163,11 +164,6 @@ def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
         yield model
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Tells whether a model, or a part of it, was passed through `torch.compile`."""
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Switches a model to evaluation without gradients, and each of its modules back afterwards."""
@@ -183,6 +179,5 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def plain_copy(model: Any) -> Any:
     """Copies a model, in evaluation mode, without the wrapper that mixed precision put around its forward method."""
     twin = copy.deepcopy(model)
-    for name in ("forward", "_original_forward"):
-        vars(twin).pop(name, None)
+    unwrap_forward_(twin)
     return twin.eval()

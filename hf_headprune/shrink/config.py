@@ -1,4 +1,4 @@
-"""Configurations of pruned models, generated from the declared families, and the rules that they obey.
+"""Configurations of pruned models, generated from the declared families on demand, and the rules that they obey.
 
 The numbers of each layer are in Transformers' own `per_layer_config`; the fields of the dense configuration keep the
 dense numbers, from which the skeleton of the model is built.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING
-from transformers.integrations.heterogeneity import HeterogeneousConfigMixin
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from hf_headprune._compat import unsupported
 from hf_headprune.anatomy import family_of
 from hf_headprune.errors import InvalidConfigError
 from hf_headprune.families import FAMILIES
+from hf_headprune.shrink.registration import register_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,16 +27,44 @@ if TYPE_CHECKING:
     from hf_headprune.families import AttentionNames, Family
 
 
-_NATIVE_ENTRIES: Any = HeterogeneousConfigMixin.per_layer_config
+_CLASSES: dict[str, type[Any]] = {}
 
 
-class PrunableConfig(HeterogeneousConfigMixin):
+def config_names() -> dict[str, str]:
+    """Returns the name of each generated class and its family, without generating any."""
+    known = (model_type for model_type in FAMILIES if model_type in CONFIG_MAPPING_NAMES)
+    return {f"Prunable{CONFIG_MAPPING_NAMES[model_type]}": model_type for model_type in known}
+
+
+def prunable_config(model_type: str) -> type[Any]:
+    """Returns the configuration class of a family's pruned models, always the same one.
+
+    The first call generates it, and registers the models that belong to it with the Auto classes.
+
+    Args:
+        model_type: Of the dense model.
+    """
+    if model_type not in _CLASSES:
+        register_models(_CLASSES.setdefault(model_type, _config_class(FAMILIES[model_type])))
+    return _CLASSES[model_type]
+
+
+def __getattr__(name: str) -> Any:
+    """Finds a class as an attribute of this file, where pickles look for it."""
+    if name not in config_names():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return prunable_config(config_names()[name])
+
+
+class PrunableConfig:
     """What all generated configurations share; mixed into the dense configuration class of each family.
 
     Attributes:
+        dense_class: Configuration class of the dense model.
         head_dim: Width of one head, which the numbers of heads no longer imply.
     """
 
+    dense_class: ClassVar[type[Any]]
     # The modeling code reads the dense numbers while it builds the skeleton that is then resized, layer by layer.
     allow_global_per_layer_attribute_access = True
     head_dim: int | None
@@ -43,33 +73,41 @@ class PrunableConfig(HeterogeneousConfigMixin):
         """Fills in the numbers that the dense configuration implies, then checks all."""
         complete_config_(self)
         check_dense_numbers(self)
-        super().__post_init__(**kwargs)  # every class that this is mixed into has it
+        super().__post_init__(**kwargs)  # type: ignore[misc] # every class that this is mixed into has it
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Returns what differs from a default configuration, and two labels where the dense class takes another number.
 
         Transformers leaves out two labels without names. Read again, a class like BART's would take its own three.
         """
-        content = super().to_diff_dict()
-        if "id2label" not in content and CONFIG_MAPPING[family_of(self).model_type]().num_labels != self.num_labels:
+        content = super().to_diff_dict()  # type: ignore[misc]
+        if "id2label" not in content and self.dense_class().num_labels != self.num_labels:
             content |= {"id2label": self.id2label, "label2id": self.label2id}
         return content
 
     def __getattribute__(self, name: str) -> Any:
         """Reads a field without the warning that its number may differ between layers, which is the point here."""
-        renames = super(HeterogeneousConfigMixin, self).__getattribute__("attribute_map")
-        return super(HeterogeneousConfigMixin, self).__getattribute__(renames.get(name, name))
+        renames = object.__getattribute__(self, "attribute_map")
+        return object.__getattribute__(self, renames.get(name, name))
 
     @property
     def per_layer_config(self) -> Any:
         """The configuration of each layer, where `[i]` has the numbers of layer i."""
-        return _NATIVE_ENTRIES.fget(self)
+        return _native_entries(type(self)).fget(self)
 
     @per_layer_config.setter
     def per_layer_config(self, entries: Any) -> None:
         if entries is not None:
             entries = checked_entries(self, entries)
-        _NATIVE_ENTRIES.fset(self, entries)
+        _native_entries(type(self)).fset(self, entries)
+
+
+def _native_entries(config_class: type[Any]) -> Any:
+    """Returns the property of Transformers that `PrunableConfig.per_layer_config` puts its checks before."""
+    native = getattr(super(PrunableConfig, config_class), "per_layer_config", None)
+    if not isinstance(native, property):
+        raise unsupported("PreTrainedConfig.per_layer_config", "to hold the numbers of heads and units of each layer")
+    return native
 
 
 @dataclass(frozen=True)
@@ -188,7 +226,7 @@ def to_prunable(config: Any, entries: Mapping[int, Mapping[str, int]]) -> Any:
     merged = {int(layer): dict(entry) for layer, entry in present.items()}
     for layer, entry in entries.items():
         merged[layer] = merged.get(layer, {}) | dict(entry)
-    pruned.__class__ = PRUNABLE_CONFIGS[family_of(config).model_type]
+    pruned.__class__ = prunable_config(family_of(config).model_type)
     complete_config_(pruned)
     check_dense_numbers(pruned)
     pruned.per_layer_config = merged
@@ -254,11 +292,8 @@ def _config_class(family: Family) -> type[Any]:
         "__doc__": f"Configuration of a pruned model; see `{dense.__name__}` for the fields of the dense one.",
         "__annotations__": dict.fromkeys(optional, int | None),
         "model_type": family.prunable_type,
+        "dense_class": dense,
         "attribute_map": attribute_map,
         **fields,
     }
     return strict(type(name, (PrunableConfig, dense), namespace))
-
-
-PRUNABLE_CONFIGS: dict[str, type[Any]] = {family.model_type: _config_class(family) for family in FAMILIES.values()}
-globals().update({cls.__name__: cls for cls in PRUNABLE_CONFIGS.values()})  # pickles find a class by module and name

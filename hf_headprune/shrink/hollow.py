@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import EncoderDecoderCache
+from transformers import EncoderDecoderCache
+
+from hf_headprune._compat import part_of_cache, returns_attentions
 
 
 class BiasOnly(nn.Module):
@@ -106,18 +108,19 @@ class HeadlessAttention:
             num_keys = self._keep_cache_in_step(cache, hidden_states, num_keys, is_cross=memory is not None)
         context = hidden_states[..., :0]  # (batch, queries, 0)
         output = context if self._output_name is None else getattr(self, self._output_name)(context)
-        if self.config._attn_implementation != "eager":
+        if not returns_attentions(self.config):
             return output, None
         return output, hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], num_keys)
 
     def _keep_cache_in_step(self, cache: Any, hidden_states: torch.Tensor, num_keys: int, *, is_cross: bool) -> int:
         placeholder = hidden_states.new_zeros(hidden_states.shape[0], 1, num_keys, 1)
+        is_pair = isinstance(cache, EncoderDecoderCache)
         if not is_cross:
-            own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+            own = part_of_cache(cache, "self_attention_cache") if is_pair else cache
             return own.update(placeholder, placeholder, self.layer_idx)[0].shape[2]
-        if isinstance(cache, EncoderDecoderCache) and not cache.is_updated.get(self.layer_idx):
-            cache.cross_attention_cache.update(placeholder, placeholder, self.layer_idx)
-            cache.is_updated[self.layer_idx] = True
+        if is_pair and not (is_updated := part_of_cache(cache, "is_updated")).get(self.layer_idx):
+            part_of_cache(cache, "cross_attention_cache").update(placeholder, placeholder, self.layer_idx)
+            is_updated[self.layer_idx] = True
         return num_keys
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Classes of pruned models, one for each task class of every declared family, and their registration.
+"""Classes of pruned models, one for each task class of every declared family, generated when they are first asked for.
 
 A class builds the skeleton of its dense sibling and resizes it to its configuration, so that no model code is copied.
 `from_pretrained` builds it without memory; nothing is wasted.
@@ -6,20 +6,22 @@ A class builds the skeleton of its dense sibling and resizes it to its configura
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TOKENIZER_MAPPING, AutoConfig, AutoTokenizer
+import transformers
 from transformers.models.auto import modeling_auto
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
+from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.errors import InvalidConfigError, UnsupportedModelError
 from hf_headprune.families import FAMILIES
-from hf_headprune.shrink.config import PRUNABLE_CONFIGS, PrunableConfig, check_dense_numbers, checked_entries
+from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
 from hf_headprune.shrink.resize import cut_site_
+from hf_headprune.shrink.saved_plan import attach_saved_plan_, write_plan_
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64  # bytes, as torch allocates on CPUs
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
+_CLASSES: dict[str, type[Any]] = {}
 NEW_HEAD = "For a fresh head, for another task, pass ignore_mismatched_sizes=True."
 
 
@@ -62,7 +65,8 @@ class PrunableModel:
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads as Transformers does, and refuses weights that don't match the configuration.
 
-        A certificate beside the weights stays with them: `save_pretrained` writes it again where they are the same.
+        A plan and a certificate beside the weights stay with them: `save_pretrained` writes the plan again, and the
+        certificate where the weights are the same.
 
         Args:
             pretrained_model_name_or_path: As in Transformers.
@@ -86,6 +90,7 @@ class PrunableModel:
                 f"{NEW_HEAD if is_head_alone else SOURCE_OF_SIZES}"
             )
         align_weights_(model)
+        attach_saved_plan_(model, pretrained_model_name_or_path, kwargs)
         attach_saved_certificate_(model, pretrained_model_name_or_path, kwargs)
         return (model, info) if wants_info else model
 
@@ -97,16 +102,20 @@ class PrunableModel:
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Saves as Transformers does, with the certificate of the weights where they have one.
+        """Saves as Transformers does, with the plan of the model, and with the certificate of its weights if any.
 
-        With `push_to_hub=True` the certificate stays behind, which is said; `model.push_to_hub(...)` takes it along.
+        With `push_to_hub=True` both stay behind, which is logged; `model.push_to_hub(...)` uploads them too.
         """
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
         super().save_pretrained(save_directory, is_main_process, saved, *args, **kwargs)  # type: ignore[misc]
-        if is_main_process and write_certificate_(self, save_directory, state_dict) and kwargs.get("push_to_hub"):  # type: ignore[arg-type]
+        if not is_main_process:
+            return
+        model: Any = self
+        written = (write_plan_(model, save_directory), write_certificate_(model, save_directory, state_dict))
+        if any(written) and kwargs.get("push_to_hub"):
             logger.warning(
-                "The certificate was written into %s after the upload. Upload the folder, or call model.push_to_hub, "
-                "which uploads it too.",
+                "The plan and the certificate were written into %s after the upload. Upload the folder, or call "
+                "model.push_to_hub, which uploads them too.",
                 save_directory,
             )
 
@@ -134,7 +143,7 @@ def align_weights_(model: nn.Module) -> None:
 def adopt_classes_(model: nn.Module) -> None:
     """Turns a model and its base model, in place, into their `Prunable*` classes where they are dense ones."""
     for module in (model, base_model(model)):
-        module.__class__ = PRUNABLE_OF.get(type(module), type(module))
+        module.__class__ = prunable_of(type(module)) or type(module)
 
 
 def prunable_class(model: nn.Module) -> type[Any]:
@@ -146,45 +155,63 @@ def prunable_class(model: nn.Module) -> type[Any]:
     family = family_of(model)
     if isinstance(model, PrunableModel):
         return type(model)
-    if type(model) not in PRUNABLE_OF:
-        known = sorted(dense.__name__ for dense, cls in PRUNABLE_OF.items() if family_of(cls.config_class) is family)
+    found = prunable_of(type(model))
+    if found is None:
+        known = sorted(name for name, model_type in _dense_classes().items() if model_type == family.model_type)
         raise UnsupportedModelError(
             f"{type(model).__module__}.{type(model).__qualname__} has no prunable sibling, so it could not be loaded "
             f"again. Classes of this family that have one: {', '.join(known)}. Unwrap the model first (adapters, "
             "torch.compile, DataParallel), or prune its Transformers model."
         )
-    return PRUNABLE_OF[type(model)]
+    return found
 
 
-def register_auto_classes() -> None:
-    """Makes `AutoConfig`, `AutoModel…` and `AutoTokenizer` know pruned checkpoints; calling it again is harmless."""
-    for model_type, config_class in PRUNABLE_CONFIGS.items():
-        AutoConfig.register(FAMILIES[model_type].prunable_type, config_class, exist_ok=True)
-        tokenizer = TOKENIZER_MAPPING.get(_dense_config(config_class), None)
-        if tokenizer is not None:
-            tokenizers = tokenizer if isinstance(tokenizer, tuple) else (None, tokenizer)
-            AutoTokenizer.register(
-                config_class,
-                slow_tokenizer_class=tokenizers[0],
-                fast_tokenizer_class=tokenizers[1],
-                exist_ok=True,
-            )
-        for auto_class, dense_class in _task_classes(_dense_config(config_class)):
-            auto_class.register(config_class, PRUNABLE_OF[dense_class], exist_ok=True)
+def prunable_of(dense_class: type[Any]) -> type[Any] | None:
+    """Returns the prunable sibling of a class of Transformers, or None where it has none."""
+    if dense_class.__name__ not in _dense_classes():
+        return None
+    found = prunable_named(f"Prunable{dense_class.__name__}")
+    return found if dense_class in found.__bases__ else None
 
 
-def _dense_config(config_class: type[Any]) -> type[Any]:
-    return next(cls for cls in config_class.__mro__ if cls not in (config_class, PrunableConfig))
+def class_names() -> tuple[str, ...]:
+    """Returns the names of all classes, of configurations and of models, without generating any."""
+    return (*config_names(), *(f"Prunable{name}" for name in _dense_classes()))
 
 
-def _task_classes(dense_config: type[Any]) -> Iterator[tuple[Any, type[Any]]]:
-    for auto_class in vars(modeling_auto).values():
-        mapping = getattr(auto_class, "_model_mapping", None)
-        if not isinstance(auto_class, type) or mapping is None:
-            continue
-        found = mapping.get(dense_config, ())
-        for dense_class in found if isinstance(found, (tuple, list)) else (found,):
-            yield auto_class, dense_class
+def prunable_named(name: str) -> type[Any]:
+    """Returns the class of a name, always the same one; the first call generates it.
+
+    Raises:
+        KeyError: There is no such class.
+    """
+    if name in config_names():
+        return prunable_config(config_names()[name])
+    dense_name = name.removeprefix("Prunable")
+    if name not in _CLASSES:
+        config_class = prunable_config(_dense_classes()[dense_name])
+        _CLASSES.setdefault(name, _model_class(getattr(transformers, dense_name), config_class))
+    return _CLASSES[name]
+
+
+def __getattr__(name: str) -> Any:
+    """Finds a class as an attribute of this file, where pickles look for it."""
+    if name not in class_names():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return prunable_named(name)
+
+
+@functools.cache
+def _dense_classes() -> dict[str, str]:
+    """Returns the family of each class of Transformers that has a prunable sibling."""
+    found: dict[str, str] = {}
+    for constant, names in vars(modeling_auto).items():
+        is_of_models = constant.startswith("MODEL_") and constant.endswith("_MAPPING_NAMES")
+        for model_type in FAMILIES if is_of_models else ():
+            if model_type in names:
+                listed = names[model_type]
+                found |= dict.fromkeys((listed,) if isinstance(listed, str) else listed, model_type)
+    return found
 
 
 def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
@@ -196,9 +223,7 @@ def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
         "config_class": config_class,
     }
     cls: Any = type(name, (PrunableModel, dense_class), namespace)
-    # Transformers registers what a model can record when it is constructed; a model that has become an instance
-    # of this class by pruning never is.
-    dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)
+    let_record_outputs_(cls)
     return cls
 
 
@@ -224,11 +249,13 @@ def _is_body(key: str, model: nn.Module) -> bool:
     return is_in_base and not name.startswith("pooler.")
 
 
-def _is_computed(key: str, model: Any) -> bool:
-    """Tells whether no checkpoint holds a weight, since it follows from the configuration: Marian's positions do."""
-    prefix = f"{model.base_model_prefix}."
-    computed = {name.removeprefix(prefix) for name in model._keys_to_ignore_on_load_missing or ()}
-    return key.removeprefix(prefix) in computed
+def _is_computed(key: str, model: nn.Module) -> bool:
+    """Tells whether a checkpoint may lack a weight outside the layers, since it follows from the configuration.
+
+    Where Transformers does not say which, any may; its own report of the loading names those that it has made up.
+    """
+    names, prefix = names_not_loaded(model), f"{model.base_model_prefix}."
+    return names is None or key.removeprefix(prefix) in {name.removeprefix(prefix) for name in names}
 
 
 def _in_layers(key: str, stacks: tuple[str, ...]) -> bool:
@@ -240,16 +267,3 @@ def _where(key: str, sites: Iterable[Site]) -> str:
         if any(f".{path}." in f".{key}" for path in (*site.inputs, site.output)):
             return f"layer {site.layer}: {key} ({site.field})"
     return key
-
-
-PRUNABLE_OF: dict[type[Any], type[Any]] = {
-    dense_class: _model_class(dense_class, config_class)
-    for config_class in PRUNABLE_CONFIGS.values()
-    for dense_class in dict.fromkeys(dense for _, dense in _task_classes(_dense_config(config_class)))
-}
-PRUNABLE_CLASSES: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (*PRUNABLE_CONFIGS.values(), *PRUNABLE_OF.values())
-}
-"""Every generated class by its name: what the front door offers."""
-
-globals().update(PRUNABLE_CLASSES)  # pickles find a class by module and name

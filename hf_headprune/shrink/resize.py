@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_headprune._compat import hooks_before_forward, is_dispatched
 from hf_headprune.anatomy import base_model
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.masking import UnitScale, temporary_parts
@@ -67,7 +68,7 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
             "and its weights still depend on them. Train to the end (trainer.train(resume_from_checkpoint=True)), or "
             "load the model without them: AutoModel...from_pretrained(folder) ignores them."
         )
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if is_dispatched(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} can't be cut: it is spread over devices (device_map, or offloading), by hooks "
             "that hold on to what would go. Load it without device_map, or, once all weights are on one device, take "
@@ -95,7 +96,7 @@ def _problems(path: str, linear: Any, expected: tuple[int | None, int | None], o
     if type(linear) is not nn.Linear:
         yield f"{path} is a {type(linear).__module__}.{type(linear).__qualname__}"
         return
-    if "weight" not in linear._parameters or type(linear.weight.data) is not torch.Tensor:
+    if "weight" not in dict(linear.named_parameters(recurse=False)) or type(linear.weight.data) is not torch.Tensor:
         yield f"{path}.weight is no ordinary parameter"
         return
     shape = tuple(linear.weight.shape)
@@ -104,7 +105,7 @@ def _problems(path: str, linear: Any, expected: tuple[int | None, int | None], o
         yield f"{path}.weight has shape {shape} instead of {wanted}"
     if any(owners[id(parameter)] > 1 for parameter in linear.parameters()):
         yield f"{path} shares a parameter with another module"
-    if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in linear._forward_pre_hooks.values()):
+    if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in hooks_before_forward(linear)):
         yield f"{path} still carries gates or a mask"
 
 

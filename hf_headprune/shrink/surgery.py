@@ -16,6 +16,7 @@ from hf_headprune.plan import check_plan, refitted
 from hf_headprune.shrink.config import to_prunable
 from hf_headprune.shrink.prunable import adopt_classes_, prunable_class
 from hf_headprune.shrink.resize import check_can_cut, cut_site_
+from hf_headprune.shrink.saved_plan import attach_plan_, composed, plan_from_dense
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
@@ -35,6 +36,7 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     Everything is validated before the first tensor changes. The result computes what the model computed under
     `masked(model, plan)`; that is checked on a small random batch. Training mode, dtype, device, `requires_grad` and
     tied embeddings stay as they are; an optimizer made before still holds the old parameters, so make it afterwards.
+    The model remembers what it has kept of the dense model, and `save_pretrained` writes that plan beside the weights.
 
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned.
@@ -54,6 +56,7 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     check_plan(plan, anatomy)
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
     configs = _pruned_configs(model, plan, anatomy)
+    from_dense = composed(plan_from_dense(model), plan)
     if refit is not None:
         refit.check_fits(model)
         refit.apply_(model, plan)
@@ -65,6 +68,7 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
         cut_site_(base, site, plan.kept(site.name))
     _replace_configs_(model, configs)
     adopt_classes_(model)
+    attach_plan_(model, from_dense)
 
     _check_same(expected, probe(model), model)
     logger.info("%s: kept %d heads and %d FFN units", target.__name__, plan.num_kept_heads, plan.num_kept_ffn)

@@ -17,11 +17,9 @@ from hf_headprune.cost import cost_of
 from hf_headprune.families import FAMILIES
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
-from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, register_auto_classes
+from hf_headprune.shrink.prunable import class_names
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert_decoder
-
-register_auto_classes()
 
 AUTO_CLASSES = dict.fromkeys(SEQ2SEQ_NAMES, AutoModelForSeq2SeqLM)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -155,7 +153,7 @@ def test_the_configuration_speaks_the_schema_of_transformers(any_model, tmp_path
     any_model.save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     site = anatomy_of(any_model).sites[0]
-    assert type(config).__name__ in PRUNABLE_CLASSES
+    assert type(config).__name__ in class_names()
     assert config.head_dim == 8
     assert config.to_dict()["per_layer_config"] == {"0": {site.field: 3}}
     assert getattr(config.per_layer_config[0], site.field) == 3

@@ -35,11 +35,9 @@ from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from hf_headprune.search.plans import search_plan
 from hf_headprune.search.settings import AStarSearch
-from hf_headprune.shrink.prunable import register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import VOCAB_SIZE, tiny_bert, tiny_marian
 
-register_auto_classes()
 NUM_LABELS, NUM_EXAMPLES = 3, 160
 
 

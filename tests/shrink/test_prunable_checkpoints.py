@@ -27,8 +27,9 @@ from hf_headprune.families import FAMILIES
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink import prunable
-from hf_headprune.shrink.config import PRUNABLE_CONFIGS
-from hf_headprune.shrink.prunable import PRUNABLE_CLASSES, PRUNABLE_OF, register_auto_classes
+from hf_headprune.shrink.config import prunable_config
+from hf_headprune.shrink.prunable import class_names, prunable_named, prunable_of
+from hf_headprune.shrink.registration import register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import (
     CACHE,
@@ -44,10 +45,11 @@ from tests.support.models import (
     translation_inputs,
 )
 
-register_auto_classes()
-
-PrunableBertConfig = PRUNABLE_CLASSES["PrunableBertConfig"]
-PrunableMarianConfig = PRUNABLE_CLASSES["PrunableMarianConfig"]
+PrunableBertConfig = prunable_named("PrunableBertConfig")
+PrunableMarianConfig = prunable_named("PrunableMarianConfig")
+DENSE_CLASSES = [
+    getattr(transformers, name.removeprefix("Prunable")) for name in class_names() if not name.endswith("Config")
+]
 BERT_SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -80,13 +82,13 @@ def inputs_for(model):
     return inputs
 
 
-@pytest.mark.parametrize("dense_class", PRUNABLE_OF, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("dense_class", DENSE_CLASSES, ids=lambda cls: cls.__name__)
 def test_every_task_class_is_pruned_saved_and_reloaded(dense_class, tmp_path):
     config = TINY_FAMILIES[dense_class.config_class.model_type].make().config
     config.is_decoder = dense_class.__name__.endswith(("ForCausalLM", "LMHeadModel"))
     torch.manual_seed(0)
     model = pruned(dense_class(config).eval())
-    assert type(model) is PRUNABLE_OF[dense_class]
+    assert type(model) is prunable_of(dense_class)
     model.save_pretrained(tmp_path)
     reloaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(logits_of(reloaded, inputs_for(model)), logits_of(model, inputs_for(model)))
@@ -117,14 +119,14 @@ def test_decoders_of_other_families_look_at_an_encoder(make, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_auto_class_of_the_dense_model_knows_the_pruned_one(family):
-    config_class = PRUNABLE_CONFIGS[family]
+    config_class = prunable_config(family)
     dense_config = transformers.CONFIG_MAPPING[family]
     names = [name for name in dir(transformers) if name.startswith("AutoModel")]
     known = 0
     for auto_class in (getattr(transformers, name) for name in names):
         mapping = getattr(auto_class, "_model_mapping", None) or {}
         if dense_config in mapping:
-            assert mapping[config_class] is PRUNABLE_OF[mapping[dense_config]]
+            assert mapping[config_class] is prunable_of(mapping[dense_config])
             known += 1
     assert known >= 3
     assert transformers.AutoConfig.for_model(f"prunable_{family}").model_type == f"prunable_{family}"
@@ -137,9 +139,9 @@ def test_registering_twice_is_harmless():
     assert transformers.AutoConfig.for_model("prunable_bert").__class__ is PrunableBertConfig
 
 
-@pytest.mark.parametrize("name", PRUNABLE_CLASSES)
+@pytest.mark.parametrize("name", class_names())
 def test_classes_are_found_by_module_and_name(name):
-    cls = PRUNABLE_CLASSES[name]
+    cls = prunable_named(name)
     assert pickle.loads(pickle.dumps(cls)) is cls
     assert getattr(prunable, name) is cls
     assert cls.__name__ == name
@@ -358,7 +360,7 @@ def test_a_malformed_entry_is_refused_with_layer_and_rule(entries, message):
     "entries", [{}, {"1": {"num_attention_heads": 0}}, {0: {"intermediate_size": 64}, "1": {"skip": []}}]
 )
 def test_its_valid_neighbours_are_accepted(entries):
-    model = PRUNABLE_CLASSES["PrunableBertModel"](PrunableBertConfig(**BERT_SIZE, per_layer_config=entries)).eval()
+    model = prunable_named("PrunableBertModel")(PrunableBertConfig(**BERT_SIZE, per_layer_config=entries)).eval()
     assert logits_of(model, {"input_ids": torch.tensor([[3, 4]])}).shape == (1, 2, 32)
 
 
@@ -405,17 +407,17 @@ def test_a_configuration_changed_by_hand_is_checked_again():
     config = PrunableBertConfig(**BERT_SIZE, per_layer_config={"1": {"num_attention_heads": 2}})
     config.num_hidden_layers = 1
     with pytest.raises(InvalidConfigError, match=r"layer 1: encoder\.layer has 1 layers"):
-        PRUNABLE_CLASSES["PrunableBertModel"](config)
+        prunable_named("PrunableBertModel")(config)
     with pytest.raises(InvalidConfigError, match=r"layer 0: num_attention_heads must be an integer"):
         config.per_layer_config = {"0": {"num_attention_heads": 9}}
     config.per_layer_config = {"0": {"num_attention_heads": 3}}
-    assert PruningPlan.of(PRUNABLE_CLASSES["PrunableBertModel"](config)).num_kept_heads == 3
+    assert PruningPlan.of(prunable_named("PrunableBertModel")(config)).num_kept_heads == 3
 
 
 def test_a_dense_configuration_is_refused_by_a_prunable_class():
     with pytest.raises(InvalidConfigError, match=r"must be a PrunableBertConfig, received a BertConfig"):
-        PRUNABLE_CLASSES["PrunableBertModel"](BertConfig(**BERT_SIZE))
-    assert isinstance(PRUNABLE_CLASSES["PrunableBertModel"](PrunableBertConfig(**BERT_SIZE)), BertModel)
+        prunable_named("PrunableBertModel")(BertConfig(**BERT_SIZE))
+    assert isinstance(prunable_named("PrunableBertModel")(PrunableBertConfig(**BERT_SIZE)), BertModel)
 
 
 # --- weights that don't match ----------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+"""Names that Transformers, accelerate and torch keep to themselves, as far as models and configurations need them.
+
+Each is used by one function here, which says what happens in a version that lacks it; those of the Trainer are in
+`hf_headprune.callback.trainer_compat`. Importing this file touches none; `tests/test_compat.py` takes away each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import UserDict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune.errors import UnsupportedVersionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import nn
+
+SUPPORTED_TRANSFORMERS = "5.14 to 5.24"
+
+# Transformers
+NOT_SAVED = "_keys_to_ignore_on_save"
+NOT_LOADED = "_keys_to_ignore_on_load_missing"
+ATTENTION = "_attn_implementation"
+RECORDABLE = "_can_record_outputs"
+RECORDABLE_OF_ALL = "_CAN_RECORD_REGISTRY"
+REGISTERED = "_extra_content"
+# accelerate
+DISPATCHED = "_hf_hook"
+UNWRAPPED_FORWARD = "_original_forward"
+# torch
+COMPILED_IN_PLACE = "_compiled_call_impl"
+HOOKS_BEFORE_FORWARD = "_forward_pre_hooks"
+
+
+def unsupported(name: str, purpose: str) -> UnsupportedVersionError:
+    """Returns the error for a name that an installed library no longer has and that nothing can stand for.
+
+    Args:
+        name: As it was looked for, with its owner.
+        purpose: What it is needed for.
+    """
+    return UnsupportedVersionError(
+        f"The installed libraries have no {name}, which is needed {purpose}. hf_headprune is tested with Transformers "
+        f"{SUPPORTED_TRANSFORMERS}. Install one of these, or a newer hf_headprune."
+    )
+
+
+def names_not_saved(model: nn.Module) -> frozenset[str]:
+    """Returns the weights that `save_pretrained` leaves out. Without the list of Transformers: none."""
+    return frozenset(getattr(model, NOT_SAVED, None) or ())
+
+
+def names_not_loaded(model: nn.Module) -> frozenset[str] | None:
+    """Returns the weights that no checkpoint needs, since they follow from the configuration, as Marian's positions do.
+
+    Without the list of Transformers: None, for unknown.
+    """
+    return frozenset(getattr(model, NOT_LOADED) or ()) if hasattr(model, NOT_LOADED) else None
+
+
+def returns_attentions(config: Any) -> bool:
+    """Tells whether the attention of a model returns its probabilities. If nothing says so: no."""
+    return getattr(config, ATTENTION, None) == "eager"
+
+
+def let_record_outputs_(model_class: type[Any]) -> None:
+    """Lets models that have become instances of a class return attentions and hidden states, as if it had made them.
+
+    Transformers registers what a class can record when it constructs a model. Without that registry: does nothing.
+    """
+    registry = getattr(sys.modules.get("transformers.utils.output_capturing"), RECORDABLE_OF_ALL, None)
+    recordable = getattr(model_class, RECORDABLE, None)
+    if isinstance(registry, dict) and recordable is not None:
+        dict.__setitem__(registry, str(model_class), recordable)  # its own __setitem__ takes models, from 5.2x on
+
+
+class _MadeOnDemand(UserDict[Any, Any]):
+    """A dictionary in which a function without arguments stands for a value until the value is asked for."""
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self.data[key]
+        if isinstance(value, partial):
+            value = self.data[key] = value()
+        return value
+
+
+def register_on_demand_(mapping: Any, key: Any, make: Callable[[], Any]) -> None:
+    """Registers a class in a mapping of the Auto classes, in place, without making it before it is asked for.
+
+    Without the dictionary in which Transformers keeps what was registered: makes it now.
+
+    Args:
+        mapping: Such as `CONFIG_MAPPING`, `MODEL_MAPPING` or `TOKENIZER_MAPPING`.
+        key: What leads to it: a model type, or a class of configurations.
+        make: Returns the class.
+    """
+    registered = getattr(mapping, REGISTERED, None)
+    if isinstance(registered, dict):
+        registered = _MadeOnDemand(registered)
+        setattr(mapping, REGISTERED, registered)
+    if isinstance(registered, _MadeOnDemand):
+        registered[key] = partial(make)
+    if key not in mapping:
+        mapping.register(key, make(), exist_ok=True)
+
+
+def part_of_cache(cache: Any, name: str) -> Any:
+    """Returns a part of the key-value cache of an encoder-decoder model.
+
+    Raises:
+        UnsupportedVersionError: The cache calls its parts something else.
+    """
+    if not hasattr(cache, name):
+        raise unsupported(f"{type(cache).__name__}.{name}", "to generate with a block that has lost all its heads")
+    return getattr(cache, name)
+
+
+def is_dispatched(model: nn.Module) -> bool:
+    """Tells whether accelerate has spread a model over devices. Without its hooks, the weights say so."""
+    if any(hasattr(module, DISPATCHED) for module in model.modules()):
+        return True
+    return hasattr(model, "hf_device_map") and len({parameter.device for parameter in model.parameters()}) > 1
+
+
+def unwrap_forward_(model: nn.Module) -> None:
+    """Takes off, in place, the wrapper that mixed precision puts around a model's forward method."""
+    for name in ("forward", UNWRAPPED_FORWARD):
+        vars(model).pop(name, None)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Tells whether a model, or a part of it, was passed through `torch.compile`. If torch does not say so: yes."""
+    return any(
+        getattr(module, COMPILED_IN_PLACE, True) is not None or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )
+
+
+def hooks_before_forward(module: nn.Module) -> Iterable[Any]:
+    """Returns the forward pre-hooks of a module. Without torch's list: none."""
+    return tuple(getattr(module, HOOKS_BEFORE_FORWARD, {}).values())

@@ -1,0 +1,135 @@
+"""The plan beside the weights: which heads and FFN units a pruned model has kept, numbered as in the dense model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune._beside_weights import file_beside, read_text, write_text
+from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+PLAN_NAME = "headprune_plan.json"
+MAX_BYTES = 64 * 2**20  # ten times what a model of 80 layers with 28,672 FFN units each can need
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError)  # InvalidPlanError is a ValueError
+ANOTHER_MODEL = "it is about another model (of another family, or with other numbers of heads or FFN units)"
+
+
+def plan_from_dense(model: nn.Module) -> PruningPlan | None:
+    """Returns what a model has kept of the dense model that it was cut from, in the numbering of the dense model.
+
+    Args:
+        model: Of a declared family; a dense one has kept everything.
+
+    Returns:
+        The plan, or None where it is not known: the model was loaded without its plan, or cut by other means.
+    """
+    attached = getattr(base_model(model), "headprune_plan", None)
+    if isinstance(attached, PruningPlan) and _misfit(attached, model) is None:
+        return attached
+    full = PruningPlan.of(model)
+    return full if _misfit(full, model) is None else None
+
+
+def composed(first: PruningPlan | None, second: PruningPlan) -> PruningPlan | None:
+    """Returns what two cuts one after the other keep, in the numbering of the model before the first.
+
+    Args:
+        first: What the first cut has kept, or None where that is not known.
+        second: What the second keeps of it, in the numbering between the cuts.
+    """
+    if first is None:
+        return None
+    heads = {site: [first.kept(site)[unit] for unit in units] for site, units in second.kept_heads.items()}
+    ffn = {site: [first.kept(site)[unit] for unit in units] for site, units in second.kept_ffn.items()}
+    return first.replace(kept_heads=heads, kept_ffn=ffn)
+
+
+def attach_plan_(model: nn.Module, plan: PruningPlan | None) -> None:
+    """Lets a pruned model write a plan beside its weights whenever it is saved.
+
+    Args:
+        model: Pruned model; its base model holds the plan, whatever head is put on it.
+        plan: In the numbering of the dense model, or None where it is not known.
+    """
+    holder: Any = base_model(model)
+    holder.headprune_plan = plan
+
+
+def attach_saved_plan_(model: nn.Module, source: Any, options: dict[str, Any]) -> None:
+    """Attaches the plan that lies beside loaded weights; one that is damaged or of another model is not used.
+
+    Args:
+        model: Loaded model.
+        source: What it was loaded from: a folder, or a name on the Hub, of which the cache is looked at.
+        options: Of `from_pretrained`: where in the source.
+    """
+    file = file_beside(PLAN_NAME, source, options)
+    if file is None:
+        return
+    found = _read(file, model)
+    if isinstance(found, PruningPlan):
+        attach_plan_(model, found)
+        return
+    logger.warning(
+        "%s is not used: %s. The model is loaded without it; which heads and units of the dense model it has kept is "
+        "then not known.",
+        file,
+        found,
+    )
+
+
+def write_plan_(model: nn.Module, folder: str | Path) -> bool:
+    """Writes the plan of a pruned model beside its weights, or removes the plan of another model that lies there.
+
+    Args:
+        model: Pruned model.
+        folder: Where its weights are saved.
+
+    Returns:
+        Whether a plan was written.
+    """
+    file, plan = Path(folder, PLAN_NAME), plan_from_dense(model)
+    if plan is not None:
+        write_text(file, plan.to_json())
+    elif file.exists():
+        logger.warning("%s is not known to be about the weights that are saved there now; it is removed.", file)
+        file.unlink()
+    return plan is not None
+
+
+def _read(file: Path, model: nn.Module) -> PruningPlan | str:
+    """Returns the plan in a file, or why it is not used."""
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            return f"it has more than {MAX_BYTES} bytes"
+        content = json.loads(text := read_text(file))
+        if not _is_of_dense({**content["num_heads"], **content["num_ffn"]}, model):  # before ranges are expanded
+            return ANOTHER_MODEL
+        plan = PruningPlan.from_json(text)
+    except UNREADABLE as error:
+        return f"it is damaged ({type(error).__name__}: {error!s:.200})"
+    return _misfit(plan, model) or plan
+
+
+def _misfit(plan: PruningPlan, model: nn.Module) -> str | None:
+    """Returns in what a plan in dense numbering differs from a model, or None where it fits."""
+    anatomy = anatomy_of(model)
+    if plan.model_type != anatomy.model_type or not _is_of_dense({**plan.num_heads, **plan.num_ffn}, model):
+        return ANOTHER_MODEL
+    different = [site.name for site in anatomy.sites if len(plan.kept(site.name)) != site.units]
+    return f"it keeps other numbers of heads or FFN units in {', '.join(different[:3])}" if different else None
+
+
+def _is_of_dense(sizes: Mapping[Any, Any], model: Any) -> bool:
+    """Tells whether sites and their numbers of units are those of the dense model that a model was cut from."""
+    return sizes == {site.name: getattr(model.config, site.dense_field) for site in anatomy_of(model).sites}
