@@ -47,7 +47,6 @@ from hf_headprune import (
     milestones,
     plans_between,
     prune_model_,
-    second_order_plan,
 )
 from hf_headprune.anatomy import Anatomy
 from hf_headprune.cost import weights_per_unit
@@ -56,6 +55,7 @@ from hf_headprune.guarantee.evidence import PairedScores
 from hf_headprune.guarantee.path import walk
 from hf_headprune.guarantee.scoring import right_answers
 from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.plans import search_over_plans
 

@@ -48,10 +48,10 @@ from hf_headprune import (
     anatomy_of,
     linear_density,
     prune_model_,
-    second_order_plan,
 )
 from hf_headprune.budgets import budgets
 from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 
 if TYPE_CHECKING:

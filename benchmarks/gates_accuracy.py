@@ -48,10 +48,10 @@ from hf_headprune import (
     plans_between,
     prune_model_,
     search_plan,
-    second_order_plan,
 )
 from hf_headprune.learn.gates.settings import GateTuning, Mode
 from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 
 if TYPE_CHECKING:

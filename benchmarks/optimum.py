@@ -26,8 +26,8 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import Task, accuracy, load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.cost import cost_of
+from hf_headprune.pipeline.search import search_plan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.plans import search_plan
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:

@@ -101,13 +101,13 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     check_searchable(anatomy, search or AStarSearch(max_drop=drop))
     collate = data_collator or _collate(model, processing_class)
     reading = {"calibration": calibration, "collate": collate, "batch_size": batch_size}
+    settings = search or AStarSearch(max_drop=drop)
+    source = _source(model, dataset, metric, settings, searches=search is not None, **reading)
     if callable(metric) and search is None and calibration is None:
         raise InvalidSettingError(
             "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
             "or search=AStarSearch(...), which refits on what the function runs."
         )
-    settings = search or AStarSearch(max_drop=drop)
-    source = _source(model, dataset, metric, settings, searches=search is not None, **reading)
     tested = (
         certify if search is not None or calibration is None or callable(metric) or certify is not None else dataset
     )

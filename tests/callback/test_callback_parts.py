@@ -22,8 +22,8 @@ from hf_headprune.learn.distillation.settings import Distillation, DistillationT
 from hf_headprune.learn.gates.settings import GateTuning, SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement, MovementTuning
 from hf_headprune.learn.score_pruner import ScorePruner
+from hf_headprune.pipeline.search import search_plan
 from hf_headprune.refit.plans_between import plans_between
-from hf_headprune.search.plans import search_plan
 from hf_headprune.search.settings import AStarSearch
 from tests.callback.test_callback import GATES, _examples, _trainer
 from tests.support.models import text_inputs, tiny_bert

@@ -30,10 +30,10 @@ from hf_headprune.guarantee.scoring import Batching, labels_and_predictions, rig
 from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.masking import masked
+from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
-from hf_headprune.search.plans import search_plan
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import VOCAB_SIZE, tiny_bert, tiny_marian

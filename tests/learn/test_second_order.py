@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_, second_order_plan
+from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.cost import cost_of, macs_per_unit
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
@@ -16,6 +16,7 @@ from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.learn.second_order.pruner import SecondOrderPruner
 from hf_headprune.masking import masked
 from hf_headprune.refit.moments import EVEN_SHARE, record_moments, record_moments_by_gradient
+from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.projections import Block
 from hf_headprune.refit.removal_costs import Removal, cheapest_first, elimination
 from hf_headprune.refit.settings import SecondOrderTuning

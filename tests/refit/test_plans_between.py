@@ -15,11 +15,11 @@ from hf_headprune import (
     milestones,
     plans_between,
     prune_model_,
-    second_order_plan,
     verify_certificate,
 )
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.removal_costs import removals_between
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator

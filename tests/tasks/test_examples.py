@@ -7,8 +7,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_headprune import PruningPlan, SecondOrder, certify, search_plan, second_order_plan
+from hf_headprune import PruningPlan, SecondOrder, certify, search_plan
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.examples import PadRight
