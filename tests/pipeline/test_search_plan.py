@@ -127,7 +127,7 @@ def test_a_function_as_metric_refuses_data_and_must_return_a_number():
     with pytest.raises(InvalidSettingError, match=r"has examples of its own, received dataset besides"):
         search_plan(model, examples(), lambda _: 1.0, progress=False)
     with pytest.raises(InvalidSettingError, match="must return one number"):
-        search_plan(model, None, lambda _: {"f1": 1.0}, progress=False)
+        search_plan(model, None, lambda _: {"f1": 1.0}, AStarSearch(max_evaluations=3), progress=False)
 
 
 def test_a_metric_that_is_no_number_is_null_in_json():

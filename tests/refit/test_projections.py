@@ -245,7 +245,7 @@ def test_what_can_not_be_refitted_is_refused(case):
     assert Refit(model, full, {}).residual(SITE, (0, 1)) is None  # nothing was run
     with pytest.raises(InvalidSettingError, match="needs an evaluator with a method use_refit, received a function"):
         search_over_plans(anatomy_of(model), lambda plan: Measurement(1.0), AStarSearch(refit=True))
-    with pytest.raises(InvalidSettingError, match="reconstruct must be True, False, or None, received 'yes'"):
+    with pytest.raises(InvalidSettingError, match="refit must be True, False, or None, received 'yes'"):
         AStarSearch(refit="yes")
 
 

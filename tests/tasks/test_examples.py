@@ -23,7 +23,7 @@ def found_by(verb, model, rows):
     """What one of the verbs that read examples returns, of a number that tells results apart."""
     if verb == "search":
         search = AStarSearch(max_evaluations=4, max_drop=0.1)
-        return search_plan(model, rows, search=search, progress=False).metric
+        return search_plan(model, rows, search=search, progress=False).search.metric
     if verb == "one-shot":
         return float(second_order_plan(model, rows, HALF).refit.blocks["encoder.layer.1.attention"].bias.sum())
     return certify(model, copy.deepcopy(model), rows).evidence.dense_metric
@@ -101,7 +101,7 @@ def test_a_decoder_with_a_vocabulary_of_its_own_is_scored_by_it():
     model = tiny_marian(decoder_vocab_size=120, share_encoder_decoder_embeddings=False, tie_word_embeddings=False)
     rows = [{"input_ids": [5 + i, 6, 7], "labels": [110, 50 + i]} for i in range(8)]
     found = search_plan(model, rows, search=AStarSearch(max_evaluations=3), progress=False)
-    assert 0 < found.reference_metric < 1
+    assert 0 < found.search.reference_metric < 1
 
 
 def quantized(model):
