@@ -109,10 +109,10 @@ def test_every_file_imports_only_what_its_place_allows(path):
 @pytest.mark.parametrize(
     ("path", "source", "found"),
     [
-        ("learn/gates/bank.py", "from hf_headprune.search.astar import search", ["hf_headprune.search.astar"]),
-        ("learn/gates/bank.py", "from hf_headprune import masked", ["hf_headprune.masked"]),
-        ("learn/gates/bank.py", "import hf_headprune", ["hf_headprune"]),
-        ("learn/gates/bank.py", "from hf_headprune.learn.schedules import cubic\nimport hf_headprune.plan", []),
+        ("learn/gates/pruner.py", "from hf_headprune.search.astar import search", ["hf_headprune.search.astar"]),
+        ("learn/gates/pruner.py", "from hf_headprune import masked", ["hf_headprune.masked"]),
+        ("learn/gates/pruner.py", "import hf_headprune", ["hf_headprune"]),
+        ("learn/gates/pruner.py", "from hf_headprune.learn.ramp import cubic\nimport hf_headprune.plan", []),
         ("plan.py", "from hf_headprune.cost import cost_of", ["hf_headprune.cost"]),
         ("plan.py", "if TYPE_CHECKING:\n    from hf_headprune.learn import gates", ["hf_headprune.learn"]),
         ("callback/hooks.py", "from hf_headprune.search.astar import search\nimport torch", []),

@@ -173,6 +173,7 @@ class HeadPruneCallback(TrainerCallback):
         trainer_compat.let_finished_runs_end(trainer)
         self.settings = self._checked(trainer)
         self._parts = LearnedParts(trainer, anatomy_of(trainer.model), self.settings)
+        trainer_compat.let_training_end_idle(trainer, self._parts.idle)
         if self.settings.distillation is not None:
             distil(trainer, self.settings.distillation)
         if self.settings.movement is not None and self.settings.trains_twice:

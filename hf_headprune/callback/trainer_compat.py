@@ -110,6 +110,25 @@ def let_finished_runs_end(trainer: Trainer) -> None:
     trainer._run_epoch = run_epoch_unless_finished
 
 
+def let_training_end_idle(trainer: Trainer, idle: Callable[[], None]) -> None:
+    """Calls a function whenever `trainer.train()` ends, after an interrupt or an error too.
+
+    Args:
+        trainer: Whose bound `train` is wrapped.
+        idle: Opens what training has closed.
+    """
+    train = trainer.train
+
+    @wraps(train)
+    def train_then_idle(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return train(*args, **kwargs)
+        finally:
+            idle()
+
+    trainer.train = train_then_idle
+
+
 def let_ddp_miss_scores(trainer: Trainer) -> None:
     """Tells DDP that the scores take no part in the loss before and after the gates learn; it would wait for them."""
     trainer.args.ddp_find_unused_parameters = True

@@ -14,7 +14,7 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import check_budget, choose
 from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.tasks.examples import ModelExamples, PadRight, counted_labels, plain
+from hf_headprune.tasks.examples import IGNORED_LABEL, ModelExamples, PadRight, counted_labels, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +100,11 @@ class ExampleLosses:
         """
         self._model, self._batch_size, self._where = model, batch_size, where
         examples = ModelExamples(dataset, model, where=where)
-        order = _drawn(examples, count, seed)
+        order = [index for index in _drawn(examples, count, seed) if _has_label(examples[index])]
+        if not order:
+            raise InvalidSettingError(
+                f"{where}: no example has a label that counts: all are {IGNORED_LABEL}. Pass labelled examples."
+            )
         self._examples = [examples[index] for index in order]
         self._collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
         self.drawn = [dataset[index] for index in order]
@@ -129,6 +133,12 @@ def _drawn(examples: ModelExamples, count: int, seed: int) -> list[int]:
         places = order[:MOST_DIGESTED].tolist()
     digests = {place: blake2b(f"{seed} {plain(examples[place])}".encode(), digest_size=8).digest() for place in places}
     return sorted(digests, key=digests.__getitem__)[:count]
+
+
+def _has_label(example: dict[str, Any]) -> bool:
+    """Tells whether the loss counts a label of an example."""
+    labels = plain(example.get("labels"))
+    return not isinstance(labels, list) or any(label != IGNORED_LABEL for label in labels)
 
 
 def _items(model: Any, batch: dict[str, torch.Tensor], examples: int) -> int:

@@ -34,9 +34,11 @@ def test_two_processes_learn_the_same_scores_and_cut_the_same_heads(tmp_path, ch
     first, second = both("tests.support.distributed_script", tmp_path, chosen_by)
     assert first["world"] == 2
     assert first.pop("rank") != second.pop("rank")
-    assert first == second
+    for name in ("scores", "weights"):  # sums, whose last bits may differ
+        assert first[name] == pytest.approx(second.pop(name), rel=1e-5, abs=1e-7)
+    assert {name: value for name, value in first.items() if name in second} == second
     assert first["heads"] <= 5
-    assert len(set(first["scores"])) > 1 or chosen_by == "second_order"
+    assert max(first["scores"], default=0.0) > min(first["scores"], default=-1.0)
     assert [path.name for path in tmp_path.glob("headprune_search*")] == ["headprune_search.jsonl"]
 
 

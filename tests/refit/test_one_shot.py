@@ -1,0 +1,121 @@
+"""A budget without training: the plan, and what it may not depend on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_, second_order_plan
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.masking import masked
+from hf_headprune.refit import one_shot
+from hf_headprune.refit.one_shot import ExampleLosses
+from hf_headprune.refit.settings import SecondOrderTuning
+from tests.support.classifiers import batches_of, classifier, decisive, examples
+from tests.support.models import tiny_bert
+
+
+@pytest.fixture
+def case():
+    return classifier().eval(), batches_of(examples(40))
+
+
+def test_a_fine_tuned_model_is_cut_to_a_budget_without_training_and_left_as_it_was(case):
+    model, _ = case
+    state = copy.deepcopy(model.state_dict())
+    found = second_order_plan(
+        model, examples(40), SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8)), batch_size=8
+    )
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert model.state_dict().keys() == state.keys()
+    batch = {name: batches_of(examples(40))[0][name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad(), masked(model, found):
+        expected = model(**batch).logits
+    cut = prune_model_(copy.deepcopy(model), found)
+    with torch.no_grad():
+        torch.testing.assert_close(cut(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    assert linear_density(found.plan, anatomy_of(model)) == pytest.approx(0.5, abs=0.05)
+
+
+def token_rows(count):
+    """Examples with a label for each token but the first and the last."""
+    texts = [row["input_ids"] for row in examples(count)]
+    return [{"input_ids": ids, "labels": [-100, *[int(i > 50) for i in ids[1:-1]], -100]} for ids in texts]
+
+
+ROWS = {
+    "classes": (classifier, examples),
+    "tokens": (lambda: decisive(tiny_bert("TokenClassification", num_labels=2)), token_rows),
+}
+
+
+def alike(found, expected):
+    for name, block in expected.refit.blocks.items():
+        other = found.refit.blocks[name]
+        torch.testing.assert_close(other.moments.dense(), block.moments.dense(), rtol=1e-3, atol=1e-4)
+        scale = float(block.sensitivity.abs().max())
+        torch.testing.assert_close(other.sensitivity, block.sensitivity, rtol=1e-3, atol=1e-5 * scale)
+    return found.plan == expected.plan
+
+
+@pytest.mark.parametrize("task", ROWS)
+@pytest.mark.parametrize("count", [40, 200])  # all examples are looked at, or 64 of them
+def test_a_plan_depends_neither_on_the_batch_size_nor_on_the_order_of_the_data(task, count):
+    make, rows_of = ROWS[task]
+    model, rows = make().eval(), rows_of(count)
+    settings = SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8, scoring_examples=64))
+    expected = second_order_plan(model, rows, settings)
+    assert expected.plan != PruningPlan.of(model)
+    assert alike(second_order_plan(model, rows, settings, batch_size=5), expected)
+    assert alike(second_order_plan(model, rows[::-1], settings, batch_size=64), expected)
+    other = replace(settings, tuning=replace(settings.tuning, seed=1))
+    drawn = [tuple(seen["input_ids"]) for seen in _drawn_by(model, rows, settings)]
+    assert (sorted(drawn) == sorted(tuple(s["input_ids"]) for s in _drawn_by(model, rows, other))) == (count == 40)
+
+
+def _drawn_by(model, rows, settings):
+    return ExampleLosses(model, rows, settings.tuning.scoring_examples, settings.tuning.seed or 0).drawn
+
+
+def test_examples_without_a_label_that_counts_change_nothing():
+    model = decisive(tiny_bert("TokenClassification", num_labels=2)).eval()
+    rows = token_rows(12)
+    silent = [{"input_ids": [5, 6, 7], "labels": [-100] * 3}]
+    settings = SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8))
+    expected = second_order_plan(model, rows, settings)
+    for size in (1, 32):
+        assert alike(second_order_plan(model, rows + silent, settings, batch_size=size), expected)
+    with pytest.raises(InvalidSettingError, match="no example has a label that counts"):
+        second_order_plan(model, silent, settings)
+
+
+def test_of_many_examples_a_part_is_read(monkeypatch):
+    monkeypatch.setattr(one_shot, "MOST_DIGESTED", 50)
+    read = []
+
+    class Rows(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    losses = ExampleLosses(classifier().eval(), Rows(examples(200)), 8, 0)
+    assert len(losses.drawn) == 8
+    assert len(set(read)) <= 51  # and the first, to see what the examples hold
+
+
+def test_one_shot_pruning_works_in_every_family(tiny_family, any_model):
+    inputs = tiny_family.inputs()
+    labels = {"labels": inputs["input_ids"][0].tolist()} if any_model.config.is_encoder_decoder else {"labels": 1}
+    rows = [{"input_ids": row.tolist(), **labels} for row in inputs["input_ids"]]
+    heads = PruningPlan.of(any_model).num_kept_heads
+    found = second_order_plan(any_model, rows, SecondOrder(kept_heads=heads - 2))
+    assert found.plan.num_kept_heads == heads - 2
+
+
+def test_one_shot_pruning_refuses_examples_without_labels(case):
+    model, _ = case
+    with pytest.raises(InvalidSettingError, match="second_order_plan: examples must hold"):
+        second_order_plan(model, [{"input_ids": [1, 2]}], SecondOrder(density=0.5))

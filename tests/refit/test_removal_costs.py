@@ -1,0 +1,88 @@
+"""Removal costs, against ridge regression written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_headprune import PruningPlan
+from hf_headprune.refit.choice import record_refit
+from hf_headprune.refit.moments import record_moments, record_moments_by_gradient
+from hf_headprune.refit.projections import Block
+from hf_headprune.refit.removal_costs import Removal, cheapest_first, elimination
+from tests.support.classifiers import batches_of, classifier, examples
+from tests.support.second_order import ATTENTION, FFN, losses_of, site_of
+
+
+@pytest.fixture
+def case():
+    return classifier().eval(), batches_of(examples(40))
+
+
+def error_without(block, gone):
+    """What ridge regression on the units of the start that stay leaves unpredicted, in the metric of the loss."""
+    columns = block.columns([unit for unit in block.start if unit not in gone], constant=True)
+    lost = block.columns(gone, constant=False)
+    moments = block.regularised(torch.arange(len(block.moments)))
+    fit = torch.linalg.solve(moments[columns][:, columns], moments[columns][:, lost])
+    left = moments[lost][:, lost] - moments[lost][:, columns] @ fit
+    weight = block.weight[:, lost]
+    return float(torch.trace(block.sensitivity.double() @ weight @ left @ weight.T))
+
+
+@pytest.mark.parametrize("name", [ATTENTION, FFN])
+def test_summed_costs_are_the_error_that_ridge_regression_leaves(case, name):
+    model, batches = case
+    site = site_of(model, name)
+    recorded = record_moments_by_gradient(model, [site], losses_of(model, batches))[name]
+    kept = tuple(range(site.units))
+    block = Block.of(model, recorded, kept)
+    path = elimination(block, kept, width_multiple=4)
+    assert sorted(unit for removal in path for unit in removal.units) == list(kept)
+    gone: list[int] = []
+    cost = 0.0
+    for removal in path:
+        gone += removal.units
+        cost += removal.cost
+        assert cost == pytest.approx(error_without(block, gone), rel=1e-6)
+
+
+def test_the_first_removal_is_the_cheapest_single_one(case):
+    model, batches = case
+    site = site_of(model, ATTENTION)
+    recorded = record_moments_by_gradient(model, [site], losses_of(model, batches))[ATTENTION]
+    kept = tuple(range(site.units))
+    block = Block.of(model, recorded, kept)
+    costs = {head: error_without(block, [head]) for head in kept}
+    first = elimination(block, kept)[0]
+    assert first.units == (min(costs, key=costs.__getitem__),)
+    assert first.cost == pytest.approx(min(costs.values()), rel=1e-6)
+
+
+def test_only_what_may_leave_leaves_and_without_a_loss_the_price_is_the_share_lost(case):
+    model, batches = case
+    site = site_of(model, ATTENTION)
+
+    def run():
+        for batch in batches:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+    kept = tuple(range(site.units))
+    block = Block.of(model, record_moments(model, [site], run)[ATTENTION], kept)
+    path = elimination(block, kept, removable=kept[1:])
+    assert {unit for removal in path for unit in removal.units} == set(kept[1:])
+    assert sum(removal.cost for removal in elimination(block, kept)) <= 1.0 + 1e-6
+
+
+def test_sites_take_turns_by_cost_per_weight_in_their_own_order():
+    a = [Removal("a", (1,), 3.0, 1), Removal("a", (0,), 1.0, 1)]
+    b = [Removal("b", (0, 1), 4.0, 2), Removal("b", (2, 3), 9.0, 2)]
+    found = [removal.units for removal in cheapest_first([a, b, []])]
+    assert found == [(0, 1), (1,), (0,), (2, 3)]
+
+
+def test_the_first_units_to_leave_a_ragged_width_make_it_a_multiple(case):
+    model, batches = case
+    refit = record_refit(model, [site_of(model, FFN)], PruningPlan.of(model), losses_of(model, batches))
+    removals = elimination(refit.blocks[FFN], range(60), width_multiple=32)
+    assert [len(removal.units) for removal in removals] == [28, 32]
