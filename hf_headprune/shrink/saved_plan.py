@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._beside_weights import file_beside, read_text, write_text
-from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune._beside_weights import file_beside, write_text
+from hf_headprune._strict_json import read_text
+from hf_headprune.anatomy import anatomy_of, base_model, family_of
+from hf_headprune.errors import InvalidPlanError
 from hf_headprune.plan import PruningPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import nn
 
 logger = logging.getLogger(__name__)
 
 PLAN_NAME = "headprune_plan.json"
-MAX_BYTES = 64 * 2**20  # ten times what a model of 80 layers with 28,672 FFN units each can need
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError)  # InvalidPlanError is a ValueError
-ANOTHER_MODEL = "it is about another model (of another family, or with other numbers of heads or FFN units)"
 
 
 def plan_from_dense(model: nn.Module) -> PruningPlan | None:
@@ -110,26 +106,17 @@ def write_plan_(model: nn.Module, folder: str | Path) -> bool:
 def _read(file: Path, model: nn.Module) -> PruningPlan | str:
     """Returns the plan in a file, or why it is not used."""
     try:
-        if file.stat().st_size > MAX_BYTES:
-            return f"it has more than {MAX_BYTES} bytes"
-        content = json.loads(text := read_text(file))
-        if not _is_of_dense({**content["num_heads"], **content["num_ffn"]}, model):  # before ranges are expanded
-            return ANOTHER_MODEL
-        plan = PruningPlan.from_json(text)
-    except UNREADABLE as error:
-        return f"it is damaged ({type(error).__name__}: {error!s:.200})"
+        plan = PruningPlan.from_json(read_text(file, error=InvalidPlanError))
+    except InvalidPlanError as error:
+        return f"it is damaged ({error})"
     return _misfit(plan, model) or plan
 
 
-def _misfit(plan: PruningPlan, model: nn.Module) -> str | None:
+def _misfit(plan: PruningPlan, model: Any) -> str | None:
     """Returns in what a plan in dense numbering differs from a model, or None where it fits."""
-    anatomy = anatomy_of(model)
-    if plan.model_type != anatomy.model_type or not _is_of_dense({**plan.num_heads, **plan.num_ffn}, model):
-        return ANOTHER_MODEL
-    different = [site.name for site in anatomy.sites if len(plan.kept(site.name)) != site.units]
+    sites = anatomy_of(model).sites
+    dense = {site.name: getattr(model.config, site.dense_field) for site in sites}
+    if plan.model_type != family_of(model).model_type or {**plan.num_heads, **plan.num_ffn} != dense:
+        return "it is about another model, of another family or with other numbers of heads or FFN units"
+    different = [site.name for site in sites if len(plan.kept(site.name)) != site.units]
     return f"it keeps other numbers of heads or FFN units in {', '.join(different[:3])}" if different else None
-
-
-def _is_of_dense(sizes: Mapping[Any, Any], model: Any) -> bool:
-    """Tells whether sites and their numbers of units are those of the dense model that a model was cut from."""
-    return sizes == {site.name: getattr(model.config, site.dense_field) for site in anatomy_of(model).sites}
