@@ -3,14 +3,14 @@
     python examples/question_answering.py --model_name_or_path bert-base-uncased --dataset_name rajpurkar/squad \
         --validation_fraction 0.1 --max_drop 0.01 --num_train_epochs 2 --learning_rate 3e-5 --output_dir out
     python examples/question_answering.py --model_name_or_path path/to/model --train_file train.json \
-        --validation_file dev.json --test_file test.json --kept_heads 36 --output_dir out
+        --validation_file dev.json --test_file test.json --density 0.5 --output_dir out
     python examples/question_answering.py --model_name_or_path path/to/model --train_file train.json \
         --validation_file dev.json --recipe hybrid_filled --density 0.26 --teacher_name_or_path path/to/tuned/model \
         --num_train_epochs 20 --output_dir out
     python examples/question_answering.py --smoke
 
-The search chooses heads on the validation split; only the test split says how good the result is on other data, and
---certify cuts what is seen to lose at most --max_drop there, and writes down what that shows. With
+Plans are tested on the validation split; only the test split says how good the result is on other data, and
+--certify prunes what is seen to lose at most --max_drop there, and writes down what that shows. With
 --validation_fraction whole articles of the training split become the validation split, and a data set's own validation
 split becomes the test split. Exact match and F1 are between 0 and 1, so --max_drop 0.01 is one point of F1. Every
 question must have an answer: SQuAD v2 is refused.
@@ -26,36 +26,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
-import torch
-from datasets import Dataset, load_dataset
-from squad_format import QuestionScorer, SquadMetrics, Windows, check, read_squad, split_off
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
+from common import reload_difference, save_tiny_model
+from datasets import Dataset
+from squad_format import QuestionScorer, SquadMetrics, split_off
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
-    BertConfig,
     BertForQuestionAnswering,
     DataCollatorWithPadding,
     HfArgumentParser,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
     set_seed,
 )
 
-from hf_headprune import (
-    AStarSearch,
-    BlockMovement,
-    CertificationData,
-    Distillation,
-    HeadPruneCallback,
-    Metric,
-    SubsetGates,
-)
+from hf_headprune import BlockMovement, CertificationData, Distillation, HeadPruneCallback, Metric
+from hf_headprune.tasks.windows import WINDOW_COLUMNS, Windows, check_questions
 
 logger = logging.getLogger("question_answering")
 
@@ -72,30 +60,18 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """Which data."""
+class DataArguments(common.DataArguments):
+    """Which data, in SQuAD's format."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, such as rajpurkar/squad."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_file: str | None = field(default=None, metadata={"help": "Local file in SQuAD v1.1 format."})
-    validation_file: str | None = field(default=None, metadata={"help": "The search chooses heads on this file."})
-    test_file: str | None = field(default=None, metadata={"help": "Looked at once, after pruning."})
     validation_fraction: float = field(default=0.0, metadata={"help": "Part these articles of train off to search on."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first questions."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation and test."})
 
 
 @dataclass
-class PruningArguments:
+class PruningArguments(common.PruningArguments):
     """How to prune."""
 
-    kept_heads: str = field(default="0.5", metadata={"help": "Heads the gates keep: a number, or a fraction like 0.5."})
-    estimator: str | None = field(default=None, metadata={"help": "ste, sigmoid, dsp or hard_concrete."})
-    mode: str = field(default="joint", metadata={"help": "joint, or pipelined for a model that is fine-tuned already."})
-    max_drop: float = field(default=0.01, metadata={"help": "Largest loss of the metric on the validation split."})
-    density: float | None = field(default=None, metadata={"help": "Share of the weights that stays, heads and FFN."})
     recipe: str | None = field(
-        default=None, metadata={"help": "Block movement as published: hybrid, hybrid_filled or struct. No search then."}
+        default=None, metadata={"help": "Block movement as published: hybrid, hybrid_filled or struct."}
     )
     penalty: float | None = field(default=None, metadata={"help": "Of the recipe, in place of a density."})
     teacher_name_or_path: str | None = field(
@@ -106,53 +82,35 @@ class PruningArguments:
     certify: bool = field(
         default=False, metadata={"help": "Certify on the test split how little of the metric was lost."}
     )
-    no_search: bool = field(default=False, metadata={"help": "Cut exactly what the gates choose."})
-    no_pruning: bool = field(default=False, metadata={"help": "Train the dense model, for comparison."})
 
     def __post_init__(self) -> None:
         """Refuses options that another one would silence."""
-        own = {"kept_heads": self.kept_heads != "0.5", "estimator": self.estimator, "mode": self.mode != "joint"}
-        if (self.density is not None or self.recipe) and any(own.values()):
-            raise ValueError(
-                f"--density and --recipe choose what stays without gates: leave them out, or "
-                f"{', '.join(f'--{name}' for name, given in own.items() if given)}."
-            )
+        super().__post_init__()
         if self.penalty is not None and not self.recipe:
             raise ValueError(f"--penalty {self.penalty} is one of a --recipe. Name the recipe, too.")
+        if self.recipe and (self.gates or self.kept_heads or self.search):
+            raise ValueError("--recipe chooses what to keep by block movement: leave out gates, heads and search.")
 
-    def callbacks(self, splits: dict[str, Dataset], scorer: QuestionScorer) -> list[HeadPruneCallback]:
+    def for_questions(self, splits: dict[str, Dataset], scorer: QuestionScorer) -> list[HeadPruneCallback]:
         """Returns what to hand to the Trainer.
 
         Args:
             splits: Questions.
             scorer: What a certificate compares models by.
         """
-        if self.certify and (self.recipe or self.no_search or self.no_pruning or "test" not in splits):
-            raise ValueError(
-                "--certify says what the search lost on the test split: it needs both, so a test split and none of "
-                "--recipe, --no_search and --no_pruning."
-            )
-        if self.no_pruning:
-            return []
-        distillation = None
-        if self.teacher_name_or_path:
-            distillation = Distillation(AutoModelForQuestionAnswering.from_pretrained(self.teacher_name_or_path))
-        if self.recipe:
-            movement = self.movement()
-            return [HeadPruneCallback(movement=movement, distillation=distillation)]
-        kept_heads = float(self.kept_heads) if "." in self.kept_heads else int(self.kept_heads)
-        gates = SubsetGates(kept_heads=kept_heads, estimator=self.estimator, mode=self.mode)
-        search = AStarSearch(max_drop=self.max_drop, metric=self.metric, max_evaluations=self.max_evaluations)
-        if self.no_search:
-            search = None
-        others: dict[str, Any] = {"distillation": distillation}
+        if self.certify and (self.no_pruning or "test" not in splits):
+            raise ValueError("--certify says what pruning lost on the test split: it needs both.")
+        others: dict[str, Any] = {}
+        if self.teacher_name_or_path and not self.no_pruning:
+            teacher = AutoModelForQuestionAnswering.from_pretrained(self.teacher_name_or_path)
+            others["distillation"] = Distillation(teacher)
         if self.certify:  # questions on one context depend on each other
             seen = {"train": splits["train"], "search": splits["validation"]}
             others["certification_dataset"] = CertificationData(splits["test"], **seen, groups="context")
             others["certification_metric"] = Metric(self.metric, "bounded", score=scorer)
-        if self.density is not None:
-            return [HeadPruneCallback(search=search, density=self.density, **others)]
-        return [HeadPruneCallback(gates, search, **others)]
+        if self.recipe:
+            return [] if self.no_pruning else [HeadPruneCallback(movement=self.movement(), **others)]
+        return self.callbacks(**others)
 
     def movement(self) -> BlockMovement:
         """Returns the settings of the published recipe that was asked for."""
@@ -189,7 +147,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     scorer = QuestionScorer(windows, pruning_args.metric, model_args.max_answer_length)
     options = {"n_best": model_args.n_best_size, "max_tokens": model_args.max_answer_length}
     metrics = {name: SquadMetrics(splits[name], encoded[name], **options) for name in splits if name != "train"}
-    inputs = {name: split.remove_columns(["question_index", "offsets"]) for name, split in encoded.items()}
+    inputs = {name: split.remove_columns(list(WINDOW_COLUMNS)) for name, split in encoded.items()}
     trainer = Trainer(
         model=model,
         args=training_args,
@@ -198,7 +156,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=metrics["validation"],
-        callbacks=pruning_args.callbacks(splits, scorer),
+        callbacks=pruning_args.for_questions(splits, scorer),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
@@ -211,7 +169,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
         results |= output.metrics
         found = json.dumps(scores.answers(output.predictions), indent=1, ensure_ascii=False)
         (folder / f"predictions_{name}.json").write_text(found, encoding="utf-8")
-    results["reload_difference"] = reload_difference(trainer, inputs["validation"].take(4))
+    results["reload_difference"] = reload_difference(
+        trainer,
+        inputs["validation"].take(4),
+        AutoModelForQuestionAnswering.from_pretrained,
+        ("start_logits", "end_logits"),
+    )
     (folder / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     logger.info("%s", json.dumps(results, indent=2))
     return results
@@ -219,27 +182,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 def load_splits(arguments: DataArguments, seed: int) -> dict[str, Dataset]:
     """Returns the splits "train", "validation" and, where there is one, "test"."""
-    if arguments.dataset_name:
-        loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
-        splits = {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
-    else:
-        files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
-        splits = {name: read_squad(Path(file)) for name, file in files.items() if file}
+    splits = arguments.read()
     for name, split in splits.items():
-        check(name, split)
+        check_questions(split, name)
     if arguments.validation_fraction:
         splits = with_own_validation(splits, arguments.validation_fraction, seed)
-    missing = {"train", "validation"} - splits.keys()
-    if missing:
-        raise ValueError(
-            f"No data for {sorted(missing)}: give --dataset_name, or --train_file and --validation_file. "
-            "--validation_fraction parts the validation split off the training split."
-        )
-    limits = {"train": arguments.max_train_samples}
-    for name, split in splits.items():
-        limit = limits.get(name, arguments.max_eval_samples)
-        splits[name] = split if limit is None else split.select(range(min(limit, len(split))))
-    return splits
+    return arguments.complete(splits)
 
 
 def with_own_validation(splits: dict[str, Dataset], fraction: float, seed: int) -> dict[str, Dataset]:
@@ -253,18 +201,6 @@ def with_own_validation(splits: dict[str, Dataset], fraction: float, seed: int) 
     train, validation = split_off(splits["train"], fraction, seed)
     parted = {"train": train, "validation": validation}
     return parted | ({"test": next(iter(rest.values()))} if rest else {})
-
-
-def reload_difference(trainer: Trainer, windows: Dataset) -> float:
-    """Returns the largest difference between the logits of the model in memory and of the one that was saved."""
-    # Mixed precision wraps the forward pass of the model that was trained, not of one that is loaded.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    batch = trainer.data_collator(list(windows)).to(model.device)
-    reloaded = AutoModelForQuestionAnswering.from_pretrained(trainer.args.output_dir).to(model.device).eval()
-    with torch.no_grad():
-        here, there = model(**batch), reloaded(**batch)
-    names = ("start_logits", "end_logits")
-    return max(float((here[name] - there[name]).abs().max()) for name in names)
 
 
 NAMES, VERBS = ["Anna", "Ben", "Cleo", "Dan"], ["found", "sold", "drew"]
@@ -296,23 +232,12 @@ def smoke_arguments(folder: Path) -> list[str]:
             question["id"] = f"{name}-{number}"
         (folder / f"{name}.json").write_text(json.dumps({"version": "1.1", "data": articles}), encoding="utf-8")
     words = [*NAMES, *VERBS, *COLOURS, *THINGS, *PLACES, "Who", "What", "Where", "?", "a", "in", "."]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder / "model")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, initializer_range=0.1, **sizes)
-    BertForQuestionAnswering(config).save_pretrained(folder / "model")
+    save_tiny_model(folder / "model", words, BertForQuestionAnswering)
     # Ten tokens do not hold question and context: most contexts become two windows.
     data = ["--train_file", str(folder / "train.json"), "--test_file", str(folder / "test.json")]
     reading = "--validation_fraction 0.25 --max_seq_length 10 --doc_stride 3 --max_answer_length 4"
     training = "--num_train_epochs 12 --learning_rate 3e-3 --per_device_train_batch_size 16 --report_to none --use_cpu"
-    pruning = "--kept_heads 4 --max_evaluations 8 --save_strategy no --logging_steps 20"
+    pruning = "--save_strategy no --logging_steps 20"
     folders = ["--model_name_or_path", str(folder / "model"), "--output_dir", str(folder / "out")]
     return [*folders, *data, *reading.split(), *training.split(), *pruning.split()]
 

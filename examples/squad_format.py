@@ -1,4 +1,4 @@
-"""Extractive question answering in SQuAD's format: read it, cut it into windows, find answers in logits, score them.
+"""Extractive question answering in SQuAD's format: read it, find answers in logits, score them.
 
 One row per question everywhere: `id`, `title`, `context`, `question` and `answers` with the lists `text` and
 `answer_start`, as data sets on the Hub have it.
@@ -10,67 +10,25 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import EvalPrediction, PreTrainedModel
 
-COLUMNS = ("id", "title", "context", "question", "answers")
+from hf_headprune.tasks.windows import NO_CONTEXT, Windows, squad_rows
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-WINDOW_COLUMNS = ("question_index", "offsets")
-NO_CONTEXT = -1
 Answer = dict[str, Any]
 Logits = tuple[Sequence[np.ndarray], ...]
 
 
 def read_squad(path: Path) -> Dataset:
     """Reads a SQuAD v1.1 file: articles of paragraphs, each with questions."""
-    rows = [
-        {
-            "id": question["id"],
-            "title": article["title"],
-            "context": paragraph["context"],
-            "question": question["question"],
-            "answers": {
-                "text": [answer["text"] for answer in question["answers"]],
-                "answer_start": [answer["answer_start"] for answer in question["answers"]],
-            },
-        }
-        for article in json.loads(path.read_text(encoding="utf-8"))["data"]
-        for paragraph in article["paragraphs"]
-        for question in paragraph["qas"]
-    ]
-    return Dataset.from_list(rows)
-
-
-def check(name: str, split: Dataset) -> None:
-    """Refuses a split in which a question has no answer, an answer is not where it should be, or an id comes twice.
-
-    Raises:
-        ValueError: Says how many rows are wrong and names the first.
-    """
-    missing = sorted(set(COLUMNS) - set(split.column_names))
-    if missing:
-        raise ValueError(f"{name}: there is no column {missing} among {split.column_names}.")
-    rows = list(split.select_columns(["id", "context", "answers"]))
-    unanswered = [row["id"] for row in rows if not row["answers"]["text"]]
-    if unanswered:
-        raise ValueError(
-            f"{name}: {len(unanswered)} of {len(rows)} questions have no answer (SQuAD v2), first {unanswered[0]!r}. "
-            "Every question must have one here: leave the others out of the data."
-        )
-    misplaced = [row["id"] for row in rows if not all(_stands_at(row["context"], *at) for at in _answers(row))]
-    if misplaced:
-        raise ValueError(
-            f"{name}: {len(misplaced)} answers are not in their context at answer_start, first {misplaced[0]!r}."
-        )
-    repeated = [found for found, count in Counter(split["id"]).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{name}: {len(repeated)} ids are not unique, first {repeated[0]!r}.")
+    return Dataset.from_list(squad_rows(json.loads(path.read_text(encoding="utf-8")), where=str(path)))
 
 
 def split_off(split: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -81,6 +39,10 @@ def split_off(split: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
         fraction: Of the questions that the second part reaches, at least.
         seed: Of the order of the articles.
     """
+    if "title" not in split.column_names:
+        raise ValueError(
+            f"There is no column 'title' among {split.column_names}, which names the article of a question."
+        )
     titles = sorted(set(split["title"]))
     counts = Counter(split["title"])
     order = np.random.default_rng(seed).permutation(len(titles))
@@ -123,88 +85,6 @@ class QuestionScorer:
             starts += list(output.start_logits.float().cpu().numpy())
             ends += list(output.end_logits.float().cpu().numpy())
         return SquadMetrics(split, encoded, n_best=1, max_tokens=self.max_tokens).scores((starts, ends))[self.metric]
-
-
-@dataclass(frozen=True)
-class Windows:
-    """How a context becomes windows that a model can read: the question, then a part of the context.
-
-    Attributes:
-        tokenizer: A fast one.
-        max_length: Tokens of a window.
-        stride: Tokens of the context that neighbouring windows share.
-    """
-
-    tokenizer: PreTrainedTokenizerFast
-    max_length: int
-    stride: int
-
-    def encode(self, split: Dataset) -> Dataset:
-        """Returns one row per window: inputs, the first answer's token positions, and where each token came from.
-
-        A window without the whole answer points at its first token. `offsets` holds first and last character of every
-        token, shape `(length, 2)`, and -1 outside of the context.
-        """
-        self._check_room(split)
-        options = {"batched": True, "with_indices": True, "keep_in_memory": True}
-        return split.map(self._encode_batch, remove_columns=split.column_names, **options)
-
-    def _check_room(self, split: Dataset) -> None:
-        """Refuses questions that leave a window no more of a longer context than neighbouring windows share."""
-        fixed = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
-        lengths = {
-            name: [len(ids) for ids in self.tokenizer(split[name][:], add_special_tokens=False)["input_ids"]]
-            for name in ("question", "context")
-        }
-        for name, question, context in zip(split["id"], lengths["question"], lengths["context"], strict=True):
-            room = fixed - question
-            if room <= self.stride and context > room:
-                raise ValueError(
-                    f"Question {name!r} has {question} tokens, which leaves {room} of a window of {self.max_length} "
-                    f"for the {context} of its context, no more than the {self.stride} that neighbouring windows "
-                    "share. Raise --max_seq_length or lower --doc_stride."
-                )
-
-    def _encode_batch(self, batch: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
-        encoded = self.tokenizer(
-            batch["question"],
-            batch["context"],
-            truncation="only_second",
-            max_length=self.max_length,
-            stride=self.stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        sources = encoded.pop("overflow_to_sample_mapping")
-        mappings = encoded.pop("offset_mapping")
-        rows: dict[str, list[Any]] = {**encoded, "question_index": [indices[source] for source in sources]}
-        rows |= {name: [] for name in ("offsets", "start_positions", "end_positions")}
-        for window, (source, mapping) in enumerate(zip(sources, mappings, strict=True)):
-            is_context = np.array([part == 1 for part in encoded.sequence_ids(window)])
-            offsets = np.where(is_context[:, None], np.array(mapping), NO_CONTEXT)
-            answer = batch["answers"][source]
-            start, end = token_span(offsets, answer["answer_start"][0], answer["text"][0])
-            rows["offsets"].append(offsets)
-            rows["start_positions"].append(start)
-            rows["end_positions"].append(end)
-        return rows
-
-
-def token_span(offsets: np.ndarray, answer_start: int, text: str) -> tuple[int, int]:
-    """Returns first and last token of an answer, or (0, 0) where the window does not hold all of it.
-
-    Args:
-        offsets: First and last character of every token, shape `(length, 2)`; -1 outside of the context.
-        answer_start: Character of the context.
-        text: The answer; space around it does not count.
-    """
-    answer_start += len(text) - len(text.lstrip())
-    answer_end = answer_start + len(text.strip())
-    context = np.flatnonzero(offsets[:, 0] != NO_CONTEXT)
-    tokens = np.flatnonzero((offsets[:, 0] < answer_end) & (offsets[:, 1] > answer_start))
-    if not len(tokens) or offsets[context[0], 0] > answer_start or offsets[context[-1], 1] < answer_end:
-        return 0, 0
-    return int(tokens[0]), int(tokens[-1])
 
 
 def best_spans(
@@ -321,11 +201,3 @@ def _with_probability(spans: list[tuple[float, str]], n_best: int) -> list[Answe
         {"text": text, "probability": float(weight)}
         for (_, text), weight in zip(best, weights / weights.sum(), strict=True)
     ]
-
-
-def _answers(row: Mapping[str, Any]) -> list[tuple[int, str]]:
-    return list(zip(row["answers"]["answer_start"], row["answers"]["text"], strict=True))
-
-
-def _stands_at(context: str, start: int, text: str) -> bool:
-    return text != "" and context[start : start + len(text)] == text

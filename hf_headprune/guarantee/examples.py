@@ -213,16 +213,16 @@ def _text_columns(example: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         name
         for name in sorted(example)
-        if isinstance(example[name], str) and name not in LABEL_NAMES and not _is_number_or_label(name)
+        if isinstance(example[name], str) and name not in LABEL_NAMES and not is_number_or_label(name)
     )
 
 
 def _content_fields(example: Mapping[str, Any]) -> tuple[str, ...]:
     fields = [name for name in sorted(example) if name not in LABEL_NAMES]
-    return tuple(name for name in fields if not _is_number_or_label(name)) or tuple(fields)
+    return tuple(name for name in fields if not is_number_or_label(name)) or tuple(fields)
 
 
-def _is_number_or_label(column: str) -> bool:
+def is_number_or_label(column: str) -> bool:
     """Tells whether a column names its examples, as "pairID" and "guid" do, or their labels, as "gold_label" does."""
     words = [word.lower() for word in _WORD_IN_NAME.findall(column)]
     return bool(words) and (words[-1] in _NAMES_OF_NUMBERS or any(word in _NAMES_OF_LABELS for word in words))

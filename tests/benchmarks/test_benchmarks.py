@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 def smoke(tmp_path_factory) -> Callable[..., str]:
     """Runs a benchmark with --smoke and returns what it prints."""
     data = tmp_path_factory.mktemp("data")
-    load("squad_format")
     (data / "squad_v1_dev").mkdir()
     load("question_answering").smoke_arguments(data / "squad_v1_dev")
     draws = np.random.default_rng(0)

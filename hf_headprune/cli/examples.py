@@ -1,0 +1,282 @@
+"""Rows of text to tokenized examples: texts and pairs with a class or a score, tagged tokens, questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasets import ClassLabel
+
+from hf_headprune.cli import columns
+from hf_headprune.cli.columns import NamedColumns, listed, one_column, text_columns
+from hf_headprune.cli.labels import ModelClasses, number_of
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.tasks.examples import IGNORED_LABEL
+from hf_headprune.tasks.windows import WINDOW_COLUMNS, Windows, check_questions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datasets import Dataset
+
+LABEL_OPTION, TEXT_OPTION, QUESTION_OPTION = "--label-column", "--text-column", "--question-column"
+TEXT_NAMES = ("text", "text_pair")  # of the texts in tokenized examples: splits are compared by them
+HIDDEN = (-1, "-1")  # data sets on the Hub keep the labels of their tests to themselves so
+LONGEST = 512
+LONGEST_WINDOW, STRIDE = 384, 128
+_MAP = {"batched": True, "keep_in_memory": True, "load_from_cache_file": False}
+
+
+class UnlabelledError(InvalidSettingError):
+    """No row of a split has a label."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenized examples of one split.
+
+    Attributes:
+        rows: `datasets.Dataset` with the model's inputs, the labels, and the texts.
+        unlabelled: Rows without a label, which are left out.
+        columns: That were read, the labels' last.
+    """
+
+    rows: Dataset
+    unlabelled: int
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """Reads single texts or pairs, each with a class or a score.
+
+    Attributes:
+        tokenizer: Of the model.
+        max_length: Tokens; longer texts are cut.
+        named: Columns that the user named.
+        classes: Of the model, or None for scores.
+    """
+
+    tokenizer: Any
+    max_length: int
+    named: NamedColumns
+    classes: ModelClasses | None
+
+    def encode(self, split: Dataset, where: str) -> Encoded:
+        """Tokenizes a split.
+
+        Raises:
+            InvalidSettingError: Columns can't be found, or a label or text is none.
+        """
+        known = columns.SCORES if self.classes is None else columns.CLASSES
+        label = one_column(split, self.named.label, known, option=LABEL_OPTION, where=where)
+        texts = text_columns(split, self.named, label, where=where)
+        split, unlabelled = _labelled(split, label, where, is_score=self.classes is None)
+        for column in texts:
+            _check_texts(split, column, where)
+        meaning = self._meaning(split, label, f"{where}, column {label!r}")
+
+        def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            found = [batch[column] for column in texts]
+            encoded = self.tokenizer(*found, truncation=True, max_length=self.max_length)
+            labels = [meaning[value] for value in batch[label]]
+            return {**encoded, **dict(zip(TEXT_NAMES, found, strict=False)), "labels": labels}
+
+        encoded = split.map(rows, remove_columns=split.column_names, desc=where, **_MAP)
+        return Encoded(encoded, unlabelled, (*texts, label))
+
+    def _meaning(self, split: Dataset, label: str, where: str) -> dict[Any, int] | dict[Any, float]:
+        """Returns the class or the score of each label that occurs."""
+        values = split[label][:]
+        lists = [value for value in values if isinstance(value, (list, dict))]
+        if lists:
+            raise InvalidSettingError(f"{where}: a label must be one name or number, received {listed(lists[:1])}.")
+        if self.classes is not None:
+            return self.classes.classes_of(set(values), _class_names(split, label), where=where)
+        scores = {value: number_of(value) for value in set(values)}
+        wrong = sorted(str(value) for value, score in scores.items() if score is None)
+        if wrong:
+            raise InvalidSettingError(f"{where}: the model predicts a number, received {listed(wrong)}.")
+        return {value: score for value, score in scores.items() if score is not None}
+
+
+@dataclass(frozen=True)
+class TokenReader:
+    """Reads lists of words, each word with a tag; the first token of a word carries its tag.
+
+    Attributes:
+        tokenizer: Of the model, a fast one.
+        max_length: Tokens; longer lists are cut.
+        named: Columns that the user named.
+        classes: Of the model.
+    """
+
+    tokenizer: Any
+    max_length: int
+    named: NamedColumns
+    classes: ModelClasses
+
+    def encode(self, split: Dataset, where: str) -> Encoded:
+        """Tokenizes a split.
+
+        Raises:
+            InvalidSettingError: Columns can't be found, words and tags are not equally many, or a tag is unknown.
+        """
+        words = one_column(split, self.named.text, columns.TOKENS, option=TEXT_OPTION, where=where)
+        tags = one_column(split, self.named.label, columns.TAGS, option=LABEL_OPTION, where=where)
+        for number, row in enumerate(split.select_columns([words, tags])):
+            both = row[words], row[tags]
+            if not all(isinstance(value, list) for value in both) or len(both[0]) != len(both[1]) or not both[0]:
+                raise InvalidSettingError(
+                    f"{where}: {words!r} and {tags!r} must hold lists of equally many words and tags, received others "
+                    f"in row {number + 1}. Name other columns with {TEXT_OPTION} and {LABEL_OPTION}."
+                )
+        found = {tag for tags_of_row in split[tags] for tag in tags_of_row}
+        meaning = self.classes.classes_of(found, _class_names(split, tags), where=f"{where}, column {tags!r}")
+
+        def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            encoded = self.tokenizer(
+                batch[words], is_split_into_words=True, truncation=True, max_length=self.max_length
+            )
+            labels = []
+            for index, tags_of_row in enumerate(batch[tags]):
+                words_of_tokens = encoded.word_ids(index)
+                before = [None, *words_of_tokens[:-1]]
+                labels.append(
+                    [
+                        IGNORED_LABEL if word is None or word == last else meaning[tags_of_row[word]]
+                        for word, last in zip(words_of_tokens, before, strict=True)
+                    ]
+                )
+            return {**encoded, "labels": labels}
+
+        encoded = split.map(rows, remove_columns=split.column_names, desc=where, **_MAP)
+        return Encoded(encoded, 0, (words, tags))
+
+
+@dataclass(frozen=True)
+class QuestionReader:
+    """Reads questions on contexts, with answers in SQuAD's format; each window of a context is an example.
+
+    Attributes:
+        windows: How contexts are cut.
+        named: Columns that the user named.
+    """
+
+    windows: Windows
+    named: NamedColumns
+
+    def encode(self, split: Dataset, where: str) -> Encoded:
+        """Tokenizes a split.
+
+        Raises:
+            InvalidSettingError: Columns can't be found, or an answer is not in its context.
+        """
+        named = self.named
+        found = {
+            "question": one_column(split, named.question, columns.QUESTIONS, option=QUESTION_OPTION, where=where),
+            "context": one_column(split, named.text, columns.CONTEXTS, option=TEXT_OPTION, where=where),
+            "answers": one_column(split, named.label, columns.ANSWERS, option=LABEL_OPTION, where=where),
+        }
+        ids = [str(value) for value in split["id"]] if "id" in split.column_names else [*map(str, range(len(split)))]
+        for column in (found["question"], found["context"]):
+            _check_texts(split, column, where)
+        questions = split.select_columns(list(found.values())).rename_columns({old: new for new, old in found.items()})
+        questions = questions.add_column("id", ids)
+        check_questions(questions, where, allow_unanswered=True)
+        windows = self.windows.encode(questions)
+        texts = {name: questions[name][:] for name in ("question", "context")}
+        indices = windows["question_index"][:]
+        for name, values in texts.items():
+            windows = windows.add_column(name, [values[index] for index in indices])
+        return Encoded(windows.remove_columns(list(WINDOW_COLUMNS)), 0, tuple(found.values()))
+
+
+Reader = TextReader | TokenReader | QuestionReader
+
+
+def reader_for(model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None) -> Reader:
+    """Returns what reads the examples of a model's task.
+
+    Args:
+        model: Classifier of sequences or tokens, regression, or question answering.
+        tokenizer: Of the model.
+        named: Columns that the user named.
+        max_length: Tokens of an example; None for what the model reads, 384 for windows on a context.
+
+    Raises:
+        InvalidSettingError: The length is too large for the model, or a column was named that the task has not.
+        UnsupportedModelError: The model has another task, or the task needs another tokenizer.
+    """
+    longest = _longest(model, tokenizer)
+    if max_length is not None and not 1 < max_length <= longest:
+        raise InvalidSettingError(f"--max-length must be from 2 to {longest} for this model, received {max_length}.")
+    names = [kind.__name__ for kind in type(model).__mro__]
+    if any("ForQuestionAnswering" in name for name in names):
+        _check_fast(tokenizer, "finding answers in text")
+        length = max_length or min(longest, LONGEST_WINDOW)
+        return QuestionReader(Windows(tokenizer, length, min(STRIDE, length // 3)), named)
+    if named.question is not None:
+        raise InvalidSettingError(f"{QUESTION_OPTION} {named.question} is for question answering: leave it out.")
+    length = max_length or longest
+    if any("ForTokenClassification" in name for name in names):
+        _check_fast(tokenizer, "giving tags to tokens")
+        return TokenReader(tokenizer, length, named, ModelClasses.of(model.config))
+    if any("ForSequenceClassification" in name for name in names):
+        if model.config.problem_type == "multi_label_classification":
+            raise UnsupportedModelError(f"{type(model).__name__}: classes must exclude each other, received several.")
+        is_score = model.config.num_labels == 1
+        return TextReader(tokenizer, length, named, None if is_score else ModelClasses.of(model.config))
+    raise UnsupportedModelError(
+        f"{type(model).__name__}: this command prunes ...ForSequenceClassification, ...ForTokenClassification and "
+        "...ForQuestionAnswering models. For others use search_plan or plan_for_budget in Python."
+    )
+
+
+def _longest(model: Any, tokenizer: Any) -> int:
+    """Returns the tokens that a model reads; some families number positions from the padding token's id on."""
+    positions = getattr(model.config, "max_position_embeddings", None) or LONGEST
+    shifted = positions - 1 - (getattr(model.config, "pad_token_id", None) or 0)
+    limits = [LONGEST, positions if positions == tokenizer.model_max_length else shifted, tokenizer.model_max_length]
+    return int(min(limits))
+
+
+def _check_fast(tokenizer: Any, what: str) -> None:
+    if not tokenizer.is_fast or tokenizer.padding_side != "right":
+        raise UnsupportedModelError(
+            f"{type(tokenizer).__name__}: {what} needs a fast tokenizer that pads on the right. Pass another one with "
+            "--tokenizer."
+        )
+
+
+def _labelled(split: Dataset, label: str, where: str, *, is_score: bool) -> tuple[Dataset, int]:
+    """Leaves out the rows without a label; returns the others and how many were left out."""
+    values = split[label][:]
+    missing = {index for index, value in enumerate(values) if _is_none(value)}
+    hidden = {index for index, value in enumerate(values) if value in HIDDEN}
+    if not is_score or len(missing | hidden) == len(values):  # a score may be -1
+        missing |= hidden
+    if len(missing) == len(values):
+        raise UnlabelledError(f"{where}: no row has a label in {label!r}. Name another column with {LABEL_OPTION}.")
+    labelled = [index for index in range(len(values)) if index not in missing]
+    return (split.select(labelled) if missing else split), len(missing)
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or value == "" or value != value  # noqa: PLR0124 - NaN
+
+
+def _check_texts(split: Dataset, column: str, where: str) -> None:
+    wrong = [number for number, value in enumerate(split[column]) if not isinstance(value, str)]
+    if wrong:
+        raise InvalidSettingError(
+            f"{where}: {column!r} must hold text, received something else in {len(wrong):,} of {len(split):,} rows, "
+            f"first in row {wrong[0] + 1}."
+        )
+
+
+def _class_names(split: Dataset, column: str) -> list[str] | None:
+    """Returns the names that a data set gives the numbers in a column of labels."""
+    feature = split.features[column]
+    feature = getattr(feature, "feature", feature)
+    return list(feature.names) if isinstance(feature, ClassLabel) else None

@@ -1,0 +1,89 @@
+"""`headprune show`, `verify` and `power`: what a saved model holds, and what examples can certify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_headprune._certificate_file import CERTIFICATE_NAME
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli.models import load_model
+from hf_headprune.cost import cost_of
+from hf_headprune.errors import CertificateError, InvalidSettingError
+from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.guarantee.planner import Expectation, promise_in_words
+from hf_headprune.guarantee.records import record_of
+from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.plan import PruningPlan
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True, file_okay=False)]
+
+
+def show(folder: Folder, length: Annotated[int, typer.Option(help="Tokens for counting MACs.")] = 128) -> None:
+    """Prints the heads and FFN units of a saved model, its size, and its certificate."""
+    model = load_model(folder)
+    anatomy, plan = anatomy_of(model), PruningPlan.of(model)
+    cost = cost_of(plan, anatomy, seq_len=length)
+    typer.echo(type(model).__name__)
+    for title, kept in (("heads", plan.kept_heads), ("FFN units", plan.kept_ffn)):
+        typer.echo(f"{title}: {' '.join(str(len(units)) for units in kept.values())}")
+    typer.echo(f"{cost.parameters:,} parameters, {cost.macs / 1e6:,.0f} million MACs at length {length}")
+    if not (folder / CERTIFICATE_NAME).exists():
+        typer.echo("No certificate.")
+        return
+    certificate = Certificate.load(folder)
+    is_about_these = certificate.pruned.weights == record_of(model).weights
+    typer.echo(certificate.statement if is_about_these else "The certificate in this folder is about other weights.")
+
+
+def verify(
+    certificate: Annotated[Path, typer.Argument(help="Certificate, or the folder of its model.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Pruned model [default: the certificate's folder]."),
+    ] = None,
+    dense: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Model that it was compared with.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Certification split, tokenized, one JSON object a line.")] = None,
+) -> None:
+    """Verifies a certificate against the models and data you pass. Exit code 0: it holds; 1: it does not."""
+    beside = certificate if certificate.is_dir() else certificate.parent
+    if model is None and (beside / "config.json").exists():
+        model = beside
+    result = verify_certificate(
+        certificate,
+        None if model is None else load_model(model),
+        None if data is None else _examples(data),
+        dense=None if dense is None else load_model(dense),
+    )
+    typer.echo(result.to_text())
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+def power(
+    examples: Annotated[int, typer.Argument(help="Labelled examples that neither training nor search sees.", min=1)],
+    max_drop: Annotated[float, typer.Option(help="Drop of the accuracy to exclude; 0.01 is one point.")] = 0.01,
+    confidence: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
+    disagreement: Annotated[float, typer.Option(help="Share of answers that pruning changes.")] = 0.03,
+    true_drop: Annotated[float, typer.Option(help="True drop of the accuracy.")] = 0.0,
+) -> None:
+    """Says what a number of examples can certify, before anything is searched."""
+    if not 0.5 < confidence < 1:  # noqa: PLR2004
+        raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
+    if not 0 < max_drop < 1:
+        raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {max_drop}. A point is 0.01.")
+    expected = Expectation(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
+    typer.echo(promise_in_words(examples, max_drop, expected))
+
+
+def _examples(file: Path) -> list[dict[str, Any]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"--data {file} must hold one JSON object per line: {error}") from error

@@ -1,0 +1,333 @@
+"""`headprune prune`: a fine-tuned model and labelled examples in, the smallest model that keeps its accuracy out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_headprune._certificate_file import attach_certificate_
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli.columns import NamedColumns
+from hf_headprune.cli.examples import QuestionReader, reader_for
+from hf_headprune.cli.files import DataSource
+from hf_headprune.cli.metrics import metric_named
+from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
+from hf_headprune.cli.output import OutputFolder
+from hf_headprune.cli.splits import encoded_splits, held_back
+from hf_headprune.errors import HeadPruneError, InvalidSettingError
+from hf_headprune.guarantee.scored import CertificationData
+from hf_headprune.guarantee.scoring import Batching
+from hf_headprune.pipeline import plan_for_budget, search_plan
+from hf_headprune.pipeline.budget import MB, one_budget, second_order_of
+from hf_headprune.pipeline.holdout import DECIDING
+from hf_headprune.shrink.surgery import probe, prune_model_
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hf_headprune.cli.splits import Splits
+    from hf_headprune.pipeline.holdout import DECIDING
+from hf_headprune.pipeline import PruningResult
+
+DEFAULT_DROP = 0.01
+PLAN_NAME, REPORT_NAME = "headprune_plan.json", "headprune_report.json"
+OUTCOME_FORMAT = "hf_headprune.prune/1"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was asked for.
+
+    Attributes:
+        name: "max_drop", "density", "speedup", "size_mb" or "kept_heads".
+        value: Of it.
+        confidence: Level at which the drop must be certified, or None.
+    """
+
+    name: str
+    value: Any
+    confidence: float | None
+
+    @classmethod
+    def of(cls, given: dict[str, Any], confidence: float | None) -> Budget:
+        """Returns the one budget that is given; a drop of one percentage point where none is.
+
+        Raises:
+            InvalidSettingError: There are several, or a number is out of range.
+        """
+        if confidence is not None and not 0.5 < confidence < 1:  # noqa: PLR2004
+            raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
+        option = one_budget({f"--{name.replace('_', '-')}": value for name, value in given.items()}, where="prune")
+        name = "max_drop" if option is None else option.removeprefix("--").replace("-", "_")
+        value: Any = DEFAULT_DROP if option is None else given[name]
+        if name == "kept_heads":
+            value = _heads(value)
+        if name == "max_drop" and not 0 < value < 1:
+            raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {value}. A point is 0.01.")
+        return cls(name, value, confidence)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the smallest model is searched for, rather than one of a given size."""
+        return self.name == "max_drop"
+
+    def check(self, model: Any) -> None:
+        """Refuses a size that the model can't have.
+
+        Raises:
+            InvalidSettingError: It can't.
+        """
+        if not self.searches:
+            second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune")
+
+    def is_met(self, result: PruningResult) -> bool:
+        """Tells whether a result is what was asked for."""
+        if self.confidence is not None:
+            return result.certificate is not None and result.certificate.verdict == "PASS"
+        return not self.searches or result.plan != result.reference
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a model.
+
+    Attributes:
+        holds: Whether what was asked for holds, and the model was saved.
+        result: Plan, report and certificate.
+        content: Of the JSON output.
+        closing: The last line of the text output.
+    """
+
+    holds: bool
+    result: PruningResult
+    closing: str
+    content: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Returns one JSON object."""
+        certificate = self.result.certificate
+        about = {"verdict": certificate.verdict, "statement": certificate.statement} if certificate else None
+        report = json.loads(self.result.report.to_json())
+        content = {
+            "format": OUTCOME_FORMAT,
+            "holds": self.holds,
+            **self.content,
+            "certificate": about,
+            "report": report,
+        }
+        return json.dumps(content)
+
+    def to_text(self) -> str:
+        """Returns the report and what became of the model."""
+        return f"{self.result.report.to_text()}\n\n{self.closing}"
+
+
+def prune(  # noqa: PLR0913, PLR0917 - the options of the command
+    model: Annotated[str, typer.Argument(metavar="MODEL", hidden=True)],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", hidden=True)],
+    train: Annotated[str | None, typer.Option(metavar="FILE", help="Training examples, for the removal costs")] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Examples for the search; not needed for a fixed size")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Unseen examples to certify on  [default: half of validation]")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Data set on the Hub, of which the three above name splits")
+    ] = None,
+    dataset_config: Annotated[str | None, typer.Option(metavar="NAME", help="Its configuration")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Text, tokens, or context of a question")
+    ] = None,
+    text_pair_column: Annotated[str | None, typer.Option(metavar="NAME", help="Second text of a pair")] = None,
+    question_column: Annotated[str | None, typer.Option(metavar="NAME", help="Question on the context")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Class, score, tags, or answers in SQuAD's format")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="X", help="Smallest model that loses at most this  [default: 0.01, a point]")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(metavar="X", help="Or: share of the attention and FFN weights that is kept")
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(metavar="X", help="Or: multiply-accumulates before, over those after")
+    ] = None,
+    size_mb: Annotated[float | None, typer.Option(metavar="X", help="Or: size of model.safetensors, in MB")] = None,
+    kept_heads: Annotated[
+        str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(metavar="X", help="Prune only what is certified at this level, such as 0.95")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Metric of the task, or path of an evaluate module")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="Tokenizer  [default: the model's]")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of an example  [default: as many as the model reads]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples per batch", min=1)] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
+) -> None:
+    """Prunes MODEL, a fine-tuned folder or Hub name, without training; saves it in OUTPUT.
+
+    FILE is .csv, .tsv, .json, .jsonl or .parquet. Exits with 1 if what was asked does not hold.
+    """
+    sizes = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
+    outcome = Run(
+        model=model,
+        output=OutputFolder(output, overwrite),
+        source=DataSource(train, validation, test, dataset, dataset_config),
+        columns=NamedColumns(text_column, text_pair_column, label_column, question_column),
+        budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
+        metric=metric,
+        tokenizer=tokenizer or model,
+        max_length=max_length,
+        batch_size=batch_size,
+    ).outcome()
+    typer.echo(outcome.to_json() if as_json else outcome.to_text())
+    raise typer.Exit(0 if outcome.holds else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One call of the command, as its options say."""
+
+    model: str
+    output: OutputFolder
+    source: DataSource
+    columns: NamedColumns
+    budget: Budget
+    metric: str | None
+    tokenizer: str
+    max_length: int | None
+    batch_size: int
+
+    def outcome(self) -> Outcome:
+        """Reads, prunes and saves.
+
+        Raises:
+            HeadPruneError: The input can't be used.
+            OSError: The folder can't be written.
+        """
+        self.output.check([self.model, self.tokenizer, *filter(None, (self.source.train, self.source.validation))])
+        model = to_accelerator_(load_model(self.model))
+        anatomy_of(model)  # refuses other families before anything is read
+        self.budget.check(model)
+        if self.metric is not None and not self.budget.searches:
+            raise InvalidSettingError(
+                f"prune: --metric {self.metric} is what a search with --max-drop measures. Leave it out."
+            )
+        tokenizer = load_tokenizer(self.tokenizer, model)
+        reader = reader_for(model, tokenizer, self.columns, self.max_length)
+        metric, note = metric_named(self.metric, model)
+        splits = self._splits(reader)
+        _say([note, *splits.notes, self._announced(model, splits)])
+        groups = "context" if isinstance(reader, QuestionReader) else None
+        result = self._result(model, tokenizer, splits, metric, groups)
+        holds = self.budget.is_met(result)
+        content: dict[str, Any] = {
+            "model": self.model,
+            "output": str(self.output.path) if holds else None,
+            "budget": {self.budget.name: self.budget.value, "confidence": self.budget.confidence},
+            "examples": splits.counts(),
+            "columns": splits.columns,
+            "notes": splits.notes,
+        }
+        if not holds:
+            return Outcome(holds, result, f"{self._why_not(result)} Nothing was saved.", content)
+        size, difference = self._saved(model, tokenizer, result)
+        content |= {"size_mb": size, "reload_difference": difference}
+        closing = f"Saved in {self.output.path}: {size:.1f} MB; loaded again, it differs by {difference:g}."
+        return Outcome(holds, result, closing, content)
+
+    def _splits(self, reader: Any) -> Splits:
+        read = self.source.read()
+        missing = {"train", "validation"} - read.keys() if self.budget.searches else {"train"} - read.keys()
+        if missing:
+            options = " and ".join(f"--{name}" for name in sorted(missing))
+            raise InvalidSettingError(
+                f"prune: there are no examples for {' and '.join(sorted(missing))}. Pass {options}, or --dataset."
+            )
+        splits = held_back(
+            encoded_splits(read, reader, from_hub=self.source.dataset is not None), searches=self.budget.searches
+        )
+        if self.budget.confidence is not None and splits.certify is None:
+            raise InvalidSettingError(
+                f"prune: --confidence {self.budget.confidence} needs unseen examples to certify on. Pass --test, or at "
+                "least 200 examples as --validation."
+            )
+        return splits
+
+    def _announced(self, model: Any, splits: Splits) -> str:
+        counts = ", ".join(f"{count:,} {name}" for name, count in splits.counts().items())
+        read = ", ".join(splits.columns)
+        return f"{type(model).__name__} in {self.model}; reads {read}; {counts} examples."
+
+    def _result(self, model: Any, tokenizer: Any, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
+        budget = self.budget
+        batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
+        certify = None
+        if splits.certify is not None:
+            seen = {"train": splits.train, "search": splits.train if splits.validation is None else splits.validation}
+            certify = CertificationData(splits.certify, groups=groups, batching=batching, **seen)
+        if not budget.searches:
+            given: dict[str, Any] = {budget.name: budget.value}
+            if budget.confidence is not None:
+                given["confidence"] = budget.confidence
+            return plan_for_budget(model, splits.train, certify=certify, batch_size=self.batch_size, **given)
+        return search_plan(
+            model,
+            splits.validation,
+            metric,
+            max_drop=budget.value,
+            calibration=splits.train,
+            certify=certify,
+            confidence=DECIDING if budget.confidence is None else budget.confidence,
+            processing_class=tokenizer,
+            batch_size=self.batch_size,
+            progress=typer.get_text_stream("stderr").isatty(),
+        )
+
+    def _why_not(self, result: PruningResult) -> str:
+        budget = self.budget
+        if result.certificate is not None:
+            return f"No certificate at {budget.confidence:g}: the verdict is {result.certificate.verdict}."
+        return f"Nothing can be removed within {100 * budget.value:g} percentage points."
+
+    def _saved(self, model: Any, tokenizer: Any, result: PruningResult) -> tuple[float, float]:
+        """Prunes the model, in place, and saves it; returns the megabytes of its weights and what reloading changes."""
+        prune_model_(model, result)
+        if result.certificate is not None:
+            attach_certificate_(model, result.certificate.to_json())
+        with self.output.staged() as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / PLAN_NAME).write_text(result.plan.to_json(), encoding="utf-8")
+            (folder / REPORT_NAME).write_text(result.report.to_json(), encoding="utf-8")
+            size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MB
+            reloaded = load_model(folder).to(model.device)
+            difference = float((probe(model) - probe(reloaded)).abs().max())  # type: ignore[operator]
+            if self.budget.name == "size_mb" and size > self.budget.value:
+                raise HeadPruneError(f"prune: the saved file has {size:.3f} MB, more than {self.budget.value}.")
+        return size, difference
+
+
+def _heads(text: str) -> int | float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise InvalidSettingError(
+            f"--kept-heads must be a number of heads, or a share such as 0.5, received {text!r}."
+        ) from error
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in filter(None, lines):
+        typer.echo(line, err=True)

@@ -1,0 +1,99 @@
+"""`headprune show`, `verify` and `power`, on saved models of a real certificate."""
+
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.guarantee.test_certificate import certificate, data, dense, pruned, rows  # noqa: F401 - fixtures
+from tests.support.command_line import called
+
+
+@pytest.fixture
+def saved(certificate, dense, pruned, rows, tmp_path):  # noqa: F811
+    """Folders of the pruned model with its certificate, the dense one, and the certification split."""
+    pruned.save_pretrained(tmp_path / "pruned")
+    certificate.save(tmp_path / "pruned")
+    dense.save_pretrained(tmp_path / "dense")
+    Dataset.from_list(rows).to_json(tmp_path / "data.jsonl")
+    return tmp_path
+
+
+def test_verify_reaches_every_level_with_models_and_data(saved, capsys):
+    result = called(capsys, "verify", saved / "pruned", "--dense", saved / "dense", "--data", saved / "data.jsonl")
+    assert result.code == 0, result.out
+    assert "The certificate holds." in result.out
+    assert "models: the pruned model was run on 160 examples" in result.out
+    assert "not checked: that the train split holds none of the examples" in result.out
+
+
+def test_verify_says_what_differs_and_fails(saved, dense, capsys):  # noqa: F811
+    with torch.no_grad():
+        other = dense.state_dict()["classifier.bias"].clone()
+        dense.classifier.bias += 0.5
+        dense.save_pretrained(saved / "dense")
+        dense.classifier.bias.copy_(other)
+    result = called(capsys, "verify", saved / "pruned", "--dense", saved / "dense")
+    assert result.code == 1
+    assert "DOES NOT HOLD" in result.out
+    assert "dense weights" in result.out
+
+
+def test_what_can_not_be_read_is_no_verdict(saved, capsys):
+    def refused(*words):
+        said = called(capsys, *words)
+        assert said.code == 2
+        return said.problem
+
+    assert "does not exist" in refused("verify", saved / "pruned", "--dense", saved / "nowhere")
+    weights = saved / "pruned" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "no model can be read from this folder" in refused("verify", saved / "pruned")
+    (saved / "dense" / "config.json").write_text("{")
+    assert "no model can be read from this folder" in refused("show", saved / "dense")
+
+
+def test_show_tells_sizes_and_the_certificate(saved, certificate, capsys):  # noqa: F811
+    output = called(capsys, "show", saved / "pruned").out
+    assert "heads: 3 4" in output
+    assert certificate.statement in output
+    assert "No certificate." in called(capsys, "show", saved / "dense").out
+
+
+def test_show_does_not_repeat_a_certificate_about_other_weights(saved, tmp_path, capsys):
+    shutil.copytree(saved / "dense", tmp_path / "other")
+    shutil.copy(saved / "pruned" / "headprune_certificate.json", tmp_path / "other")
+    assert "about other weights" in called(capsys, "show", tmp_path / "other").out
+
+
+def test_power_is_known_before_the_search(capsys):
+    result = called(capsys, "power", 872, "--max-drop", "0.02")
+    assert result.out.startswith("872 examples, 95 % confidence.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify", "{0}/dense"], "there is no headprune_certificate.json"),
+        (["verify", "{0}/pruned", "--data", "{0}/pruned/model.safetensors"], "one JSON object per line"),
+        (["power", "872", "--max-drop", "2"], "--max-drop must be above 0 and below 1, received 2.0"),
+        (["power", "872", "--confidence", "0.4"], "--confidence must be above 0.5 and below 1, received 0.4"),
+        (["power", "872", "--disagreement", "0"], "disagreement must be in (0, 1), received 0.0"),
+        (["power"], "Missing argument 'examples'"),
+        (["power", "many"], "Invalid value for"),
+        (["promise", "872"], "No such command 'promise'"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_exit_code_2(saved, capsys, words, message):
+    said = called(capsys, *(word.format(saved) for word in words))
+    assert said.code == 2
+    assert said.out == ""
+    assert message in said.problem
+
+
+def test_a_fault_of_the_program_is_one_line_too(saved, capsys, monkeypatch):
+    monkeypatch.setattr("hf_headprune.cli.inspect.anatomy_of", lambda model: 1 / 0)
+    said = called(capsys, "show", saved / "dense")
+    assert said.code == 3
+    assert "ZeroDivisionError" in said.problem

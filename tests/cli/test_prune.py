@@ -1,0 +1,286 @@
+"""`headprune prune`, from files to a saved folder, for every kind of input; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+
+from hf_headprune.plan import PruningPlan
+from tests.support.command_line import (
+    called,
+    questions,
+    save_classifier,
+    save_model,
+    scored,
+    sentences,
+    tagged,
+    tokenizer_of_words,
+    write,
+)
+from tests.support.models import tiny_bert
+
+PAIR_LABELS = ("entailment", "neutral", "contradiction")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Folder of a model that tells good from bad, with files of sentences beside it."""
+    folder = tmp_path_factory.mktemp("classifier")
+    save_classifier(folder / "model")
+    for name, size in (("train", 160), ("dev", 220), ("test", 120)):
+        write(folder / f"{name}.csv", sentences(size, seed=size))
+    write(folder / "few.csv", sentences(60, seed=7))
+    return folder
+
+
+def pairs(size, *, seed):
+    rows = sentences(size, seed=seed)
+    return [
+        {"premise": a["sentence"], "hypothesis": b["sentence"], "label": i % 3}
+        for i, (a, b) in enumerate(zip(rows, rows[1:] + rows[:1], strict=True))
+    ]
+
+
+KINDS = {
+    "classes": (lambda f: save_model(f, labels=("negative", "positive")), "a.csv", sentences),
+    "pairs": (lambda f: save_model(f, num_labels=3), "a.tsv", pairs),
+    "tokens": (lambda f: save_model(f, "TokenClassification", labels=("O", "THING", "VIEW")), "a.jsonl", tagged),
+    "questions": (lambda f: save_model(f, "QuestionAnswering"), "a.jsonl", questions),
+    "scores": (lambda f: save_model(f, num_labels=1), "a.jsonl", scored),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_input_is_pruned_to_a_size(capsys, tmp_path, kind):
+    save, name, rows = KINDS[kind]
+    dense = save(tmp_path / "dense")
+    train = write(tmp_path / name, rows(24, seed=1))
+    said = called(capsys, "prune", tmp_path / "dense", tmp_path / "out", "--train", train, "--kept-heads", 5, "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert (found["holds"], found["reload_difference"]) == (True, 0.0)
+    plan = PruningPlan.from_json((tmp_path / "out" / "headprune_plan.json").read_text())
+    assert plan.num_kept_heads == 5
+    assert json.loads((tmp_path / "out" / "headprune_report.json").read_text()) == found["report"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == [f"Prunable{type(dense).__name__}"]
+
+
+def test_the_smallest_model_within_the_drop_is_saved_with_its_certificate(capsys, classifier, tmp_path):
+    files = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv"]
+    said = called(capsys, "prune", classifier / "model", tmp_path / "out", *files, "--max-drop", "0.05")
+    assert said.code == 0, said.err
+    assert "of 220 examples are held back from the search" in said.err
+    assert "reads sentence, label" in said.err
+    assert "accuracy (unseen examples)" in said.out
+    assert "loaded again, it differs by 0." in said.out
+    certificate = json.loads((tmp_path / "out" / "headprune_certificate.json").read_text())
+    assert {record["name"] for record in certificate["disjointness"]} == {"train", "search"}
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert model.num_parameters() < tiny_bert().num_parameters()
+    rows = sentences(60, seed=9)
+    with torch.no_grad():
+        inputs = tokenizer([row["sentence"] for row in rows], return_tensors="pt", padding=True)
+        answers = model(**inputs).logits.argmax(dim=1).tolist()
+    right = [model.config.id2label[answer] == row["label"] for answer, row in zip(answers, rows, strict=True)]
+    assert sum(right) > 50
+
+
+def test_only_what_is_certified_is_saved(capsys, classifier, tmp_path):
+    out = tmp_path / "out"
+    files = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv"]
+    words = ["prune", classifier / "model", out, *files, "--confidence", "0.95", "--json"]
+    said = called(capsys, *words, "--max-drop", "0.001")  # no 110 examples exclude so small a drop
+    assert said.code == 1, said.err
+    found = json.loads(said.out)
+    assert (found["holds"], found["output"], found["certificate"]) == (False, None, None)
+    assert not out.exists()
+    said = called(capsys, *words, "--max-drop", "0.1")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["certificate"]["verdict"] == "PASS"
+
+
+def test_a_size_is_certified_on_request_and_else_reported(capsys, classifier, tmp_path):
+    words = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "train.csv", "--speedup", "1.5"]
+    few = ["--validation", classifier / "few.csv"]
+    said = called(capsys, *words, *few, "--confidence", "0.95")
+    assert said.code == 1, said.err
+    assert "the verdict is INCONCLUSIVE. Nothing was saved." in said.out
+    assert not (tmp_path / "out").exists()
+    said = called(capsys, *words, *few)
+    assert said.code == 0, said.err
+    assert "INCONCLUSIVE" in said.out
+
+
+def test_a_size_in_megabytes_is_that_of_the_file(capsys, classifier, tmp_path):
+    words = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "train.csv"]
+    said = called(capsys, *words, "--size-mb", "0.07", "--json")
+    assert said.code == 0, said.err
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size / 1e6
+    assert 0.06 < size <= 0.07
+    assert json.loads(said.out)["size_mb"] == size
+
+
+def test_what_splits_share_is_dropped_and_counted_before_anything_runs(capsys, classifier, tmp_path):
+    train, dev = sentences(160, seed=160), sentences(100, seed=3)
+    repeated = [{**row, "sentence": f"  {row['sentence'].upper()}"} for row in train[:7]]
+    files = ["--train", classifier / "train.csv", "--validation", write(tmp_path / "dev.csv", dev + repeated)]
+    test = write(tmp_path / "test.csv", sentences(50, seed=4) + train[:2] + dev[:3])
+    words = ["prune", classifier / "model", tmp_path / "out", *files, "--test", test, "--density", "0.9", "--json"]
+    said = called(capsys, *words)
+    assert said.code == 0, said.err
+    notes = json.loads(said.out)["notes"]
+    assert notes == [
+        "validation: 7 of 107 examples are in train too and are left out.",
+        "test: 5 of 55 examples are in train or validation too and are left out.",
+    ]
+    assert json.loads(said.out)["examples"] == {"train": 160, "certify": 50}
+    assert "validation: 7 of 107" in said.err
+    out = tmp_path / "new"
+    said = called(capsys, *words[:2], out, "--train", test, "--validation", test, "--density", "0.9")
+    assert "validation: all of its examples are in train too" in said.problem
+
+
+def test_rows_without_a_label_are_left_out_and_counted(capsys, classifier, tmp_path):
+    rows = [{**row, "label": label} for row, label in zip(sentences(9, seed=5), ["-1", "", "0"] * 3, strict=True)]
+    train = write(tmp_path / "train.csv", rows)
+    said = called(capsys, "prune", classifier / "model", tmp_path / "out", "--train", train, "--density", "0.9")
+    assert said.code == 0, said.err
+    assert "train: 6 of 9 rows have no label and are left out." in said.err
+    write(train, [{**row, "label": "-1"} for row in rows])
+    said = called(capsys, "prune", classifier / "model", tmp_path / "new", "--train", train, "--density", "0.9")
+    assert "train: no row has a label in 'label'" in said.problem
+
+
+def test_a_folder_that_holds_something_is_left_alone(capsys, classifier, tmp_path):
+    shutil.copytree(classifier / "model", tmp_path / "out")
+    words = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "few.csv", "--kept-heads", "4"]
+    said = called(capsys, *words)
+    assert said.code == 2
+    assert "not empty. Choose another, or pass --overwrite" in said.problem
+    said = called(capsys, *words, "--overwrite")
+    assert said.code == 0, said.err
+    assert (tmp_path / "out" / "headprune_plan.json").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_pruned_model_is_pruned_further(capsys, classifier, tmp_path):
+    files = ["--train", classifier / "train.csv"]
+    called(capsys, "prune", classifier / "model", tmp_path / "first", *files, "--kept-heads", "6")
+    said = called(capsys, "prune", tmp_path / "first", tmp_path / "second", *files, "--kept-heads", "3")
+    assert said.code == 0, said.err
+    said = called(capsys, "show", tmp_path / "second")
+    assert sum(map(int, said.out.splitlines()[1].removeprefix("heads: ").split())) == 3
+
+
+TWO_TEXTS = [{"text": "the film was good", "topic": "film", "label": "positive"}] * 3
+LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "bad")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "message"),
+    [
+        ([{"a": "x", "b": "y"}] * 3, [], "train: no column is named label or labels, among the columns 'a', 'b'"),
+        (TWO_TEXTS, [], "'text', 'topic' all hold text. Name what the model reads: --text-column text"),
+        (LABELS, [], "received 'bad', 'good'. The model knows 'negative', 'positive'"),
+        ([{"text": "x", "label": 2}] * 3, [], "all numbers from 0 to 1; received '2'"),
+        (None, ["--label-column", "nope", "--density", "0.5"], "there is no column 'nope'"),
+        (None, ["--question-column", "q"], "--question-column q is for question answering"),
+        (None, ["--max-length", "100"], "--max-length must be from 2 to 63 for this model, received 100"),
+        (None, ["--density", "0.5", "--speedup", "2"], "takes one budget, received --density=0.5 and --speedup=2.0"),
+        (None, ["--density", "0.5", "--max-drop", "0.02"], "takes one budget, received --max-drop=0.02 and"),
+        (None, ["--density", "1.5"], "the density must be above 0 and at most 1"),
+        (None, ["--size-mb", "5"], "Pass a size above"),
+        (None, ["--kept-heads", "many"], "--kept-heads must be a number of heads, or a share such as 0.5"),
+        (None, ["--kept-heads", "9"], "9"),
+        (None, ["--max-drop", "1"], "--max-drop must be above 0 and below 1, received 1.0. A point is 0.01"),
+        (None, ["--max-drop", "x"], "Invalid value for '--max-drop'"),
+        (None, ["--density", "0.5", "--confidence", "5"], "--confidence must be above 0.5 and below 1, received 5.0"),
+        (None, ["--density", "0.5", "--confidence", "0.9"], "needs unseen examples to certify on. Pass --test"),
+        (None, [], "there are no examples for validation. Pass --validation"),
+        (None, ["--max-dorp", "1"], "No such option"),
+        (None, ["--tokenizer", "./nowhere"], "./nowhere: there is no such folder"),
+        (None, ["--metric", "nonsense"], "--metric nonsense: evaluate can't load it"),
+        (
+            None,
+            ["--metric", "accuracy", "--density", "0.5"],
+            "--metric accuracy is what a search with --max-drop measures",
+        ),
+    ],
+)
+def test_bad_options_and_data_are_refused_in_one_line(capsys, classifier, tmp_path, rows, words, message):
+    train = classifier / "train.csv" if rows is None else write(tmp_path / "train.jsonl", rows)
+    budget = [] if rows is None else ["--density", "0.5"]
+    said = called(capsys, "prune", classifier / "model", tmp_path / "out", "--train", train, *budget, *words)
+    assert said.code == 2
+    assert message in said.problem
+    assert said.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def _nothing(folder):
+    folder.mkdir()
+
+
+def _damaged(folder):
+    save_model(folder)
+    (folder / "model.safetensors").write_bytes(b"12345")
+
+
+def _without_head(folder):
+    save_model(folder, None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
+
+
+def _another_family(folder):
+    config = GPT2Config(vocab_size=80, n_positions=64, n_embd=32, n_layer=2, n_head=4, pad_token_id=0)
+    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    tokenizer_of_words().save_pretrained(folder)
+
+
+def _without_tokenizer(folder):
+    tiny_bert().save_pretrained(folder)
+
+
+def _large_tokenizer(folder):
+    save_model(folder, vocab_size=20)
+
+
+def _several_classes(folder):
+    save_model(folder, problem_type="multi_label_classification")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_nothing, "no model can be read from this folder"),
+        (_damaged, "no model can be read from this folder"),
+        (_without_head, "its checkpoint lacks 'classifier.bias', 'classifier.weight', so it is no fine-tuned"),
+        (_another_family, "gpt2"),
+        (_without_tokenizer, "there is no tokenizer. Name one with --tokenizer"),
+        (_large_tokenizer, "the model 20 embeddings"),
+        (_several_classes, "classes must exclude each other"),
+        (lambda folder: save_model(folder, "MaskedLM"), "this command prunes ...ForSequenceClassification"),
+    ],
+)
+def test_a_model_that_can_not_be_pruned_is_refused_in_one_line(capsys, classifier, tmp_path, make, message):
+    make(tmp_path / "model")
+    train = classifier / "train.csv"
+    said = called(capsys, "prune", tmp_path / "model", tmp_path / "out", "--train", train, "--density", "0.5")
+    assert said.code == 2
+    assert message in said.problem
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_fits_one_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = called(capsys, "prune", "--help").out.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+    assert called(capsys).out.count("\n") < 15
