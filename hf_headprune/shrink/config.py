@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_headprune._compat import unsupported
@@ -56,6 +56,9 @@ def __getattr__(name: str) -> Any:
     return prunable_config(config_names()[name])
 
 
+_LAST_CLASS: type = PretrainedConfig.__mro__[-2]  # before `object`: nothing of Transformers comes after it
+
+
 class PrunableConfig:
     """What all generated configurations share; mixed into the dense configuration class of each family.
 
@@ -87,8 +90,8 @@ class PrunableConfig:
 
     def __getattribute__(self, name: str) -> Any:
         """Reads a field without the warning that its number may differ between layers, which is the point here."""
-        renames = object.__getattribute__(self, "attribute_map")
-        return object.__getattribute__(self, renames.get(name, name))
+        plain = super(_LAST_CLASS, self)  # `torch.compile` traces this, and no call of `object.__getattribute__`
+        return plain.__getattribute__(plain.__getattribute__("attribute_map").get(name, name))
 
     @property
     def per_layer_config(self) -> Any:

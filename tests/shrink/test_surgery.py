@@ -372,7 +372,9 @@ def test_a_plan_of_another_model_is_refused_before_a_tensor_changes():
 
 @pytest.mark.parametrize("verb", [prune_model_, lambda model, plan: masked(model, plan).__enter__()])
 def test_what_is_no_plan_is_refused_by_name(verb):
-    with pytest.raises(InvalidPlanError, match=r"must be a PruningPlan, received a dict: \{'encoder"):
+    with pytest.raises(
+        InvalidPlanError, match=r"must be a PruningPlan or a result that holds one, received a dict: \{'encoder"
+    ):
         verb(tiny_bert(), {ATTENTION: [0]})
 
 
