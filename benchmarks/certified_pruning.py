@@ -65,7 +65,7 @@ TASKS = ("sst2", "snli")
 DROPS = (0.01, 0.02)
 ALPHA = 0.05
 MILESTONES = 12
-SEARCH = AStarSearch(max_evaluations=100, refit=True)
+SEARCH = AStarSearch(max_evaluations=100, units=("heads",), objective="heads")
 COSTS = SecondOrder(density=0.25, tuning=SecondOrderTuning(scoring_examples=1024))
 HEADS = 72
 DENSE, SEARCH_AFTER, COSTS_AFTER = "dense", "search", "second order, one-shot"

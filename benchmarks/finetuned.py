@@ -63,7 +63,7 @@ def some_of(split: Any, seed: int) -> Any:
 def plans_by_gradient(model: Any, task: Task, removed: Iterable[int]) -> list[PruningPlan]:
     """Returns the plans without so many heads each, those whose removal changes the loss on dev least leaving first."""
     full = PruningPlan.of(model)
-    units = units_of_search(anatomy_of(model), full, AStarSearch(), None)
+    units = units_of_search(anatomy_of(model), full, AStarSearch(units=("heads",)))
     effects = evaluator_on(model, task.dev).unit_effects(full, units, of="loss")
     order = np.abs(effects).mean(axis=1).argsort()
     heads = [(site, head) for site, count in full.num_heads.items() for head in range(count)]

@@ -93,7 +93,7 @@ CLOSE = ("sigmoid", "sigmoid, as joint", "dsp")
 TEACHER = "ste, teacher"
 SECOND_ORDER, ONE_SHOT = "second order", "second order, one-shot"
 SEARCHED = "A*, one-shot"
-SEARCH = AStarSearch(max_drop=0.01, max_evaluations=100, refit=True)
+SEARCH = AStarSearch(max_drop=0.01, max_evaluations=100, units=("heads",), objective="heads")
 HEADLINE_RECIPE = Recipe(epochs=3.0)
 JOINT_RECIPE = Recipe(epochs=1.0)
 PIPELINED_RECIPE = Recipe(max_steps=100, warmup_steps=0)

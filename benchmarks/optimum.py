@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +27,9 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import Task, accuracy, load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.cost import cost_of
-from hf_headprune.pipeline.search import search_plan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.plans import search_over_plans
+from hf_headprune.search.settings import SearchTuning
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:
@@ -59,8 +61,9 @@ class Shape:
     @property
     def search(self) -> AStarSearch:
         """Settings of a search that goes on until it is exhausted."""
-        kinds: dict[str, Any] = {"units": ("heads", "ffn"), "objective": "parameters", "ffn_chunk": CHUNK}
-        return AStarSearch(max_drop=MAX_DROP, max_evaluations=None, **(kinds if self.with_ffn else {}))
+        heads: dict[str, Any] = {"units": ("heads",), "objective": "heads"}
+        tuning = SearchTuning(ffn_chunk=CHUNK, refit=False)
+        return AStarSearch(max_drop=MAX_DROP, max_evaluations=None, tuning=tuning, **({} if self.with_ffn else heads))
 
 
 SHAPES = (Shape(2, 4, False), Shape(2, 5, False), Shape(3, 4, False), Shape(2, 3, True), Shape(2, 4, True))
@@ -127,9 +130,14 @@ def compared(shape: Shape, task: Task, dev: Dataset, *, seed: int, steps: int) -
     """Searches one model, and measures its subsets until one is good enough."""
     model = trained(shape, task, seed=seed, steps=steps)
     started = time.process_time()
-    result = search_plan(model, dev, search=shape.search, progress=False)
+    anatomy, batched = anatomy_of(model), partial(length_sorted_batches, dev, PadRight(0))
+    chunks = [
+        (site.name, tuple(range(first, first + CHUNK))) for site in anatomy.ffn_sites for first in range(0, FFN, CHUNK)
+    ]
+    evaluator = ExampleEvaluator(model, batched(batch_size=32))
+    result = search_over_plans(anatomy, evaluator, shape.search, order=chunks if shape.with_ffn else None)
     searched = time.process_time()
-    measure = ExampleEvaluator(model, length_sorted_batches(dev, PadRight(0), batch_size=len(dev)))
+    measure = ExampleEvaluator(model, batched(batch_size=len(dev)))
     reference = measure(PruningPlan.of(model)).metric
     measured, optimum = 0, 0
     for gain, plan in subsets(model, shape):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_headprune.search.evaluation.lanes import bf16_is_faster
+from hf_headprune.search.evaluation.screening import bf16_is_faster
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,7 +24,7 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import load_task
 from hf_headprune import PruningPlan, masked
 from hf_headprune.masking import evaluating
-from hf_headprune.search.evaluation.lanes import half_precision_twin, rough_band
+from hf_headprune.search.evaluation.screening import half_precision_twin, rough_band
 from hf_headprune.tasks.answers import Answers
 from hf_headprune.tasks.classification import ClassScoring
 

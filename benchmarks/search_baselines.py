@@ -61,21 +61,19 @@ def in_order(
     journal: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> SearchResult:
-    """Removes units in the order of `problem.scores`, lowest first, as far as the constraint holds.
+    """Removes units in the order of `problem.order` as far as the constraint holds.
 
     A bisection finds a first answer; then deeper sets of the same order are measured while the budget lasts, since
     more removed may be feasible where less is not.
 
     Raises:
-        InvalidSettingError: The problem has no scores.
+        InvalidSettingError: The problem has no order.
     """
-    if problem.scores is None:
-        raise InvalidSettingError(
-            "in_order: the problem must have scores, received None. Give one number per unit, such as a Fisher score."
-        )
+    if problem.order is None:
+        raise InvalidSettingError("in_order: the problem must have an order, received None. List its units.")
     ledger = opened_ledger(problem, settings, journal, on_progress, algorithm="in_order")
     with suppress(BudgetSpent):
-        _follow(ledger, np.argsort(problem.scores, kind="stable").tolist())
+        _follow(ledger, problem.order)
     return result_of(ledger)
 
 

@@ -33,8 +33,9 @@ from benchmarks.search_baselines import at_random, beam, greedy, in_order
 from benchmarks.tasks import SEARCH_EXAMPLES, load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, linear_density
 from hf_headprune.search.astar import search
-from hf_headprune.search.plans import search_over_plans
-from hf_headprune.search.units import units_of_search
+from hf_headprune.search.plans import order_by_costs, search_over_plans
+from hf_headprune.search.settings import SearchTuning
+from hf_headprune.search.units import gains_of, units_of_search
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -101,16 +102,20 @@ def cached_task(name: str, limit: int | None) -> Task:
     return load_task(name, limit=limit)
 
 
-def importance(name: str, evaluator: ExampleEvaluator, model: Any) -> np.ndarray | None:
-    """Returns the scores whose order a baseline follows, from the gate gradient of each example's loss.
+def order_of(run: Run, evaluator: ExampleEvaluator, model: Any) -> Any:
+    """Returns the order that a baseline follows, from the gate gradient of each example's loss, per parameter.
 
     Source: gradient: Michel et al., arXiv 1905.10650, equation 2; Fisher: Kwon et al., arXiv 2204.09656, equation 6.
     """
-    if name not in ("gradient", "Fisher"):
+    if run.strategy not in ("gradient", "Fisher"):
         return None
-    full = PruningPlan.of(model)
-    effects = evaluator.unit_effects(full, units_of_search(anatomy_of(model), full, AStarSearch(), None), of="loss")
-    return np.abs(effects).mean(axis=1) if name == "gradient" else np.square(effects).mean(axis=1)
+    full, anatomy, settings = PruningPlan.of(model), anatomy_of(model), settings_of(run)
+    recorded = evaluator.use_refit(full, ffn=run.units == BOTH, apply=False)
+    units = units_of_search(anatomy, full, settings, order_by_costs(recorded, full, settings))
+    effects = evaluator.unit_effects(full, units, of="loss")
+    power = np.abs(effects) if run.strategy == "gradient" else np.square(effects)
+    ranked = np.argsort(power.mean(axis=1) / gains_of(anatomy, units, settings), kind="stable")
+    return [(part.site, part.indices) for (part,) in (units[number] for number in ranked)]
 
 
 @lru_cache(maxsize=1)
@@ -124,8 +129,10 @@ def searched(name: str, seed: int, work: Path, *, smoke: bool) -> tuple[Any, Exa
 
 def settings_of(run: Run) -> AStarSearch:
     """Returns what is searched."""
-    settings = AStarSearch(max_drop=MAX_DROP, max_evaluations=run.budget, seed=run.seed)
-    return settings if run.units == HEADS else replace(settings, units=("heads", "ffn"), objective="parameters")
+    settings = AStarSearch(
+        max_drop=MAX_DROP, max_evaluations=run.budget, seed=run.seed, tuning=SearchTuning(refit=False)
+    )
+    return settings if run.units == BOTH else replace(settings, units=("heads",), objective="heads")
 
 
 def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
@@ -138,7 +145,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         anatomy_of(model),
         evaluator,
         settings_of(run),
-        head_scores=importance(run.strategy, evaluator, model),
+        order=order_of(run, evaluator, model),
         journal=work / f"{key_of(replace(run, budget=0))}.jsonl",
         fingerprint=evaluator.fingerprint(),
         algorithm=STRATEGIES[run.strategy],

@@ -36,17 +36,21 @@ from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.search_baselines import greedy
 from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
+from hf_headprune.search.evaluation.base import Evaluator
+from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement, Question
+from hf_headprune.search.settings import SearchTuning
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:
     from hf_headprune.search.problem import Progress
 
-SEARCH = AStarSearch(max_drop=0.01, max_evaluations=300)
-GREEDY = AStarSearch(max_drop=0.01, max_evaluations=100_000)
+SEARCH = AStarSearch(
+    max_drop=0.01, max_evaluations=300, units=("heads",), objective="heads", tuning=SearchTuning(refit=False)
+)
+GREEDY = replace(SEARCH, max_evaluations=100_000)
 WHOLE_EVALUATIONS = 150
 SAMPLE = 12  # plans of each kind that the naive loop measures again
 GROWTH = ((6, 384, 200, 24), (6, 384, 800, 24), (6, 384, 200, 96), (12, 768, 200, 24), (12, 768, 100, 128))
@@ -75,19 +79,20 @@ class NaiveLoop:
         return right / total
 
 
-class Recorder:
+class Recorder(Evaluator):
     """An evaluator that notes what each probe found and its CPU seconds."""
 
     def __init__(self, evaluator: ExampleEvaluator) -> None:
         """Wraps an evaluator."""
         self.evaluator = evaluator
+        self.facts = evaluator.facts
         self.records: list[tuple[PruningPlan, Question[PruningPlan], Measurement, float]] = []
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures the start."""
         return self.evaluator(plan)
 
-    def unit_effects(self, plan: PruningPlan, units: Any) -> np.ndarray:
+    def unit_effects(self, plan: PruningPlan, units: Any) -> Any:
         """Passes on."""
         return self.evaluator.unit_effects(plan, units)
 
@@ -168,7 +173,7 @@ def whole_search(model: Any, split: Any, naive_seconds: float, evaluations: int,
             row = {"removed": removed, "evaluations": progress.evaluations, "cpu_seconds": seconds}
             rows.setdefault(removed, row | {"greedy_cpu_seconds": naive, "ratio": naive / seconds})
 
-        settings = replace(SEARCH, max_evaluations=evaluations, refit=refits)
+        settings = replace(SEARCH, max_evaluations=evaluations, tuning=SearchTuning(refit=refits))
         search_over_plans(anatomy_of(model), evaluator_on(model, split), settings, on_progress=note)
         whole[name] = [row for removed, row in sorted(rows.items()) if removed]
     return whole
@@ -191,7 +196,7 @@ def growth(shapes: Any) -> list[dict[str, Any]]:
         data = [{"input_ids": rng.integers(5, 9000, n).tolist(), "labels": int(i % 2)} for i, n in enumerate(lengths)]
         naive = NaiveLoop(model, data)
         batches = length_sorted_batches(data, PadRight(0), batch_size=32)
-        evaluator = ExampleEvaluator(model, batches, probing=Probing(cache_mib=4096))
+        evaluator = ExampleEvaluator(model, batches, settings=EvaluatorSettings(activation_cache_mib=4096))
         base = PruningPlan.of(model)
         margins = evaluator(base).margins
         sites = list(base.kept_heads)
@@ -205,11 +210,11 @@ def growth(shapes: Any) -> list[dict[str, Any]]:
             started = time.process_time()
             naive(child)
             plain.append(time.process_time() - started)
-        assert evaluator._prober is not None  # noqa: S101 - it has just probed
+        assert evaluator._stopper is not None  # noqa: S101 - it has just probed
         row = {"layers": layers, "hidden_size": hidden, "examples": examples, "mean_length": float(lengths.mean())}
         row |= {"naive_cpu_seconds": float(np.mean(plain)), "child_cpu_seconds": float(np.mean(own[1:]))}
         row |= {"parent_cpu_seconds": own[0], "ratio": float(np.mean(plain) / np.mean(own[1:]))}
-        row["states_peak_mib"] = evaluator._prober.memory.peak_bytes / 2**20
+        row["states_peak_mib"] = evaluator._stopper.memory.peak_bytes / 2**20
         row["kind"] = found.kind
         rows.append(row)
         print("growth", row, flush=True)
@@ -254,7 +259,7 @@ def measured_kinds(model: Any, split: Any, *, smoke: bool) -> dict[str, Any]:
             f"{row['kind']}: {row['plans']} plans, ratio {row['ratio']:.2f}, of all {row['ratio_of_all']:.2f}",
             flush=True,
         )
-    prober = recorder.evaluator._prober
+    prober = recorder.evaluator._stopper
     states = 0.0 if prober is None else prober.memory.peak_bytes / 2**20
     peak = {"states_mib": states, "process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     return {"kinds": rows, "peak": peak}

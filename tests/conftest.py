@@ -25,7 +25,7 @@ def short_latency_runs(monkeypatch):
 @pytest.fixture
 def wide_band(monkeypatch):
     """For models with weights far larger than real ones: the errors of bf16 are so, too."""
-    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 1.0)
+    monkeypatch.setattr("hf_headprune.search.evaluation.screening.rough_band", lambda *_: 1.0)
 
 
 @pytest.fixture(params=FAMILY_NAMES)

@@ -22,8 +22,8 @@ from hf_headprune.callback.trainer_compat import drawn_examples, is_stream, tens
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, plain_copy
 from hf_headprune.pipeline.run import MetricSource
+from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
-from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.tasks.registry import classifies, metrics_of, scoring_for
 
@@ -98,12 +98,12 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
     """
     loader = trainer.get_eval_dataloader(examples)
     name, by_example = _metric_name(trainer, search.metric)
-    probing = _probing(trainer, search)
+    settings = _evaluator_settings(trainer, search)
     if by_example:
         batches = _batches(trainer, loader.dataset, loader.collate_fn)
-        calibration = _calibration(trainer, loader.collate_fn) if search.refit else None
+        calibration = _calibration(trainer, loader.collate_fn)
         evaluator = ExampleEvaluator(
-            plain_copy(trainer.model), batches, metric=name, probing=probing, calibration=calibration
+            plain_copy(trainer.model), batches, metric=name, settings=settings, calibration=calibration
         )
         return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), "searched examples")
     higher = _higher_is_better(trainer, name, search)
@@ -118,20 +118,21 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
         trainer.model,
         higher_is_better=higher,
         data_fingerprint=data,
-        share_processes=probing.share_processes,
+        share_processes=settings.share_processes,
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
     split = "searched examples" + ("" if precision is None else f", in {precision}")
     return MetricSource(by_metric, name, len(loader.dataset), split, 1.0 if higher else -1.0)
 
 
-def _probing(trainer: Trainer, search: AStarSearch) -> Probing:
+def _evaluator_settings(trainer: Trainer, search: AStarSearch) -> EvaluatorSettings:
     """Returns how plans are measured, alike in every process; several share the examples."""
-    probing = Probing(cache_mib=search.cache_mib, half_precision=search.half_precision)
+    tuning = search.tuning
+    settings = EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening)
     if number_of_processes() == 1:
-        return probing
-    rounds = from_first(probing.rounds(trainer.model))  # a process tries how fast bf16 is by itself
-    return replace(probing, half_precision=rounds, share_processes=True)
+        return settings
+    rounds = from_first(settings.rounds(trainer.model))  # a process tries how fast bf16 is by itself
+    return replace(settings, bf16_screening=rounds, share_processes=True)
 
 
 def _batches(trainer: Trainer, dataset: Any, collate: Any) -> list[dict[str, torch.Tensor]]:
@@ -167,9 +168,9 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
     name, by_example = _metric_name(trainer, search.metric)
     if by_example:
         check_drop(name, search.max_drop, where="AStarSearch")
-        if search.greater_is_better is False:
+        if search.tuning.greater_is_better is False:
             raise InvalidSettingError(
-                f"AStarSearch(greater_is_better=False): {name} is better when it is higher. Leave it out."
+                f"SearchTuning(greater_is_better=False): {name} is better when it is higher. Leave it out."
             )
         loader = trainer.get_eval_dataloader()
         batches = _batches(trainer, loader.dataset, loader.collate_fn)
@@ -225,14 +226,14 @@ def _higher_is_better(trainer: Trainer, name: str, search: AStarSearch) -> bool:
     """
     is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
     said = trainer.args.greater_is_better if is_best_metric else None
-    if search.greater_is_better is not None:
-        return search.greater_is_better
+    if search.tuning.greater_is_better is not None:
+        return search.tuning.greater_is_better
     higher = not name.endswith("loss") if said is None else said
     if higher and ERRORS & set(re.split(r"[^a-z0-9]+", name.lower())):
         raise InvalidSettingError(
             f"AStarSearch(metric={name!r}): by its name it is better when it is lower, but nothing says so"
             f"{', TrainingArguments.greater_is_better is True' if said else ''}. Pass "
-            "AStarSearch(greater_is_better=False), or True."
+            "SearchTuning(greater_is_better=False), or True."
         )
     return higher
 

@@ -13,7 +13,8 @@ from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.measurements import Effort, MetricChange
-from hf_headprune.search.evaluation.leading import lead_or_follow
+from hf_headprune.search.evaluation.rank_zero import lead_or_follow
+from hf_headprune.search.journal import set_aside
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.progress import SearchBar
 from hf_headprune.shrink.surgery import prune_model_
@@ -135,7 +136,7 @@ def find(job: Job) -> Found:
     effort = Effort(
         search_seconds=time.perf_counter() - started,
         evaluations=result.evaluations + len(known) - measured,
-        optimality=OPTIMALITY_WORDS[result.optimality],
+        optimality=" ".join([OPTIMALITY_WORDS[result.optimality] + ("." if result.warnings else ""), *result.warnings]),
     )
     return Found(RefittedPlan(plan, result.refit), result, metric, chosen, effort)
 
@@ -223,14 +224,6 @@ def _search(job: Job, search: AStarSearch) -> PlanSearchResult:
                 return run(evaluator)
 
         return lead_or_follow(job.source.evaluator, run_anyway)
-
-
-def set_aside(file: Path) -> Path:
-    """Renames a file to the first free name with the ending `.bak`, `.bak2`, ...; returns the new path."""
-    number = 1
-    while (target := file.with_name(f"{file.name}.bak{'' if number == 1 else number}")).exists():
-        number += 1
-    return file.rename(target)
 
 
 def _has_any(plan: PruningPlan, search: AStarSearch) -> bool:

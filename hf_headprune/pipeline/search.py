@@ -23,8 +23,8 @@ from hf_headprune.pipeline.run import Found, Job, MetricSource, certified, find,
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import ExampleLosses
+from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
-from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.examples import ModelExamples, PadRight
@@ -194,12 +194,12 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
         return MetricSource(MetricEvaluator(partial(metric, model), model), "metric", 1, "the examples of the metric")
     scoring = scoring_for(model, search.metric or metric, where="search_plan")
     check_drop(scoring.metric, search.max_drop, where="search_plan")
-    batched = partial(length_sorted_batches, collate=collate, batch_size=batch_size)
+    batched, tuning = partial(length_sorted_batches, collate=collate, batch_size=batch_size), search.tuning
     evaluator = ExampleEvaluator(
-        model,
+        plain_copy(model),  # whatever interrupts the search leaves the model of the user as it was
         batched(ModelExamples(dataset, model)),
         metric=scoring.metric,
-        probing=Probing(cache_mib=search.cache_mib, half_precision=search.half_precision),
+        settings=EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening),
         calibration=None if calibration is None else batched(ModelExamples(calibration, model)),
     )
     return MetricSource(evaluator, scoring.in_words, len(dataset), "searched examples")

@@ -9,6 +9,9 @@ excluded, and what earlier sets showed only orders the candidates.
 from __future__ import annotations
 
 import dataclasses
+import logging
+from itertools import accumulate
+from operator import or_
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +20,10 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.bounds import best_consistent, sets_by_gain
 from hf_headprune.search.claims import BOUND_NODES, result_of
 from hf_headprune.search.frontier import Frontier
-from hf_headprune.search.journal import Journal, fingerprint_of
+from hf_headprune.search.information import same_number
+from hf_headprune.search.journal import Journal, fingerprint_of, set_aside
 from hf_headprune.search.ledger import BudgetSpent, Ledger
-from hf_headprune.search.problem import Question, to_mask, units_of
+from hf_headprune.search.problem import Question, surplus_over, to_mask, units_of
 from hf_headprune.search.surrogate import Surrogate
 
 if TYPE_CHECKING:
@@ -29,12 +33,18 @@ if TYPE_CHECKING:
     from hf_headprune.search.problem import OnProgress, SearchProblem, SearchResult
     from hf_headprune.search.settings import AStarSearch
 
+logger = logging.getLogger(__name__)
+
 MAX_PROVABLE_UNITS = 24
 TENTATIVE_REACH = 4  # units by which a set may differ from its base for an estimate to be worth its confirmation
 ANCHOR_REACH = 6  # units by which a set may differ from the one that orders its examples
 ANCHORS_PER_OPEN = 8  # two queues of at most twice `max_open` sets wait, so that there is always something to drop
 SWAP_RESTORES = 16
 SWAP_REMOVALS = 6
+# A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
+# gains at which lengths they were counted.
+NOT_IN_COURSE = ("max_evaluations", "max_seconds")
+TUNING_NOT_IN_COURSE = ("activation_cache_mib", "greater_is_better", "seq_len", "target_len")
 
 
 def search(
@@ -44,7 +54,7 @@ def search(
     journal: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> SearchResult:
-    """Finds the set of removed units with the largest gain whose metric loses at most `max_drop` against the start.
+    """Finds the set of removed units with the largest gain whose metric drops by at most `max_drop` from the start's.
 
     The set returned was evaluated; the start itself is returned where nothing better was found. The same problem,
     settings and seed give the same result, also when the search was killed and started again with its journal, which
@@ -57,7 +67,8 @@ def search(
         on_progress: Called after each evaluation.
 
     Raises:
-        InvalidSettingError: No budget is given for too many units, or a measurement is malformed.
+        InvalidSettingError: No budget is given for too many units, a measurement is malformed, or that of the start
+            says nothing.
         SearchStateError: The journal belongs to another search or is damaged.
     """
     ledger = opened_ledger(problem, settings, journal, on_progress)
@@ -79,16 +90,30 @@ def opened_ledger(
     *,
     algorithm: str = "A*",
 ) -> Ledger:
-    """Returns what a search starts from: its start evaluated, and its journal read.
+    """Returns what a search starts from: its start evaluated, and its journal read and compared with what is measured.
+
+    A journal whose numbers no longer come out is set aside, and the search begins anew.
 
     Raises:
-        InvalidSettingError: No budget is given for too many units, or a measurement is malformed.
+        InvalidSettingError: No budget is given for too many units, a measurement is malformed, or that of the start
+            says nothing.
         SearchStateError: The journal belongs to another search or is damaged.
     """
     check_provable(problem.num_units, settings)
-    start = to_mask(problem.start)
-    opened = None if journal is None else Journal(journal, _fingerprint(problem, settings, algorithm))
-    return Ledger(problem, settings, start=start, journal=opened, on_progress=on_progress)
+    opened = None
+    if journal is not None:
+        fingerprint = _fingerprint(problem, settings, algorithm)
+        opened = Journal(journal, fingerprint)
+        changed = _changed(problem, settings, opened)
+        if changed:
+            logger.warning(
+                "%s: the journal is kept as %s and the search begins anew, since what it measures has changed: %s.",
+                journal,
+                set_aside(journal).name,
+                changed,
+            )
+            opened = Journal(journal, fingerprint)
+    return Ledger(problem, settings, journal=opened, on_progress=on_progress)
 
 
 def check_provable(num_units: int, settings: AStarSearch) -> None:
@@ -97,10 +122,10 @@ def check_provable(num_units: int, settings: AStarSearch) -> None:
     Raises:
         InvalidSettingError: No budget is given for too many units.
     """
-    if settings.max_evaluations is None and num_units > MAX_PROVABLE_UNITS:
+    if (settings.max_evaluations, settings.max_seconds) == (None, None) and num_units > MAX_PROVABLE_UNITS:
         raise InvalidSettingError(
             f"search: max_evaluations=None asks for a proof, which takes up to 2^n evaluations; at most "
-            f"{MAX_PROVABLE_UNITS} units allow it, received {num_units}. Give a number of evaluations."
+            f"{MAX_PROVABLE_UNITS} units allow it, received {num_units}. Give a number of evaluations, or max_seconds."
         )
 
 
@@ -109,22 +134,24 @@ class _Run:
 
     def __init__(self, problem: SearchProblem, settings: AStarSearch, ledger: Ledger) -> None:
         self._settings = settings
+        self._tuning = settings.tuning
         self._ledger = ledger
-        self._has_scores = problem.scores is not None
+        self._order = problem.order
         self._rng = np.random.default_rng(settings.seed)
         self._has_effects = problem.effects is not None
-        self._surrogate = Surrogate(ledger.gains, problem.scores, self._rng, effects=fitting_effects(problem, ledger))
-        self._frontier = Frontier(ledger, settings, [to_mask(group) for group in problem.groups])
-        self._floor = ledger.threshold - settings.slack
+        self._surrogate = Surrogate(ledger.gains, problem.order, self._rng, effects=fitting_effects(problem, ledger))
+        self._frontier = Frontier(ledger, self._tuning, [to_mask(group) for group in problem.groups])
+        self._floor = ledger.threshold - self._tuning.constraint_slack
         self._frontier.push(ledger.reference)
         self._leapt: set[int] = set()
         self._anchors: dict[int, Evaluated] = {}
 
     def first_answers(self) -> None:
-        """Finds feasible sets soon: a bisection along the scores, then one along the surrogate's greedy path."""
+        """Finds feasible sets soon: a bisection along the order given, then one along the surrogate's greedy path."""
         start = self._ledger.reference
-        if self._has_scores:
-            self._bisect(self._surrogate.path(start))
+        if self._order is not None:
+            left = [1 << unit for unit in self._order if not start.mask >> unit & 1]
+            self._bisect([start.mask | removed for removed in accumulate(left, or_)])
         self._evaluate_all([start.mask | 1 << unit for unit in self._singles()], start)
         self._bisect(self._surrogate.path(start))
 
@@ -133,7 +160,7 @@ class _Run:
 
         What is left of the budget goes to neighbours of the incumbent, from which A* goes on.
         """
-        for weight in self._settings.weights:
+        for weight in self._tuning.heuristic_weights:
             self._frontier.reweigh(weight)
             self._drain()
         while not self._can_afford_the_rest() and (neighbours := self._neighbours(self._ledger.incumbent)):
@@ -166,14 +193,12 @@ class _Run:
         self._ledger.confirm(mask)
 
     def _singles(self) -> list[int]:
-        """Returns the units to remove one at a time, so that at least half of the budget is left for sets."""
-        units = self._surrogate.prior_order(self._ledger.reference.mask)
-        limit = self._settings.max_evaluations
-        if self._has_effects:
+        """Returns the units to remove one at a time where nothing is known of them, on at most half of the budget."""
+        if self._has_effects or self._order is not None:
             return []
-        if limit is None or len(units) <= limit // 2:
-            return units
-        return [] if self._has_scores else units[: limit // 2]
+        limit = self._settings.max_evaluations
+        units = self._surrogate.prior_order(self._ledger.reference.mask)
+        return units if limit is None else units[: limit // 2]
 
     def _bisect(self, path: list[int]) -> None:
         low, high = -1, len(path)
@@ -213,8 +238,8 @@ class _Run:
     def _evaluate_best(self, node: Evaluated, targets: list[int]) -> None:
         """Evaluates the most promising neighbours of a set, and a few at random."""
         ranked = self._surrogate.ranked(node, targets)
-        chosen, others = ranked[: self._settings.children_per_step], ranked[self._settings.children_per_step :]
-        count = min(self._settings.random_children, len(others))
+        chosen, others = ranked[: self._tuning.expansion_width], ranked[self._tuning.expansion_width :]
+        count = min(self._tuning.exploration, len(others))
         chosen += [others[i] for i in sorted(self._rng.choice(len(others), size=count, replace=False))]
         self._evaluate_all(chosen, node)
 
@@ -243,23 +268,20 @@ class _Run:
         is_new = mask not in self._ledger
         question = None
         if is_new and base.measurement.margins is not None:
-            self._anchors[mask] = self._anchor(base)
-            question = self._question(mask, base)
+            self._anchors[mask] = anchor = self._anchor(base)
+            is_near = (mask ^ base.mask).bit_count() <= TENTATIVE_REACH
+            expected = self._surrogate.expected(base, mask)
+            removed = frozenset(units_of(base.mask))
+            question = Question(removed, anchor.evidence, expected, self._floor, tentative=is_near)
         evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)
             self._forget_anchors()
         return evaluated
 
-    def _question(self, mask: int, base: Evaluated) -> Question[frozenset[int]]:
-        expected = self._surrogate.expected(base, mask)
-        is_near = (mask ^ base.mask).bit_count() <= TENTATIVE_REACH
-        removed = frozenset(units_of(base.mask))
-        return Question(removed, self._anchor(base).evidence, expected, self._floor, tentative=is_near)
-
     def _forget_anchors(self) -> None:
         """Keeps the anchors of sets that wait, once there are many more; each holds margins of an ancestor."""
-        if len(self._anchors) > ANCHORS_PER_OPEN * self._settings.max_open:
+        if len(self._anchors) > ANCHORS_PER_OPEN * self._tuning.max_open:
             waiting = self._frontier.waiting
             self._anchors = {mask: self._anchors[mask] for mask in waiting if mask in self._anchors}
 
@@ -277,7 +299,7 @@ class _Run:
         """Tells whether every set that gains more than the incumbent can still be evaluated."""
         ledger = self._ledger
         if ledger.remaining is None:
-            return True
+            return ledger.gains.everything.bit_count() <= MAX_PROVABLE_UNITS
         missing = 0
         for mask in sets_by_gain(ledger.gains):
             if ledger.gains.bound(mask) <= ledger.incumbent.gain:
@@ -288,12 +310,28 @@ class _Run:
         return True
 
 
+def _changed(problem: SearchProblem, settings: AStarSearch, journal: Journal) -> str:
+    """Measures the start and the best set of a journal anew, and says which differs from the journal, if one does."""
+    start = to_mask(problem.start)
+    if start not in journal.exact:
+        return ""
+    threshold = journal.exact[start] - settings.max_drop
+    saved = {mask: sum(problem.gains[unit] for unit in units_of(mask)) for mask in journal.exact}
+    kept = [mask for mask, metric in journal.exact.items() if surplus_over(threshold, metric) >= 0]
+    for mask in dict.fromkeys((start, max(kept, key=saved.__getitem__, default=start))):
+        metric = problem.measure(frozenset(units_of(mask))).metric
+        if not same_number(metric, journal.exact[mask]):
+            name = "the reference" if mask == start else "the best plan"
+            return f"{name} measured {journal.exact[mask]:.6g} then and {metric:.6g} now"
+    return ""
+
+
 def _fingerprint(problem: SearchProblem, settings: AStarSearch, algorithm: str) -> str:
     course = dataclasses.asdict(settings)
-    # A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
-    # gains at which lengths they were counted.
-    for name in ("max_evaluations", "cache_mib", "greater_is_better", "seq_len", "target_len"):
+    for name in NOT_IN_COURSE:
         del course[name]
+    for name in TUNING_NOT_IN_COURSE:
+        del course["tuning"][name]
     return fingerprint_of(
         {
             "gains": [str(gain) for gain in problem.gains],
@@ -303,7 +341,7 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch, algorithm: str) 
             "probe": problem.probe is not None,
             "start": sorted(problem.start),
             "effects": problem.effects is not None,  # they follow from the weights and the data
-            "scores": None if problem.scores is None else problem.scores.tolist(),
+            "order": problem.order,
             "settings": course,
             "measured": problem.fingerprint,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hf_headprune.search.bounds import best_consistent, sets_by_gain
+from hf_headprune.search.information import non_finite_words, tell
 from hf_headprune.search.problem import SearchResult, units_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def result_of(ledger: Ledger) -> SearchResult:
     """Returns what a search found, and what it may claim."""
     best = ledger.incumbent
     optimality, bound = _optimality(ledger)
+    doubts = non_finite_words(ledger.non_finite, len(ledger) - 1, found_any=best is not ledger.reference)
+    tell(doubts)
     return SearchResult(
         removed=frozenset(units_of(best.mask)),
         measurement=best.measurement,
@@ -43,4 +46,6 @@ def result_of(ledger: Ledger) -> SearchResult:
         optimality=optimality,
         upper_bound=ledger.gains.value(bound),
         heredity_violations=ledger.heredity_violations(),
+        non_finite=ledger.non_finite,
+        warnings=ledger.warnings + doubts,
     )

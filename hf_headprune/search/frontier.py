@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hf_headprune.search.ledger import Evaluated, Ledger
-    from hf_headprune.search.settings import AStarSearch
+    from hf_headprune.search.settings import SearchTuning
 
 DETOUR_EVERY = 4  # one expansion in so many starts from a set that misses the constraint, while feasible ones wait
 
@@ -29,19 +29,19 @@ class Frontier:
         weight: w in `f = g + h / w`; `reweigh` changes it.
     """
 
-    def __init__(self, ledger: Ledger, settings: AStarSearch, groups: Sequence[int] = ()) -> None:
+    def __init__(self, ledger: Ledger, tuning: SearchTuning, groups: Sequence[int] = ()) -> None:
         """Starts empty, with the first weight.
 
         Args:
             ledger: Of the search.
-            settings: Weights, slack and the bound on waiting sets.
+            tuning: Weights, slack and the bound on waiting sets.
             groups: Bit masks of units that one step may remove together.
         """
         self._groups = tuple(groups)
-        self.weight = settings.weights[0]
+        self.weight = tuning.heuristic_weights[0]
         self._ledger = ledger
-        self._slack = settings.slack
-        self._limit = settings.max_open
+        self._slack = tuning.constraint_slack
+        self._limit = tuning.max_open
         self._feasible: list[_Entry] = []
         self._missed: list[_Entry] = []
         self._turn = 0

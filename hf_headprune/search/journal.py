@@ -26,11 +26,23 @@ def fingerprint_of(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def set_aside(file: Path) -> Path:
+    """Renames a file to the first free name with the ending `.bak`, `.bak2`, ...; returns the new path."""
+    number = 1
+    while (target := file.with_name(f"{file.name}.bak{'' if number == 1 else number}")).exists():
+        number += 1
+    return file.rename(target)
+
+
 class Journal:
     """Measurements of a search, kept in an append-only file.
 
     The first line says which search the file belongs to. A search that was killed while a line was being written
     leaves a last line without an end; it is dropped. Every other damage is an error.
+
+    Attributes:
+        path: Of the file.
+        exact: Metrics of the sets that were measured exactly when the file was opened, by the mask of the set.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
@@ -44,6 +56,7 @@ class Journal:
             SearchStateError: The file belongs to another search, is damaged, or is no journal.
         """
         self.path = path
+        self.exact: dict[int, float] = {}
         self._places: dict[tuple[int, bool], int] = {}  # of (set, whether a confirmation), in bytes from the start
         header = _line({"format": JOURNAL_FORMAT, "fingerprint": fingerprint})
         content = path.read_bytes() if path.exists() else b""
@@ -62,8 +75,10 @@ class Journal:
         self._check_header(lines[0], fingerprint)
         place = len(lines[0]) + 1
         for number, line in enumerate(lines[1:], start=2):
-            key, _ = self._read(line, number)
+            key, measurement = self._read(line, number)
             self._places[key] = place
+            if measurement.kind == "exact":
+                self.exact[key[0]] = measurement.metric
             place += len(line) + 1
         if len(complete) + 1 < len(content):
             with path.open("r+b") as file:

@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.bounds import ExactGains, Nogoods
+from hf_headprune.search.information import check_reference, check_repeats, tell
 from hf_headprune.search.problem import (
     Measurement,
     Progress,
@@ -19,6 +20,7 @@ from hf_headprune.search.problem import (
     SearchStep,
     checked_measurement,
     surplus_over,
+    to_mask,
     units_of,
 )
 
@@ -83,6 +85,7 @@ class Ledger:
         incumbent: The feasible set with the largest gain; of equal gains the one with the higher metric.
         nogoods: Minimal infeasible sets.
         history: Every evaluation in its order.
+        warnings: What is suspicious about the start.
     """
 
     def __init__(
@@ -90,17 +93,17 @@ class Ledger:
         problem: SearchProblem,
         settings: AStarSearch,
         *,
-        start: int,
-        journal: Journal | None,
-        on_progress: OnProgress | None,
+        journal: Journal | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """Evaluates the start, which sets the threshold.
 
         Raises:
-            InvalidSettingError: The metric of the start is not finite.
+            InvalidSettingError: The metric of the start says nothing: see `check_reference`, `check_repeats`.
         """
         self._problem = problem
         self._settings = settings
+        self._slack = settings.tuning.constraint_slack
         self._journal = journal
         self._on_progress = on_progress
         self._known: dict[int, Evaluated] = {}
@@ -111,16 +114,16 @@ class Ledger:
         self._num_examples: int | None = -1
         self.gains = ExactGains(problem.gains, problem.tables)
         self.nogoods = Nogoods()
-        self.history: list[SearchStep] = []
+        self.history: list[SearchStep[int]] = []
+        start = to_mask(problem.start)
         measurement, replayed = self._measure(start)
-        if not math.isfinite(measurement.metric):
-            raise InvalidSettingError(
-                f"search: the metric of the start {list(units_of(start))} must be finite, received "
-                f"{measurement.metric}. Check the model and the metric before the search."
-            )
-        margins = measurement.margins
-        self._num_examples = None if margins is None else margins.size
-        self.threshold = measurement.metric - settings.max_drop
+        metric = measurement.metric
+        self.warnings = check_reference(metric, problem.facts, settings.max_drop)
+        if problem.facts.may_vary and not replayed:  # a journal has been compared with a new measurement
+            check_repeats(metric, problem.measure(problem.start).metric)
+        tell(self.warnings)
+        self._num_examples = None if measurement.margins is None else measurement.margins.size
+        self.threshold = metric - settings.max_drop
         evidence = _evidence(measurement, None)
         self.reference = Evaluated(start, self.gains.of(start), measurement, settings.max_drop, evidence)
         self.incumbent = self.reference
@@ -140,15 +143,20 @@ class Ledger:
         limit = self._settings.max_evaluations
         return None if limit is None else limit - len(self._known)
 
+    @property
+    def non_finite(self) -> int:
+        """Evaluations whose metric is no number."""
+        return sum(not math.isfinite(step.metric) for step in self.history)
+
     def evaluate(self, mask: int, question: Question[frozenset[int]] | None = None) -> Evaluated:
         """Evaluates a set as far as a question needs, or returns what is known about it.
 
         Raises:
-            BudgetSpent: The set is not known and no evaluation is left.
+            BudgetSpent: The set is not known, and no evaluation or no time is left.
         """
         if mask in self._known:
             return self._known[mask]
-        if self.remaining == 0:
+        if self.remaining == 0 or (self._is_late() and (self._journal is None or self._journal.get(mask) is None)):
             raise BudgetSpent
         measurement, replayed = self._measure(mask, question)
         evaluated = self._take(mask, measurement, None if question is None else question.expected, replayed=replayed)
@@ -196,17 +204,18 @@ class Ledger:
         failed = [found.mask for found in self._known.values() if not found.feasible and found.is_certain]
         return sum(any(mask & ~known == 0 for known in maximal) for mask in failed)
 
+    def _is_late(self) -> bool:
+        limit = self._settings.max_seconds
+        return limit is not None and time.monotonic() - self._started >= limit
+
     @staticmethod
     def _rank(evaluated: Evaluated) -> tuple[int, float]:
         return evaluated.gain, evaluated.measurement.metric
 
     def _measure(
-        self,
-        mask: int,
-        question: Question[frozenset[int]] | None = None,
-        *,
-        confirmed: bool = False,
+        self, mask: int, question: Question[frozenset[int]] | None = None, *, confirmed: bool = False
     ) -> tuple[Measurement, bool]:
+        """Returns a measurement, and whether the journal had it."""
         removed = units_of(mask)
         known = None if self._journal is None else self._journal.get(mask, confirmed=confirmed)
         if known is not None:
@@ -216,19 +225,15 @@ class Ledger:
         else:
             measured = self._problem.probe(frozenset(removed), question)
         measurement = checked_measurement(measured, removed, self._num_examples)
-        self._check_kind(measurement, question)
-        if self._journal is not None and known is None:
-            self._journal.add(mask, measurement, confirmed=confirmed)
-        return measurement, known is not None
-
-    @staticmethod
-    def _check_kind(measurement: Measurement, question: Question[frozenset[int]] | None) -> None:
         allowed = question is not None and question.floor is not None and measurement.margins is not None
         if measurement.kind != "exact" and not allowed:
             raise InvalidSettingError(
                 f"search: a measurement that was asked to be exact must be, received kind {measurement.kind!r}. Look "
                 "at every example where no question allows less."
             )
+        if self._journal is not None and known is None:
+            self._journal.add(mask, measurement, confirmed=confirmed)
+        return measurement, known is not None
 
     def _take(self, mask: int, measurement: Measurement, expected: np.ndarray | None, *, replayed: bool) -> Evaluated:
         evidence = _evidence(measurement, expected)
@@ -248,7 +253,7 @@ class Ledger:
         self._record(evaluated, replayed=replayed, is_incumbent=better)
         return evaluated
 
-    def _record(self, evaluated: Evaluated, *, replayed: bool, is_incumbent: bool) -> SearchStep:
+    def _record(self, evaluated: Evaluated, *, replayed: bool, is_incumbent: bool) -> SearchStep[int]:
         place = self._places.setdefault(evaluated.mask, len(self.history))
         step = SearchStep(
             index=place,
@@ -259,8 +264,7 @@ class Ledger:
             is_incumbent=is_incumbent,
             kind=evaluated.measurement.kind,
         )
-        can_be_expanded = evaluated.surplus >= -self._settings.slack
-        self._known[evaluated.mask] = evaluated if can_be_expanded else evaluated.forgotten
+        self._known[evaluated.mask] = evaluated if evaluated.surplus >= -self._slack else evaluated.forgotten
         self._replayed += replayed and place == len(self.history)
         self.history[place : place + 1] = [step]
         if is_incumbent:

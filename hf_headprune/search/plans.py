@@ -2,104 +2,71 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan, check_plan
-from hf_headprune.refit.removal_costs import elimination
+from hf_headprune.refit.removal_costs import cheapest_first, elimination
 from hf_headprune.search.astar import check_provable
 from hf_headprune.search.astar import search as search_sets
-from hf_headprune.search.problem import Measurement, Question, SearchProblem, SearchResult
-from hf_headprune.search.results import PlanSearchResult, PlanStep
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.latency import check_latency_table, latency_gains
+from hf_headprune.search.problem import Course, SearchProblem, SearchResult, SearchStep
+from hf_headprune.search.results import PlanSearchResult
 from hf_headprune.search.units import (
-    check_latency_table,
     gains_of,
     groups_of_layers,
-    latency_gains,
+    places_of,
     plan_without,
-    prior_of,
     removed_at,
     units_of_search,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.refit.projections import Refit
-    from hf_headprune.search.problem import OnProgress, Probe
-    from hf_headprune.search.units import Unit
+    from hf_headprune.search.evaluation.base import Evaluator
+    from hf_headprune.search.problem import Measurement, OnProgress, Question
+    from hf_headprune.search.settings import AStarSearch
+    from hf_headprune.search.units import Order, Unit
 
-RANKED_TOGETHER = 8  # FFN units; each step prices the others anew
-
-
-@runtime_checkable
-class PredictsEffects(Protocol):
-    """An evaluator that can also estimate what each unit's removal does to each example's margin."""
-
-    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray:
-        """Returns the estimated changes, `(num_units, num_examples)`, around a plan."""
-
-
-@runtime_checkable
-class ScoresFFN(Protocol):
-    """An evaluator that can also score FFN units."""
-
-    def ffn_importance(self, plan: PruningPlan) -> dict[str, np.ndarray]:
-        """Returns the importance of each FFN unit, `{site: (units,)}`."""
-
-
-@runtime_checkable
-class Probes(Protocol):
-    """An evaluator that can also answer a question with less work than a whole evaluation."""
-
-    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
-        """Measures a plan as far as the question needs."""
-
-
-@runtime_checkable
-class UsesRefit(Protocol):
-    """An evaluator that can also refit output projections to the plans that it measures."""
-
-    def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
-        """Does so from now on, in FFNs too where asked, and returns what the model has to be cut with."""
+LEAST_SECONDS = 1e-6
 
 
 def search_over_plans(  # noqa: PLR0913 - the seam between training and search; each argument is one of their data
     anatomy: Anatomy,
-    measure: Callable[[PruningPlan], Measurement],
+    evaluator: Evaluator,
     search: AStarSearch,
     *,
     start: PruningPlan | None = None,
     alive: PruningPlan | None = None,
+    order: Order | None = None,
     head_scores: np.ndarray | None = None,
-    ffn_scores: Mapping[str, np.ndarray] | None = None,
     journal: str | Path | None = None,
     fingerprint: str = "",
     on_progress: OnProgress | None = None,
     algorithm: Callable[..., SearchResult] = search_sets,
 ) -> PlanSearchResult:
-    """Finds the plan that removes most whose metric loses at most `search.max_drop` against the start.
+    """Finds the plan that removes most whose metric drops by at most `search.max_drop` from that of the start.
 
     Args:
         anatomy: Of the model that the plans are for.
-        measure: Measures a plan, such as an `ExampleEvaluator`. Where it has a method `unit_effects`, the order
-            of the search starts from those estimates, which spares one evaluation per unit; where it has `probe`,
-            most plans are measured only as far as matters.
+        evaluator: Measures plans.
         search: Settings.
         start: The reference, such as the plan that training learned; None keeps everything. Units that it removes
             may be restored; those of a kind that is not searched stay as they are.
         alive: What the start keeps, and what there is to restore: units beyond it have weights of zero, such as those
             that movement removed, and stay removed. None: every unit may be restored.
-        head_scores: Importance per head, `(anatomy.num_heads,)` in the order of `anatomy.attention_sites`.
-        ffn_scores: Importance per FFN unit, `{site: (units,)}`, by which chunks are formed. When left out, units that
-            cost least leave first where projections are refitted; else the evaluator's `ffn_importance` decides, or
-            the order of the units.
+        order: Units of the start in the order in which they are removed first, the cheapest first: single heads, and
+            the FFN units that form a chunk. None: by second-order removal costs, where the evaluator records them.
+        head_scores: Importance per head, `(anatomy.num_heads,)` in the order of `anatomy.attention_sites`: where given,
+            heads are removed by it, the least important first.
         journal: File that holds the state of the search.
         fingerprint: Identifies weights and data in the journal.
         on_progress: Called after each evaluation.
@@ -108,9 +75,10 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     Raises:
         InvalidPlanError: The start, or what is alive, was made for another anatomy.
         InvalidSettingError: The model has nothing of what is searched, what is alive lacks some of the start, scores
-            have another shape, or the table of latencies does not fit.
+            have another shape, the table of latencies does not fit, or the metric says nothing.
         SearchStateError: The journal belongs to another search or is damaged.
     """
+    started = time.monotonic()
     start = PruningPlan.full(anatomy) if start is None else start
     alive = PruningPlan.full(anatomy) if alive is None else alive
     for plan in (start, alive):
@@ -122,50 +90,106 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
             "alive=None where every unit may be restored."
         )
     check_latency_table(anatomy, search)
-    cuts_ffn = search.units != ("heads",)
-    refit = _refit(measure, start, ffn=cuts_ffn) if search.refit else None
-    if ffn_scores is None and cuts_ffn and refit is not None:
-        ffn_scores = _ranks(refit, start)
-    elif ffn_scores is None and cuts_ffn and isinstance(measure, ScoresFFN):
-        ffn_scores = measure.ffn_importance(start)
-    units = units_of_search(anatomy, start, search, ffn_scores, alive)
-    if search.latency_ms is not None:
-        gains, tables = latency_gains(units, search.latency_ms)
+    recorded = evaluator.use_refit(start, ffn=search.units != ("heads",), apply=search.tuning.refit)
+    removals = order if order is not None or recorded is None else order_by_costs(recorded, start, search)
+    units = units_of_search(anatomy, start, search, removals, alive)
+    is_order = order is not None or (recorded is not None and has_sensitivities(recorded))
+    if head_scores is not None:
+        removals = _heads_by_scores(start, removals if is_order else None, head_scores)
+    problem = _problem(anatomy, evaluator, search, start, units)
+    if removals is not None and (is_order or head_scores is not None):
+        problem = replace(problem, order=places_of(units, removals))
+    problem = replace(problem, fingerprint=f"{fingerprint} {start.to_json()} {units}")
+    if search.max_seconds is not None:
+        spent = time.monotonic() - started
+        search = replace(search, max_seconds=max(search.max_seconds - spent, LEAST_SECONDS))
+    found = algorithm(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
+    return _result(found, start, units, search, recorded if search.tuning.refit else None)
+
+
+def order_by_costs(refit: Refit, start: PruningPlan, search: AStarSearch) -> Order:
+    """Returns heads and chunks of FFN units in the order in which their removal costs least for what it saves."""
+    width = search.tuning.ffn_chunk
+    paths = [elimination(block, start.kept(name), width_multiple=width) for name, block in refit.blocks.items()]
+    return [(removal.site, removal.units) for removal in cheapest_first(paths)]
+
+
+def has_sensitivities(refit: Refit) -> bool:
+    """Tells whether removal costs of different sites can be compared."""
+    return bool(refit.blocks) and all(block.sensitivity is not None for block in refit.blocks.values())
+
+
+def _heads_by_scores(start: PruningPlan, removals: Order | None, scores: np.ndarray) -> Order:
+    """Returns an order in which heads are removed by their scores; chunks keep their places.
+
+    Raises:
+        InvalidSettingError: The scores have another shape, or are not finite.
+    """
+    heads = [(site, (head,)) for site, count in start.num_heads.items() for head in range(count)]
+    if np.shape(scores) != (len(heads),) or not np.isfinite(scores).all():
+        raise InvalidSettingError(
+            f"search_over_plans: head_scores must be {len(heads)} finite numbers, received shape {np.shape(scores)}. "
+            "Give one score per head, in the order of anatomy.attention_sites, or None."
+        )
+    ranked = iter([heads[place] for place in np.argsort(scores, kind="stable")])
+    if removals is None:
+        return list(ranked)
+    kept = iter([(site, head) for site, head in ranked if head[0] in start.kept(site)])
+    return [next(kept) if site in start.num_heads else (site, indices) for site, indices in removals]
+
+
+def _problem(
+    anatomy: Anatomy, evaluator: Evaluator, search: AStarSearch, start: PruningPlan, units: Sequence[Unit]
+) -> SearchProblem:
+    """Returns the search over plans as one over sets of units."""
+
+    def plan_of(removed: frozenset[int]) -> PruningPlan:
+        return plan_without(start, units, removed)
+
+    def probe(removed: frozenset[int], question: Question[frozenset[int]]) -> Measurement:
+        about: Any = replace(question, base=plan_of(question.base))  # type: ignore[arg-type]
+        return evaluator.probe(plan_of(removed), about)
+
+    if search.tuning.latency_ms is not None:
+        gains, tables = latency_gains(units, search.tuning.latency_ms)
     else:
         gains, tables = gains_of(anatomy, units, search), ()
-    problem = SearchProblem(
+    return SearchProblem(
         gains=gains,
         tables=tables,
-        measure=lambda removed: measure(plan_without(start, units, removed)),
-        probe=_probe(measure, start, units) if isinstance(measure, Probes) else None,
+        measure=lambda removed: evaluator(plan_of(removed)),
+        probe=probe,
         start=removed_at(start, units),
-        scores=prior_of(units, start, head_scores, ffn_scores),
-        effects=measure.unit_effects(start, units) if isinstance(measure, PredictsEffects) else None,
+        effects=evaluator.unit_effects(start, units),
         groups=groups_of_layers(anatomy, units) if search.units[-1:] == ("layers",) and len(search.units) > 1 else (),
-        fingerprint=f"{fingerprint} {start.to_json()} {units}",
+        facts=evaluator.facts,
     )
-    found = algorithm(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
-    return replace(_result(found, start, units, search), refit=refit)
 
 
-def _ranks(refit: Refit, start: PruningPlan) -> dict[str, np.ndarray]:
-    """Returns for each FFN unit how late it leaves where what stays is refitted, `{site: (units,)}`; closed ones 0."""
-    found = {site: np.zeros(units) for site, units in start.num_ffn.items()}
-    for site, ranks in found.items():
-        if site in refit.blocks:
-            path = elimination(refit.blocks[site], start.kept(site), width_multiple=RANKED_TOGETHER)
-            for place, removal in enumerate(path):
-                ranks[list(removal.units)] = place + 1
-    return found
-
-
-def _refit(measure: Any, start: PruningPlan, *, ffn: bool) -> Refit:
-    if not isinstance(measure, UsesRefit):
-        raise InvalidSettingError(
-            f"search: AStarSearch(refit=True) needs an evaluator with a method use_refit, received a "
-            f"{type(measure).__name__}. Pass an ExampleEvaluator or a MetricEvaluator, or refit=False."
-        )
-    return measure.use_refit(start, ffn=ffn)
+def _result(
+    found: SearchResult, start: PruningPlan, units: Sequence[Unit], search: AStarSearch, refit: Refit | None
+) -> PlanSearchResult:
+    names = [[(part.site, part.index) for part in unit] for unit in units]
+    steps = [
+        SearchStep(**{**vars(step), "removed": tuple(name for unit in step.removed for name in names[unit])})
+        for step in found.history
+    ]
+    searched: dict[str, list[tuple[int, ...]]] = {}
+    for part in (part for unit in units for part in unit):
+        searched.setdefault(part.site, []).append(part.indices)
+    course = {name: getattr(found, name) for name in Course.__dataclass_fields__}
+    return PlanSearchResult(
+        **{**course, "history": tuple(steps)},
+        plan=plan_without(start, units, found.removed),
+        refit=refit,
+        start=start,
+        metric=found.measurement.metric,
+        reference_metric=found.reference.metric,
+        objective=search.objective,
+        units=search.units,
+        heads={site: sum(parts, ()) for site, parts in searched.items() if site in start.kept_heads},
+        ffn_chunks={site: tuple(parts) for site, parts in searched.items() if site in start.kept_ffn},
+    )
 
 
 def check_drop(name: str, max_drop: float, *, where: str) -> None:
@@ -177,7 +201,7 @@ def check_drop(name: str, max_drop: float, *, where: str) -> None:
     if max_drop >= 1:
         raise InvalidSettingError(
             f"{where}: max_drop is absolute and {name} at most 1, received {max_drop}, which allows anything. "
-            "Pass 0.01 for one point."
+            "Pass 0.01 for one percentage point."
         )
 
 
@@ -195,48 +219,6 @@ def check_searchable(anatomy: Anatomy, search: AStarSearch, *, start_cuts_ffn: b
             asked for too many units.
     """
     check_latency_table(anatomy, search)
-    units = units_of_search(anatomy, PruningPlan.full(anatomy), search, None)
+    units = units_of_search(anatomy, PruningPlan.full(anatomy), search)
     chunked = {part.site for unit in units for part in unit if len(unit) == 1} & {s.name for s in anatomy.ffn_sites}
     check_provable(len(units) + start_cuts_ffn * len(chunked), search)
-
-
-def _probe(evaluator: Probes, start: PruningPlan, units: Sequence[Unit]) -> Probe:
-    def probe(removed: frozenset[int], question: Question[frozenset[int]]) -> Measurement:
-        return evaluator.probe(*_over_plans(removed, question, start, units))
-
-    return probe
-
-
-def _over_plans(
-    removed: frozenset[int], question: Question[frozenset[int]], start: PruningPlan, units: Sequence[Unit]
-) -> tuple[PruningPlan, Question[PruningPlan]]:
-    asked: Any = replace(question, base=plan_without(start, units, question.base))  # type: ignore[arg-type]
-    return plan_without(start, units, removed), asked
-
-
-def _result(found: SearchResult, start: PruningPlan, units: Sequence[Unit], search: AStarSearch) -> PlanSearchResult:
-    names = [[(part.site, part.index) for part in unit] for unit in units]
-    history = tuple(
-        PlanStep(**{**vars(step), "removed": tuple(name for unit in step.removed for name in names[unit])})
-        for step in found.history
-    )
-    searched: dict[str, list[tuple[int, ...]]] = {}
-    for part in (part for unit in units for part in unit):
-        searched.setdefault(part.site, []).append(part.indices)
-    return PlanSearchResult(
-        plan=plan_without(start, units, found.removed),
-        start=start,
-        metric=found.measurement.metric,
-        reference_metric=found.reference.metric,
-        threshold=found.threshold,
-        objective=search.objective,
-        gain=found.gain,
-        upper_bound=found.upper_bound,
-        optimality=found.optimality,
-        heredity_violations=found.heredity_violations,
-        evaluations=found.evaluations,
-        history=history,
-        units=search.units,
-        heads={site: sum(parts, ()) for site, parts in searched.items() if site in start.kept_heads},
-        ffn_chunks={site: tuple(parts) for site, parts in searched.items() if site in start.kept_ffn},
-    )

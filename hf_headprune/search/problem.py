@@ -19,6 +19,7 @@ Optimality = Literal["proved", "under heredity", "budget"]
 MeasurementKind = Literal["exact", "estimate", "bound"]
 ROUND_OFF = 1e-9  # far below one example's share of any mean, far above the error of a float64 subtraction
 Removed = TypeVar("Removed")
+UnitName = TypeVar("UnitName")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,23 @@ class GainTable:
     saved: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class MetricFacts:
+    """What is known about a metric besides its values.
+
+    Attributes:
+        num_examples: Examples of equal weight that it is the mean of, or None.
+        without_input: Its value for a model that always gives the most common answer, or None.
+        is_bounded: Whether it lies in [0, 1], as all metrics of the library do.
+        may_vary: Whether it comes from a function of the user, which might not return the same number twice.
+    """
+
+    num_examples: int | None = None
+    without_input: float | None = None
+    is_bounded: bool = False
+    may_vary: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class SearchProblem:
     """A function of sets of removed units, to be searched.
@@ -83,13 +101,14 @@ class SearchProblem:
         gains: What the removal of each unit saves, `(num_units,)`, positive.
         measure: Evaluates a set of removed units, exactly.
         start: Units that are removed in the reference. The search may restore them.
-        scores: Importance of each unit, `(num_units,)`, or None. The lowest is removed first.
+        order: Units in the order in which they are removed first, the cheapest first, or None. Others follow.
         effects: Estimated change of each example's margin when a unit is removed, `(num_units, num_examples)`, or
             None. They spare the single removals that such changes are otherwise learned from.
         fingerprint: Identifies what `measure` measures, weights and data, in a journal.
         probe: Evaluates a set as far as a question needs, or None. It must answer the same question alike each time.
         groups: Sets of units that one step may remove together, such as a layer.
         tables: Joint savings. For a unit in one of them, `gains` holds its share, by which candidates are ordered.
+        facts: What is known about the metric.
 
     Raises:
         InvalidSettingError: A gain is not positive, a unit does not exist, or the shapes differ.
@@ -98,12 +117,13 @@ class SearchProblem:
     gains: tuple[float, ...]
     measure: Measure
     start: frozenset[int] = frozenset()
-    scores: np.ndarray | None = None
+    order: tuple[int, ...] | None = None
     effects: np.ndarray | None = None
     fingerprint: str = ""
     probe: Probe | None = None
     groups: tuple[frozenset[int], ...] = ()
     tables: tuple[GainTable, ...] = ()
+    facts: MetricFacts = MetricFacts()
 
     def __post_init__(self) -> None:
         """Freezes the containers and checks them."""
@@ -115,8 +135,9 @@ class SearchProblem:
                 f"SearchProblem: gains must be positive numbers, at least one, received {wrong or 'none'}. "
                 "Leave out units whose removal saves nothing."
             )
-        named = {"start": self.start, "groups": frozenset().union(*self.groups)}
-        named["tables"] = frozenset(unit for table in self.tables for unit in table.units)
+        order = self.order or ()
+        named: dict[str, Iterable[int]] = {"start": self.start, "groups": frozenset().union(*self.groups)}
+        named |= {"order": order, "tables": [unit for table in self.tables for unit in table.units]}
         for name, units in named.items():
             unknown = sorted(unit for unit in units if not 0 <= unit < self.num_units)
             if unknown:
@@ -124,8 +145,14 @@ class SearchProblem:
                     f"SearchProblem: {name} must name units 0..{self.num_units - 1}, received {unknown}. "
                     "Number the units in the order of gains."
                 )
+        if len(set(order)) != len(order):
+            raise InvalidSettingError("SearchProblem: order lists a unit twice. List each unit once.")
         self._check_tables()
-        self._check_hints()
+        if self.effects is not None and (self.effects.ndim != 2 or len(self.effects) != self.num_units):  # noqa: PLR2004
+            raise InvalidSettingError(
+                f"SearchProblem: effects must have shape ({self.num_units}, num_examples), received "
+                f"{self.effects.shape}. Give one row per unit, or None."
+            )
 
     def _check_tables(self) -> None:
         listed = [unit for table in self.tables for unit in table.units]
@@ -137,21 +164,6 @@ class SearchProblem:
                 f"unit may be in two, received {wrong or 'a unit in two tables'}. Give saved[0] = 0, saved[1], ..."
             )
 
-    def _check_hints(self) -> None:
-        if self.effects is not None and (self.effects.ndim != 2 or len(self.effects) != self.num_units):  # noqa: PLR2004
-            raise InvalidSettingError(
-                f"SearchProblem: effects must have shape ({self.num_units}, num_examples), received "
-                f"{self.effects.shape}. Give one row per unit, or None."
-            )
-        if self.scores is not None:
-            scores = np.asarray(self.scores, dtype=np.float64)
-            if scores.shape != (self.num_units,) or not np.isfinite(scores).all():
-                raise InvalidSettingError(
-                    f"SearchProblem: scores must be {self.num_units} finite numbers, received shape {scores.shape} "
-                    f"with {int((~np.isfinite(scores)).sum())} that are not finite. Give one score per unit, or None."
-                )
-            object.__setattr__(self, "scores", scores)
-
     @property
     def num_units(self) -> int:
         """Units of the problem."""
@@ -159,12 +171,12 @@ class SearchProblem:
 
 
 @dataclass(frozen=True)
-class SearchStep:
+class SearchStep(Generic[UnitName]):
     """One evaluation.
 
     Attributes:
         index: Number of the evaluation, from zero; zero is the reference.
-        removed: Units removed, ascending.
+        removed: Units removed, by number, or in a search over plans by name.
         metric: What was measured, as `kind` says.
         feasible: Whether the constraint holds; by an estimate where `kind` is "estimate"; whether it may
             hold where `kind` is "bound".
@@ -174,7 +186,7 @@ class SearchStep:
     """
 
     index: int
-    removed: tuple[int, ...]
+    removed: tuple[UnitName, ...]
     metric: float
     feasible: bool
     gain: float
@@ -195,8 +207,8 @@ class Progress:
         evaluations_per_second: Since the start, without those that came from the journal.
     """
 
-    step: SearchStep
-    best: SearchStep
+    step: SearchStep[int]
+    best: SearchStep[int]
     evaluations: int
     max_evaluations: int | None
     replayed: bool
@@ -211,16 +223,13 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, eq=False)
-class SearchResult:
-    """Outcome of a search.
+@dataclass(frozen=True, kw_only=True)
+class Course(Generic[UnitName]):
+    """The course of a search, over sets or over plans.
 
     Attributes:
-        removed: The best set found; the start where nothing better was.
-        measurement: Of exactly this set.
-        reference: Of the start.
-        threshold: Least metric that is feasible, `reference.metric - max_drop`.
-        gain: What the removal of the set saves.
+        threshold: Least metric that is feasible: that of the reference minus `max_drop`.
+        gain: What the removal of the best set saves, in the unit of the objective.
         evaluations: Sets evaluated, those replayed from a journal included.
         history: Every evaluation in its order.
         optimality: What exact measurements and certain bounds show. "proved": every set with a larger gain was
@@ -229,18 +238,34 @@ class SearchResult:
             `heredity_violations`. "budget": neither.
         upper_bound: Largest gain of any feasible set, under the same assumption; without it where proved.
         heredity_violations: Evaluated infeasible sets that have an evaluated feasible strict superset.
+        non_finite: Evaluations whose metric was no number; they count as infeasible.
+        warnings: Why the result may say little, one sentence each; empty where nothing is suspicious.
+    """
+
+    threshold: float
+    gain: float
+    evaluations: int
+    history: tuple[SearchStep[UnitName], ...]
+    optimality: Optimality
+    upper_bound: float
+    heredity_violations: int
+    non_finite: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SearchResult(Course[int]):
+    """Outcome of a search over sets.
+
+    Attributes:
+        removed: The best set found; the start where nothing better was.
+        measurement: Of exactly this set.
+        reference: Of the start.
     """
 
     removed: frozenset[int]
     measurement: Measurement
     reference: Measurement
-    threshold: float
-    gain: float
-    evaluations: int
-    history: tuple[SearchStep, ...]
-    optimality: Optimality
-    upper_bound: float
-    heredity_violations: int
 
 
 def surplus_over(threshold: float, metric: float) -> float:

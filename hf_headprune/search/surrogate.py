@@ -28,13 +28,13 @@ class Surrogate:
     `effect(h)`, of shape `(num_examples,)`, is the change of the margins that the removal of h made where it was
     last seen; it starts from single removals and is refreshed by every set that differs from a known one in one
     unit. Without margins the metric itself plays the part of the one margin. Units whose effect has not been seen
-    are ranked by their scores, or in a random order, and take turns with the others.
+    are ranked by the order given, or in a random one, and take turns with the others.
     """
 
     def __init__(
         self,
         gains: ExactGains,
-        scores: np.ndarray | None,
+        order: Sequence[int] | None,
         rng: np.random.Generator,
         *,
         effects: np.ndarray | None = None,
@@ -43,13 +43,16 @@ class Surrogate:
 
         Args:
             gains: Gain of each unit.
-            scores: Importance per unit, `(num_units,)`, the lowest goes first; None for a random order.
+            order: Units in the order in which they are removed first; others follow. None for a random order.
             rng: Source of that order.
             effects: Estimates, `(num_units, num_examples)`; each holds until the unit's effect is seen.
         """
         num_units = len(gains.weights)
         self._gains = gains
-        self._prior = rng.permutation(num_units).astype(np.float64) if scores is None else scores
+        self._prior = np.full(num_units, float(num_units))
+        self._prior[list(rng.permutation(num_units) if order is None else order)] = np.arange(
+            len(order or gains.weights)
+        )
         known = () if effects is None else np.asarray(effects, dtype=np.float32)
         self._effects: dict[int, np.ndarray] = dict(enumerate(known))
 

@@ -12,9 +12,9 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement, SearchProblem
-from hf_headprune.search.settings import AStarSearch
 from tests.support.classifiers import batches_of, classifier, own_examples, searched
 from tests.support.search_problems import PROOF, Counting, brute_force, margin_problem, with_probe
+from tests.support.searches import over_heads
 
 
 def slow_greedy(problem, max_drop):
@@ -56,18 +56,17 @@ def test_a_given_order_is_followed_as_far_as_it_holds():
     def measure(removed):
         return Measurement(1.0 if set(removed) <= {3, 1, 4} or len(removed) == 6 else 0.0)
 
-    scores = np.array([9.0, 2.0, 8.0, 1.0, 3.0, 7.0])
-    problem = SearchProblem((1.0,) * 6, measure, scores=scores)
+    problem = SearchProblem((1.0,) * 6, measure, order=(3, 1, 4, 5, 2, 0))
     assert in_order(problem, PROOF).removed == set(range(6))
     assert in_order(problem, dataclasses.replace(PROOF, max_evaluations=4)).removed == {3, 1, 4}
-    with pytest.raises(InvalidSettingError, match="must have scores"):
-        in_order(dataclasses.replace(problem, scores=None), PROOF)
+    with pytest.raises(InvalidSettingError, match="must have an order"):
+        in_order(dataclasses.replace(problem, order=None), PROOF)
 
 
 @pytest.mark.parametrize("strategy", [greedy, beam, in_order, at_random])
 @pytest.mark.parametrize("limit", [1, 7, 300])
 def test_every_baseline_keeps_its_budget_and_returns_what_it_measured(strategy, limit):
-    problem = dataclasses.replace(margin_problem(4, 8), scores=np.arange(8.0))
+    problem = dataclasses.replace(margin_problem(4, 8), order=tuple(range(8)))
     counting = Counting(problem.measure)
     chosen = dataclasses.replace(PROOF, max_evaluations=limit)
     result = strategy(dataclasses.replace(problem, measure=counting), chosen)
@@ -89,13 +88,13 @@ def test_baselines_search_in_place_of_the_default():
     model = classifier()
     dataset = own_examples(model)
     scores = np.arange(8.0)[::-1]
-    result = searched(model, dataset, AStarSearch(max_drop=0.9), head_scores=scores, algorithm=in_order)
+    result = searched(model, dataset, over_heads(max_drop=0.9), head_scores=scores, algorithm=in_order)
     gone = [8 - len(step.removed) for step in result.history]
     assert result.evaluations == len(gone) <= 9
     removed = {8 - 1 - number for number in range(result.plan.num_removed_heads)}
     heads = [(site, head) for site, count in result.start.num_heads.items() for head in range(count)]
     assert {heads[number] for number in removed} == {(s, h) for s, h in heads if h not in result.plan.kept_heads[s]}
-    greedily = searched(model, dataset, AStarSearch(max_drop=0.1), algorithm=greedy)
+    greedily = searched(model, dataset, over_heads(max_drop=0.1), algorithm=greedy)
     assert greedily.metric >= greedily.threshold
 
 
@@ -105,7 +104,7 @@ def test_other_strategies_search_plans_too(strategy):
     anatomy = anatomy_of(model)
     evaluator = ExampleEvaluator(model, batches_of(own_examples(model)))
     full = PruningPlan.full(anatomy)
-    chosen = AStarSearch(max_drop=0.2, max_evaluations=40)
+    chosen = over_heads(max_drop=0.2, max_evaluations=40)
     result = search_over_plans(anatomy, evaluator, chosen, head_scores=np.arange(8.0), algorithm=strategy)
     assert evaluator(result.plan).metric == result.metric >= result.threshold - 1e-9
     assert result.reference_metric == evaluator(full).metric

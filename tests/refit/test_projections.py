@@ -13,14 +13,15 @@ from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.moments import record_moments
 from hf_headprune.refit.projections import RIDGE, Refit
+from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
-from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.plans import search_over_plans
-from hf_headprune.search.problem import Measurement, Question
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.problem import Question
+from hf_headprune.search.settings import AStarSearch, SearchTuning
 from hf_headprune.search.units import units_of_search
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.classifiers import batches_of, classifier, decided, examples
+from tests.support.searches import over_heads, settings
 
 SITE = "encoder.layer.1.attention"
 
@@ -141,7 +142,7 @@ def test_a_probe_has_the_verdict_of_the_plain_evaluation(half_precision):
     model = classifier()
     batches = batches_of(decided(model, examples(60)))
     plain = ExampleEvaluator(model, batches)
-    quick = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=half_precision))
+    quick = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4, bf16_screening=half_precision))
     full = PruningPlan.of(model)
     for evaluator in (plain, quick):
         evaluator.use_refit(full)
@@ -183,7 +184,7 @@ def test_effects_are_predicted_for_the_refitted_model(case):
 
 def _heads(plan):
     model = classifier()
-    return [unit[0] for unit in units_of_search(anatomy_of(model), plan, AStarSearch(), None)]
+    return [unit[0] for unit in units_of_search(anatomy_of(model), plan, over_heads())]
 
 
 @pytest.mark.parametrize("units", [("heads",), ("heads", "ffn")])
@@ -191,7 +192,7 @@ def test_the_cut_model_has_the_metric_that_the_search_found(units):
     model = classifier()
     dataset = decided(model, examples(80))
     objective = "heads" if units == ("heads",) else "parameters"
-    search = AStarSearch(max_drop=0.1, max_evaluations=60, refit=True, units=units, objective=objective, ffn_chunk=32)
+    search = settings(max_drop=0.1, max_evaluations=60, units=units, objective=objective, ffn_chunk=32)
     found = search_plan(model, dataset, search=search, progress=False).search
     assert found.gain > 0
     assert (found.plan.num_removed_ffn > 0) == ("ffn" in units)
@@ -243,10 +244,16 @@ def test_what_can_not_be_refitted_is_refused(case):
     model, _, _ = case
     full = PruningPlan.of(model)
     assert Refit(model, full, {}).residual(SITE, (0, 1)) is None  # nothing was run
-    with pytest.raises(InvalidSettingError, match="needs an evaluator with a method use_refit, received a function"):
-        search_over_plans(anatomy_of(model), lambda plan: Measurement(1.0), AStarSearch(refit=True))
-    with pytest.raises(InvalidSettingError, match="refit must be True, False, or None, received 'yes'"):
-        AStarSearch(refit="yes")
+    with pytest.raises(InvalidSettingError, match="refit must be True or False, received 'yes'"):
+        SearchTuning(refit="yes")
+
+
+def test_a_search_may_order_by_costs_and_refit_nothing(case):
+    model, batches, _ = case
+    evaluator = ExampleEvaluator(model, batches)
+    found = search_over_plans(anatomy_of(model), evaluator, over_heads(max_drop=0.2, max_evaluations=8))
+    assert (found.refit, evaluator.refit) == (None, None)
+    assert evaluator(found.plan).metric == found.metric
 
 
 def test_projections_are_refitted_on_the_calibration_where_there_is_one(case):
@@ -258,6 +265,6 @@ def test_projections_are_refitted_on_the_calibration_where_there_is_one(case):
     found = calibrated.use_refit(full).blocks[SITE].moments.dense()
     torch.testing.assert_close(found, ExampleEvaluator(model, other).use_refit(full).blocks[SITE].moments.dense())
     assert not torch.allclose(found, evaluator.use_refit(full).blocks[SITE].moments.dense())
-    search = AStarSearch(max_drop=0.2, max_evaluations=5, refit=True)
+    search = AStarSearch(max_drop=0.2, max_evaluations=5)
     searched = search_plan(model, examples(40), search=search, calibration=examples(24, seed=5), progress=False).search
     assert searched.refit is not None

@@ -1,8 +1,12 @@
 """The search against brute force, its anytime behaviour, and its state on disk."""
 
+import copy
 import dataclasses
+import itertools
 import json
+import pickle
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
@@ -10,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_headprune.errors import InvalidSettingError, SearchStateError
+from hf_headprune.search import ledger
 from hf_headprune.search.astar import search
 from hf_headprune.search.bounds import ExactGains, Nogoods, best_consistent, completion_bound, sets_by_gain
 from hf_headprune.search.problem import GainTable, Measurement, SearchProblem, to_mask, units_of
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.settings import AStarSearch, SearchTuning
 from tests.support.search_problems import (
     PROOF,
     Counting,
@@ -23,6 +28,7 @@ from tests.support.search_problems import (
     margin_problem,
     table_problem,
 )
+from tests.support.searches import TUNING, changed, over_heads
 
 
 @pytest.mark.parametrize("heredity", [True, False])
@@ -32,8 +38,8 @@ def test_result_is_the_true_optimum_of_a_random_set_function(seed, heredity):
     num_units = int(rng.integers(1, 7))
     gains = tuple(rng.choice([0.1, 0.2, 0.3, 1.5, 2.0], num_units)) if seed % 2 else None
     start = frozenset(np.flatnonzero(rng.random(num_units) < 0.3).tolist()) if seed % 3 == 0 else frozenset()
-    problem = table_problem(seed, num_units, heredity=heredity, gains=gains, start=start, with_scores=seed % 5 == 0)
-    result = search(problem, dataclasses.replace(PROOF, slack=[0.0, 0.1][seed % 2], seed=seed))
+    problem = table_problem(seed, num_units, heredity=heredity, gains=gains, start=start, with_order=seed % 5 == 0)
+    result = search(problem, changed(PROOF, constraint_slack=[0.0, 0.1][seed % 2], seed=seed))
     assert result.optimality == "proved"
     assert exact_gain(problem.gains, result.removed) == brute_force(problem, PROOF.max_drop)
     assert result.measurement.metric == problem.measure(result.removed).metric
@@ -101,7 +107,7 @@ def test_what_was_all_evaluated_is_proved_where_savings_are_no_sums_too():
     problem = SearchProblem(
         gains=(0.3, 1.405, 1.405), tables=(table,), measure=lambda removed: Measurement(0.0 if removed else 1.0)
     )
-    found = search(problem, AStarSearch(max_drop=0.01, max_evaluations=None))
+    found = search(problem, over_heads(max_drop=0.01, max_evaluations=None))
     assert (found.removed, found.optimality) == (frozenset(), "proved")
 
 
@@ -130,7 +136,7 @@ def test_swaps_restore_units_in_problems_too_large_for_a_proof(num_units):
         return Measurement(0.0 if 0 in removed and len(removed) > 3 else 1.0)
 
     problem = SearchProblem((1.0,) * num_units, measure, start=frozenset({0}))
-    result = search(problem, AStarSearch(max_evaluations=120))
+    result = search(problem, over_heads(max_evaluations=120))
     assert result.gain > 3
 
 
@@ -141,17 +147,17 @@ def test_start_is_returned_when_nothing_can_be_removed():
 
 
 def test_everything_is_removed_when_nothing_matters():
-    result = search(SearchProblem((1.0,) * 30, lambda s: Measurement(1.0)), AStarSearch())
+    result = search(SearchProblem((1.0,) * 30, lambda s: Measurement(1.0)), over_heads())
     assert (result.gain, result.optimality) == (30.0, "proved")
 
 
 @pytest.mark.parametrize("right", range(101))
 def test_constraint_counts_examples_and_not_round_off(right):
     problem = SearchProblem((1.0,), lambda s: Measurement((right if s else min(right + 7, 100)) / 100))
-    allowed = search(problem, AStarSearch(max_drop=0.07, slack=0.0))
+    allowed = search(problem, over_heads(max_drop=0.07, constraint_slack=0.0))
     assert allowed.removed == {0}
     if right < 93:
-        refused = search(problem, AStarSearch(max_drop=0.069, slack=0.0))
+        refused = search(problem, over_heads(max_drop=0.069, constraint_slack=0.0))
         assert refused.removed == frozenset()
 
 
@@ -161,13 +167,11 @@ def test_metric_that_is_not_a_number_makes_a_set_infeasible():
 
 
 def test_surrogate_finds_more_than_a_random_order_for_the_same_budget():
-    limited = AStarSearch(max_evaluations=60, max_drop=0.05)
+    limited = over_heads(max_evaluations=60, max_drop=0.05)
     with_margins = without = 0.0
     for seed in range(6):
         problem = margin_problem(seed, 24, num_examples=200)
-        blind = dataclasses.replace(
-            problem, measure=lambda s, p=problem: Measurement(p.measure(s).metric), scores=np.arange(24)
-        )
+        blind = dataclasses.replace(problem, measure=lambda s, p=problem: Measurement(p.measure(s).metric))
         with_margins += search(problem, limited).gain
         without += search(blind, limited).gain
     assert with_margins > without
@@ -181,7 +185,7 @@ def test_estimated_effects_spare_the_single_removals():
         effects = np.stack([problem.measure(frozenset({unit})).margins - full for unit in range(24)])
         for given_effects in found:
             chosen = dataclasses.replace(problem, effects=effects if given_effects else None)
-            found[given_effects] += search(chosen, AStarSearch(max_evaluations=25, max_drop=0.05)).gain
+            found[given_effects] += search(chosen, over_heads(max_evaluations=25, max_drop=0.05)).gain
     assert found[True] > found[False]
 
 
@@ -197,9 +201,9 @@ def test_effects_of_other_examples_are_refused():
 def test_scores_give_a_first_answer_at_once():
     problem = dataclasses.replace(
         SearchProblem((1.0,) * 40, lambda s: Measurement(1.0 if max(s, default=0) < 25 else 0.0)),
-        scores=np.arange(40),
+        order=tuple(range(40)),
     )
-    result = search(problem, AStarSearch(max_evaluations=8))
+    result = search(problem, over_heads(max_evaluations=8))
     assert result.gain == 25
 
 
@@ -217,14 +221,14 @@ def test_history_holds_every_evaluation_and_marks_the_incumbents():
 
 def test_same_seed_gives_the_same_course_and_another_seed_another():
     problem = margin_problem(1, 14)
-    limited = AStarSearch(max_evaluations=80, max_drop=0.05)
+    limited = over_heads(max_evaluations=80, max_drop=0.05)
     assert search(problem, limited).history == search(problem, limited).history
     assert search(problem, limited).history != search(problem, dataclasses.replace(limited, seed=1)).history
 
 
 def test_memory_bound_drops_open_sets_and_the_search_goes_on():
     problem = margin_problem(2, 16)
-    result = search(problem, AStarSearch(max_evaluations=100, max_open=2, max_drop=0.05))
+    result = search(problem, over_heads(max_evaluations=100, max_open=2, max_drop=0.05))
     assert result.evaluations == 100
     assert result.gain > 0
 
@@ -244,11 +248,11 @@ def kill_and_resume(problem, chosen, path, kill_at):
 @pytest.mark.parametrize("kill_at", range(0, 40, 3))
 def test_killed_search_continues_where_it_was(tmp_path, kill_at):
     problem = margin_problem(5, 12)
-    chosen = AStarSearch(max_evaluations=40, max_drop=0.05)
+    chosen = over_heads(max_evaluations=40, max_drop=0.05)
     whole = search(problem, chosen)
     before, after, result = kill_and_resume(problem, chosen, tmp_path / "search.jsonl", kill_at)
     assert len(before) == kill_at
-    assert not set(before) & set(after)
+    assert set(before) & set(after) <= {frozenset(), *after[:2]}  # the start and the best, measured anew
     assert result.history == whole.history
     assert result.removed == whole.removed
     assert (result.measurement.margins == whole.measurement.margins).all()
@@ -265,17 +269,17 @@ def test_journal_cut_anywhere_loses_at_most_one_evaluation(tmp_path):
         result = search(dataclasses.replace(problem, measure=counting), PROOF, journal=path)
         assert result.history == whole.history
         known = max(0, content[:length].count(b"\n") - 1)
-        assert len(counting.calls) == whole.evaluations - known
+        assert 0 <= len(counting.calls) - (whole.evaluations - known) <= (2 if known else 0)
         assert path.read_bytes() == content
 
 
-def test_finished_search_is_replayed_without_a_measurement(tmp_path):
+def test_finished_search_is_replayed_after_a_look_at_its_start_and_its_best(tmp_path):
     problem = margin_problem(6, 8)
-    chosen = AStarSearch(max_evaluations=30)
+    chosen = over_heads(max_evaluations=30)
     first = search(problem, chosen, journal=tmp_path / "deep" / "er" / "search.jsonl")
     seen = []
     again = search(
-        dataclasses.replace(problem, measure=Counting(problem.measure, kill_at=0)),
+        dataclasses.replace(problem, measure=Counting(problem.measure, kill_at=2)),
         chosen,
         journal=tmp_path / "deep" / "er" / "search.jsonl",
         on_progress=seen.append,
@@ -287,9 +291,9 @@ def test_finished_search_is_replayed_without_a_measurement(tmp_path):
 def test_search_continues_with_a_larger_budget(tmp_path):
     problem = margin_problem(6, 14)
     path = tmp_path / "search.jsonl"
-    search(problem, AStarSearch(max_evaluations=40, max_drop=0.05), journal=path)
+    search(problem, over_heads(max_evaluations=40, max_drop=0.05), journal=path)
     counting = Counting(problem.measure)
-    larger = AStarSearch(max_evaluations=60, max_drop=0.05)
+    larger = over_heads(max_evaluations=60, max_drop=0.05)
     result = search(dataclasses.replace(problem, measure=counting), larger, journal=path)
     assert result.history == search(problem, larger).history
     assert len(counting.calls) < 60
@@ -301,7 +305,7 @@ def test_search_continues_with_a_larger_budget(tmp_path):
         {"fingerprint": "other weights"},
         {"gains": (1.0,) * 7 + (2.0,)},
         {"start": frozenset({1})},
-        {"scores": np.arange(8.0)},
+        {"order": tuple(range(8))},
     ],
 )
 def test_journal_of_another_problem_is_refused(tmp_path, change):
@@ -322,7 +326,7 @@ def test_lengths_that_gains_were_counted_at_do_not_make_another_search(tmp_path)
     chosen = dataclasses.replace(PROOF, objective="macs")
     search(problem, chosen, journal=path)
     content = path.read_bytes()
-    search(problem, dataclasses.replace(chosen, seq_len=64, target_len=9), journal=path)
+    search(problem, changed(chosen, seq_len=64, target_len=9), journal=path)
     assert path.read_bytes() == content
 
 
@@ -355,6 +359,59 @@ def test_file_that_is_no_journal_is_left_alone(tmp_path):
         assert path.read_text() == content
 
 
+def test_a_journal_whose_numbers_no_longer_come_out_is_kept_and_the_search_begins_anew(tmp_path, caplog):
+    problem, path = margin_problem(7, 8), tmp_path / "search.jsonl"
+    chosen = over_heads(max_evaluations=20, max_drop=0.05)
+    assert search(problem, chosen, journal=path).gain > 0
+    first = path.read_bytes()
+
+    def shifted(removed):  # another metric, of which no fingerprint knows
+        measured = problem.measure(removed)
+        return Measurement(measured.metric - 0.1, measured.margins)
+
+    other = dataclasses.replace(problem, measure=shifted)
+    assert search(other, chosen, journal=path).history == search(other, chosen).history
+    assert (tmp_path / "search.jsonl.bak").read_bytes() == first
+    assert "search.jsonl.bak and the search begins anew" in caplog.text
+    assert "the reference measured 0." in caplog.text
+    second = path.read_bytes()
+    search(problem, chosen, journal=path)
+    assert [(tmp_path / f"search.jsonl{end}").read_bytes() for end in (".bak", ".bak2")] == [first, second]
+    caplog.clear()
+    alike_at_the_start = lambda removed: shifted(removed) if removed else problem.measure(removed)  # noqa: E731
+    search(dataclasses.replace(problem, measure=alike_at_the_start), chosen, journal=path)
+    assert "the best plan measured" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_search_stops_when_its_time_is_spent_and_a_resumed_one_counts_its_own(tmp_path, monkeypatch):
+    problem, path, clock = margin_problem(5, 12), tmp_path / "search.jsonl", types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(ledger, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+
+    def measure(removed):
+        clock.now += 1.0
+        return problem.measure(removed)
+
+    slow = dataclasses.replace(problem, measure=measure)
+    chosen = over_heads(max_evaluations=60, max_drop=0.05, max_seconds=9.5)
+    first = search(slow, chosen, journal=path)
+    assert (first.evaluations, first.optimality) == (10, "budget")
+    assert problem.measure(first.removed).metric >= first.threshold - 1e-9
+    clock.now = 1e6
+    second = search(slow, chosen, journal=path)
+    whole = search(problem, over_heads(max_evaluations=60, max_drop=0.05))
+    assert 17 <= second.evaluations <= 20
+    assert second.history == whole.history[: second.evaluations]
+
+
+def test_a_search_of_many_units_needs_a_number_of_evaluations_or_a_time(monkeypatch):
+    clock = itertools.count(0.0, 0.5)
+    monkeypatch.setattr(ledger, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    found = search(margin_problem(5, 30), over_heads(max_evaluations=None, max_seconds=60, max_drop=0.05))
+    assert 10 < found.evaluations < 120
+    assert found.gain > 0
+
+
 def test_journal_is_one_json_line_per_evaluation(tmp_path):
     path = tmp_path / "search.jsonl"
     result = search(margin_problem(1, 4), PROOF, journal=path)
@@ -376,21 +433,41 @@ def test_journal_is_one_json_line_per_evaluation(tmp_path):
         ("metric", 3, "accuracy"),
         ("max_evaluations", 0, 1),
         ("max_evaluations", 10.0, None),
-        ("weights", (1.0, 2.0), (2.0, 1.0)),
-        ("weights", (3.0, 2.0), (1.0,)),
-        ("weights", (), (5, 1)),
-        ("weights", 1.0, (1.0,)),
-        ("children_per_step", 0, 1),
-        ("random_children", -1, 0),
-        ("slack", float("inf"), 0.0),
+        ("max_seconds", 0, 0.5),
+        ("max_seconds", float("nan"), None),
+        ("heuristic_weights", (1.0, 2.0), (2.0, 1.0)),
+        ("heuristic_weights", (3.0, 2.0), (1.0,)),
+        ("heuristic_weights", (), (5, 1)),
+        ("heuristic_weights", 1.0, (1.0,)),
+        ("expansion_width", 0, 1),
+        ("exploration", -1, 0),
+        ("constraint_slack", float("inf"), 0.0),
         ("seed", -1, 3),
         ("max_open", True, 1),
+        ("refit", None, False),
     ],
 )
 def test_wrong_setting_is_refused_at_construction(setting, wrong, right):
-    assert getattr(AStarSearch(**{setting: right}), setting) == right
-    with pytest.raises(InvalidSettingError, match=f"AStarSearch: {setting} must be .*received"):
-        AStarSearch(**{setting: wrong})
+    accepted = over_heads(**{setting: right})
+    holder = accepted.tuning if setting in TUNING else accepted
+    assert getattr(holder, setting) == right
+    with pytest.raises(InvalidSettingError, match=f"{type(holder).__name__}: {setting} must be .*received"):
+        over_heads(**{setting: wrong})
+
+
+def test_tuning_of_another_type_is_refused():
+    with pytest.raises(InvalidSettingError, match="AStarSearch: tuning must be SearchTuning"):
+        AStarSearch(tuning={"refit": False})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it)), dataclasses.replace])
+def test_equal_settings_behave_equally_however_they_were_made(copied):
+    given = over_heads(max_evaluations=40, max_drop=0.05, heuristic_weights=(2.0, 1.0))
+    twin = copied(given)
+    assert (twin, hash(twin)) == (given, hash(given))
+    problem = margin_problem(1, 14)
+    assert search(problem, twin).history == search(problem, given).history
+    assert AStarSearch() == AStarSearch(tuning=SearchTuning()) == copied(AStarSearch())
 
 
 @pytest.mark.parametrize(
@@ -400,12 +477,12 @@ def test_wrong_setting_is_refused_at_construction(setting, wrong, right):
         ({"gains": (1.0, 0.0)}, "gains must be positive"),
         ({"gains": (1.0, float("nan"))}, "gains must be positive"),
         ({"start": frozenset({2})}, r"units 0\.\.1, received \[2\]"),
-        ({"scores": np.zeros(3)}, "scores must be 2 finite"),
-        ({"scores": np.array([0.0, np.inf])}, "scores must be 2 finite"),
+        ({"order": (0, 2)}, r"order must name units 0\.\.1, received \[2\]"),
+        ({"order": (0, 0)}, "order lists a unit twice"),
     ],
 )
 def test_malformed_problem_is_refused(change, message):
-    problem = SearchProblem((1.0, 1.0), lambda s: Measurement(1.0), scores=np.zeros(2))
+    problem = SearchProblem((1.0, 1.0), lambda s: Measurement(1.0), order=(1, 0))
     with pytest.raises(InvalidSettingError, match=message):
         dataclasses.replace(problem, **change)
 
@@ -479,7 +556,7 @@ def test_memory_does_not_grow_with_evaluations(tmp_path):
     def record(progress):
         retained[progress.evaluations] = tracemalloc.get_traced_memory()[0]
 
-    settings = AStarSearch(max_drop=0.005, slack=0.0, max_evaluations=240, max_open=2)
+    settings = over_heads(max_drop=0.005, constraint_slack=0.0, max_evaluations=240, max_open=2)
     tracemalloc.start()
     try:
         problem = SearchProblem(gains=(1.0,) * 30, measure=measure)

@@ -8,20 +8,19 @@ from torch import nn
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluation import lanes
+from hf_headprune.search.evaluation import screening
+from hf_headprune.search.evaluation.capabilities import ModelCapabilities
+from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.evaluation.lanes import (
+from hf_headprune.search.evaluation.layers import LayerStack
+from hf_headprune.search.evaluation.memory import StateMemory
+from hf_headprune.search.evaluation.screening import (
     bf16_is_faster,
     gains_by_half_precision,
     half_precision_twin,
     rough_band,
 )
-from hf_headprune.search.evaluation.layers import LayerStack
-from hf_headprune.search.evaluation.memory import StateMemory
-from hf_headprune.search.evaluation.probing import Probing
-from hf_headprune.search.evaluation.trials import Trials
 from hf_headprune.search.problem import ROUND_OFF, Question
-from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.answers import TIE_BAND
 from hf_headprune.tasks.registry import scoring_for
 from tests.support.classifiers import (
@@ -37,6 +36,7 @@ from tests.support.classifiers import (
     searched,
 )
 from tests.support.models import FAMILY_NAMES, SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
+from tests.support.searches import over_heads
 
 CLASSIFIERS = {
     "bert": classifier,
@@ -51,7 +51,7 @@ def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
     model = CLASSIFIERS[name]()
     batches = batches_of(decided(model, examples(40)))
     plain = ExampleEvaluator(model, batches)
-    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
+    fast = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4))
     rng = np.random.default_rng(0)
     full = PruningPlan.of(model)
     kinds = []
@@ -86,7 +86,7 @@ def test_what_stands_within_round_off_of_a_tie_is_decided_as_a_plain_evaluation_
         model.classifier.bias[1:] = model.classifier.bias[0]
     batches = batches_of([{**row, "label": i % 2} for i, row in enumerate(rows)], batch_size=13)
     plain = ExampleEvaluator(model, batches)
-    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=False))
+    fast = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4, bf16_screening=False))
     base = PruningPlan.of(model)
     margins = plain(base).margins
     for seed in range(4):
@@ -97,7 +97,7 @@ def test_what_stands_within_round_off_of_a_tie_is_decided_as_a_plain_evaluation_
 def test_early_verdicts_look_at_fewer_examples():
     model = classifier()
     batches = batches_of(decided(model, examples(64)))
-    fast = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
+    fast = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4))
     base = PruningPlan.of(model)
     margins, rng = fast(base).margins, np.random.default_rng(1)
     nothing = base.replace(kept_heads=dict.fromkeys(base.kept_heads, ()))
@@ -112,7 +112,9 @@ def test_early_verdicts_look_at_fewer_examples():
 
 def test_what_is_measured_to_the_end_is_no_estimate():
     model = classifier()
-    fast = ExampleEvaluator(model, batches_of(decided(model, examples(24))), probing=Probing(4, 4, tentative_share=1))
+    fast = ExampleEvaluator(
+        model, batches_of(decided(model, examples(24))), settings=EvaluatorSettings(4, 4, tentative_share=1)
+    )
     base = PruningPlan.of(model)
     margins = fast(base).margins
     assert fast.probe(base, Question(base, margins, margins, floor=0.9)).kind == "exact"
@@ -123,7 +125,7 @@ def test_a_floor_that_is_met_but_for_round_off_rejects_nothing():
     rows = [
         {**row, "label": (row["label"] + (i < 12)) % NUM_LABELS} for i, row in enumerate(decided(model, examples()))
     ]
-    fast = ExampleEvaluator(model, batches_of(rows), probing=Probing(batch_size=4))
+    fast = ExampleEvaluator(model, batches_of(rows), settings=EvaluatorSettings(batch_size=4))
     base = PruningPlan.of(model)
     whole = fast(base)
     for excess, kind in ((0.5, "exact"), (2.0, "bound")):
@@ -135,24 +137,25 @@ def test_a_floor_that_is_met_but_for_round_off_rejects_nothing():
 
 def test_a_confirmation_computes_only_the_examples_that_the_estimate_left_out():
     model = classifier()
-    fast = ExampleEvaluator(model, batches_of(decided(model, examples(64))), probing=Probing(batch_size=4))
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(64))), settings=EvaluatorSettings(batch_size=4))
     base = PruningPlan.of(model)
     margins = fast(base).margins
     question = Question(base, margins, margins, floor=0.5)
     estimate = fast.probe(base, question)
-    seen = fast._prober.examples_seen
+    seen = fast._stopper.examples_seen
     assert estimate.kind == "estimate"
     assert seen == (~np.isnan(estimate.margins)).sum()
     fast.probe(base, Question(base, margins, margins))
-    assert fast._prober.examples_seen == 64
+    assert fast._stopper.examples_seen == 64
 
 
-@pytest.mark.parametrize("cache_mib", [0, 0.002, 0.01, 64])
+@pytest.mark.parametrize("activation_cache_mib", [0, 0.002, 0.01, 64])
 def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
     model = classifier(num_hidden_layers=4)
     batches = batches_of(decided(model, examples(40)))
     roomy, bounded = (
-        ExampleEvaluator(model, batches, probing=Probing(batch_size=4, cache_mib=mib)) for mib in (64, cache_mib)
+        ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4, activation_cache_mib=mib))
+        for mib in (64, cache_mib)
     )
     rng = np.random.default_rng(2)
     base = PruningPlan.of(model)
@@ -165,22 +168,22 @@ def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
         np.testing.assert_array_equal(one.margins, other.margins)
         if turn % 4 == 3:
             base = plan
-    memory = bounded._prober.memory
+    memory = bounded._stopper.memory
     assert memory.peak_bytes <= cache_mib * 2**20
     assert (memory.peak_bytes > 0) == (cache_mib > 0)
-    assert roomy._prober.memory.peak_bytes > 0
+    assert roomy._stopper.memory.peak_bytes > 0
 
 
 def test_a_fresh_evaluator_measures_the_bits_of_one_that_has_measured_before():
     model = classifier()
     batches = batches_of(decided(model, examples(40)))
-    used = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
+    used = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4))
     base, rng = PruningPlan.of(model), np.random.default_rng(3)
     margins = used(base).margins
     for _ in range(10):
         plan = near(base, rng)
         question = asked(base, margins, rng, floor=0.8)
-        fresh = ExampleEvaluator(model, batches, probing=Probing(batch_size=4))
+        fresh = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4))
         np.testing.assert_array_equal(used.probe(plan, question).margins, fresh.probe(plan, question).margins)
 
 
@@ -199,7 +202,7 @@ def layers_run(model, call):
 
 def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
     model = classifier(num_hidden_layers=4)
-    fast = ExampleEvaluator(model, batches_of(decided(model, examples(40))), probing=Probing(batch_size=4))
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(40))), settings=EvaluatorSettings(batch_size=4))
     base = PruningPlan.of(model)
     margins = fast(base).margins
     fast.probe(base, Question(base, margins, margins))  # the first probe also tries what the model allows
@@ -251,7 +254,7 @@ def test_near_ties_are_decided_by_the_batches_given():
         model.classifier.weight[1] = model.classifier.weight[0]
         model.classifier.bias[1] = model.classifier.bias[0]
     dataset = [{**example, "label": index % 2} for index, example in enumerate(examples(40))]
-    evaluator = ExampleEvaluator(model, batches_of(dataset), probing=Probing(batch_size=4))
+    evaluator = ExampleEvaluator(model, batches_of(dataset), settings=EvaluatorSettings(batch_size=4))
     base, rng = PruningPlan.of(model), np.random.default_rng(6)
     margins = evaluator(base).margins
     assert (np.abs(margins) < 1e-4).any()
@@ -299,7 +302,7 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
 
 def plain_and_rounded(model, batches, **probing):
     """An evaluator that is only called, and one that probes with a twin in bf16."""
-    probing = Probing(batch_size=4, half_precision=True, **probing)
+    probing = EvaluatorSettings(batch_size=4, bf16_screening=True, **probing)
     return ExampleEvaluator(model, batches), ExampleEvaluator(model, batches, probing=probing)
 
 
@@ -307,7 +310,7 @@ def plain_and_rounded(model, batches, **probing):
 def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
     model = classifier()
     batches = batches_of(decided(model, examples(60)))
-    plain, rounded = plain_and_rounded(model, batches, cache_mib=0.5)
+    plain, rounded = plain_and_rounded(model, batches, activation_cache_mib=0.5)
     base, rng = PruningPlan.of(model), np.random.default_rng(11)
     margins = plain(base).margins
     kinds = []
@@ -328,7 +331,7 @@ def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
         exact = rounded.probe(plan, asked(base, margins, rng))
         assert (exact.kind, exact.metric) == ("exact", expected.metric)
     assert {"rejected", "estimate", "exact"} <= set(kinds)
-    assert rounded._prober.memory.peak_bytes <= 2**19
+    assert rounded._stopper.memory.peak_bytes <= 2**19
     assert next(model.parameters()).dtype == torch.float32
 
 
@@ -387,7 +390,7 @@ def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
     monkeypatch.setattr(
         "hf_headprune.search.evaluation.probing.TRUSTED", 1.0
     )  # of those turned; those moved too far are enough
-    monkeypatch.setattr("hf_headprune.search.evaluation.probing.half_precision_twin", wrong_twin)
+    monkeypatch.setattr("hf_headprune.search.evaluation.early_stop.half_precision_twin", wrong_twin)
     model = classifier()
     batches = batches_of(examples(60))
     plain, rounded = plain_and_rounded(model, batches)
@@ -405,7 +408,7 @@ def test_closed_units_are_taken_out_of_the_products_and_put_back(name, refits):
     model = CLASSIFIERS[name]()
     batches = batches_of(decided(model, examples(60)))
     plain = ExampleEvaluator(model, batches)
-    narrow = ExampleEvaluator(model, batches, probing=Probing(batch_size=4, half_precision=False))
+    narrow = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4, bf16_screening=False))
     base, rng = PruningPlan.of(model), np.random.default_rng(13)
     if refits:
         plain.use_refit(base, ffn=True)
@@ -435,7 +438,7 @@ def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_th
     def refuse(self, plan):
         raise RuntimeError("shape '[4, 8]' is invalid")
 
-    monkeypatch.setattr("hf_headprune.search.evaluation.narrowing.Narrowing.take_out", refuse)
+    monkeypatch.setattr("hf_headprune.search.evaluation.weight_slices.WeightSlices.take_out", refuse)
     model = classifier()
     batches = batches_of(decided(model, examples(60)))
     plain, evaluator = ExampleEvaluator(model, batches), ExampleEvaluator(model, batches)
@@ -447,39 +450,39 @@ def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_th
 def test_the_band_of_doubt_of_bf16_grows_with_the_margins_of_classes():
     margins = np.array([-3.0, 1.0, 1.0, 3.0], dtype=np.float32)
     classes, tags = (scoring_for(tiny_bert(f"{task}Classification")) for task in ("Sequence", "Token"))
-    assert rough_band(classes, margins) == pytest.approx(lanes.ROUGH_SHARE * 5**0.5)
+    assert rough_band(classes, margins) == pytest.approx(screening.ROUGH_SHARE * 5**0.5)
     assert rough_band(classes, 0.1 * margins) == pytest.approx(0.1 * rough_band(classes, margins))
     assert rough_band(classes, 0.0 * margins) == TIE_BAND
-    assert rough_band(tags, margins) == rough_band(tags, 0.1 * margins) == lanes.ROUGH_BAND
+    assert rough_band(tags, margins) == rough_band(tags, 0.1 * margins) == screening.ROUGH_BAND
 
 
 @pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.9, False), (2.0, False)])
 def test_bf16_counts_as_faster_where_the_fastest_product_clearly_is(monkeypatch, seconds, faster):
-    once = [1.0] * lanes.TRIES + [seconds, *[9.0] * (lanes.TRIES - 1)]  # a slow try is noise
+    once = [1.0] * screening.TRIES + [seconds, *[9.0] * (screening.TRIES - 1)]  # a slow try is noise
     ticks = iter([tick for duration in once for tick in (0.0, duration)])
-    monkeypatch.setattr(lanes.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(screening.time, "perf_counter", lambda: next(ticks))
     assert bf16_is_faster.__wrapped__(torch.device("cpu")) is faster
 
 
 def test_small_models_and_other_precisions_have_no_rounded_twin():
     model = classifier()
     assert not gains_by_half_precision(model)
-    for probing in (Probing(), Probing(half_precision=False)):
+    for probing in (EvaluatorSettings(), EvaluatorSettings(bf16_screening=False)):
         evaluator = ExampleEvaluator(model, batches_of(examples()), probing=probing)
         full = PruningPlan.of(model)
         evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
-        assert evaluator._prober._rough is None
+        assert evaluator._stopper._rough is None
     rounded = classifier().to(torch.bfloat16)
-    evaluator = ExampleEvaluator(rounded, batches_of(examples()), probing=Probing(half_precision=True))
+    evaluator = ExampleEvaluator(rounded, batches_of(examples()), settings=EvaluatorSettings(bf16_screening=True))
     evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
-    assert evaluator._prober._rough is None
+    assert evaluator._stopper._rough is None
 
 
 @pytest.mark.usefixtures("wide_band")
 def test_a_search_with_a_rounded_twin_returns_what_was_measured_exactly():
     model = classifier()
     dataset = decided(model, examples(60))
-    search = AStarSearch(max_evaluations=40, max_drop=0.2, half_precision=True)
+    search = over_heads(max_evaluations=40, max_drop=0.2, bf16_screening=True)
     found = searched(model, dataset, search)
     evaluator = ExampleEvaluator(model, batches_of(dataset))
     assert found.gain > 0
@@ -518,9 +521,9 @@ def test_a_head_that_reads_every_token_is_noticed():
     model = classifier()
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
     with torch.no_grad():
-        assert Trials(LayerStack(model)).reads_first_token(inputs)
+        assert ModelCapabilities(LayerStack(model)).reads_first_token(inputs)
         model.bert.pooler = MeanPooled(model.bert.pooler)
-        assert not Trials(LayerStack(model)).reads_first_token(inputs)
+        assert not ModelCapabilities(LayerStack(model)).reads_first_token(inputs)
     evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
     base, rng = PruningPlan.of(model), np.random.default_rng(9)
     plan = near(base, rng)
@@ -547,9 +550,9 @@ def test_layers_that_are_no_plain_list_are_noticed_and_measured_whole():
     layers[0], layers[1] = MixesLayers(layers[0], memory, reads=False), MixesLayers(layers[1], memory, reads=True)
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
     with torch.no_grad():
-        assert Trials(LayerStack(classifier())).is_resumable(inputs)
+        assert ModelCapabilities(LayerStack(classifier())).is_resumable(inputs)
         memory["first"] = torch.zeros(1)
-        assert not Trials(LayerStack(model)).is_resumable(inputs)
+        assert not ModelCapabilities(LayerStack(model)).is_resumable(inputs)
     evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
     base, rng = PruningPlan.of(model), np.random.default_rng(10)
     for _ in range(6):
@@ -563,7 +566,7 @@ def test_every_family_is_resumed_where_it_has_one_plain_list_of_layers(name):
     kind = {"num_labels": 3} if name not in SEQ2SEQ_NAMES else {}
     stack = LayerStack(family.make(**kind))
     with torch.no_grad():
-        assert Trials(stack).is_resumable(family.inputs()) == (name not in SEQ2SEQ_NAMES)
+        assert ModelCapabilities(stack).is_resumable(family.inputs()) == (name not in SEQ2SEQ_NAMES)
 
 
 def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
@@ -591,8 +594,8 @@ def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"cache_mib": -1},
-        {"cache_mib": "1"},
+        {"activation_cache_mib": -1},
+        {"activation_cache_mib": "1"},
         {"batch_size": 0},
         {"batch_size": 2.5},
         {"batch_size": True},
@@ -602,12 +605,14 @@ def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
     ],
 )
 def test_settings_out_of_range_are_refused(wrong):
-    Probing(cache_mib=0, batch_size=1, tentative_share=1)
-    with pytest.raises(InvalidSettingError, match="Probing: cache_mib must be at least 0"):
-        Probing(**wrong)
+    EvaluatorSettings(activation_cache_mib=0, batch_size=1, tentative_share=1)
+    with pytest.raises(InvalidSettingError, match="EvaluatorSettings: activation_cache_mib must be at least 0"):
+        EvaluatorSettings(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"half_precision": "no"}, {"share_processes": None}])
+@pytest.mark.parametrize("wrong", [{"bf16_screening": "no"}, {"share_processes": None}])
 def test_what_is_neither_true_nor_false_is_refused(wrong):
-    with pytest.raises(InvalidSettingError, match=f"Probing: half_precision must be .*{next(iter(wrong.values()))!r}"):
-        Probing(**wrong)
+    with pytest.raises(
+        InvalidSettingError, match=f"EvaluatorSettings: bf16_screening must be .*{next(iter(wrong.values()))!r}"
+    ):
+        EvaluatorSettings(**wrong)

@@ -14,11 +14,11 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement
-from hf_headprune.search.settings import AStarSearch
 from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, own_examples, searched
 from tests.support.models import tiny_bert, tiny_marian
+from tests.support.searches import Given, over_heads
 
-PROOF = AStarSearch(max_evaluations=None, max_drop=0.1)
+PROOF = over_heads(max_evaluations=None, max_drop=0.1)
 
 
 def brute_force(model, evaluator, start, max_drop):
@@ -76,16 +76,16 @@ def test_head_that_training_closed_is_restored_where_that_pays():
     def measure(plan):
         return Measurement(1.0 if plan == start or 0 in plan.kept_heads[second] else 0.0)
 
-    result = search_over_plans(anatomy, measure, PROOF, start=start)
+    result = search_over_plans(anatomy, Given(measure), PROOF, start=start)
     assert dict(result.plan.kept_heads) == {first: (), second: (0,)}
 
 
 @pytest.mark.parametrize(("objective", "unit"), [("heads", 1), ("parameters", 4 * 32 * 8 + 3 * 8), ("macs", None)])
 def test_gain_is_counted_in_what_the_objective_names(objective, unit):
     model = classifier()
-    chosen = AStarSearch(objective=objective, max_evaluations=1)
+    chosen = over_heads(objective=objective, max_evaluations=1)
     start = PruningPlan.of(model).replace(kept_heads={"encoder.layer.0.attention": [0]})
-    result = search_over_plans(anatomy_of(model), lambda plan: Measurement(1.0), chosen, start=start)
+    result = search_over_plans(anatomy_of(model), Given(lambda plan: Measurement(1.0)), chosen, start=start)
     per_head = unit or 4 * 128 * 32 * 8 + 2 * 128 * 128 * 8
     assert result.gain == 3 * per_head
     assert (result.objective, result.evaluations, result.optimality) == (objective, 1, "budget")
@@ -97,7 +97,7 @@ def test_heads_of_unequal_cost_are_weighed():
     result = search_over_plans(
         anatomy,
         MetricEvaluator(lambda: 1.0, model),
-        AStarSearch(objective="macs"),
+        over_heads(objective="macs"),
         head_scores=np.arange(anatomy.num_heads),
     )
     assert result.plan.num_kept_heads == 0
@@ -110,7 +110,7 @@ def test_head_scores_decide_what_is_tried_first():
     anatomy = anatomy_of(model)
     scores = np.array([9, 9, 9, 0, 1, 9, 9, 9.0])
     result = search_over_plans(
-        anatomy, lambda plan: Measurement(1.0), AStarSearch(max_evaluations=2), head_scores=scores
+        anatomy, Given(lambda plan: Measurement(1.0)), over_heads(max_evaluations=2), head_scores=scores
     )
     first, second = PruningPlan.of(model).kept_heads
     assert {(first, 3), (second, 0)} <= set(result.history[1].removed)
@@ -118,7 +118,7 @@ def test_head_scores_decide_what_is_tried_first():
 
 def test_result_is_written_as_json():
     model = classifier()
-    result = searched(model, own_examples(model), AStarSearch(max_evaluations=20, max_drop=0.1))
+    result = searched(model, own_examples(model), over_heads(max_evaluations=20, max_drop=0.1))
     content = json.loads(result.to_json())
     assert PruningPlan.from_json(json.dumps(content["plan"])) == result.plan
     assert PruningPlan.from_json(json.dumps(content["start"])) == PruningPlan.of(model)
@@ -132,7 +132,7 @@ def test_result_is_written_as_json():
 def test_killed_search_continues_and_a_changed_model_is_refused(tmp_path):
     model, path = classifier(), tmp_path / "search.jsonl"
     dataset = own_examples(model)
-    chosen = AStarSearch(max_evaluations=30, max_drop=0.1)
+    chosen = over_heads(max_evaluations=30, max_drop=0.1)
     whole = searched(model, dataset, chosen)
     first = searched(model, dataset, dataclasses.replace(chosen, max_evaluations=11), journal=str(path))
     assert first.evaluations == 11
@@ -150,7 +150,7 @@ def test_start_and_scores_of_another_model_are_refused():
     anatomy = anatomy_of(classifier())
     with pytest.raises(InvalidPlanError, match="does not fit"):
         search_over_plans(
-            anatomy, lambda plan: Measurement(1.0), PROOF, start=PruningPlan.of(tiny_bert(num_hidden_layers=1))
+            anatomy, Given(lambda plan: Measurement(1.0)), PROOF, start=PruningPlan.of(tiny_bert(num_hidden_layers=1))
         )
     with pytest.raises(InvalidSettingError, match=r"scores must be 8 finite numbers, received shape \(2, 4\)"):
-        search_over_plans(anatomy, lambda plan: Measurement(1.0), PROOF, head_scores=np.zeros((2, 4)))
+        search_over_plans(anatomy, Given(lambda plan: Measurement(1.0)), PROOF, head_scores=np.zeros((2, 4)))

@@ -9,7 +9,6 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.astar import search
 from hf_headprune.search.bounds import ExactGains, sets_by_gain
 from hf_headprune.search.problem import GainTable, Measurement, SearchProblem, units_of
-from hf_headprune.search.settings import AStarSearch
 from tests.support.search_problems import (
     PROOF,
     Killed,
@@ -19,8 +18,9 @@ from tests.support.search_problems import (
     table_problem,
     with_probe,
 )
+from tests.support.searches import over_heads
 
-LIMITED = AStarSearch(max_evaluations=60, max_drop=0.05)
+LIMITED = over_heads(max_evaluations=60, max_drop=0.05)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -76,7 +76,7 @@ def test_an_estimate_that_does_not_hold_never_becomes_the_result():
         return Measurement(1.0, np.full(20, np.nan), kind="estimate")  # always too hopeful
 
     problem = SearchProblem((1.0,) * 8, measure, probe=probe)
-    result = search(problem, AStarSearch(max_drop=0.1, max_evaluations=60))
+    result = search(problem, over_heads(max_drop=0.1, max_evaluations=60))
     assert result.gain == 2.0
     assert result.measurement.kind == "exact"
     assert result.measurement.metric == 0.9
@@ -93,8 +93,8 @@ def test_a_measurement_that_must_be_exact_and_is_not_is_refused():
 
 @pytest.mark.parametrize("kill_at", [0, 1, 5, 11, 17, 23, 29, 36])
 def test_a_search_killed_at_any_measurement_ends_with_the_same_answer(tmp_path, kill_at):
-    problem = dataclasses.replace(with_probe(margin_problem(5, 12)), scores=np.arange(12.0))
-    chosen = AStarSearch(max_evaluations=36, max_drop=0.05)
+    problem = dataclasses.replace(with_probe(margin_problem(5, 12)), order=tuple(range(12)))
+    chosen = over_heads(max_evaluations=36, max_drop=0.05)
     path = tmp_path / "search.jsonl"
     whole = search(problem, chosen)
     killed, resumed = Killed(None, kill_at), Killed(None)
@@ -108,7 +108,7 @@ def test_a_search_killed_at_any_measurement_ends_with_the_same_answer(tmp_path, 
     assert result.measurement.metric == whole.measurement.metric
     counted = Killed(None)
     search(counted.of(problem), chosen)
-    assert len(killed.calls) + len(resumed.calls) == len(counted.calls)
+    assert 0 <= len(killed.calls) + len(resumed.calls) - len(counted.calls) <= 2  # the start and the best once more
 
 
 def test_progress_tells_the_rate_and_what_remains():
@@ -176,9 +176,9 @@ def test_a_group_goes_in_one_step_where_its_parts_alone_do_not():
 
     group = frozenset(range(0, 14, 2))
     problem = SearchProblem((1.0,) * 30, measure, groups=(group,))
-    result = search(problem, AStarSearch(max_evaluations=100))
+    result = search(problem, over_heads(max_evaluations=100))
     assert result.removed == group
-    alone = search(dataclasses.replace(problem, groups=()), AStarSearch(max_evaluations=100))
+    alone = search(dataclasses.replace(problem, groups=()), over_heads(max_evaluations=100))
     assert alone.removed == frozenset()
 
 

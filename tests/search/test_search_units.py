@@ -12,14 +12,15 @@ from hf_headprune.cost import cost_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
-from hf_headprune.search.plans import search_over_plans
+from hf_headprune.search.latency import latency_gains
+from hf_headprune.search.plans import order_by_costs, search_over_plans
 from hf_headprune.search.problem import Measurement
-from hf_headprune.search.settings import AStarSearch
-from hf_headprune.search.units import latency_gains, layers_of, plan_without, removed_at, units_of_search
+from hf_headprune.search.units import layers_of, plan_without, removed_at, units_of_search
 from tests.support.classifiers import batches_of, classifier, examples, own_examples, searched
 from tests.support.models import tiny_marian
+from tests.support.searches import Given, changed, over_heads
 
-BOTH = AStarSearch(units=("heads", "ffn"), objective="parameters", ffn_chunk=32, max_drop=0.1)
+BOTH = over_heads(units=("heads", "ffn"), objective="parameters", ffn_chunk=32, max_drop=0.1)
 ALL = dataclasses.replace(BOTH, units=("heads", "ffn", "layers"))
 LAYERS = dataclasses.replace(BOTH, units=("layers",))
 
@@ -28,22 +29,59 @@ def everything(plan):
     return Measurement(1.0)
 
 
-def scores_of(plan, seed=0):
-    rng = np.random.default_rng(seed)
-    return {site: rng.permutation(units).astype(float) for site, units in plan.num_ffn.items()}
+def some_order(plan, seed=0, width=32):
+    """Chunks of the FFN units that a plan keeps, drawn at random."""
+    rng, order = np.random.default_rng(seed), []
+    for site, kept in plan.kept_ffn.items():
+        left = rng.permutation(kept).tolist()
+        while left:
+            count = len(left) % width or width
+            order.append((site, tuple(left[:count])))
+            left = left[count:]
+    return order
 
 
-def test_chunks_are_formed_in_the_order_of_importance():
+def test_chunks_are_what_the_order_removes_together():
     anatomy = anatomy_of(classifier())
     full = PruningPlan.full(anatomy)
-    scores = scores_of(full)
-    units = units_of_search(anatomy, full, dataclasses.replace(BOTH, units=("ffn",)), scores)
-    assert len(units) == 4
-    for site in full.num_ffn:
-        first, second = (part for (part,) in units if part.site == site)
-        assert (first.index, second.index) == (0, 1)
-        assert max(scores[site][list(first.indices)]) < min(scores[site][list(second.indices)])
-        assert sorted(first.indices + second.indices) == list(range(64))
+    order = some_order(full)
+    units = units_of_search(anatomy, full, dataclasses.replace(BOTH, units=("ffn",)), order)
+    assert [(part.site, part.indices) for (part,) in units] == [(site, tuple(sorted(them))) for site, them in order]
+    assert [part.index for (part,) in units] == [0, 1, 0, 1]
+
+
+def test_an_order_that_splits_what_is_removed_together_is_refused():
+    anatomy = anatomy_of(classifier())
+    site = anatomy.attention_sites[0].name
+    with pytest.raises(InvalidSettingError, match=r"one head or one chunk, received \(0, 1\) of encoder"):
+        search_over_plans(anatomy, Given(everything), BOTH, order=[(site, (0, 1))])
+
+
+@pytest.mark.parametrize("chosen", [BOTH, ALL])
+def test_the_first_answers_follow_the_order(chosen):
+    anatomy = anatomy_of(classifier())
+    full = PruningPlan.full(anatomy)
+    heads_first = [(site.name, (head,)) for site in anatomy.attention_sites for head in range(4)]
+    order = [*heads_first[::-1], *some_order(full)]
+    result = search_over_plans(anatomy, Given(everything), dataclasses.replace(chosen, max_evaluations=2), order=order)
+    removed = result.plan_of(result.history[1])
+    gone = {(site, unit) for site in full.num_heads for unit in range(4) if unit not in removed.kept_heads[site]}
+    assert gone == {(site, unit) for site, (unit,) in order[: len(gone)]}
+    assert len(gone) == 6
+    assert removed.kept_ffn == full.kept_ffn
+
+
+def test_without_an_order_costs_decide_it_and_whole_layers_stand_at_their_mean():
+    model = classifier(num_hidden_layers=3)
+    anatomy, evaluator = anatomy_of(model), ExampleEvaluator(model, batches_of(own_examples(model)))
+    order = order_by_costs(evaluator.use_refit(PruningPlan.full(anatomy), ffn=True), PruningPlan.of(model), BOTH)
+    assert sorted(len(units) for _, units in order) == [1] * 12 + [32] * 6
+    layers = list(layers_of(anatomy).values())
+    means = [np.mean([place for place, (site, _) in enumerate(order) if site in sites]) for sites in layers]
+    result = search_over_plans(anatomy, evaluator, dataclasses.replace(LAYERS, max_drop=0.99, max_evaluations=2))
+    assert {site for site, _ in result.history[1].removed} == {
+        site for layer in np.argsort(means)[:2] for site in layers[layer]
+    }
 
 
 @pytest.mark.parametrize("kept", [0, 1, 20, 32, 50, 63, 64])
@@ -52,7 +90,7 @@ def test_a_start_that_removes_ffn_units_splits_no_chunk(kept):
     site = anatomy.ffn_sites[0].name
     chosen = np.random.default_rng(kept).permutation(64)[:kept].tolist()
     start = PruningPlan.full(anatomy).replace(kept_ffn={site: chosen})
-    units = units_of_search(anatomy, start, BOTH, scores_of(start))
+    units = units_of_search(anatomy, start, BOTH, some_order(start))
     removed = removed_at(start, units)
     assert plan_without(start, units, removed) == start
     assert plan_without(start, units, ()) == PruningPlan.full(anatomy)
@@ -79,7 +117,7 @@ def test_gain_is_what_the_plan_costs_less(chosen):
     def measure(plan):
         return Measurement(1.0 if len(plan.kept_heads[keep]) == 4 else 0.0)
 
-    result = search_over_plans(anatomy, measure, dataclasses.replace(chosen, max_evaluations=60))
+    result = search_over_plans(anatomy, Given(measure), dataclasses.replace(chosen, max_evaluations=60))
     assert result.plan.num_removed_heads >= 4
     assert result.plan.num_removed_ffn > 0
     before, after = (cost_of(plan, anatomy, seq_len=128) for plan in (result.start, result.plan))
@@ -95,8 +133,8 @@ def test_gain_is_what_the_plan_costs_less(chosen):
 @pytest.mark.parametrize("lengths", [{}, {"seq_len": 8}, {"seq_len": 512}, {"seq_len": 8, "target_len": 300}])
 def test_macs_are_those_of_the_lengths_asked_for(lengths):
     anatomy = anatomy_of(tiny_marian())
-    chosen = dataclasses.replace(BOTH, objective="macs", max_evaluations=40, **lengths)
-    result = search_over_plans(anatomy, everything, chosen)
+    chosen = changed(BOTH, objective="macs", max_evaluations=40, **lengths)
+    result = search_over_plans(anatomy, Given(everything), chosen)
     asked = {"seq_len": 128, **lengths}
     full = cost_of(result.start, anatomy, **asked).macs
     assert len({step.gain for step in result.history}) > 5
@@ -114,7 +152,7 @@ def test_what_is_not_alive_is_never_put_back(chosen):
         else alive.replace(kept_heads={attention.name: [2]}, kept_ffn={ffn.name: range(50)[10:42]})
     )
     result = search_over_plans(
-        anatomy, everything, dataclasses.replace(chosen, max_evaluations=100), start=start, alive=alive
+        anatomy, Given(everything), dataclasses.replace(chosen, max_evaluations=100), start=start, alive=alive
     )
     plans = [result.plan_of(step) for step in result.history]
     assert plans[0] == start
@@ -129,17 +167,17 @@ def test_a_start_that_keeps_what_is_not_alive_is_refused():
     anatomy = anatomy_of(classifier())
     alive = PruningPlan.full(anatomy).replace(kept_heads={anatomy.attention_sites[1].name: [1, 2]})
     with pytest.raises(InvalidSettingError, match=r"received less at \['encoder.layer.1.attention'\]"):
-        search_over_plans(anatomy, everything, BOTH, alive=alive)
+        search_over_plans(anatomy, Given(everything), BOTH, alive=alive)
 
 
 def test_whole_layers_alone_go_or_stay_as_a_whole():
     model = classifier(num_hidden_layers=3)
-    result = search_over_plans(anatomy_of(model), everything, dataclasses.replace(LAYERS, max_evaluations=None))
+    result = search_over_plans(anatomy_of(model), Given(everything), dataclasses.replace(LAYERS, max_evaluations=None))
     assert result.evaluations <= 8
     assert result.plan.num_kept_heads == result.plan.num_kept_ffn == 0
     partly = result.start.replace(kept_heads={next(iter(result.start.kept_heads)): [0]})
     with pytest.raises(InvalidSettingError, match="must keep or remove each searched layer wholly"):
-        search_over_plans(anatomy_of(model), everything, LAYERS, start=partly)
+        search_over_plans(anatomy_of(model), Given(everything), LAYERS, start=partly)
 
 
 def test_heads_alone_leave_the_ffn_and_chunks_alone_the_heads():
@@ -148,10 +186,10 @@ def test_heads_alone_leave_the_ffn_and_chunks_alone_the_heads():
     start = PruningPlan.full(anatomy).replace(
         kept_heads={anatomy.attention_sites[0].name: [0, 2]}, kept_ffn={anatomy.ffn_sites[0].name: range(10)}
     )
-    heads = search_over_plans(anatomy, everything, AStarSearch(), start=start)
+    heads = search_over_plans(anatomy, Given(everything), over_heads(), start=start)
     assert heads.plan.kept_ffn == start.kept_ffn
     assert heads.plan.num_kept_heads == 0
-    ffn = search_over_plans(anatomy, everything, dataclasses.replace(BOTH, units=("ffn",)), start=start)
+    ffn = search_over_plans(anatomy, Given(everything), dataclasses.replace(BOTH, units=("ffn",)), start=start)
     assert ffn.plan.kept_heads == start.kept_heads
     assert ffn.plan.num_kept_ffn == 0
     assert [found.plan_of(found.history[0]) for found in (heads, ffn)] == [start, start]
@@ -164,7 +202,8 @@ def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
     result = searched(model, dataset, chosen)
     anatomy = anatomy_of(model)
     evaluator = ExampleEvaluator(model, batches_of(dataset))
-    units = units_of_search(anatomy, result.start, chosen, evaluator.ffn_importance(result.start))
+    order = [(site, chunk) for site, chunks in result.ffn_chunks.items() for chunk in chunks]
+    units = units_of_search(anatomy, result.start, chosen, order)
     assert len(units) == 6
     plans = [
         plan_without(result.start, units, removed)
@@ -183,28 +222,14 @@ def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
     }
 
 
-# --- importance and effects ---
-
-
-def test_ffn_importance_is_the_mean_square_of_the_slope_of_the_loss():
-    model = classifier().double()
-    batches = batches_of(examples(6), batch_size=1)
-    evaluator = ExampleEvaluator(model, batches)
-    full = PruningPlan.of(model)
-    importance = evaluator.ffn_importance(full)
-    units = units_of_search(anatomy_of(model), full, dataclasses.replace(BOTH, units=("ffn",)), None)
-    site = units[0][0].site
-    single = [(dataclasses.replace(units[0][0], indices=(unit,)),) for unit in range(3)]
-    slopes = evaluator.unit_effects(full, single, of="loss")
-    np.testing.assert_allclose(importance[site][:3], (slopes**2).mean(axis=1), rtol=1e-5)
-    assert {name: scores.shape for name, scores in importance.items()} == dict.fromkeys(full.num_ffn, (64,))
+# --- effects ---
 
 
 def test_effect_of_a_chunk_is_the_sum_of_those_of_its_units():
     model = classifier()
     evaluator = ExampleEvaluator(model, batches_of(examples()))
     full = PruningPlan.of(model)
-    units = units_of_search(anatomy_of(model), full, BOTH, scores_of(full))
+    units = units_of_search(anatomy_of(model), full, BOTH, some_order(full))
     effects = evaluator.unit_effects(full, units)
     assert effects.shape == (8 + 4, 24)
     chunk = units[-1][0]
@@ -224,28 +249,28 @@ def table(anatomy, head_ms=(1.0, 1.0, 2.0, 2.0, 3.0), chunk_ms=(0.5, 2.0, 4.0)):
 
 def test_latency_counts_what_was_measured_for_the_units_kept():
     anatomy = anatomy_of(classifier())
-    latency = AStarSearch(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=table(anatomy))
+    latency = over_heads(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=table(anatomy))
     first = anatomy.attention_sites[0].name
 
     def measure(plan):  # of the first site two heads have to stay
         return Measurement(1.0 if len(plan.kept_heads[first]) >= 2 else 0.0)
 
-    result = search_over_plans(anatomy, measure, dataclasses.replace(latency, max_evaluations=200))
+    result = search_over_plans(anatomy, Given(measure), dataclasses.replace(latency, max_evaluations=200))
     assert result.gain == (3.0 - 2.0) + (3.0 - 1.0) + 2 * (4.0 - 0.5)
     for step in result.history:
         plan = result.plan_of(step)
-        ms = sum(latency.latency_ms[site][len(kept)] for site, kept in plan.kept_heads.items())
-        ms += sum(latency.latency_ms[site][len(kept)] for site, kept in plan.kept_ffn.items())
+        measured = latency.tuning.latency_ms
+        ms = sum(measured[site][len(kept)] for site, kept in [*plan.kept_heads.items(), *plan.kept_ffn.items()])
         assert step.gain == pytest.approx(2 * 3.0 + 2 * 4.0 - ms)
 
 
 def test_units_of_which_a_table_says_that_they_take_no_time_are_searched_last():
     anatomy = anatomy_of(classifier())
     flat = {site: dict.fromkeys(ms, 1.0) | {max(ms): 3.0} for site, ms in table(anatomy).items()}
-    chosen = AStarSearch(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=flat, max_evaluations=20)
+    chosen = over_heads(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=flat, max_evaluations=20)
     first = anatomy.attention_sites[0].name
     start = PruningPlan.full(anatomy).replace(kept_heads={first: [1]})  # one head takes what none takes
-    result = search_over_plans(anatomy, everything, chosen, start=start, alive=start)
+    result = search_over_plans(anatomy, Given(everything), chosen, start=start, alive=start)
     assert result.gain == pytest.approx(3 * (3.0 - 1.0))
     assert {step.gain for step in result.history} <= {0.0, 2.0, 4.0, 6.0}
 
@@ -276,62 +301,65 @@ def test_latency_between_measured_numbers_of_units_is_interpolated():
 )
 def test_a_table_that_does_not_fit_the_search_is_refused(change, message):
     anatomy = anatomy_of(classifier())
-    chosen = AStarSearch(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=table(anatomy))
-    search_over_plans(anatomy, everything, chosen)
+    chosen = over_heads(units=("heads", "ffn"), objective="latency", ffn_chunk=32, latency_ms=table(anatomy))
+    search_over_plans(anatomy, Given(everything), chosen)
     with pytest.raises(InvalidSettingError, match=message):
-        search_over_plans(anatomy, everything, dataclasses.replace(chosen, latency_ms=change(chosen.latency_ms)))
+        search_over_plans(anatomy, Given(everything), changed(chosen, latency_ms=change(chosen.tuning.latency_ms)))
 
 
 def test_latency_of_layers_needs_them_as_steps():
     anatomy = anatomy_of(classifier())
-    chosen = AStarSearch(units=("layers",), objective="latency", latency_ms=table(anatomy))
+    chosen = over_heads(units=("layers",), objective="latency", latency_ms=table(anatomy))
     with pytest.raises(InvalidSettingError, match="must lie in one site each, received whole layers"):
-        search_over_plans(anatomy, everything, chosen)
+        search_over_plans(anatomy, Given(everything), chosen)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "setting"),
+    ("wrong", "message"),
     [
-        ({"units": ("heads", "ffn")}, "units"),
-        ({"units": ("heads", "layers"), "objective": "macs"}, "units"),
-        ({"units": ()}, "units"),
-        ({"seq_len": 64}, "seq_len"),
-        ({"seq_len": 0, "objective": "macs"}, "seq_len"),
-        ({"target_len": 128}, "target_len"),
-        ({"target_len": 0, "objective": "macs"}, "target_len"),
-        ({"ffn_chunk": 48}, "ffn_chunk"),
-        ({"ffn_chunk": 0}, "ffn_chunk"),
-        ({"objective": "latency"}, "latency_ms"),
-        ({"latency_ms": {"a": {0: 0.0, 4: 1.0}}}, "latency_ms"),
-        ({"objective": "latency", "latency_ms": {"a": (0.0, 1.0)}}, "latency_ms"),
-        ({"objective": "latency", "latency_ms": {"a": {"none": 0.0}}}, "latency_ms"),
-        ({"objective": "latency", "latency_ms": {"a": {0: float("nan")}}}, "latency_ms"),
-        ({"cache_mib": -1}, "cache_mib"),
+        ({"units": ("heads", "ffn")}, "AStarSearch: units must be"),
+        ({"units": ("heads", "layers"), "objective": "macs"}, "AStarSearch: units must be"),
+        ({"units": ()}, "AStarSearch: units must be"),
+        ({"seq_len": 64}, "received seq_len 64, target_len None and no table"),
+        ({"seq_len": 0, "objective": "macs"}, "SearchTuning: seq_len must be"),
+        ({"target_len": 128}, "received seq_len 128, target_len 128 and no table"),
+        ({"target_len": 0, "objective": "macs"}, "SearchTuning: target_len must be"),
+        ({"ffn_chunk": 48}, "SearchTuning: ffn_chunk must be"),
+        ({"ffn_chunk": 0}, "SearchTuning: ffn_chunk must be"),
+        ({"objective": "latency"}, "objective='latency'.*and no table"),
+        ({"latency_ms": {"a": {0: 0.0, 4: 1.0}}}, "objective='heads'.*and a table"),
+        ({"objective": "latency", "latency_ms": {"a": (0.0, 1.0)}}, "SearchTuning: latency_ms must be"),
+        ({"objective": "latency", "latency_ms": {"a": {"none": 0.0}}}, "SearchTuning: latency_ms must be"),
+        ({"objective": "latency", "latency_ms": {"a": {0: float("nan")}}}, "SearchTuning: latency_ms must be"),
+        ({"activation_cache_mib": -1}, "SearchTuning: activation_cache_mib must be"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(wrong, setting):
-    with pytest.raises(InvalidSettingError, match=f"AStarSearch: {setting} must be"):
-        AStarSearch(**wrong)
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ({"head_scores": np.zeros(3)}, "head_scores must be 8 finite numbers"),
-        ({"ffn_scores": {}}, "ffn_scores must hold 64 finite numbers"),
-    ],
-)
-def test_scores_of_another_model_are_refused(scores, message):
+def test_settings_that_contradict_each_other_are_refused(wrong, message):
     with pytest.raises(InvalidSettingError, match=message):
-        search_over_plans(anatomy_of(classifier()), everything, BOTH, **scores)
+        over_heads(**wrong)
 
 
-def test_scores_of_heads_and_ffn_units_order_both_kinds():
+def test_scores_of_another_model_are_refused():
+    with pytest.raises(InvalidSettingError, match="head_scores must be 8 finite numbers"):
+        search_over_plans(anatomy_of(classifier()), Given(everything), BOTH, head_scores=np.zeros(3))
+
+
+def test_scores_of_heads_decide_among_heads_and_chunks_keep_their_places():
     anatomy = anatomy_of(classifier())
-    ffn = {site.name: np.arange(64.0) for site in anatomy.ffn_sites}
-    chosen = dataclasses.replace(BOTH, max_evaluations=2)
-    result = search_over_plans(anatomy, everything, chosen, head_scores=np.arange(8.0), ffn_scores=ffn)
-    first, second = anatomy.attention_sites
-    removed = set(result.history[1].removed)
-    assert {(first.name, 0), (first.name, 1), (anatomy.ffn_sites[0].name, 0)} <= removed
-    assert (second.name, 3) not in removed
+    full = PruningPlan.full(anatomy)
+    chunks = some_order(full)
+    listed = [(site.name, (head,)) for site in anatomy.attention_sites for head in range(4)]
+    order = [chunks[0], *listed[:4], chunks[1], *listed[4:], *chunks[2:]]
+    scores = np.random.default_rng(0).permutation(8)
+    result = search_over_plans(
+        anatomy,
+        Given(everything),
+        dataclasses.replace(BOTH, max_evaluations=2),
+        order=order,
+        head_scores=scores,
+    )
+    removed = result.plan_of(result.history[1])
+    gone = [listed[place] for place in np.argsort(scores)[:4]]
+    assert all(unit not in removed.kept(site) for site, (unit,) in gone)
+    assert not set(removed.kept(chunks[0][0])) & {*chunks[0][1], *chunks[1][1]}
+    assert removed.num_removed_heads == 4

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_headprune import AStarSearch, LatencySettings, PruningPlan, measure_latency_table, search_plan
+from hf_headprune import LatencySettings, PruningPlan, measure_latency_table, search_plan
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.shrink.latency_table import _spread
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.classifiers import NUM_LABELS, own_examples
 from tests.support.models import tiny_bert, tiny_marian
+from tests.support.searches import settings
 
 QUICK = LatencySettings(batch_size=2, seq_len=16, runs=5, max_seconds=0.1)
 
@@ -29,9 +30,9 @@ def test_table_holds_every_block_and_searches_its_model():
         ms = table[site.name]
         assert ms[0] == 0 < ms[site.units // 2] < ms[site.units]
     table = json.loads(json.dumps(table))  # as a script keeps it beside the journal
-    search = AStarSearch(units=("ffn",), objective="latency", latency_ms=table, max_drop=0.9, max_evaluations=20)
+    search = settings(units=("ffn",), objective="latency", latency_ms=table, max_drop=0.9, max_evaluations=20)
     result = search_plan(model, own_examples(model), search=search, progress=False).search
-    table = search.latency_ms
+    table = search.tuning.latency_ms
     left = sum(table[site][len(kept)] for site, kept in result.plan.kept_ffn.items() if len(kept) in table[site])
     assert result.gain == pytest.approx(sum(table[site.name][site.units] for site in anatomy.ffn_sites) - left)
 

@@ -84,8 +84,8 @@ def own_examples(model):
     return decided(model, examples())
 
 
-def searched(model, dataset, search, *, metric=None, probing=None, calibration=None, **arguments):
+def searched(model, dataset, search, *, metric=None, settings=None, calibration=None, **arguments):
     """What a search of a model over its own examples finds."""
-    evaluator = ExampleEvaluator(model, batches_of(dataset), metric=metric, probing=probing, calibration=calibration)
+    evaluator = ExampleEvaluator(model, batches_of(dataset), metric=metric, settings=settings, calibration=calibration)
     arguments = {"fingerprint": evaluator.fingerprint(), **arguments}
     return search_over_plans(anatomy_of(model), evaluator, search, **arguments)

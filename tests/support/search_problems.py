@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 
 from hf_headprune.search.problem import Measurement, SearchProblem
-from hf_headprune.search.settings import AStarSearch
+from tests.support.searches import over_heads
 
-PROOF = AStarSearch(max_evaluations=None, max_drop=0.1, slack=0.1)
+PROOF = over_heads(max_evaluations=None, max_drop=0.1, constraint_slack=0.1)
 
 
 def all_sets(num_units):
@@ -27,7 +27,7 @@ def brute_force(problem, max_drop):
     return max(exact_gain(problem.gains, s) for s in feasible)
 
 
-def table_problem(seed, num_units, *, heredity, gains=None, start=frozenset(), with_scores=False):
+def table_problem(seed, num_units, *, heredity, gains=None, start=frozenset(), with_order=False):
     """A random set function over 20 examples, given by a table; hereditary where every unit's damage is monotone."""
     rng = np.random.default_rng(seed)
     if heredity:
@@ -38,9 +38,9 @@ def table_problem(seed, num_units, *, heredity, gains=None, start=frozenset(), w
             right[s] = max(0, below - int(harm[s]))
     else:
         right = {s: int(rng.integers(10, 21)) for s in all_sets(num_units)}
-    scores = rng.normal(size=num_units) if with_scores else None
+    order = tuple(rng.permutation(num_units).tolist()) if with_order else None
     gains = gains or (1.0,) * num_units
-    return SearchProblem(gains, lambda s: Measurement(right[s] / 20), start, scores, fingerprint=str(seed))
+    return SearchProblem(gains, lambda s: Measurement(right[s] / 20), start, order, fingerprint=str(seed))
 
 
 def margin_problem(seed, num_units, num_examples=40):

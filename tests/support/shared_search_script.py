@@ -9,9 +9,9 @@ import torch
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
+from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
-from hf_headprune.search.evaluation.leading import lead_or_follow
-from hf_headprune.search.evaluation.probing import Probing
+from hf_headprune.search.evaluation.rank_zero import lead_or_follow
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.settings import AStarSearch
 from tests.support.classifiers import batches_of, classifier, decided, examples
@@ -21,9 +21,9 @@ SETTINGS = AStarSearch(max_evaluations=30, max_drop=0.1)
 
 def evaluator_of(model, *, batch_size=7):
     """An evaluator that shares its batches wherever there are several processes."""
-    probing = Probing(batch_size=4, share_processes=True)
+    settings = EvaluatorSettings(batch_size=4, share_processes=True)
     batches = batches_of(decided(model, examples(60)), batch_size=batch_size)
-    evaluator = ExampleEvaluator(model, batches, probing=probing)
+    evaluator = ExampleEvaluator(model, batches, settings=settings)
     evaluator.use_refit(PruningPlan.of(model))
     return evaluator
 

@@ -11,10 +11,9 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import masked
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
+from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
-from hf_headprune.search.evaluation.probing import Probing
 from hf_headprune.search.problem import Question
-from hf_headprune.search.settings import AStarSearch
 from hf_headprune.search.units import Part
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.question_answering import SpanScoring
@@ -23,6 +22,7 @@ from hf_headprune.tasks.token_classification import TokenScoring
 from tests.search.test_probing import wrong_twin
 from tests.support.classifiers import classifier, decisive, random_plan
 from tests.support.models import tiny_bert, tiny_distilbert, tiny_marian
+from tests.support.searches import over_heads, settings
 
 NUM_TAGS = 4
 LONGEST = SpanScoring().longest_answer
@@ -160,11 +160,13 @@ def test_the_metric_is_that_of_one_example_after_the_other(name):
 
 
 def test_where_a_twin_in_bf16_turns_tags_it_was_sure_of_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 4.0)
-    monkeypatch.setattr("hf_headprune.search.evaluation.probing.half_precision_twin", wrong_twin)
+    monkeypatch.setattr("hf_headprune.search.evaluation.screening.rough_band", lambda *_: 4.0)
+    monkeypatch.setattr("hf_headprune.search.evaluation.early_stop.half_precision_twin", wrong_twin)
     model, dataset, _ = task("accuracy")
     plain = ExampleEvaluator(model, batches_of(model, dataset))
-    rounded = ExampleEvaluator(model, batches_of(model, dataset), probing=Probing(batch_size=4, half_precision=True))
+    rounded = ExampleEvaluator(
+        model, batches_of(model, dataset), settings=EvaluatorSettings(batch_size=4, bf16_screening=True)
+    )
     plan, margins = random_plan(model, 0), plain(PruningPlan.of(model)).margins
     found = rounded.probe(plan, Question(PruningPlan.of(model), margins, margins))
     np.testing.assert_allclose(found.margins, plain(plan).margins, rtol=1e-4, atol=1e-4)
@@ -176,7 +178,9 @@ def test_probes_have_the_verdicts_of_whole_evaluations(name, cache_mib):
     model, dataset, _ = task(name)
     batches = batches_of(model, dataset)
     plain = ExampleEvaluator(model, batches, metric=name)
-    fast = ExampleEvaluator(model, batches, metric=name, probing=Probing(batch_size=4, cache_mib=cache_mib))
+    fast = ExampleEvaluator(
+        model, batches, metric=name, settings=EvaluatorSettings(batch_size=4, activation_cache_mib=cache_mib)
+    )
     rng, kinds = np.random.default_rng(0), []
     base = PruningPlan.of(model)
     reference = plain(base)
@@ -195,7 +199,7 @@ def test_probes_have_the_verdicts_of_whole_evaluations(name, cache_mib):
         assert (exact.kind, exact.metric) == ("exact", expected.metric)
         base, reference = (plan, expected) if seed % 4 == 0 else (base, reference)
     assert "bound" in kinds
-    memory = fast._prober.memory
+    memory = fast._stopper.memory
     assert memory.peak_bytes <= cache_mib * 2**20
     assert (memory.peak_bytes > 0) == (cache_mib > 0 and name != "likelihood")
 
@@ -208,7 +212,9 @@ def test_an_estimate_weighs_an_example_by_its_tags():
         answered = [model(input_ids=torch.tensor([row])).logits[0].argmax(-1) for row in rows]
     labels = [((tags + (i < 8)) % NUM_TAGS).tolist() for i, tags in enumerate(answered)]  # of short ones all wrong
     dataset = [{"input_ids": ids, "labels": gold} for ids, gold in zip(rows, labels, strict=True)]
-    evaluator = ExampleEvaluator(model, batches_of(model, dataset), probing=Probing(batch_size=4, half_precision=False))
+    evaluator = ExampleEvaluator(
+        model, batches_of(model, dataset), settings=EvaluatorSettings(batch_size=4, bf16_screening=False)
+    )
     base = PruningPlan.of(model)
     margins = evaluator(base).margins
     found = evaluator.probe(base, Question(base, margins, margins, floor=0.8))
@@ -222,7 +228,7 @@ def test_tied_spans_are_decided_by_the_batches_given():
     with torch.no_grad():
         model.qa_outputs.weight.zero_()  # every span of a window scores the same
         model.qa_outputs.weight[0] = 1e-5
-    evaluator = ExampleEvaluator(model, batches_of(model, dataset), probing=Probing(batch_size=4))
+    evaluator = ExampleEvaluator(model, batches_of(model, dataset), settings=EvaluatorSettings(batch_size=4))
     base = PruningPlan.of(model)
     margins = evaluator(base).margins
     for seed in range(6):
@@ -281,7 +287,7 @@ def test_tokens_that_tie_are_no_certain_errors():
     with torch.no_grad():
         model.classifier.weight[1] = model.classifier.weight[0]
         model.classifier.bias[1] = model.classifier.bias[0]
-    evaluator = ExampleEvaluator(model, batches_of(model, dataset), probing=Probing(batch_size=4))
+    evaluator = ExampleEvaluator(model, batches_of(model, dataset), settings=EvaluatorSettings(batch_size=4))
     base = PruningPlan.of(model)
     margins = evaluator(base).margins
     for seed in range(6):
@@ -310,7 +316,7 @@ def test_estimated_effects_are_slopes_of_margins_and_losses(name, of):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_search_needs_the_model_and_its_labelled_examples_only(name):
     model, dataset, slow = task(name)
-    search = AStarSearch(max_evaluations=30, max_drop=0.3)
+    search = over_heads(max_evaluations=30, max_drop=0.3)
     metric = None if name in ("f1", "accuracy", "likelihood") else name
     result = search_plan(model, dataset, metric, search, progress=False).search
     assert result.metric >= result.threshold - 1e-9
@@ -321,7 +327,7 @@ def test_a_search_needs_the_model_and_its_labelled_examples_only(name):
 
 def test_ffn_chunks_of_other_tasks_are_searched_too():
     model, dataset, _ = task("accuracy")
-    search = AStarSearch(max_evaluations=15, max_drop=0.2, units=("heads", "ffn"), objective="parameters", ffn_chunk=32)
+    search = settings(max_evaluations=15, max_drop=0.2, ffn_chunk=32)
     assert search_plan(model, dataset, search=search, progress=False).search.gain > 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +67,7 @@ class GateGradients:
         anatomy, named = anatomy_of(model), set(sites)
         plan.check_fits(anatomy)
         base, device = base_model(model), next(model.parameters()).device
-        self._handles: list[Any] = []
+        self._attached = ExitStack()
         self._hooks: dict[str, tuple[nn.Module, ExampleGates]] = {}
         for site in anatomy.sites:
             if site.units and site.name in named:
@@ -78,13 +79,13 @@ class GateGradients:
 
     def __enter__(self) -> GateGradients:
         """Attaches the hooks."""
-        self._handles = [module.register_forward_pre_hook(hook) for module, hook in self._hooks.values()]
+        for module, hook in self._hooks.values():
+            self._attached.callback(module.register_forward_pre_hook(hook).remove)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Removes the hooks, after an error too."""
-        for handle in self._handles:
-            handle.remove()
+        self._attached.close()
 
     def of(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the gradient of one number per example.

@@ -1,8 +1,4 @@
-"""Measures plans on a live model, exactly: closed units, every example, in the precision in which the model runs.
-
-An evaluator is a function `plan -> Measurement` with a `fingerprint()` of what it measures. One that has a method
-`probe` answers questions with less work, and one that has `unit_effects` predicts.
-"""
+"""Measures plans on a live model, exactly: closed units, every example, in the precision in which the model runs."""
 
 from __future__ import annotations
 
@@ -20,10 +16,13 @@ from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.moments import record_moments, record_moments_by_gradient
 from hf_headprune.refit.projections import Refit
+from hf_headprune.search.evaluation.base import Evaluator
+from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSettings
 from hf_headprune.search.evaluation.effects import GateGradients, owners_of
-from hf_headprune.search.evaluation.probing import Prober, Probing
-from hf_headprune.search.problem import Measurement
+from hf_headprune.search.problem import Measurement, MetricFacts
 from hf_headprune.tasks.answers import Answers
+from hf_headprune.tasks.classification import ClassScoring
+from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS, confusion_of
 from hf_headprune.tasks.registry import scoring_for
 
 if TYPE_CHECKING:
@@ -35,18 +34,18 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.search.problem import Question
     from hf_headprune.search.units import Unit
+    from hf_headprune.tasks.answers import Scoring
 
 LABELS = "labels"
 Scalar = Literal["margin", "loss"]
 
 
-class ExampleEvaluator:
+class ExampleEvaluator(Evaluator):
     """Measures plans on labelled batches, example by example.
 
     Attributes:
         scoring: How outputs become scores.
         num_examples: Examples in all batches.
-        refit: Refits output projections to each plan, from the first measurement on; None leaves them.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class ExampleEvaluator:
         *,
         metric: str | None = None,
         autocast_dtype: torch.dtype | None = None,
-        probing: Probing | None = None,
+        settings: EvaluatorSettings | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         """Checks model and labels.
@@ -67,7 +66,7 @@ class ExampleEvaluator:
             metric: One that the task has; None takes its first.
             autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
                 only when the model will run in that precision.
-            probing: How `probe` works; None for the defaults.
+            settings: How `probe` works; None for the defaults.
             calibration: Labelled batches on which output projections are refitted, such as some of the training set;
                 None takes `batches`, on which refitted plans then look a little better than they are.
 
@@ -79,9 +78,8 @@ class ExampleEvaluator:
         self._batches = [dict(batch) for batch in batches]
         self._calibration = self._batches if calibration is None else [dict(batch) for batch in calibration]
         self._autocast_dtype = autocast_dtype
-        self._probing = Probing() if probing is None else probing
-        self._prober: Prober | None = None
-        self.refit: Refit | None = None
+        self._settings = EvaluatorSettings() if settings is None else settings
+        self._stopper: EarlyStopper | None = None
         self.scoring = scoring_for(model, metric)
         if not sum(len(next(iter(batch.values()))) for batch in self._batches):
             raise InvalidSettingError(
@@ -92,6 +90,11 @@ class ExampleEvaluator:
             self.scoring.check(self._calibration)
         self._weights = np.concatenate([self.scoring.weights(batch) for batch in self._batches])
         self.num_examples = len(self._weights)
+        self.facts = MetricFacts(
+            num_examples=int(self._weights.sum() / max(self._weights.max(), 1.0)),
+            without_input=_without_input(self.scoring, self._batches),
+            is_bounded=self.scoring.metric != "matthews_correlation",
+        )
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures a plan on all examples; the model is left as it was.
@@ -108,7 +111,7 @@ class ExampleEvaluator:
             found = over_processes(
                 lambda batch: self.scoring.answers(*self._run(batch)),
                 self._batches,
-                share=self._probing.share_processes,
+                share=self._settings.share_processes,
             )
             answers = Answers.joined(found)
         return Measurement(self.scoring.value(answers, self._weights), answers.margins)
@@ -122,25 +125,21 @@ class ExampleEvaluator:
             InvalidPlanError: The plan does not fit the model.
         """
         with self._precision():
-            return self._opened_prober()(plan, question)
+            return self._opened()(plan, question)
 
-    def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
-        """Refits output projections to each plan from now on, on the calibration; see `Refit`.
-
-        Args:
-            start: Units whose contribution is to be kept.
-            ffn: Whether those of FFNs are refitted, too.
-        """
-        self._prober = self.refit = None
+    def use_refit(self, start: PruningPlan, *, ffn: bool = False, apply: bool = True) -> Refit:
+        """Records what removals cost on the calibration, and from now on refits output projections to each plan."""
+        self._stopper = self.refit = None
         sites = _refitted_sites(self._model, ffn=ffn)
-        world = sharing(self._probing.share_processes)
+        world = sharing(self._settings.share_processes)
         share = 1 < world <= len(self._calibration)  # else every process records all
         own = self._calibration[torch.distributed.get_rank() :: world] if share else self._calibration
         losses = (self.scoring.losses(*self._run(batch)).sum() for batch in own)
         with masked(self._model, start), evaluating(self._model), self._precision():
             recorded = record_moments_by_gradient(self._model, sites, losses, over_processes=share)
-        self.refit = Refit(self._model, start, recorded)
-        return self.refit
+        refit = Refit(self._model, start, recorded)
+        self.refit = refit if apply else None
+        return refit
 
     def unit_effects(self, plan: PruningPlan, units: Sequence[Unit], of: Scalar = "margin") -> np.ndarray:
         """Estimates what the removal of each unit does to each example, from one backward pass.
@@ -167,18 +166,6 @@ class ExampleEvaluator:
             columns.append(-column.numpy())
         return np.concatenate(columns, axis=1)
 
-    def ffn_importance(self, plan: PruningPlan) -> dict[str, np.ndarray]:
-        """Returns each FFN unit's Fisher importance, `{site: (units,)}`: the mean squared gate gradient of the loss.
-
-        Source: Kwon et al., arXiv 2204.09656, equation 6, with the gradient of each example.
-        """
-        sites = [site for site, units in plan.num_ffn.items() if units]
-        found = {site: np.zeros(units) for site, units in plan.num_ffn.items()}
-        for gradients in self._gate_gradients(plan, sites, "loss"):
-            for site, gradient in gradients.items():
-                found[site] += gradient.cpu().double().square().sum(dim=1).numpy() / self.num_examples
-        return found
-
     def _gate_gradients(self, plan: PruningPlan, sites: Iterable[str], of: Scalar) -> Iterator[dict[str, torch.Tensor]]:
         named = set(sites)
         opened = plan.replace(
@@ -198,7 +185,7 @@ class ExampleEvaluator:
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights, the data, the metric and the precision, also that of most answers."""
-        settings = f"{self.scoring.metric} {self._autocast_dtype} {self._probing.rounds(self._model)}"
+        settings = f"{self.scoring.metric} {self._autocast_dtype} {self._settings.rounds(self._model)}"
         read = [*self._batches, *([] if self._calibration is self._batches else self._calibration)]
         batches = {f"{i} {name}": tensor for i, batch in enumerate(read) for name, tensor in batch.items()}
         return sha256_of(settings, self._model.state_dict(), batches)
@@ -209,10 +196,10 @@ class ExampleEvaluator:
         entries = {name: tensor.to(device) for name, tensor in batch.items()}
         return self._model(**self.scoring.inputs(entries)), entries
 
-    def _opened_prober(self) -> Prober:
-        if self._prober is None:
-            self._prober = Prober(self._model, self._batches, self.scoring, self._probing, refit=self.refit)
-        return self._prober
+    def _opened(self) -> EarlyStopper:
+        if self._stopper is None:
+            self._stopper = EarlyStopper(self._model, self._batches, self.scoring, self._settings, refit=self.refit)
+        return self._stopper
 
     def _precision(self) -> Any:
         if self._autocast_dtype is None:
@@ -220,12 +207,10 @@ class ExampleEvaluator:
         return torch.autocast(next(self._model.parameters()).device.type, dtype=self._autocast_dtype)
 
 
-class MetricEvaluator:
-    """Measures plans by any function of the live model.
+class MetricEvaluator(Evaluator):
+    """Measures plans by any function of the live model."""
 
-    Attributes:
-        refit: Refits output projections to each plan, from the first measurement on; None leaves them.
-    """
+    facts = MetricFacts(may_vary=True)
 
     def __init__(
         self,
@@ -251,7 +236,6 @@ class MetricEvaluator:
         self._sign = 1.0 if higher_is_better else -1.0
         self._data_fingerprint = data_fingerprint
         self._share_processes = share_processes
-        self.refit: Refit | None = None
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures a plan; the model is left as it was.
@@ -270,22 +254,27 @@ class MetricEvaluator:
                 "Return the one metric that the search is to keep."
             ) from error
 
-    def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
-        """Refits output projections to each plan from now on, by what the function gives the model.
-
-        Args:
-            start: Units whose contribution is to be kept.
-            ffn: Whether those of FFNs are refitted, too.
-        """
+    def use_refit(self, start: PruningPlan, *, ffn: bool = False, apply: bool = True) -> Refit:
+        """Records what the function gives the model, and from now on refits output projections to each plan."""
         sites = _refitted_sites(self._model, ffn=ffn)
         with masked(self._model, start), evaluating(self._model):
             recorded = record_moments(self._model, sites, self._measure, over_processes=self._share_processes)
-        self.refit = Refit(self._model, start, recorded)
-        return self.refit
+        refit = Refit(self._model, start, recorded)
+        self.refit = refit if apply else None
+        return refit
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights and of the data's own fingerprint."""
         return sha256_of(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
+
+
+def _without_input(scoring: Scoring, batches: Sequence[Mapping[str, torch.Tensor]]) -> float | None:
+    """Returns the metric of a classifier that always gives the most common class; None for other tasks."""
+    if not isinstance(scoring, ClassScoring):
+        return None
+    gold = np.concatenate([batch[LABELS].cpu().numpy() for batch in batches])
+    common = np.full_like(gold, np.bincount(gold).argmax())
+    return CLASSIFICATION_METRICS[scoring.metric](confusion_of(gold, common, scoring.num_labels))
 
 
 def _refitted_sites(model: nn.Module, *, ffn: bool) -> list[Site]:

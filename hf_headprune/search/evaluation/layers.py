@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +11,12 @@ from torch import nn
 
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.masking import UnitScale, attach
-from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluation.narrowing import Narrowing
+from hf_headprune.search.evaluation.weight_slices import WeightSlices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from hf_headprune.plan import PruningPlan
 
 Inputs = dict[str, torch.Tensor]
 Kept = tuple[tuple[int, ...], ...]
@@ -25,7 +25,7 @@ Kept = tuple[tuple[int, ...], ...]
 class LayerStack:
     """The layers of a model whose hidden states run through one list of layers, one after the other.
 
-    Whether they do is not declared but tried: see `Trials`.
+    Whether they do is not declared but tried: see `ModelCapabilities`.
 
     Attributes:
         model: Whose layers they are.
@@ -52,34 +52,25 @@ class LayerStack:
         self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self._scales: dict[str, UnitScale] = {}
         self._kept: dict[str, tuple[int, ...]] = {}
-        self._narrowing = Narrowing(model, self._sites)
+        self._slices = WeightSlices(model, self._sites)
         self.has_one_list = len(stacks) == 1
         self.depth = len(self.layers) if self.has_one_list else 1 + max(site.layer for site in self._sites)
-
-    def check_fits(self, plan: PruningPlan) -> None:
-        """Checks that a plan was made for this model.
-
-        Raises:
-            InvalidPlanError: It was not.
-        """
-        plan.check_fits(self.anatomy)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Attaches one scale per site for the length of a `with` block; `close` sets them."""
-        self._scales = {site.name: UnitScale(site.unit_width) for site in self._sites if site.units}
-        handles = [attach(self.model, site, self._scales[site.name]) for site in self._sites if site.units]
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.open)
+            self._scales = {site.name: UnitScale(site.unit_width) for site in self._sites if site.units}
+            for site in self._sites:
+                if site.units:
+                    stack.callback(attach(self.model, site, self._scales[site.name]).remove)
             yield
-        finally:
-            self.open()
-            for handle in handles:
-                handle.remove()
 
     def open(self) -> None:
         """Makes every site whole; only while attached."""
         for name, scale in self._scales.items():
-            self._narrowing.restore(name)
+            self._slices.restore(name)
             scale.scale = None
         self._kept = {}
 
@@ -93,7 +84,7 @@ class LayerStack:
             kept = plan.kept(site.name)
             if not site.units or self._kept.get(site.name) == kept:
                 continue
-            self._narrowing.restore(site.name)
+            self._slices.restore(site.name)
             scale = torch.zeros(site.units, device=device)
             scale[list(kept)] = 1.0
             self._scales[site.name].scale = None if len(kept) == site.units else scale
@@ -101,7 +92,7 @@ class LayerStack:
 
     def take_out(self, plan: PruningPlan) -> None:
         """Takes the units that `close` has closed out of the products, until it opens them; only while attached."""
-        for name in self._narrowing.take_out(plan):
+        for name in self._slices.take_out(plan):
             self._scales[name].scale = None
 
     def kept_per_layer(self, plan: PruningPlan) -> tuple[Kept, ...]:
@@ -126,17 +117,9 @@ class LayerStack:
             state: Its input, `(batch, length, hidden_size)`; None for `first=0`.
             found: Where to put the inputs of the layers after it.
         """
-        with self.entered(first, state, found):
-            return self.model(**inputs)
-
-    @contextmanager
-    def entered(
-        self, first: int = 0, state: torch.Tensor | None = None, found: dict[int, torch.Tensor] | None = None
-    ) -> Iterator[None]:
-        """Lets every forward pass in a `with` block enter at a layer; see `outputs`."""
         last = first if found is None else self.depth - 1
         with self._noting({} if found is None else found, first, last), self._only(first, self.depth, state):
-            yield
+            return self.model(**inputs)
 
     def states(
         self, inputs: Inputs, first: int, last: int, state: torch.Tensor | None = None
@@ -155,14 +138,10 @@ class LayerStack:
 
             return hook
 
-        handles = [
-            self.layers[place - 1].register_forward_hook(remember(place)) for place in range(first + 1, last + 1)
-        ]
-        try:
+        with ExitStack() as stack:
+            for place in range(first + 1, last + 1):
+                stack.callback(self.layers[place - 1].register_forward_hook(remember(place)).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def first_token_only(self) -> Iterator[None]:
@@ -173,29 +152,22 @@ class LayerStack:
         """
         base = base_model(self.model)
         last = [site for site in self._sites if site.layer == self.depth - 1]
-        paths = [site.output if site.is_attention else site.inputs[0] for site in last if site.units]
-        handles = [base.get_submodule(path).register_forward_pre_hook(_first_token) for path in paths]
-        try:
+        with ExitStack() as stack:
+            for path in [site.output if site.is_attention else site.inputs[0] for site in last if site.units]:
+                stack.callback(base.get_submodule(path).register_forward_pre_hook(_first_token).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def _only(self, first: int, last: int, state: torch.Tensor | None) -> Iterator[None]:
         """Leaves only the layers `first ... last - 1` in the model's list, and gives the first one its input."""
-        whole = getattr(self._parent, self._name)
-        handle = None
-        if first or last < self.depth:
-            setattr(self._parent, self._name, nn.ModuleList(self.layers[first:last]))
-        if state is not None:
-            handle = self.layers[first].register_forward_pre_hook(lambda module, args: (state, *args[1:]))
-        try:
+        with ExitStack() as stack:
+            stack.callback(setattr, self._parent, self._name, getattr(self._parent, self._name))
+            if first or last < self.depth:
+                setattr(self._parent, self._name, nn.ModuleList(self.layers[first:last]))
+            if state is not None:
+                hook = self.layers[first].register_forward_pre_hook(lambda module, args: (state, *args[1:]))
+                stack.callback(hook.remove)
             yield
-        finally:
-            setattr(self._parent, self._name, whole)
-            if handle is not None:
-                handle.remove()
 
 
 def digests_of(kept: Sequence[Kept]) -> tuple[str, ...]:

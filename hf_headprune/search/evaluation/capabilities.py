@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 ROUNDINGS = 1000  # of the largest logit: in fp32 far more than two orders of a sum differ by, and far less than a head
 
 
-class Trials:
-    """Tries what a stack of layers allows."""
+class ModelCapabilities:
+    """What the layers of a model allow, each tried on real inputs; the model is left as it was by each trial."""
 
     def __init__(self, stack: LayerStack) -> None:
-        """Keeps the stack, whose model is left as it was by each trial."""
+        """Keeps the stack."""
         self._stack = stack
 
     def is_resumable(self, inputs: Inputs) -> bool:
@@ -45,14 +46,11 @@ class Trials:
             outputs.append(hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-        handle = self._stack.layers[-1].register_forward_hook(leaf)
-        try:
-            with torch.enable_grad():
-                logits = logits_in(self._stack.outputs(inputs))
-                weights = torch.arange(1.0, logits.numel() + 1, device=logits.device).reshape(logits.shape)
-                (gradient,) = torch.autograd.grad((logits * weights.to(logits.dtype)).sum(), outputs)
-        finally:
-            handle.remove()
+        with ExitStack() as stack, torch.enable_grad():
+            stack.callback(self._stack.layers[-1].register_forward_hook(leaf).remove)
+            logits = logits_in(self._stack.outputs(inputs))
+            weights = torch.arange(1.0, logits.numel() + 1, device=logits.device).reshape(logits.shape)
+            (gradient,) = torch.autograd.grad((logits * weights.to(logits.dtype)).sum(), outputs)
         if gradient.dim() != 3 or not gradient[:, 0].any() or gradient[:, 1:].any():  # noqa: PLR2004
             return False
         with self._stack.first_token_only():
@@ -79,21 +77,17 @@ class Trials:
         kinds: list[torch.dtype] = []
         output = next(site.output for site in self._stack.anatomy.sites if site.units)
         module = base_model(self._stack.model).get_submodule(output)
-        handle = module.register_forward_hook(lambda module, args, output: kinds.append(output.dtype))
-        try:
+        with ExitStack() as stack:
+            stack.callback(module.register_forward_hook(lambda *given: kinds.append(given[-1].dtype)).remove)
             self._stack.model(**inputs)
-        finally:
-            handle.remove()
         return all(kind in (torch.float32, torch.float64) for kind in kinds)
 
     def _trial_plan(self) -> PruningPlan:
         """Returns a plan that removes a unit of every site."""
         full = PruningPlan.full(self._stack.anatomy)
-        heads = {site: count for site, count in full.num_heads.items() if count}
-        ffn = {site: count for site, count in full.num_ffn.items() if count}
         return full.replace(
-            kept_heads={site: range(count - 1) for site, count in heads.items()},
-            kept_ffn={site: range(1, count) for site, count in ffn.items()},
+            kept_heads={site: range(count - 1) for site, count in full.num_heads.items()},
+            kept_ffn={site: range(1, count) for site, count in full.num_ffn.items()},
         )
 
     def _are_equal_up_to_rounding(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -103,15 +97,14 @@ class Trials:
     def _hands_states_on(self, inputs: Inputs) -> bool:
         """Tells whether each layer is called once, with the output of the layer before as its first argument."""
         seen: list[tuple[Any, Any]] = []
-        handles = [
-            layer.register_forward_hook(lambda module, args, output: seen.append((args[0] if args else None, output)))
-            for layer in self._stack.layers
-        ]
-        try:
+
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            seen.append((args[0] if args else None, output))
+
+        with ExitStack() as stack:
+            for layer in self._stack.layers:
+                stack.callback(layer.register_forward_hook(look).remove)
             self._stack.model(**inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
         outputs = [output[0] if isinstance(output, tuple) else output for _, output in seen]
         handed = all(given is before for (given, _), before in zip(seen[1:], outputs, strict=False))
         return len(seen) == self._stack.depth and handed and all(isinstance(given, torch.Tensor) for given, _ in seen)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from hf_headprune._distributed import from_first, number_of_processes
+from hf_headprune.search.evaluation.base import Evaluator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,16 +20,22 @@ if TYPE_CHECKING:
     from hf_headprune.search.units import Unit
 
 Result = TypeVar("Result")
-_FOUND, _FAILED = "found", "failed"
+FOUND, FAILED = "found", "failed"
+# What the first process may ask of all: the messages that it broadcasts, and what each process does on them.
+REQUESTS: dict[str, Callable[..., Any]] = {
+    "measure": lambda evaluator, plan: evaluator(plan),
+    "probe": lambda evaluator, plan, question: evaluator.probe(plan, question),
+    "use_refit": lambda evaluator, start, ffn, apply: evaluator.use_refit(start, ffn=ffn, apply=apply),
+}
 
 
-def lead_or_follow(evaluator: Any, search: Callable[[Any], Result]) -> Result:
+def lead_or_follow(evaluator: Evaluator, search: Callable[[Evaluator], Result]) -> Result:
     """Runs a search in the first process alone; whatever it asks of its evaluator, it asks of that of every process.
 
     So the processes measure the same plans in the same order, whatever rounding or a file does to one of them.
 
     Args:
-        evaluator: An `ExampleEvaluator` or a `MetricEvaluator`, alike in every process.
+        evaluator: Alike in every process.
         search: Function of the evaluator.
 
     Returns:
@@ -41,52 +48,44 @@ def lead_or_follow(evaluator: Any, search: Callable[[Any], Result]) -> Result:
         return search(evaluator)
     if torch.distributed.get_rank() == 0:
         try:
-            result = search((_LeadingExamples if hasattr(evaluator, "probe") else _Leading)(evaluator))
+            result = search(_Leading(evaluator))
         except Exception as error:
-            _tell(_FAILED, repr(error))
+            from_first((FAILED, (repr(error),)))
             raise
-        _tell(_FOUND, result)
+        from_first((FOUND, (result,)))
         return result
     while True:
-        name, args, settings = from_first(None)
-        if name == _FOUND:
+        name, args = from_first(None)
+        if name == FOUND:
             return args[0]
-        if name == _FAILED:
+        if name == FAILED:
             raise RuntimeError(f"The first process failed while it searched: {args[0]}")
         try:
-            getattr(evaluator, name)(*args, **settings)
+            REQUESTS[name](evaluator, *args)
         except Exception:
             from_first(None)  # what one process raises while it shares work, the first one raises, too, and says so
             raise
 
 
-def _tell(name: str, *args: Any, **settings: Any) -> None:
-    from_first((name, args, settings))
+class _Leading(Evaluator):
+    """What the first process searches with: every measurement is one of all processes."""
 
-
-class _Leading:
-    """What the first process searches with: every call is one of all processes."""
-
-    def __init__(self, evaluator: Any) -> None:
+    def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
+        self.facts = evaluator.facts
 
     def __call__(self, plan: PruningPlan) -> Measurement:
-        return self._all("__call__", plan)
+        return self._all("measure", plan)
 
-    def use_refit(self, start: PruningPlan, *, ffn: bool = False) -> Refit:
-        return self._all("use_refit", start, ffn=ffn)
-
-    def _all(self, name: str, *args: Any, **settings: Any) -> Any:
-        _tell(name, *args, **settings)
-        return getattr(self._evaluator, name)(*args, **settings)
-
-
-class _LeadingExamples(_Leading):
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         return self._all("probe", plan, question)
 
-    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray:
+    def use_refit(self, start: PruningPlan, *, ffn: bool = False, apply: bool = True) -> Refit | None:
+        return self._all("use_refit", start, ffn, apply)
+
+    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray | None:
         return self._evaluator.unit_effects(plan, units)  # shares nothing
 
-    def ffn_importance(self, plan: PruningPlan) -> dict[str, np.ndarray]:
-        return self._evaluator.ffn_importance(plan)
+    def _all(self, name: str, *args: Any) -> Any:
+        from_first((name, args))
+        return REQUESTS[name](self._evaluator, *args)

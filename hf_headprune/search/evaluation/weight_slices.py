@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
 
 
-class Narrowing:
+class WeightSlices:
     """The projections of a model's sites, whole or without the units that a plan removes.
 
     A site that loses none is left alone, and so is one that loses all: no kernel takes products of no width.

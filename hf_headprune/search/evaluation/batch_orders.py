@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import torch
+    from torch import nn
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.search.evaluation.memory import StateMemory
     from hf_headprune.tasks.answers import Answers
 
-COMPOSITIONS = 8  # orders of the examples whose states and answers stay in memory
+ORDERS = 8  # orders whose states and answers stay in memory
 ANSWERS = 32  # plans whose answers so far stay in memory, for a confirmation
 STRATA = 8  # groups of equal hardness; examples of like length share a batch within them
 
@@ -34,7 +35,7 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Composition:
+class BatchOrder:
     """Batches in the order in which a parent finds them hard, and the answers that plans gave in them so far."""
 
     key: str
@@ -56,20 +57,20 @@ class Composition:
         return answers
 
 
-class Compositions:
-    """The compositions of a data set, one for each order of hardness; the latest ones stay.
+class BatchOrders:
+    """The batches of a data set, in one order for each parent that finds other examples hard; the latest ones stay.
 
     Attributes:
-        are_recomposed: Whether examples are put together anew; else every composition has the batches given.
+        weights: Of each example in the metric, `(num_examples,)`.
     """
 
     def __init__(
         self,
         given: Sequence[Mapping[str, torch.Tensor]],
+        weights: np.ndarray,
+        model: nn.Module,
         *,
         batch_size: int,
-        pad_token_id: int | None,
-        device: torch.device,
         memory: StateMemory,
         recompose: bool,
     ) -> None:
@@ -77,31 +78,33 @@ class Compositions:
 
         Args:
             given: All batches, with labels.
+            weights: Of each example, `(num_examples,)`.
+            model: Its device gets the batches; its configuration says what fills "input_ids".
             batch_size: Examples of a new batch.
-            pad_token_id: Fills "input_ids".
-            device: Of the model.
-            memory: Forgets the states of compositions that go.
+            memory: Forgets the states of orders that go.
             recompose: Whether examples may be put together anew.
         """
+        self.weights = weights
         self._given = given
         self._batch_size = batch_size
-        self._device = device
+        self._device = next(model.parameters()).device
         self._memory = memory
-        self._rows = Rows(given, pad_token_id) if recompose and can_be_taken_apart(given) else None
-        self._held: OrderedDict[str, Composition] = OrderedDict()
+        filler = getattr(model.config, "pad_token_id", None)
+        self._rows = Rows(given, filler) if recompose and can_be_taken_apart(given) else None
+        self._held: OrderedDict[str, BatchOrder] = OrderedDict()
 
     @property
     def are_recomposed(self) -> bool:
-        """Whether examples are put together anew."""
+        """Whether examples are put together anew; else every order has the batches given."""
         return self._rows is not None
 
-    def by(self, margins: np.ndarray) -> Composition:
-        """Returns the composition for the margins of a parent, `(num_examples,)`."""
+    def by(self, margins: np.ndarray) -> BatchOrder:
+        """Returns the order for the margins of a parent, `(num_examples,)`."""
         key = hashlib.sha256(np.ascontiguousarray(margins).tobytes()).hexdigest()
         if key not in self._held:
-            self._held[key] = Composition(key, list(self._batches(margins)))
+            self._held[key] = BatchOrder(key, list(self._batches(margins)))
         self._held.move_to_end(key)
-        while len(self._held) > COMPOSITIONS:
+        while len(self._held) > ORDERS:
             old, _ = self._held.popitem(last=False)
             for is_exact in (True, False):
                 self._memory.drop((old, is_exact))

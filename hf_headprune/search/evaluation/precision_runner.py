@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from hf_headprune.masking import evaluating, plain_copy
+from hf_headprune.masking import evaluating
+from hf_headprune.search.evaluation.capabilities import ModelCapabilities
 from hf_headprune.search.evaluation.layers import LayerStack, digests_of
-from hf_headprune.search.evaluation.trials import Trials
-from hf_headprune.tasks.answers import TIE_BAND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
-    from hf_headprune.search.evaluation.compositions import Composition
+    from hf_headprune.search.evaluation.batch_orders import BatchOrder
     from hf_headprune.search.evaluation.memory import StateMemory
     from hf_headprune.tasks.answers import Answers, Scoring
 
-ROUGH_SHARE = 0.06  # of the root mean square of margins; bf16 turns nothing beyond 0.02 of it, see benchmarks.rounding
-ROUGH_BAND = 0.2  # of the logits, where their size is not known from the margins
-LEAST_WEIGHTS = 5_000_000  # of a model that gains by half precision
-CLEARLY = 1.25  # times as fast
-TRIES = 6  # of a product; the fastest counts
-
 
 @dataclass(frozen=True, eq=False)
-class Route:
+class SharedPrefix:
     """A plan, the plan whose hidden states it shares, and up to where.
 
     Attributes:
@@ -53,7 +42,7 @@ class Route:
     own: tuple[str, ...]
 
 
-class Lane:
+class PrecisionRunner:
     """A model that answers in its own precision, entered late and left early where that changes nothing.
 
     Attributes:
@@ -91,12 +80,12 @@ class Lane:
         self._guessed: list[tuple[Any, Any]] = []
         inputs = scoring.inputs(sample)
         with evaluating(model):
-            trials = Trials(self._stack)
-            self._is_resumable = trials.is_resumable(inputs)
-            self.in_full_precision = trials.computes_in_full_precision(inputs)
+            allows = ModelCapabilities(self._stack)
+            self._is_resumable = allows.is_resumable(inputs)
+            self.in_full_precision = allows.computes_in_full_precision(inputs)
             may_skip = self._is_resumable and (self.in_full_precision or not is_exact)
-            self._takes_out = may_skip and not scoring.is_continuous and trials.can_take_out(inputs)
-            self._reads_first = may_skip and trials.reads_first_token(inputs)
+            self._takes_out = may_skip and not scoring.is_continuous and allows.can_take_out(inputs)
+            self._reads_first = may_skip and allows.reads_first_token(inputs)
 
     def check_fits(self, plan: PruningPlan) -> None:
         """Checks that a plan was made for this model.
@@ -104,7 +93,7 @@ class Lane:
         Raises:
             InvalidPlanError: It was not.
         """
-        self._stack.check_fits(plan)
+        plan.check_fits(self._stack.anatomy)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -119,23 +108,23 @@ class Lane:
             self._closed, self._guessed = None, []
             yield
 
-    def route(self, plan: PruningPlan, base: PruningPlan) -> Route:
+    def prefix(self, plan: PruningPlan, base: PruningPlan) -> SharedPrefix:
         """Returns from which layer on a plan leaves its base."""
         kept, kept_base = self._stack.kept_per_layer(plan), self._stack.kept_per_layer(base)
         differing = [layer for layer in range(self._stack.depth) if kept[layer] != kept_base[layer]]
         first = differing[0] if differing and self._is_resumable else 0
-        return Route(plan, base, first, digests_of(kept_base), digests_of(kept))
+        return SharedPrefix(plan, base, first, digests_of(kept_base), digests_of(kept))
 
-    def answers(self, composition: Composition, place: int, route: Route) -> Answers:
+    def answers(self, order: BatchOrder, place: int, prefix: SharedPrefix) -> Answers:
         """Runs a plan on one batch, from the layer at which it leaves its base; only while open."""
-        entries = composition.batches[place].entries
-        inputs, owner = self._scoring.inputs(entries), (composition.key, self.is_exact)
-        first, state = self._state(owner, place, inputs, route)
-        self._close(route.plan)
+        entries = order.batches[place].entries
+        inputs, owner = self._scoring.inputs(entries), (order.key, self.is_exact)
+        first, state = self._state(owner, place, inputs, prefix)
+        self._close(prefix.plan)
         found: dict[int, torch.Tensor] | None = {} if self._is_resumable else None
         outputs = self._stack.outputs(inputs, first, state, found)
         for reached, own in (found or {}).items():
-            key = (place, route.own[reached])
+            key = (place, prefix.own[reached])
             if self._memory.guess(owner, key, own):
                 self._guessed.append((owner, key))
         return self._scoring.answers(outputs, entries)
@@ -152,22 +141,22 @@ class Lane:
                 self._memory.forget(owner, key)
 
     def _state(
-        self, owner: Any, place: int, inputs: dict[str, torch.Tensor], route: Route
+        self, owner: Any, place: int, inputs: dict[str, torch.Tensor], prefix: SharedPrefix
     ) -> tuple[int, torch.Tensor | None]:
         """Returns a layer to enter at and its input: from memory, or computed from the nearest one and remembered.
 
         Where there is no room to remember it, an earlier layer is entered.
         """
         held = self._memory.of(owner)
-        nearest = next((n for n in range(route.first, 0, -1) if (place, route.shared[n]) in held), 0)
-        state = held.get((place, route.shared[nearest]))
-        if nearest == route.first or not self._memory.has_room(owner):
+        nearest = next((n for n in range(prefix.first, 0, -1) if (place, prefix.shared[n]) in held), 0)
+        state = held.get((place, prefix.shared[nearest]))
+        if nearest == prefix.first or not self._memory.has_room(owner):
             return nearest, state
-        self._close(route.base)
-        for reached, found in self._stack.states(inputs, nearest, route.first, state).items():
-            self._memory.add(owner, (place, route.shared[reached]), found)
+        self._close(prefix.base)
+        for reached, found in self._stack.states(inputs, nearest, prefix.first, state).items():
+            self._memory.add(owner, (place, prefix.shared[reached]), found)
             state = found
-        return route.first, state
+        return prefix.first, state
 
     def _close(self, plan: PruningPlan) -> None:
         if plan is not self._closed:
@@ -178,45 +167,3 @@ class Lane:
             if self._takes_out:
                 self._stack.take_out(plan)
             self._closed = plan
-
-
-def rough_band(scoring: Scoring, margins: np.ndarray) -> float:
-    """Returns how near to the next one an answer in bf16 must be to be doubted, in logits.
-
-    Its errors grow and shrink with the logits, those of a pruned model often being much smaller; see
-    `benchmarks.rounding`.
-
-    Args:
-        scoring: Of the model's task.
-        margins: Of a plan like the one that answers, `(num_examples,)`.
-    """
-    return max(ROUGH_SHARE * float(np.sqrt(np.mean(margins**2))), TIE_BAND) if scoring.margins_are_gaps else ROUGH_BAND
-
-
-def half_precision_twin(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model in bf16."""
-    return plain_copy(model).to(torch.bfloat16)
-
-
-def gains_by_half_precision(model: nn.Module) -> bool:
-    """Tells whether the device of a model is clearly faster in bf16, and the model is large enough to gain by that."""
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    return weights >= LEAST_WEIGHTS and bf16_is_faster(next(model.parameters()).device)
-
-
-@cache
-def bf16_is_faster(device: torch.device) -> bool:
-    """Tries whether products of matrices take clearly less time in bf16 than in fp32.
-
-    That a processor has instructions for bf16 does not say so: without matrix tiles some take twice as long.
-    """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = (torch.ones(rows, 1024, device=device, dtype=dtype) for rows in (256, 1024))
-        tries = []
-        for _ in range(TRIES):
-            started = time.perf_counter()
-            float((left @ right)[0, 0])  # waits for the device
-            tries.append(time.perf_counter() - started)
-        seconds[dtype] = min(tries)
-    return seconds[torch.float32] > CLEARLY * seconds[torch.bfloat16]

@@ -1,0 +1,129 @@
+"""What each shortcut of the search earns: the same whole A* search with one of them off.
+
+MiniLM, fine-tuned on sst2, is searched over heads and FFN units with a refit, as the default does, on a part of dev.
+Each row is the same search without one shortcut; with all of them is measured first and last, and their mean is what
+ratios are taken of. Seconds are CPU seconds of the search, without the second moments that the refit needs. All
+shortcuts but the order and the screening in bf16 leave the plan as it is, up to the order of examples.
+
+Run: python -m benchmarks.search_ablation [--smoke] [--work FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+
+from benchmarks.finetuned import batches_of, fine_tuned, some_of
+from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.tasks import load_task
+from hf_headprune import AStarSearch, PruningPlan, anatomy_of
+from hf_headprune.search import plans
+from hf_headprune.search.evaluation import batch_orders
+from hf_headprune.search.evaluation.capabilities import ModelCapabilities
+from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSettings
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
+from hf_headprune.search.evaluation.memory import StateMemory
+from hf_headprune.search.plans import search_over_plans
+
+if TYPE_CHECKING:
+    from hf_headprune.search.results import PlanSearchResult
+
+RESULT = RESULTS / "search_ablation.json"
+EXAMPLES, EVALUATIONS = 300, 40
+ALL = "all"
+
+
+def never(*_: Any, **__: Any) -> bool:
+    """Says no."""
+    return False
+
+
+def switched_off(target: Any, name: str, by: Callable[..., Any] = never) -> Any:
+    """Returns what replaces a function of the library for a while."""
+    return mock.patch.object(target, name, by)
+
+
+# For each row what is switched off; the twin in bf16 is switched on, since it is off where the hardware gains nothing.
+ROWS: dict[str, tuple[Callable[[], Any], ...]] = {
+    ALL: (),
+    "states of parents": (lambda: switched_off(ModelCapabilities, "is_resumable"),),
+    "states of children ahead": (lambda: switched_off(StateMemory, "guess"),),
+    "early stop": (lambda: switched_off(EarlyStopper, "_verdict", lambda *_, **__: None),),
+    "batches made anew": (lambda: switched_off(batch_orders, "can_be_taken_apart"),),
+    "first token only": (lambda: switched_off(ModelCapabilities, "reads_first_token"),),
+    "weight slices": (lambda: switched_off(ModelCapabilities, "can_take_out"),),
+    "order of the costs": (lambda: switched_off(plans, "has_sensitivities"),),
+    "effects from gradients": (lambda: switched_off(ExampleEvaluator, "unit_effects", lambda *_, **__: None),),
+    "with bf16": (),
+    f"{ALL} again": (),
+}
+
+
+def searched(model: Any, split: Any, calibration: Any, search: AStarSearch, row: str) -> dict[str, Any]:
+    """Runs one search and returns what it took and found."""
+    settings = EvaluatorSettings(bf16_screening=row == "with bf16")
+    evaluator = ExampleEvaluator(model, batches_of(model, split), settings=settings, calibration=calibration)
+    recorded = evaluator.use_refit(PruningPlan.of(model), ffn=True)
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(evaluator, "use_refit", return_value=recorded))
+        for off in ROWS[row]:
+            stack.enter_context(off())
+        started = time.process_time()
+        found: PlanSearchResult = search_over_plans(anatomy_of(model), evaluator, search)
+        seconds = time.process_time() - started
+    stopper = evaluator._stopper
+    return {
+        "without" if ROWS[row] else "with": row,
+        "cpu_seconds": seconds,
+        "examples": 0 if stopper is None else stopper.examples_seen,
+        "gain": found.gain,
+        "metric": found.metric,
+        "plan": found.plan.to_json(),
+    }
+
+
+def main() -> None:
+    """Runs every row and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/search"), help="where fine-tuned models are kept")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--smoke", action="store_true", help="64 rows, 6 evaluations, no result file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    task = load_task("sst2", limit=64 if options.smoke else None)
+    model = fine_tuned(task, 0, options.work, smoke=options.smoke)
+    dev = task.dev.select(range(min(len(task.dev), EXAMPLES)))
+    calibration = batches_of(model, some_of(task.train, 0))
+    search = AStarSearch(max_evaluations=EVALUATIONS)
+    if options.smoke:
+        search = replace(search, max_evaluations=6)
+    found = []
+    for row in options.rows:
+        found.append(searched(model, dev, calibration, search, row))
+        print(f"{row}: {found[-1]['cpu_seconds']:.1f} s, gain {found[-1]['gain']:,.0f}", flush=True)
+    whole = [row for row in found if row.get("with", "").startswith(ALL)]
+    base = sum(row["cpu_seconds"] for row in whole) / max(len(whole), 1)
+    plan = found[0]["plan"]
+    rows = [
+        {
+            **row,
+            "plan": "same" if row["plan"] == plan else "other",
+            "ratio": row["cpu_seconds"] / base if base else None,
+        }
+        for row in found
+    ]
+    if not options.smoke:
+        settings = {"seed": 0, "examples": len(dev), "evaluations": EVALUATIONS}
+        write_json(RESULT, {**environment(), **settings, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Measures plans with as little work as their verdict needs: what a parent computed is reused, hard examples go first.
+
+A rejection in the model's own precision is certain: it counts only errors that were seen. An acceptance before the end
+is an estimate. A measurement to the end is exact. The batches of a measurement follow from its `Question` alone, never
+from what is in memory, so that a search that continues after a kill measures the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_headprune._checks import is_above, is_rising, is_whole
+from hf_headprune._distributed import over_processes, sharing
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.masking import evaluating, masked
+from hf_headprune.plan import RefittedPlan
+from hf_headprune.search.evaluation.batch_orders import BatchOrders
+from hf_headprune.search.evaluation.memory import StateMemory
+from hf_headprune.search.evaluation.precision_runner import PrecisionRunner
+from hf_headprune.search.evaluation.screening import (
+    OwnPrecision,
+    RoundingError,
+    Screening,
+    gains_by_half_precision,
+    half_precision_twin,
+    upper_bound,
+)
+from hf_headprune.search.problem import ROUND_OFF, Measurement
+from hf_headprune.tasks.answers import TIE_BAND, Answers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from torch import nn
+
+    from hf_headprune.plan import PruningPlan
+    from hf_headprune.refit.projections import Refit
+    from hf_headprune.search.evaluation.batch_orders import Batch, BatchOrder
+    from hf_headprune.search.evaluation.precision_runner import SharedPrefix
+    from hf_headprune.search.problem import Question
+    from hf_headprune.tasks.answers import Scoring
+
+
+@dataclass(frozen=True)
+class EvaluatorSettings:
+    """How an evaluator answers questions.
+
+    Attributes:
+        activation_cache_mib: Bound on the memory for hidden states that plans share.
+        batch_size: Examples per batch, where they may be put together anew.
+        tentative_share: Share of the examples, the hardest, that an estimate is made from.
+        bf16_screening: Whether answers far from a tie may come from a twin of the model in bf16; verdicts before the
+            end are not certain then. None leaves it to the hardware and to the size of the model.
+        share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them must
+            then ask for the same measurements in the same order.
+
+    Raises:
+        InvalidSettingError: A setting is out of range.
+    """
+
+    activation_cache_mib: float = 1024
+    batch_size: int = 16
+    tentative_share: float = 0.25
+    bf16_screening: bool | None = None
+    share_processes: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks every setting."""
+        holds = is_rising(0, self.activation_cache_mib) and is_whole(self.batch_size, at_least=1)
+        if not (holds and is_above(self.tentative_share, 0) and self.tentative_share <= 1):
+            raise InvalidSettingError(
+                "EvaluatorSettings: activation_cache_mib must be at least 0, batch_size a whole number of at least 1, "
+                f"and tentative_share in (0, 1], received {self.activation_cache_mib!r}, {self.batch_size!r} and "
+                f"{self.tentative_share!r}. Leave them out for the defaults."
+            )
+        if self.bf16_screening not in (None, True, False) or self.share_processes not in (True, False):
+            raise InvalidSettingError(
+                "EvaluatorSettings: bf16_screening must be True, False or None, and share_processes True or False, "
+                f"received {self.bf16_screening!r} and {self.share_processes!r}. Leave them out for the defaults."
+            )
+
+    def rounds(self, model: nn.Module) -> bool:
+        """Tells whether a twin in bf16 is wanted for a model."""
+        return gains_by_half_precision(model) if self.bf16_screening is None else self.bf16_screening
+
+
+class EarlyStopper:
+    """Measures plans as far as a question needs.
+
+    Attributes:
+        memory: Hidden states of parents, under the bound given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, torch.Tensor]],
+        scoring: Scoring,
+        settings: EvaluatorSettings,
+        *,
+        refit: Refit | None = None,
+    ) -> None:
+        """Tries on one batch what the model allows.
+
+        Args:
+            model: Its weights must not change from now on.
+            batches: With labels, as the plain evaluation takes them.
+            scoring: Of the model's task.
+            settings: Memory, batches, estimates, precision.
+            refit: Refits output projections to each plan.
+        """
+        self._refit = refit
+        self._model = model
+        self._scoring = scoring
+        self._tentative_share = settings.tentative_share
+        self._share_processes = settings.share_processes
+        self._world = sharing(self._share_processes)
+        self._examples_run = 0
+        self.memory = StateMemory(settings.activation_cache_mib)
+        device = next(model.parameters()).device
+        sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
+        runner = partial(PrecisionRunner, scoring=scoring, memory=self.memory, sample=sample, refit=refit)
+        exact = runner(model, is_exact=True)
+        recompose = exact.in_full_precision and not scoring.is_continuous
+        self._orders = BatchOrders(
+            batches,
+            np.concatenate([scoring.weights(batch) for batch in batches]),
+            model,
+            batch_size=settings.batch_size,
+            memory=self.memory,
+            recompose=recompose,
+        )
+        self._own = OwnPrecision(exact)
+        self._screening: Screening | None = None
+        if settings.rounds(model) and recompose and scoring.is_mean:
+            twin = runner(half_precision_twin(model), is_exact=False)
+            self._screening = Screening(twin, exact, self._orders, scoring, share=self._share_processes)
+
+    @property
+    def examples_seen(self) -> int:
+        """Examples computed so far over all plans."""
+        return self._examples_run + (0 if self._screening is None else self._screening.examples_checked)
+
+    def __call__(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+        """Measures a plan as far as the question needs; the model is left as it was.
+
+        Raises:
+            InvalidPlanError: The plan does not fit the model.
+        """
+        for given in (question.base, plan):
+            self._own.runner.check_fits(given)
+        order = self._orders.by(question.base_margins)
+        if self._screening is not None:
+            try:
+                return self._measured(self._screening, order, plan, question)
+            except RoundingError:
+                pass
+        return self._measured(self._own, order, plan, question)
+
+    def _measured(
+        self, precision: OwnPrecision, order: BatchOrder, plan: PruningPlan, question: Question[PruningPlan]
+    ) -> Measurement:
+        """Looks at the hardest examples first, until there is a verdict, which all of them give at last.
+
+        Raises:
+            RoundingError: The rounded twin misleads.
+        """
+        answers = Answers.unseen(len(self._orders.weights), self._scoring.num_rows)
+        band, runner = precision.band(question.base_margins), precision.runner
+        known, prefix = order.answers_of(plan, is_exact=runner.is_exact), runner.prefix(plan, question.base)
+        places = order.hardest_first(question.expected)
+        with runner.open():
+            for start in range(0, len(places), self._world):
+                together = places[start : start + self._world]
+                self._run(runner, order, together, prefix, known)
+                for place in together:
+                    answers.put(order.batches[place].indices, known[place].with_ties_below(band))
+                    if question.floor is not None:
+                        precision.check_errors(answers, plan, question.floor, band)
+                    verdict = self._verdict(precision, answers, question)
+                    if verdict is not None:
+                        if verdict.metric < (question.floor or 0.0):
+                            runner.forget_guesses()
+                        return verdict
+        precision.check_ties(answers, plan, band)
+        return self._to_the_end(plan, answers)
+
+    def _run(
+        self,
+        runner: PrecisionRunner,
+        order: BatchOrder,
+        places: Sequence[int],
+        prefix: SharedPrefix,
+        known: dict[int, Answers],
+    ) -> None:
+        """Has a plan answer the batches whose answers are not known; in place."""
+        unknown = [place for place in places if place not in known]
+        found = over_processes(lambda place: runner.answers(order, place, prefix), unknown, share=self._share_processes)
+        for place, answers in zip(unknown, found, strict=True):
+            self._examples_run += len(order.batches[place].indices)
+            known[place] = answers
+
+    def _verdict(
+        self, precision: OwnPrecision, answers: Answers, question: Question[PruningPlan]
+    ) -> Measurement | None:
+        """Returns a rejection, an estimate, or None; what rounding could turn counts as right."""
+        if question.floor is None or not self._scoring.is_mean:
+            return None
+        weights = self._orders.weights
+        bound = upper_bound(answers, weights, precision.certain)
+        if bound < question.floor - ROUND_OFF:
+            return Measurement(bound, answers.margins.copy(), kind=precision.rejection)
+        seen = answers.seen
+        if not question.tentative or seen.sum() < self._tentative_share * len(seen) or seen.all():
+            return None
+        scores = np.where(seen, answers.scores, self._scoring.predicted(question.expected))
+        estimate = float((scores * weights).sum() / weights.sum())
+        return Measurement(estimate, answers.margins.copy(), kind="estimate") if estimate >= question.floor else None
+
+    def _to_the_end(self, plan: PruningPlan, answers: Answers) -> Measurement:
+        """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""
+
+        def plainly(batch: Batch) -> Answers:
+            return self._scoring.answers(self._model(**self._scoring.inputs(batch.entries)), batch.entries)
+
+        given = self._orders.given() if self._orders.are_recomposed else ()
+        near = [batch for batch in given if (answers.gaps[batch.indices] < TIE_BAND).any()]
+        with masked(self._model, RefittedPlan(plan, self._refit)), evaluating(self._model):
+            for batch, found in zip(near, over_processes(plainly, near, share=self._share_processes), strict=True):
+                answers.put(batch.indices, found)
+        return Measurement(self._scoring.value(answers, self._orders.weights), answers.margins)
