@@ -44,7 +44,7 @@ from hf_headprune import (
     anatomy_of,
     certify_path,
     cost_of,
-    milestones,
+    evenly_spaced,
     plans_between,
     prune_model_,
 )
@@ -152,7 +152,7 @@ def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]
         anatomy, evaluator, settings, journal=work / f"{key_of(run)}.jsonl", fingerprint=evaluator.fingerprint()
     )
     full = PruningPlan.of(model)
-    plans = milestones(plans_between(full, found.plan, found.refit), MILESTONES)
+    plans = evenly_spaced(plans_between(full, found.plan, found.refit), MILESTONES)
     data = CertificationData(task.test, search=dev)
     path = certify_path(model, plans, data, max_drop=run.drop, refit=found.refit)
     certified = full if path.certified_index is None else plans[path.certified_index]
@@ -176,7 +176,7 @@ def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, 
     model: Any = fine_tuned(task, run.seed, work, smoke=smoke)
     found = second_order_plan(model, some_of(task.train, run.seed), replace(COSTS, seed=run.seed))
     full = PruningPlan.of(model)
-    plans = [full, *milestones(plans_between(full, found.plan, found.refit), MILESTONES)]
+    plans = [full, *evenly_spaced(plans_between(full, found.plan, found.refit), MILESTONES)]
 
     @cache
     def right(number: int) -> np.ndarray:

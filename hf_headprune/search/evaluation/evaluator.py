@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.search.problem import Question
     from hf_headprune.search.units import Unit
+    from hf_headprune.tasks.scorer import Scorer
 
 LABELS = "labels"
 Scalar = Literal["margin", "loss"]
@@ -54,7 +55,7 @@ class ExampleEvaluator:
         model: nn.Module,
         batches: Sequence[Mapping[str, torch.Tensor]],
         *,
-        metric: str | None = None,
+        metric: str | Scorer | None = None,
         autocast_dtype: torch.dtype | None = None,
         probing: Probing | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] | None = None,
@@ -64,7 +65,7 @@ class ExampleEvaluator:
         Args:
             model: A classifier of sequences or tokens, a question answering or a sequence-to-sequence model.
             batches: Inputs of the model with the labels of its task, see `hf_headprune.tasks.registry`.
-            metric: One that the task has; None takes its first.
+            metric: One that the task has, or its scorer; None takes the first.
             autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
                 only when the model will run in that precision.
             probing: How `probe` works; None for the defaults.
@@ -87,7 +88,7 @@ class ExampleEvaluator:
             raise InvalidSettingError(
                 "ExampleEvaluator: at least one labelled example is needed, received none. Pass a non-empty data set."
             )
-        self.scoring.check(self._batches)
+        self.scoring = self.scoring.check(self._batches)
         if calibration is not None:
             self.scoring.check(self._calibration)
         self._weights = np.concatenate([self.scoring.weights(batch) for batch in self._batches])
