@@ -26,7 +26,7 @@ from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import Task, load_task
 from hf_headprune import masked
 from hf_headprune.guarantee.paired import critical_value, level_of, score_statistic
-from hf_headprune.guarantee.scoring import right_answers
+from hf_headprune.tasks.scores import scores_of
 
 RESULT = RESULTS / "certificate_real_data.json"
 SEEDS = (0, 1, 2)
@@ -47,7 +47,7 @@ def answers(task: Task, seed: int, work: Path, *, smoke: bool) -> np.ndarray:
     rows = []
     for plan in plans_by_gradient(model, task, (0, *REMOVED)):
         with masked(model, plan):
-            rows.append(right_answers(model, task.test))
+            rows.append(scores_of(model, task.test))
     found = np.stack(rows).astype(np.int8)
     np.save(file, found)
     return found
@@ -55,7 +55,7 @@ def answers(task: Task, seed: int, work: Path, *, smoke: bool) -> np.ndarray:
 
 def repeated(right: np.ndarray, certifying: int, epsilon: float, draws: np.random.Generator) -> dict[str, Any]:
     """Splits the pairs again and again; returns the share of the repetitions in which something happened."""
-    lost = right[:1] - right[1:]  # (plans, pairs): 1 broken, -1 fixed
+    lost = right[:1] - right[1:]  # (plans, pairs): 1 a regression, -1 an improvement
     pairs, searching = lost.shape[1], min(SEARCHING, lost.shape[1] // 4)
     critical = critical_value(certifying, epsilon, level_of(ALPHA))
     counts = dict.fromkeys(("certified", "wrong", "worse_on_the_rest", "searched_wrong", "estimated_wrong"), 0)

@@ -44,7 +44,7 @@ from hf_headprune import (
     anatomy_of,
     certify_path,
     cost_of,
-    milestones,
+    evenly_spaced,
     plans_between,
     prune_model_,
 )
@@ -52,12 +52,12 @@ from hf_headprune.anatomy import Anatomy
 from hf_headprune.cost import weights_per_unit
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import PairedScores
-from hf_headprune.guarantee.path import walk
-from hf_headprune.guarantee.scoring import right_answers
+from hf_headprune.guarantee.path import certify_in_order
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.plans import search_over_plans
+from hf_headprune.tasks.scores import scores_of
 
 RESULT = RESULTS / "certified_pruning.json"
 SEEDS = (0, 1, 2)
@@ -133,7 +133,7 @@ def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     if (folder := model_of(run, work)) is not None:
         trainer.save_model(str(folder))
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    right = np.packbits(right_answers(model, task.test).astype(np.uint8)).tobytes().hex()
+    right = np.packbits(scores_of(model, task.test).astype(np.uint8)).tobytes().hex()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     scores["trained_in_bf16"] = recipe.in_bf16
     return {**scores, "parameters": parameters, "examples": len(task.test), "right": right}
@@ -152,9 +152,9 @@ def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]
         anatomy, evaluator, settings, journal=work / f"{key_of(run)}.jsonl", fingerprint=evaluator.fingerprint()
     )
     full = PruningPlan.of(model)
-    plans = milestones(plans_between(full, found.plan, found.refit), MILESTONES)
+    plans = evenly_spaced(plans_between(full, found.plan, found.refit), MILESTONES)
     data = CertificationData(task.test, search=dev)
-    path = certify_path(model, plans, data, max_drop=run.drop, refit=found.refit)
+    path = certify_path(model, [RefittedPlan(plan, found.refit) for plan in plans], data, max_drop=run.drop)
     certified = full if path.certified_index is None else plans[path.certified_index]
     on_test = evaluator_on(model, task.test)
     right = {"dense": on_test(full).metric}
@@ -176,24 +176,24 @@ def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, 
     model: Any = fine_tuned(task, run.seed, work, smoke=smoke)
     found = second_order_plan(model, some_of(task.train, run.seed), replace(COSTS, seed=run.seed))
     full = PruningPlan.of(model)
-    plans = [full, *milestones(plans_between(full, found.plan, found.refit), MILESTONES)]
+    plans = [full, *evenly_spaced(plans_between(full, found.plan, found.refit), MILESTONES)]
 
     @cache
     def right(number: int) -> np.ndarray:
         cut = prune_model_(copy.deepcopy(model), RefittedPlan(plans[number], found.refit))
-        return right_answers(cut, task.test).astype(float)
+        return scores_of(cut, task.test).astype(float)
 
     certified = []
     for drop in DROPS:
         candidates = [(str(number), partial(right, number)) for number in range(1, len(plans))]
-        path = walk(
+        path = certify_in_order(
             PairedScores(right(0), right(0)), candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test"
         )
         last = 0 if path.certified_index is None else path.certified_index + 1
         steps = [vars(step) for step in path.steps]
         size = size_of(plans[last], model)
         certified.append({"max_drop": drop, "test": 100 * float(right(last).mean()), **size, "steps": steps})
-    dev, test = (100 * float(answers.mean()) for answers in (right_answers(model, task.dev), right(0)))
+    dev, test = (100 * float(answers.mean()) for answers in (scores_of(model, task.dev), right(0)))
     return {"dev": dev, "test": test, "dense_test": test, "certified": certified}  # of the model that is cut
 
 
@@ -216,7 +216,7 @@ def certified_of_trained(runs: list[dict[str, Any]], budgets: tuple[int, ...], d
     right = {kept: right_of(run) for kept, run in of_kept.items()}
     dense = PairedScores(right[HEADS], right[HEADS])
     candidates = [(str(kept), partial(right.__getitem__, kept)) for kept in budgets]
-    path = walk(dense, candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
+    path = certify_in_order(dense, candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
     last = path.certified_index
     kept = HEADS if last is None else budgets[last]
     return {

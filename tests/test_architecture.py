@@ -52,7 +52,7 @@ TORCH_FREE = [
     "budgets.py",
     "guarantee/betting.py",
     "guarantee/paired.py",
-    "guarantee/planner.py",
+    "guarantee/power.py",
     "guarantee/resampling.py",
     "guarantee/sequence.py",
     "publish/layout.py",

@@ -11,10 +11,10 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of
 from hf_headprune.guarantee.scored import CertificationData
-from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import can_decide
 from hf_headprune.pipeline.holdout import DEFAULT_DROP, Holdout, NotCertifiable
+from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -87,7 +87,7 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
     drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
     holdout = Holdout(
         data,
-        asked.metric or Metric(),
+        Metric.of(asked.metric, trainer.model),
         drop,
         settings.confidence,
         is_condition=settings.follows and can_decide(len(data.dataset), drop, settings.confidence),

@@ -14,7 +14,7 @@ from hf_headprune.cli.models import load_model
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.planner import Expectation, promise_in_words
+from hf_headprune.guarantee.power import PowerAssumptions, describe_power
 from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan
@@ -77,8 +77,8 @@ def power(
         raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
     if not 0 < max_drop < 1:
         raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {max_drop}. A point is 0.01.")
-    expected = Expectation(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
-    typer.echo(promise_in_words(examples, max_drop, expected))
+    assumptions = PowerAssumptions(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
+    typer.echo(describe_power(examples, max_drop, assumptions))
 
 
 def _examples(file: Path) -> list[dict[str, Any]]:

@@ -20,11 +20,11 @@ from hf_headprune.cli.output import OutputFolder
 from hf_headprune.cli.splits import encoded_splits, held_back
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
-from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.pipeline import plan_for_budget, search_plan
 from hf_headprune.pipeline.budget import MB, one_budget, second_order_of
 from hf_headprune.pipeline.holdout import DECIDING
 from hf_headprune.shrink.surgery import probe, prune_model_
+from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

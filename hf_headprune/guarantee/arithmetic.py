@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 def check_settings(certificate: Certificate, result: Verification) -> None:
     """Derives from the certificate's settings what follows from them, and lists what nothing can derive."""
     claim, path = certificate.claim, certificate.path
-    spent = (alpha_of_use(claim.alpha, claim.use) if claim.use else claim.alpha) / claim.chosen_among
-    if not math.isclose(spent, claim.spent, rel_tol=1e-9):
-        result.add("counts", "spent", f"use {claim.use} may spend {spent} on it, the certificate says {claim.spent}")
+    spent = (alpha_of_use(claim.alpha, claim.use) if claim.use else claim.alpha) / claim.num_candidates
+    if not math.isclose(spent, claim.alpha_spent, rel_tol=1e-9):
+        result.add(
+            "counts",
+            "alpha_spent",
+            f"use {claim.use} may spend {spent} on it, the certificate says {claim.alpha_spent}",
+        )
     names = tuple(record.name for record in certificate.disjointness)
     if names != tuple(name for name in ("train", "search") if name in names):
         result.add("counts", "disjointness", f"'train' and 'search' may be compared, once each, received {names}")
@@ -37,6 +41,7 @@ def check_settings(certificate: Certificate, result: Verification) -> None:
                 "counts", "disjointness", f"{record.name}: compared by {list(record.compared_by)} is no comparison"
             )
     result.on_trust += [
+        f"what the pruned model is compared with: {certificate.reference}",
         "the assumptions: " + " ".join(certificate.assumptions),
         f"that the split was used {f'{claim.use} times' if claim.use > 1 else 'once'} until then",
         "the environment: versions, device and date, and the names of the models' classes",
@@ -57,8 +62,8 @@ def check_counts(certificate: Certificate, result: Verification) -> None:
         return
     try:
         if claim.kind == "binary":
-            both_right = round(evidence.dense_metric * evidence.examples) - evidence.broken
-            counts = Counts(evidence.examples, evidence.broken, evidence.fixed, both_right)
+            both_right = round(evidence.dense_metric * evidence.examples) - evidence.regressions
+            counts = Counts(evidence.examples, evidence.regressions, evidence.improvements, both_right)
             _compare("counts", evidence, evidence_of_counts(counts, claim), result)
             result.checked.append("counts: p-value, bounds and verdict follow from the counts")
         _check_path(certificate, result)
@@ -76,11 +81,15 @@ def _check_path(certificate: Certificate, result: Verification) -> None:
     for number, step in enumerate(path.steps):
         p = step.p_value
         if claim.kind == "binary":
-            p = p_value(step.broken, step.fixed, evidence.examples, claim.max_drop)
-        if not close(p, step.p_value) or step.certified != (step.p_value <= claim.level):
+            p = p_value(step.regressions, step.improvements, evidence.examples, claim.max_drop)
+        if not close(p, step.p_value) or step.certified != (step.p_value <= claim.threshold):
             result.add("counts", "path", f"step {number}: its counts give p = {p:.6f}, it says {step.p_value:.6f}")
     own = path.steps[path.own_index]
-    if (own.broken, own.fixed, own.p_value) != (evidence.broken, evidence.fixed, evidence.p_value):
+    if (own.regressions, own.improvements, own.p_value) != (
+        evidence.regressions,
+        evidence.improvements,
+        evidence.p_value,
+    ):
         result.add("counts", "path", f"its last certified candidate, number {path.own_index}, is not this model")
     *before, last = (step.certified for step in path.steps)
     if not all(before) or (last and path.untested):
@@ -100,14 +109,14 @@ def check_examples(certificate: Certificate, metric: Metric | None, result: Veri
         result.add("examples", "examples", str(error))
         return
     counts = scores.counts
-    found = (counts.examples, counts.broken, counts.fixed)
+    found = (counts.examples, counts.regressions, counts.improvements)
     evidence = certificate.evidence
-    if found != (evidence.examples, evidence.broken, evidence.fixed):
+    if found != (evidence.examples, evidence.regressions, evidence.improvements):
         result.add(
             "examples",
             "outcomes",
-            f"n, broken and fixed are {found} in the outcomes, "
-            f"{(evidence.examples, evidence.broken, evidence.fixed)} in the evidence",
+            f"n, regressions and improvements are {found} in the outcomes, "
+            f"{(evidence.examples, evidence.regressions, evidence.improvements)} in the evidence",
         )
     means = {"dense_metric": float(np.mean(scores.dense)), "pruned_metric": float(np.mean(scores.pruned))}
     if kind != "binary":

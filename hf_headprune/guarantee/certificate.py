@@ -1,4 +1,4 @@
-"""Certificate: what was promised, on which data, for which weights; frozen, JSON, checked when read."""
+"""Certificate: what was shown, on which data, for which weights; frozen, JSON, checked when read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME
-from hf_headprune._strict_json import read
-from hf_headprune.errors import CertificateError, InvalidSettingError
+from hf_headprune._strict_json import parse, read, read_text
+from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.claim import METHODS, Claim, Kind
 from hf_headprune.guarantee.evidence import Evidence, PairedScores, checked_scores
 from hf_headprune.guarantee.examples import INPUT_BYTES, LABEL_BYTES
+from hf_headprune.guarantee.format_2 import FORMAT_2, upgraded
 from hf_headprune.guarantee.path import CertifiedPath
 from hf_headprune.guarantee.wording import assumptions_of, statement_of
 
-CERTIFICATE_FORMAT = "hf_headprune.certificate/2"
+CERTIFICATE_FORMAT = "hf_headprune.certificate/3"
+DENSE = "the dense model"
 DERIVED = ("statement", "method", "assumptions")
 _KEY_BYTES = INPUT_BYTES + LABEL_BYTES
 
@@ -68,7 +70,7 @@ class ExampleRecord:
         try:
             joined = base64.b64decode(self.keys, validate=True)
         except ValueError as error:
-            raise CertificateError(f"examples.keys must be base64, received {self.keys[:30]!r}...: {error}.") from error
+            raise CertificateError(f"examples.keys must be base64, received {shown(self.keys)}: {error}.") from error
         if len(joined) % _KEY_BYTES:
             raise CertificateError(f"examples.keys must hold {_KEY_BYTES} bytes per example, received {len(joined)}.")
         return [joined[start : start + _KEY_BYTES] for start in range(0, len(joined), _KEY_BYTES)]
@@ -152,6 +154,7 @@ class Certificate:
 
     Attributes:
         claim: What was to be shown.
+        reference: The model that the pruned one is compared with, in words.
         evidence: What the data say, and the verdict.
         split: sha256 of the certification split: inputs and labels in whatever order.
         disjointness: Splits that share no input with it.
@@ -164,6 +167,7 @@ class Certificate:
     """
 
     claim: Claim
+    reference: str
     evidence: Evidence
     split: str
     disjointness: tuple[DisjointnessRecord, ...]
@@ -183,7 +187,13 @@ class Certificate:
     def statement(self) -> str:
         """The certificate in words."""
         checked = tuple(record.name for record in self.disjointness)
-        return statement_of(self.claim, self.evidence, checked=checked, steered_training=self.steered_training)
+        return statement_of(
+            self.claim,
+            self.evidence,
+            reference=self.reference,
+            checked=checked,
+            steered_training=self.steered_training,
+        )
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -204,21 +214,20 @@ class Certificate:
 
     @classmethod
     def from_json(cls, text: str) -> Certificate:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, in this format or the one before; the words are those of this format.
 
         Raises:
-            CertificateError: The text is no certificate of this format, or it was changed after it was written.
+            CertificateError: The text is no certificate of these formats, or it was changed after it was written.
         """
         content = _content_of(text)
-        changed = content["sha256"] != checksum_of(content)
+        changed = content.pop("sha256") != checksum_of(content)
         words = {name: content.pop(name) for name in DERIVED}
-        content.pop("sha256")
-        content.pop("format")
+        is_old = content.pop("format") == FORMAT_2
         try:
-            certificate = read(cls, content, "certificate")
+            certificate = read(cls, upgraded(content, DENSE) if is_old else content, "certificate")
         except InvalidSettingError as error:
             raise CertificateError(f"certificate: {error}") from error
-        fits = words == certificate._words()
+        fits = is_old or words == certificate._words()
         if changed or not fits:
             raise CertificateError(
                 "certificate: the content was changed after it was written (its sha256 does not match"
@@ -249,8 +258,8 @@ class Certificate:
                 f"{path}: there is no {CERTIFICATE_NAME}. Pass its path or the folder that holds it."
             )
         try:
-            return cls.from_json(file.read_text(encoding="utf-8"))
-        except (CertificateError, UnicodeDecodeError) as error:
+            return cls.from_json(read_text(file))
+        except CertificateError as error:
             raise CertificateError(f"{file}: {error}") from error
 
 
@@ -261,15 +270,12 @@ def checksum_of(content: dict[str, Any]) -> str:
 
 
 def _content_of(text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets within brackets
-        raise CertificateError(f"certificate: not JSON ({error}). Pass the text that to_json returned.") from error
+    content = parse(text, "certificate")
     received = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if received != CERTIFICATE_FORMAT:
+    if received not in (CERTIFICATE_FORMAT, FORMAT_2):
         raise CertificateError(
-            f"certificate: format must be {CERTIFICATE_FORMAT!r}, received {received!r}. Read it with a version of "
-            "this library that knows this format."
+            f"certificate: format must be {CERTIFICATE_FORMAT!r} or {FORMAT_2!r}, received {shown(received)}. Read it "
+            "with a version of this library that knows its format."
         )
     missing = {*DERIVED, "sha256"} - set(content)
     if missing:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_headprune._certificate_file import attach_certificate_
-from hf_headprune.errors import CertificateError, InvalidSettingError
-from hf_headprune.guarantee.certificate import Certificate, ExampleRecord
-from hf_headprune.guarantee.claim import Claim, Metric
+from hf_headprune._checks import is_number
+from hf_headprune.errors import CertificateError, InvalidSettingError, shown
+from hf_headprune.guarantee.certificate import DENSE, Certificate, ExampleRecord
+from hf_headprune.guarantee.claim import LONGEST_NAME, Claim, is_name
 from hf_headprune.guarantee.evidence import PairedScores, evidence_of
-from hf_headprune.guarantee.path import CertifiedPath, PathStep, walk
+from hf_headprune.guarantee.path import CertifiedPath, PathStep, certify_in_order
 from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
+from hf_headprune.guarantee.sequence import AlphaLedger
+from hf_headprune.plan import refitted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,23 +27,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.guarantee.evidence import Evidence
-    from hf_headprune.guarantee.sequence import AlphaLedger
-    from hf_headprune.plan import PruningPlan
-    from hf_headprune.refit.projections import Refit
+    from hf_headprune.plan import PlanOrResult
 
 ROUND_OFF = 1e-9
 
 
 def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same names
     model: nn.Module,
-    plans: Sequence[PruningPlan],
+    plans: Sequence[PlanOrResult],
     dataset: Any,
-    metric: str | Metric = "accuracy",
+    metric: Any = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
     *,
-    reference: PruningPlan | None = None,
-    refit: Refit | None = None,
+    reference: PlanOrResult | None = None,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
 ) -> CertifiedPath:
@@ -49,13 +50,13 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
 
     Args:
         model: The dense model; plans are applied by masks, reversibly.
-        plans: In an order that was fixed without looking at the certification split.
+        plans: Plans, or results that hold one with its refit, in an order that was fixed without looking at the
+            certification split. The plans of one path may share one refit: it is computed for each as it is tested.
         dataset: Certification split, or `CertificationData`.
-        metric: "accuracy", or a `Metric`.
+        metric: As in `certify`.
         max_drop: Drop that is to be excluded for each plan.
         confidence: Of the statement.
-        reference: What of the model the plans are compared with, such as the heads that training kept; None for all.
-        refit: Refits output projections to each plan, where the search did so.
+        reference: What of the model the plans are compared with: a plan or a result; None for all.
         ledger: Of the uses of certification splits; without one this must be the only use.
         seed: Of the bootstrap.
 
@@ -68,39 +69,37 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         InvalidSettingError: A setting or the data set is malformed, or there is no plan.
         UnsupportedModelError: The model can't be scored.
     """
-    if not plans:
-        raise InvalidSettingError("certify_path: at least one plan is needed, received none. Pass the search's path.")
-    split = _scored(dataset, metric, model)
+    _check_plans(plans, "certify_path")
+    _check_ledger(ledger)
+    split = ScoredSplit(_data_of(dataset), metric, model)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
-    dense = split.scores_of_plan(model, reference, refit)
-    candidates = [(name_of(plan), lambda plan=plan: split.scores_of_plan(model, plan, refit)) for plan in plans]
+    dense = split.scores_of_plan(model, reference)
+    candidates = [(name_of(plan), partial(split.scores_of_plan, model, plan)) for plan in plans]
     dense_pair = PairedScores(dense, dense, split.groups())
-    return walk(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)
+    return certify_in_order(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)
 
 
-def furthest_within(  # noqa: PLR0913 - the arguments of `certify`, by the same names
+def furthest_within(
     model: nn.Module,
-    plans: Sequence[PruningPlan],
+    plans: Sequence[PlanOrResult],
     dataset: Any,
-    metric: str | Metric = "accuracy",
+    metric: Any = None,
     max_drop: float = 0.01,
     *,
-    reference: PruningPlan | None = None,
-    refit: Refit | None = None,
+    reference: PlanOrResult | None = None,
 ) -> int | None:
     """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
 
-    What was seen is no promise: `certify(..., chosen_among=len(plans))` says what these examples exclude about the plan
-    that they chose.
+    What was seen is no guarantee: `certify(..., num_candidates=len(plans))` says what these examples exclude about the
+    plan that they chose.
 
     Args:
         model: The dense model; plans are applied by masks, reversibly.
-        plans: In an order that was fixed without looking at the certification split.
+        plans: As in `certify_path`.
         dataset: Certification split, or `CertificationData`.
-        metric: "accuracy", or a `Metric`.
+        metric: As in `certify`.
         max_drop: Drop that may be seen, absolute.
-        reference: What of the model the plans are compared with; None for all.
-        refit: Refits output projections to each plan, where the search did so.
+        reference: What of the model the plans are compared with: a plan or a result; None for all.
 
     Returns:
         Index of the last plan before the first that drops more, or None where that is the first one.
@@ -108,15 +107,18 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify`, by the same 
     Raises:
         DataLeakError: Training or search have seen an example.
         InvalidPlanError: A plan does not fit the model.
-        InvalidSettingError: The data set is malformed.
+        InvalidSettingError: The data set, a plan or the drop is malformed.
         UnsupportedModelError: The model can't be scored.
     """
-    split = _scored(dataset, metric, model)
+    _check_plans(plans, "furthest_within")
+    if not (is_number(max_drop) and 0 <= max_drop < 1):
+        raise InvalidSettingError(f"furthest_within: max_drop must be in [0, 1), received {shown(max_drop)}.")
+    split = ScoredSplit(_data_of(dataset), metric, model)
     value = split.metric.aggregate or np.mean
-    whole = value(split.scores_of_plan(model, reference, refit))
+    whole = value(split.scores_of_plan(model, reference))
     last = None
     for index, plan in enumerate(plans):
-        if whole - value(split.scores_of_plan(model, plan, refit)) > max_drop + ROUND_OFF:
+        if whole - value(split.scores_of_plan(model, plan)) > max_drop + ROUND_OFF:
             break
         last = index
     return last
@@ -126,12 +128,13 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     dense: nn.Module,
     pruned: nn.Module,
     dataset: Any,
-    metric: str | Metric = "accuracy",
+    metric: Any = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
     *,
+    reference_name: str = DENSE,
     path: CertifiedPath | None = None,
-    chosen_among: int = 1,
+    num_candidates: int = 1,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
 ) -> Certificate:
@@ -144,12 +147,16 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         pruned: The model that the statement is about.
         dataset: Certification split that neither training nor search has seen, each example with its label; or
             `CertificationData`, which says how to read it and what to compare it with.
-        metric: "accuracy" of a sequence classification model, or a `Metric`.
-        max_drop: Drop that is to be excluded, absolute: 0.01 is one point.
+        metric: None for the first metric of the model's task, or its name (see `scorer_for`); a module of the package
+            `evaluate`, or a function `(predictions, references) -> number`, higher is better; or a `Metric` with a
+            function that scores each example. Scores of 0 and 1 get an exact test, others in [0, 1] betting, and what
+            is no mean over examples a bootstrap, which is approximate.
+        max_drop: Drop that is to be excluded, absolute: 0.01 is one percentage point.
         confidence: Of the statement, above 0.5.
+        reference_name: What the dense model is, for the certificate's first sentence, such as "the teacher".
         path: What `certify_path` returned, where the pruned model is its last certified plan (the first plan, where
             none was certified); the rest of the arguments must be the same.
-        chosen_among: Models among which the split itself has chosen the pruned one; each may spend an equal share of
+        num_candidates: Models among which the split itself has chosen the pruned one; each may spend an equal share of
             alpha, so that the statement holds however the split chose. Not with a path, which is free of that cost.
         ledger: Of the uses of certification splits; without one this must be the only use. Not with a path.
         seed: Of the bootstrap.
@@ -161,14 +168,19 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         InvalidSettingError: A setting or the data set is malformed.
         UnsupportedModelError: A model can't be scored.
     """
-    split = _scored(dataset, metric, dense, pruned)
+    if not is_name(reference_name):
+        raise InvalidSettingError(
+            f"certify: reference_name must be a text of 1 to {LONGEST_NAME} letters, received {shown(reference_name)}."
+        )
+    _check_ledger(ledger)
+    split = ScoredSplit(_data_of(dataset), metric, dense, seen=(dense, pruned))
     records = {"dense": record_of(dense), "pruned": record_of(pruned)}
     if path is None:
-        claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, chosen_among=chosen_among)
-    elif chosen_among != 1:
+        claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
+    elif not isinstance(path, CertifiedPath) or num_candidates != 1:
         raise InvalidSettingError(
-            f"certify: a path says how its plan was chosen, received chosen_among={chosen_among!r} beside it. Leave "
-            "one of the two out."
+            "certify: path must be what certify_path returned, and says how its plan was chosen; received "
+            f"{shown(path)} and num_candidates={shown(num_candidates)} beside it. Leave one of the two out."
         )
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
@@ -180,10 +192,11 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     keys = split.prints.keys
     certificate = Certificate(
         claim=claim,
+        reference=reference_name,
         evidence=evidence,
         split=split.prints.sha256(),
         disjointness=split.disjointness,
-        path=path if path is None else _with_own_step(path, evidence.broken, evidence.fixed, evidence.p_value),
+        path=path if path is None else _with_own_step(path, evidence),
         **records,
         examples=ExampleRecord.of(
             split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
@@ -195,22 +208,40 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     return certificate
 
 
-def name_of(plan: PruningPlan) -> str:
+def name_of(given: PlanOrResult) -> str:
     """Returns what identifies a plan on a path."""
+    plan, refit = (found := refitted(given)).plan, found.refit
     digest = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
-    return f"{plan.num_removed_heads} heads and {plan.num_removed_ffn} FFN units removed, plan {digest}"
+    removed = f"{plan.num_removed_heads} heads and {plan.num_removed_ffn} FFN units removed"
+    return f"{removed}{'' if refit is None else ', refitted'}, plan {digest}"
 
 
-def _scored(dataset: Any, metric: str | Metric, *models: Any) -> ScoredSplit:
-    data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
-    return ScoredSplit(data, Metric.of(metric), *models)
+def _data_of(dataset: Any) -> CertificationData:
+    return dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
+
+
+def _check_plans(plans: Any, where: str) -> None:
+    if not isinstance(plans, (list, tuple)) or not plans:
+        raise InvalidSettingError(
+            f"{where}: at least one plan is needed, in a list or tuple, received {shown(plans)}. Pass those "
+            "on the way to the search's result."
+        )
+    for plan in plans:
+        refitted(plan)
+
+
+def _check_ledger(ledger: Any) -> None:
+    if not isinstance(ledger, AlphaLedger | None):
+        raise InvalidSettingError(f"certify: ledger must be an AlphaLedger or None, received {shown(ledger)}.")
 
 
 def _claim_of(path: CertifiedPath, split: ScoredSplit, claim: Claim, ledger: AlphaLedger | None) -> Claim:
     """Returns the claim of a path, if it is the one that is asked for."""
     tested = path.claim
-    asked = (claim.metric, claim.kind, claim.max_drop, claim.alpha, claim.seed, split.prints.sha256())
-    received = (tested.metric, tested.kind, tested.max_drop, tested.alpha, tested.seed, path.split)
+    asked, received = (
+        (each.metric, each.kind, each.scored, each.max_drop, each.alpha, each.seed, where)
+        for each, where in ((claim, split.prints.sha256()), (tested, path.split))
+    )
     if asked != received or ledger is not None:
         raise CertificateError(
             f"certify: the path must have been tested for the same claim on the same split, and has spent its share of "
@@ -223,23 +254,26 @@ def _claim_of(path: CertifiedPath, split: ScoredSplit, claim: Claim, ledger: Alp
 def _check_own_step(path: CertifiedPath, evidence: Evidence, allowed: int) -> None:
     """Refuses a model that does not answer as the path's own candidate did: it was chosen in some other way."""
     step = path.steps[path.own_index]
-    if abs(evidence.broken - step.broken) + abs(evidence.fixed - step.fixed) > allowed:
+    differing = abs(evidence.regressions - step.regressions) + abs(evidence.improvements - step.improvements)
+    if differing > allowed:
         raise CertificateError(
             f"certify: with a path, the pruned model must be candidate {path.own_index} ({step.name}), which got "
-            f"{step.broken} examples worse and {step.fixed} better; received a model with {evidence.broken} and "
-            f"{evidence.fixed}. Cut plans[path.certified_index], refitted as the path was, or certify without the path "
-            "on examples that have not been looked at."
+            f"{step.regressions} examples worse and {step.improvements} better; received a model with "
+            f"{evidence.regressions} and {evidence.improvements}. Cut plans[path.certified_index], refitted as on the "
+            "path, or certify without the path on examples that have not been looked at."
         )
 
 
-def _with_own_step(path: CertifiedPath, broken: int, fixed: int, p: float) -> CertifiedPath:
+def _with_own_step(path: CertifiedPath, evidence: Evidence) -> CertifiedPath:
     """Puts the cut model's own numbers in place of those of its masked plan.
 
     Raises:
         CertificateError: Rounding turned an answer, and the verdict with it: the path ends elsewhere then.
     """
     own = path.own_index
-    step = PathStep(path.steps[own].name, broken, fixed, p, p <= path.claim.level)
+    p = evidence.p_value
+    counts = evidence.regressions, evidence.improvements
+    step = PathStep(path.steps[own].name, *counts, p, p <= path.claim.threshold)
     if step.certified != path.steps[own].certified:
         raise CertificateError(
             f"certify: on the path, candidate {own} ({step.name}) got p = {path.steps[own].p_value:.6f}, and cut, "

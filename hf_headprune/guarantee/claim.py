@@ -1,24 +1,27 @@
-"""What is promised, and by which measure: the metric and the claim that a certificate is about."""
+"""What is certified, and by which measure: the metric and the claim that a certificate is about."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from hf_headprune._checks import is_number, is_whole
 from hf_headprune._strict_json import LARGEST
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.paired import level_of
+from hf_headprune.tasks.registry import scorer_for
+from hf_headprune.tasks.scorer import Kind, Scorer
 
-Kind = Literal["binary", "bounded", "corpus"]
 METHODS = {
     "binary": "exact unconditional paired score test, finite-sample",
     "bounded": "betting on paired differences, finite-sample",
-    "corpus": "paired percentile bootstrap, not finite-sample",
+    "corpus": "paired percentile bootstrap, approximate, not finite-sample",
 }
+BY_FUNCTION = "a score that a function of the user returned"
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -31,43 +34,63 @@ class Metric:
             for each example, such as the F1 of an answer. "corpus": one or more numbers for each example, of which
             `aggregate` makes the metric of all; its certificate is a bootstrap and holds approximately only.
         score: Function `(model, dataset) -> scores`, one row per example in the order of the data set; the model is in
-            evaluation mode, without gradients. None stands for the right answers of a sequence classification model.
+            evaluation mode, without gradients. Or a scorer of the library, see `Metric.of`.
         aggregate: Function `rows -> metric`, for "corpus" only; higher is better.
+        scored: What the score of one example is, in words.
 
     Raises:
         InvalidSettingError: The settings contradict each other.
     """
 
-    name: str = "accuracy"
-    kind: Kind = "binary"
-    score: Callable[[Any, Any], Any] | None = None
+    name: str
+    kind: Kind
+    score: Callable[[Any, Any], Any] | Scorer
     aggregate: Callable[[np.ndarray], float] | None = None
+    scored: str = BY_FUNCTION
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        if self.kind not in get_args(Kind):
+        if not isinstance(self.kind, str) or self.kind not in get_args(Kind):
             raise InvalidSettingError(
-                f"Metric: kind must be one of {', '.join(get_args(Kind))}, received {self.kind!r}. Choose one."
+                f"Metric: kind must be one of {', '.join(get_args(Kind))}, received {shown(self.kind)}. Choose one."
             )
-        if self.score is None and (self.name, self.kind) != ("accuracy", "binary"):
+        for what in ("name", "scored"):
+            if not is_name(text := getattr(self, what)):
+                raise InvalidSettingError(
+                    f"Metric: {what} must be a text of 1 to {LONGEST_NAME} letters, received {shown(text)}."
+                )
+        if not (callable(self.score) or isinstance(self.score, Scorer)):
             raise InvalidSettingError(
-                f"Metric: without a function `score` only 'accuracy' is known, received {self.name!r} of kind "
-                f"{self.kind!r}. Pass score=..., which takes a model and a data set."
+                f"Metric: score must be a function of a model and a data set, received {shown(self.score)}. For a "
+                "metric of the library, pass its name to certify in place of a Metric."
             )
-        if (self.aggregate is None) == (self.kind == "corpus"):
+        if (self.aggregate is None) == (self.kind == "corpus") or not (
+            self.aggregate is None or callable(self.aggregate)
+        ):
             raise InvalidSettingError(
-                f"Metric: aggregate goes with kind 'corpus' and with no other, received kind {self.kind!r} and "
-                f"aggregate {self.aggregate!r}. Leave it out, or pass the function of a corpus metric."
+                f"Metric: aggregate is a function of rows for kind 'corpus', and None for any other, received kind "
+                f"{self.kind!r} and aggregate {shown(self.aggregate)}. Leave it out, or pass the function."
             )
 
     @classmethod
-    def of(cls, metric: str | Metric) -> Metric:
-        """Returns the metric of a name, or the metric itself.
+    def of(cls, metric: Any, model: Any, *, where: str = "certify") -> Metric:
+        """Returns how examples of a model are compared.
+
+        Args:
+            metric: A `Metric`, returned as it is; or what `scorer_for` takes: a name, a module of the package
+                `evaluate`, a function of predictions and references, or None for the first metric of the model's task.
+            model: One of the models that are compared.
+            where: Name of the caller, for errors.
 
         Raises:
-            InvalidSettingError: The name is not "accuracy".
+            InvalidSettingError: The model's task has no such metric.
+            UnsupportedModelError: The model has no task whose examples can be scored.
         """
-        return metric if isinstance(metric, Metric) else cls(name=metric)
+        if isinstance(metric, Metric):
+            return metric
+        scorer = scorer_for(model, metric, where=where)
+        aggregate = None if scorer.is_mean else scorer.aggregate
+        return cls(scorer.in_words, scorer.kind, scorer, aggregate, scorer.scored)
 
 
 @dataclass(frozen=True)
@@ -77,52 +100,59 @@ class Claim:
     Attributes:
         metric: Name of the metric.
         kind: See `Metric`.
-        max_drop: Epsilon, absolute: 0.01 is one point of accuracy.
+        max_drop: Epsilon, absolute: 0.01 is one percentage point of accuracy.
         alpha: One minus the confidence.
-        spent: Part of alpha that this use of the certification split may spend; all of it without a ledger.
+        alpha_spent: Part of alpha that this use of the certification split may spend; all of it without a ledger.
         use: Number of this use in the ledger, or 0 without one.
-        chosen_among: Models among which the certification examples themselves chose; each may spend an equal share of
-            alpha (Bonferroni), so that the claim holds however they chose.
         seed: Of the bootstrap.
+        num_candidates: Models among which the certification examples themselves chose; each may spend an equal share of
+            alpha (Bonferroni), so that the claim holds however they chose.
+        scored: What the score of one example is, in words.
 
     Raises:
-        InvalidSettingError: A number is out of range.
+        InvalidSettingError: A number is out of range, or a name no name.
     """
 
     metric: str
     kind: Kind
     max_drop: float
     alpha: float
-    spent: float
+    alpha_spent: float
     use: int = 0
     seed: int = 0
-    chosen_among: int = 1
+    num_candidates: int = 1
+    scored: str = BY_FUNCTION
 
     def __post_init__(self) -> None:
         """Checks the ranges, and makes plain numbers of numpy's."""
         rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-            "max_drop": (lambda it: is_number(it) and 0 <= it < 1, "in [0, 1): 0.01 is one point"),
+            "metric": (is_name, f"a text of 1 to {LONGEST_NAME} letters"),
+            "scored": (is_name, f"a text of 1 to {LONGEST_NAME} letters"),
+            "kind": (lambda it: isinstance(it, str) and it in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
+            "max_drop": (lambda it: is_number(it) and 0 <= it < 1, "in [0, 1): 0.01 is one percentage point"),
             "alpha": (lambda it: is_number(it) and 0 < it < 0.5, "in (0, 0.5): one minus the confidence"),  # noqa: PLR2004
-            "chosen_among": (lambda it: is_whole(it, at_least=1), "a count of at least 1"),
-            "spent": (
-                lambda it: is_number(it) and 0 < it <= self.alpha / self.chosen_among,
-                "in (0, alpha / chosen_among]",
+            "num_candidates": (lambda it: is_whole(it, at_least=1) and it <= LARGEST, "a count of at least 1"),
+            "alpha_spent": (
+                lambda it: is_number(it) and 0 < it <= self.alpha / self.num_candidates,
+                "in (0, alpha / num_candidates]",
             ),
-            "use": (lambda it: is_whole(it, at_least=0), "a count"),
+            "use": (lambda it: is_whole(it, at_least=0) and it <= LARGEST, "a count"),
             "seed": (lambda it: is_whole(it, at_least=0) and it <= LARGEST, "in [0, 2^53]"),
         }
-        if self.kind not in get_args(Kind):
-            raise InvalidSettingError(
-                f"certify: kind must be one of {', '.join(get_args(Kind))}, received {self.kind!r}."
-            )
         for name, (holds, rule) in rules.items():
             value = getattr(self, name)
             if not holds(value):
-                raise InvalidSettingError(f"certify: {name} must be {rule}, received {value!r}.")
-            plain = float(value) if name in ("max_drop", "alpha", "spent") else int(value)
-            object.__setattr__(self, name, plain)  # numbers of numpy are none in JSON
+                raise InvalidSettingError(f"certify: {name} must be {rule}, received {shown(value)}.")
+            if is_number(value):
+                plain = float(value) if name in ("max_drop", "alpha", "alpha_spent") else int(value)
+                object.__setattr__(self, name, plain)  # numbers of numpy are none in JSON
 
     @property
-    def level(self) -> float:
+    def threshold(self) -> float:
         """What a p-value must not exceed."""
-        return level_of(self.spent) if self.kind == "binary" else self.spent
+        return level_of(self.alpha_spent) if self.kind == "binary" else self.alpha_spent
+
+
+def is_name(text: Any) -> bool:
+    """Tells whether something can be a name in a certificate."""
+    return isinstance(text, str) and 0 < len(text) <= LONGEST_NAME

@@ -9,8 +9,8 @@ import numpy as np
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.betting import betting_p_value, betting_upper_bound
-from hf_headprune.guarantee.paired import further_broken, p_value, q_theta_bound, upper_bound
-from hf_headprune.guarantee.planner import Expectation, examples_needed
+from hf_headprune.guarantee.paired import p_value, regressions_to_spare, upper_bound
+from hf_headprune.guarantee.power import PowerAssumptions, examples_needed
 from hf_headprune.guarantee.resampling import (
     LEAST_DISAGREEING,
     bootstrap_p_value,
@@ -44,7 +44,7 @@ class PairedScores:
     def counts(self) -> Counts:
         """How many examples got worse and better."""
         dense, pruned = (scores.reshape(len(scores), -1) for scores in (self.dense, self.pruned))
-        if dense.shape[1] > 1:  # rows have no order: all that differ count as broken
+        if dense.shape[1] > 1:  # rows have no order: all that differ count as regressions
             differ = int((dense != pruned).any(axis=1).sum())
             return Counts(len(dense), differ, 0, 0)
         worse, better = int((dense > pruned).sum()), int((dense < pruned).sum())
@@ -57,14 +57,14 @@ class Counts:
 
     Attributes:
         examples: Examples n.
-        broken: Examples on which the pruned model is worse.
-        fixed: Examples on which it is better.
+        regressions: Examples on which the pruned model is worse.
+        improvements: Examples on which it is better.
         both_right: Examples on which both score 1.
     """
 
     examples: int
-    broken: int
-    fixed: int
+    regressions: int
+    improvements: int
     both_right: int
 
 
@@ -75,14 +75,13 @@ class Evidence:
     Attributes:
         verdict: "PASS": the drop is below max_drop; "FAIL": it is above; "INCONCLUSIVE": the data can't tell.
         examples: Examples n of the certification split.
-        broken: Examples on which the pruned model is worse than the dense one. Of a corpus metric: that differ.
-        fixed: Examples on which it is better.
+        regressions: Examples on which the pruned model is worse than the dense one. Of a corpus metric: that differ.
+        improvements: Examples on which it is better.
         dense_metric: Metric of the dense model on them.
         pruned_metric: Metric of the pruned model on them.
         p_value: Of "the drop is at least max_drop".
         upper_bound: Drops above it are excluded.
-        hand_bound: Wider upper bound from two binomial intervals, for 0/1 scores (see `paired.q_theta_bound`).
-        further_broken: How many more examples may break before the verdict is no longer PASS; -1 without a PASS; None
+        regressions_to_spare: How many further regressions leave the verdict at PASS; -1 without a PASS; None
             where scores are not 0/1.
         examples_needed: About how many examples certify the claim four times in five, if the true rates are those seen;
             None with a verdict, or where no number is enough or known.
@@ -90,33 +89,33 @@ class Evidence:
 
     verdict: Verdict
     examples: int
-    broken: int
-    fixed: int
+    regressions: int
+    improvements: int
     dense_metric: float
     pruned_metric: float
     p_value: float
     upper_bound: float
-    hand_bound: float | None
-    further_broken: int | None
+    regressions_to_spare: int | None
     examples_needed: int | None
 
 
 def evidence_of_counts(counts: Counts, claim: Claim) -> Evidence:
     """Decides on a claim about 0/1 scores, from the counts alone."""
-    n, b, c = counts.examples, counts.broken, counts.fixed
+    n, b, c = counts.examples, counts.regressions, counts.improvements
     p, reverse = p_value(b, c, n, claim.max_drop), p_value(c, b, n, -claim.max_drop)
-    verdict = _verdict(p, reverse, claim.level)
+    verdict = _verdict(p, reverse, claim.threshold)
     return Evidence(
         verdict=verdict,
         examples=n,
-        broken=b,
-        fixed=c,
+        regressions=b,
+        improvements=c,
         dense_metric=(counts.both_right + b) / n,
         pruned_metric=(counts.both_right + c) / n,
         p_value=p,
-        upper_bound=upper_bound(b, c, n, claim.spent),
-        hand_bound=q_theta_bound(b, c, n, claim.spent),
-        further_broken=further_broken(b, c, n, claim.max_drop, claim.spent) if verdict == "PASS" else -1,
+        upper_bound=upper_bound(b, c, n, claim.alpha_spent),
+        regressions_to_spare=regressions_to_spare(b, c, n, claim.max_drop, claim.alpha_spent)
+        if verdict == "PASS"
+        else -1,
         examples_needed=_needed(counts, claim) if verdict == "INCONCLUSIVE" else None,
     )
 
@@ -141,16 +140,15 @@ def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndar
         )
     p, reverse, bound = _tested(scores, claim, aggregate)
     return Evidence(
-        verdict=_verdict(p, reverse, claim.level),
+        verdict=_verdict(p, reverse, claim.threshold),
         examples=counts.examples,
-        broken=counts.broken,
-        fixed=counts.fixed,
+        regressions=counts.regressions,
+        improvements=counts.improvements,
         dense_metric=dense,
         pruned_metric=pruned,
         p_value=p,
         upper_bound=bound,
-        hand_bound=None,
-        further_broken=None,
+        regressions_to_spare=None,
         examples_needed=None,
     )
 
@@ -159,7 +157,7 @@ def p_value_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndarr
     """Returns the p-value of a claim alone, as a step of a path needs it."""
     if claim.kind == "binary":
         counts = scores.counts
-        return p_value(counts.broken, counts.fixed, counts.examples, claim.max_drop)
+        return p_value(counts.regressions, counts.improvements, counts.examples, claim.max_drop)
     return _tested(scores, claim, aggregate)[0]
 
 
@@ -172,15 +170,15 @@ def _tested(
         return (
             betting_p_value(differences, claim.max_drop, scores.groups),
             betting_p_value(-differences, -claim.max_drop, scores.groups),
-            betting_upper_bound(differences, claim.spent, scores.groups),
+            betting_upper_bound(differences, claim.alpha_spent, scores.groups),
         )
-    if scores.counts.broken + scores.counts.fixed < LEAST_DISAGREEING:
+    if scores.counts.regressions + scores.counts.improvements < LEAST_DISAGREEING:
         return 1.0, 1.0, 1.0  # a bootstrap of so few differences means nothing
     drops = resampled_drops(scores.dense, scores.pruned, aggregate, seed=claim.seed, groups=scores.groups)
     return (
         bootstrap_p_value(drops, claim.max_drop),
         bootstrap_p_value(-drops, -claim.max_drop),
-        bootstrap_upper_bound(drops, claim.spent),
+        bootstrap_upper_bound(drops, claim.alpha_spent),
     )
 
 
@@ -190,11 +188,11 @@ def _verdict(p: float, reverse: float, level: float) -> Verdict:
 
 def _needed(counts: Counts, claim: Claim) -> int | None:
     n = counts.examples
-    disagreement = min(max(counts.broken + counts.fixed, 1), n - 1) / n if n > 1 else 0.5
-    drop = max(0.0, (counts.broken - counts.fixed) / n)
+    disagreement = min(max(counts.regressions + counts.improvements, 1), n - 1) / n if n > 1 else 0.5
+    drop = max(0.0, (counts.regressions - counts.improvements) / n)
     if drop > disagreement:
         return None
-    return examples_needed(claim.max_drop, Expectation(disagreement, drop, alpha=claim.spent))
+    return examples_needed(claim.max_drop, PowerAssumptions(disagreement, drop, alpha=claim.alpha_spent))
 
 
 def checked_scores(scores: Any, count: int, kind: Kind) -> np.ndarray:

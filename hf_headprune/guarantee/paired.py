@@ -1,7 +1,8 @@
 """Exact test that a model's accuracy dropped by less than epsilon, from paired right and wrong answers.
 
-Of n independent examples, b are broken (the dense model is right, the pruned one wrong) and c are fixed (the other way
-round). The drop is delta = p_b - p_c. The test rejects "the drop is at least epsilon" where the score statistic
+Of n independent examples, b are regressions (the dense model is right, the pruned one wrong) and c improvements (the
+other way round). The drop is delta = p_b - p_c. The test rejects "the drop is at least epsilon" where the score
+statistic
 
     z(b, c) = (b - c - n epsilon) / sqrt(n (2 p_c + epsilon (1 - epsilon)))
 
@@ -23,7 +24,6 @@ from functools import lru_cache
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import bdtr, gammaln
-from scipy.stats import binomtest
 
 from hf_headprune.errors import InvalidSettingError
 
@@ -41,16 +41,16 @@ def level_of(alpha: float) -> float:
     return alpha * (1.0 - NUMERIC_SLACK)
 
 
-def score_statistic(broken: np.ndarray, fixed: np.ndarray, n: int, epsilon: float) -> np.ndarray:
+def score_statistic(regressions: np.ndarray, improvements: np.ndarray, n: int, epsilon: float) -> np.ndarray:
     """Returns z for arrays of counts of any one shape.
 
     Args:
-        broken: Examples that only the dense model gets right.
-        fixed: Examples that only the pruned model gets right.
+        regressions: Examples that only the dense model gets right.
+        improvements: Examples that only the pruned model gets right.
         n: Examples.
         epsilon: Drop under the hypothesis, in (-1, 1).
     """
-    b, c = np.asarray(broken, dtype=np.float64), np.asarray(fixed, dtype=np.float64)
+    b, c = np.asarray(regressions, dtype=np.float64), np.asarray(improvements, dtype=np.float64)
     half = ((2 * n - b + c) * epsilon - b - c) / (4 * n)  # p^2 + 2 half p + ... = 0
     root = np.sqrt(np.maximum(half**2 + c * epsilon * (1 - epsilon) / (2 * n), 0.0))
     rate = np.clip(root - half, max(0.0, -epsilon), 1.0)
@@ -59,12 +59,12 @@ def score_statistic(broken: np.ndarray, fixed: np.ndarray, n: int, epsilon: floa
     return np.where(variance > 0, distance / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
 
 
-def p_value(broken: int, fixed: int, n: int, epsilon: float, *, points: int = GRID_POINTS) -> float:
+def p_value(regressions: int, improvements: int, n: int, epsilon: float, *, points: int = GRID_POINTS) -> float:
     """Returns the exact p-value of "the drop is at least epsilon".
 
     Args:
-        broken: Examples that only the dense model gets right.
-        fixed: Examples that only the pruned model gets right.
+        regressions: Examples that only the dense model gets right.
+        improvements: Examples that only the pruned model gets right.
         n: Examples.
         epsilon: Drop that is to be excluded, in (-1, 1).
         points: Of the grid of disagreements at least; fewer are for planning only.
@@ -72,62 +72,54 @@ def p_value(broken: int, fixed: int, n: int, epsilon: float, *, points: int = GR
     Raises:
         InvalidSettingError: The counts or epsilon are out of range.
     """
-    _check(broken, fixed, n, epsilon)
-    return size_of(float(score_statistic(np.array(broken), np.array(fixed), n, epsilon)), n, epsilon, points=points)
+    _check(regressions, improvements, n, epsilon)
+    return size_of(
+        float(score_statistic(np.array(regressions), np.array(improvements), n, epsilon)), n, epsilon, points=points
+    )
 
 
-def upper_bound(broken: int, fixed: int, n: int, alpha: float) -> float:
+def upper_bound(regressions: int, improvements: int, n: int, alpha: float) -> float:
     """Returns the upper confidence bound on the drop: every larger drop is excluded at level alpha.
 
     Args:
-        broken: Examples that only the dense model gets right.
-        fixed: Examples that only the pruned model gets right.
+        regressions: Examples that only the dense model gets right.
+        improvements: Examples that only the pruned model gets right.
         n: Examples.
         alpha: One minus the confidence.
 
     Returns:
         Rounded up to a millionth; negative where the data show a gain.
     """
-    _check(broken, fixed, n, 0.0)
+    _check(regressions, improvements, n, 0.0)
     level = level_of(alpha)
-    low, high = (broken - fixed) / n, 1.0 - BOUND_TOLERANCE
-    if low >= high or p_value(broken, fixed, n, high) > level:
+    low, high = (regressions - improvements) / n, 1.0 - BOUND_TOLERANCE
+    if low >= high or p_value(regressions, improvements, n, high) > level:
         return 1.0
-    step = 3.0 * math.sqrt(broken + fixed + 4.0) / n  # brackets the bound, so that few points are tried
-    if low + step < high and p_value(broken, fixed, n, low + step) <= level:
+    step = 3.0 * math.sqrt(regressions + improvements + 4.0) / n  # brackets the bound, so that few points are tried
+    if low + step < high and p_value(regressions, improvements, n, low + step) <= level:
         high = low + step
     low = max(low, -1.0 + BOUND_TOLERANCE)
-    if p_value(broken, fixed, n, low) <= level:
+    if p_value(regressions, improvements, n, low) <= level:
         return low
-    found = brentq(lambda epsilon: p_value(broken, fixed, n, epsilon) - level, low, high, xtol=BOUND_TOLERANCE / 4)
+    found = brentq(
+        lambda epsilon: p_value(regressions, improvements, n, epsilon) - level, low, high, xtol=BOUND_TOLERANCE / 4
+    )
     return math.ceil(found / BOUND_TOLERANCE + 0.25) * BOUND_TOLERANCE  # the root is known to a quarter
 
 
-def q_theta_bound(broken: int, fixed: int, n: int, alpha: float) -> float:
-    """Returns a wider upper bound on the drop that two binomial intervals give, to check a certificate by hand.
-
-    The drop is q (2 theta - 1) with theta = p_b / q; both factors get a Clopper-Pearson bound at alpha / 2.
-    """
-    _check(broken, fixed, n, 0.0)
-    disagreeing = broken + fixed
-    disagreement = _clopper_pearson(disagreeing, n, alpha / 2)
-    theta = _clopper_pearson(broken, disagreeing, alpha / 2) if disagreeing else 1.0
-    return disagreement * max(0.0, 2.0 * theta - 1.0)
-
-
-def further_broken(broken: int, fixed: int, n: int, epsilon: float, alpha: float) -> int:
-    """Returns how many further examples may break and the drop still is certified; -1 where it is not certified now."""
+def regressions_to_spare(regressions: int, improvements: int, n: int, epsilon: float, alpha: float) -> int:
+    """Returns how many further regressions leave the drop certified; -1 where it is not certified now."""
     level = level_of(alpha)
-    low, high = -1, n - broken - fixed + 1  # holds at low, fails at high
+    low, high = -1, n - regressions - improvements + 1  # holds at low, fails at high
     step = 1
     while low + step < high:
-        if p_value(broken + low + step, fixed, n, epsilon) > level:
+        if p_value(regressions + low + step, improvements, n, epsilon) > level:
             high = low + step
             break
         low, step = low + step, 2 * step
     while high - low > 1:
         middle = (low + high) // 2
-        certified = p_value(broken + middle, fixed, n, epsilon) <= level
+        certified = p_value(regressions + middle, improvements, n, epsilon) <= level
         low, high = (middle, high) if certified else (low, middle)
     return low
 
@@ -177,7 +169,7 @@ def tail_probabilities(limits: np.ndarray, n: int, disagreements: np.ndarray, dr
         Shape `(num_disagreements,)`, exact but for 1e-11.
     """
     chances = np.clip(np.asarray(disagreements, dtype=np.float64), 1e-15, 1 - 1e-15)
-    shares = np.clip((chances + drop) / (2 * chances), 1e-15, 1 - 1e-15)  # of broken among disagreeing examples
+    shares = np.clip((chances + drop) / (2 * chances), 1e-15, 1 - 1e-15)  # of regressions among disagreeing examples
     totals = np.arange(n + 1)
     sums = gammaln(n + 1.0) - gammaln(totals + 1.0) - gammaln(n - totals + 1.0)
     counted = np.maximum(limits, 0)
@@ -233,16 +225,11 @@ def rejection_limits(critical: float, n: int, epsilon: float) -> np.ndarray:
     return low
 
 
-def _clopper_pearson(count: int, n: int, alpha: float) -> float:
-    result = binomtest(count, n, alternative="less").proportion_ci(confidence_level=1 - alpha, method="exact")
-    return float(result.high)
-
-
-def _check(broken: int, fixed: int, n: int, epsilon: float) -> None:
-    counts_hold = min(broken, fixed) >= 0 and broken + fixed <= n and n >= 1
+def _check(regressions: int, improvements: int, n: int, epsilon: float) -> None:
+    counts_hold = min(regressions, improvements) >= 0 and regressions + improvements <= n and n >= 1
     if not counts_hold or not -1 < epsilon < 1:
         raise InvalidSettingError(
-            "paired test: broken and fixed must be counts with broken + fixed <= n, n at least 1 and epsilon in "
-            f"(-1, 1), received broken {broken}, fixed {fixed}, n {n}, epsilon {epsilon}. Pass counts of examples, "
-            "and 0.01 for one point."
+            "paired test: regressions and improvements must be counts with regressions + improvements <= n, n at least "
+            f"1 and epsilon in (-1, 1), received {regressions} and {improvements}, n {n}, epsilon {epsilon}. Pass "
+            "counts of examples, and 0.01 for one percentage point."
         )

@@ -21,15 +21,15 @@ class PathStep:
 
     Attributes:
         name: In words.
-        broken: Examples on which it is worse than the dense model.
-        fixed: Examples on which it is better.
+        regressions: Examples on which it is worse than the dense model.
+        improvements: Examples on which it is better.
         p_value: Of "its drop is at least max_drop".
-        certified: Whether the p-value is at most the level.
+        certified: Whether the p-value is at most the threshold.
     """
 
     name: str
-    broken: int
-    fixed: int
+    regressions: int
+    improvements: int
     p_value: float
     certified: bool
 
@@ -58,7 +58,7 @@ class CertifiedPath:
     @property
     def certified_index(self) -> int | None:
         """Index of the last certified candidate, or None where none is."""
-        return last_certified((step.p_value for step in self.steps), self.claim.level)
+        return last_certified((step.p_value for step in self.steps), self.claim.threshold)
 
     @property
     def own_index(self) -> int:
@@ -66,7 +66,7 @@ class CertifiedPath:
         return 0 if self.certified_index is None else self.certified_index
 
 
-def walk(
+def certify_in_order(
     dense: PairedScores,
     candidates: Sequence[tuple[str, Callable[[], np.ndarray]]],
     claim: Claim,
@@ -88,8 +88,8 @@ def walk(
         for name, score in candidates:
             scores = PairedScores(dense.dense, score(), dense.groups)
             p = p_value_of(scores, claim, aggregate)
-            steps.append(PathStep(name, scores.counts.broken, scores.counts.fixed, p, p <= claim.level))
+            steps.append(PathStep(name, scores.counts.regressions, scores.counts.improvements, p, p <= claim.threshold))
             yield p
 
-    last_certified(p_values(), claim.level)
+    last_certified(p_values(), claim.threshold)
     return CertifiedPath(claim, split, tuple(steps), tuple(name for name, _ in candidates[len(steps) :]))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from importlib.metadata import version
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +17,17 @@ from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
 PACKAGES = ("hf-headprune", "torch", "transformers", "numpy", "scipy")
 VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
+# The host writes these by itself: the first at the first loss, the second whenever a Trainer is made.
+WRITTEN_BY_HOST = {
+    "problem_type": (None, "single_label_classification", "multi_label_classification", "regression"),
+    "use_cache": (True, False, None),
+}
 
 
 def record_of(model: nn.Module) -> ModelRecord:
@@ -35,15 +43,30 @@ def record_of(model: nn.Module) -> ModelRecord:
             f"certify: {packed[0]} of a {type(model).__name__} is no tensor, as in models that torch has quantized; "
             "their weights have no fingerprint. Certify the model before it is quantized."
         )
-    config: Any = getattr(model, "config", None)
-    content = {} if config is None else json.loads(config.to_json_string(use_diff=False))
-    kept = {name: value for name, value in content.items() if name not in VOLATILE_CONFIG}
     return ModelRecord(
         name=type(model).__name__,
         weights=sha256_of("", state),
-        config=hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),
+        config=_sha256_of(_own_config(model, without=WRITTEN_BY_HOST)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+def old_configs_of(model: nn.Module) -> set[str]:
+    """Returns each sha256 that the configuration may have in format 2, which counted what the host writes."""
+    content = _own_config(model)
+    present = [name for name in WRITTEN_BY_HOST if name in content]
+    written = product(*(WRITTEN_BY_HOST[name] for name in present))
+    return {_sha256_of(content | dict(zip(present, values, strict=True))) for values in written}
+
+
+def _own_config(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
+    content = {} if config is None else json.loads(config.to_json_string(use_diff=False))
+    return {name: value for name, value in content.items() if name not in {*VOLATILE_CONFIG, *without}}
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def turned_by_rounding(model: Any, examples: int) -> int:

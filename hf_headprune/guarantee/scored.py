@@ -10,14 +10,16 @@ import numpy as np
 
 from hf_headprune._checks import is_number, is_whole
 from hf_headprune._seen_splits import seen_by
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune._strict_json import LARGEST
+from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.evidence import checked_scores
 from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, groups_of, rows_of
-from hf_headprune.guarantee.scoring import Batching, check_labels, right_answers
 from hf_headprune.masking import evaluating, masked
-from hf_headprune.plan import RefittedPlan
+from hf_headprune.tasks.batches import Batching
+from hf_headprune.tasks.scorer import Scorer
+from hf_headprune.tasks.scores import ScoredExamples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.guarantee.sequence import AlphaLedger
-    from hf_headprune.plan import PruningPlan
-    from hf_headprune.refit.projections import Refit
+    from hf_headprune.plan import PlanOrResult
 
 REHEARSED = 4  # examples
 
@@ -45,6 +46,9 @@ class CertificationData:
         batching: How examples become batches.
         steered_training: Whether evaluations on these examples chose the checkpoint, the end or the learning rates of
             training; the certificate then says so.
+
+    Raises:
+        InvalidSettingError: A column is no name, or the batching no `Batching`.
     """
 
     dataset: Any
@@ -54,6 +58,26 @@ class CertificationData:
     columns: tuple[str, ...] | None = None
     batching: Batching = Batching()
     steered_training: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the names and the batching."""
+        if isinstance(self.columns, list):
+            object.__setattr__(self, "columns", tuple(self.columns))
+        rules = {
+            "groups": (self.groups is None or isinstance(self.groups, str), "the name of a column, or None"),
+            "columns": (
+                self.columns is None
+                or (isinstance(self.columns, tuple) and all(isinstance(name, str) for name in self.columns)),
+                "a tuple of names of columns, or None",
+            ),
+            "batching": (isinstance(self.batching, Batching), "a Batching"),
+            "steered_training": (isinstance(self.steered_training, bool), "True or False"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InvalidSettingError(
+                    f"CertificationData: {name} must be {rule}, received {shown(getattr(self, name))}."
+                )
 
 
 class ScoredSplit:
@@ -66,29 +90,38 @@ class ScoredSplit:
         disjointness: Splits that it was compared with.
     """
 
-    def __init__(self, data: CertificationData, metric: Metric, *models: Any) -> None:
+    def __init__(self, data: CertificationData, metric: Any, model: Any, *, seen: Sequence[Any] | None = None) -> None:
         """Reads the examples and compares them with the splits that training and search have seen.
 
         Args:
             data: The split, and what it is to be compared with.
-            metric: What models are scored by.
-            *models: They remember on what `search_plan` has searched them: that is compared too.
+            metric: What models are scored by, see `Metric.of`.
+            model: One of the models that are scored.
+            seen: Models that remember on what `search_plan` has searched them: that is compared too. None: the model.
 
         Raises:
             DataLeakError: An example is in one of those splits.
-            InvalidSettingError: The data set is malformed, lacks the column of the groups, or groups are asked of 0/1
-                scores.
+            InvalidSettingError: The data set is malformed, lacks the column of the groups, or the metric is not one of
+                the model's task.
+            UnsupportedModelError: The model has no task whose examples can be scored.
         """
-        if data.groups is not None and metric.kind == "binary":
-            raise InvalidSettingError(
-                f"certify: the exact test of 0/1 scores takes examples for independent, received groups "
-                f"{data.groups!r}. Pass a Metric of kind 'bounded', which takes 0/1 scores too."
-            )
-        self.data, self.metric = data, metric
+        self.data = data
         self.prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
         self._groups = None  # of each example, in the order of the data set
         if data.groups is not None:
             self._groups = groups_of(data.dataset, data.groups, where="CertificationData(groups=...)")
+        self.disjointness = self._compared((model,) if seen is None else seen)
+        self._examples = None
+        given = metric.score if isinstance(metric, Metric) else metric
+        if not isinstance(metric, Metric) or isinstance(given, Scorer):
+            self._examples = ScoredExamples(model, data.dataset, given, data.batching, where="certify")
+            metric = Metric.of(self._examples.scorer, model)
+        # The exact test takes examples for independent; betting on groups takes 0/1 scores too.
+        is_grouped = data.groups is not None and metric.kind == "binary"
+        self.metric: Metric = replace(metric, kind="bounded") if is_grouped else metric
+
+    def _compared(self, models: Sequence[Any]) -> tuple[DisjointnessRecord, ...]:
+        data = self.data
         records = []
         for name, split in (("train", data.train), ("search", data.search)):
             if split is not None:
@@ -104,35 +137,38 @@ class ScoredSplit:
                 check_disjoint(self.prints, prints, name=name)
                 if name == "search" and all(record.name != name for record in records):
                     records.append(DisjointnessRecord(name, prints.sha256(), len(prints), compared))
-        self.disjointness = tuple(records)
+        return tuple(records)
 
     def scores_of(self, model: Any) -> np.ndarray:
         """Runs a model; returns its scores in the order of the fingerprints."""
-        if self.metric.score is None:
-            scores: Any = right_answers(model, self.data.dataset, self.data.batching)
+        if self._examples is not None:
+            scores: Any = self._examples.scores_of(model)
         else:
-            with evaluating(model):
-                scores = self.metric.score(model, self.data.dataset)
+            scores = self._scores_by_function(model, self.data.dataset)
         return checked_scores(scores, len(self.prints), self.metric.kind)[self.prints.order]
 
     def rehearse(self, model: Any) -> None:
-        """Lets fail now what would fail in `scores_of`, at little cost: all labels are read, a few examples scored.
+        """Lets fail now what would fail in `scores_of`, at little cost: a few examples are scored.
 
         Raises:
-            InvalidSettingError: Labels, or the scores of the metric's function, are not what they must be.
+            InvalidSettingError: The scores of the metric's function are not what they must be.
             UnsupportedModelError: The model can't be scored.
         """
-        dataset = self.data.dataset
-        if self.metric.score is None:
-            check_labels(model, dataset, self.data.batching)
-        few = rows_of(dataset, range(min(REHEARSED, len(dataset))))
-        data = CertificationData(few, columns=self.data.columns, batching=self.data.batching)
-        ScoredSplit(data, self.metric).scores_of(model)
+        if self._examples is not None:
+            self._examples.rehearse(model)
+            return
+        few = rows_of(self.data.dataset, range(min(REHEARSED, len(self.prints))))
+        checked_scores(self._scores_by_function(model, few), len(few), self.metric.kind)
 
-    def scores_of_plan(self, model: nn.Module, plan: PruningPlan | None, refit: Refit | None) -> np.ndarray:
-        """Runs what a plan keeps of a model, or the whole, with its output projections refitted or as they are."""
-        with nullcontext() if plan is None else masked(model, RefittedPlan(plan, refit)):
+    def scores_of_plan(self, model: nn.Module, plan: PlanOrResult | None) -> np.ndarray:
+        """Runs what a plan, or a result with its refit, keeps of a model; None for the whole model."""
+        with nullcontext() if plan is None else masked(model, plan):
             return self.scores_of(model)
+
+    def _scores_by_function(self, model: Any, dataset: Any) -> Any:
+        score: Any = self.metric.score
+        with evaluating(model):
+            return score(model, dataset)
 
     def groups(self) -> np.ndarray | None:
         """Returns the numbers of the groups in the order of the fingerprints."""
@@ -141,18 +177,27 @@ class ScoredSplit:
         return numbered([self._groups[index] for index in self.prints.order])
 
     def claim(
-        self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, chosen_among: int = 1
+        self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, num_candidates: int = 1
     ) -> Claim:
         """Returns the claim; spends its share of alpha where the split may be used more than once."""
         if not is_number(confidence):
-            raise InvalidSettingError(f"certify: confidence must be a number, received {confidence!r}. Pass 0.95.")
-        alpha = round(1.0 - float(confidence), 12)
-        spent = alpha / chosen_among if is_whole(chosen_among, at_least=1) else alpha  # the claim checks the numbers
-        claim = Claim(self.metric.name, self.metric.kind, max_drop, alpha, spent, seed=seed, chosen_among=chosen_among)
+            raise InvalidSettingError(f"certify: confidence must be a number, received {shown(confidence)}. Pass 0.95.")
+        alpha = round(1.0 - min(max(float(confidence), 0.0), 1.0), 12)
+        is_shared = is_whole(num_candidates, at_least=1) and num_candidates <= LARGEST  # else the claim refuses it
+        claim = Claim(
+            self.metric.name,
+            self.metric.kind,
+            max_drop,
+            alpha,
+            alpha / num_candidates if is_shared else alpha,
+            seed=seed,
+            num_candidates=num_candidates,
+            scored=self.metric.scored,
+        )
         if ledger is None:
             return claim
         entry = ledger.spend(self.prints.sha256(), alpha, f"{self.metric.name} drops by less than {max_drop}")
-        return replace(claim, spent=entry.spent / claim.chosen_among, use=entry.use)
+        return replace(claim, alpha_spent=entry.spent / claim.num_candidates, use=entry.use)
 
 
 def numbered(values: Sequence[Any] | np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def last_certified(p_values: Iterable[float], level: float) -> int | None:
     return last
 
 
-def milestones(candidates: Sequence[T], count: int) -> tuple[T, ...]:
+def evenly_spaced(candidates: Sequence[T], count: int) -> tuple[T, ...]:
     """Returns few of many candidates, evenly spaced in their order, the last one always among them.
 
     Neighbours on a path are tested on nearly the same examples: a step more costs the chance of stopping early and
@@ -58,7 +58,7 @@ def milestones(candidates: Sequence[T], count: int) -> tuple[T, ...]:
         InvalidSettingError: The count is below one.
     """
     if count < 1:
-        raise InvalidSettingError(f"milestones: count must be at least 1, received {count}.")
+        raise InvalidSettingError(f"evenly_spaced: count must be at least 1, received {count}.")
     count = min(count, len(candidates))
     return tuple(candidates[(number + 1) * len(candidates) // count - 1] for number in range(count))
 

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune.errors import CertificateError
+from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_settings
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset
-from hf_headprune.guarantee.records import dtype_of, record_of, turned_by_rounding
+from hf_headprune.guarantee.records import dtype_of, old_configs_of, record_of, turned_by_rounding
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, numbered
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
+from hf_headprune.tasks.registry import metrics_of, scorer_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import nn
 
+    from hf_headprune.guarantee.claim import Claim
     from hf_headprune.guarantee.evidence import Evidence
+    from hf_headprune.tasks.scorer import Kind
 
 SHOWN = 5
 
@@ -35,7 +38,7 @@ def verify_certificate(
     dataset: Any = None,
     *,
     dense: nn.Module | None = None,
-    metric: Metric | None = None,
+    metric: Any = None,
 ) -> Verification:
     """Checks a certificate at up to four levels, as far as what is given reaches.
 
@@ -48,7 +51,7 @@ def verify_certificate(
         model: The pruned model.
         dataset: The certification split, or `CertificationData` with what training and search have seen.
         dense: The model that the pruned one was compared with.
-        metric: The `Metric`, where it was not the built-in accuracy.
+        metric: What the certificate was made with, where that was a `Metric` or a function.
 
     Returns:
         What differs, what could not be checked, and what rests on trust; `holds` is true where nothing differs.
@@ -57,13 +60,17 @@ def verify_certificate(
         CertificateError: The file is malformed, was changed after it was written, or the metric is another one.
         HeadPruneError: A model or the data set can't be read at all.
     """
-    if not isinstance(certificate, Certificate):
+    if isinstance(certificate, (str, Path)):
         certificate = Certificate.load(certificate)
-    metric = _metric(certificate, metric)
+    if not isinstance(certificate, Certificate):
+        raise InvalidSettingError(
+            f"verify_certificate: certificate must be a Certificate or a path, received {shown(certificate)}."
+        )
+    compared = _metric(certificate, metric, dense if model is None else model)
     result = Verification()
     check_settings(certificate, result)
     check_counts(certificate, result)
-    check_examples(certificate, metric, result)
+    check_examples(certificate, compared, result)
     for name, given in (("dense", dense), ("pruned", model)):
         if given is None:
             result.skipped.append(f"{name} weights and configuration: no {name} model was given")
@@ -77,24 +84,43 @@ def verify_certificate(
         return result
     prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
     if _check_split(certificate, prints, result):
-        _run_again(certificate, {"dense": dense, "pruned": model}, data, metric, result)
+        _run_again(certificate, {"dense": dense, "pruned": model}, data, compared, result)
     else:
         result.skipped.append("both models on the certification split: it is another one")
     _check_disjoint(certificate, data, prints, result)
     return result
 
 
-def _metric(certificate: Certificate, metric: Metric | None) -> Metric | None:
-    """Returns the metric that scores can be computed with, or None where it was not given."""
+def _metric(certificate: Certificate, metric: Any, model: nn.Module | None) -> Metric | None:
+    """Returns the metric that scores can be computed with, or None where nothing says how."""
     claim = certificate.claim
     if metric is None:
-        return Metric() if (claim.metric, claim.kind) == ("accuracy", "binary") else None
-    if (metric.name, metric.kind) != (claim.metric, claim.kind):
+        return None if model is None else _built_in(claim, model)
+    if not isinstance(metric, Metric):
+        if model is None:
+            return None
+        metric = Metric.of(metric, model, where="verify_certificate")
+    if metric.name != claim.metric or claim.kind not in _kinds_of(metric.kind):
         raise CertificateError(
             f"verify_certificate: the certificate is about {claim.metric!r} of kind {claim.kind!r}, received a metric "
             f"{metric.name!r} of kind {metric.kind!r}. Pass the metric that it was made with."
         )
-    return metric
+    return dataclasses.replace(metric, kind=claim.kind)
+
+
+def _built_in(claim: Claim, model: nn.Module) -> Metric | None:
+    """Returns the metric of the model's task that a claim is about, or None where it is about a function."""
+    for name in metrics_of(model):
+        scorer = scorer_for(model, name)
+        is_same = scorer.in_words == claim.metric and claim.kind in _kinds_of(scorer.kind)
+        if is_same and scorer.describes(claim.scored):
+            return dataclasses.replace(Metric.of(scorer, model), kind=claim.kind)
+    return None
+
+
+def _kinds_of(kind: Kind) -> tuple[Kind, ...]:
+    """Returns the kinds of claims about scores of a kind: 0/1 scores of groups are compared as bounded ones."""
+    return ("binary", "bounded") if kind == "binary" else (kind,)
 
 
 def _check_model(name: str, certificate: Certificate, model: nn.Module, result: Verification) -> None:
@@ -102,6 +128,8 @@ def _check_model(name: str, certificate: Certificate, model: nn.Module, result: 
     stated, found = (dataclasses.asdict(record) for record in (getattr(certificate, name), record_of(model)))
     if name == "pruned":
         stated["dtype"], found["dtype"] = certificate.environment.dtype, dtype_of(model)
+    if stated["config"] in old_configs_of(model):
+        stated["config"] = found["config"]
     for what, value in found.items():
         if what != "name" and value != stated[what]:
             result.add("fingerprints", f"{name} {what}", f"the model has {value}, the certificate says {stated[what]}")
@@ -184,12 +212,16 @@ def _run_again(
     metric: Metric | None,
     result: Verification,
 ) -> None:
-    if metric is None:
-        result.skipped.append("both models on the certification split: the metric was not given")
+    given = next((model for model in models.values() if model is not None), None)
+    if metric is None or given is None:
+        result.skipped.append("both models on the certification split: models or metric were not given")
         return
-    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), metric)
+    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), metric, given, seen=())
+    if split.metric.scored != certificate.claim.scored:
+        result.add("models", "scored", f"it is {split.metric.scored!r}, it was {certificate.claim.scored!r}")
+        return
     try:
-        recorded = certificate.examples.scores(metric.kind)
+        recorded = certificate.examples.scores(certificate.claim.kind)
     except CertificateError:
         return  # level 2 has said so
     _check_groups(certificate, split.groups(), recorded.groups, result)
@@ -208,7 +240,7 @@ def _run_again(
         differing[name] = sorted(split.prints.order[~same].tolist()), turned_by_rounding(model, len(said))
         result.checked.append(f"models: the {name} model was run on {len(said)} examples")
     if any(indices for indices, _ in differing.values()):  # else it is what the outcomes on record say
-        _compare(certificate, evidence_of(scores, certificate.claim, metric.aggregate), differing, result)
+        _compare(certificate, evidence_of(scores, certificate.claim, split.metric.aggregate), differing, result)
 
 
 def _check_groups(

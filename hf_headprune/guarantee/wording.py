@@ -29,7 +29,7 @@ def assumptions_of(claim: Claim, *, has_groups: bool, steered_training: bool) ->
         steered_training: Whether evaluations on the examples steered training.
     """
     nothing = "Nothing else" if steered_training else "Nothing"
-    if claim.chosen_among == 1:
+    if claim.num_candidates == 1:
         chosen = f"{nothing} about the model, the claim or the order of candidates was chosen by looking at them."
     else:
         chosen = (
@@ -39,32 +39,43 @@ def assumptions_of(claim: Claim, *, has_groups: bool, steered_training: bool) ->
     return (*ASSUMPTIONS, *(sentence for sentence, holds in given if holds))
 
 
-def statement_of(claim: Claim, evidence: Evidence, *, checked: tuple[str, ...], steered_training: bool = False) -> str:
-    """Says in plain words what a certificate promises and what it does not.
+def statement_of(
+    claim: Claim,
+    evidence: Evidence,
+    *,
+    reference: str,
+    checked: tuple[str, ...],
+    steered_training: bool = False,
+) -> str:
+    """Says in plain words what a certificate states and what it does not.
 
     Args:
         claim: Of the certificate.
         evidence: Of the certificate.
+        reference: The model that the pruned one is compared with, in words.
         checked: Names of the splits that the certification split was compared with.
         steered_training: Whether evaluations on the examples steered training.
     """
-    sentences = [_verdict_in_words(claim, evidence), _seen(claim, evidence)]
+    sentences = [_verdict_in_words(claim, evidence, reference), f"Scored of each example: {claim.scored}."]
+    sentences.append(_seen(claim, evidence))
     if claim.kind == "corpus":
-        sentences.append("This is a bootstrap, not finite-sample: the confidence is approximate.")
-    if evidence.verdict == "PASS" and evidence.further_broken is not None:
-        sentences.append(f"The verdict would survive {evidence.further_broken} further broken examples.")
+        sentences.append("This is a bootstrap: the confidence is approximate, not finite-sample.")
+    if evidence.verdict == "PASS" and evidence.regressions_to_spare is not None:
+        sentences.append(f"The verdict would survive {evidence.regressions_to_spare} further regressions.")
     if evidence.examples_needed is not None:
         sentences.append(
             f"About {evidence.examples_needed:,} examples would certify it four times in five, if the true rates are "
             "those seen."
         )
-    if claim.chosen_among > 1:
+    if claim.num_candidates > 1:
         sentences.append(
-            f"These examples chose it among {claim.chosen_among} models, each of which may spend an alpha of "
-            f"{claim.spent:.2g}."
+            f"These examples chose it among {claim.num_candidates} models, each of which may spend an alpha of "
+            f"{claim.alpha_spent:.2g}."
         )
     if claim.use > 1:
-        sentences.append(f"This is use number {claim.use} of the split, which may spend an alpha of {claim.spent:.2g}.")
+        sentences.append(
+            f"This is use number {claim.use} of the split, which may spend an alpha of {claim.alpha_spent:.2g}."
+        )
     if steered_training:
         sentences.append("Training chose its checkpoint, its end or its learning rates by these examples too.")
     unchecked = [name for name in ("train", "search") if name not in checked]
@@ -74,27 +85,41 @@ def statement_of(claim: Claim, evidence: Evidence, *, checked: tuple[str, ...], 
     return " ".join(sentences)
 
 
-def _verdict_in_words(claim: Claim, evidence: Evidence) -> str:
-    confidence, drop = f"With {percent(1 - claim.alpha)} confidence", percent(claim.max_drop)
+def _verdict_in_words(claim: Claim, evidence: Evidence, reference: str) -> str:
+    drops = f"the {claim.metric} of the pruned model drops by"
+    drop, confidence = points(claim.max_drop), f"with {percent(1 - claim.alpha)} confidence"
     unseen = "on unseen examples like those of the certification split"
-    if evidence.verdict == "PASS":
-        return f"PASS. {confidence}, the {claim.metric} of the pruned model drops by less than {drop} {unseen}."
-    if evidence.verdict == "FAIL":
-        return f"FAIL. {confidence}, the {claim.metric} of the pruned model drops by more than {drop} {unseen}."
-    return f"INCONCLUSIVE. Whether the {claim.metric} drops by less than {drop} {unseen} can't be told from these."
+    if evidence.verdict == "INCONCLUSIVE":
+        return (
+            f"INCONCLUSIVE. Compared with {reference}, it can't be decided {confidence} from these "
+            f"{evidence.examples:,} examples whether {drops} less than {drop}."
+        )
+    comparison = "less" if evidence.verdict == "PASS" else "more"
+    return f"{evidence.verdict}. Compared with {reference}, {drops} {comparison} than {drop} {unseen}, {confidence}."
 
 
 def _seen(claim: Claim, evidence: Evidence) -> str:
     before, after = percent(evidence.dense_metric), percent(evidence.pruned_metric)
-    excluded = f"drops above {percent(evidence.upper_bound)} are" if evidence.upper_bound < 1 else "no drop is"
+    excluded = f"drops above {points(evidence.upper_bound)} are" if evidence.upper_bound < 1 else "no drop is"
     bound = f"{excluded} excluded (p = {evidence.p_value:.4f})"
     if claim.kind == "corpus":
-        changed = f"{evidence.broken + evidence.fixed:,} changed"
+        changed = f"{evidence.regressions + evidence.improvements:,} changed"
     else:
-        changed = f"{evidence.broken:,} got worse and {evidence.fixed:,} better"
+        changed = f"{evidence.regressions:,} got worse and {evidence.improvements:,} better"
     return f"Of {evidence.examples:,} examples {changed}; {claim.metric} went from {before} to {after}; {bound}."
 
 
-def percent(share: float) -> str:
-    """Returns a share as a percentage with up to two digits."""
-    return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"
+def percent(share: float, digits: int = 2) -> str:
+    """Returns a share as a percentage with up to so many digits."""
+    return f"{_hundredfold(share, digits)} %"
+
+
+def points(share: float) -> str:
+    """Returns a difference of shares in percentage points, with up to two digits."""
+    text = _hundredfold(share, 2)
+    return f"{text} percentage point{'' if text == '1' else 's'}"
+
+
+def _hundredfold(share: float, digits: int) -> str:
+    text = f"{100 * share:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -11,7 +11,6 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
-from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Holdout
 from hf_headprune.pipeline.result import PruningResult
@@ -20,6 +19,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,9 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     if certify is not None:
         batching = Batching(data_collator=data_collator, batch_size=batch_size)
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
-        holdout = Holdout(data, Metric(), max_drop, confidence, is_condition=False)
+        holdout = Holdout(
+            data, Metric.of(None, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
+        )
         holdout.rehearse(model)
     found = second_order_plan(model, dataset, settings, data_collator=data_collator, batch_size=batch_size)
     certificate, words = None, ""

@@ -80,15 +80,12 @@ def by_test(holdout: Holdout, model: nn.Module, before: PruningPlan) -> Any:
     def decide(plans: list[RefittedPlan]) -> tuple[Chosen, MetricChange | None, int]:
         path, last = None, None
         if is_first() and plans:
-            where: dict[str, Any] = {"reference": before, "refit": plans[0].refit}
-            listed = [found.plan for found in plans]
+            claim = holdout.data, holdout.metric, holdout.max_drop
             if holdout.is_condition:
-                path = certify_path(
-                    model, listed, holdout.data, holdout.metric, holdout.max_drop, holdout.confidence, **where
-                )
+                path = certify_path(model, plans, *claim, holdout.confidence, reference=before)
                 last = path.certified_index
             else:
-                last = furthest_within(model, listed, holdout.data, holdout.metric, holdout.max_drop, **where)
+                last = furthest_within(model, plans, *claim, reference=before)
         path, last = from_first((path, last))
         tried = len(plans) if path is None else len(path.steps)
         plan = before if last is None else plans[last].plan

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune._distributed import from_first, is_first
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
 from hf_headprune.guarantee.claim import METHODS
-from hf_headprune.guarantee.planner import Expectation, promise_in_words
+from hf_headprune.guarantee.power import PowerAssumptions, describe_power
 from hf_headprune.guarantee.scored import ScoredSplit
-from hf_headprune.guarantee.sequence import milestones
+from hf_headprune.guarantee.sequence import evenly_spaced
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.plans_between import plans_between
 from hf_headprune.shrink.surgery import prune_model_
@@ -106,12 +106,12 @@ class Holdout:
 
     def in_words(self) -> str:
         """Says before the work what the examples can certify."""
-        expected = Expectation(
-            alpha=round(1.0 - self.confidence, 12), chosen_among=1 if self.is_condition else CANDIDATES
+        assumptions = PowerAssumptions(
+            alpha=round(1.0 - self.confidence, 12), num_candidates=1 if self.is_condition else CANDIDATES
         )
         count = len(self.data.dataset)
         if self.metric.kind == "binary":
-            words = f"To be certified: {promise_in_words(count, self.max_drop, expected)}"
+            words = f"To be certified: {describe_power(count, self.max_drop, assumptions)}"
         else:
             words = (
                 f"To be certified: the drop of {self.metric.name} on {count:,} examples, {100 * self.confidence:g} % "
@@ -148,17 +148,18 @@ class Holdout:
         if result.plan == reference:
             return Chosen(reference)
         # Rounding may differ between devices: what the first process ranked and measured goes for all.
-        between = from_first(milestones(plans_between(reference, result.plan, result.refit, head_scores), MEASURED))
+        between = from_first(evenly_spaced(plans_between(reference, result.plan, result.refit, head_scores), MEASURED))
         feasible = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
-        plans = milestones(from_first(feasible), CANDIDATES)
+        plans = evenly_spaced(from_first(feasible), CANDIDATES)
         path, last = None, None
         if is_first():
-            where: dict[str, Any] = {"reference": reference, "refit": result.refit}
+            refitted = [RefittedPlan(plan, result.refit) for plan in plans]
+            claim = self.data, self.metric, self.max_drop
             if self.is_condition:
-                path = certify_path(model, plans, self.data, self.metric, self.max_drop, self.confidence, **where)
+                path = certify_path(model, refitted, *claim, self.confidence, reference=reference)
                 last = path.certified_index
             else:
-                last = furthest_within(model, plans, self.data, self.metric, self.max_drop, **where)
+                last = furthest_within(model, refitted, *claim, reference=reference)
         path, last = from_first((path, last))
         plan = reference if last is None else plans[last]
         return Chosen(plan, path, len(plans), has_certificate=last is not None)
@@ -193,7 +194,7 @@ class Holdout:
         """
         candidates = 1 if chosen.path is not None else max(chosen.num_candidates, 1)
         claim = self.metric, self.max_drop, self.confidence
-        return certify(dense, pruned, self.data, *claim, path=chosen.path, chosen_among=candidates)
+        return certify(dense, pruned, self.data, *claim, path=chosen.path, num_candidates=candidates)
 
 
 def reference_model(model: Any, reference: PruningPlan) -> Any:

@@ -14,7 +14,6 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
-from hf_headprune.guarantee.scoring import Batching
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can_decide, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout
@@ -27,8 +26,10 @@ from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.tasks.batches import Batching
 from hf_headprune.tasks.examples import ModelExamples, PadRight
-from hf_headprune.tasks.registry import scoring_for
+from hf_headprune.tasks.metrics import is_prediction_metric
+from hf_headprune.tasks.registry import scorer_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
     model: nn.Module,
     dataset: Any,
-    metric: str | Callable[[nn.Module], float] | None = None,
+    metric: Any = None,
     search: AStarSearch | None = None,
     *,
     max_drop: float | None = None,
@@ -64,14 +65,14 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     `prune_model_(model, result)`. It remembers the examples that were searched, and `certify` refuses them.
 
     Args:
-        model: Of a supported family: a single-label classifier of sequences or tokens, a question answering or a
-            sequence-to-sequence model.
+        model: Of a supported family: a classifier of sequences (one class, several labels, or a number) or of tokens, a
+            question answering or a language model.
         dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
             "start_positions" and "end_positions". Other columns are ignored. None beside a function as metric.
-        metric: "accuracy", "macro_f1" or "matthews_correlation" of classes; "accuracy" of tokens; "f1" or
-            "exact_match" of spans; "likelihood" of references. None takes the first of the task; `search.metric` wins
-            where it is set. Or any function of the model that returns one number, higher is better; it must be
-            deterministic, and each plan is then measured on all that it looks at.
+        metric: Name of a metric of the model's task, see `scorer_for`; None takes the first, and `search.metric` wins
+            where it is set. Or a module of the package `evaluate`, or a function `(predictions, references) -> number`.
+            Or any function of the model that returns one number, higher is better; it must be deterministic, and each
+            plan is then measured on all that it looks at.
         search: Settings of an A* search, its `max_drop` among them; None tests the order of removal costs alone.
         max_drop: Drop of the metric that is allowed without a search, absolute; 0.01, one percentage point, when left
             out.
@@ -103,18 +104,22 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     reading = {"calibration": calibration, "collate": collate, "batch_size": batch_size}
     settings = search or AStarSearch(max_drop=drop)
     source = _source(model, dataset, metric, settings, searches=search is not None, **reading)
-    if callable(metric) and search is None and calibration is None:
+    if _measures_models(metric) and search is None and calibration is None:
         raise InvalidSettingError(
             "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
             "or search=AStarSearch(...), which refits on what the function runs."
         )
     tested = (
-        certify if search is not None or calibration is None or callable(metric) or certify is not None else dataset
+        dataset
+        if search is None and calibration is not None and certify is None and not _measures_models(metric)
+        else certify
     )
     remember_seen_(model, search=None if tested is dataset else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
-        holdout = _holdout(tested, drop, confidence, Batching(processing_class, data_collator, batch_size))
+        named = None if _measures_models(metric) else settings.metric or metric
+        compared = Metric.of(named, model, where="search_plan")
+        holdout = _holdout(tested, compared, drop, confidence, Batching(processing_class, data_collator, batch_size))
         holdout.rehearse(model)
     full = PruningPlan.full(anatomy)
     if search is not None:
@@ -128,6 +133,11 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, model, full)
         found = walk_down(model, full, losses, decide)
     return _result(model, anatomy, full, found, holdout)
+
+
+def _measures_models(metric: Any) -> bool:
+    """Tells whether a metric is a function of the model, rather than of predictions and references."""
+    return callable(metric) and not is_prediction_metric(metric)
 
 
 def _allowed(search: AStarSearch | None, max_drop: float | None) -> float:
@@ -174,7 +184,7 @@ def _result(
 def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plans are measured
     model: nn.Module,
     dataset: Any,
-    metric: str | Callable[[nn.Module], float] | None,
+    metric: Any,
     search: AStarSearch,
     *,
     searches: bool,
@@ -183,7 +193,7 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     batch_size: int,
 ) -> MetricSource:
     """Returns what measures plans: a scorer of single examples, or the user's function."""
-    if callable(metric):
+    if _measures_models(metric):
         given = {"dataset": dataset, "AStarSearch(metric=...)": search.metric}
         given |= {"calibration": calibration} if searches else {}
         if any(value is not None for value in given.values()):
@@ -192,23 +202,23 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
                 f"{', '.join(name for name, value in given.items() if value is not None)} besides. Pass None for them."
             )
         return MetricSource(MetricEvaluator(partial(metric, model), model), "metric", 1, "the examples of the metric")
-    scoring = scoring_for(model, search.metric or metric, where="search_plan")
-    check_drop(scoring.metric, search.max_drop, where="search_plan")
+    scorer = scorer_for(model, search.metric or metric, where="search_plan")
+    check_drop(scorer.metric, search.max_drop, where="search_plan")
     batched, tuning = partial(length_sorted_batches, collate=collate, batch_size=batch_size), search.tuning
     evaluator = ExampleEvaluator(
         plain_copy(model),  # whatever interrupts the search leaves the model of the user as it was
         batched(ModelExamples(dataset, model)),
-        metric=scoring.metric,
+        metric=scorer,
         settings=EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening),
         calibration=None if calibration is None else batched(ModelExamples(calibration, model)),
     )
-    return MetricSource(evaluator, scoring.in_words, len(dataset), "searched examples")
+    return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples")
 
 
-def _holdout(examples: Any, max_drop: float, confidence: float, batching: Batching) -> Holdout:
+def _holdout(examples: Any, metric: Metric, max_drop: float, confidence: float, batching: Batching) -> Holdout:
     data = examples if isinstance(examples, CertificationData) else CertificationData(examples, batching=batching)
     decides = can_decide(len(data.dataset), max_drop, confidence)
-    return Holdout(data, Metric(), max_drop, confidence, is_condition=decides)
+    return Holdout(data, metric, max_drop, confidence, is_condition=decides)
 
 
 def _collate(model: Any, processing_class: Any) -> Callable[[list[Any]], Any]:

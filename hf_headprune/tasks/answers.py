@@ -1,16 +1,18 @@
-"""What an evaluator needs to know of a task: how the outputs of a model become scores of its examples."""
+"""What a model answers to examples: scores, evidence, and how far the next answer is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import torch
+
+    from hf_headprune.tasks.scorer import Scorer as Scoring  # noqa: F401 - the search's name for it
 
 TIE_BAND = 1e-3  # of the logits, where those are below 10 in size; round-off of another batch stays far below it
 
@@ -20,7 +22,7 @@ class Answers:
     """What a model answers to some examples; one entry each, NaN where an example was not looked at.
 
     Attributes:
-        margins: Evidence that an answer is right, `(num_examples,)`, float32; see `Scoring.margins`.
+        margins: Evidence that an answer is right, `(num_examples,)`, float32; see `Scorer.margins`.
         scores: In [0, 1], `(num_examples,)`, float64.
         gaps: How far the next answer is, `(num_examples,)`, float32, in logits relative to their size. Within
             `TIE_BAND`, round-off could turn the answer.
@@ -56,66 +58,6 @@ class Answers:
     def seen(self) -> np.ndarray:
         """Whether an example was looked at, `(num_examples,)`."""
         return ~np.isnan(self.margins)
-
-
-class Scoring(Protocol):
-    """How one task is scored. All of its methods look at each example of a batch by itself."""
-
-    @property
-    def metric(self) -> str:
-        """Name of the metric; higher is better."""
-
-    @property
-    def in_words(self) -> str:
-        """Name of the metric, and of what."""
-
-    @property
-    def is_mean(self) -> bool:
-        """Whether the metric is the weighted mean of the scores, so that what was seen bounds it."""
-
-    @property
-    def is_continuous(self) -> bool:
-        """Whether round-off changes a score; examples then stay in the batches given."""
-
-    @property
-    def margins_are_gaps(self) -> bool:
-        """Whether a margin is the distance, in logits, at which a right answer stands from the next one, or a wrong."""
-
-    @property
-    def num_rows(self) -> int:
-        """Columns of `Answers.rows`."""
-
-    def check(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
-        """Refuses batches without proper labels.
-
-        Raises:
-            InvalidSettingError: Labels are missing, malformed or out of range, or there is no example.
-        """
-
-    def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns what the model takes."""
-
-    def weights(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
-        """Returns the weight of each example in the mean, `(batch,)`."""
-
-    def answers(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> Answers:
-        """Reads the answers from what the model returned.
-
-        Raises:
-            UnsupportedModelError: The model returned something else.
-        """
-
-    def value(self, answers: Answers, weights: np.ndarray) -> float:
-        """Returns the metric of all examples."""
-
-    def predicted(self, margins: np.ndarray) -> np.ndarray:
-        """Returns the scores that predicted margins stand for, `(num_examples,)`."""
-
-    def margins(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the evidence that each answer is right, `(batch,)`, with gradient; above zero for right."""
-
-    def losses(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the loss of each example, `(batch,)`, with gradient."""
 
 
 def weighted_mean(scores: np.ndarray, weights: np.ndarray) -> float:

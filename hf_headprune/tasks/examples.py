@@ -24,6 +24,7 @@ class ModelExamples:
     """View of a data set that holds only what a model's forward takes, and its labels.
 
     Labels are "labels", under which name "label" goes too, or for question answering the two positions of the answer.
+    An example of a causal language model may have none: it is its own label.
     """
 
     def __init__(self, dataset: Any, model: nn.Module, *, where: str = "search_plan") -> None:
@@ -54,6 +55,7 @@ class ModelExamples:
             )
         self._inputs = tuple(name for name in accepted if name not in LABEL_NAMES)
         self._has_spans = all(name in accepted for name in SPAN_NAMES)
+        self._is_causal = predicts_next_token(model)
         first = dataset[0]
         present = sorted(first) if hasattr(first, "keys") else type(first).__name__
         wanted = "'start_positions' and 'end_positions'" if self._has_spans else "'labels' or 'label'"
@@ -79,12 +81,25 @@ class ModelExamples:
             raise InvalidSettingError(f"{self._where}: example {index} has no label. Remove unlabelled examples.")
         if self._has_spans:
             return inputs
-        return {**inputs, "labels": next(example[name] for name in LABEL_NAMES if example.get(name) is not None)}
+        named = [example[name] for name in LABEL_NAMES if example.get(name) is not None]
+        return {**inputs, "labels": named[0] if named else _own_label(example)}
 
     def _is_labelled(self, example: Mapping[str, Any]) -> bool:
         if self._has_spans:
             return all(example.get(name) is not None for name in SPAN_NAMES)
-        return any(example.get(name) is not None for name in LABEL_NAMES)
+        return self._is_causal or any(example.get(name) is not None for name in LABEL_NAMES)
+
+
+def is_sequence_classifier(model: Any) -> bool:
+    """Tells whether a model has labels per sequence: one class, several labels, or a number."""
+    return any("ForSequenceClassification" in kind.__name__ for kind in type(model).__mro__)
+
+
+def _own_label(example: Mapping[str, Any]) -> list[int]:
+    """Returns the tokens of a text as labels, without its padding."""
+    tokens = plain(example["input_ids"])
+    mask = plain(example.get("attention_mask", [1] * len(tokens)))
+    return [token if kept else IGNORED_LABEL for token, kept in zip(tokens, mask, strict=True)]
 
 
 class PadRight:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.tasks.answers import Answers, tie_scale, weighted_mean
-from hf_headprune.tasks.classification import check_numbers
+from hf_headprune.errors import UnsupportedModelError
+from hf_headprune.tasks.answers import Answers, tie_scale
+from hf_headprune.tasks.scorer import Kind, Scorer, finite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 START, END = "start_positions", "end_positions"
 MASK = "attention_mask"
@@ -22,7 +22,7 @@ LONGEST_ANSWER = 30
 
 
 @dataclass(frozen=True)
-class SpanScoring:
+class SpanScorer(Scorer):
     """Question answering; batches hold "start_positions" and "end_positions" of shape `(batch,)`, in tokens.
 
     Each window of a context is an example, and answers are compared as spans of tokens: this is neither the F1 of the
@@ -38,35 +38,42 @@ class SpanScoring:
 
     metric: Literal["f1", "exact_match"] = "f1"
     longest_answer: int = LONGEST_ANSWER
-    is_mean = True
-    is_continuous = False
-    margins_are_gaps = False
-    num_rows = 0
+
+    @property
+    def kind(self) -> Kind:
+        """A span is the right one or not; its F1 is between."""
+        return "bounded" if self.metric == "f1" else "binary"
+
+    @property
+    def scored(self) -> str:
+        """What is compared."""
+        if self.metric == "f1":
+            return "the F1 of the tokens of the predicted and the right span, each window for itself"
+        return "whether the predicted span is the right one, each window for itself"
 
     @property
     def in_words(self) -> str:
         """Name of the metric, and of what: a Trainer's own may compare words."""
         return f"{self.metric} of spans"
 
-    def check(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
-        """Refuses batches without the two positions of each answer, inside the tokens of its window."""
-        for number, batch in enumerate(batches):
-            for name in (START, END):
-                positions = batch.get(name)
-                if positions is None or positions.ndim != 1 or positions.is_floating_point():
-                    received = sorted(batch) if positions is None else (tuple(positions.shape), positions.dtype)
-                    raise InvalidSettingError(
-                        f"ExampleEvaluator: batch {number}: {name} must be whole numbers of shape (batch,), received "
-                        f"{received}. Give each window the tokens at which its answer starts and ends."
-                    )
-            lengths = batch[MASK].sum(dim=1) if MASK in batch else torch.tensor(batch["input_ids"].shape[1])
-            wrong = (batch[START] < 0) | (batch[START] > batch[END]) | (batch[END] >= lengths)
-            if wrong.any():
-                pairs = [(int(s), int(e)) for s, e in zip(batch[START][wrong], batch[END][wrong], strict=True)]
-                raise InvalidSettingError(
-                    f"ExampleEvaluator: batch {number}: answers must start and end inside their windows, start <= end, "
-                    f"received {pairs[:5]}. Give windows without the answer 0 for both, and pad on the right."
+    def _problem(self, batch: Mapping[str, torch.Tensor]) -> str | None:
+        for name in (START, END):
+            positions = batch.get(name)
+            if positions is None or positions.ndim != 1 or positions.is_floating_point():
+                received = sorted(batch) if positions is None else (tuple(positions.shape), positions.dtype)
+                return (
+                    f"{name} must be whole numbers of shape (batch,), received {received}. Give each window the tokens "
+                    "at which its answer starts and ends."
                 )
+        lengths = batch[MASK].sum(dim=1) if MASK in batch else torch.tensor(batch["input_ids"].shape[1])
+        wrong = (batch[START] < 0) | (batch[START] > batch[END]) | (batch[END] >= lengths)
+        if not wrong.any():
+            return None
+        pairs = [(int(s), int(e)) for s, e in zip(batch[START][wrong], batch[END][wrong], strict=True)]
+        return (
+            f"answers must start and end inside their windows, start <= end, received {pairs[:5]}. Give windows "
+            "without the answer 0 for both, and pad on the right."
+        )
 
     def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns all but the positions."""
@@ -90,10 +97,6 @@ class SpanScoring:
         scale = tie_scale(torch.stack([outputs.start_logits, outputs.end_logits], dim=1).float())
         margins = self.margins(outputs, batch).cpu().numpy()
         return Answers(margins, scores.numpy(), ((best - second) / scale).cpu().numpy(), np.zeros((len(margins), 0)))
-
-    def value(self, answers: Answers, weights: np.ndarray) -> float:
-        """Returns the mean score."""
-        return weighted_mean(answers.scores, weights)
 
     def predicted(self, margins: np.ndarray) -> np.ndarray:
         """Returns ones where the margin is above zero."""
@@ -119,12 +122,10 @@ class SpanScoring:
         starts, ends = getattr(outputs, "start_logits", None), getattr(outputs, "end_logits", None)
         if starts is None or ends is None:
             raise UnsupportedModelError(
-                f"ExampleEvaluator: the model must return start_logits and end_logits, received "
-                f"{type(outputs).__name__}. Use a ...ForQuestionAnswering model, or MetricEvaluator."
+                f"The model must return start_logits and end_logits, received {type(outputs).__name__}. Use a "
+                "...ForQuestionAnswering model, or a function that measures this one."
             )
-        check_numbers(starts)
-        check_numbers(ends)
-        starts, ends = starts.float(), ends.float()
+        starts, ends = finite(starts), finite(ends)
         if MASK in batch:
             starts, ends = (logits.masked_fill(batch[MASK] == 0, -torch.inf) for logits in (starts, ends))
         padded = functional.pad(ends, (0, self.longest_answer - 1), value=-torch.inf)

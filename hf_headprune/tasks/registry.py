@@ -1,80 +1,114 @@
-"""Which scoring fits a model: by its task and the name of a metric."""
+"""Which scorer fits a model: by its task and a metric."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.tasks.classification import ClassScoring, gives_one_class
-from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS
-from hf_headprune.tasks.question_answering import SpanScoring
-from hf_headprune.tasks.seq2seq import LikelihoodScoring
-from hf_headprune.tasks.token_classification import TokenScoring
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
+from hf_headprune.tasks.classification import ClassScorer
+from hf_headprune.tasks.examples import is_sequence_classifier, predicts_next_token
+from hf_headprune.tasks.functions import scorer_by_function
+from hf_headprune.tasks.likelihood import CausalScorer, LikelihoodScorer
+from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS, is_prediction_metric
+from hf_headprune.tasks.multi_label import MultiLabelScorer
+from hf_headprune.tasks.question_answering import SpanScorer
+from hf_headprune.tasks.regression import CLOSENESS, SQUARED, RegressionScorer
+from hf_headprune.tasks.scorer import Scorer
+from hf_headprune.tasks.token_classification import TokenScorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-    from hf_headprune.tasks.answers import Scoring
+Task = tuple[tuple[str, ...], "Callable[[Any, str], Scorer]"]  # metrics, the default first; what scores them
+CLASSES: Task = (tuple(CLASSIFICATION_METRICS), ClassScorer.of)
+REGRESSION: Task = ((CLOSENESS, SQUARED, *REGRESSION_METRICS), lambda model, metric: RegressionScorer(metric))
+SEVERAL_LABELS: Task = (("accuracy",), lambda model, metric: MultiLabelScorer(model.config.num_labels))
+TOKENS: Task = (("accuracy",), lambda model, metric: TokenScorer(model.config.num_labels))
+SPANS: Task = (("f1", "exact_match"), lambda model, metric: SpanScorer(metric))  # type: ignore[arg-type]
+REFERENCES: Task = (("likelihood",), lambda model, metric: LikelihoodScorer(_target_vocabulary(model.config)))
+TEXTS: Task = (("likelihood",), lambda model, metric: CausalScorer(model.config.vocab_size))
 
-Task = tuple[tuple[str, ...], "Callable[[Any, str], Scoring]"]  # metrics, the default first; what scores them
-CLASSIFICATION: Task = (tuple(CLASSIFICATION_METRICS), ClassScoring.of)
-SPANS: Task = (("f1", "exact_match"), lambda model, metric: SpanScoring(metric))  # type: ignore[arg-type]
-TOKENS: Task = (("accuracy",), lambda model, metric: TokenScoring(model.config.num_labels))
-SEQUENCES: Task = (("likelihood",), lambda model, metric: LikelihoodScoring(_target_vocabulary(model.config)))
 
-
-def scoring_for(model: nn.Module, metric: str | None = None, *, where: str = "ExampleEvaluator") -> Scoring:
+def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEvaluator") -> Scorer:
     """Returns what scores the examples of a model.
 
     Args:
-        model: A classifier of sequences or tokens, a question answering or a sequence-to-sequence model.
-        metric: "accuracy", "macro_f1" or "matthews_correlation" of classes; "accuracy" of tokens; "f1" or
-            "exact_match" of spans; "likelihood" of references. None takes the first of its task.
+        model: A classifier of sequences (one class, several labels, or a number) or of tokens, a question answering, a
+            sequence-to-sequence or a causal language model.
+        metric: A name: "accuracy", "macro_f1", "f1" (of two classes) or "matthews_correlation" of classes; "closeness",
+            "mse", "pearson" or "spearman" of numbers; "accuracy" of several labels or of tokens; "f1" or "exact_match"
+            of spans; "likelihood" of references or texts. None takes the first of the task. Or a function
+            `(predictions, references) -> number`, or a module of the package `evaluate`; or a `Scorer`, returned as it
+            is.
         where: Name of the caller, for errors.
 
     Raises:
         InvalidSettingError: The task has no such metric.
         UnsupportedModelError: The model has none of these tasks.
     """
+    if isinstance(metric, Scorer):
+        return metric
     task = _task_of(model)
     if task is None:
         raise UnsupportedModelError(
             f"{where}: {type(model).__name__} is no classifier of sequences or tokens, no question answering and no "
-            "sequence-to-sequence model. Pass the Transformers model itself rather than a wrapper, or a function that "
-            "measures it: search_plan(model, None, function)."
+            "language model whose examples can be scored. Pass the Transformers model itself rather than a wrapper, or "
+            "a function that measures it."
         )
     metrics, score = task
+    if is_prediction_metric(metric):
+        return scorer_by_function(score(model, metrics[0]), metric, where=where)
     if metric is not None and metric not in metrics:
         raise InvalidSettingError(
-            f"{where}: metric must be one of {', '.join(metrics)} for a {type(model).__name__}, received {metric!r}. "
-            "For any other use MetricEvaluator with a function that measures the model."
+            f"{where}: metric must be one of {', '.join(metrics)} for a {type(model).__name__}, received "
+            f"{shown(metric)}. {_advice(metric, metrics)}"
         )
     return score(model, metric or metrics[0])
+
+
+scoring_for = scorer_for
 
 
 def metrics_of(model: Any) -> tuple[str, ...]:
     """Returns what examples of a pretrained model can be scored by, the default first; nothing for any other task."""
     task = _task_of(model)
-    return () if task is None or (task is CLASSIFICATION and not classifies(model)) else task[0]
+    return () if task is None else task[0]
 
 
 def classifies(model: Any) -> bool:
     """Tells whether a pretrained model gives each sequence one class."""
-    return _task_of(model) is CLASSIFICATION and gives_one_class(model.config)
+    return _task_of(model) is CLASSES
 
 
 def _task_of(model: Any) -> Task | None:
-    for name, task in (
-        ("ForQuestionAnswering", SPANS),
-        ("ForTokenClassification", TOKENS),
-        ("ForSequenceClassification", CLASSIFICATION),
-    ):
-        if any(name in kind.__name__ for kind in type(model).__mro__):
+    for name, task in (("ForQuestionAnswering", SPANS), ("ForTokenClassification", TOKENS)):
+        if _is_a(model, name):
             return task
-    generates = getattr(model, "can_generate", bool)()
-    return SEQUENCES if generates and model.config.is_encoder_decoder else None
+    if is_sequence_classifier(model):
+        return _task_of_sequences(model.config)
+    if predicts_next_token(model):
+        return TEXTS
+    return REFERENCES if getattr(model, "can_generate", bool)() and model.config.is_encoder_decoder else None
+
+
+def _task_of_sequences(config: Any) -> Task | None:
+    if config.problem_type == "multi_label_classification":
+        return SEVERAL_LABELS
+    if config.num_labels == 1:
+        return REGRESSION
+    return CLASSES if config.problem_type in (None, "single_label_classification") else None
+
+
+def _is_a(model: Any, name: str) -> bool:
+    return any(name in kind.__name__ for kind in type(model).__mro__)
+
+
+def _advice(metric: Any, metrics: tuple[str, ...]) -> str:
+    if metric == "perplexity" and "likelihood" in metrics:
+        return "The likelihood of an example is 1 / perplexity: pass 'likelihood'."
+    return "Any other can be a function of predictions and references, or a module of the package evaluate."
 
 
 def _target_vocabulary(config: Any) -> int:

@@ -11,19 +11,20 @@ from torch.nn import functional
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.tasks.answers import Answers, tie_scale, weighted_mean
-from hf_headprune.tasks.classification import LABELS, logits_of
 from hf_headprune.tasks.examples import IGNORED_LABEL as IGNORED
+from hf_headprune.tasks.scorer import LABELS, Scorer, label_problem, logits_of, range_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
-class TokenScoring:
+class TokenScorer(Scorer):
     """Token classification by accuracy; batches hold "labels" of shape `(batch, length)`, -100 where there is none.
 
-    An example weighs as much as it has labelled tokens, so that the metric is the accuracy over all of them. Its
-    margin is the mean over them of the squashed gold logit minus the best other one.
+    The score of a text is the share of its labelled tokens that are right. In a search a text weighs as much as it has
+    labelled tokens, so that the metric is the accuracy over all of them. Its margin is the mean over them of the
+    squashed gold logit minus the best other one.
 
     Attributes:
         num_labels: Classes.
@@ -31,35 +32,25 @@ class TokenScoring:
 
     num_labels: int
     metric = "accuracy"
+    scored = "the share of its labelled tokens whose predicted class is right"
     in_words = "accuracy of tokens"
-    is_mean = True
-    is_continuous = False
-    margins_are_gaps = False
-    num_rows = 0
 
-    def check(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    def check(self, batches: Sequence[Mapping[str, torch.Tensor]], *, where: str = "ExampleEvaluator") -> Scorer:
         """Refuses batches without one class, or -100, for each token, or without any labelled token."""
-        for number, batch in enumerate(batches):
-            labels, ids = batch.get(LABELS), batch.get("input_ids")
-            fits = labels is not None and not labels.is_floating_point() and labels.ndim == 2  # noqa: PLR2004
-            if not fits or (ids is not None and labels.shape != ids.shape):  # type: ignore[union-attr]
-                received = sorted(batch) if labels is None else (tuple(labels.shape), labels.dtype)
-                raise InvalidSettingError(
-                    f"ExampleEvaluator: batch {number}: labels must be whole numbers, one per token, received "
-                    f"{received}. Align the labels with the tokens, and give others {IGNORED}."
-                )
-            wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= self.num_labels))]  # type: ignore[index, operator]
-            if wrong.numel():
-                raise InvalidSettingError(
-                    f"ExampleEvaluator: batch {number}: labels must be 0..{self.num_labels - 1}, or {IGNORED} for "
-                    f"none, received {sorted(set(wrong.tolist()))[:5]}. Map the labels to the classes of the model."
-                )
+        super().check(batches, where=where)
         if not any((batch[LABELS] != IGNORED).any() for batch in batches):
-            raise InvalidSettingError("ExampleEvaluator: no token has a label. Pass labelled examples.")
+            raise InvalidSettingError(f"{where}: no token has a label. Pass labelled examples.")
+        return self
 
-    def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns all but the labels."""
-        return {name: tensor for name, tensor in batch.items() if name != LABELS}
+    def _problem(self, batch: Mapping[str, torch.Tensor]) -> str | None:
+        labels, ids = batch.get(LABELS), batch.get("input_ids")
+        fits = labels is not None and not labels.is_floating_point() and labels.ndim == 2  # noqa: PLR2004
+        if not fits or (ids is not None and labels.shape != ids.shape):  # type: ignore[union-attr]
+            advice = f"Align the labels with the tokens, and give others {IGNORED}."
+            return label_problem(batch, "whole numbers, one per token", advice)
+        wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= self.num_labels))]  # type: ignore[index, operator]
+        rule = f"0..{self.num_labels - 1}, or {IGNORED} for none"
+        return range_problem(wrong, rule, "Map the labels to the classes of the model.")
 
     def weights(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         """Returns the number of labelled tokens, `(batch,)`."""

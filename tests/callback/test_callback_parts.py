@@ -577,7 +577,7 @@ def test_by_default_what_unseen_examples_support_is_cut_and_the_table_says_what_
     assert evidence.examples == 200
     assert evidence.dense_metric - evidence.pruned_metric <= 0.1
     candidates = 6 - found.num_kept_heads
-    assert callback.certificate.claim.chosen_among == min(candidates, 5)
+    assert callback.certificate.claim.num_candidates == min(candidates, 5)
     assert callback.certificate.path is None
     assert callback.certificate.statement in callback.report.promise
     trainer.save_model(tmp_path / "saved")

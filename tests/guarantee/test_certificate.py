@@ -26,7 +26,6 @@ from hf_headprune.guarantee.claim import METHODS, Claim, Metric
 from hf_headprune.guarantee.evidence import Counts, PairedScores, evidence_of, evidence_of_counts
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.scored import CertificationData
-from hf_headprune.guarantee.scoring import Batching, labels_and_predictions, right_answers
 from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.masking import masked
@@ -36,6 +35,7 @@ from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import prune_model_
+from hf_headprune.tasks.scores import scores_of
 from tests.support.models import VOCAB_SIZE, tiny_bert, tiny_marian
 
 NUM_LABELS, NUM_EXAMPLES = 3, 160
@@ -61,7 +61,7 @@ def examples(count=NUM_EXAMPLES, seed=0, *, model=None):
         tokens = torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist()
         rows.append({"input_ids": tokens, "label": int(torch.randint(0, NUM_LABELS, (), generator=generator))})
     if model is not None:
-        answers = labels_and_predictions(model, rows)[:, 1]
+        answers = scores_of(model, rows, "macro_f1")[:, 1]
         rows = [{**row, "label": row["label"] if i % 3 == 0 else int(answers[i])} for i, row in enumerate(rows)]
     return rows
 
@@ -103,31 +103,23 @@ def names(verification):
 
 
 def levels(verification):
-    return {finding.level for finding in verification.findings}
+    return {finding.threshold for finding in verification.findings}
 
 
 # What a certificate says
 
 
 def test_the_numbers_are_those_of_the_models(certificate, dense, pruned, rows):
-    right = [right_answers(model, rows) for model in (dense, pruned)]
+    right = [scores_of(model, rows) for model in (dense, pruned)]
     broken, fixed = int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum())
     assert broken > 0
     assert fixed > 0
     evidence = certificate.evidence
-    assert (evidence.examples, evidence.broken, evidence.fixed) == (NUM_EXAMPLES, broken, fixed)
+    assert (evidence.examples, evidence.regressions, evidence.improvements) == (NUM_EXAMPLES, broken, fixed)
     assert (evidence.dense_metric, evidence.pruned_metric) == (right[0].mean(), right[1].mean())
     assert evidence.p_value == paired.p_value(broken, fixed, NUM_EXAMPLES, 0.4)
     assert certificate.verdict == "PASS"
     assert certificate.pruned.parameters < certificate.dense.parameters
-
-
-def test_right_answers_are_those_of_single_unpadded_examples(dense, rows):
-    with torch.no_grad():
-        answers = [dense(input_ids=torch.tensor([row["input_ids"]])).logits.argmax().item() for row in rows]
-    expected = [answer == row["label"] for answer, row in zip(answers, rows, strict=True)]
-    assert right_answers(dense, rows, Batching(batch_size=7)).tolist() == expected
-    assert 0 < sum(expected) < len(expected)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +134,7 @@ def test_verdicts_follow_from_the_counts(counts, verdict, needed):
     evidence = evidence_of_counts(counts, Claim("accuracy", "binary", 0.01, 0.05, 0.05))
     assert evidence.verdict == verdict
     assert (evidence.examples_needed is not None) == needed
-    assert (evidence.further_broken >= 0) == (verdict == "PASS")
+    assert (evidence.regressions_to_spare >= 0) == (verdict == "PASS")
     assert (evidence.upper_bound < 0.01) == (verdict == "PASS")
 
 
@@ -155,18 +147,20 @@ def test_a_fail_is_a_pass_of_the_reverse_claim():
 def test_the_statement_says_what_was_found_and_what_was_not_checked(dense, pruned, rows, certificate):
     evidence = certificate.evidence
     assert certificate.statement.startswith(
-        "PASS. With 95 % confidence, the accuracy of the pruned model drops by less than 40 % on unseen examples like "
-        f"those of the certification split. Of 160 examples {evidence.broken} got worse and {evidence.fixed} better;"
+        "PASS. Compared with the dense model, the accuracy of the pruned model drops by less than 40 percentage points "
+        "on unseen examples like those of the certification split, with 95 % confidence. Scored of each example: "
+        f"whether the predicted class is right. Of 160 examples {evidence.regressions} got worse and "
+        f"{evidence.improvements} better;"
     )
-    assert f"would survive {evidence.further_broken} further broken examples" in certificate.statement
+    assert f"would survive {evidence.regressions_to_spare} further regressions" in certificate.statement
     assert "not checked" not in certificate.statement
     unchecked = certify(dense, pruned, CertificationData(rows, search=examples(9, seed=8)), max_drop=0.4)
     assert "It was not checked that no example is in the train split." in unchecked.statement
 
 
 def test_a_split_that_chose_among_models_gives_each_its_share_of_alpha(dense, pruned, data, tmp_path):
-    chosen = certify(dense, pruned, data, max_drop=0.4, chosen_among=5)
-    assert (chosen.claim.alpha, chosen.claim.spent) == (0.05, pytest.approx(0.01))
+    chosen = certify(dense, pruned, data, max_drop=0.4, num_candidates=5)
+    assert (chosen.claim.alpha, chosen.claim.alpha_spent) == (0.05, pytest.approx(0.01))
     alone = certify(dense, pruned, data, max_drop=0.4)
     assert chosen.evidence.upper_bound > alone.evidence.upper_bound
     assert (
@@ -177,13 +171,13 @@ def test_a_split_that_chose_among_models_gives_each_its_share_of_alpha(dense, pr
     assert Certificate.load(chosen.save(tmp_path)) == chosen
     assert verify_certificate(chosen, pruned, data.dataset, dense=dense).holds
     ledger = AlphaLedger(tmp_path / "ledger.jsonl")
-    assert certify(dense, pruned, data, chosen_among=5, ledger=ledger).claim.spent == alpha_of_use(0.05, 1) / 5
+    assert certify(dense, pruned, data, num_candidates=5, ledger=ledger).claim.alpha_spent == alpha_of_use(0.05, 1) / 5
 
 
 def test_a_split_that_steered_training_is_no_news_to_the_model_and_the_certificate_says_so(dense, pruned, data):
     steered = dataclasses.replace(data, steered_training=True)
     for among, last in ((1, "Nothing else about the model"), (5, "Nothing else but the choice among the candidates")):
-        certificate = certify(dense, pruned, steered, max_drop=0.4, chosen_among=among)
+        certificate = certify(dense, pruned, steered, max_drop=0.4, num_candidates=among)
         assert "Training chose its checkpoint, its end or its learning rates by these examples" in certificate.statement
         assert "Training was steered by evaluations on them too" in certificate.assumptions[-2]
         assert certificate.assumptions[-1].startswith(last)
@@ -193,23 +187,25 @@ def test_a_split_that_steered_training_is_no_news_to_the_model_and_the_certifica
 
 
 def test_more_alpha_than_the_share_of_a_chosen_model_is_refused(dense, pruned, data):
-    with pytest.raises(InvalidSettingError, match=r"spent must be in \(0, alpha / chosen_among\], received 0.05"):
-        Claim("accuracy", "binary", 0.01, 0.05, 0.05, chosen_among=5)
-    with pytest.raises(InvalidSettingError, match="chosen_among must be a count of at least 1, received 0"):
-        certify(dense, pruned, data, chosen_among=0)
+    with pytest.raises(
+        InvalidSettingError, match=r"alpha_spent must be in \(0, alpha / num_candidates\], received 0.05"
+    ):
+        Claim("accuracy", "binary", 0.01, 0.05, 0.05, num_candidates=5)
+    with pytest.raises(InvalidSettingError, match="num_candidates must be a count of at least 1, received 0"):
+        certify(dense, pruned, data, num_candidates=0)
     path = certify_path(dense, [PruningPlan.of(dense)], data)
-    with pytest.raises(InvalidSettingError, match="received chosen_among=2 beside it"):
-        certify(dense, pruned, data, path=path, chosen_among=2)
+    with pytest.raises(InvalidSettingError, match="and num_candidates=2 beside it"):
+        certify(dense, pruned, data, path=path, num_candidates=2)
 
 
 def test_the_furthest_plan_within_a_drop_is_the_last_before_the_first_that_is_seen_to_lose_more(dense, data):
     full = PruningPlan.of(dense)
     plans = [without(full, range(count)) for count in range(1, 5)]
-    right = right_answers(dense, data.dataset).sum()
+    right = scores_of(dense, data.dataset).sum()
     seen = []
     for plan in plans:
         with masked(dense, plan):
-            seen.append(int(right - right_answers(dense, data.dataset).sum()))
+            seen.append(int(right - scores_of(dense, data.dataset).sum()))
     assert max(seen) > 0
     for allowed in sorted({0, max(seen) - 1, max(seen)}):
         more = [index for index, drop in enumerate(seen) if drop > allowed]
@@ -323,16 +319,16 @@ def test_changed_examples_are_named(certificate, dense, pruned, rows, change):
     ("section", "change", "named"),
     [
         ("claim", {"max_drop": 0.1}, "p_value"),
-        ("claim", {"spent": 0.01}, "upper_bound"),
-        ("claim", {"spent": 0.01}, "spent"),
-        ("claim", {"chosen_among": 5, "spent": 0.001}, "spent"),
-        ("claim", {"use": 2}, "spent"),
+        ("claim", {"alpha_spent": 0.01}, "upper_bound"),
+        ("claim", {"alpha_spent": 0.01}, "alpha_spent"),
+        ("claim", {"num_candidates": 5, "alpha_spent": 0.001}, "alpha_spent"),
+        ("claim", {"use": 2}, "alpha_spent"),
         ("evidence", {"p_value": 0.001}, "p_value"),
         ("evidence", {"verdict": "FAIL"}, "verdict"),
-        ("evidence", {"broken": 1}, "outcomes"),
+        ("evidence", {"regressions": 1}, "outcomes"),
         ("evidence", {"examples": 100}, "outcomes"),
         ("evidence", {"upper_bound": 0.0}, "upper_bound"),
-        ("evidence", {"further_broken": 99}, "further_broken"),
+        ("evidence", {"regressions_to_spare": 99}, "regressions_to_spare"),
         ("evidence", {"pruned_metric": 0.99}, "pruned_metric"),
     ],
 )
@@ -370,7 +366,7 @@ def test_a_forgery_without_contradictions_is_found_by_running_the_models(certifi
     examples = dataclasses.replace(certificate.examples, pruned=told)
     evidence = evidence_of(examples.scores("binary"), certificate.claim)
     forgery = dataclasses.replace(certificate, examples=examples, evidence=evidence)
-    assert evidence.broken == 0
+    assert evidence.regressions == 0
     assert verify_certificate(forgery).holds
     found = verify_certificate(forgery, pruned, rows, dense=dense)
     assert names(found) == {"pruned model"}
@@ -405,7 +401,7 @@ def test_one_answer_that_rounding_turned_is_only_noted(certificate, dense, prune
 
 
 def test_one_answer_that_turns_the_verdict_is_named(certificate, dense, pruned, rows):
-    drop = turning_drop(certificate.evidence.broken, certificate.evidence.fixed)
+    drop = turning_drop(certificate.evidence.regressions, certificate.evidence.improvements)
     forgery = one_less_broken(certificate, dataclasses.replace(certificate.claim, max_drop=drop))
     assert forgery.verdict == "PASS"
     found = verify_certificate(forgery, pruned, rows, dense=dense)
@@ -490,7 +486,7 @@ def _text(certificate, edit, *, resign):
         (lambda content: content["claim"].update(max_drop="0.4"), "certificate.claim.max_drop must be of type"),
         (lambda content: content["claim"].update(max_drop=2.0), "max_drop must be in"),
         (lambda content: content["evidence"].update(verdict="MAYBE"), "certificate.evidence.verdict must be"),
-        (lambda content: content["evidence"].update(broken=True), "certificate.evidence.broken must be"),
+        (lambda content: content["evidence"].update(regressions=True), "certificate.evidence.regressions must be"),
         (lambda content: content["disjointness"].append({"name": "x"}), r"certificate.disjointness\[2\]"),
         (
             lambda content: content["claim"].update(max_drop=0.1),
@@ -625,9 +621,9 @@ def test_bounded_scores_get_a_finite_sample_certificate(two_models, rows):
     certificate = certify(*two_models, rows, metric, max_drop=0.1)
     evidence = certificate.evidence
     assert certificate.verdict == "PASS"
-    assert (evidence.broken, evidence.fixed) == ((first > second).sum(), (first < second).sum())
+    assert (evidence.regressions, evidence.improvements) == ((first > second).sum(), (first < second).sum())
     assert evidence.upper_bound < 0.1
-    assert evidence.further_broken is None
+    assert evidence.regressions_to_spare is None
     assert Certificate.from_json(certificate.to_json()) == certificate
     assert verify_certificate(certificate, two_models[1], rows, dense=two_models[0], metric=metric).holds
     assert names(verify_certificate(forged(certificate, "evidence", p_value=0.0))) == {"p_value"}
@@ -789,7 +785,7 @@ def test_plans_are_tested_in_order_and_none_after_the_first_failure(dense, plans
     for plan in plans:
         model = copy.deepcopy(dense)
         prune_model_(model, plan)
-        right = [right_answers(m, data.dataset) for m in (dense, model)]
+        right = [scores_of(m, data.dataset) for m in (dense, model)]
         p_values.append(paired.p_value(int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum()), 160, 0.4))
     passed = [p <= paired.level_of(0.05) for p in p_values]
     assert passed[0]
@@ -819,7 +815,7 @@ def test_a_model_that_the_path_did_not_certify_gets_no_certificate_with_it(dense
         certify(dense, model, data, max_drop=0.4, path=path)
 
 
-@pytest.mark.parametrize("count", ["broken", "fixed"])
+@pytest.mark.parametrize("count", ["regressions", "improvements"])
 def test_a_model_that_answers_otherwise_than_the_candidate_gets_no_certificate_with_its_path(dense, plans, data, count):
     path = certify_path(dense, plans[:1], data, max_drop=0.4)
     model = copy.deepcopy(dense)
@@ -837,12 +833,12 @@ def test_a_model_that_answers_otherwise_than_the_candidate_gets_no_certificate_w
 
 def test_a_verdict_that_rounding_turned_ends_the_path_elsewhere(dense, plans, data):
     step = certify_path(dense, plans[:1], data, max_drop=0.4).steps[0]
-    b, c = step.broken, step.fixed
+    b, c = step.regressions, step.improvements
     drop = turning_drop(b, c)
     path = certify_path(dense, plans[:1], data, max_drop=drop)
     assert path.certified_index is None
     p = paired.p_value(b - 1, c, NUM_EXAMPLES, drop)
-    masked_step = dataclasses.replace(path.steps[0], broken=b - 1, p_value=p, certified=True)
+    masked_step = dataclasses.replace(path.steps[0], regressions=b - 1, p_value=p, certified=True)
     model = copy.deepcopy(dense)
     prune_model_(model, plans[0])
     with pytest.raises(
@@ -871,7 +867,7 @@ def test_a_forged_path_is_named(dense, plans, data):
         "its counts give": (dataclasses.replace(step, p_value=0.04),),
         "is not this model": (
             step,
-            dataclasses.replace(step, broken=0, p_value=paired.p_value(0, step.fixed, 160, 0.4)),
+            dataclasses.replace(step, regressions=0, p_value=paired.p_value(0, step.improvements, 160, 0.4)),
         ),
     }
     for text, steps in forgeries.items():
@@ -881,7 +877,7 @@ def test_a_forged_path_is_named(dense, plans, data):
     assert names(verify_certificate(forged(certificate, "path", untested=("another plan",)))) == {"path"}
     assert names(verify_certificate(forged(certificate, "path", split="0" * 64))) == {"path"}
     assert names(verify_certificate(forged(certificate, "path", steps=()))) == {"path"}
-    impossible = (dataclasses.replace(step, broken=161),)
+    impossible = (dataclasses.replace(step, regressions=161),)
     assert names(verify_certificate(forged(certificate, "path", steps=impossible))) == {"counts"}
 
 
@@ -911,7 +907,8 @@ def test_each_further_use_of_a_split_costs_alpha(dense, pruned, rows, tmp_path):
         certify(dense, pruned, rows, max_drop=0.4, ledger=AlphaLedger(tmp_path / "ledger.jsonl")) for _ in range(3)
     ]
     assert [certificate.claim.use for certificate in certificates] == [1, 2, 3]
-    assert [certificate.claim.spent for certificate in certificates] == [alpha_of_use(0.05, use) for use in (1, 2, 3)]
+    spent = [certificate.claim.alpha_spent for certificate in certificates]
+    assert spent == [alpha_of_use(0.05, use) for use in (1, 2, 3)]
     bounds = [certificate.evidence.upper_bound for certificate in certificates]
     assert bounds == sorted(bounds)
     assert "for the 3th time" not in certificates[2].statement

@@ -10,7 +10,7 @@ from hf_headprune.guarantee import paired
 from hf_headprune.guarantee.betting import betting_p_value, betting_upper_bound
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import Counts, PairedScores, evidence_of, evidence_of_counts, p_value_of
-from hf_headprune.guarantee.planner import Expectation, examples_needed
+from hf_headprune.guarantee.power import PowerAssumptions, examples_needed
 from hf_headprune.guarantee.resampling import bootstrap_p_value, bootstrap_upper_bound, resampled_drops
 
 SHARE = Claim("F1", "bounded", 0.05, 0.05, 0.0125)  # a later use of a split: it has a part of alpha only
@@ -45,17 +45,17 @@ def test_bounded_scores_are_tested_group_by_group_with_the_part_of_alpha_that_th
     differences, groups = scores.dense - scores.pruned, scores.groups
     evidence = evidence_of(scores, SHARE)
     assert evidence.p_value == betting_p_value(differences, SHARE.max_drop, groups) == p_value_of(scores, SHARE)
-    assert evidence.upper_bound == betting_upper_bound(differences, SHARE.spent, groups)
+    assert evidence.upper_bound == betting_upper_bound(differences, SHARE.alpha_spent, groups)
     assert evidence.upper_bound > betting_upper_bound(differences, SHARE.alpha, groups)
-    assert evidence.upper_bound != betting_upper_bound(differences, SHARE.spent)
+    assert evidence.upper_bound != betting_upper_bound(differences, SHARE.alpha_spent)
     assert evidence.verdict == {-0.1: "PASS", 0.04: "INCONCLUSIVE", 0.5: "FAIL"}[drop]
 
 
 def test_a_fail_needs_groups_that_speak_for_it_too():
     scores = grouped_scores(drop=0.15, n=120, size=20, seed=1)
     differences = scores.dense - scores.pruned
-    assert betting_p_value(-differences, -SHARE.max_drop) <= SHARE.spent
-    assert betting_p_value(-differences, -SHARE.max_drop, scores.groups) > SHARE.spent
+    assert betting_p_value(-differences, -SHARE.max_drop) <= SHARE.alpha_spent
+    assert betting_p_value(-differences, -SHARE.max_drop, scores.groups) > SHARE.alpha_spent
     assert evidence_of(scores, SHARE).verdict == "INCONCLUSIVE"
     assert evidence_of(dataclasses.replace(scores, groups=None), SHARE).verdict == "FAIL"
 
@@ -63,7 +63,7 @@ def test_a_fail_needs_groups_that_speak_for_it_too():
 def test_a_gain_or_a_small_drop_is_no_fail():
     for drop in (-0.04, 0.02):  # of the reverse claim "the drop is at most max_drop" nothing is excluded
         noisy = grouped_scores(drop=drop, n=40, size=1)
-        assert evidence_of(noisy, dataclasses.replace(SHARE, max_drop=0.05, spent=1e-9)).verdict == "INCONCLUSIVE"
+        assert evidence_of(noisy, dataclasses.replace(SHARE, max_drop=0.05, alpha_spent=1e-9)).verdict == "INCONCLUSIVE"
     assert evidence_of_counts(Counts(1000, 30, 5, 800), Claim("accuracy", "binary", 0.05, 0.05, 0.05)).verdict == "PASS"
     counts = Counts(1000, 30, 5, 800)  # a drop of 2.5 %, surely above zero, perhaps below 3 %
     assert evidence_of_counts(counts, Claim("accuracy", "binary", 0.03, 0.05, 0.05)).verdict == "INCONCLUSIVE"
@@ -101,17 +101,16 @@ def test_every_number_of_a_binary_claim_is_at_the_level_that_it_has():
     evidence = evidence_of_counts(Counts(1821, 34, 42, 1500), claim)
     assert evidence.verdict == "PASS"
     assert evidence.upper_bound == paired.upper_bound(34, 42, 1821, 0.0125) > paired.upper_bound(34, 42, 1821, 0.05)
-    assert evidence.hand_bound == paired.q_theta_bound(34, 42, 1821, 0.0125)
-    assert evidence.further_broken == paired.further_broken(34, 42, 1821, 0.02, 0.0125)
-    assert evidence.further_broken < paired.further_broken(34, 42, 1821, 0.02, 0.05)
+    assert evidence.regressions_to_spare == paired.regressions_to_spare(34, 42, 1821, 0.02, 0.0125)
+    assert evidence.regressions_to_spare < paired.regressions_to_spare(34, 42, 1821, 0.02, 0.05)
     unsure = evidence_of_counts(Counts(400, 8, 8, 300), claim)
-    assert unsure.examples_needed == examples_needed(0.02, Expectation(16 / 400, 0.0, alpha=0.0125))
-    assert unsure.examples_needed > examples_needed(0.02, Expectation(16 / 400, 0.0))
+    assert unsure.examples_needed == examples_needed(0.02, PowerAssumptions(16 / 400, 0.0, alpha=0.0125))
+    assert unsure.examples_needed > examples_needed(0.02, PowerAssumptions(16 / 400, 0.0))
 
 
 def test_the_level_of_a_claim_is_what_it_may_spend_and_for_exact_tests_a_bit_less():
-    assert Claim("F1", "bounded", 0.01, 0.05, 0.02).level == 0.02
-    assert Claim("accuracy", "binary", 0.01, 0.05, 0.02).level == paired.level_of(0.02) < 0.02
+    assert Claim("F1", "bounded", 0.01, 0.05, 0.02).threshold == 0.02
+    assert Claim("accuracy", "binary", 0.01, 0.05, 0.02).threshold == paired.level_of(0.02) < 0.02
 
 
 def test_the_metric_of_each_model_must_be_a_share():
@@ -128,21 +127,25 @@ def test_the_metric_of_each_model_must_be_a_share():
         ("max_drop", "0.01"),
         ("max_drop", True),
         ("alpha", float("nan")),
-        ("spent", 0.05 + 1e-12),
-        ("spent", None),
+        ("alpha_spent", 0.05 + 1e-12),
+        ("alpha_spent", None),
         ("use", 1.5),
         ("seed", -1),
-        ("chosen_among", 2),
+        ("num_candidates", 2),
+        ("metric", ""),
+        ("metric", "x" * 201),
+        ("scored", None),
+        ("kind", np.zeros(3)),
     ],
 )
 def test_a_claim_of_other_numbers_is_refused(name, value):
-    claim = {"metric": "accuracy", "kind": "binary", "max_drop": 0.01, "alpha": 0.05, "spent": 0.05}
-    rule = "spent" if name == "chosen_among" else name  # half of alpha each, of which all is spent
+    claim = {"metric": "accuracy", "kind": "binary", "max_drop": 0.01, "alpha": 0.05, "alpha_spent": 0.05}
+    rule = "alpha_spent" if name == "num_candidates" else name  # half of alpha each, of which all is spent
     with pytest.raises(InvalidSettingError, match=f"certify: {rule} must be"):
         Claim(**{**claim, name: value})
 
 
 def test_the_numbers_of_a_claim_are_plain():
     claim = Claim("accuracy", "binary", np.float32(0.25), np.float64(0.05), np.float64(0.05), np.int64(1), np.int32(3))
-    assert [type(value) for value in dataclasses.astuple(claim)[2:]] == [float, float, float, int, int, int]
+    assert [type(value) for value in dataclasses.astuple(claim)[2:8]] == [float, float, float, int, int, int]
     assert claim == Claim("accuracy", "binary", 0.25, 0.05, 0.05, 1, 3)

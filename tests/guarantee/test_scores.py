@@ -1,12 +1,12 @@
-"""Betting on bounded scores, the bootstrap of corpus metrics, and the planner."""
+"""Betting on bounded scores, the bootstrap of corpus metrics, and the power."""
 
 import numpy as np
 import pytest
 
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.guarantee import planner
+from hf_headprune.guarantee import power
 from hf_headprune.guarantee.betting import betting_p_value, betting_upper_bound, cluster_sums
-from hf_headprune.guarantee.planner import Expectation
+from hf_headprune.guarantee.power import PowerAssumptions
 from hf_headprune.guarantee.resampling import bootstrap_p_value, bootstrap_upper_bound, resampled_drops
 
 
@@ -86,10 +86,10 @@ def test_groups_whose_size_goes_with_the_drop_keep_the_error_rate():
 
 
 def test_the_examples_needed_are_found_up_to_the_limit():
-    expected = Expectation()
-    needed = planner.examples_needed(0.0016, expected)
-    assert 65_536 < needed <= planner.MOST_EXAMPLES
-    assert planner.power_of(needed, 0.0016, expected) >= expected.power
+    expected = PowerAssumptions()
+    needed = power.examples_needed(0.0016, expected)
+    assert 65_536 < needed < 131_072
+    assert power.power_of(needed, 0.0016, expected) >= expected.power
 
 
 @pytest.mark.parametrize(
@@ -161,51 +161,68 @@ def test_models_that_hardly_differ_cannot_be_bootstrapped():
     [(0.02, 0.0, 1370), (0.02, 0.003, 2910), (0.05, 0.0, 3200), (0.05, 0.003, 6480)],
 )
 def test_the_examples_needed_are_the_published_ones(disagreement, true_drop, needed):
-    expected = Expectation(disagreement=disagreement, true_drop=true_drop)
-    assert planner.examples_needed(0.01, expected) == pytest.approx(needed, rel=0.07)  # their grid of n is that coarse
+    expected = PowerAssumptions(disagreement=disagreement, true_drop=true_drop)
+    assert power.examples_needed(0.01, expected) == pytest.approx(needed, rel=0.07)  # their grid of n is that coarse
 
 
 @pytest.mark.parametrize(
     ("epsilon", "disagreement", "power"), [(0.02, 0.02, 0.98), (0.02, 0.05, 0.82), (0.01, 0.02, 0.62)]
 )
 def test_the_power_of_872_examples_is_the_published_one(epsilon, disagreement, power):
-    assert planner.power_of(872, epsilon, Expectation(disagreement=disagreement)) == pytest.approx(power, abs=0.006)
+    assert power.power_of(872, epsilon, PowerAssumptions(disagreement=disagreement)) == pytest.approx(power, abs=0.006)
 
 
 def test_a_split_that_chooses_among_models_has_less_power():
-    for chosen_among in (2, 19):
-        shared = planner.power_of(872, 0.02, Expectation(disagreement=0.05, chosen_among=chosen_among))
-        assert shared == planner.power_of(872, 0.02, Expectation(disagreement=0.05, alpha=0.05 / chosen_among))
-        assert shared < planner.power_of(872, 0.02, Expectation(disagreement=0.05)) - 0.05
+    for num_candidates in (2, 19):
+        shared = power.power_of(872, 0.02, PowerAssumptions(disagreement=0.05, num_candidates=num_candidates))
+        assert shared == power.power_of(872, 0.02, PowerAssumptions(disagreement=0.05, alpha=0.05 / num_candidates))
+        assert shared < power.power_of(872, 0.02, PowerAssumptions(disagreement=0.05)) - 0.05
 
 
 def test_the_planner_speaks_before_the_search():
-    words = planner.promise_in_words(872, 0.01)
+    words = power.describe_power(872, 0.01)
     assert words == (
-        "872 examples, 95 % confidence. If 3 % of the answers change and the true drop is zero, a drop below 1 % will "
-        "be certified with a chance of 49 %. It takes about 1,968 examples to certify it with a chance of 80 %; these "
-        "certify a drop below 1.6 % with a chance of 80 %."
+        "872 examples, 95 % confidence. If 3 % of the answers change and the true drop is zero, a drop below 1 "
+        "percentage point will be certified with a chance of 49 %. It takes about 1,968 examples to certify it with a "
+        "chance of 80 %; these certify a drop below 1.6 percentage points with a chance of 80 %."
     )
-    assert planner.promise_in_words(872, 0.02).endswith("certified with a chance of 94 %.")
+    assert power.describe_power(872, 0.02).endswith("certified with a chance of 94 %.")
 
 
-def test_the_smallest_drop_is_certified_and_a_smaller_one_is_not():
-    smallest = planner.smallest_drop(500)
-    assert planner.power_of(500, smallest) >= 0.8 > planner.power_of(500, smallest - 0.001)
-    assert planner.smallest_drop(1, Expectation(disagreement=0.5)) is None
+def test_the_detectable_drop_is_certified_and_a_smaller_one_is_not():
+    smallest = power.detectable_drop(500)
+    assert power.power_of(500, smallest) >= 0.8 > power.power_of(500, smallest - 0.001)
+    assert power.detectable_drop(1, PowerAssumptions(disagreement=0.5)) is None
 
 
 def test_no_number_of_examples_certifies_what_is_not_true(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(planner, "power_of", lambda *_: pytest.fail("no power has to be computed for that"))
-        assert planner.examples_needed(0.01, Expectation(true_drop=0.01)) is None
-    assert "No number of examples is enough" in planner.promise_in_words(300, 0.01, Expectation(true_drop=0.012))
+        patch.setattr(power, "power_of", lambda *_: pytest.fail("no power has to be computed for that"))
+        assert power.examples_needed(0.01, PowerAssumptions(true_drop=0.01)) is None
+    assert "No number of examples is enough" in power.describe_power(300, 0.01, PowerAssumptions(true_drop=0.012))
+
+
+@pytest.mark.parametrize("n", [20_001, 40_000])
+@pytest.mark.parametrize(("epsilon", "rates"), [(0.003, (0.01, 0.0)), (0.003, (0.01, 0.001)), (0.002, (0.03, 0.0))])
+def test_the_approximate_power_of_many_examples_is_nearly_the_exact_one(monkeypatch, n, epsilon, rates):
+    assumptions = PowerAssumptions(*rates)
+    approximate = power.power_of(n, epsilon, assumptions)
+    monkeypatch.setattr(power, "EXACT_UP_TO", n)
+    assert power.power_of(n, epsilon, assumptions) == pytest.approx(approximate, abs=0.006)
+
+
+@pytest.mark.parametrize("n", [10**9, 10**400])
+def test_the_power_of_any_number_of_examples_is_known_without_a_table_of_them(monkeypatch, n):
+    monkeypatch.setattr(power, "rejection_limits", lambda *_: pytest.fail("a table has an entry for each example"))
+    words = power.describe_power(n, 0.001)
+    assert words.startswith("Over 10,000,000 examples, 95 % confidence.")
+    assert words.endswith("will be certified with a chance of 100 %.")
 
 
 @pytest.mark.parametrize("wrong", [{"disagreement": 0.0}, {"true_drop": 0.04}, {"power": 1.0}, {"alpha": 0.5}])
 def test_impossible_expectations_are_refused(wrong):
-    with pytest.raises(InvalidSettingError, match=f"Expectation: {next(iter(wrong))} must be"):
-        Expectation(**wrong)
+    with pytest.raises(InvalidSettingError, match=f"PowerAssumptions: {next(iter(wrong))} must be"):
+        PowerAssumptions(**wrong)
 
 
 def test_a_gambler_who_was_rich_on_the_way_gets_the_drop_seen_as_bound():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_headprune.errors import CertificateError, InvalidSettingError
-from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use, last_certified, milestones
+from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use, evenly_spaced, last_certified
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_wrong_certificates_stay_below_the_level_while_the_deepest_success_does_
     ("candidates", "count", "taken"),
     [("abcdefghij", 5, "bdfhj"), ("abcdefg", 3, "bdg"), ("abc", 5, "abc"), ("abc", 1, "c"), ("", 2, "")],
 )
-def test_milestones_are_evenly_spaced_and_end_with_the_last(candidates, count, taken):
-    assert "".join(milestones(candidates, count)) == taken
+def test_candidates_are_evenly_spaced_and_end_with_the_last(candidates, count, taken):
+    assert "".join(evenly_spaced(candidates, count)) == taken
 
 
-def test_at_least_one_milestone_is_taken():
+def test_at_least_one_candidate_is_taken():
     with pytest.raises(InvalidSettingError, match="at least 1, received 0"):
-        milestones("abc", 0)
+        evenly_spaced("abc", 0)
 
 
 def test_the_shares_of_all_uses_sum_to_alpha():

@@ -12,7 +12,7 @@ from hf_headprune import (
     SecondOrder,
     certify,
     certify_path,
-    milestones,
+    evenly_spaced,
     plans_between,
     prune_model_,
     verify_certificate,
@@ -82,11 +82,12 @@ def test_what_costs_cut_to_a_higher_density_lies_on_the_way_to_a_lower_one(cut_b
 
 def test_what_costs_cut_without_training_is_certified_on_the_way(cut_by_costs):
     model, found = cut_by_costs
-    plans = milestones(plans_between(PruningPlan.of(model), found.plan, found.refit, width_multiple=8), 6)
+    plans = evenly_spaced(plans_between(PruningPlan.of(model), found.plan, found.refit, width_multiple=8), 6)
     data = CertificationData(answered_examples(300, seed=1, model=model))
-    path = certify_path(model, plans, data, max_drop=0.4, refit=found.refit)
+    refitted = [RefittedPlan(plan, found.refit) for plan in plans]
+    path = certify_path(model, refitted, data, max_drop=0.4)
     assert path.certified_index is not None
-    pruned = prune_model_(copy.deepcopy(model), RefittedPlan(plans[path.certified_index], found.refit))
+    pruned = prune_model_(copy.deepcopy(model), refitted[path.certified_index])
     certificate = certify(model, pruned, data, max_drop=0.4, path=path)
     assert certificate.verdict == "PASS"
     assert plans[path.certified_index].num_removed_ffn > 0

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.search.problem import Question
     from hf_headprune.search.units import Unit
-    from hf_headprune.tasks.answers import Scoring
+    from hf_headprune.tasks.scorer import Scorer
 
 LABELS = "labels"
 Scalar = Literal["margin", "loss"]
@@ -53,7 +53,7 @@ class ExampleEvaluator(Evaluator):
         model: nn.Module,
         batches: Sequence[Mapping[str, torch.Tensor]],
         *,
-        metric: str | None = None,
+        metric: str | Scorer | None = None,
         autocast_dtype: torch.dtype | None = None,
         settings: EvaluatorSettings | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] | None = None,
@@ -63,7 +63,7 @@ class ExampleEvaluator(Evaluator):
         Args:
             model: A classifier of sequences or tokens, a question answering or a sequence-to-sequence model.
             batches: Inputs of the model with the labels of its task, see `hf_headprune.tasks.registry`.
-            metric: One that the task has; None takes its first.
+            metric: One that the task has, or its scorer; None takes the first.
             autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
                 only when the model will run in that precision.
             settings: How `probe` works; None for the defaults.
@@ -85,7 +85,7 @@ class ExampleEvaluator(Evaluator):
             raise InvalidSettingError(
                 "ExampleEvaluator: at least one labelled example is needed, received none. Pass a non-empty data set."
             )
-        self.scoring.check(self._batches)
+        self.scoring = self.scoring.check(self._batches)
         if calibration is not None:
             self.scoring.check(self._calibration)
         self._weights = np.concatenate([self.scoring.weights(batch) for batch in self._batches])
@@ -268,7 +268,7 @@ class MetricEvaluator(Evaluator):
         return sha256_of(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
 
 
-def _without_input(scoring: Scoring, batches: Sequence[Mapping[str, torch.Tensor]]) -> float | None:
+def _without_input(scoring: Scorer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float | None:
     """Returns the metric of a classifier that always gives the most common class; None for other tasks."""
     if not isinstance(scoring, ClassScoring):
         return None

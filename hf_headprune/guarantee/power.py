@@ -1,0 +1,169 @@
+"""Power analysis: what a certification split of a given size can certify, computed before the search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from hf_headprune._checks import is_number, is_whole
+from hf_headprune.errors import InvalidSettingError, shown
+from hf_headprune.guarantee.paired import critical_value, level_of, rejection_limits, tail_probabilities
+from hf_headprune.guarantee.wording import percent, points
+
+PLANNING_POINTS = 200  # of the grid of disagreements: for planning, where a rounding error breaks no promise
+EXACT_UP_TO = 20_000  # examples; beyond, the normal approximation differs by less than a hundredth
+MOST_EXAMPLES = 10_000_000
+DISAGREEMENT = 0.03  # what pruning a few heads and fine-tuning on typically changes, where nothing better is known
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class PowerAssumptions:
+    """What is assumed about a pruned model, to plan by.
+
+    Attributes:
+        disagreement: Share of the examples that exactly one of the two models gets right, in (0, 1).
+        true_drop: Drop over all data, in [0, disagreement].
+        power: Wanted chance of a certificate, in (0, 1).
+        alpha: One minus the confidence, in (0, 0.5).
+        num_candidates: Models among which the certification split itself chooses: each gets its share of alpha.
+
+    Raises:
+        InvalidSettingError: A number is out of range.
+    """
+
+    disagreement: float = DISAGREEMENT
+    true_drop: float = 0.0
+    power: float = POWER
+    alpha: float = 0.05
+    num_candidates: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks every number."""
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "disagreement": (lambda it: is_number(it) and 0 < it < 1, "in (0, 1)"),
+            "true_drop": (lambda it: is_number(it) and 0 <= it <= self.disagreement, "in [0, disagreement]"),
+            "power": (lambda it: is_number(it) and 0 < it < 1, "in (0, 1)"),
+            "alpha": (lambda it: is_number(it) and 0 < it < 0.5, "in (0, 0.5)"),  # noqa: PLR2004
+            "num_candidates": (lambda it: is_whole(it, at_least=1), "a count of at least 1"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds(value := getattr(self, name)):
+                raise InvalidSettingError(
+                    f"PowerAssumptions: {name} must be {rule}, received {shown(value)}. Pass shares: 0.01 is 1 %."
+                )
+
+
+def power_of(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> float:
+    """Returns the chance that n examples certify a drop below epsilon, if the assumptions are true.
+
+    Args:
+        n: Examples of the certification split.
+        epsilon: Drop that is to be excluded, in (0, 1).
+        assumptions: About the pruned model.
+
+    Raises:
+        InvalidSettingError: n is no whole number of at least 1, or epsilon is no share.
+    """
+    _check_epsilon(epsilon, "power_of")
+    _check_count(n, "power_of")
+    level = level_of(assumptions.alpha / assumptions.num_candidates)
+    if n > EXACT_UP_TO:
+        return _approximate_power(min(n, 10**15), epsilon, level, assumptions)
+    critical = critical_value(int(n), epsilon, level, points=PLANNING_POINTS)
+    limits = rejection_limits(critical, int(n), epsilon)
+    return float(tail_probabilities(limits, int(n), np.array([assumptions.disagreement]), assumptions.true_drop)[0])
+
+
+def detectable_drop(n: int, assumptions: PowerAssumptions = PowerAssumptions()) -> float | None:
+    """Returns the smallest epsilon, in steps of a thousandth, that n examples certify with the wanted power.
+
+    Returns:
+        None where they certify nothing below 1.
+    """
+    low, high = int(1000 * assumptions.true_drop), 999  # not at low, perhaps at high
+    if power_of(n, high / 1000, assumptions) < assumptions.power:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = power_of(n, middle / 1000, assumptions) >= assumptions.power
+        low, high = (low, middle) if enough else (middle, high)
+    return high / 1000
+
+
+def examples_needed(epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> int | None:
+    """Returns how many examples certify a drop below epsilon with the wanted power, to about a hundredth.
+
+    Returns:
+        None where the assumed drop is not below epsilon, or `MOST_EXAMPLES` are too few.
+    """
+    _check_epsilon(epsilon, "examples_needed")
+    if assumptions.true_drop >= epsilon:
+        return None
+    low, high = 1, 64
+    while power_of(high, epsilon, assumptions) < assumptions.power:
+        if high == MOST_EXAMPLES:
+            return None
+        low, high = high, min(2 * high, MOST_EXAMPLES)
+    while high - low > max(1, low // 100):
+        middle = (low + high) // 2
+        enough = power_of(middle, epsilon, assumptions) >= assumptions.power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def describe_power(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> str:
+    """Says what n certification examples can certify, before any search.
+
+    Args:
+        n: Examples of the certification split.
+        epsilon: Drop that is to be excluded.
+        assumptions: About the pruned model.
+    """
+    chance = power_of(n, epsilon, assumptions)
+    assumed = f"If {percent(assumptions.disagreement)} of the answers change and the true drop is "
+    assumed += "zero" if assumptions.true_drop == 0 else points(assumptions.true_drop)
+    size = f"{n:,}" if n <= MOST_EXAMPLES else f"Over {MOST_EXAMPLES:,}"
+    text = (
+        f"{size} examples, {percent(1 - assumptions.alpha)} confidence. {assumed}, a drop below {points(epsilon)} will "
+        f"be certified with a chance of {percent(chance, 0)}."
+    )
+    if chance >= assumptions.power:
+        return text
+    needed, smallest = examples_needed(epsilon, assumptions), detectable_drop(n, assumptions)
+    times = f"with a chance of {percent(assumptions.power, 0)}"
+    if needed is not None:
+        enough = f"It takes about {needed:,} examples"
+    else:
+        hopeless = assumptions.true_drop >= epsilon
+        enough = "No number of examples is enough" if hopeless else f"More than {MOST_EXAMPLES:,} examples are needed"
+    rest = "nothing" if smallest is None else f"a drop below {points(smallest)}"
+    return f"{text} {enough} to certify it {times}; these certify {rest} {times}."
+
+
+def _approximate_power(n: int, epsilon: float, level: float, assumptions: PowerAssumptions) -> float:
+    """Returns the power of the score test whose statistic is normal, at the rates that it converges to."""
+    q, drop = assumptions.disagreement, assumptions.true_drop
+    improved = (q - drop) / 2
+    half = ((2 - drop) * epsilon - q) / 4  # the restricted estimate of the improvements, as in the test
+    rate = math.sqrt(half**2 + improved * epsilon * (1 - epsilon) / 2) - half
+    assumed_deviation = math.sqrt(2 * rate + epsilon * (1 - epsilon))
+    distance = float(ndtri(level)) * assumed_deviation + math.sqrt(n) * (epsilon - drop)
+    return float(ndtr(distance / math.sqrt(q - drop**2)))
+
+
+def _check_count(n: Any, where: str) -> None:
+    if not is_whole(n, at_least=1):
+        raise InvalidSettingError(f"{where}: n must be a whole number of at least 1, received {shown(n)}.")
+
+
+def _check_epsilon(epsilon: Any, where: str) -> None:
+    if not (is_number(epsilon) and 0 < epsilon < 1):
+        raise InvalidSettingError(
+            f"{where}: epsilon must be in (0, 1), received {shown(epsilon)}. One percentage point is 0.01."
+        )

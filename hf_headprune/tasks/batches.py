@@ -1,0 +1,102 @@
+"""How examples become batches: padded by whom, and the longest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import DataCollatorWithPadding
+
+from hf_headprune._checks import is_whole
+from hf_headprune.errors import InvalidSettingError, shown
+from hf_headprune.tasks.examples import PadRight, is_sequence_classifier
+from hf_headprune.tasks.scorer import LABELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How examples become batches.
+
+    Attributes:
+        processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
+            padded on the right.
+        data_collator: Makes the batches instead.
+        batch_size: Examples per batch.
+
+    Raises:
+        InvalidSettingError: The batch size is no positive number, or the collator no function.
+    """
+
+    processing_class: Any = None
+    data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Checks batch size and collator."""
+        if not is_whole(self.batch_size, at_least=1):
+            raise InvalidSettingError(
+                f"Batching: batch_size must be a whole number of at least 1, received {shown(self.batch_size)}."
+            )
+        if self.data_collator is not None and not callable(self.data_collator):
+            raise InvalidSettingError(
+                f"Batching: data_collator must be a function of a list of examples, received "
+                f"{shown(self.data_collator)}. Pass one, or None."
+            )
+
+    def collate_for(self, model: Any) -> Callable[[list[Any]], Mapping[str, Any]]:
+        """Returns the function that makes a batch for a model."""
+        if self.data_collator is not None:
+            return self.data_collator
+        if self.processing_class is not None and is_sequence_classifier(model):
+            return DataCollatorWithPadding(self.processing_class)
+        return PadRight(getattr(getattr(model, "config", None), "pad_token_id", None))
+
+
+def length_sorted_batches(
+    dataset: Any, collate: Callable[[list[Any]], Mapping[str, Any]], *, batch_size: int
+) -> list[dict[str, torch.Tensor]]:
+    """Batches a data set in the order of length, so that little is padded.
+
+    Args:
+        dataset: Sized and indexable; its examples are mappings with "input_ids".
+        collate: Makes a batch of a list of examples.
+        batch_size: Examples per batch.
+
+    Returns:
+        Batches of tensors, the longest examples first, so that too large a batch fails at once. Labels are called
+        "labels".
+
+    Raises:
+        InvalidSettingError: The data set is empty or its examples are not tokenized.
+    """
+    return ordered_batches(dataset, collate, batch_size=batch_size)[0]
+
+
+def ordered_batches(
+    dataset: Any, collate: Callable[[list[Any]], Mapping[str, Any]], *, batch_size: int
+) -> tuple[list[dict[str, torch.Tensor]], np.ndarray]:
+    """Returns the batches of `length_sorted_batches`, and the indices of their examples in the data set, `(n,)`."""
+    if batch_size < 1:
+        raise InvalidSettingError(f"length_sorted_batches: batch_size must be at least 1, received {batch_size}.")
+    examples = [dataset[index] for index in range(len(dataset))]
+    if not examples:
+        raise InvalidSettingError("length_sorted_batches: the data set is empty. Pass one with labelled examples.")
+    if "input_ids" not in examples[0]:
+        raise InvalidSettingError(
+            f"length_sorted_batches: examples must hold 'input_ids', received {sorted(examples[0])}. Tokenize the "
+            "data set first."
+        )
+    lengths = [int(sum(example.get("attention_mask", [1] * len(example["input_ids"])))) for example in examples]
+    order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
+    batches = []
+    for first in range(0, len(order), batch_size):
+        batch = dict(collate([examples[index] for index in order[first : first + batch_size]]))
+        if LABELS not in batch and "label" in batch:
+            batch[LABELS] = batch.pop("label")
+        batches.append({name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
+    return batches, np.array(order, dtype=np.int64)

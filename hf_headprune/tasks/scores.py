@@ -1,0 +1,95 @@
+"""Scores of a model on the examples of a data set, in the order of the data set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.masking import evaluating
+from hf_headprune.tasks.answers import Answers
+from hf_headprune.tasks.batches import Batching, ordered_batches
+from hf_headprune.tasks.examples import ModelExamples
+from hf_headprune.tasks.registry import scorer_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import nn
+
+
+def scores_of(
+    model: nn.Module, dataset: Any, metric: Any = None, batching: Batching = Batching(), *, where: str = "scores_of"
+) -> np.ndarray:
+    """Returns the score of each example of a data set, in its order; the model is left as it was.
+
+    Args:
+        model: Of a task that `scorer_for` knows.
+        dataset: Sized and indexable; tokenized, labelled examples.
+        metric: As `scorer_for` takes it; None for the first of the task.
+        batching: How examples become batches.
+        where: Name of the caller, for errors.
+
+    Returns:
+        `(n,)` for a metric that is a mean of scores; else rows `(n, num_rows)`, of which `Scorer.aggregate` makes it.
+
+    Raises:
+        InvalidSettingError: The data set is empty, unlabelled or not tokenized, or a label is out of range.
+        UnsupportedModelError: The model has no such task, or its outputs are not finite.
+    """
+    return ScoredExamples(model, dataset, metric, batching, where=where).scores_of(model)
+
+
+class ScoredExamples:
+    """Examples in batches, and the scores that models get on them.
+
+    Attributes:
+        scorer: Of the task of the model; it knows the labels.
+    """
+
+    def __init__(
+        self, model: nn.Module, dataset: Any, metric: Any = None, batching: Batching = Batching(), *, where: str
+    ) -> None:
+        """Reads all examples and their labels; the model is not run. See `scores_of` for arguments and errors."""
+        examples = ModelExamples(dataset, model, where=where)
+        scorer = scorer_for(model, metric, where=where)
+        self._batches, self._order = ordered_batches(
+            examples, batching.collate_for(model), batch_size=batching.batch_size
+        )
+        self.scorer = scorer.check(self._batches, where=where)
+        weights = np.concatenate([self.scorer.weights(batch) for batch in self._batches])
+        empty = self._order[weights == 0]
+        if len(empty):
+            raise InvalidSettingError(
+                f"{where}: every example needs a label, received none for {len(empty)} of {len(weights)} (indices "
+                f"{sorted(empty.tolist())[:5]}). Remove them: they would make any drop look smaller."
+            )
+
+    def scores_of(self, model: nn.Module) -> np.ndarray:
+        """Returns the scores of a model in the order of the data set, `(n,)` or `(n, num_rows)`.
+
+        Raises:
+            UnsupportedModelError: The model returned something else than its task needs.
+        """
+        with evaluating(model):
+            answers = Answers.joined([self._answers(model, batch) for batch in self._batches])
+        found = answers.scores if self.scorer.is_mean else answers.rows
+        scores = np.empty_like(found)
+        scores[self._order] = found
+        return scores
+
+    def rehearse(self, model: nn.Module) -> None:
+        """Scores the batch of the shortest examples: what would fail in `scores_of` fails here.
+
+        Raises:
+            UnsupportedModelError: The model returned something else than its task needs.
+        """
+        with evaluating(model):
+            self._answers(model, self._batches[-1])
+
+    def _answers(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Answers:
+        device = next(model.parameters()).device
+        entries = {name: tensor.to(device) for name, tensor in batch.items()}
+        return self.scorer.answers(model(**self.scorer.inputs(entries)), entries)
