@@ -111,7 +111,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     tested = (
         certify if search is not None or calibration is None or callable(metric) or certify is not None else dataset
     )
-    remember_seen_(model, search=None if tested is dataset else dataset, calibration=calibration)
+    is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
+    remember_seen_(model, search=None if is_tested else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
         holdout = _holdout(tested, drop, confidence, Batching(processing_class, data_collator, batch_size))
