@@ -22,7 +22,7 @@ from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.pipeline import plan_for_budget, search_plan
 from hf_headprune.pipeline.budget import MB, one_budget, second_order_of
-from hf_headprune.pipeline.holdout import DECIDING
+from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import probe, prune_model_
 from hf_headprune.tasks.batches import Batching
 
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hf_headprune.cli.splits import Splits
-    from hf_headprune.pipeline.holdout import DECIDING
-from hf_headprune.pipeline import PruningResult
+    from hf_headprune.pipeline import PruningResult
 
 DEFAULT_DROP = 0.01
-PLAN_NAME, REPORT_NAME = "headprune_plan.json", "headprune_report.json"
+REPORT_NAME = "headprune_report.json"
 OUTCOME_FORMAT = "hf_headprune.prune/1"
 
 
@@ -45,7 +44,7 @@ class Budget:
     Attributes:
         name: "max_drop", "density", "speedup", "size_mb" or "kept_heads".
         value: Of it.
-        confidence: Level at which the drop must be certified, or None.
+        confidence: Level at which the drop must be certified; None for the library's.
     """
 
     name: str
@@ -71,8 +70,8 @@ class Budget:
         return cls(name, value, confidence)
 
     @property
-    def searches(self) -> bool:
-        """Whether the smallest model is searched for, rather than one of a given size."""
+    def is_drop(self) -> bool:
+        """Whether the smallest model is asked for, rather than one of a given size."""
         return self.name == "max_drop"
 
     def check(self, model: Any) -> None:
@@ -81,14 +80,14 @@ class Budget:
         Raises:
             InvalidSettingError: It can't.
         """
-        if not self.searches:
+        if not self.is_drop:
             second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune")
 
     def is_met(self, result: PruningResult) -> bool:
         """Tells whether a result is what was asked for."""
         if self.confidence is not None:
             return result.certificate is not None and result.certificate.verdict == "PASS"
-        return not self.searches or result.plan != result.reference
+        return not self.is_drop or result.plan != result.reference
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,10 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", hidden=True)],
     train: Annotated[str | None, typer.Option(metavar="FILE", help="Training examples, for the removal costs")] = None,
     validation: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Examples for the search; not needed for a fixed size")
+        str | None, typer.Option(metavar="FILE", help="Unseen examples that plans are tested and certified on")
     ] = None,
     test: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Unseen examples to certify on  [default: half of validation]")
+        str | None, typer.Option(metavar="FILE", help="Examples to certify on, if validation has been looked at")
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Data set on the Hub, of which the three above name splits")
@@ -162,8 +161,9 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
     ] = None,
     confidence: Annotated[
-        float | None, typer.Option(metavar="X", help="Prune only what is certified at this level, such as 0.95")
+        float | None, typer.Option(metavar="X", help="Level at which a drop must be certified, such as 0.95")
     ] = None,
+    search: Annotated[bool, typer.Option("--search", help="Search with A*; half of validation is held back")] = False,  # noqa: FBT002
     metric: Annotated[
         str | None, typer.Option(metavar="NAME", help="Metric of the task, or path of an evaluate module")
     ] = None,
@@ -186,6 +186,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         source=DataSource(train, validation, test, dataset, dataset_config),
         columns=NamedColumns(text_column, text_pair_column, label_column, question_column),
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
+        searches=search,
         metric=metric,
         tokenizer=tokenizer or model,
         max_length=max_length,
@@ -204,6 +205,7 @@ class Run:
     source: DataSource
     columns: NamedColumns
     budget: Budget
+    searches: bool
     metric: str | None
     tokenizer: str
     max_length: int | None
@@ -220,10 +222,9 @@ class Run:
         model = to_accelerator_(load_model(self.model))
         anatomy_of(model)  # refuses other families before anything is read
         self.budget.check(model)
-        if self.metric is not None and not self.budget.searches:
-            raise InvalidSettingError(
-                f"prune: --metric {self.metric} is what a search with --max-drop measures. Leave it out."
-            )
+        for option, given in (("--metric", self.metric is not None), ("--search", self.searches)):
+            if given and not self.budget.is_drop:
+                raise InvalidSettingError(f"prune: {option} is for --max-drop, which measures plans. Leave it out.")
         tokenizer = load_tokenizer(self.tokenizer, model)
         reader = reader_for(model, tokenizer, self.columns, self.max_length)
         metric, note = metric_named(self.metric, model)
@@ -249,19 +250,20 @@ class Run:
 
     def _splits(self, reader: Any) -> Splits:
         read = self.source.read()
-        missing = {"train", "validation"} - read.keys() if self.budget.searches else {"train"} - read.keys()
+        missing = {"train"} - read.keys()
+        if self.searches or (self.budget.is_drop and "test" not in read):
+            missing |= {"validation"} - read.keys()
         if missing:
             options = " and ".join(f"--{name}" for name in sorted(missing))
             raise InvalidSettingError(
                 f"prune: there are no examples for {' and '.join(sorted(missing))}. Pass {options}, or --dataset."
             )
-        splits = held_back(
-            encoded_splits(read, reader, from_hub=self.source.dataset is not None), searches=self.budget.searches
-        )
+        splits = encoded_splits(read, reader, from_hub=self.source.dataset is not None)
+        splits = held_back(splits, searches=self.searches)
         if self.budget.confidence is not None and splits.certify is None:
             raise InvalidSettingError(
-                f"prune: --confidence {self.budget.confidence} needs unseen examples to certify on. Pass --test, or at "
-                "least 200 examples as --validation."
+                f"prune: --confidence {self.budget.confidence} needs unseen examples to certify on. Pass "
+                "--test, or more examples as --validation."
             )
         return splits
 
@@ -271,29 +273,21 @@ class Run:
         return f"{type(model).__name__} in {self.model}; reads {read}; {counts} examples."
 
     def _result(self, model: Any, tokenizer: Any, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
-        budget = self.budget
-        batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
-        certify = None
+        options: dict[str, Any] = {"batch_size": self.batch_size}
         if splits.certify is not None:
             seen = {"train": splits.train, "search": splits.train if splits.validation is None else splits.validation}
-            certify = CertificationData(splits.certify, groups=groups, batching=batching, **seen)
-        if not budget.searches:
-            given: dict[str, Any] = {budget.name: budget.value}
-            if budget.confidence is not None:
-                given["confidence"] = budget.confidence
-            return plan_for_budget(model, splits.train, certify=certify, batch_size=self.batch_size, **given)
-        return search_plan(
-            model,
-            splits.validation,
-            metric,
-            max_drop=budget.value,
-            calibration=splits.train,
-            certify=certify,
-            confidence=DECIDING if budget.confidence is None else budget.confidence,
-            processing_class=tokenizer,
-            batch_size=self.batch_size,
-            progress=typer.get_text_stream("stderr").isatty(),
-        )
+            batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
+            options["certify"] = CertificationData(splits.certify, groups=groups, batching=batching, **seen)
+        if self.budget.confidence is not None:
+            options["confidence"] = self.budget.confidence
+        value = self.budget.value
+        if not self.budget.is_drop:
+            return plan_for_budget(model, splits.train, **{self.budget.name: value}, **options)
+        options |= {"calibration": splits.train, "processing_class": tokenizer}
+        if not self.searches:
+            return search_plan(model, splits.certify, metric, max_drop=value, **options)
+        progress = typer.get_text_stream("stderr").isatty()
+        return search_plan(model, splits.validation, metric, AStarSearch(max_drop=value), progress=progress, **options)
 
     def _why_not(self, result: PruningResult) -> str:
         budget = self.budget
@@ -309,7 +303,6 @@ class Run:
         with self.output.staged() as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            (folder / PLAN_NAME).write_text(result.plan.to_json(), encoding="utf-8")
             (folder / REPORT_NAME).write_text(result.report.to_json(), encoding="utf-8")
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MB
             reloaded = load_model(folder).to(model.device)

@@ -26,8 +26,8 @@ class Splits:
 
     Attributes:
         train: Costs and refits are computed on them.
-        validation: The search measures on them; None where nothing is searched.
-        certify: The certificate is made on them; None without one.
+        validation: An A* search measures plans on them; None without one.
+        certify: Plans are tested and the certificate is made on them; None without one.
         notes: What was left out and held back, a sentence each.
         columns: That were read.
     """
@@ -74,11 +74,12 @@ def encoded_splits(splits: Mapping[str, Dataset], reader: Reader, *, from_hub: b
 
 
 def held_back(splits: Splits, *, searches: bool) -> Splits:
-    """Returns the splits with one to certify on, if none was given and there are enough examples.
+    """Returns the splits with one to certify on, if there are enough examples.
 
     Args:
         splits: As they were read.
-        searches: Whether a search sees the validation split: then half of it is held back, else all of it certifies.
+        searches: Whether an A* search sees the validation split: then half of it is held back, unless there is a test
+            split. Else the one of the two that is given certifies, the test split if both are.
     """
     validation = splits.validation
     if not searches:

@@ -114,7 +114,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         if search is None and calibration is not None and certify is None and not _measures_models(metric)
         else certify
     )
-    remember_seen_(model, search=None if tested is dataset else dataset, calibration=calibration)
+    is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
+    remember_seen_(model, search=None if is_tested else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
         named = None if _measures_models(metric) else settings.metric or metric

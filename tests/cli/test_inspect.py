@@ -1,17 +1,43 @@
 """`headprune show`, `verify` and `power`, on saved models of a real certificate."""
 
+import copy
 import shutil
 
 import pytest
 import torch
 from datasets import Dataset
 
-from tests.guarantee.test_certificate import certificate, data, dense, pruned, rows  # noqa: F401 - fixtures
+from hf_headprune.guarantee.certify import certify
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.surgery import prune_model_
+from tests.support.classifiers import classifier, decided, examples
 from tests.support.command_line import called
 
 
+@pytest.fixture(scope="module")
+def dense():
+    return classifier()
+
+
+@pytest.fixture(scope="module")
+def rows(dense):
+    return decided(dense, examples(160))
+
+
+@pytest.fixture(scope="module")
+def pruned(dense):
+    plan = PruningPlan.of(dense)
+    first = next(iter(plan.kept_heads))
+    return prune_model_(copy.deepcopy(dense), plan.replace(kept_heads={first: (0, 2, 3)}))
+
+
+@pytest.fixture(scope="module")
+def certificate(dense, pruned, rows):
+    return certify(dense, pruned, rows, max_drop=0.4)
+
+
 @pytest.fixture
-def saved(certificate, dense, pruned, rows, tmp_path):  # noqa: F811
+def saved(certificate, dense, pruned, rows, tmp_path):
     """Folders of the pruned model with its certificate, the dense one, and the certification split."""
     pruned.save_pretrained(tmp_path / "pruned")
     certificate.save(tmp_path / "pruned")
@@ -28,7 +54,7 @@ def test_verify_reaches_every_level_with_models_and_data(saved, capsys):
     assert "not checked: that the train split holds none of the examples" in result.out
 
 
-def test_verify_says_what_differs_and_fails(saved, dense, capsys):  # noqa: F811
+def test_verify_says_what_differs_and_fails(saved, dense, capsys):
     with torch.no_grad():
         other = dense.state_dict()["classifier.bias"].clone()
         dense.classifier.bias += 0.5
@@ -54,7 +80,7 @@ def test_what_can_not_be_read_is_no_verdict(saved, capsys):
     assert "no model can be read from this folder" in refused("show", saved / "dense")
 
 
-def test_show_tells_sizes_and_the_certificate(saved, certificate, capsys):  # noqa: F811
+def test_show_tells_sizes_and_the_certificate(saved, certificate, capsys):
     output = called(capsys, "show", saved / "pruned").out
     assert "heads: 3 4" in output
     assert certificate.statement in output

@@ -74,8 +74,7 @@ def test_the_smallest_model_within_the_drop_is_saved_with_its_certificate(capsys
     files = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv"]
     said = called(capsys, "prune", classifier / "model", tmp_path / "out", *files, "--max-drop", "0.05")
     assert said.code == 0, said.err
-    assert "of 220 examples are held back from the search" in said.err
-    assert "reads sentence, label" in said.err
+    assert "reads sentence, label; 160 train, 220 certify examples" in said.err
     assert "accuracy (unseen examples)" in said.out
     assert "loaded again, it differs by 0." in said.out
     certificate = json.loads((tmp_path / "out" / "headprune_certificate.json").read_text())
@@ -91,14 +90,28 @@ def test_the_smallest_model_within_the_drop_is_saved_with_its_certificate(capsys
     assert sum(right) > 50
 
 
-def test_only_what_is_certified_is_saved(capsys, classifier, tmp_path):
+def test_a_search_holds_half_of_the_validation_examples_back(capsys, classifier, tmp_path):
+    words = ["prune", classifier / "model", "--train", classifier / "train.csv", "--search", "--max-drop", "0.1"]
+    said = called(capsys, *words, tmp_path / "out", "--validation", classifier / "dev.csv", "--json")
+    assert said.code == 0, said.err
+    assert "of 220 examples are held back from the search" in said.err
+    found = json.loads(said.out)
+    assert sum(found["examples"][name] for name in ("validation", "certify")) == 220
+    assert found["certificate"]["verdict"] == "PASS"
+    assert found["report"]["effort"]["evaluations"] > 1
+    few = ["--validation", classifier / "few.csv", "--confidence", "0.95"]
+    assert "needs unseen examples to certify on" in called(capsys, *words, tmp_path / "new", *few).problem
+
+
+def test_only_what_is_certified_at_a_level_is_saved(capsys, classifier, tmp_path):
     out = tmp_path / "out"
     files = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv"]
     words = ["prune", classifier / "model", out, *files, "--confidence", "0.95", "--json"]
-    said = called(capsys, *words, "--max-drop", "0.001")  # no 110 examples exclude so small a drop
+    said = called(capsys, *words, "--max-drop", "0.001")  # no 220 examples exclude so small a drop
     assert said.code == 1, said.err
     found = json.loads(said.out)
-    assert (found["holds"], found["output"], found["certificate"]) == (False, None, None)
+    assert (found["holds"], found["output"]) == (False, None)
+    assert found["certificate"] is None or found["certificate"]["verdict"] != "PASS"
     assert not out.exists()
     said = called(capsys, *words, "--max-drop", "0.1")
     assert said.code == 0, said.err
@@ -206,10 +219,11 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--max-dorp", "1"], "No such option"),
         (None, ["--tokenizer", "./nowhere"], "./nowhere: there is no such folder"),
         (None, ["--metric", "nonsense"], "--metric nonsense: evaluate can't load it"),
+        (None, ["--search", "--density", "0.5"], "--search is for --max-drop, which measures plans"),
         (
             None,
             ["--metric", "accuracy", "--density", "0.5"],
-            "--metric accuracy is what a search with --max-drop measures",
+            "--metric is for --max-drop, which measures plans",
         ),
     ],
 )
