@@ -1,4 +1,4 @@
-"""Writes docs/results.md from benchmarks/results/*.json, so that no figure in it is typed by hand.
+"""Writes docs/results.md, and the numbers of README, from benchmarks/results/*.json: no figure is typed by hand.
 
 Run: python -m benchmarks.results_page
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import readme_numbers
 from benchmarks.goals import goals
 from benchmarks.results_file import RESULTS, read_json
 
@@ -27,7 +28,7 @@ LEAST_SHOWN = 25  # heads; what is removed on the way there says little
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the page and the numbers of README."""
     sections = [INTRODUCTION, "\n".join(goals_section())]
     for name, section in (
         ("gates_accuracy", accuracy_section),
@@ -49,6 +50,7 @@ def main() -> None:
         if content:
             sections.append("\n".join(section(content)) + "\n\n" + conditions(name, content))
     PAGE.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    readme_numbers.write()
 
 
 def goals_section() -> Iterator[str]:

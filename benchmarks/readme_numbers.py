@@ -1,0 +1,78 @@
+"""Writes the numbers of README, between two markers, from benchmarks/results/*.json; `benchmarks.results_page` calls it.
+
+A number whose result file is missing is left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results_file import RESULTS, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- numbers: written by benchmarks.results_page -->", "<!-- end of numbers -->"
+TASKS = ("sst2", "snli")
+DEFAULT_WAY = "HeadPruneCallback()"
+OURS = ("second order", "second order, one-shot")
+HALF = 0.5
+
+
+def write(file: Path = README) -> None:
+    """Rewrites the numbers of a page in place.
+
+    Args:
+        file: With both markers.
+    """
+    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    file.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+
+
+def table() -> str:
+    """Returns the table that README shows."""
+    lines = [("MiniLM, 6 layers", *TASKS)]
+    for rows in (_default(), _half(), _certified()):
+        lines += list(rows)
+    head, *body = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
+
+
+def _default() -> Iterator[Sequence[str]]:
+    """The default: how much is removed, what is lost on test, and the time."""
+    rows = {r["task"]: r for r in read_json(RESULTS / "default_run.json").get("summary", ()) if r["way"] == DEFAULT_WAY}
+    if not set(TASKS) <= rows.keys():
+        return
+    mine = [rows[task] for task in TASKS]
+    yield "`HeadPruneCallback()`: weights removed", *(f"**{100 * (1 - row['density']['mean']):.0f} %**" for row in mine)
+    yield "… points of accuracy lost on the test set", *(f"{row['drop']['mean']:.2f}" for row in mine)
+    yield "… CPU time, plain training = 1", *(f"{row['cpu_ratio']['mean']:.2f}" for row in mine)
+
+
+def _half() -> Iterator[Sequence[str]]:
+    """Accuracy with half of the weights, beside the unpruned model and the best of the other ways."""
+    rows = [row for row in read_json(RESULTS / "density_accuracy.json")["summary"] if row["group"] == "budget"]
+    cells: dict[str, dict[str, float]] = {task: {} for task in TASKS}
+    for row in rows:
+        if row["task"] in cells and row["density"] in (1.0, HALF):
+            cells[row["task"]][row["method"]] = row["test"]["mean"]
+    ours = [f"{cell['dense']:.1f} → **{cell['second order, one-shot']:.1f}**" for cell in cells.values()]
+    others = [max(value for name, value in cell.items() if name not in ("dense", *OURS)) for cell in cells.values()]
+    yield "Accuracy, unpruned → half of the weights removed, no further training", *ours
+    yield "… with the best of the other ways", *(f"{value:.1f}" for value in others)
+
+
+def _certified() -> Iterator[Sequence[str]]:
+    """How much can be removed with a certificate at 95 %."""
+    content = read_json(RESULTS / "certified_pruning.json")
+    rows = [r for r in content["results"] if r["way"] == "second order, one-shot" and r["max_drop"] == 0.01]  # noqa: PLR2004
+    name = f"Weights removed, certified at {100 * (1 - content['alpha']):.0f} % to lose less than one percentage point"
+    yield name, *(_range(row for row in rows if row["task"] == task) for task in TASKS)
+
+
+def _range(rows: Iterable[dict[str, Any]]) -> str:
+    removed = [100 * row["weights_removed"] for row in rows]
+    return f"{min(removed):.0f} to {max(removed):.0f} %"
