@@ -1,6 +1,6 @@
-"""Writes the numbers of README, between two markers, from benchmarks/results/*.json; `benchmarks.results_page` calls it.
+"""Writes the numbers of README, between two markers, from benchmarks/results/*.json.
 
-A number whose result file is missing is left out.
+`benchmarks.results_page` calls it. A number whose result file is missing is left out.
 """
 
 from __future__ import annotations

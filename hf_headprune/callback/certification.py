@@ -87,7 +87,7 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
     drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
     holdout = Holdout(
         data,
-        Metric.of(asked.metric, trainer.model),
+        Metric.of(asked.metric or _scored(trainer, settings), trainer.model, where="HeadPruneCallback"),
         drop,
         settings.confidence,
         is_condition=settings.follows and can_decide(len(data.dataset), drop, settings.confidence),
@@ -116,14 +116,17 @@ def _why_not(trainer: Trainer, settings: Settings, asked: Certification) -> str 
         return "there are no unseen labelled examples. Pass Trainer(eval_dataset=...) or certification_dataset=."
     if settings.allowed_drop is not None and not 0 < settings.allowed_drop < 1:
         return f"max_drop={settings.allowed_drop:g} is no drop that can be certified. Pass one between 0 and 1."
-    metric = None if settings.search is None else settings.search.metric
-    if asked.metric is None and not search_metric.searches_accuracy(trainer, metric):
+    if asked.metric is None and _scored(trainer, settings) is None:
         return (
-            "without a certification_metric a certificate is about the accuracy of a single-label classifier, "
-            f"received a {type(trainer.model).__name__} and metric {metric!r}. Pass certification_dataset= and "
-            "certification_metric=Metric(...), or confidence=None."
+            f"nothing scores single examples of a {type(trainer.model).__name__} by the metric that is followed. Pass "
+            "certification_dataset= and certification_metric=Metric(...), or confidence=None."
         )
     return None
+
+
+def _scored(trainer: Trainer, settings: Settings) -> str | None:
+    """Returns the metric by which single examples are scored, or None."""
+    return search_metric.scored_metric(trainer, None if settings.search is None else settings.search.metric)
 
 
 def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:

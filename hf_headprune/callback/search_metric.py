@@ -25,7 +25,7 @@ from hf_headprune.pipeline.run import MetricSource
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.plans import check_drop, check_searchable
-from hf_headprune.tasks.registry import classifies, metrics_of, scoring_for
+from hf_headprune.tasks.registry import metrics_of, scoring_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,9 +75,10 @@ def _first_batch(trainer: Trainer) -> Mapping[str, Any]:
         return loader.collate_fn([loader.dataset[0]])
 
 
-def searches_accuracy(trainer: Trainer, metric: str | None) -> bool:
-    """Tells whether a search would count right answers, one per example."""
-    return classifies(trainer.model) and _metric_name(trainer, metric) == ("accuracy", True)
+def scored_metric(trainer: Trainer, metric: str | None) -> str | None:
+    """Returns the name of the metric by which examples are scored one by one, or None where they are not."""
+    name, by_example = _metric_name(trainer, metric)
+    return name if by_example else None
 
 
 def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -> MetricSource:
