@@ -174,7 +174,9 @@ def searched(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]
 def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Cuts a fine-tuned model by its second-order costs and certifies plans on the way on test, for each drop."""
     model: Any = fine_tuned(task, run.seed, work, smoke=smoke)
-    found = second_order_plan(model, some_of(task.train, run.seed), replace(COSTS, seed=run.seed))
+    found = second_order_plan(
+        model, some_of(task.train, run.seed), replace(COSTS, tuning=replace(COSTS.tuning, seed=run.seed))
+    )
     full = PruningPlan.of(model)
     plans = [full, *evenly_spaced(plans_between(full, found.plan, found.refit), MILESTONES)]
 

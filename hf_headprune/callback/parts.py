@@ -181,6 +181,8 @@ class LearnedParts:
         plan = restorable = PruningPlan.full(self._anatomy)
         scores, wrote_zeros = None, False
         for pruner in self.banks:
+            pruner.check_state()
+        for pruner in self.banks:
             choice = pruner.finish(model, self._loop)
             plan, wrote_zeros = _kept_by_both(plan, choice.plan), wrote_zeros or choice.wrote_zeros
             scores = scores if choice.head_scores is None else choice.head_scores.numpy()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.masking import TemporaryPart
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.utils.hooks import RemovableHandle
 
     from hf_headprune.anatomy import Anatomy
@@ -294,23 +294,30 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
         Raises:
             TrainingStateError: The choice is missing, of another model, of another budget, or damaged.
         """
-        for name, mine in self.named_parameters(recurse=False):
-            self._check_same_size(name, mine, state_dict, prefix)
-        self._check_same_size("kept", self.kept, state_dict, prefix)
-        saved = state_dict.get(f"{prefix}budget")
-        if saved is None or int(saved) != int(self.get_buffer("budget")):
+        state = {name: tensor for name, tensor in self.named_buffers() if name not in self._non_persistent_buffers_set}
+        for name, mine in {**dict(self.named_parameters()), **state}.items():
+            self._check_comparable(prefix + name, mine, state_dict.get(prefix + name))
+        if int(state_dict[f"{prefix}budget"]) != int(self.get_buffer("budget")):
             raise TrainingStateError(
                 f"{prefix}budget: the checkpoint was written by a run with another budget. Resume with the settings "
                 "that it was trained with, or train anew."
             )
+        self.before_loading({name: state_dict[prefix + name] for name in state})
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.check_state()
 
-    def _check_same_size(self, name: str, mine: torch.Tensor, state_dict: Any, prefix: str) -> None:
-        saved = state_dict.get(f"{prefix}{name}")
+    @abstractmethod
+    def before_loading(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes over what is remembered beside the tensors from those that will be loaded."""
+
+    def _check_comparable(self, name: str, mine: torch.Tensor, saved: torch.Tensor | None) -> None:
         if saved is None or saved.shape != mine.shape:
             found = "none" if saved is None else f"{saved.numel()} of them"
             raise TrainingStateError(
-                f"{prefix}{name}: this model has {mine.numel()} entries to choose by, the checkpoint holds {found}. "
-                "Resume from a checkpoint that was written with this callback on the same model."
+                f"{name}: this model has {mine.numel()} entries to choose by, the checkpoint holds {found}. Resume "
+                "from a checkpoint that was written with this callback on the same model."
+            )
+        if not isinstance(mine, nn.Parameter) and not bool(saved.isfinite().all()):
+            raise TrainingStateError(
+                f"{name}: the checkpoint holds a value that is not finite. It is damaged: resume from an earlier one."
             )

@@ -14,7 +14,7 @@ from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.pruner import Pruner, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch.utils.hooks import RemovableHandle
 
@@ -199,17 +199,16 @@ class ScorePruner(Pruner[Settings]):
     def choice_problems(self) -> Iterable[str]:
         """Yields what is wrong with a choice that is decided."""
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """See `Pruner`; scores that were written with another multiplier are read with that."""
-        written_with = float(state_dict.get(f"{prefix}written_with", self.multiplier))
-        if not (math.isfinite(written_with) and written_with > 0):
+    def before_loading(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Reads scores that were written with another multiplier with that."""
+        written_with = float(state["written_with"])
+        if not written_with > 0:
             raise TrainingStateError(
-                f"{prefix}written_with must be a number above 0, the checkpoint holds {written_with}. Resume from "
-                "another checkpoint of this run."
+                f"{self.part}: written_with must be a number above 0, the checkpoint holds {written_with}. It is "
+                "damaged: resume from an earlier one."
             )
         if not _is_same(written_with, self.multiplier):
             self.multiplier = written_with
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ScorePruner[Settings]:  # noqa: FBT001, FBT002 - signature of nn.Module
         """Moves between devices, but keeps every dtype when the model is cast to half precision."""

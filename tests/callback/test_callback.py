@@ -24,41 +24,15 @@ from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
-from tests.support.models import VOCAB_SIZE, text_inputs, tiny_bert
+from tests.support.models import text_inputs, tiny_bert
+from tests.support.trainers import labelled_rows as _examples
+from tests.support.trainers import trainer_of as _trainer
 
 CHECKPOINTING = (  # renamed within the supported range
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
 SCORES = f"bert.{GatePruner.module_name()}.importance_bias"
 GATES = SubsetGates(kept_heads=3, estimator="sigmoid", tuning=GateTuning(scoring_examples=16))
-
-
-def _examples(count: int, seed: int) -> list[dict]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCAB_SIZE, (count, 6), generator=generator)
-    return [{"input_ids": row.tolist(), "attention_mask": [1] * 6, "labels": int(row[0] > 50)} for row in ids]
-
-
-def _trainer(tmp_path, callback, *, model=None, trainer_class=Trainer, callbacks=(), **settings):
-    arguments = {
-        "output_dir": str(tmp_path),
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 3,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    } | settings
-    data = {"train_dataset": _examples(64, 0), "eval_dataset": _examples(24, 1)}
-    data |= {
-        key: arguments.pop(key)
-        for key in ("train_dataset", "eval_dataset", "compute_metrics", "optimizers")
-        if key in arguments
-    }
-    chosen = [*([] if callback is None else [callback]), *callbacks]
-    return trainer_class(model=model or tiny_bert(), args=TrainingArguments(**arguments), callbacks=chosen, **data)
 
 
 class _Stream(IterableDataset):

@@ -31,9 +31,11 @@ from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.shrink.surgery import prune_model_
-from tests.callback.test_callback import GATES, _examples, _Stream, _trainer
+from tests.callback.test_callback import GATES, _Stream
 from tests.support.models import BERT_SIZES, EOS, tiny_bart, tiny_bert, tiny_distilbert, tiny_marian, tiny_roberta
 from tests.support.settings import movement
+from tests.support.trainers import labelled_rows as _examples
+from tests.support.trainers import trainer_of as _trainer
 
 SHORT = AStarSearch(max_evaluations=4)
 

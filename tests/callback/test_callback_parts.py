@@ -25,23 +25,16 @@ from hf_headprune.learn.score_pruner import ScorePruner
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.refit.plans_between import plans_between
 from hf_headprune.search.settings import AStarSearch
-from tests.callback.test_callback import GATES, _examples, _trainer
-from tests.support.models import text_inputs, tiny_bert
+from tests.callback.test_callback import GATES
+from tests.support.models import tiny_bert
 from tests.support.settings import gates
+from tests.support.trainers import assert_reloads_alike
+from tests.support.trainers import labelled_rows as _examples
+from tests.support.trainers import logits_of as _logits
+from tests.support.trainers import trainer_of as _trainer
 
 BLOCKS = BlockMovement(attention_block=(8, 8), density=0.5, tuning=MovementTuning(width_multiple=8))
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def _logits(model):
-    with torch.no_grad():
-        return model.eval()(**text_inputs()).logits
-
-
-def assert_reloads_alike(trainer, folder):
-    trainer.save_model(folder)
-    reloaded = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert torch.equal(_logits(trainer.model), _logits(reloaded))
 
 
 def test_gates_and_a_density_prune_heads_and_ffn_units_in_one_run_and_the_saved_model_reloads(tmp_path):

@@ -14,8 +14,10 @@ from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.learn.gates.settings import GateTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.examples import IGNORED_LABEL
-from tests.callback.test_callback import GATES, _examples, _trainer
+from tests.callback.test_callback import GATES
 from tests.support.models import tiny_bert, tiny_marian
+from tests.support.trainers import labelled_rows as _examples
+from tests.support.trainers import trainer_of as _trainer
 
 SHORT = AStarSearch(max_evaluations=4)
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.distillation.settings import Distillation
-from tests.callback.test_callback import _trainer
-from tests.support.models import text_inputs, tiny_bert
+from tests.support.models import tiny_bert
 from tests.support.settings import gates, movement, second_order
+from tests.support.trainers import logits_of, trainer_of
 
 METHODS = {
     "gates": lambda: {"gates": gates(kept_heads=3, scoring_examples=8, ramp_steps=1)},
@@ -45,42 +45,37 @@ class Stop(TrainerCallback):
             raise self.error
 
 
-def logits(model):
-    with torch.no_grad():
-        return model.eval()(**text_inputs()).logits
-
-
 @every_method
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_an_interrupted_model_computes_what_is_saved_of_it(tmp_path, method, error, caplog):
-    trainer = _trainer(tmp_path / "run", callback_of(method), callbacks=[Stop(9, error)])
+    trainer = trainer_of(tmp_path / "run", callback_of(method), callbacks=[Stop(9, error)])
     with pytest.raises(error):
         trainer.train()
     with caplog.at_level(logging.WARNING):
         trainer.save_model(tmp_path / "saved")
     assert "was interrupted after 9 steps" in caplog.text
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-    assert torch.equal(logits(trainer.model), logits(saved))
+    assert torch.equal(logits_of(trainer.model), logits_of(saved))
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
 @every_method
 def test_a_run_goes_on_in_the_same_trainer_after_an_interrupt(tmp_path, method):
     saving = {"save_strategy": "steps", "save_steps": 4}
-    whole = _trainer(tmp_path / "whole", callback_of(method), **saving)
+    whole = trainer_of(tmp_path / "whole", callback_of(method), **saving)
     whole.train()
     stop = Stop(9)
-    trainer = _trainer(tmp_path / "again", callback_of(method), callbacks=[stop], **saving)
+    trainer = trainer_of(tmp_path / "again", callback_of(method), callbacks=[stop], **saving)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     stop.step = -1
     trainer.train(resume_from_checkpoint=True)
-    assert torch.equal(logits(trainer.model), logits(whole.model))
+    assert torch.equal(logits_of(trainer.model), logits_of(whole.model))
 
 
 @every_method
 def test_a_finished_run_keeps_no_trainer_model_or_optimizer_alive(tmp_path, method):
-    trainer = _trainer(tmp_path, callback_of(method))
+    trainer = trainer_of(tmp_path, callback_of(method))
     trainer.train()
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     dead = [weakref.ref(each) for each in (trainer, trainer.model, optimizer)]
@@ -101,7 +96,7 @@ class NaNLoss(Trainer):
 @pytest.mark.parametrize("logging_steps", [1, 500])
 def test_a_loss_that_is_no_number_ends_the_run_and_nothing_is_cut(tmp_path, method, logging_steps):
     callback = callback_of(method)
-    trainer = _trainer(tmp_path, callback, trainer_class=NaNLoss, logging_steps=logging_steps)
+    trainer = trainer_of(tmp_path, callback, trainer_class=NaNLoss, logging_steps=logging_steps)
     with pytest.raises(TrainingStateError, match="finite"):
         trainer.train()
     assert trainer.state.global_step <= (7 if logging_steps == 1 else 12)
@@ -111,12 +106,12 @@ def test_a_loss_that_is_no_number_ends_the_run_and_nothing_is_cut(tmp_path, meth
 @pytest.mark.parametrize("method", ["gates", "movement", "second order"])
 def test_a_checkpoint_whose_choice_was_changed_is_refused(tmp_path, method):
     saving = {"save_strategy": "steps", "save_steps": 10}
-    _trainer(tmp_path, callback_of(method), **saving).train()
+    trainer_of(tmp_path, callback_of(method), **saving).train()
     weights = tmp_path / "checkpoint-10" / "model.safetensors"
     state = load_file(weights)
     kept = next(tensor for name, tensor in state.items() if name.endswith(".kept"))
     kept.fill_(1.0)
     save_file(state, weights, metadata={"format": "pt"})
-    again = _trainer(tmp_path, callback_of(method), **saving)
+    again = trainer_of(tmp_path, callback_of(method), **saving)
     with pytest.raises(TrainingStateError, match="the choice is not the one that was made"):
         again.train(resume_from_checkpoint=str(weights.parent))

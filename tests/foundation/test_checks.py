@@ -22,7 +22,11 @@ from hf_headprune import (
 from hf_headprune._checks import is_above, is_number, is_rising, is_whole
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.learn.distillation.settings import DistillationTuning
+from hf_headprune.learn.gates.settings import GateTuning
+from hf_headprune.learn.movement.settings import MovementTuning
 from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.settings import SecondOrderTuning
 from tests.support.models import tiny_bert
 
 SETTINGS = {
@@ -30,6 +34,10 @@ SETTINGS = {
     BlockMovement: {},
     SecondOrder: {"density": 0.5},
     Distillation: {"teacher": nn.Linear(1, 1)},
+    GateTuning: {},
+    MovementTuning: {},
+    SecondOrderTuning: {},
+    DistillationTuning: {},
     AStarSearch: {},
     LatencySettings: {},
     SplitSettings: {},

@@ -29,9 +29,7 @@ SETTINGS = {
     "pipelined": gates(kept_heads=3, mode="pipelined", scoring_examples=4),
     "units": movement(attention_block="unit", density=0.5, width_multiple=8, warmup_ratio=0.0, freeze_at=0.5),
     "blocks": movement(attention_block=(8, 8), density=0.5, width_multiple=8, warmup_ratio=0.0, freeze_at=0.5),
-    "threshold": movement(
-        attention_block=(8, 8), method="sigmoid_threshold", penalty=200.0, width_multiple=8, freeze_at=0.5
-    ),
+    "threshold": movement(attention_block=(8, 8), method="threshold", width_multiple=8, freeze_at=0.5),
     "per matrix": movement(
         attention_block=(8, 8), counts="scores", ranking="per_matrix", density=0.5, width_multiple=8, freeze_at=0.5
     ),

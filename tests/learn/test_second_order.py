@@ -17,12 +17,11 @@ from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.learn.second_order.pruner import SecondOrderPruner
 from hf_headprune.masking import masked
 from hf_headprune.refit.settings import SecondOrderTuning
-from tests.callback.test_callback import _trainer
-from tests.callback.test_callback_parts import _logits, assert_reloads_alike
 from tests.support.classifiers import batches_of, classifier, examples
 from tests.support.models import tiny_bert
 from tests.support.second_order import losses_of
 from tests.support.settings import second_order
+from tests.support.trainers import assert_reloads_alike, logits_of, trainer_of
 
 
 @pytest.fixture
@@ -117,7 +116,7 @@ def test_a_density_alone_prunes_both_kinds_and_the_saved_model_reloads(tmp_path)
     callback = HeadPruneCallback(density=0.5, search=None)
     assert callback.settings.second_order == SecondOrder(density=0.5)
     assert callback.settings.gates is None
-    trainer = _trainer(tmp_path / "run", callback)
+    trainer = trainer_of(tmp_path / "run", callback)
     trainer.train()
     assert_reloads_alike(trainer, tmp_path / "saved")
     assert abs(linear_density(callback.plan, anatomy_of(tiny_bert())) - 0.5) < 0.1
@@ -128,13 +127,13 @@ def test_the_cut_computes_what_evaluation_computed(tmp_path):
     callback = HeadPruneCallback(
         second_order=SecondOrder(density=0.6, tuning=SecondOrderTuning(width_multiple=8)), search=None
     )
-    trainer = _trainer(tmp_path, callback)
+    trainer = trainer_of(tmp_path, callback)
     seen = []
     finish = trainer.callback_handler.on_train_end
-    trainer.callback_handler.on_train_end = lambda *given: (seen.append(_logits(trainer.model)), finish(*given))[1]
+    trainer.callback_handler.on_train_end = lambda *given: (seen.append(logits_of(trainer.model)), finish(*given))[1]
     trainer.train()
     assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
-    torch.testing.assert_close(_logits(trainer.model), seen[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(logits_of(trainer.model), seen[0], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("killed_after", [3, 4, 6])
@@ -148,7 +147,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, killed_after):
         )
         callback = HeadPruneCallback(second_order=settings, search=None)
         changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
-        return callback, _trainer(folder, callback, *others, **changes)
+        return callback, trainer_of(folder, callback, *others, **changes)
 
     whole, trainer = build(tmp_path / "whole")
     trainer.train()
@@ -163,7 +162,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, killed_after):
 def test_rounds_that_the_best_model_has_not_seen_are_done_at_the_end(tmp_path):
     settings = SecondOrder(kept_heads=3, freeze_at=1.0, tuning=SecondOrderTuning(scoring_examples=8))
     callback = HeadPruneCallback(second_order=settings, search=None)
-    _trainer(tmp_path, callback).train()
+    trainer_of(tmp_path, callback).train()
     assert callback.plan.num_kept_heads == 3
 
 
@@ -175,7 +174,7 @@ def test_no_model_from_before_the_removal_is_the_best(tmp_path):
         for what in ("eval", "save")
         for name, value in {"strategy": "steps", "steps": 1}.items()
     }
-    trainer = _trainer(
+    trainer = trainer_of(
         tmp_path,
         callback,
         max_steps=4,
@@ -190,8 +189,8 @@ def test_no_model_from_before_the_removal_is_the_best(tmp_path):
 
 def test_a_checkpoint_of_another_callback_is_refused(tmp_path):
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    _trainer(tmp_path, None, **settings).train()
-    later = _trainer(tmp_path, HeadPruneCallback(density=0.5, search=None), **settings)
+    trainer_of(tmp_path, None, **settings).train()
+    later = trainer_of(tmp_path, HeadPruneCallback(density=0.5, search=None), **settings)
     with pytest.raises(TrainingStateError, match="kept"):
         later.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_, second_order_plan
+from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.refit import one_shot
-from hf_headprune.refit.one_shot import ExampleLosses
+from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 from tests.support.classifiers import batches_of, classifier, decisive, examples
 from tests.support.models import tiny_bert

@@ -31,7 +31,7 @@ from hf_headprune.masking import BeforeEveryPass
 from hf_headprune.plan import PruningPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.learn.movement.masks import ScoreTensor
@@ -314,9 +314,10 @@ class MovementPruner(ScorePruner[BlockMovement]):
                 found[f"ffn_width/{tensor.name}"] = float(part.sum())
         return found
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        self._final_mask = None
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def before_loading(self, state: Mapping[str, torch.Tensor]) -> None:
+        """See `ScorePruner`; evaluation makes its masks anew."""
+        self.is_decided, self._final_mask = bool(state["decided"]), None
+        super().before_loading(state)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MovementPruner:  # noqa: FBT001, FBT002 - signature of nn.Module
         self._final_mask = None

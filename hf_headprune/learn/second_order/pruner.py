@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from hf_headprune.refit.choice import budget_gap, choose, scored_sites
 from hf_headprune.refit.settings import SecondOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.learn.pruner import TrainingLoop
@@ -212,7 +212,6 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         parts = self.kept.split([site.units for site in self._sites])
         return {site.name: part for site, part in zip(self._sites, parts, strict=True)}
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """See `Pruner`."""
-        self.rounds_done = int(state_dict.get(f"{prefix}rounds", 0))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def before_loading(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes over the number of rounds."""
+        self.rounds_done = int(state["rounds"])
