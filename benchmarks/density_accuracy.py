@@ -11,6 +11,8 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   units; block movement alone (units); gates for heads with the FFN by magnitude; magnitude; second-order costs, and
   Fisher scores (Kwon et al. 2022, arXiv 2204.09656, without its mask tuning), after dense training and without any
   other; and second-order removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
+- layers: what one would try first, on the tasks of the budget group: every other layer of the pretrained model dropped,
+  then fine-tuned for 300 or 600 steps, with or without the dense model of the budget group as a teacher.
 - questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %; and, with one seed (a run takes
   up to an hour of a core), hybrid_filled with a teacher and a second run at both, and two tries to lose less at 26 %:
   the teacher's hidden states, and twice the epochs.
@@ -50,6 +52,7 @@ from hf_headprune import (
     prune_model_,
 )
 from hf_headprune.budgets import budgets
+from hf_headprune.callback.distillation import distil
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
@@ -70,12 +73,19 @@ THEIR_RECIPE = BlockMovement.hybrid(
     10.0, ffn_penalty=1.0, score_learning_rate=3e-2, width_multiple=1, warmup_ratio=50 / 866, ramp_end=1 - 200 / 866
 )
 RANDOM_UNITS, FISHER, ONE_SHOT = "random units", "Fisher, one-shot", "second order, one-shot"
+LAYERS = (
+    "layers dropped",
+    "layers dropped, 600 steps",
+    "layers dropped, teacher",
+    "layers dropped, teacher, 600 steps",
+)
 IN_TRAINING = (SECOND_ORDER, HYBRID, "movement", "gates, FFN by magnitude", "magnitude")
 TEACHER = Recipe(epochs=1.5, batch_size=16, learning_rate=5e-5)
 RECIPES = {
     "teacher": TEACHER,
     "published": replace(TEACHER, epochs=2.0),
     "budget": Recipe(max_steps=300),
+    "layers": Recipe(max_steps=300),
     "questions": Recipe(epochs=2.0, attention_dropout=False),
 }
 
@@ -103,10 +113,11 @@ def all_runs() -> Iterator[Run]:
             Run("budget", task, *cell, 0)
             for cell in product((*IN_TRAINING, ONE_SHOT, FISHER, RANDOM_UNITS), (0.5, 0.25))
         ]
+    layers = [Run("layers", task, method, 0.5, 0) for task in ("sst2", "snli", "qamr") for method in LAYERS]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
     cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (HIDDEN, 0.26), (LONGER, 0.26)]
     questions += [Run("questions", "squad_v1_dev", *cell, 0) for cell in cells]
-    for runs in (published, budget, questions):
+    for runs in (published, budget, layers, questions):
         for seed in SEEDS:
             yield from (replace(run, seed=seed) for run in runs if run.method not in ONE_SEED or seed == SEEDS[0])
 
@@ -115,6 +126,8 @@ def needed_by(run: Run) -> Run | None:
     """Returns the run whose model or sizes a run needs."""
     if run.method == RANDOM_UNITS:
         return replace(run, method=SECOND_ORDER)
+    if run.group == "layers":
+        return Run("budget", run.task, DENSE, 1.0, run.seed) if "teacher" in run.method else None
     if run.method in (FISHER, ONE_SHOT) or (run.group == "questions" and run.method != DENSE):
         return replace(run, method=DENSE, density=1.0)
     if run.group == "published" and run.method != DENSE:
@@ -133,6 +146,8 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     task = cached_task(run.task, 16 if smoke else None)
     recipe = replace(RECIPES[run.group], epochs=4.0) if run.method == LONGER else RECIPES[run.group]
     recipe = replace(recipe, max_steps=4, batch_size=4) if smoke else recipe
+    if "600 steps" in run.method and not smoke:
+        recipe = replace(recipe, max_steps=600)
     build = partial(build_trainer, task, recipe, seed=run.seed)
     if run.method in (FISHER, ONE_SHOT):
         trainer = build(callback=None, model=saved_model(run, task, work))
@@ -146,6 +161,11 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         plan = random_plan(PruningPlan.of(model), kept, run.seed)
         trainer = build(callback=None, model=prune_model_(model, plan))
         return {**train_and_score(trainer, task), **sizes(plan, task)}
+    if run.group == "layers":
+        trainer = build(callback=None, model=every_other_layer(task.model()))
+        if needed_by(run) is not None:
+            distil(trainer, Distillation(saved_model(run, task, work)))
+        return {**train_and_score(trainer, task), "reached_density": 0.5}
     callback = None if run.method == DENSE else callback_of(run, task, work)
     trainer = build(callback=callback)
     result = train_and_score(trainer, task)
@@ -153,6 +173,13 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         trainer.save_model(str(work / key_of(run)))
         return result
     return {**result, **sizes(callback.plan, task), **file_size(trainer, work / key_of(run))}
+
+
+def every_other_layer(model: Any) -> Any:
+    """Drops every second layer of a BERT, in place: 0, 2 and 4 of six are kept."""
+    model.base_model.encoder.layer = model.base_model.encoder.layer[::2]
+    model.config.num_hidden_layers = len(model.base_model.encoder.layer)
+    return model
 
 
 def cut_at_once(run: Run, trainer: Trainer, *, examples: int) -> tuple[PruningPlan, Any]:
@@ -247,7 +274,7 @@ def main() -> None:
     """Works through the queue, or collects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/density_accuracy"), help="cache of finished runs")
-    parser.add_argument("--only", choices=("published", "budget", "questions"))
+    parser.add_argument("--only", choices=("published", "budget", "layers", "questions"))
     parser.add_argument("--methods", nargs="+", help="of these methods alone, such as 'second order', and dense")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of these seeds alone")
     parser.add_argument("--tasks", nargs="+", help="of these tasks alone")
