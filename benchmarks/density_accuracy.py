@@ -73,12 +73,7 @@ THEIR_RECIPE = BlockMovement.hybrid(
     10.0, ffn_penalty=1.0, score_learning_rate=3e-2, width_multiple=1, warmup_ratio=50 / 866, ramp_end=1 - 200 / 866
 )
 RANDOM_UNITS, FISHER, ONE_SHOT = "random units", "Fisher, one-shot", "second order, one-shot"
-LAYERS = (
-    "layers dropped",
-    "layers dropped, 600 steps",
-    "layers dropped, teacher",
-    "layers dropped, teacher, 600 steps",
-)
+LAYERS = tuple("layers dropped" + words for words in ("", ", 600 steps", ", teacher", ", teacher, 600 steps"))
 IN_TRAINING = (SECOND_ORDER, HYBRID, "movement", "gates, FFN by magnitude", "magnitude")
 TEACHER = Recipe(epochs=1.5, batch_size=16, learning_rate=5e-5)
 RECIPES = {
