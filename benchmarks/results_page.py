@@ -143,10 +143,10 @@ def default_section(content: dict[str, Any]) -> Iterator[str]:
     """Table of what a user gets who types the call of each row."""
     yield "## What one line gives"
     yield from missing_runs(content)
-    yield "\nMiniLM-L6, three epochs on sst2, snli (10 000 pairs) and qamr. *kept*: share of the attention and FFN weights"
-    yield "(of the file). *drop*: points that the untouched test loses against the model before pruning, mean ± standard"
-    yield "deviation over seeds. *certified*: runs whose certificate says PASS, and those of them whose drop on test is"
-    yield "not below what was certified. *time*: CPU seconds of training and pruning over those of plain training.\n"
+    yield "\nMiniLM-L6, three epochs on sst2, snli (10 000 pairs) and qamr. *kept*: share of the attention and FFN"
+    yield "weights (of the file). *drop*: points that the untouched test loses against the model before pruning, mean ±"
+    yield "standard deviation over seeds. *certified*: runs whose certificate says PASS, and those of them whose drop on"
+    yield "test is not below what was certified. *time*: CPU seconds of training and pruning over those of training.\n"
     yield from header("call", "task", "seeds", "dense", "kept (file)", "drop", "certified (not so on test)", "time")
     for row in content["summary"]:
         density, file, drop = (row[name] for name in ("density", "file", "drop"))
@@ -178,7 +178,8 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "units that are cut. *second order* is the default of `HeadPruneCallback(density=...)`; *random units* has its "
         "sizes per layer.",
         "layers": "What one would try first: every other layer of the pretrained model is dropped, and the rest is "
-        "fine-tuned, for as many steps as the group above or twice as many, with or without its dense model as teacher.",
+        "fine-tuned, for as many steps as the group above or twice as many, with or without its dense model as "
+        "teacher.",
         "questions": "SQuAD-format questions, 2 epochs without dropout in attention, the dense model as teacher; "
         "*hybrid_filled* learns blocks of attention and FFN units, cuts, refills and trains a second time. What was "
         "tried to lose less at 26 %, one seed: *hidden states* of the teacher weigh in, too; *4 epochs* in place of 2.",
