@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard, get_args
 
-from hf_headprune._checks import is_number, is_whole
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune._checks import check, is_above, is_number, is_rising, is_whole
 
 Objective = Literal["heads", "parameters", "macs", "latency"]
 UnitKind = Literal["heads", "ffn", "layers"]
@@ -18,24 +17,9 @@ UNIT_KINDS: tuple[tuple[UnitKind, ...], ...] = (
     ("heads", "ffn", "layers"),
     ("layers",),
 )
-REPORT: Literal["report"] = "report"
 CHUNK_STEP = 32  # widths that the matrix products of common hardware like
 SEQ_LEN = 128
-_DROP_RULE = "a finite number of at least 0 (absolute: 0.01 is one percentage point of accuracy)"
-
-
-def _check(settings: Any, rules: Mapping[str, tuple[bool, str]]) -> None:
-    """Raises an error about the first rule, `{setting: (whether it holds, the rule in words)}`, that is broken."""
-    for name, (holds, rule) in rules.items():
-        if not holds:
-            raise InvalidSettingError(
-                f"{type(settings).__name__}: {name} must be {rule}, received {getattr(settings, name)!r}. Change "
-                f"{name}, or leave it out for its default {type(settings).__dataclass_fields__[name].default!r}."
-            )
-
-
-def _is_at_least_zero(value: Any) -> bool:
-    return is_number(value) and value >= 0
+_DROP_RULE = "a number of at least 0 (absolute: 0.01 is one percentage point of accuracy)"
 
 
 def _is_table(table: Any) -> TypeGuard[Mapping[str, Mapping[int, float]]]:
@@ -110,27 +94,24 @@ class SearchTuning:
         weights = self.heuristic_weights
         falling = isinstance(weights, tuple) and len(weights) > 0 and all(map(is_number, weights))
         falling = falling and weights[-1] == 1 and list(weights) == sorted(weights, reverse=True)
-        chunk, table_rule = self.ffn_chunk, "{site: {kept: ms}} with finite ms, as measure_latency_table returns it"
         rules = {
-            "ffn_chunk": (
-                is_whole(chunk, at_least=1) and chunk % CHUNK_STEP == 0,
-                f"a positive multiple of {CHUNK_STEP}",
+            f"ffn_chunk must be a positive multiple of {CHUNK_STEP}": is_whole(self.ffn_chunk, at_least=1)
+            and self.ffn_chunk % CHUNK_STEP == 0,
+            f"constraint_slack must be {_DROP_RULE}": is_rising(0, self.constraint_slack),
+            "heuristic_weights must be a tuple of falling numbers that ends with 1.0": falling,
+            "activation_cache_mib must be a number of at least 0": is_rising(0, self.activation_cache_mib),
+            "target_len must be an integer of at least 1, or None": self.target_len is None
+            or is_whole(self.target_len, at_least=1),
+            "latency_ms must be {site: {kept: ms}} with finite ms, as measure_latency_table returns it, or None": (
+                self.latency_ms is None or _is_table(self.latency_ms)
             ),
-            "constraint_slack": (_is_at_least_zero(self.constraint_slack), _DROP_RULE),
-            "heuristic_weights": (falling, "a tuple of falling numbers that ends with 1.0"),
-            "activation_cache_mib": (_is_at_least_zero(self.activation_cache_mib), "a finite number of at least 0"),
-            "target_len": (
-                self.target_len is None or is_whole(self.target_len, at_least=1),
-                "an integer of at least 1, or None",
-            ),
-            "latency_ms": (self.latency_ms is None or _is_table(self.latency_ms), table_rule),
-            "refit": (self.refit in (True, False), "True or False"),
+            "refit must be True or False": self.refit in (True, False),
         }
         for name, least in (("expansion_width", 1), ("exploration", 0), ("max_open", 1), ("seq_len", 1)):
-            rules[name] = (is_whole(getattr(self, name), at_least=least), f"an integer of at least {least}")
+            rules[f"{name} must be an integer of at least {least}"] = is_whole(getattr(self, name), at_least=least)
         for name in ("bf16_screening", "greater_is_better"):
-            rules[name] = (getattr(self, name) in (True, False, None), "True, False, or None")
-        _check(self, rules)
+            rules[f"{name} must be True, False, or None"] = getattr(self, name) in (True, False, None)
+        check(self, rules)
 
 
 @dataclass(frozen=True)
@@ -171,31 +152,23 @@ class AStarSearch:
     def __post_init__(self) -> None:
         """Checks every setting."""
         tuning = self.tuning
+        check(self, {"tuning must be SearchTuning(...)": isinstance(tuning, SearchTuning)})
+        counts_macs, needs_table = self.objective == "macs", self.objective == "latency"
         rules = {
-            "tuning": (isinstance(tuning, SearchTuning), "SearchTuning(...)"),
-            "max_drop": (_is_at_least_zero(self.max_drop), _DROP_RULE),
-            "objective": (self.objective in get_args(Objective), f"one of {', '.join(get_args(Objective))}"),
-            "units": (
-                self.units in UNIT_KINDS and (self.objective != "heads" or self.units == ("heads",)),
-                f"one of {', '.join(map(str, UNIT_KINDS))}, and with the objective 'heads' the first one",
+            f"max_drop must be {_DROP_RULE}": is_rising(0, self.max_drop),
+            f"objective must be one of {', '.join(get_args(Objective))}": self.objective in get_args(Objective),
+            f"units must be one of {', '.join(map(str, UNIT_KINDS))}, and the first one if objective is 'heads'": (
+                self.units in UNIT_KINDS and (self.objective != "heads" or self.units == ("heads",))
             ),
-            "metric": (self.metric is None or isinstance(self.metric, str), "a name, or None"),
-            "max_evaluations": (
-                self.max_evaluations is None or is_whole(self.max_evaluations, at_least=1),
-                "an integer of at least 1 (the first evaluation is that of the reference), or None",
+            "metric must be a name, or None": self.metric is None or isinstance(self.metric, str),
+            "max_evaluations must be an integer of at least 1 (the first is that of the reference), or None": (
+                self.max_evaluations is None or is_whole(self.max_evaluations, at_least=1)
             ),
-            "max_seconds": (
-                self.max_seconds is None or (is_number(self.max_seconds) and self.max_seconds > 0),
-                "a number above 0, or None",
-            ),
-            "seed": (is_whole(self.seed, at_least=0), "an integer of at least 0"),
+            "max_seconds must be a number above 0, or None": self.max_seconds is None or is_above(self.max_seconds, 0),
+            "seed must be an integer of at least 0": is_whole(self.seed, at_least=0),
+            "tuning.seq_len and tuning.target_len are for the objective 'macs'": counts_macs
+            or (tuning.seq_len, tuning.target_len) == (SEQ_LEN, None),
+            "tuning.latency_ms is for the objective 'latency', which needs it": needs_table
+            == (tuning.latency_ms is not None),
         }
-        _check(self, rules)
-        lengths = (tuning.seq_len, tuning.target_len) == (SEQ_LEN, None)
-        has_table = tuning.latency_ms is not None
-        if (self.objective != "macs" and not lengths) or (self.objective == "latency") != has_table:
-            raise InvalidSettingError(
-                f"AStarSearch(objective={self.objective!r}): seq_len and target_len of tuning are for the objective "
-                f"'macs', and latency_ms is for 'latency', which needs it; received seq_len {tuning.seq_len}, "
-                f"target_len {tuning.target_len} and {'a' if has_table else 'no'} table. Change one of them."
-            )
+        check(self, rules)

@@ -451,7 +451,7 @@ def test_wrong_setting_is_refused_at_construction(setting, wrong, right):
     accepted = over_heads(**{setting: right})
     holder = accepted.tuning if setting in TUNING else accepted
     assert getattr(holder, setting) == right
-    with pytest.raises(InvalidSettingError, match=f"{type(holder).__name__}: {setting} must be .*received"):
+    with pytest.raises(InvalidSettingError, match=f"{type(holder).__name__}: {setting} must be .*Received {setting}="):
         over_heads(**{setting: wrong})
 
 

@@ -149,7 +149,7 @@ def test_a_confirmation_computes_only_the_examples_that_the_estimate_left_out():
     assert fast._stopper.examples_seen == 64
 
 
-@pytest.mark.parametrize("activation_cache_mib", [0, 0.002, 0.01, 64])
+@pytest.mark.parametrize("cache_mib", [0, 0.002, 0.01, 64])
 def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
     model = classifier(num_hidden_layers=4)
     batches = batches_of(decided(model, examples(40)))
@@ -606,13 +606,13 @@ def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
 )
 def test_settings_out_of_range_are_refused(wrong):
     EvaluatorSettings(activation_cache_mib=0, batch_size=1, tentative_share=1)
-    with pytest.raises(InvalidSettingError, match="EvaluatorSettings: activation_cache_mib must be at least 0"):
+    with pytest.raises(InvalidSettingError, match=f"EvaluatorSettings: {next(iter(wrong))} must be"):
         EvaluatorSettings(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"bf16_screening": "no"}, {"share_processes": None}])
 def test_what_is_neither_true_nor_false_is_refused(wrong):
     with pytest.raises(
-        InvalidSettingError, match=f"EvaluatorSettings: bf16_screening must be .*{next(iter(wrong.values()))!r}"
+        InvalidSettingError, match=f"EvaluatorSettings: {next(iter(wrong))} must be .*{next(iter(wrong.values()))!r}"
     ):
         EvaluatorSettings(**wrong)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from hf_headprune._checks import with_tuning
 from hf_headprune.search.evaluation.base import Evaluator
 from hf_headprune.search.settings import AStarSearch, SearchTuning
 
@@ -10,9 +11,7 @@ TUNING = set(SearchTuning.__dataclass_fields__)
 
 def settings(**given):
     """Settings of a search, those of its tuning among them."""
-    tuning = {name: value for name, value in given.items() if name in TUNING}
-    others = {name: value for name, value in given.items() if name not in TUNING}
-    return AStarSearch(**others, tuning=SearchTuning(**tuning))
+    return AStarSearch(**with_tuning(given, SearchTuning))
 
 
 def over_heads(**given):
@@ -22,9 +21,7 @@ def over_heads(**given):
 
 def changed(search, **changes):
     """The same settings but for some, those of the tuning among them."""
-    tuning = {name: value for name, value in changes.items() if name in TUNING}
-    others = {name: value for name, value in changes.items() if name not in TUNING}
-    return dataclasses.replace(search, **others, tuning=dataclasses.replace(search.tuning, **tuning))
+    return dataclasses.replace(search, **with_tuning({"tuning": search.tuning, **changes}, SearchTuning))
 
 
 class Given(Evaluator):

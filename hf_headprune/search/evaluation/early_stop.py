@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_headprune._checks import is_above, is_rising, is_whole
+from hf_headprune._checks import check, is_ratio, is_rising, is_whole
 from hf_headprune._distributed import over_processes, sharing
-from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.search.evaluation.batch_orders import BatchOrders
@@ -71,18 +70,14 @@ class EvaluatorSettings:
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        holds = is_rising(0, self.activation_cache_mib) and is_whole(self.batch_size, at_least=1)
-        if not (holds and is_above(self.tentative_share, 0) and self.tentative_share <= 1):
-            raise InvalidSettingError(
-                "EvaluatorSettings: activation_cache_mib must be at least 0, batch_size a whole number of at least 1, "
-                f"and tentative_share in (0, 1], received {self.activation_cache_mib!r}, {self.batch_size!r} and "
-                f"{self.tentative_share!r}. Leave them out for the defaults."
-            )
-        if self.bf16_screening not in (None, True, False) or self.share_processes not in (True, False):
-            raise InvalidSettingError(
-                "EvaluatorSettings: bf16_screening must be True, False or None, and share_processes True or False, "
-                f"received {self.bf16_screening!r} and {self.share_processes!r}. Leave them out for the defaults."
-            )
+        rules = {
+            "activation_cache_mib must be a number of at least 0": is_rising(0, self.activation_cache_mib),
+            "batch_size must be an integer of at least 1": is_whole(self.batch_size, at_least=1),
+            "tentative_share must be above 0 and at most 1": is_ratio(self.tentative_share),
+            "bf16_screening must be True, False, or None": self.bf16_screening in (None, True, False),
+            "share_processes must be True or False": self.share_processes in (True, False),
+        }
+        check(self, rules)
 
     def rounds(self, model: nn.Module) -> bool:
         """Tells whether a twin in bf16 is wanted for a model."""
