@@ -145,8 +145,8 @@ def default_section(content: dict[str, Any]) -> Iterator[str]:
     yield from missing_runs(content)
     yield "\nMiniLM-L6, three epochs on sst2, snli (10 000 pairs) and qamr. *kept*: share of the attention and FFN"
     yield "weights (of the file). *drop*: points that the untouched test loses against the model before pruning, mean ±"
-    yield "standard deviation over seeds. *certified*: runs whose certificate says PASS, and those of them whose drop on"
-    yield "test is not below what was certified. *time*: CPU seconds of training and pruning over those of training.\n"
+    yield "standard deviation over seeds. *certified*: runs whose certificate says PASS, and those of them whose drop"
+    yield "on test is not below what was certified. *time*: CPU seconds of all over those of plain training.\n"
     yield from header("call", "task", "seeds", "dense", "kept (file)", "drop", "certified (not so on test)", "time")
     for row in content["summary"]:
         density, file, drop = (row[name] for name in ("density", "file", "drop"))

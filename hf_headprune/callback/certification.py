@@ -82,8 +82,9 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
         if isinstance(found, NotCertifiable):
             return Splits(holdout=found)
         searched, data = found[0], replace(data, dataset=found[1])
-    if data.search is None and settings.search is not None:
-        data = replace(data, search=ExampleFingerprints.of(searched))
+    if data.search is None:  # the order of removal costs has looked at training examples alone
+        seen = data.train if settings.search is None else ExampleFingerprints.of(searched)
+        data = replace(data, search=seen)
     drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
     holdout = Holdout(
         data,

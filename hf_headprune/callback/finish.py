@@ -74,10 +74,10 @@ def finish(
     if trainer.is_world_process_zero():
         if reference is None and isinstance(splits.holdout, Holdout):
             prune_model_(dense, learned.plan)
-        certificate, words = certified(splits.holdout, found.chosen, dense if reference is None else reference, pruned)
+        compared = dense if reference is None else reference
+        certificate, words = certified(splits.holdout, found.chosen, compared, pruned, against)
         if certificate is not None:
             attach_certificate_(model, certificate.to_json())
-            words = f"Compared with {against}: {words}"
     report = PruningReport.of(
         found.pruned.plan,
         anatomy,

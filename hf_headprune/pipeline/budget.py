@@ -14,7 +14,7 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Holdout
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import certified, pruned_copy, unseen_change
+from hf_headprune.pipeline.run import WHOLE, certified, pruned_copy, unseen_change
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
@@ -88,8 +88,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     found = second_order_plan(model, dataset, settings, data_collator=data_collator, batch_size=batch_size)
     certificate, words = None, ""
     if holdout is not None:
-        certificate, words = certified(holdout, None, plain_copy(model), pruned_copy(model, found))
-    report = PruningReport.of(found.plan, anatomy, unseen=unseen_change(certificate, "the whole model"))
+        certificate, words = certified(holdout, None, plain_copy(model), pruned_copy(model, found), WHOLE)
+    report = PruningReport.of(found.plan, anatomy, unseen=unseen_change(certificate, WHOLE))
     return PruningResult(
         found.plan,
         found.refit,

@@ -13,7 +13,6 @@ from hf_headprune.guarantee.scored import ScoredSplit
 from hf_headprune.guarantee.sequence import evenly_spaced
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.plans_between import plans_between
-from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,19 +183,16 @@ class Holdout:
         """Number of held-out examples."""
         return len(self.data.dataset)
 
-    def certify(self, dense: Any, pruned: Any, chosen: Chosen) -> Certificate:
+    def certify(self, dense: Any, pruned: Any, chosen: Chosen, against: str) -> Certificate:
         """Writes the certificate of the pruned model.
 
         Args:
             dense: What it is compared with.
             pruned: The pruned model.
             chosen: From `choose`.
+            against: What `dense` is, in words.
         """
         candidates = 1 if chosen.path is not None else max(chosen.num_candidates, 1)
         claim = self.metric, self.max_drop, self.confidence
-        return certify(dense, pruned, self.data, *claim, path=chosen.path, num_candidates=candidates)
-
-
-def reference_model(model: Any, reference: PruningPlan) -> Any:
-    """Cuts a copy of a model, in place, to what a certificate compares with."""
-    return prune_model_(model, RefittedPlan(reference))
+        named: dict[str, Any] = {"reference_name": against, "path": chosen.path, "num_candidates": candidates}
+        return certify(dense, pruned, self.data, *claim, **named)

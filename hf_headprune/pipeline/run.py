@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WHOLE = "the whole model"
 OPTIMALITY_WORDS = {
     "proved": "no larger removal meets the constraint: every one was evaluated",
     "under heredity": (
@@ -142,26 +143,27 @@ def find(job: Job) -> Found:
 
 
 def certified(
-    job_holdout: Holdout | NotCertifiable | None, chosen: Chosen | None, dense: Any, pruned: Any
+    holdout: Holdout | NotCertifiable | None, chosen: Chosen | None, dense: Any, pruned: Any, against: str
 ) -> tuple[Certificate | None, str]:
     """Certifies what was pruned, where that is possible.
 
     Args:
-        job_holdout: Of the run.
+        holdout: Of the run.
         chosen: What it allowed; None where it had no say, since a budget decided.
         dense: What the pruned model is compared with.
-        pruned: The pruned model; it takes the certificate along.
+        pruned: The pruned model; the certificate is attached to it.
+        against: What `dense` is, in words.
 
     Returns:
         The certificate or None, and what to say.
     """
-    if job_holdout is None:
+    if holdout is None:
         return None, ""
-    if isinstance(job_holdout, NotCertifiable):
-        return None, job_holdout.in_words()
+    if isinstance(holdout, NotCertifiable):
+        return None, holdout.in_words()
     if chosen is not None and not chosen.has_certificate:
-        return None, job_holdout.nothing_certified(chosen)
-    certificate = job_holdout.certify(dense, pruned, chosen or Chosen(PruningPlan.of(pruned)))
+        return None, holdout.nothing_certified(chosen)
+    certificate = holdout.certify(dense, pruned, chosen or Chosen(PruningPlan.of(pruned)), against)
     return certificate, certificate.statement
 
 

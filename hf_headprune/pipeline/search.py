@@ -18,7 +18,7 @@ from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can_decide, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import Found, Job, MetricSource, certified, find, pruned_copy, unseen_change
+from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, certified, find, pruned_copy, unseen_change
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import ExampleLosses
@@ -109,18 +109,16 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
             "or search=AStarSearch(...), which refits on what the function runs."
         )
-    tested = (
-        dataset
-        if search is None and calibration is not None and certify is None and not _measures_models(metric)
-        else certify
-    )
+    measures_models = _measures_models(metric)
+    is_ordered = search is None and calibration is not None  # without a look at `dataset`
+    tested = dataset if is_ordered and certify is None and not measures_models else certify
     is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
     remember_seen_(model, search=None if is_tested else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
-        named = None if _measures_models(metric) else settings.metric or metric
-        compared = Metric.of(named, model, where="search_plan")
-        holdout = _holdout(tested, compared, drop, confidence, Batching(processing_class, data_collator, batch_size))
+        batching = Batching(processing_class, data_collator, batch_size)
+        compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
+        holdout = _holdout(tested, calibration if is_ordered else dataset, batching, compared, drop, confidence)
         holdout.rehearse(model)
     full = PruningPlan.full(anatomy)
     if search is not None:
@@ -163,12 +161,12 @@ def _result(
     certificate, words = None, ""
     if holdout is not None:
         pruned = pruned_copy(model, found.pruned)
-        certificate, words = certified(holdout, found.chosen, plain_copy(model), pruned)
+        certificate, words = certified(holdout, found.chosen, plain_copy(model), pruned, WHOLE)
     report = PruningReport.of(
         found.pruned.plan,
         anatomy,
         metric=found.metric,
-        unseen=unseen_change(certificate, "the whole model"),
+        unseen=unseen_change(certificate, WHOLE),
         effort=found.effort,
     )
     return PruningResult(
@@ -216,10 +214,14 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples")
 
 
-def _holdout(examples: Any, metric: Metric, max_drop: float, confidence: float, batching: Batching) -> Holdout:
-    data = examples if isinstance(examples, CertificationData) else CertificationData(examples, batching=batching)
-    decides = can_decide(len(data.dataset), max_drop, confidence)
-    return Holdout(data, metric, max_drop, confidence, is_condition=decides)
+def _holdout(
+    tested: Any, looked_at: Any, batching: Batching, metric: Metric, max_drop: float, confidence: float
+) -> Holdout:
+    """Returns what must hold on examples that neither training nor the order of plans has looked at."""
+    if not isinstance(tested, CertificationData):
+        tested = CertificationData(tested, search=looked_at, batching=batching)
+    decides = can_decide(len(tested.dataset), max_drop, confidence)
+    return Holdout(tested, metric, max_drop, confidence, is_condition=decides)
 
 
 def _collate(model: Any, processing_class: Any) -> Callable[[list[Any]], Any]:
