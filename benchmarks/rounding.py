@@ -26,7 +26,7 @@ from hf_headprune import PruningPlan, masked
 from hf_headprune.masking import evaluating
 from hf_headprune.search.evaluation.screening import half_precision_twin, rough_band
 from hf_headprune.tasks.answers import Answers
-from hf_headprune.tasks.classification import ClassScoring
+from hf_headprune.tasks.classification import ClassScorer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,9 +46,7 @@ def without_ffn_units(plan: PruningPlan, share: float, seed: int) -> PruningPlan
     return plan.replace(kept_ffn=kept)
 
 
-def answers(
-    model: Any, plan: PruningPlan, batches: Sequence[dict[str, torch.Tensor]], scoring: ClassScoring
-) -> Answers:
+def answers(model: Any, plan: PruningPlan, batches: Sequence[dict[str, torch.Tensor]], scoring: ClassScorer) -> Answers:
     """Returns what a plan of a model answers to all examples."""
     with ExitStack() as stack:
         stack.enter_context(masked(model, plan))
@@ -89,7 +87,7 @@ def main() -> None:
         task = load_task(name, limit=64 if options.smoke else None)
         model = fine_tuned(task, options.seed, options.work, smoke=options.smoke)
         twin, batches = half_precision_twin(model), batches_of(model, task.dev)
-        scoring, removed = ClassScoring.of(model, "accuracy"), REMOVED[:2] if options.smoke else REMOVED
+        scoring, removed = ClassScorer(model.config.num_labels), REMOVED[:2] if options.smoke else REMOVED
         for heads, plan in zip(removed, plans_by_gradient(model, task, removed), strict=True):
             for ffn, cut in ((0.0, plan), (1 / 3, without_ffn_units(plan, 1 / 3, options.seed))):
                 own, rounded = (answers(each, cut, batches, scoring) for each in (model, twin))

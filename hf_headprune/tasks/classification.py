@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.nn import functional
 
-from hf_headprune.errors import InvalidSettingError
 from hf_headprune.tasks.answers import Answers, tie_scale
 from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS, confusion_of
 from hf_headprune.tasks.scorer import LABELS, Kind, Scorer, label_problem, logits_of, range_problem
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from torch import nn
 
 MEAN_OF_RIGHT = "accuracy"  # the metric that is a mean of 0/1 scores, so that errors seen decide
 
@@ -37,21 +35,6 @@ class ClassScorer(Scorer):
     metric: str = MEAN_OF_RIGHT
     margins_are_gaps = True
     num_rows = 2
-
-    @classmethod
-    def of(cls, model: nn.Module, metric: str) -> ClassScorer:
-        """Returns the scorer of a model.
-
-        Raises:
-            InvalidSettingError: "f1" is asked for of more than two classes.
-        """
-        config: Any = model.config
-        if metric == "f1" and config.num_labels != 2:  # noqa: PLR2004
-            raise InvalidSettingError(
-                f"metric 'f1' is that of class 1 of two, received a model of {config.num_labels} classes. Pass "
-                "'macro_f1', or a function of predictions and references."
-            )
-        return cls(config.num_labels, metric)
 
     @property
     def kind(self) -> Kind:

@@ -55,8 +55,8 @@ def matthews_correlation(confusion: np.ndarray) -> float:
 CLASSIFICATION_METRICS: dict[str, Callable[[np.ndarray], float]] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
-    "f1": f1,
     "matthews_correlation": matthews_correlation,
+    "f1": f1,
 }
 
 

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 Task = tuple[tuple[str, ...], "Callable[[Any, str], Scorer]"]  # metrics, the default first; what scores them
-CLASSES: Task = (tuple(CLASSIFICATION_METRICS), ClassScorer.of)
+TWO_CLASSES: Task = (tuple(CLASSIFICATION_METRICS), lambda model, metric: ClassScorer(2, metric))
+CLASSES: Task = (
+    tuple(name for name in CLASSIFICATION_METRICS if name != "f1"),  # that of class 1 of two
+    lambda model, metric: ClassScorer(model.config.num_labels, metric),
+)
 REGRESSION: Task = ((CLOSENESS, SQUARED, *REGRESSION_METRICS), lambda model, metric: RegressionScorer(metric))
 SEVERAL_LABELS: Task = (("accuracy",), lambda model, metric: MultiLabelScorer(model.config.num_labels))
 TOKENS: Task = (("accuracy",), lambda model, metric: TokenScorer(model.config.num_labels))
@@ -79,7 +83,7 @@ def metrics_of(model: Any) -> tuple[str, ...]:
 
 def classifies(model: Any) -> bool:
     """Tells whether a pretrained model gives each sequence one class."""
-    return _task_of(model) is CLASSES
+    return _task_of(model) in (CLASSES, TWO_CLASSES)
 
 
 def _task_of(model: Any) -> Task | None:
@@ -98,7 +102,9 @@ def _task_of_sequences(config: Any) -> Task | None:
         return SEVERAL_LABELS
     if config.num_labels == 1:
         return REGRESSION
-    return CLASSES if config.problem_type in (None, "single_label_classification") else None
+    if config.problem_type not in (None, "single_label_classification"):
+        return None
+    return TWO_CLASSES if config.num_labels == 2 else CLASSES  # noqa: PLR2004
 
 
 def _is_a(model: Any, name: str) -> bool:

@@ -103,7 +103,7 @@ def names(verification):
 
 
 def levels(verification):
-    return {finding.threshold for finding in verification.findings}
+    return {finding.level for finding in verification.findings}
 
 
 # What a certificate says
@@ -567,7 +567,7 @@ def test_what_a_search_of_the_model_has_seen_is_refused_though_nobody_tells():
         ({"max_drop": -0.1}, "max_drop must be in"),
         ({"confidence": 1.0}, "alpha must be in"),
         ({"confidence": 0.4}, "alpha must be in"),
-        ({"metric": "f1"}, "only 'accuracy' is known, received 'f1'"),
+        ({"metric": "f1"}, "must be one of accuracy, macro_f1, matthews_correlation .* received 'f1'"),
     ],
 )
 def test_impossible_claims_are_refused(dense, pruned, rows, settings, message):
@@ -588,14 +588,18 @@ def test_examples_without_a_class_are_refused(dense, pruned, rows, row, message)
         certify(dense, pruned, [*rows[:5], row], max_drop=0.4)
 
 
-def test_models_that_do_not_classify_are_refused(dense, pruned, rows):
-    with pytest.raises(UnsupportedModelError, match="single-label classifier"):
-        certify(tiny_bert(num_labels=1), pruned, rows)
-    with pytest.raises(UnsupportedModelError, match=r"finite logits of shape .*received none"):
+def test_models_of_other_tasks_or_with_other_outputs_are_refused(dense, pruned, rows):
+    with pytest.raises(UnsupportedModelError, match="BertModel is no classifier of sequences or tokens"):
         certify(tiny_bert(None, num_labels=NUM_LABELS), pruned, rows)
+    with pytest.raises(UnsupportedModelError, match=r"must return logits of shape \(32, 3\), received .* \(32, 2\)"):
+        certify(dense, tiny_bert(num_labels=2), rows)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_models_without_finite_answers_are_refused(dense, pruned, rows, value):
     broken = copy.deepcopy(pruned)
-    broken.classifier.weight.data[0, 0] = torch.nan
-    with pytest.raises(UnsupportedModelError, match="finite logits"):
+    broken.classifier.weight.data[0, 0] = value
+    with pytest.raises(UnsupportedModelError, match=r"finite logits, received \d+ logits that are NaN or infinite"):
         certify(dense, broken, rows)
 
 
@@ -642,7 +646,7 @@ def test_the_order_of_bets_is_that_of_the_fingerprints(two_models, rows):
     assert (first.evidence, first.examples, first.split) == (second.evidence, second.examples, second.split)
 
 
-def test_groups_weaken_the_evidence_and_are_refused_for_0_and_1(two_models, rows):
+def test_groups_weaken_the_evidence(two_models, rows):
     grouped = CertificationData([{**row, "paragraph": i // 8} for i, row in enumerate(rows)], groups="paragraph")
     metric = bounded({0.1: np.full(NUM_EXAMPLES, 0.8), 0.0: np.full(NUM_EXAMPLES, 0.8)})
     alone, together = (certify(*two_models, given, metric, max_drop=0.3) for given in (rows, grouped))
@@ -662,8 +666,6 @@ def test_groups_weaken_the_evidence_and_are_refused_for_0_and_1(two_models, rows
     copied = certify(*two_models, copies, metric, max_drop=0.3)
     reordered = dataclasses.replace(copies, dataset=copies.dataset[::-1])  # nothing tells which copy is in which group
     assert verify_certificate(copied, dataset=reordered, **given).holds
-    with pytest.raises(InvalidSettingError, match="takes examples for independent"):
-        certify(*two_models, grouped)
     with pytest.raises(InvalidSettingError, match=r"groups=.*must hold the column 'page', received .*'paragraph'"):
         certify(*two_models, dataclasses.replace(grouped, groups="page"), metric)
 
@@ -709,7 +711,7 @@ def test_a_corpus_metric_gets_a_bootstrap_that_says_so(two_models, rows):
     certificate = certify(*two_models, rows, metric, max_drop=0.15)
     assert certificate.verdict == "PASS"
     assert certificate.evidence.dense_metric == agreement(tables[0.1])
-    assert "This is a bootstrap, not finite-sample" in certificate.statement
+    assert "This is a bootstrap: the confidence is approximate, not finite-sample." in certificate.statement
     assert json.loads(certificate.to_json())["method"].endswith("not finite-sample")
     assert verify_certificate(certificate, two_models[1], rows, dense=two_models[0], metric=metric).holds
     assert any("the metric was not given" in text for text in verify_certificate(certificate).skipped)
@@ -743,15 +745,21 @@ def test_scores_that_are_not_of_their_kind_are_refused(two_models, rows, scores,
     ("settings", "message"),
     [
         ({"kind": "other"}, "kind must be one of"),
-        ({"name": "f1"}, "only 'accuracy' is known"),
-        ({"kind": "bounded"}, "only 'accuracy' is known"),
-        ({"kind": "corpus", "score": len}, "aggregate goes with"),
-        ({"score": len, "aggregate": len}, "aggregate goes with"),
+        ({"kind": None}, "kind must be one of"),
+        ({"name": ""}, "name must be a text of 1 to 200 letters"),
+        ({"name": 5}, "name must be a text"),
+        ({"scored": "x" * 201}, "scored must be a text"),
+        ({"score": None}, "score must be a function of a model and a data set, received None"),
+        ({"kind": "corpus"}, "aggregate is a function of rows for kind 'corpus'"),
+        ({"kind": "corpus", "aggregate": 5}, "aggregate is a function of rows for kind 'corpus'"),
+        ({"aggregate": len}, "and None for any other"),
     ],
 )
 def test_metrics_that_contradict_themselves_are_refused(settings, message):
+    given = {"name": "f1", "kind": "bounded", "score": len}
+    assert Metric(**given).name == "f1"
     with pytest.raises(InvalidSettingError, match=message):
-        Metric(**settings)
+        Metric(**{**given, **settings})
 
 
 def test_a_verification_with_another_metric_is_refused(certificate):
@@ -1032,7 +1040,7 @@ def test_a_model_of_the_hub_takes_its_certificate_from_the_cache(certificate, pr
         asked.append((repository, name, options))
         return str(file)
 
-    monkeypatch.setattr("hf_headprune._certificate_file.try_to_load_from_cache", cached)
+    monkeypatch.setattr("hf_headprune._beside_weights.try_to_load_from_cache", cached)
     model = copy.deepcopy(pruned)
     attach_saved_certificate_(model, "someone/bert-pruned", {"revision": "v1", "subfolder": "small"})
     assert asked == [("someone/bert-pruned", f"small/{CERTIFICATE_NAME}", {"cache_dir": None, "revision": "v1"})]
