@@ -1,4 +1,4 @@
-"""The metric that is named: a module of `evaluate` where it can be loaded, else the library's own of that name."""
+"""The metric that is named: a module of `evaluate`, else the library's own of that name, else scikit-learn's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.tasks.metrics import PredictionMetric
 from hf_headprune.tasks.registry import metrics_of
+
+OURS = {"pearsonr": "pearson", "spearmanr": "spearman"}  # by the names that `evaluate` has for them
 
 
 def metric_named(name: str | None, model: Any) -> tuple[Any, str]:
@@ -18,7 +21,7 @@ def metric_named(name: str | None, model: Any) -> tuple[Any, str]:
         model: Whose task it is of.
 
     Raises:
-        InvalidSettingError: A module on disk can't be loaded, or nothing has a metric of that name.
+        InvalidSettingError: A module on disk can't be loaded or computed, or nothing has a metric of that name.
     """
     own = metrics_of(model)
     if name is None or (name in own and "ForQuestionAnswering" in type(model).__name__):  # of spans, not of classes
@@ -26,13 +29,45 @@ def metric_named(name: str | None, model: Any) -> tuple[Any, str]:
     try:
         module = import_module("evaluate").load(name)
     except (ImportError, OSError, ValueError) as error:
-        reason = (str(error).strip().partition("\n")[0] or type(error).__name__)[:200].rstrip(".")
+        reason = _first_line(error)
         if Path(name).exists():
             raise InvalidSettingError(f"--metric {name}: evaluate can't load this module: {reason}.") from error
-        if name not in own:
-            raise InvalidSettingError(
-                f"--metric {name}: evaluate can't load it ({reason}), and the library has {', '.join(own)} for this "
-                "task. Pass one of these, or the path of an evaluate module on disk."
-            ) from error
-        return name, f"Metric: the library's own {name}; evaluate can't load it ({reason})."
-    return module, f"Metric: {name}, from evaluate."
+        ours = OURS.get(name, name)
+        if ours in own:
+            return ours, f"Metric: the library's own {ours}; evaluate can't load it ({reason})."
+        return _of_scikit_learn(name, own, reason, model)
+    return _tried(name, module, model), f"Metric: {name}, from evaluate."
+
+
+def _of_scikit_learn(name: str, own: tuple[str, ...], reason: str, model: Any) -> tuple[Any, str]:
+    try:
+        function = getattr(import_module("sklearn.metrics"), f"{name}_score", None)
+    except ImportError:
+        function = None
+    if function is None:
+        raise InvalidSettingError(
+            f"--metric {name}: evaluate can't load it ({reason}), and neither the library nor scikit-learn has it. "
+            f"Pass one of {', '.join(own)}, or the path of an evaluate module on disk."
+        )
+    return _tried(name, function, model), f"Metric: {name}, from scikit-learn; evaluate can't load it ({reason})."
+
+
+def _tried(name: str, metric: Any, model: Any) -> Any:
+    """Returns a metric that can be computed of the model's classes.
+
+    Raises:
+        InvalidSettingError: It can't.
+    """
+    classes = list(range(max(2, model.config.num_labels)))
+    try:
+        PredictionMetric(metric)(classes, classes)
+    except Exception as error:
+        raise InvalidSettingError(
+            f"--metric {name}: it can't be computed of the classes 0 to {classes[-1]}: {_first_line(error)}. Pass one "
+            f"of {', '.join(metrics_of(model))}."
+        ) from error
+    return metric
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200].rstrip(".")

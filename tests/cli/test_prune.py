@@ -68,6 +68,12 @@ def test_every_kind_of_input_is_pruned_to_a_size(capsys, tmp_path, kind):
     assert json.loads((tmp_path / "out" / "headprune_report.json").read_text()) == found["report"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == [f"Prunable{type(dense).__name__}"]
+    test = write(tmp_path / f"test{train.suffix}", rows(40, seed=2))
+    said = called(capsys, "prune", tmp_path / "dense", tmp_path / "more", "--train", train, "--test", test, "--json")
+    assert said.code in (0, 1), said.err
+    found = json.loads(said.out)
+    assert found["examples"]["certify"] == 40
+    assert ": none" in found["report"]["certificate"] or found["certificate"]["verdict"] in ("PASS", "INCONCLUSIVE")
 
 
 def test_the_smallest_model_within_the_drop_is_saved_with_its_certificate(capsys, classifier, tmp_path):
