@@ -134,7 +134,7 @@ def test_a_function_as_metric_refuses_data_and_must_return_a_number():
 
 
 def test_a_metric_that_is_no_number_is_null_in_json():
-    answers = iter([1.0, 1.0, *[float("nan")] * 9])  # the start is measured twice
+    answers = iter([1.0] * 3 + [float("nan")] * 9)  # the start is measured before, in and after the check
     search = AStarSearch(max_evaluations=3, tuning=SearchTuning(refit=False))
     result = search_plan(classifier(), None, lambda _: next(answers), search, progress=False)
     assert [step["metric"] for step in json.loads(result.search.to_json())["history"]] == [1.0, None, None]
