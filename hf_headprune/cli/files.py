@@ -45,6 +45,10 @@ class DataSource:
     dataset: str | None = None
     config: str | None = None
 
+    def names(self) -> list[str]:
+        """Returns the files, or the data set, that are read."""
+        return [name for name in (self.train, self.validation, self.test, self.dataset) if name is not None]
+
     def read(self) -> dict[str, Dataset]:
         """Returns the splits that there are by name: "train", "validation", "test".
 

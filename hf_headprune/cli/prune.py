@@ -11,6 +11,7 @@ import typer
 
 from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.examples import QuestionReader, reader_for
 from hf_headprune.cli.files import DataSource
@@ -21,7 +22,9 @@ from hf_headprune.cli.splits import encoded_splits, held_back
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.pipeline import plan_for_budget, search_plan
-from hf_headprune.pipeline.budget import MB, one_budget, second_order_of
+from hf_headprune.pipeline.budget import MB
+from hf_headprune.pipeline.cost_path import DENSITIES
+from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import probe, prune_model_
 from hf_headprune.tasks.batches import Batching
@@ -32,62 +35,8 @@ if TYPE_CHECKING:
     from hf_headprune.cli.splits import Splits
     from hf_headprune.pipeline import PruningResult
 
-DEFAULT_DROP = 0.01
 REPORT_NAME = "headprune_report.json"
 OUTCOME_FORMAT = "hf_headprune.prune/1"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What was asked for.
-
-    Attributes:
-        name: "max_drop", "density", "speedup", "size_mb" or "kept_heads".
-        value: Of it.
-        confidence: Level at which the drop must be certified; None for the library's.
-    """
-
-    name: str
-    value: Any
-    confidence: float | None
-
-    @classmethod
-    def of(cls, given: dict[str, Any], confidence: float | None) -> Budget:
-        """Returns the one budget that is given; a drop of one percentage point where none is.
-
-        Raises:
-            InvalidSettingError: There are several, or a number is out of range.
-        """
-        if confidence is not None and not 0.5 < confidence < 1:  # noqa: PLR2004
-            raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
-        option = one_budget({f"--{name.replace('_', '-')}": value for name, value in given.items()}, where="prune")
-        name = "max_drop" if option is None else option.removeprefix("--").replace("-", "_")
-        value: Any = DEFAULT_DROP if option is None else given[name]
-        if name == "kept_heads":
-            value = _heads(value)
-        if name == "max_drop" and not 0 < value < 1:
-            raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {value}. A point is 0.01.")
-        return cls(name, value, confidence)
-
-    @property
-    def is_drop(self) -> bool:
-        """Whether the smallest model is asked for, rather than one of a given size."""
-        return self.name == "max_drop"
-
-    def check(self, model: Any) -> None:
-        """Refuses a size that the model can't have.
-
-        Raises:
-            InvalidSettingError: It can't.
-        """
-        if not self.is_drop:
-            second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune")
-
-    def is_met(self, result: PruningResult) -> bool:
-        """Tells whether a result is what was asked for."""
-        if self.confidence is not None:
-            return result.certificate is not None and result.certificate.verdict == "PASS"
-        return not self.is_drop or result.plan != result.reference
 
 
 @dataclass(frozen=True)
@@ -218,7 +167,7 @@ class Run:
             HeadPruneError: The input can't be used.
             OSError: The folder can't be written.
         """
-        self.output.check([self.model, self.tokenizer, *filter(None, (self.source.train, self.source.validation))])
+        self.output.check([self.model, self.tokenizer, *self.source.names()])
         model = to_accelerator_(load_model(self.model))
         anatomy_of(model)  # refuses other families before anything is read
         self.budget.check(model)
@@ -269,15 +218,24 @@ class Run:
 
     def _announced(self, model: Any, splits: Splits) -> str:
         counts = ", ".join(f"{count:,} {name}" for name, count in splits.counts().items())
-        read = ", ".join(splits.columns)
-        return f"{type(model).__name__} in {self.model}; reads {read}; {counts} examples."
+        work = "removal costs of heads and FFN units"
+        if self.searches:
+            work += ", then an A* search"
+        elif self.budget.is_drop:
+            work += f", then up to {len(DENSITIES)} plans, the largest first, until one loses too much"
+        return (
+            f"{type(model).__name__} in {self.model}; reads {', '.join(splits.columns)}; {counts} examples.\n"
+            f"Computed: {work}."
+        )
 
     def _result(self, model: Any, tokenizer: Any, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
         options: dict[str, Any] = {"batch_size": self.batch_size}
         if splits.certify is not None:
-            seen = {"train": splits.train, "search": splits.train if splits.validation is None else splits.validation}
             batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
-            options["certify"] = CertificationData(splits.certify, groups=groups, batching=batching, **seen)
+            searched = splits.seen if splits.validation is None else splits.validation
+            options["certify"] = CertificationData(
+                splits.certify, train=splits.seen, search=searched, groups=groups, batching=batching
+            )
         if self.budget.confidence is not None:
             options["confidence"] = self.budget.confidence
         value = self.budget.value
@@ -293,7 +251,8 @@ class Run:
         budget = self.budget
         if result.certificate is not None:
             return f"No certificate at {budget.confidence:g}: the verdict is {result.certificate.verdict}."
-        return f"Nothing can be removed within {100 * budget.value:g} percentage points."
+        points = f"{100 * budget.value:g} percentage point{'' if budget.value == DEFAULT_DROP else 's'}"
+        return f"No smaller model was shown to lose at most {points}."
 
     def _saved(self, model: Any, tokenizer: Any, result: PruningResult) -> tuple[float, float]:
         """Prunes the model, in place, and saves it; returns the megabytes of its weights and what reloading changes."""
@@ -310,15 +269,6 @@ class Run:
             if self.budget.name == "size_mb" and size > self.budget.value:
                 raise HeadPruneError(f"prune: the saved file has {size:.3f} MB, more than {self.budget.value}.")
         return size, difference
-
-
-def _heads(text: str) -> int | float:
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError as error:
-        raise InvalidSettingError(
-            f"--kept-heads must be a number of heads, or a share such as 0.5, received {text!r}."
-        ) from error
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ class Splits:
         train: Costs and refits are computed on them.
         validation: An A* search measures plans on them; None without one.
         certify: Plans are tested and the certificate is made on them; None without one.
+        seen: Fingerprints of the training examples.
         notes: What was left out and held back, a sentence each.
         columns: That were read.
     """
@@ -35,6 +36,7 @@ class Splits:
     train: Dataset
     validation: Dataset | None
     certify: Dataset | None
+    seen: ExampleFingerprints
     notes: tuple[str, ...]
     columns: tuple[str, ...]
 
@@ -69,8 +71,8 @@ def encoded_splits(splits: Mapping[str, Dataset], reader: Reader, *, from_hub: b
         rows[name], columns = encoded.rows, columns or encoded.columns
         if encoded.unlabelled:
             notes.append(f"{name}: {encoded.unlabelled:,} of {len(split):,} rows have no label and are left out.")
-    rows, repeats = _without_repeats(rows)
-    return Splits(rows["train"], rows.get("validation"), rows.get("test"), (*notes, *repeats), columns)
+    rows, seen, repeats = _without_repeats(rows)
+    return Splits(rows["train"], rows.get("validation"), rows.get("test"), seen, (*notes, *repeats), columns)
 
 
 def held_back(splits: Splits, *, searches: bool) -> Splits:
@@ -100,8 +102,8 @@ def held_back(splits: Splits, *, searches: bool) -> Splits:
     return replace(splits, validation=halves.search, certify=halves.certify, notes=(*splits.notes, note))
 
 
-def _without_repeats(splits: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Drops from each split the examples that an earlier one holds too; returns the splits, and what was dropped."""
+def _without_repeats(splits: Mapping[str, Any]) -> tuple[dict[str, Any], ExampleFingerprints, list[str]]:
+    """Drops from each split what an earlier one holds too; returns splits, fingerprints of the first, and sentences."""
     kept: dict[str, Any] = {}
     notes = []
     seen: dict[str, ExampleFingerprints] = {}
@@ -118,4 +120,4 @@ def _without_repeats(splits: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
             )
         kept[name] = split.select([i for i in range(len(split)) if i not in repeated]) if repeated else split
         seen[name] = prints
-    return kept, notes
+    return kept, next(iter(seen.values())), notes

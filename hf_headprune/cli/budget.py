@@ -1,0 +1,76 @@
+"""What a model is to be pruned to: the one budget that the options of `headprune prune` give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.pipeline.budget import one_budget, second_order_of
+from hf_headprune.pipeline.holdout import DEFAULT_DROP
+
+if TYPE_CHECKING:
+    from hf_headprune.pipeline import PruningResult
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was asked for.
+
+    Attributes:
+        name: "max_drop", "density", "speedup", "size_mb" or "kept_heads".
+        value: Of it.
+        confidence: Level at which the drop must be certified; None for the library's.
+    """
+
+    name: str
+    value: Any
+    confidence: float | None
+
+    @classmethod
+    def of(cls, given: dict[str, Any], confidence: float | None) -> Budget:
+        """Returns the one budget that is given; a drop of one percentage point where none is.
+
+        Raises:
+            InvalidSettingError: There are several, or a number is out of range.
+        """
+        if confidence is not None and not 0.5 < confidence < 1:  # noqa: PLR2004
+            raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
+        option = one_budget({f"--{name.replace('_', '-')}": value for name, value in given.items()}, where="prune")
+        name = "max_drop" if option is None else option.removeprefix("--").replace("-", "_")
+        value: Any = DEFAULT_DROP if option is None else given[name]
+        if name == "kept_heads":
+            value = _heads(value)
+        if name == "max_drop" and not 0 < value < 1:
+            raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {value}. A point is 0.01.")
+        return cls(name, value, confidence)
+
+    @property
+    def is_drop(self) -> bool:
+        """Whether the smallest model is asked for, rather than one of a given size."""
+        return self.name == "max_drop"
+
+    def check(self, model: Any) -> None:
+        """Refuses a size that the model can't have.
+
+        Raises:
+            InvalidSettingError: It can't.
+        """
+        if not self.is_drop:
+            second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune")
+
+    def is_met(self, result: PruningResult) -> bool:
+        """Tells whether a result is what was asked for."""
+        if self.confidence is not None:
+            return result.certificate is not None and result.certificate.verdict == "PASS"
+        return not self.is_drop or result.plan != result.reference
+
+
+def _heads(text: str) -> int | float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise InvalidSettingError(
+            f"--kept-heads must be a number of heads, or a share such as 0.5, received {text!r}."
+        ) from error
