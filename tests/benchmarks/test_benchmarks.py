@@ -150,3 +150,14 @@ def test_the_certificate_benchmark_runs_with_smoke_and_finds_few_wrong_ones(smok
     lines = smoke("benchmarks.certificate_validity").splitlines()
     assert [line.split()[0] for line in lines] == ["path", "edge"]
     assert all(float(line.split("wrong ")[1].split(",")[0]) <= 0.06 for line in lines)
+
+
+def test_the_import_benchmark_runs_with_smoke_and_finds_a_lean_import(smoke):
+    lines = smoke("benchmarks.import_time").splitlines()
+    seconds = {line.split(":")[0]: float(line.split(": ")[1].split()[0]) for line in lines}
+    assert list(seconds) == [
+        "import hf_headprune",
+        "read a dense BERT",
+        "import hf_headprune, read a pruned BERT",
+    ]
+    assert seconds["import hf_headprune"] < seconds["read a dense BERT"] / 4
