@@ -66,14 +66,14 @@ from hf_headprune.guarantee.certificate import Certificate as Certificate
 from hf_headprune.guarantee.certify import certify as certify
 from hf_headprune.guarantee.certify import certify_path as certify_path
 from hf_headprune.guarantee.claim import Metric as Metric
-from hf_headprune.guarantee.planner import Expectation as Expectation
-from hf_headprune.guarantee.planner import examples_needed as examples_needed
-from hf_headprune.guarantee.planner import power_of as power_of
-from hf_headprune.guarantee.planner import promise_in_words as promise_in_words
-from hf_headprune.guarantee.planner import smallest_drop as smallest_drop
+from hf_headprune.guarantee.power import PowerAssumptions as PowerAssumptions
+from hf_headprune.guarantee.power import describe_power as describe_power
+from hf_headprune.guarantee.power import detectable_drop as detectable_drop
+from hf_headprune.guarantee.power import examples_needed as examples_needed
+from hf_headprune.guarantee.power import power_of as power_of
 from hf_headprune.guarantee.scored import CertificationData as CertificationData
 from hf_headprune.guarantee.sequence import AlphaLedger as AlphaLedger
-from hf_headprune.guarantee.sequence import milestones as milestones
+from hf_headprune.guarantee.sequence import evenly_spaced as evenly_spaced
 from hf_headprune.guarantee.splits import SplitSettings as SplitSettings
 from hf_headprune.guarantee.splits import three_way_split as three_way_split
 from hf_headprune.guarantee.verify import verify_certificate as verify_certificate
@@ -95,21 +95,24 @@ from hf_headprune.shrink.config import PrunableConfig
 from hf_headprune.shrink.latency_table import measure_latency_table as measure_latency_table
 from hf_headprune.shrink.prunable import PrunableModel
 from hf_headprune.shrink.surgery import prune_model_ as prune_model_
+from hf_headprune.tasks.batches import Batching as Batching
+from hf_headprune.tasks.scores import scores_of as scores_of
 
 __version__: str
 __all__ = [
     "AStarSearch",
     "AlphaLedger",
+    "Batching",
     "BlockMovement",
     "Certificate",
     "CertificationData",
     "Cost",
     "Distillation",
-    "Expectation",
     "HeadPruneCallback",
     "HeadPruneError",
     "LatencySettings",
     "Metric",
+    "PowerAssumptions",
     "PrunableBartConfig",
     "PrunableBartForCausalLM",
     "PrunableBartForConditionalGeneration",
@@ -172,20 +175,21 @@ __all__ = [
     "certify",
     "certify_path",
     "cost_of",
+    "describe_power",
+    "detectable_drop",
     "errors",
+    "evenly_spaced",
     "examples_needed",
     "linear_density",
     "masked",
     "measure_latency",
     "measure_latency_table",
-    "milestones",
     "plan_for_budget",
     "plans_between",
     "power_of",
-    "promise_in_words",
     "prune_model_",
+    "scores_of",
     "search_plan",
-    "smallest_drop",
     "three_way_split",
     "verify_certificate",
 ]
