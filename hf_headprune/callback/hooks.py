@@ -103,7 +103,7 @@ class HeadPruneCallback(TrainerCallback):
                 costs; it has a `max_drop` of its own. None: with `gates`, `movement` or a budget of size, exactly what
                 training chose is pruned.
             confidence: With which the drop must be shown to be below `max_drop` on unseen data, by an exact test of
-                `eval_dataset`. "auto" is 0.8, and 0.95 where the certificate decides nothing. Where there are too few
+                `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing. Where there are too few
                 examples to show anything, the drop that is seen decides. None lets it decide in any case, and
                 certifies nothing.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone, as they

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.settings import AStarSearch
 
 DEFAULT_DROP = 0.01
-DECIDING = 0.8  # confidence with which a plan must be shown to keep its metric, where the user names none
+DECIDING = 0.75  # confidence with which a plan must be shown to keep its metric, where the user names none
 REPORTING = 0.95  # confidence of a certificate that decides nothing
 CANDIDATES = 5
 MEASURED = 20  # of the plans on the way, so that as many as CANDIDATES of them meet the search's constraint
