@@ -23,6 +23,7 @@ from hf_headprune._checks import is_above, is_number, is_rising, is_whole
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.search.settings import SearchTuning
 from tests.support.models import tiny_bert
 
 SETTINGS = {
@@ -31,6 +32,7 @@ SETTINGS = {
     SecondOrder: {"density": 0.5},
     Distillation: {"teacher": nn.Linear(1, 1)},
     AStarSearch: {},
+    SearchTuning: {},
     LatencySettings: {},
     SplitSettings: {},
 }
@@ -38,8 +40,8 @@ ANYTHING = ["x", [], object(), (), {}, math.nan, math.inf, -1, -0.5, True, ("x",
 TAKEN = {
     ("metric", "x"),
     ("mask_bias", True),
-    ("reconstruct", True),
-    ("half_precision", True),
+    ("refit", True),
+    ("bf16_screening", True),
     ("greater_is_better", True),
     ("group_column", "x"),
     ("columns", ("x",)),
