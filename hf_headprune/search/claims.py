@@ -45,7 +45,6 @@ def result_of(ledger: Ledger) -> SearchResult:
         history=tuple(ledger.history),
         optimality=optimality,
         upper_bound=ledger.gains.value(bound),
-        heredity_violations=ledger.heredity_violations(),
         non_finite=ledger.non_finite,
         warnings=ledger.warnings + doubts,
     )

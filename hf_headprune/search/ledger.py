@@ -195,15 +195,6 @@ class Ledger:
         while (leader := self.leader) is not self.incumbent:
             self.confirm(leader.mask)
 
-    def heredity_violations(self) -> int:
-        """Counts the infeasible sets that have a feasible strict superset among the evaluated ones."""
-        maximal: list[int] = []
-        for found in sorted(self._known.values(), key=lambda found: -found.mask.bit_count()):
-            if found.feasible and found.is_certain and all(found.mask & ~known for known in maximal):
-                maximal.append(found.mask)
-        failed = [found.mask for found in self._known.values() if not found.feasible and found.is_certain]
-        return sum(any(mask & ~known == 0 for known in maximal) for mask in failed)
-
     def _is_late(self) -> bool:
         limit = self._settings.max_seconds
         return limit is not None and time.monotonic() - self._started >= limit

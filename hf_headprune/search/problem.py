@@ -234,10 +234,9 @@ class Course(Generic[UnitName]):
         history: Every evaluation in its order.
         optimality: What exact measurements and certain bounds show. "proved": every set with a larger gain was
             evaluated and fails. "under heredity": every set with a larger gain contains one that was evaluated and
-            fails, so the set is optimal if subsets of feasible sets are feasible, which real models violate; see
-            `heredity_violations`. "budget": neither.
+            fails, so the set is optimal if subsets of feasible sets are feasible, which real models violate. "budget":
+            neither.
         upper_bound: Largest gain of any feasible set, under the same assumption; without it where proved.
-        heredity_violations: Evaluated infeasible sets that have an evaluated feasible strict superset.
         non_finite: Evaluations whose metric was no number; they count as infeasible.
         warnings: Why the result may say little, one sentence each; empty where nothing is suspicious.
     """
@@ -248,7 +247,6 @@ class Course(Generic[UnitName]):
     history: tuple[SearchStep[UnitName], ...]
     optimality: Optimality
     upper_bound: float
-    heredity_violations: int
     non_finite: int = 0
     warnings: tuple[str, ...] = ()
 

@@ -27,6 +27,7 @@ from hf_headprune.learn.gates.settings import GateTuning
 from hf_headprune.learn.movement.settings import MovementTuning
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
+from hf_headprune.search.settings import SearchTuning
 from tests.support.models import tiny_bert
 
 SETTINGS = {
@@ -39,6 +40,7 @@ SETTINGS = {
     SecondOrderTuning: {},
     DistillationTuning: {},
     AStarSearch: {},
+    SearchTuning: {},
     LatencySettings: {},
     SplitSettings: {},
 }
@@ -46,8 +48,8 @@ ANYTHING = ["x", [], object(), (), {}, math.nan, math.inf, -1, -0.5, True, ("x",
 TAKEN = {
     ("metric", "x"),
     ("mask_bias", True),
-    ("reconstruct", True),
-    ("half_precision", True),
+    ("refit", True),
+    ("bf16_screening", True),
     ("greater_is_better", True),
     ("group_column", "x"),
     ("columns", ("x",)),

@@ -10,6 +10,7 @@ from hf_headprune.masking import masked
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.settings import AStarSearch, SearchTuning
+from hf_headprune.tasks.classification import ClassScoring
 from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, own_examples
 from tests.support.models import tiny_bert
 
@@ -60,7 +61,7 @@ def test_progress_is_shown_on_request(capsys):
     search_plan(classifier(), examples(), search=chosen)
     shown = capsys.readouterr().err
     assert "Search: 100%" in shown
-    assert "removed, metric" in shown
+    assert "heads/ffn removed, metric" in shown
     search_plan(classifier(), examples(), search=chosen, progress=False)
     assert capsys.readouterr().err == ""
 
@@ -138,3 +139,21 @@ def test_a_metric_that_is_no_number_is_null_in_json():
     search = AStarSearch(max_evaluations=3, tuning=SearchTuning(refit=False))
     result = search_plan(classifier(), None, lambda _: next(answers), search, progress=False)
     assert [step["metric"] for step in json.loads(result.search.to_json())["history"]] == [1.0, None, None]
+
+
+def test_a_search_works_on_a_copy_that_an_interrupt_may_leave_as_it_is(monkeypatch):
+    model, calls = classifier(), []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    answers = ClassScoring.answers
+
+    def count(self, outputs, batch):
+        calls.append(any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()))
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return answers(self, outputs, batch)
+
+    monkeypatch.setattr(ClassScoring, "answers", count)
+    with pytest.raises(KeyboardInterrupt):
+        search_plan(model, own_examples(model), search=AStarSearch(max_evaluations=9), progress=False)
+    assert calls == [False] * 9
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

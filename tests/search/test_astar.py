@@ -78,7 +78,6 @@ def test_limited_search_keeps_its_budget_and_claims_only_what_holds(seed, limit)
     assert len(counting.calls) == len(set(counting.calls)) == result.evaluations <= limit
     assert result.removed in counting.calls
     assert result.gain <= best <= result.upper_bound
-    assert result.heredity_violations == 0
     if result.optimality != "budget":
         assert result.gain == best
 
@@ -111,13 +110,11 @@ def test_what_was_all_evaluated_is_proved_where_savings_are_no_sums_too():
     assert (found.removed, found.optimality) == (frozenset(), "proved")
 
 
-def test_violations_of_heredity_are_counted():
+def test_a_set_is_found_of_which_no_part_is_feasible():
     def measure(removed):  # either unit alone harms, both together do not
         return Measurement(0.0 if len(removed) == 1 else 1.0)
 
-    result = search(SearchProblem((1.0, 1.0), measure), PROOF)
-    assert result.removed == {0, 1}
-    assert result.heredity_violations == sum(not step.feasible for step in result.history)
+    assert search(SearchProblem((1.0, 1.0), measure), PROOF).removed == {0, 1}
 
 
 def test_units_removed_at_the_start_are_restored_where_that_pays():

@@ -121,17 +121,6 @@ def test_dropout_is_off_while_measuring():
     assert (evaluator(full).margins == evaluator(full).margins).all()
 
 
-def test_autocast_measures_in_another_precision():
-    model = classifier()
-    full = PruningPlan.of(model)
-    exact = ExampleEvaluator(model, batches_of(examples()))
-    rough = ExampleEvaluator(model, batches_of(examples()), autocast_dtype=torch.bfloat16)
-    assert rough(full).margins.dtype == np.float32
-    assert not (rough(full).margins == exact(full).margins).all()
-    np.testing.assert_allclose(rough(full).margins, exact(full).margins, atol=1.0)
-    assert rough.fingerprint() != exact.fingerprint()
-
-
 def test_other_families_are_measured_too():
     model = tiny_distilbert(num_labels=NUM_LABELS)
     measured = ExampleEvaluator(model, batches_of(examples()))(random_plan(model, 1))

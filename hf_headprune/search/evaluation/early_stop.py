@@ -179,8 +179,6 @@ class EarlyStopper:
                         precision.check_errors(answers, plan, question.floor, band)
                     verdict = self._verdict(precision, answers, question)
                     if verdict is not None:
-                        if verdict.metric < (question.floor or 0.0):
-                            runner.forget_guesses()
                         return verdict
         precision.check_ties(answers, plan, band)
         return self._to_the_end(plan, answers)

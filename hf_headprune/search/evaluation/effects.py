@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from hf_headprune.anatomy import anatomy_of, base_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -50,7 +50,7 @@ class ExampleGates:
 
 
 class GateGradients:
-    """Gradient with respect to gates, with the units of a plan open: a context manager around forward passes."""
+    """Gradient with respect to gates, with the units of a plan open."""
 
     def __init__(
         self,
@@ -67,7 +67,6 @@ class GateGradients:
         anatomy, named = anatomy_of(model), set(sites)
         plan.check_fits(anatomy)
         base, device = base_model(model), next(model.parameters()).device
-        self._attached = ExitStack()
         self._hooks: dict[str, tuple[nn.Module, ExampleGates]] = {}
         for site in anatomy.sites:
             if site.units and site.name in named:
@@ -77,15 +76,13 @@ class GateGradients:
                 gates = ExampleGates(is_open, site.unit_width, residual)
                 self._hooks[site.name] = base.get_submodule(site.output), gates
 
-    def __enter__(self) -> GateGradients:
-        """Attaches the hooks."""
-        for module, hook in self._hooks.values():
-            self._attached.callback(module.register_forward_pre_hook(hook).remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Removes the hooks, after an error too."""
-        self._attached.close()
+    @contextmanager
+    def attached(self) -> Iterator[GateGradients]:
+        """Attaches the hooks for the length of a `with` block."""
+        with ExitStack() as stack:
+            for module, hook in self._hooks.values():
+                stack.callback(module.register_forward_pre_hook(hook).remove)
+            yield self
 
     def of(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the gradient of one number per example.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -54,7 +53,6 @@ class ExampleEvaluator(Evaluator):
         batches: Sequence[Mapping[str, torch.Tensor]],
         *,
         metric: str | Scorer | None = None,
-        autocast_dtype: torch.dtype | None = None,
         settings: EvaluatorSettings | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
@@ -64,8 +62,6 @@ class ExampleEvaluator(Evaluator):
             model: A classifier of sequences or tokens, a question answering or a sequence-to-sequence model.
             batches: Inputs of the model with the labels of its task, see `hf_headprune.tasks.registry`.
             metric: One that the task has, or its scorer; None takes the first.
-            autocast_dtype: Evaluates under autocast. Predictions near a tie then differ from those in fp32; use it
-                only when the model will run in that precision.
             settings: How `probe` works; None for the defaults.
             calibration: Labelled batches on which output projections are refitted, such as some of the training set;
                 None takes `batches`, on which refitted plans then look a little better than they are.
@@ -77,7 +73,6 @@ class ExampleEvaluator(Evaluator):
         self._model = model
         self._batches = [dict(batch) for batch in batches]
         self._calibration = self._batches if calibration is None else [dict(batch) for batch in calibration]
-        self._autocast_dtype = autocast_dtype
         self._settings = EvaluatorSettings() if settings is None else settings
         self._stopper: EarlyStopper | None = None
         self.scoring = scoring_for(model, metric)
@@ -107,7 +102,7 @@ class ExampleEvaluator(Evaluator):
             UnsupportedModelError: The model returns something else than its task needs.
         """
         opened = masked(self._model, RefittedPlan(plan, self.refit))
-        with opened, evaluating(self._model), self._precision():
+        with opened, evaluating(self._model):
             found = over_processes(
                 lambda batch: self.scoring.answers(*self._run(batch)),
                 self._batches,
@@ -124,8 +119,7 @@ class ExampleEvaluator(Evaluator):
         Raises:
             InvalidPlanError: The plan does not fit the model.
         """
-        with self._precision():
-            return self._opened()(plan, question)
+        return self._opened()(plan, question)
 
     def use_refit(self, start: PruningPlan, *, ffn: bool = False, apply: bool = True) -> Refit:
         """Records what removals cost on the calibration, and from now on refits output projections to each plan."""
@@ -135,7 +129,7 @@ class ExampleEvaluator(Evaluator):
         share = 1 < world <= len(self._calibration)  # else every process records all
         own = self._calibration[torch.distributed.get_rank() :: world] if share else self._calibration
         losses = (self.scoring.losses(*self._run(batch)).sum() for batch in own)
-        with masked(self._model, start), evaluating(self._model), self._precision():
+        with masked(self._model, start), evaluating(self._model):
             recorded = record_moments_by_gradient(self._model, sites, losses, over_processes=share)
         refit = Refit(self._model, start, recorded)
         self.refit = refit if apply else None
@@ -176,8 +170,7 @@ class ExampleEvaluator(Evaluator):
             evaluating(self._model),
             torch.enable_grad(),
             masked(self._model, opened),
-            self._precision(),
-            GateGradients(self._model, plan, named, self.refit) as gradients,
+            GateGradients(self._model, plan, named, self.refit).attached() as gradients,
         ):
             for batch in self._batches:
                 read = self.scoring.losses if of == "loss" else self.scoring.margins
@@ -185,7 +178,7 @@ class ExampleEvaluator(Evaluator):
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights, the data, the metric and the precision, also that of most answers."""
-        settings = f"{self.scoring.metric} {self._autocast_dtype} {self._settings.rounds(self._model)}"
+        settings = f"{self.scoring.metric} {self._settings.rounds(self._model)}"
         read = [*self._batches, *([] if self._calibration is self._batches else self._calibration)]
         batches = {f"{i} {name}": tensor for i, batch in enumerate(read) for name, tensor in batch.items()}
         return sha256_of(settings, self._model.state_dict(), batches)
@@ -200,11 +193,6 @@ class ExampleEvaluator(Evaluator):
         if self._stopper is None:
             self._stopper = EarlyStopper(self._model, self._batches, self.scoring, self._settings, refit=self.refit)
         return self._stopper
-
-    def _precision(self) -> Any:
-        if self._autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(next(self._model.parameters()).device.type, dtype=self._autocast_dtype)
 
 
 class MetricEvaluator(Evaluator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,23 +103,15 @@ class LayerStack:
             kept[site.layer].append(plan.kept(site.name))
         return tuple(map(tuple, kept))
 
-    def outputs(
-        self,
-        inputs: Inputs,
-        first: int = 0,
-        state: torch.Tensor | None = None,
-        found: dict[int, torch.Tensor] | None = None,
-    ) -> Any:
+    def outputs(self, inputs: Inputs, first: int = 0, state: torch.Tensor | None = None) -> Any:
         """Runs a forward pass that enters at a layer, and returns what the model does.
 
         Args:
             inputs: Of the model, without labels.
             first: Layer to enter at.
             state: Its input, `(batch, length, hidden_size)`; None for `first=0`.
-            found: Where to put the inputs of the layers after it.
         """
-        last = first if found is None else self.depth - 1
-        with self._noting({} if found is None else found, first, last), self._only(first, self.depth, state):
+        with self._only(first, self.depth, state):
             return self.model(**inputs)
 
     def states(
@@ -126,22 +119,16 @@ class LayerStack:
     ) -> dict[int, torch.Tensor]:
         """Returns the inputs of the layers `first + 1 ... last`, from that of layer `first`."""
         found: dict[int, torch.Tensor] = {}
-        with self._noting(found, first, last), self._only(first, last, state):
-            self.model(**inputs)
-        return found
 
-    @contextmanager
-    def _noting(self, found: dict[int, torch.Tensor], first: int, last: int) -> Iterator[None]:
-        def remember(place: int) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found[place] = output[0] if isinstance(output, tuple) else output
-
-            return hook
+        def note(place: int, module: nn.Module, args: Any, output: Any) -> None:
+            found[place] = output[0] if isinstance(output, tuple) else output
 
         with ExitStack() as stack:
             for place in range(first + 1, last + 1):
-                stack.callback(self.layers[place - 1].register_forward_hook(remember(place)).remove)
-            yield
+                stack.callback(self.layers[place - 1].register_forward_hook(partial(note, place)).remove)
+            with self._only(first, last, state):
+                self.model(**inputs)
+        return found
 
     @contextmanager
     def first_token_only(self) -> Iterator[None]:
@@ -160,13 +147,16 @@ class LayerStack:
     @contextmanager
     def _only(self, first: int, last: int, state: torch.Tensor | None) -> Iterator[None]:
         """Leaves only the layers `first ... last - 1` in the model's list, and gives the first one its input."""
+
+        def enter(module: nn.Module, args: Any) -> Any:
+            return (state, *args[1:])
+
         with ExitStack() as stack:
             stack.callback(setattr, self._parent, self._name, getattr(self._parent, self._name))
             if first or last < self.depth:
                 setattr(self._parent, self._name, nn.ModuleList(self.layers[first:last]))
             if state is not None:
-                hook = self.layers[first].register_forward_pre_hook(lambda module, args: (state, *args[1:]))
-                stack.callback(hook.remove)
+                stack.callback(self.layers[first].register_forward_pre_hook(enter).remove)
             yield
 
 

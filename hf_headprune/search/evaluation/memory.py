@@ -14,8 +14,7 @@ class StateMemory:
     """Hidden states under a bound on their bytes.
 
     Those of the owner at work are never dropped for one another: plans are measured in turns over all batches, where
-    dropping the oldest would drop each state just before it is needed again. Guesses (states of plans that may become
-    parents) go first, then older owners.
+    dropping the oldest would drop each state just before it is needed again. Older owners are dropped first.
 
     Attributes:
         num_bytes: Held now.
@@ -28,7 +27,6 @@ class StateMemory:
         self._limit = int(limit_mib * 2**20)
         self._held: dict[Any, dict[Any, torch.Tensor]] = {}  # owners, the one used last at the end
         self._without_room: set[Any] = set()
-        self._guesses: dict[tuple[Any, Any], None] = {}  # (owner, key), the oldest first
 
     def of(self, owner: Any) -> Mapping[Any, torch.Tensor]:
         """Returns the states of an owner, which is now the one at work."""
@@ -40,45 +38,23 @@ class StateMemory:
         return owner not in self._without_room
 
     def add(self, owner: Any, key: Any, state: torch.Tensor) -> None:
-        """Keeps a state where the bound allows it, at the cost of guesses and of other owners."""
+        """Keeps a state where the bound allows it, at the cost of other owners."""
         size = _bytes(state)
         if key in self.of(owner):
-            self._guesses.pop((owner, key), None)
             return
-        while self.num_bytes + size > self._limit and (self._guesses or len(self._held) > 1):
-            if self._guesses:
-                self.forget(*next(iter(self._guesses)))
-            else:
-                self.drop(next(iter(self._held)))
-        if not self._keep(owner, key, state):
+        while self.num_bytes + size > self._limit and len(self._held) > 1:
+            self.drop(next(iter(self._held)))
+        if self.num_bytes + size > self._limit:
             self._without_room.add(owner)
-
-    def guess(self, owner: Any, key: Any, state: torch.Tensor) -> bool:
-        """Keeps a state that may be needed, while nothing has to go for it; tells whether it is kept by this call."""
-        kept = key not in self.of(owner) and self._keep(owner, key, state)
-        if kept:
-            self._guesses[owner, key] = None
-        return kept
-
-    def forget(self, owner: Any, key: Any) -> None:
-        """Drops one state."""
-        self._guesses.pop((owner, key), None)
-        self.num_bytes -= _bytes(self._held[owner].pop(key))
+            return
+        self._held[owner][key] = state
+        self.num_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
 
     def drop(self, owner: Any) -> None:
         """Forgets an owner and its states."""
         self._without_room.discard(owner)
-        for key in list(self._held.get(owner, ())):
-            self.forget(owner, key)
-        self._held.pop(owner, None)
-
-    def _keep(self, owner: Any, key: Any, state: torch.Tensor) -> bool:
-        if self.num_bytes + _bytes(state) > self._limit:
-            return False
-        self._held[owner][key] = state
-        self.num_bytes += _bytes(state)
-        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
-        return True
+        self.num_bytes -= sum(map(_bytes, self._held.pop(owner, {}).values()))
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -32,14 +32,12 @@ class SharedPrefix:
         base: Shares the layers below `first` with it.
         first: Layer at which the two first differ.
         shared: For each number of layers below, what identifies the units that the base keeps in them.
-        own: The same of the plan itself.
     """
 
     plan: PruningPlan
     base: PruningPlan
     first: int
     shared: tuple[str, ...]
-    own: tuple[str, ...]
 
 
 class PrecisionRunner:
@@ -77,7 +75,6 @@ class PrecisionRunner:
         self._memory = memory
         self._stack = LayerStack(model)
         self._closed: PruningPlan | None = None
-        self._guessed: list[tuple[Any, Any]] = []
         inputs = scoring.inputs(sample)
         with evaluating(model):
             allows = ModelCapabilities(self._stack)
@@ -105,7 +102,7 @@ class PrecisionRunner:
             stack.enter_context(self._stack.attached())  # it restores first
             if self._reads_first:
                 stack.enter_context(self._stack.first_token_only())
-            self._closed, self._guessed = None, []
+            self._closed = None
             yield
 
     def prefix(self, plan: PruningPlan, base: PruningPlan) -> SharedPrefix:
@@ -113,32 +110,20 @@ class PrecisionRunner:
         kept, kept_base = self._stack.kept_per_layer(plan), self._stack.kept_per_layer(base)
         differing = [layer for layer in range(self._stack.depth) if kept[layer] != kept_base[layer]]
         first = differing[0] if differing and self._is_resumable else 0
-        return SharedPrefix(plan, base, first, digests_of(kept_base), digests_of(kept))
+        return SharedPrefix(plan, base, first, digests_of(kept_base))
 
     def answers(self, order: BatchOrder, place: int, prefix: SharedPrefix) -> Answers:
         """Runs a plan on one batch, from the layer at which it leaves its base; only while open."""
         entries = order.batches[place].entries
-        inputs, owner = self._scoring.inputs(entries), (order.key, self.is_exact)
-        first, state = self._state(owner, place, inputs, prefix)
+        inputs = self._scoring.inputs(entries)
+        first, state = self._state((order.key, self.is_exact), place, inputs, prefix)
         self._close(prefix.plan)
-        found: dict[int, torch.Tensor] | None = {} if self._is_resumable else None
-        outputs = self._stack.outputs(inputs, first, state, found)
-        for reached, own in (found or {}).items():
-            key = (place, prefix.own[reached])
-            if self._memory.guess(owner, key, own):
-                self._guessed.append((owner, key))
-        return self._scoring.answers(outputs, entries)
+        return self._scoring.answers(self._stack.outputs(inputs, first, state), entries)
 
     def answers_alone(self, entries: dict[str, torch.Tensor], plan: PruningPlan) -> Answers:
         """Runs a plan on a batch of its own, and remembers nothing; only while open."""
         self._close(plan)
         return self._scoring.answers(self._stack.outputs(self._scoring.inputs(entries)), entries)
-
-    def forget_guesses(self) -> None:
-        """Drops the states of the plan at work: it was rejected and becomes no parent."""
-        for owner, key in self._guessed:
-            if key in self._memory.of(owner):
-                self._memory.forget(owner, key)
 
     def _state(
         self, owner: Any, place: int, inputs: dict[str, torch.Tensor], prefix: SharedPrefix
