@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._checks import is_above
+from hf_headprune._checks import is_above, is_number
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.budgets import budget_rules
+from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
@@ -22,14 +24,23 @@ from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.budgets import Budget
 
 MB = 1_000_000
+# What each budget must be on any model.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_drop": (lambda it: is_number(it) and it >= 0, "a number of at least 0; 0.01 is one percentage point"),
+    "density": (lambda it: is_above(it, 0) and it <= 1, "above 0 and at most 1, the share of the weights that is kept"),
+    "speedup": (lambda it: is_above(it, 1), "a number above 1, multiply-accumulates before over those after"),
+    "size_mb": (lambda it: is_above(it, 0), "a number above 0, MB of the saved file"),
+    "kept_heads": (
+        lambda it: all(budget_rules(it).values()),
+        "heads, a share of them, or one for each kind",
+    ),
+}
 
 
 def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are read
@@ -103,12 +114,16 @@ def one_budget(given: dict[str, Any], *, where: str) -> str | None:
     """Returns the name of the one budget that is given, or None.
 
     Raises:
-        InvalidSettingError: Several are given.
+        InvalidSettingError: Several are given, or it is out of range for any model.
     """
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
-        received = " and ".join(f"{name}={given[name]!r}" for name in names)
+        received = " and ".join(f"{name}={shown(given[name])}" for name in names)
         raise InvalidSettingError(f"{where} takes one budget, received {received}. Leave all but one out.")
+    for name in names:
+        holds, rule = _RULES[name]
+        if not holds(given[name]):
+            raise InvalidSettingError(f"{where}: {name} must be {rule}, received {shown(given[name])}.")
     return names[0] if names else None
 
 
@@ -134,11 +149,6 @@ def second_order_of(given: dict[str, Any], anatomy: Anatomy, model: nn.Module, *
         return SecondOrder.to_speedup(value)
     if name == "size_mb":
         return SecondOrder(density=_density_of_size(value, anatomy, model, where=where), counts="bytes")
-    if not (is_above(value, 0) and value <= 1):
-        raise InvalidSettingError(
-            f"{where}(density={value!r}): the density must be above 0 and at most 1, the share of the weights that is "
-            "kept. Pass a number such as 0.5."
-        )
     return SecondOrder(density=value)
 
 

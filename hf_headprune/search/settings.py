@@ -23,10 +23,16 @@ _DROP_RULE = "a number of at least 0 (absolute: 0.01 is one percentage point of 
 
 
 def _is_table(table: Any) -> TypeGuard[Mapping[str, Mapping[int, float]]]:
-    return isinstance(table, Mapping) and all(
-        isinstance(measured, Mapping)
-        and all((_is_decimal(kept) or is_whole(kept, at_least=0)) and is_number(ms) for kept, ms in measured.items())
-        for measured in table.values()
+    return (
+        isinstance(table, Mapping)
+        and len(table) > 0
+        and all(
+            isinstance(measured, Mapping)
+            and all(
+                (_is_decimal(kept) or is_whole(kept, at_least=0)) and is_number(ms) for kept, ms in measured.items()
+            )
+            for measured in table.values()
+        )
     )
 
 
