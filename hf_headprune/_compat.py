@@ -23,6 +23,7 @@ SUPPORTED_TRANSFORMERS = "5.14 to 5.24"
 # Transformers
 NOT_SAVED = "_keys_to_ignore_on_save"
 NOT_LOADED = "_keys_to_ignore_on_load_missing"
+LOADED_FROM = "_name_or_path"  # a field of configurations; without it, there is nothing to leave out of a fingerprint
 ATTENTION = "_attn_implementation"
 RECORDABLE = "_can_record_outputs"
 RECORDABLE_OF_ALL = "_CAN_RECORD_REGISTRY"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,6 +180,68 @@ def test_the_front_door_holds_no_logic():
     allowed = ast.Import | ast.ImportFrom | ast.Assign | ast.Expr
     others = [node for node in tree_of("__init__.py").body if not isinstance(node, allowed)]
     assert [getattr(node, "name", ast.unparse(node)) for node in others] == ["__getattr__", "__dir__"]
+
+
+COMPAT = ["_compat.py", "callback/trainer_compat.py"]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+@functools.cache
+def own_private_names() -> set[str]:
+    """Names with an underscore that the package gives to its own functions, classes, fields and attributes."""
+    found: set[str] = set()
+    for path in PATHS:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+                found |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+    return {name for name in found if is_private(name)}
+
+
+def foreign_private_names(tree: ast.AST, own: set[str]) -> set[str]:
+    """Names with an underscore that are read from, imported from, or written out for, what another library has."""
+    found: set[str] = set()
+    ends_of_words = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "").startswith(("ends", "starts", "remove")):
+            ends_of_words |= set(map(id, node.args))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls", "super()"):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in ends_of_words:
+            found |= {node.value} if node.value.isidentifier() else set()
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] != NAME:
+            found |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {part for alias in node.names for part in alias.name.split(".")}
+    return set(filter(is_private, found - own))
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in COMPAT])
+def test_private_names_of_other_libraries_are_in_two_files(path):
+    found = foreign_private_names(tree_of(path), own_private_names())
+    assert found == set(), "put it into _compat.py or callback/trainer_compat.py, with what happens without it"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("model._keys_to_ignore_on_save", {"_keys_to_ignore_on_save"}),
+        ("for name in ('_hf_hook', 'x'):\n    getattr(model, name, None)", {"_hf_hook"}),
+        ("from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY", {"_CAN_RECORD_REGISTRY"}),
+        ("import torch._dynamo", {"_dynamo"}),
+        ("self._x = super()._apply(f)\nself.task._own\nmodule.__class__\nfrom hf_headprune._checks import a", set()),
+        ("name.endswith('_mask')\nf'{side}_layers'", set()),
+    ],
+)
+def test_the_rule_on_private_names_finds_them_and_leaves_our_own_alone(source, found):
+    assert foreign_private_names(ast.parse(source), {"_own"}) == found
 
 
 def module_paths() -> set[str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_headprune.callback import trainer_compat
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -29,10 +31,7 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts) -> None:
     folder = spare_folder(trainer)
     if not folder.is_dir():
         parts.mark_step(trainer.state.global_step)
-        limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # it must push out no other
-        trainer._save_checkpoint(trainer.model, trial=None)
-        trainer.args.save_total_limit = limit
-        if trainer.args.should_save:
+        if trainer_compat.save_checkpoint(trainer) and trainer.args.should_save:
             (folder / MARK).touch()
 
 

@@ -18,7 +18,7 @@ from transformers import set_seed
 from hf_headprune._distributed import from_first, number_of_processes
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.callback.trainer_compat import drawn_examples, is_stream, tensors
+from hf_headprune.callback.trainer_compat import drawn_examples, is_stream, prepared, tensors
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, plain_copy
 from hf_headprune.pipeline.run import MetricSource
@@ -201,7 +201,7 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
 
 def _seconds_per_plan(trainer: Trainer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float:
     """Times a forward pass of the middle batch, once to warm up, for the length of all."""
-    inputs = trainer._prepare_inputs(dict(batches[len(batches) // 2]))
+    inputs = prepared(trainer, dict(batches[len(batches) // 2]))
     with evaluating(trainer.model) as model:
         model(**inputs)
         started = time.perf_counter()

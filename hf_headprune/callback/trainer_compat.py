@@ -1,13 +1,20 @@
-"""What the callback needs of the Trainer, and how it gets it."""
+"""What the callback needs of the Trainer, and how it gets it.
+
+Names that the Trainer and accelerate keep to themselves are used here alone, each by one function that says what
+happens in a version that lacks it; those of models are in `hf_headprune._compat`. `tests/test_compat.py` takes away
+each.
+"""
 
 from __future__ import annotations
 
-import sys
+import inspect
+import logging
 from functools import wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer
@@ -20,6 +27,17 @@ if TYPE_CHECKING:
 
     from transformers import TrainerCallback
 
+logger = logging.getLogger(__name__)
+
+RUN_EPOCH = "_run_epoch"
+SAVE_CHECKPOINT = "_save_checkpoint"
+PREPARE_INPUTS = "_prepare_inputs"
+COUNT_ITEMS = "_get_num_items_in_batch"
+TAKES_NUM_ITEMS = "model_accepts_loss_kwargs"
+MICRO_BATCHES = "current_gradient_accumulation_steps"
+LOSS_SCALER = "scaler"
+DDP_SETTINGS = "ddp_handler"
+
 
 def calling_trainer(callback: TrainerCallback) -> Trainer:
     """Returns the Trainer that is calling one of the callback's hooks.
@@ -30,12 +48,12 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
     Raises:
         TrainingStateError: No such Trainer is calling.
     """
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None:
         candidate = frame.f_locals.get("self")
         if isinstance(candidate, Trainer) and any(c is callback for c in candidate.callback_handler.callbacks):
             return candidate
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     raise TrainingStateError(
         f"{type(callback).__name__} was called by no Trainer that holds it. "
         "Pass it to the Trainer: Trainer(..., callbacks=[HeadPruneCallback()])."
@@ -96,9 +114,12 @@ def let_finished_runs_end(trainer: Trainer) -> None:
     """Keeps a run that is resumed at its last step from training one step more.
 
     The host asks whether training is over after each step, but not before the first one after resuming; where the last
-    step was no epoch's last, a step too many would change what is searched and cut.
+    step was no epoch's last, a step too many would change what is searched and cut. Without the Trainer's method for an
+    epoch: does nothing, and such a run takes that step.
     """
-    run_epoch: Callable[..., None] = trainer._run_epoch
+    run_epoch: Callable[..., None] | None = getattr(trainer, RUN_EPOCH, None)
+    if run_epoch is None:
+        return
 
     @wraps(run_epoch)
     def run_epoch_unless_finished(*args: Any, **kwargs: Any) -> None:
@@ -107,7 +128,7 @@ def let_finished_runs_end(trainer: Trainer) -> None:
         else:
             run_epoch(*args, **kwargs)
 
-    trainer._run_epoch = run_epoch_unless_finished
+    setattr(trainer, RUN_EPOCH, run_epoch_unless_finished)
 
 
 def let_training_end_idle(trainer: Trainer, idle: Callable[[], None]) -> None:
@@ -130,10 +151,32 @@ def let_training_end_idle(trainer: Trainer, idle: Callable[[], None]) -> None:
 
 
 def let_ddp_miss_scores(trainer: Trainer) -> None:
-    """Tells DDP that the scores take no part in the loss before and after the gates learn; it would wait for them."""
+    """Tells DDP that the scores take no part in the loss before and after the gates learn; it would wait for them.
+
+    Without accelerate's settings of DDP: the Trainer's own arguments alone say so.
+    """
     trainer.args.ddp_find_unused_parameters = True
-    if trainer.accelerator.ddp_handler is not None:
-        trainer.accelerator.ddp_handler.find_unused_parameters = True
+    settings: Any = getattr(trainer.accelerator, DDP_SETTINGS, None)
+    if settings is not None:
+        settings.find_unused_parameters = True
+
+
+def save_checkpoint(trainer: Trainer) -> bool:
+    """Saves a checkpoint of the present state, from which training can be resumed, and keeps all others.
+
+    Without the Trainer's method: saves nothing, says so, and returns False.
+    """
+    save = getattr(trainer, SAVE_CHECKPOINT, None)
+    if save is None:
+        logger.warning(
+            "This version of Transformers lets nothing but the Trainer save a checkpoint. If the process ends before "
+            "the model is cut, training can be resumed from the last checkpoint of the Trainer alone."
+        )
+        return False
+    limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # it must push out no other
+    save(trainer.model, trial=None)
+    trainer.args.save_total_limit = limit
+    return True
 
 
 def is_stream(dataset: Any) -> bool:
@@ -159,7 +202,19 @@ def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         while chunk := list(islice(examples, size)):
-            yield trainer._prepare_inputs(loader.collate_fn(chunk))
+            yield prepared(trainer, loader.collate_fn(chunk))
+
+
+def prepared(trainer: Trainer, batch: Any) -> Any:
+    """Returns a batch as the Trainer hands it to the model. Without its method: on the model's device."""
+    prepare = getattr(trainer, PREPARE_INPUTS, None)
+    return send_to_device(batch, trainer.args.device) if prepare is None else prepare(batch)
+
+
+def items_of(trainer: Trainer, batch: Any) -> torch.Tensor | int | None:
+    """Returns the items of an optimizer step of one batch. Without the Trainer's method: None, for unknown."""
+    count = getattr(trainer, COUNT_ITEMS, None)
+    return None if count is None else count([batch], trainer.args.device)
 
 
 def drawn_examples(dataset: Any, count: int, seed: int) -> Subset[Any] | None:
@@ -174,7 +229,7 @@ def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
     """Returns the loss that the Trainer would train on: of any subclass, with its precision."""
     counted = {}
     if trainer.compute_loss_func is not None:  # a loss of the user's own is given what training gives it
-        counted["num_items_in_batch"] = trainer._get_num_items_in_batch([batch], trainer.args.device)
+        counted["num_items_in_batch"] = items_of(trainer, batch)
     with trainer.compute_loss_context_manager():
         return trainer.compute_loss(trainer.model, batch, **counted)
 
@@ -186,8 +241,8 @@ def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
 
 
 def loss_scale(trainer: Trainer) -> float:
-    """Returns what fp16 training multiplies the loss with; 1 in any other precision."""
-    scaler = trainer.accelerator.scaler
+    """Returns what fp16 training multiplies the loss with; 1 in any other precision, or without accelerate's scaler."""
+    scaler = getattr(trainer.accelerator, LOSS_SCALER, None)
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
@@ -199,12 +254,14 @@ def declared_scaled(trainer: Trainer) -> bool | None:
 def leaves_loss(trainer: Trainer, num_items: torch.Tensor | int | None) -> bool:
     """Tells whether the Trainer leaves the loss of a micro-batch as it is, in place of dividing it by their number.
 
+    Where the Trainer does not say whether a model takes the number of items, it counts as one that does, as most do.
+
     Args:
         trainer: Of the run.
         num_items: Of the optimizer step, or None where they can't be counted.
     """
     declared = declared_scaled(trainer)
-    counted = trainer.model_accepts_loss_kwargs and num_items is not None
+    counted = getattr(trainer, TAKES_NUM_ITEMS, True) and num_items is not None
     return counted or trainer.compute_loss_func is not None if declared is None else declared
 
 
@@ -218,7 +275,7 @@ def means_per_micro_batch(trainer: Trainer) -> int:
     if trainer.args.gradient_accumulation_steps == trainer.accelerator.num_processes == 1:
         return 0  # one micro-batch is all there is, and nothing need be asked
     batch = next(scoring_batches(trainer, trainer.state.train_batch_size, trainer.args.seed))
-    num_items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    num_items = items_of(trainer, batch)
     if declared_scaled(trainer) is not None or not leaves_loss(trainer, num_items):
         return 0
     if num_items is None:
@@ -230,8 +287,8 @@ def means_per_micro_batch(trainer: Trainer) -> int:
 
 
 def micro_batches(trainer: Trainer) -> int:
-    """Returns how many micro-batches the current optimizer step has."""
-    return getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
+    """Returns how many micro-batches the current optimizer step has; where the Trainer does not say, what was set."""
+    return getattr(trainer, MICRO_BATCHES, trainer.args.gradient_accumulation_steps)
 
 
 def peak_learning_rate(scores: torch.nn.Parameter, optimizer: Any) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._compat import LOADED_FROM
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PACKAGES = ("hf-headprune", "torch", "transformers", "numpy", "scipy")
-VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
+VOLATILE_CONFIG = (LOADED_FROM, "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
 # The host writes these by itself: the first at the first loss, the second whenever a Trainer is made.
 WRITTEN_BY_HOST = {
     "problem_type": (None, "single_label_classification", "multi_label_classification", "regression"),
