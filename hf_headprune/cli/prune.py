@@ -217,7 +217,8 @@ class Run:
         return splits
 
     def _announced(self, model: Any, splits: Splits) -> str:
-        counts = ", ".join(f"{count:,} {name}" for name, count in splits.counts().items())
+        words = {"train": "training", "validation": "searched", "certify": "unseen"}
+        counts = ", ".join(f"{count:,} {words[name]}" for name, count in splits.counts().items())
         work = "removal costs of heads and FFN units"
         if self.searches:
             work += ", then an A* search"

@@ -80,7 +80,7 @@ def test_the_smallest_model_within_the_drop_is_saved_with_its_certificate(capsys
     files = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv"]
     said = called(capsys, "prune", classifier / "model", tmp_path / "out", *files, "--max-drop", "0.05")
     assert said.code == 0, said.err
-    assert "reads sentence, label; 160 train, 220 certify examples" in said.err
+    assert "reads sentence, label; 160 training, 220 unseen examples" in said.err
     assert "accuracy (unseen examples)" in said.out
     assert "loaded again, it differs by 0." in said.out
     certificate = json.loads((tmp_path / "out" / "headprune_certificate.json").read_text())

@@ -51,12 +51,12 @@ def test_words_without_as_many_tags_are_refused(rows):
 def test_answers_become_positions_in_windows_and_may_be_missing():
     rows = questions(4, seed=1)
     rows[3]["answers"] = {"text": [], "answer_start": []}
-    found = reader("QuestionAnswering", max_length=12).encode(Dataset.from_list(rows), "train")
+    found = reader("QuestionAnswering", max_length=14).encode(Dataset.from_list(rows), "train")
     assert len(found.rows) > 4
     answers = {}
     for example in found.rows:
         words = tokenizer_of_words().convert_ids_to_tokens(example["input_ids"])
-        assert len(words) <= 12
+        assert len(words) <= 14
         first, last = example["start_positions"], example["end_positions"]
         if last:
             answers.setdefault(example["context"], set()).add(" ".join(words[first : last + 1]))

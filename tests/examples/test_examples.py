@@ -323,7 +323,7 @@ def test_question_answering_prunes_ffn_units_with_a_teacher(question_answering, 
         (["--density", "0.5", "--kept_heads", "3"], "one budget"),
         (["--recipe", "struct", "--gates"], "leave out gates, heads and search"),
         (["--penalty", "5"], "one of a --recipe"),
-        (["--max_seq_length", "8", "--doc_stride", "7"], "which leaves .* Raise --max_seq_length or lower"),
+        (["--max_seq_length", "8", "--doc_stride", "7"], "which leaves .* Raise the length of the windows or lower"),
     ],
 )
 def test_question_answering_refuses_wrong_arguments_before_training(question_answering, qa_smoke, arguments, message):
