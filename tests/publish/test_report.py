@@ -44,9 +44,10 @@ def report(bert, plan) -> PruningReport:
         plan,
         anatomy_of(bert),
         seq_len=16,
+        unseen=MetricChange("accuracy", "unseen examples", 500, 0.8810, 0.8799),
         metric=MetricChange("accuracy", "search split", 872, 0.8730, 0.8704),
         latency=latency(SLOW, FAST),
-        effort=Effort(120.4, 45.2, 1321, "budget"),
+        effort=Effort(120.4, 45.2, 1321, "stopped by its budget"),
     )
 
 
@@ -68,7 +69,7 @@ def test_the_report_comes_back_equal_from_json(report, bert, plan):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format="x/9"), "format must be 'hf_headprune.report/1', received 'x/9'"),
+        (lambda content: content.update(format="x/9"), "format must be 'hf_headprune.report/2', received 'x/9'"),
         (lambda content: content.update(colour="red"), "unknown or malformed"),
         (lambda content: content.pop("after"), "missing"),
         (lambda content: content["latency"].pop("before"), "malformed"),
@@ -83,6 +84,11 @@ def test_a_damaged_report_is_refused(report, change, message):
         PruningReport.from_json(json.dumps(content))
 
 
+def test_the_number_on_unseen_examples_comes_before_the_optimistic_one(report):
+    text = report.to_text()
+    assert 0 < text.index("unseen examples") < text.index("search split")
+
+
 def test_text_that_is_no_json_is_refused():
     with pytest.raises(InvalidSettingError, match="not JSON"):
         PruningReport.from_json("heads: 3")
@@ -95,18 +101,21 @@ def test_the_table_says_everything_in_few_lines(report):
     assert max(map(len, lines)) <= 100
     assert lines[0] == "bert: 3 of 8 heads and 48 of 128 FFN units removed"
     for words in (
+        "0.8810",
+        "0.8799",
         "0.8730",
         "0.8704",
+        "attention and FFN weights",
         "-0.0026",
         "872 examples",
         "1.25x faster",
         "40.90 .. 41.60",
         "32.50 .. 33.40",
-        "no promise about unseen data",
+        "so it is optimistic",
         "batch 8 x length 128, 1 thread",
         "training 120 s",
         "search 1,321 plans evaluated",
-        "larger removals may exist",
+        "stopped by its budget",
     ):
         assert words in text
     by_layer = {line[:38].strip(): line[38:].split() for line in lines if "by layer" in line}
@@ -114,11 +123,11 @@ def test_the_table_says_everything_in_few_lines(report):
 
 
 def test_a_long_name_of_a_metric_leaves_its_split_to_the_note(report):
-    change = MetricChange("matthews_correlation", "search split: eval_dataset", 10, 0.5, 0.4, "the heads that stay")
+    change = MetricChange("matthews_correlation", "search split: eval_dataset", 10, 0.5, 0.4, "the heads that are kept")
     text = dataclasses.replace(report, metric=change).to_text()
     assert max(map(len, text.splitlines())) <= 100
     assert "\nmatthews_correlation   " in text
-    assert "on 10 examples (search split: eval_dataset); before: with the heads that stay." in " ".join(text.split())
+    assert "on 10 examples (search split: eval_dataset); before: the heads that are kept." in " ".join(text.split())
 
 
 def test_the_table_says_what_was_not_measured(bert, plan):
