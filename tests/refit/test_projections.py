@@ -244,7 +244,7 @@ def test_what_can_not_be_refitted_is_refused(case):
     model, _, _ = case
     full = PruningPlan.of(model)
     assert Refit(model, full, {}).residual(SITE, (0, 1)) is None  # nothing was run
-    with pytest.raises(InvalidSettingError, match="refit must be True or False. Received refit='yes'"):
+    with pytest.raises(InvalidSettingError, match=r"refit must be True or False\. Received refit='yes'"):
         SearchTuning(refit="yes")
 
 
