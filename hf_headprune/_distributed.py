@@ -74,3 +74,31 @@ def over_processes(compute: Callable[[Item], Result], items: Sequence[Item], *, 
 def is_first() -> bool:
     """Tells whether this process is the first of those that run together."""
     return number_of_processes() == 1 or torch.distributed.get_rank() == 0
+
+
+def by_first(compute: Callable[[], Result]) -> Result:
+    """Computes something in the first process alone and returns it in every process.
+
+    What it raises, all raise, so that none waits for the first one.
+
+    Args:
+        compute: Its result can be pickled.
+
+    Raises:
+        RuntimeError: The first process failed.
+    """
+    if number_of_processes() == 1:
+        return compute()
+    result: Any = None
+    error: Exception | None = None
+    if is_first():
+        try:
+            result = compute()
+        except Exception as raised:  # noqa: BLE001 - the others must hear of any
+            error = raised
+    result, reason = from_first((result, None if error is None else repr(error)))
+    if error is not None:
+        raise error
+    if reason is not None:
+        raise RuntimeError(f"The first process failed: {reason}")
+    return result

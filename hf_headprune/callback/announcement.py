@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune.callback.metric_choice import metric_of
+from hf_headprune.callback.trainer_compat import evaluation_sets, is_stream
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 
@@ -33,10 +35,10 @@ def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, second
     """
     parts = [*_during_training(settings, trainer.state.max_steps)]
     if settings.search is not None:
-        parts.append(_search(settings.search, splits, trainer, seconds_per_plan))
+        parts.append(_search(settings.search, settings, splits, trainer, seconds_per_plan))
     elif settings.max_drop is not None:
-        parts.append(_walk(settings.max_drop, splits, trainer, seconds_per_plan))
-    lines = [f"HeadPruneCallback: {'; '.join(parts)}."]
+        parts.append(_walk(settings, splits, trainer, seconds_per_plan))
+    lines = [f"HeadPruneCallback: {'; then '.join(parts)}."]
     if isinstance(splits.holdout, (Holdout, NotCertifiable)):
         lines.append(splits.holdout.in_words())
     return "\n".join(lines)
@@ -53,10 +55,8 @@ def _during_training(settings: Settings, max_steps: int) -> list[str]:
     if settings.movement is not None:
         parts.append("learns block scores during training")
     if settings.trains_twice:
-        parts.append("then trains the refilled model in a second run")
-    if not parts:
-        parts.append(f"trains {max_steps} steps as if it were not there, then prunes it")
-    return parts
+        parts.append("trains the refilled model in a second run")
+    return parts or [f"trains {max_steps} steps as without it"]
 
 
 def _budget(costs: Any) -> str:
@@ -65,27 +65,36 @@ def _budget(costs: Any) -> str:
     return f"{100 * costs.density:.4g} % of the {_COUNTED[costs.counts]}"
 
 
-def _walk(max_drop: float, splits: Splits, trainer: Trainer, seconds_per_plan: float | None) -> str:
-    dataset: Any = trainer.eval_dataset if splits.searched is None else splits.searched
+def _walk(settings: Settings, splits: Splits, trainer: Trainer, seconds_per_plan: float | None) -> str:
     minutes = "" if seconds_per_plan is None else _minutes((len(DENSITIES) + 1) * seconds_per_plan)
     return (
-        f"to the smallest of {len(DENSITIES)} plans, in the order of removal costs on {CALIBRATION:,} training "
-        f"examples, whose metric drops by less than {max_drop:g} on {len(dataset):,} examples{minutes}"
+        f"prunes to the smallest of {len(DENSITIES)} plans, in the order of removal costs on {CALIBRATION:,} training "
+        f"examples, whose {_measured(settings, trainer)} drops by less than {settings.max_drop:g} on "
+        f"{_examples(splits, trainer)}{minutes}"
     )
+
+
+def _measured(settings: Settings, trainer: Trainer) -> str:
+    return metric_of(trainer, settings.measured.metric).name
+
+
+def _examples(splits: Splits, trainer: Trainer) -> str:
+    """Says how many examples plans are measured on."""
+    sets: list[Any] = evaluation_sets(trainer) if splits.searched is None else [splits.searched]
+    return "eval_dataset" if any(map(is_stream, sets)) else f"{sum(map(len, sets)):,} examples"
 
 
 def _minutes(seconds: float) -> str:
     return f", about {max(seconds / 60, 0.1):.1f} minutes"
 
 
-def _search(search: AStarSearch, splits: Splits, trainer: Trainer, seconds_per_plan: float | None) -> str:
-    dataset: Any = trainer.eval_dataset if splits.searched is None else splits.searched
+def _search(search: AStarSearch, settings: Settings, splits: Splits, trainer: Trainer, seconds: float | None) -> str:
     limit = search.max_evaluations
     plans = "until it is proved optimal" if limit is None else f"at most {limit} plans"
     text = (
-        f"searches {' and '.join(search.units)} for the smallest model whose metric drops by at most "
-        f"{search.max_drop:g} on {len(dataset):,} examples, {plans}"
+        f"searches {' and '.join(search.units)} for the smallest model whose {_measured(settings, trainer)} drops by "
+        f"at most {search.max_drop:g} on {_examples(splits, trainer)}, {plans}"
     )
-    if seconds_per_plan is None or limit is None:
+    if seconds is None or limit is None:
         return text
-    return text + _minutes(limit * seconds_per_plan * TYPICAL_SHARE)
+    return text + _minutes(limit * seconds * TYPICAL_SHARE)

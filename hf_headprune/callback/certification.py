@@ -12,8 +12,8 @@ from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.splits import SplitSettings, split_known
-from hf_headprune.pipeline.cost_path import can_decide
-from hf_headprune.pipeline.holdout import DEFAULT_DROP, Holdout, NotCertifiable
+from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
+from hf_headprune.pipeline.holdout import CANDIDATES, DEFAULT_DROP, Holdout, NotCertifiable
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ class Certification:
         dataset: Examples of its own, as they are or as `CertificationData`; None holds some of `eval_dataset` back.
         metric: What the certificate is about; None for the accuracy of a single-label classifier.
         reference: Model that the pruned one is compared with; None for the trained model before the search.
+        reference_name: What it is, in words.
     """
 
     dataset: Any = None
     metric: Metric | None = None
     reference: Any = None
+    reference_name: str = "the model passed as reference"
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,17 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
         settings.confidence,
         is_condition=settings.follows and can_decide(len(data.dataset), drop, settings.confidence),
         is_separate=asked.dataset is not None,
+        num_candidates=_candidates(settings),
     )
-    holdout.rehearse(trainer.model)
+    holdout.rehearse(trainer.model, asked.reference)
     return Splits(searched, holdout)
+
+
+def _candidates(settings: Settings) -> int:
+    """Returns how many plans the examples may choose among."""
+    if not settings.follows:
+        return 1
+    return len(DENSITIES) if settings.search is None else CANDIDATES
 
 
 def known_when_training_begins(splits: Splits, trainer: Trainer) -> Splits:

@@ -14,25 +14,27 @@ from hf_headprune._distributed import number_of_processes
 from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
+from hf_headprune.callback.certification import Certification, Splits
 from hf_headprune.callback.final_checkpoint import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
-from hf_headprune.callback.search_metric import metric_source
+from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import masked, plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, walk_down
-from hf_headprune.pipeline.holdout import Holdout
+from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.report import PruningReport
-from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from hf_headprune.callback.certification import Splits
     from hf_headprune.callback.parts import Learned, LearnedParts
     from hf_headprune.callback.settings import Settings
+    from hf_headprune.latency import LatencyChange
+    from hf_headprune.pipeline.holdout import Chosen
+    from hf_headprune.search.settings import AStarSearch
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +48,19 @@ def finish(
     settings: Settings,
     splits: Splits,
     *,
-    reference: Any,
+    asked: Certification,
     train_seconds: float,
 ) -> PruningResult:
     """Turns the trained model into the pruned one, in place, and returns what is known about it.
+
+    Besides the model there are at most two copies of it at any time.
 
     Args:
         trainer: Its model is trained; what learned is still attached.
         parts: What learned.
         settings: Of the run, resolved.
         splits: Examples of the search and of the certificate.
-        reference: Model that the certificate compares with; None for the trained model before the search.
+        asked: What the user passed for the certificate.
         train_seconds: Wall time that training took.
     """
     model: Any = trainer.model
@@ -64,43 +68,83 @@ def finish(
     save_spare_checkpoint(trainer, parts)
     learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)
-    found = _find(trainer, settings, splits, learned)
-    dense = plain_copy(model)
+    found, holdout = _find(trainer, settings, splits, asked, learned)
+    is_certifiable = isinstance(holdout, Holdout)
+    compares = is_certifiable and asked.reference is None and trainer.is_world_process_zero()
+    dense: Any = plain_copy(model) if compares or settings.latency is not None else None
     prune_model_(model, found.pruned)
-    pruned = plain_copy(model)
-    latency = None if settings.latency is None else measure_latency(dense, pruned, settings.latency)
-    certificate, words = None, ""
-    against = "the model passed as reference" if reference is not None else _against(learned.plan)
-    if trainer.is_world_process_zero():
-        if reference is None and isinstance(splits.holdout, Holdout):
-            prune_model_(dense, learned.plan)
-        compared = dense if reference is None else reference
-        certificate, words = certified(splits.holdout, found.chosen, compared, pruned, against)
-        if certificate is not None:
-            attach_certificate_(model, certificate.to_json())
+    latency = _latency(dense, model, settings)
     report = PruningReport.of(
         found.pruned.plan,
         anatomy,
-        unseen=unseen_change(certificate, against),
         metric=found.metric,
         latency=latency,
         effort=replace(found.effort, training_seconds=train_seconds),
     )
-    return PruningResult(
+    result = PruningResult(
         found.pruned.plan,
         found.pruned.refit,
         reference=learned.plan,
-        report=replace(report, certificate=words),
-        certificate=certificate,
+        report=report,
         path=None if found.chosen is None else found.chosen.path,
         search=found.search,
     )
+    if not trainer.is_world_process_zero() or (is_certifiable and settings.trains_twice):
+        return result  # certified when the second run has ended
+    if compares:
+        prune_model_(dense, learned.plan)
+    return with_certificate(trainer, result, holdout, asked, dense=dense, chosen=found.chosen)
 
 
-def write_results(trainer: Trainer, result: PruningResult) -> None:
+def with_certificate(
+    trainer: Trainer,
+    result: PruningResult,
+    holdout: Holdout | NotCertifiable | None,
+    asked: Certification,
+    *,
+    dense: Any = None,
+    chosen: Chosen | None = None,
+) -> PruningResult:
+    """Returns a result with the certificate of the Trainer's pruned model, or with the reason why there is none.
+
+    Args:
+        trainer: Its model is pruned.
+        result: Of the run.
+        holdout: Examples of the certificate.
+        asked: What the user passed for it.
+        dense: What the pruned model is compared with, where no reference was passed.
+        chosen: What the holdout allowed.
+    """
+    model: Any = trainer.model
+    is_other = asked.reference is not None
+    name = asked.reference_name if is_other else _name_of(result.reference)
+    pruned = plain_copy(model) if isinstance(holdout, Holdout) else None
+    try:
+        certificate, words = certified(
+            holdout, chosen, asked.reference if is_other else dense, pruned, reference_name=name, is_other=is_other
+        )
+    except Exception as error:  # whatever a metric of the user raises, the pruned model must not be lost
+        logger.exception("HeadPruneCallback: the model is pruned, but no certificate could be made.")
+        certificate, words = None, f"Certificate: none. {error}"
+    if certificate is not None:
+        attach_certificate_(model, certificate.to_json())
+    report = replace(result.report, unseen=unseen_change(certificate, name), certificate=words)
+    return replace(result, certificate=certificate, report=report)
+
+
+def _latency(dense: Any, model: Any, settings: Settings) -> LatencyChange | None:
+    return None if settings.latency is None else measure_latency(dense, plain_copy(model), settings.latency)
+
+
+def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool = False) -> None:
     """Prints the report and writes it and the certificate into `output_dir`; then the spare checkpoint may go.
 
     What can't be written is logged as an error: it must not cost the training that is over.
+
+    Args:
+        trainer: Its model is pruned.
+        result: Of the run.
+        keeps_spare: Whether the spare checkpoint is needed on, since the pruned model is still to be trained.
     """
     if trainer.is_world_process_zero():
         tqdm.write(result.report.to_text())
@@ -123,30 +167,44 @@ def write_results(trainer: Trainer, result: PruningResult) -> None:
                 error,
             )
             return
-    drop_spare_checkpoint(trainer, spare_folder(trainer))
+    if not keeps_spare:
+        drop_spare_checkpoint(trainer, spare_folder(trainer))
 
 
-def _find(trainer: Trainer, settings: Settings, splits: Splits, learned: Learned) -> Found:
-    """Returns what is pruned: by an A* search, in the order of removal costs, or exactly what training chose."""
+def _find(
+    trainer: Trainer, settings: Settings, splits: Splits, asked: Certification, learned: Learned
+) -> tuple[Found, Holdout | NotCertifiable | None]:
+    """Returns what is pruned: by an A* search, in the order of removal costs, or exactly what training chose.
+
+    Returns:
+        It, and the examples of the certificate, or why there are none.
+    """
+    if not settings.follows:
+        return Found(RefittedPlan(learned.plan)), splits.holdout
+    search = settings.measured
+    is_tested = settings.search is None and isinstance(splits.holdout, Holdout)
+    reason = None
+    if asked.metric is None or not is_tested:
+        reason = own_number(trainer, search, learned.plan)
+    if reason is not None and asked.metric is None and splits.holdout is not None:
+        splits = Splits(holdout=NotCertifiable(reason))
     if settings.search is not None:
-        return _search(trainer, settings.search, splits, learned)
-    if settings.max_drop is None:
-        return Found(RefittedPlan(learned.plan))
-    model = plain_copy(trainer.model)
+        return _search(trainer, search, splits, learned, is_own=reason is not None), splits.holdout
     batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     if isinstance(splits.holdout, Holdout):
-        decide = by_test(splits.holdout, model, learned.plan)
+        decide = by_test(splits.holdout, plain_copy(trainer.model), learned.plan)
     else:
-        source = metric_source(trainer, AStarSearch(max_drop=settings.max_drop), splits.searched)
-        decide = by_metric(source, settings.max_drop, learned.plan)
+        decide = by_metric(metric_source(trainer, search, is_own=reason is not None), search.max_drop, learned.plan)
+        _remember(trainer)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
     with masked(trainer.model, learned.plan):
-        return walk_down(trainer.model, learned.plan, losses, decide, over_processes=number_of_processes() > 1)
+        found = walk_down(trainer.model, learned.plan, losses, decide, over_processes=number_of_processes() > 1)
+    return found, splits.holdout
 
 
-def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Learned) -> Found:
-    source = metric_source(trainer, search, splits.searched)
-    remember_seen_(trainer.model, search=trainer.eval_dataset if splits.searched is None else splits.searched)
+def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Learned, *, is_own: bool) -> Found:
+    source = metric_source(trainer, search, splits.searched, is_own=is_own)
+    _remember(trainer, splits.searched)
     job = Job(
         trainer.model,
         learned.plan,
@@ -162,6 +220,14 @@ def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Lear
     return find(job)
 
 
-def _against(learned: PruningPlan) -> str:
-    closed = learned.num_removed_heads or learned.num_removed_ffn
+def _remember(trainer: Trainer, searched: Any = None) -> None:
+    """Lets the model remember the examples that it is chosen by: they can certify nothing from now on."""
+    for dataset in trainer_compat.evaluation_sets(trainer) if searched is None else [searched]:
+        if not trainer_compat.is_stream(dataset):
+            remember_seen_(trainer.model, search=dataset)
+
+
+def _name_of(reference: PruningPlan) -> str:
+    """Says what the trained model is that a pruned one is compared with."""
+    closed = reference.num_removed_heads or reference.num_removed_ffn
     return "the model that training left, before the search" if closed else "the trained model before pruning"

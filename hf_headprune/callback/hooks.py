@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.callback import search_metric, trainer_compat
+from hf_headprune.callback import metric_choice, search_metric, trainer_compat
 from hf_headprune.callback.announcement import announcement
 from hf_headprune.callback.certification import Certification, Splits, known_when_training_begins, splits_of
 from hf_headprune.callback.distillation import distil
-from hf_headprune.callback.finish import finish, write_results
+from hf_headprune.callback.finish import finish, with_certificate, write_results
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
 from hf_headprune.callback.refill_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import AUTO, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.latency import LatencySettings, try_latency
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.pipeline.holdout import Holdout
 from hf_headprune.shrink.prunable import prunable_class
 from hf_headprune.shrink.resize import check_can_cut
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from hf_headprune.publish.report import PruningReport
     from hf_headprune.refit.settings import SecondOrder
     from hf_headprune.search.results import PlanSearchResult
+    from hf_headprune.search.settings import AStarSearch
 
 
 class HeadPruneCallback(TrainerCallback):
@@ -112,7 +114,7 @@ class HeadPruneCallback(TrainerCallback):
             certification_metric: What the certificate is about, where it is not the accuracy of a single-label
                 classifier: a `Metric` with a function that scores `certification_dataset`.
             reference: Dense model that the certificate compares with, such as one fine-tuned without pruning. When left
-                out, the teacher of `distillation`, else the trained model before the search.
+                out, the trained model before pruning; where training itself prunes, the teacher of `distillation`.
             latency: Batch, length and threads at which latency is measured before and after pruning, or None to measure
                 none.
         """
@@ -133,12 +135,13 @@ class HeadPruneCallback(TrainerCallback):
                 f"HeadPruneCallback(certification_metric={certification_metric!r}): it scores examples of its own, "
                 "received none. Pass them as certification_dataset, too."
             )
-        if reference is None and distillation is not None:
-            reference = distillation.teacher
+        asked = Certification(certification_dataset, certification_metric, reference)
+        if reference is None and distillation is not None and self.settings.prunes_in_training:
+            asked = replace(asked, reference=distillation.teacher, reference_name="the teacher")
         self.result: PruningResult | None = None
         self._trainer: Trainer | None = None
         self._parts: LearnedParts | None = None
-        self._asked = Certification(certification_dataset, certification_metric, reference)
+        self._asked = asked
         self._splits = Splits()
         self._started = 0.0
 
@@ -177,11 +180,12 @@ class HeadPruneCallback(TrainerCallback):
         if self.settings.distillation is not None:
             distil(trainer, self.settings.distillation)
         if self.settings.movement is not None and self.settings.trains_twice:
-            let_second_run_follow(trainer, self, self.settings.movement.refill_ratio)
+            let_second_run_follow(trainer, self, self.settings.movement.refill_ratio, self._certify_second_run)
         self._trainer = trainer
 
     def _checked(self, trainer: Trainer) -> Settings:
         """Returns the settings for the Trainer's model, after every check that needs no training."""
+        trainer_compat.require_whole_model(trainer)
         anatomy = anatomy_of(trainer.model)
         check_can_cut(trainer.model, anatomy.sites)
         prunable_class(trainer.model)
@@ -189,7 +193,7 @@ class HeadPruneCallback(TrainerCallback):
         if settings.latency is not None:
             try_latency(trainer.model, settings.latency)  # what the model can't take fails now
         if settings.follows:
-            search_metric.require_search_data(trainer)
+            metric_choice.require_search_data(trainer, settings.search)
         self._splits = splits_of(trainer, settings, self._asked)
         return settings
 
@@ -205,8 +209,7 @@ class HeadPruneCallback(TrainerCallback):
         seconds = None
         if self.settings.follows:
             closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            search = self.settings.search or AStarSearch(max_drop=self.settings.max_drop or 0.0)
-            seconds = search_metric.require_searchable(trainer, search, start_cuts_ffn=closes_ffn)
+            seconds = search_metric.require_searchable(trainer, self.settings.measured, start_cuts_ffn=closes_ffn)
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
             tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))
@@ -264,5 +267,14 @@ class HeadPruneCallback(TrainerCallback):
             return
         seconds = time.perf_counter() - self._started
         run = self._trainer, self._parts, self.settings, self._splits
-        self.result = finish(*run, reference=self._asked.reference, train_seconds=seconds)
-        write_results(self._trainer, self.result)
+        self.result = finish(*run, asked=self._asked, train_seconds=seconds)
+        write_results(self._trainer, self.result, keeps_spare=self.settings.trains_twice)
+
+    def _certify_second_run(self) -> None:
+        """Certifies the refilled model, where that was asked for."""
+        trainer, holdout = self._trainer, self._splits.holdout
+        if trainer is None or self.result is None or not isinstance(holdout, Holdout):
+            return
+        if trainer.is_world_process_zero():
+            self.result = with_certificate(trainer, self.result, holdout, self._asked)
+            write_results(trainer, self.result, keeps_spare=True)

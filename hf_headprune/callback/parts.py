@@ -69,7 +69,7 @@ class LearnedParts:
         given = [value for kind in PRUNERS for value in vars(settings).values() if type(value) is kind]
         if not given:
             return
-        trainer_compat.require_plain_construction(trainer)
+        trainer_compat.require_plain_passes(trainer)
         if any(PRUNERS[type(value)].learns_scores for value in given):
             trainer_compat.require_trainable_scores(trainer)
             trainer_compat.let_ddp_miss_scores(trainer)

@@ -17,7 +17,7 @@ from hf_headprune.errors import TrainingStateError
 from hf_headprune.shrink.folding import refill_zeros_
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import Trainer, TrainerCallback
 
@@ -43,7 +43,9 @@ def second_run_steps(refill_ratio: float, max_steps: int) -> int:
     return steps
 
 
-def let_second_run_follow(trainer: Trainer, callback: TrainerCallback, refill_ratio: float) -> None:
+def let_second_run_follow(
+    trainer: Trainer, callback: TrainerCallback, refill_ratio: float, when_done: Callable[[], None]
+) -> None:
     """Makes `trainer.train()` train twice: the second time the cut model, refilled, with a fresh optimizer.
 
     The second run is an ordinary one of the same Trainer: same data, arguments, loss (of a teacher too) and other
@@ -54,6 +56,7 @@ def let_second_run_follow(trainer: Trainer, callback: TrainerCallback, refill_ra
         trainer: Whose bound `train` is wrapped.
         callback: That cuts at the end of the first run; it takes no part in the second.
         refill_ratio: Optimizer steps of the second run over those of the first.
+        when_done: Called when the second run has ended.
     """
     train_once = trainer.train
 
@@ -68,6 +71,7 @@ def let_second_run_follow(trainer: Trainer, callback: TrainerCallback, refill_ra
         with _as_second_run(trainer, callback, steps) as folder:
             last = get_last_checkpoint(folder) if resume_from_checkpoint and Path(folder).is_dir() else None
             output = train_once(last, *args, **kwargs)
+        when_done()
         drop_spare_checkpoint(trainer, first_end)
         return output
 

@@ -1,87 +1,78 @@
-"""What the search after training measures plans with: the Trainer's data, and its metric."""
+"""What plans are measured with after training: the Trainer's data, and its metric."""
 
 from __future__ import annotations
 
 import logging
-import random
-import re
 import time
-from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-from transformers import set_seed
 
 from hf_headprune._distributed import from_first, number_of_processes
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.callback.trainer_compat import drawn_examples, is_stream, prepared, tensors
+from hf_headprune.callback.evaluation import contents, evaluate
+from hf_headprune.callback.metric_choice import agree, higher_is_better, metric_of
+from hf_headprune.callback.trainer_compat import drawn_examples, has_own_numbers, prepared
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.masking import evaluating, plain_copy
+from hf_headprune.masking import evaluating, masked, plain_copy
+from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.pipeline.run import MetricSource
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
 from hf_headprune.search.plans import check_drop, check_searchable
-from hf_headprune.tasks.registry import metrics_of, scoring_for
+from hf_headprune.tasks.registry import scorer_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
+    import torch
     from transformers import Trainer
 
+    from hf_headprune.plan import PruningPlan
     from hf_headprune.search.settings import AStarSearch
 
-ERRORS = frozenset(
-    ("error", "errors", "mse", "rmse", "mae", "mape", "perplexity", "ppl", "wer", "cer", "ter", "nll", "bpc", "eer")
-)
 logger = logging.getLogger(__name__)
 
 FAR_ABOVE_ONE = 1.5  # what no metric between 0 and 1 is
-CALIBRATION = 1024  # training examples on which output projections are refitted
-
-
-def require_search_data(trainer: Trainer) -> None:
-    """Refuses a search without one labelled data set to search on.
-
-    Raises:
-        InvalidSettingError: `eval_dataset` is missing, empty, a stream, or a mapping of several.
-    """
-    dataset: Any = trainer.eval_dataset
-    is_sized = not is_stream(dataset)
-    if not is_sized or isinstance(dataset, dict) or len(dataset) == 0:
-        entries = f" with {len(dataset)} entries" if is_sized else ", which has no length or no index"
-        received = "none" if dataset is None else type(dataset).__name__ + entries
-        raise InvalidSettingError(
-            "HeadPruneCallback(search=...): the search after training needs one non-empty eval_dataset with labels, "
-            f"received {received}. Pass Trainer(eval_dataset=...), or HeadPruneCallback(search=None) to cut exactly "
-            "what the gates learned."
-        )
-    labels = {*trainer.label_names, "label", "label_ids"}
-    example = dataset[0]
-    if isinstance(example, Mapping) and not labels & (example.keys() | _first_batch(trainer).keys()):
-        raise InvalidSettingError(
-            f"HeadPruneCallback(search=...): the examples of eval_dataset hold {sorted(example)}, but none of "
-            f"{sorted(labels)}. Pass an eval_dataset with labels, or HeadPruneCallback(search=None)."
-        )
-
-
-def _first_batch(trainer: Trainer) -> Mapping[str, Any]:
-    """Returns the first example as evaluation reads it: a collator may make labels, as for masked tokens."""
-    loader = trainer.get_eval_dataloader()
-    with _same_randomness(trainer):
-        return loader.collate_fn([loader.dataset[0]])
 
 
 def scored_metric(trainer: Trainer, metric: str | None) -> str | None:
     """Returns the name of the metric by which examples are scored one by one, or None where they are not."""
-    name, by_example = _metric_name(trainer, metric)
-    return name if by_example else None
+    name, is_scored = metric_of(trainer, metric)
+    return name if is_scored else None
 
 
-def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -> MetricSource:
+def own_number(trainer: Trainer, search: AStarSearch, reference: PruningPlan) -> str | None:
+    """Compares, once after training, what the Trainer's evaluation returns under the metric's name with ours.
+
+    Args:
+        trainer: Its model is trained.
+        search: Settings: the metric.
+        reference: What is open in the model.
+
+    Returns:
+        Where they differ, why ours can't decide, in words; else None.
+    """
+    name, is_scored = metric_of(trainer, search.metric)
+    if not (is_scored and has_own_numbers(trainer)):
+        return None
+    with masked(trainer.model, reference):
+        theirs = from_first(evaluate(trainer).get(name))
+    if theirs is None:
+        return None
+    theirs = float(theirs)
+    ours = from_first(_by_example(trainer, name, search).evaluator(reference).metric)
+    if agree(trainer, theirs, ours):
+        return None
+    reason = (
+        f"the Trainer's evaluation returns {theirs:.4g} as {name} of the trained model, and its examples scored one by "
+        f"one give {ours:.4g}: the Trainer's number decides, and can't be certified"
+    )
+    logger.warning("HeadPruneCallback: %s. max_drop=%g is a drop of that number.", reason, search.max_drop)
+    return reason
+
+
+def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None, *, is_own: bool = False) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
     Unless another metric is named, a model is measured by the first one of its task (`metrics_of`), example by example,
@@ -90,40 +81,59 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None) -
 
     Args:
         trainer: With an `eval_dataset`.
-        search: Settings: the metric, else the Trainer's `metric_for_best_model`; how plans are measured with less work;
-            and whether output projections will be refitted, which takes training examples where examples are scored.
-        examples: In place of `eval_dataset`.
+        search: Settings: the metric, else the Trainer's `metric_for_best_model`; and how plans are measured with less
+            work.
+        examples: Scored in place of `eval_dataset`.
+        is_own: Whether the Trainer's own number decides, also where ours has its name; see `own_number`.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns.
     """
-    loader = trainer.get_eval_dataloader(examples)
-    name, by_example = _metric_name(trainer, search.metric)
-    settings = _evaluator_settings(trainer, search)
-    if by_example:
-        batches = _batches(trainer, loader.dataset, loader.collate_fn)
-        calibration = _calibration(trainer, loader.collate_fn)
-        evaluator = ExampleEvaluator(
-            plain_copy(trainer.model), batches, metric=name, settings=settings, calibration=calibration
-        )
-        return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), "searched examples")
-    higher = _higher_is_better(trainer, name, search)
-
-    def measure() -> float:
-        return _evaluate(trainer, name)
-
-    with _same_randomness(trainer):  # a collator may draw, such as the tokens that it masks
-        data = sha256_of(name, {f"{i} {key}": value for i, batch in enumerate(loader) for key, value in tensors(batch)})
-    by_metric = MetricEvaluator(
-        measure,
+    name, is_scored = metric_of(trainer, search.metric)
+    if is_scored and not is_own:
+        return _by_example(trainer, name, search, examples)
+    higher = higher_is_better(trainer, name, search)
+    read, count = contents(trainer)
+    evaluator = MetricEvaluator(
+        lambda: _own(trainer, name),
         trainer.model,
         higher_is_better=higher,
-        data_fingerprint=data,
-        share_processes=settings.share_processes,
+        data_fingerprint=sha256_of(name, read),
+        share_processes=number_of_processes() > 1,
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
     split = "searched examples" + ("" if precision is None else f", in {precision}")
-    return MetricSource(by_metric, name, len(loader.dataset), split, 1.0 if higher else -1.0)
+    return MetricSource(evaluator, name, count, split, 1.0 if higher else -1.0)
+
+
+def _by_example(trainer: Trainer, name: str, search: AStarSearch, examples: Any = None) -> MetricSource:
+    """Returns what scores examples one by one; training examples refit output projections."""
+    loader = trainer.get_eval_dataloader(examples)
+    model = plain_copy(trainer.model)
+    evaluator = ExampleEvaluator(
+        model,
+        _batches(trainer, loader.dataset, loader.collate_fn),
+        metric=name,
+        settings=_evaluator_settings(trainer, search),
+        calibration=_calibration(trainer, loader.collate_fn),
+    )
+    return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), "searched examples", model=model)
+
+
+def _own(trainer: Trainer, name: str) -> float:
+    """Returns a number of the Trainer's evaluation.
+
+    Raises:
+        InvalidSettingError: It returns none of that name.
+    """
+    metrics = evaluate(trainer)
+    if name not in metrics:
+        raise InvalidSettingError(
+            f"HeadPruneCallback: models are compared by {name!r}, and an evaluation returns "
+            f"{[f'eval_{other}' for other in sorted(metrics)]}. Name one of them in AStarSearch(metric=...) or "
+            "metric_for_best_model, or pass the Trainer a compute_metrics that returns it."
+        )
+    return float(metrics[name])
 
 
 def _evaluator_settings(trainer: Trainer, search: AStarSearch) -> EvaluatorSettings:
@@ -148,9 +158,9 @@ def _calibration(trainer: Trainer, collate: Any) -> list[dict[str, torch.Tensor]
 
 
 def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn: bool) -> float:
-    """Sees that the search will find its units and its metric, before hours of training rest on it.
+    """Sees that plans will find their units and their metric, before hours of training rest on it.
 
-    Where examples are scored, they are read; any other metric but the loss is looked for in an evaluation.
+    Where examples are scored, they are read; numbers of the user's are looked for in an evaluation.
 
     Args:
         trainer: Of the run.
@@ -166,37 +176,57 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
             settings do not fit the model.
     """
     check_searchable(anatomy_of(trainer.model), search, start_cuts_ffn=start_cuts_ffn)
-    name, by_example = _metric_name(trainer, search.metric)
-    if by_example:
-        check_drop(name, search.max_drop, where="AStarSearch")
+    name, is_scored = metric_of(trainer, search.metric)
+    value, seconds = None, 0.0
+    if not is_scored:
+        higher_is_better(trainer, name, search)
+        started = time.perf_counter()
+        value = _own(trainer, name)
+        seconds = time.perf_counter() - started
+    elif has_own_numbers(trainer):
+        value = evaluate(trainer).get(name)
+    if value is not None:
+        higher_is_better(trainer, name, search)
+        _warn_of_scale(name, value, search.max_drop)
+    elif is_scored:
+        check_drop(name, search.max_drop, where="HeadPruneCallback")
         if search.tuning.greater_is_better is False:
             raise InvalidSettingError(
                 f"SearchTuning(greater_is_better=False): {name} is better when it is higher. Leave it out."
             )
-        loader = trainer.get_eval_dataloader()
-        batches = _batches(trainer, loader.dataset, loader.collate_fn)
-        try:
-            scoring_for(trainer.model, name, where="HeadPruneCallback(search=...)").check(batches)
-        except InvalidSettingError as error:
-            raise InvalidSettingError(
-                f"HeadPruneCallback(search=...) scores the examples of eval_dataset by {name}. {error} Or let the "
-                'search follow the loss: AStarSearch(metric="loss").'
-            ) from error
-        return _seconds_per_plan(trainer, batches)
-    _higher_is_better(trainer, name, search)
-    started = time.perf_counter()
-    value = _evaluate(trainer, name)
+    return _seconds_per_plan(trainer, _checked_batches(trainer, name)) if is_scored else seconds
+
+
+def _warn_of_scale(name: str, value: float, max_drop: float) -> None:
+    """Says what is allowed in a metric's own numbers, where it can't run from 0 to 1."""
     if abs(value) > FAR_ABOVE_ONE and name != "loss":
         logger.warning(
             "HeadPruneCallback: %s is %.4g before training, so it does not run from 0 to 1. max_drop=%g is absolute: a "
             "drop from %.4g to %.4g is allowed. For one percentage point of a metric from 0 to 100 pass max_drop=1.0.",
             name,
             value,
-            search.max_drop,
+            max_drop,
             value,
-            value - search.max_drop,
+            value - max_drop,
         )
-    return time.perf_counter() - started
+
+
+def _checked_batches(trainer: Trainer, name: str) -> list[dict[str, torch.Tensor]]:
+    """Returns all examples in batches.
+
+    Raises:
+        InvalidSettingError: One can't be scored.
+    """
+    loader = trainer.get_eval_dataloader()
+    batches = _batches(trainer, loader.dataset, loader.collate_fn)
+    try:
+        scorer_for(trainer.model, name, where="HeadPruneCallback").check(batches, where="HeadPruneCallback")
+    except InvalidSettingError as error:
+        raise InvalidSettingError(
+            f"HeadPruneCallback scores the examples of eval_dataset by {name}. {error} Or let the loss decide: "
+            'HeadPruneCallback(search=AStarSearch(metric="loss")).'
+        ) from error
+    return batches
 
 
 def _seconds_per_plan(trainer: Trainer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float:
@@ -207,69 +237,3 @@ def _seconds_per_plan(trainer: Trainer, batches: Sequence[Mapping[str, torch.Ten
         started = time.perf_counter()
         model(**inputs)
     return len(batches) * (time.perf_counter() - started)
-
-
-def _metric_name(trainer: Trainer, metric: str | None) -> tuple[str, bool]:
-    """Returns the name of the search's metric without its prefix, and whether examples are scored by it."""
-    name = (metric or trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
-    known = metrics_of(trainer.model)
-    if known and metric is None and name == "loss":
-        return known[0], True
-    # What the Trainer computes goes first, but for the accuracy: everybody's is the same.
-    return name, name in known and (name == "accuracy" or trainer.compute_metrics is None)
-
-
-def _higher_is_better(trainer: Trainer, name: str, search: AStarSearch) -> bool:
-    """Tells whether a metric of the Trainer's is better when it is higher.
-
-    Raises:
-        InvalidSettingError: It is called like an error, and nobody says so: that it got worse would pass for a gain.
-    """
-    is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
-    said = trainer.args.greater_is_better if is_best_metric else None
-    if search.tuning.greater_is_better is not None:
-        return search.tuning.greater_is_better
-    higher = not name.endswith("loss") if said is None else said
-    if higher and ERRORS & set(re.split(r"[^a-z0-9]+", name.lower())):
-        raise InvalidSettingError(
-            f"AStarSearch(metric={name!r}): by its name it is better when it is lower, but nothing says so"
-            f"{', TrainingArguments.greater_is_better is True' if said else ''}. Pass "
-            "SearchTuning(greater_is_better=False), or True."
-        )
-    return higher
-
-
-def _evaluate(trainer: Trainer, name: str) -> float:
-    with _quiet(trainer), _same_randomness(trainer):
-        metrics = trainer.evaluate()
-    if f"eval_{name}" not in metrics:
-        raise InvalidSettingError(
-            f"AStarSearch(metric={name!r}): an evaluation returns {sorted(metrics)}. Name one of them, or pass "
-            "the Trainer a compute_metrics that returns it."
-        )
-    return float(metrics[f"eval_{name}"])
-
-
-@contextmanager
-def _same_randomness(trainer: Trainer) -> Iterator[None]:
-    """Lets whatever draws, such as a collator that masks tokens, draw the same each time, and restores all states."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        set_seed(trainer.args.seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
-@contextmanager
-def _quiet(trainer: Trainer) -> Iterator[None]:
-    """Keeps the log, progress bars and trackers out of the many evaluations of a search."""
-    callbacks, trainer.callback_handler.callbacks = trainer.callback_handler.callbacks, []
-    history, trainer.state.log_history = trainer.state.log_history, []
-    try:
-        yield
-    finally:
-        trainer.callback_handler.callbacks = callbacks
-        trainer.state.log_history = history

@@ -133,9 +133,19 @@ class Settings:
         return self.second_order is not None or (self.size_name is not None and self.gates is None)
 
     @property
+    def prunes_in_training(self) -> bool:
+        """Whether units are chosen and removed while the model trains."""
+        return bool(self._methods) or self.size_name is not None
+
+    @property
     def allowed_drop(self) -> float | None:
         """Drop of the metric that is allowed after training, by a search or without; None where nothing follows."""
         return self.max_drop if self.search is None else self.search.max_drop
+
+    @property
+    def measured(self) -> AStarSearch:
+        """How plans are measured after training: the settings of the search, or as many as there are without one."""
+        return self.search or AStarSearch(max_drop=self.max_drop or 0.0)
 
     @property
     def follows(self) -> bool:

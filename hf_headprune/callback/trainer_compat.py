@@ -24,6 +24,7 @@ from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from transformers import TrainerCallback
 
@@ -60,29 +61,37 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
     )
 
 
-def require_plain_construction(trainer: Trainer) -> None:
-    """Refuses ways to build a Trainer in which what was added to the model would get lost.
+def require_whole_model(trainer: Trainer) -> None:
+    """Refuses ways to build a Trainer in which there is no one whole model to prune.
 
     Raises:
-        TrainingStateError: The Trainer re-makes the model (`model_init`), checkpoints activations reentrantly, splits
-            weights over processes, or would replicate the model over several devices in one process.
+        TrainingStateError: The Trainer re-makes the model (`model_init`), or splits weights over processes.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
-            "Trainer(model_init=...) makes a new model at every train(), without what was added to the first one to "
-            "choose what stays. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
+            "Trainer(model_init=...) makes a new model at every train(), and HeadPruneCallback serves the one that the "
+            "Trainer was built with. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
         )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise TrainingStateError(
+            "DeepSpeed and FSDP split every weight over the processes; scoring heads and pruning them needs whole "
+            "ones. Train with plain data parallelism (torchrun or accelerate launch without them)."
+        )
+
+
+def require_plain_passes(trainer: Trainer) -> None:
+    """Refuses ways to train in which what was added to the model would get lost.
+
+    Raises:
+        TrainingStateError: The Trainer checkpoints activations reentrantly, or would replicate the model over several
+            devices in one process.
+    """
     for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # renamed in the supported range
         if (getattr(trainer.args, name, None) or {}).get("use_reentrant"):
             raise TrainingStateError(
                 f"TrainingArguments({name}={getattr(trainer.args, name)!r}): reentrant checkpointing runs the backward "
                 "pass of the gates once per layer, which torch refuses. Leave use_reentrant out, or set it to False."
             )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise TrainingStateError(
-            "DeepSpeed and FSDP split every weight over the processes; scoring heads and cutting them needs whole "
-            "ones. Train with plain data parallelism (torchrun or accelerate launch without them)."
-        )
     if trainer.args.n_gpu > 1:
         raise TrainingStateError(
             f"One process with {trainer.args.n_gpu} devices replicates the model in every forward pass and loses the "
@@ -161,21 +170,26 @@ def let_ddp_miss_scores(trainer: Trainer) -> None:
         settings.find_unused_parameters = True
 
 
-def save_checkpoint(trainer: Trainer) -> bool:
-    """Saves a checkpoint of the present state, from which training can be resumed, and keeps all others.
+def save_checkpoint(trainer: Trainer, folder: Path) -> bool:
+    """Saves the Trainer's present state into a folder, below its usual name, beside all rules about checkpoints.
 
-    Without the Trainer's method: saves nothing, says so, and returns False.
+    No older checkpoint makes room for it, and it is not pushed to the Hub. Without the Trainer's method: saves nothing,
+    says so, and returns False.
     """
     save = getattr(trainer, SAVE_CHECKPOINT, None)
     if save is None:
         logger.warning(
             "This version of Transformers lets nothing but the Trainer save a checkpoint. If the process ends before "
-            "the model is cut, training can be resumed from the last checkpoint of the Trainer alone."
+            "the model is pruned, training can be resumed from the last checkpoint of the Trainer alone."
         )
         return False
-    limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # it must push out no other
-    save(trainer.model, trial=None)
-    trainer.args.save_total_limit = limit
+    args = trainer.args
+    before = args.output_dir, args.save_total_limit, args.push_to_hub
+    args.output_dir, args.save_total_limit, args.push_to_hub = str(folder), None, False
+    try:
+        save(trainer.model, trial=None)
+    finally:
+        args.output_dir, args.save_total_limit, args.push_to_hub = before
     return True
 
 
@@ -183,6 +197,20 @@ def is_stream(dataset: Any) -> bool:
     """Tells whether a data set can only be read from its beginning; every torch data set has a `__getitem__`."""
     has_places = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     return isinstance(dataset, IterableDataset) or not has_places
+
+
+def evaluation_sets(trainer: Trainer) -> list[Any]:
+    """Returns the data sets that the Trainer evaluates on: none, one, or those of a mapping."""
+    dataset: Any = trainer.eval_dataset
+    if dataset is None:
+        return []
+    return list(dataset.values()) if isinstance(dataset, dict) else [dataset]
+
+
+def has_own_numbers(trainer: Trainer) -> bool:
+    """Tells whether evaluations may return numbers of the user's: by `compute_metrics`, or by a subclass."""
+    is_overridden = not getattr(type(trainer).evaluate, "__module__", "").startswith("transformers.")
+    return trainer.compute_metrics is not None or is_overridden
 
 
 def chooses_by_evaluation(trainer: Trainer) -> bool:

@@ -99,7 +99,9 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     found = second_order_plan(model, dataset, settings, data_collator=data_collator, batch_size=batch_size)
     certificate, words = None, ""
     if holdout is not None:
-        certificate, words = certified(holdout, None, plain_copy(model), pruned_copy(model, found), WHOLE)
+        certificate, words = certified(
+            holdout, None, plain_copy(model), pruned_copy(model, found), reference_name=WHOLE
+        )
     report = PruningReport.of(found.plan, anatomy, unseen=unseen_change(certificate, WHOLE))
     return PruningResult(
         found.plan,

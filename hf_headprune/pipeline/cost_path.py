@@ -14,10 +14,9 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._distributed import from_first, is_first
-from hf_headprune.guarantee.certify import certify_path, furthest_within
+from hf_headprune._distributed import from_first
 from hf_headprune.pipeline.holdout import Chosen, Holdout
-from hf_headprune.pipeline.run import Found
+from hf_headprune.pipeline.run import Found, reference_in_words
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.refit.choice import plans_at
@@ -78,15 +77,7 @@ def by_test(holdout: Holdout, model: nn.Module, before: PruningPlan) -> Any:
     """Returns the decision by an exact test of each plan, or by the drop that is seen where examples are too few."""
 
     def decide(plans: list[RefittedPlan]) -> tuple[Chosen, MetricChange | None, int]:
-        path, last = None, None
-        if is_first() and plans:
-            claim = holdout.data, holdout.metric, holdout.max_drop
-            if holdout.is_condition:
-                path = certify_path(model, plans, *claim, holdout.confidence, reference=before)
-                last = path.certified_index
-            else:
-                last = furthest_within(model, plans, *claim, reference=before)
-        path, last = from_first((path, last))
+        path, last = holdout.last_allowed(model, plans, before) if plans else (None, None)
         tried = len(plans) if path is None else len(path.steps)
         plan = before if last is None else plans[last].plan
         return Chosen(plan, path, len(plans), has_certificate=last is not None), None, tried + 1
@@ -98,11 +89,11 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Any
     """Returns the decision by a metric that can't be tested example by example: the drop that is seen decides."""
 
     def decide(plans: list[RefittedPlan]) -> tuple[Chosen, MetricChange | None, int]:
-        whole = source.evaluator(before).metric
+        whole = from_first(source.evaluator(before).metric)
         after, plan, tried = whole, before, 1
         for found in plans:
             source.evaluator.refit = found.refit  # type: ignore[assignment] # of `plans_at`
-            metric = source.evaluator(found.plan).metric
+            metric = from_first(source.evaluator(found.plan).metric)
             tried += 1
             if not whole - metric <= max_drop + ROUND_OFF:
                 break
@@ -113,7 +104,7 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Any
             num_examples=source.num_examples,
             before=source.sign * whole,
             after=source.sign * after,
-            reference="the whole model",
+            reference=reference_in_words(before),
         )
         return Chosen(plan), change, tried
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._distributed import from_first, is_first
+from hf_headprune._distributed import by_first, from_first
+from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
 from hf_headprune.guarantee.claim import METHODS
 from hf_headprune.guarantee.power import PowerAssumptions, describe_power
@@ -78,6 +79,7 @@ class Holdout:
         confidence: Of the certificate.
         is_condition: Whether only what is certified may be pruned.
         is_separate: Whether the examples were given, rather than held back from the searched data set.
+        num_candidates: Plans among which the examples choose, where they only report.
     """
 
     data: CertificationData
@@ -86,9 +88,14 @@ class Holdout:
     confidence: float
     is_condition: bool
     is_separate: bool = True
+    num_candidates: int = CANDIDATES
 
-    def rehearse(self, model: Any) -> None:
+    def rehearse(self, model: Any, reference: Any = None) -> None:
         """Lets fail before the work what would fail after it.
+
+        Args:
+            model: What is to be pruned.
+            reference: Another model that the certificate compares with, or None.
 
         Raises:
             DataLeakError: Examples were seen by training or search.
@@ -96,8 +103,9 @@ class Holdout:
         """
         split = ScoredSplit(self.data, self.metric, model)
         split.claim(self.max_drop, self.confidence, ledger=None, seed=0)
-        if self.is_condition or self.is_separate:  # others are read with the examples of the search
-            split.rehearse(model)
+        for scored in (model, reference):
+            if scored is not None:
+                split.rehearse(scored)
 
     def searched(self, search: AStarSearch) -> AStarSearch:
         """Returns the settings that the search is run with: a smaller drop where it must be certified afterwards."""
@@ -106,7 +114,7 @@ class Holdout:
     def in_words(self) -> str:
         """Says before the work what the examples can certify."""
         assumptions = PowerAssumptions(
-            alpha=round(1.0 - self.confidence, 12), num_candidates=1 if self.is_condition else CANDIDATES
+            alpha=round(1.0 - self.confidence, 12), num_candidates=1 if self.is_condition else self.num_candidates
         )
         count = len(self.data.dataset)
         if self.metric.kind == "binary":
@@ -150,32 +158,48 @@ class Holdout:
         between = from_first(evenly_spaced(plans_between(reference, result.plan, result.refit, head_scores), MEASURED))
         feasible = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
         plans = evenly_spaced(from_first(feasible), CANDIDATES)
-        path, last = None, None
-        if is_first():
-            refitted = [RefittedPlan(plan, result.refit) for plan in plans]
-            claim = self.data, self.metric, self.max_drop
-            if self.is_condition:
-                path = certify_path(model, refitted, *claim, self.confidence, reference=reference)
-                last = path.certified_index
-            else:
-                last = furthest_within(model, refitted, *claim, reference=reference)
-        path, last = from_first((path, last))
+        path, last = self.last_allowed(model, [RefittedPlan(plan, result.refit) for plan in plans], reference)
         plan = reference if last is None else plans[last]
         return Chosen(plan, path, len(plans), has_certificate=last is not None)
+
+    def last_allowed(
+        self, model: Any, plans: list[RefittedPlan], reference: PruningPlan
+    ) -> tuple[CertifiedPath | None, int | None]:
+        """Tests plans in their order until one fails; the first process does so, the others wait.
+
+        Args:
+            model: The model before pruning; left as it is.
+            plans: The largest first.
+            reference: What they are compared with.
+
+        Returns:
+            The tests, where only what is certified may be pruned; and the index of the last plan that passes, or None.
+        """
+
+        def test() -> tuple[CertifiedPath | None, int | None]:
+            claim = self.data, self.metric, self.max_drop
+            if not self.is_condition:
+                return None, furthest_within(model, plans, *claim, reference=reference)
+            path = certify_path(model, plans, *claim, self.confidence, reference=reference)
+            return path, path.certified_index
+
+        return by_first(test)
 
     def nothing_certified(self, chosen: Chosen) -> str:
         """Says that there is no certificate, and why."""
         if not chosen.num_candidates:
-            return NotCertifiable("the search removed nothing").in_words()
+            return NotCertifiable("there was no smaller plan to test").in_words()
         points = f"{100 * self.max_drop:g} percentage point{'' if self.max_drop == 0.01 else 's'}"  # noqa: PLR2004
+        is_whole = not (chosen.plan.num_removed_heads or chosen.plan.num_removed_ffn)
+        outcome = "nothing was pruned" if is_whole else "nothing more was pruned than training chose"
         if not self.is_condition:
             return (
                 f"Certificate: none. Even the largest candidate lost more than {points} on the {self.data_size:,} "
-                "held-out examples, so nothing was pruned. A larger eval_dataset shows more."
+                f"held-out examples, so {outcome}. A larger eval_dataset shows more."
             )
         return (
             f"Certificate: none. No candidate could be certified to lose less than {points} on the {self.data_size:,} "
-            "held-out examples, so nothing was pruned. A larger eval_dataset or a larger max_drop can certify more."
+            f"held-out examples, so {outcome}. A larger eval_dataset or a larger max_drop can certify more."
         )
 
     @property
@@ -183,16 +207,23 @@ class Holdout:
         """Number of held-out examples."""
         return len(self.data.dataset)
 
-    def certify(self, dense: Any, pruned: Any, chosen: Chosen, against: str) -> Certificate:
+    def certify(self, dense: Any, pruned: Any, chosen: Chosen, *, reference_name: str = DENSE) -> Certificate:
         """Writes the certificate of the pruned model.
 
         Args:
             dense: What it is compared with.
             pruned: The pruned model.
             chosen: From `choose`.
-            against: What `dense` is, in words.
+            reference_name: What `dense` is, in words.
         """
         candidates = 1 if chosen.path is not None else max(chosen.num_candidates, 1)
         claim = self.metric, self.max_drop, self.confidence
-        named: dict[str, Any] = {"reference_name": against, "path": chosen.path, "num_candidates": candidates}
-        return certify(dense, pruned, self.data, *claim, **named)
+        return certify(
+            dense,
+            pruned,
+            self.data,
+            *claim,
+            reference_name=reference_name,
+            path=chosen.path,
+            num_candidates=candidates,
+        )

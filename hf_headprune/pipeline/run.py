@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import SearchStateError
+from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable
 from hf_headprune.plan import PruningPlan, RefittedPlan
@@ -51,6 +52,7 @@ class MetricSource:
         num_examples: Examples that it is computed on.
         split: What these examples are, in words.
         sign: -1 where the evaluator returns the metric negated, because lower is better.
+        model: Copy of the model, on which the evaluator measures; None where it measures the model itself.
     """
 
     evaluator: ExampleEvaluator | MetricEvaluator
@@ -58,6 +60,7 @@ class MetricSource:
     num_examples: int
     split: str
     sign: float = 1.0
+    model: Any = None
 
 
 @dataclass(frozen=True)
@@ -123,16 +126,16 @@ def find(job: Job) -> Found:
 
     chosen = None
     if holdout is not None:
-        chosen = holdout.choose(plain_copy(job.model), job.reference, result, job.head_scores, measure)
+        model = plain_copy(job.model) if job.source.model is None else job.source.model
+        chosen = holdout.choose(model, job.reference, result, job.head_scores, measure)
     plan = result.plan if chosen is None else chosen.plan
-    is_whole = all(len(plan_units) == count for plan_units, count in _kept_of(job.reference))
     metric = MetricChange(
         name=job.source.metric,
         split=job.source.split,
         num_examples=job.source.num_examples,
         before=job.source.sign * result.reference_metric,
         after=job.source.sign * measure(plan),
-        reference="the whole model" if is_whole else "the trained model before the search",
+        reference=reference_in_words(job.reference),
     )
     effort = Effort(
         search_seconds=time.perf_counter() - started,
@@ -143,7 +146,13 @@ def find(job: Job) -> Found:
 
 
 def certified(
-    holdout: Holdout | NotCertifiable | None, chosen: Chosen | None, dense: Any, pruned: Any, against: str
+    holdout: Holdout | NotCertifiable | None,
+    chosen: Chosen | None,
+    dense: Any,
+    pruned: Any,
+    *,
+    reference_name: str = DENSE,
+    is_other: bool = False,
 ) -> tuple[Certificate | None, str]:
     """Certifies what was pruned, where that is possible.
 
@@ -151,8 +160,9 @@ def certified(
         holdout: Of the run.
         chosen: What it allowed; None where it had no say, since a budget decided.
         dense: What the pruned model is compared with.
-        pruned: The pruned model; the certificate is attached to it.
-        against: What `dense` is, in words.
+        pruned: The pruned model; it takes the certificate along.
+        reference_name: What `dense` is, in words.
+        is_other: Whether `dense` is another model than the one that candidates were compared with.
 
     Returns:
         The certificate or None, and what to say.
@@ -161,9 +171,13 @@ def certified(
         return None, ""
     if isinstance(holdout, NotCertifiable):
         return None, holdout.in_words()
-    if chosen is not None and not chosen.has_certificate:
+    if chosen is None:
+        chosen = Chosen(PruningPlan.of(pruned))
+    elif is_other:  # the examples chose one of the candidates, or none of them
+        chosen = replace(chosen, path=None, num_candidates=chosen.num_candidates + 1)
+    elif not chosen.has_certificate:
         return None, holdout.nothing_certified(chosen)
-    certificate = holdout.certify(dense, pruned, chosen or Chosen(PruningPlan.of(pruned)), against)
+    certificate = holdout.certify(dense, pruned, chosen, reference_name=reference_name)
     return certificate, certificate.statement
 
 
@@ -187,9 +201,10 @@ def pruned_copy(model: Any, pruned: RefittedPlan) -> Any:
     return prune_model_(plain_copy(model), pruned)
 
 
-def _kept_of(plan: PruningPlan) -> list[tuple[tuple[int, ...], int]]:
-    sizes = {**plan.num_heads, **plan.num_ffn}
-    return [(plan.kept(site), count) for site, count in sizes.items()]
+def reference_in_words(plan: PruningPlan) -> str:
+    """Says what smaller plans are compared with."""
+    is_whole = not (plan.num_removed_heads or plan.num_removed_ffn)
+    return "the whole model" if is_whole else "the trained model before the search"
 
 
 def _search(job: Job, search: AStarSearch) -> PlanSearchResult:

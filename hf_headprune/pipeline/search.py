@@ -161,7 +161,7 @@ def _result(
     certificate, words = None, ""
     if holdout is not None:
         pruned = pruned_copy(model, found.pruned)
-        certificate, words = certified(holdout, found.chosen, plain_copy(model), pruned, WHOLE)
+        certificate, words = certified(holdout, found.chosen, plain_copy(model), pruned, reference_name=WHOLE)
     report = PruningReport.of(
         found.pruned.plan,
         anatomy,
@@ -204,14 +204,15 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     scorer = scorer_for(model, search.metric or metric, where="search_plan")
     check_drop(scorer.metric, search.max_drop, where="search_plan")
     batched, tuning = partial(length_sorted_batches, collate=collate, batch_size=batch_size), search.tuning
+    twin = plain_copy(model)  # whatever interrupts the search leaves the model of the user as it was
     evaluator = ExampleEvaluator(
-        plain_copy(model),  # whatever interrupts the search leaves the model of the user as it was
+        twin,
         batched(ModelExamples(dataset, model)),
         metric=scorer,
         settings=EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening),
         calibration=None if calibration is None else batched(ModelExamples(calibration, model)),
     )
-    return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples")
+    return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)
 
 
 def _holdout(

@@ -1,0 +1,73 @@
+"""The Trainer's own evaluation: quietly, with the same randomness each time, and without a trace in the log."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import set_seed
+
+from hf_headprune.callback.trainer_compat import evaluation_sets, is_stream, tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from transformers import Trainer
+
+
+def evaluate(trainer: Trainer) -> dict[str, float]:
+    """Returns what the Trainer's evaluation returns, by name without the prefix."""
+    with quiet(trainer), same_randomness(trainer):
+        metrics = trainer.evaluate()
+    return {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
+
+
+def first_batch(trainer: Trainer) -> Mapping[str, Any]:
+    """Returns the first example as evaluation reads it: a collator may make labels, as for masked tokens."""
+    loader = trainer.get_eval_dataloader()
+    with same_randomness(trainer):
+        return loader.collate_fn([loader.dataset[0]])
+
+
+def contents(trainer: Trainer) -> tuple[dict[str, torch.Tensor], int]:
+    """Returns what evaluation reads, by place and name, and the number of examples.
+
+    A process of a distributed run reads its own share, and counts those of a stream in it.
+    """
+    found: dict[str, torch.Tensor] = {}
+    count = 0
+    with same_randomness(trainer):  # a collator may draw, such as the tokens that it masks
+        for number, dataset in enumerate(evaluation_sets(trainer)):
+            batches = [dict(tensors(batch)) for batch in trainer.get_eval_dataloader(dataset)]
+            found |= {f"{number} {i} {name}": value for i, given in enumerate(batches) for name, value in given.items()}
+            read = sum(len(next(iter(given.values()), ())) for given in batches)
+            count += read if is_stream(dataset) else len(dataset)
+    return found, count
+
+
+@contextmanager
+def same_randomness(trainer: Trainer) -> Iterator[None]:
+    """Lets whatever draws, such as a collator that masks tokens, draw the same each time, and restores all states."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        set_seed(trainer.args.seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@contextmanager
+def quiet(trainer: Trainer) -> Iterator[None]:
+    """Keeps the log, progress bars and trackers out of the many evaluations of a search."""
+    callbacks, trainer.callback_handler.callbacks = trainer.callback_handler.callbacks, []
+    history, trainer.state.log_history = trainer.state.log_history, []
+    try:
+        yield
+    finally:
+        trainer.callback_handler.callbacks = callbacks
+        trainer.state.log_history = history
