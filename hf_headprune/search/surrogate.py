@@ -50,9 +50,8 @@ class Surrogate:
         num_units = len(gains.weights)
         self._gains = gains
         self._prior = np.full(num_units, float(num_units))
-        self._prior[list(rng.permutation(num_units) if order is None else order)] = np.arange(
-            len(order or gains.weights)
-        )
+        places = list(rng.permutation(num_units) if order is None else order)  # none where the start keeps nothing
+        self._prior[places] = np.arange(len(places))
         known = () if effects is None else np.asarray(effects, dtype=np.float32)
         self._effects: dict[int, np.ndarray] = dict(enumerate(known))
 

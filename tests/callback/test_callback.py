@@ -1,6 +1,5 @@
 import json
 import logging
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from hf_headprune.budgets import linear_density
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.callback.finish import REPORT_NAME
 from hf_headprune.callback.search_metric import metric_source
-from hf_headprune.callback.trainer_compat import require_plain_construction, scoring_batches
+from hf_headprune.callback.trainer_compat import require_whole_model, scoring_batches
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.latency import LatencySettings
 from hf_headprune.learn.distillation.settings import Distillation
@@ -23,7 +22,7 @@ from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.settings import AStarSearch, SearchTuning
 from tests.support.models import text_inputs, tiny_bert
 from tests.support.trainers import labelled_rows as _examples
 from tests.support.trainers import trainer_of as _trainer
@@ -332,8 +331,9 @@ def test_the_search_can_follow_any_metric_of_the_trainers_evaluation(tmp_path):
 def test_the_trainer_says_whether_a_metric_is_better_when_lower(tmp_path, named, in_search):
     trainer = _trainer(tmp_path, None, metric_for_best_model=named, greater_is_better=False)
     assert metric_source(trainer, AStarSearch(metric=in_search)).sign == -1.0
-    assert metric_source(trainer, AStarSearch(metric="f1")).sign == 1.0
-    assert metric_source(trainer, AStarSearch(metric=in_search, greater_is_better=True)).sign == 1.0
+    assert metric_source(trainer, AStarSearch(metric="terms")).sign == 1.0
+    higher = SearchTuning(greater_is_better=True)
+    assert metric_source(trainer, AStarSearch(metric=in_search, tuning=higher)).sign == 1.0
 
 
 @pytest.mark.parametrize("settings", [{}, {"metric_for_best_model": "eval_mean_error", "greater_is_better": True}])
@@ -359,7 +359,7 @@ def test_the_search_measures_with_the_evaluate_of_a_trainer_subclass_and_logs_no
     assert not [entry for entry in trainer.state.log_history if "eval_loss" in entry]
 
 
-@pytest.mark.parametrize("removed", [{"gates": None, "search": None}, {"gates": 5}, {"search": "astar"}])
+@pytest.mark.parametrize("removed", [{"gates": 5}, {"search": "astar"}, {"density": 2.0}, {"max_drop": -1}])
 def test_wrong_parts_are_refused_at_construction(removed):
     HeadPruneCallback(gates=GATES, search=None)
     with pytest.raises(InvalidSettingError, match="HeadPruneCallback"):
@@ -369,10 +369,10 @@ def test_wrong_parts_are_refused_at_construction(removed):
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
-        ({"eval_dataset": None}, r"needs one non-empty eval_dataset.*received none"),
-        ({"eval_dataset": []}, "needs one non-empty eval_dataset"),
-        ({"eval_dataset": {"a": _examples(4, 0)}}, "needs one non-empty eval_dataset"),
-        ({"eval_dataset": _Stream()}, r"needs one non-empty eval_dataset.*received _Stream"),
+        ({"eval_dataset": None}, "must be one non-empty data set with labels: there is none"),
+        ({"eval_dataset": []}, "non-empty data set with labels: it is empty"),
+        ({"eval_dataset": {"a": _examples(4, 0)}}, "with labels: it is a dict of 1 data sets"),
+        ({"eval_dataset": _Stream()}, "with labels: it is a _Stream without a length or an index"),
     ],
 )
 def test_a_search_without_data_is_refused_when_the_trainer_is_built(tmp_path, settings, rule):
@@ -389,7 +389,7 @@ def test_unlabelled_search_data_is_refused_when_the_trainer_is_built(tmp_path):
 def test_reentrant_checkpointing_is_refused_when_the_trainer_is_built(tmp_path):
     settings = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
     with pytest.raises(TrainingStateError, match="reentrant checkpointing"):
-        _trainer(tmp_path, HeadPruneCallback(), **settings)
+        _trainer(tmp_path, HeadPruneCallback(gates=GATES), **settings)
 
 
 def test_a_run_too_short_to_score_heads_is_refused_before_it_trains(tmp_path):
@@ -421,7 +421,7 @@ def test_an_optimizer_built_before_the_gates_is_refused(tmp_path):
     model = tiny_bert()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with pytest.raises(TrainingStateError, match="built before the gates or scores"):
-        _trainer(tmp_path, HeadPruneCallback(), model=model, optimizers=(optimizer, None))
+        _trainer(tmp_path, HeadPruneCallback(gates=GATES), model=model, optimizers=(optimizer, None))
 
 
 def test_a_trainer_that_makes_its_models_itself_or_replicates_them_is_refused(tmp_path, monkeypatch):
@@ -429,11 +429,11 @@ def test_a_trainer_that_makes_its_models_itself_or_replicates_them_is_refused(tm
         Trainer(
             model_init=lambda trial: tiny_bert(),
             args=TrainingArguments(str(tmp_path)),
-            callbacks=[HeadPruneCallback(search=None)],
+            callbacks=[HeadPruneCallback(gates=GATES)],
         )
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
     with pytest.raises(TrainingStateError, match="One process with 2 devices"):
-        _trainer(tmp_path, HeadPruneCallback(search=None))
+        _trainer(tmp_path, HeadPruneCallback(gates=GATES))
 
 
 def test_costs_need_no_optimizer_of_the_trainers_own(tmp_path):
@@ -455,7 +455,7 @@ def test_an_optimizer_without_the_scores_is_refused(tmp_path):
             self.optimizer = torch.optim.AdamW(self.model.classifier.parameters(), lr=1e-3)
             return self.optimizer
 
-    trainer = _trainer(tmp_path, HeadPruneCallback(), trainer_class=Head)
+    trainer = _trainer(tmp_path, HeadPruneCallback(gates=GATES), trainer_class=Head)
     with pytest.raises(TrainingStateError, match="does not hold the learned scores"):
         trainer.train()
 
@@ -465,7 +465,7 @@ def test_training_again_after_the_cut_is_refused_and_a_new_trainer_prunes_furthe
         tmp_path, HeadPruneCallback(gates=SubsetGates(kept_heads=5, tuning=GateTuning(scoring_examples=8)), search=None)
     )
     first.train()
-    with pytest.raises(TrainingStateError, match=r"already cut.*new Trainer"):
+    with pytest.raises(TrainingStateError, match=r"already pruned.*new Trainer"):
         first.train()
     second = _trainer(
         tmp_path,
@@ -481,7 +481,7 @@ def test_resuming_from_a_checkpoint_without_gates_is_refused(tmp_path):
     plain.train()
     gated = _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=None))
     logging.disable(logging.WARNING)
-    with pytest.raises(TrainingStateError, match="learns 8 scores, the checkpoint holds none"):
+    with pytest.raises(TrainingStateError, match="has 8 entries to choose by, the checkpoint holds none"):
         gated.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     logging.disable(logging.NOTSET)
 
@@ -522,16 +522,16 @@ def test_weights_split_over_processes_are_refused(tmp_path, flag):
     trainer = _trainer(tmp_path, None)
     setattr(trainer, flag, True)
     with pytest.raises(TrainingStateError, match=r"DeepSpeed and FSDP.*whole"):
-        require_plain_construction(trainer)
+        require_whole_model(trainer)
 
 
-def test_a_search_of_another_run_in_the_same_folder_is_replaced(tmp_path, caplog):
+def test_a_search_of_another_run_in_the_same_folder_is_set_aside(tmp_path):
     for seed in (1, 2):
         callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=3))
         trainer = _trainer(tmp_path, callback, seed=seed)
         trainer.train()
         assert callback.search_result.evaluations > 0
-    assert "belongs to another search" in caplog.text
+    assert len([*tmp_path.glob("headprune_search.jsonl*")]) == 2
 
 
 def test_scoring_follows_the_batch_size_that_the_trainer_found_and_no_devices_random_state(tmp_path, monkeypatch):
@@ -546,26 +546,27 @@ def test_scoring_follows_the_batch_size_that_the_trainer_found_and_no_devices_ra
     assert seeded == []
 
 
-def test_a_search_keeps_the_checkpoints_that_the_trainer_keeps_and_can_go_on_after_a_kill(tmp_path):
-    def trainer(evaluations, **more):
-        callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=evaluations))
+def test_a_search_keeps_the_trainers_checkpoints_and_goes_on_after_a_kill(tmp_path):
+    def trainer(kill_at=None):
+        callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_evaluations=3))
         settings = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "best", "save_total_limit": 1}
         settings |= {"metric_for_best_model": "falling", "load_best_model_at_end": True}
-        steps = []
+        calls = []
 
         def falling(_):
-            steps.append(1)
-            return {"falling": -len(steps)}
+            calls.append(1)
+            if len(calls) == kill_at:
+                raise KeyboardInterrupt
+            return {"falling": -made.state.global_step}
 
-        return _trainer(tmp_path, callback, compute_metrics=falling, **settings, **more), callback
+        made = _trainer(tmp_path, callback, compute_metrics=falling, **settings)
+        return made, callback
 
-    killed, _ = trainer(3)
-    evaluations = [{"falling": value} for value in (4, 3, 2, 1)]  # the first one proves that the metric is there
-    killed.compute_metrics = Mock(side_effect=[*evaluations, KeyboardInterrupt])
+    killed, _ = trainer(kill_at=5)  # one evaluation before training, three during it
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-12"}
-    resumed, callback = trainer(3)
+    resumed, callback = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     assert anatomy_of(resumed.model).num_heads == callback.plan.num_kept_heads
     assert {path.name for path in tmp_path.glob("checkpoint-*")} >= {"checkpoint-4"}

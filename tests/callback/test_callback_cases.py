@@ -28,7 +28,7 @@ from hf_headprune.learn.pruner import Pruner
 from hf_headprune.learn.score_pruner import ScorePruner
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.search.settings import AStarSearch, SearchTuning
 from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.shrink.surgery import prune_model_
 from tests.callback.test_callback import GATES, _Stream
@@ -235,7 +235,9 @@ def test_a_resumed_run_must_score_the_blocks_of_its_checkpoint(tmp_path):
 
 
 def test_a_proof_that_the_chunks_of_training_make_too_long_is_refused_before_the_first_step(tmp_path):
-    search = AStarSearch(max_evaluations=None, units=("heads", "ffn"), ffn_chunk=32, objective="macs")
+    search = AStarSearch(
+        max_evaluations=None, units=("heads", "ffn"), tuning=SearchTuning(ffn_chunk=32), objective="macs"
+    )
     model = tiny_bert(num_hidden_layers=4)  # 16 heads, 8 chunks, and one more of each FFN that training cuts
     callback = HeadPruneCallback(density=0.75, search=search, latency=None)
     trainer = _trainer(tmp_path, callback, model=model)
@@ -245,7 +247,9 @@ def test_a_proof_that_the_chunks_of_training_make_too_long_is_refused_before_the
 
 
 def test_chunks_that_movement_removes_make_a_proof_no_longer(tmp_path):
-    search = AStarSearch(max_evaluations=None, units=("ffn",), ffn_chunk=32, objective="macs", max_drop=0.9)
+    search = AStarSearch(
+        max_evaluations=None, units=("ffn",), tuning=SearchTuning(ffn_chunk=32), objective="macs", max_drop=0.9
+    )
     model = tiny_bert(intermediate_size=32 * 12)  # 24 chunks, as many as a proof may have
     movement = BlockMovement.ffn_units(1 / 12, width_multiple=8)
     callback = HeadPruneCallback(search=search, movement=movement, latency=None)
@@ -253,10 +257,12 @@ def test_chunks_that_movement_removes_make_a_proof_no_longer(tmp_path):
     assert callback.search_result.optimality == "proved"
 
 
-@pytest.mark.parametrize("parts", [{}, {"density": 0.5}, {"gates": GATES, "movement": BlockMovement.ffn_units(0.5)}])
+@pytest.mark.parametrize(
+    "parts", [{"density": 0.5}, {"gates": GATES}, {"gates": GATES, "movement": BlockMovement.ffn_units(0.5)}]
+)
 def test_a_search_of_whole_layers_after_a_choice_of_heads_is_refused(parts):
     layers = AStarSearch(units=("layers",), objective="macs")
-    with pytest.raises(InvalidSettingError, match="whole layers alone can't begin"):
+    with pytest.raises(InvalidSettingError, match="whole layers alone can't start"):
         HeadPruneCallback(search=layers, **parts)
 
 
@@ -294,14 +300,11 @@ def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_
         max_drop=0.4,
         max_evaluations=15,
         units=("heads", "ffn"),
-        ffn_chunk=32,
         objective=objective,
-        latency_ms=rising,
-        refit=False,
-        confidence=None,
+        tuning=SearchTuning(ffn_chunk=32, latency_ms=rising, refit=False),
     )
     movement = BlockMovement(attention_block="unit", density=0.5, tuning=MovementTuning(width_multiple=32))
-    callback = HeadPruneCallback(search=search, movement=movement, latency=None)
+    callback = HeadPruneCallback(search=search, movement=movement, confidence=None, latency=None)
     trainer = _trainer(tmp_path, callback, model=model)
     trainer.train()
     found = callback.search_result
@@ -318,7 +321,7 @@ def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_
 
 def test_a_search_goes_on_from_movement_that_left_nothing(tmp_path):
     movement = BlockMovement.ffn_units(0, width_multiple=8)
-    search = AStarSearch(max_evaluations=4, units=("ffn",), ffn_chunk=32, objective="macs")
+    search = AStarSearch(max_evaluations=4, units=("ffn",), tuning=SearchTuning(ffn_chunk=32), objective="macs")
     callback = HeadPruneCallback(search=search, movement=movement, latency=None)
     _trainer(tmp_path, callback).train()
     assert callback.plan.num_kept_ffn == 0
@@ -350,7 +353,7 @@ def test_examples_that_can_not_be_compared_with_the_training_set_certify_nothing
     monkeypatch.setattr(ExampleFingerprints, "compared_with", lambda *_: ())
     callback = HeadPruneCallback(gates=GATES, search=SHORT, latency=None)
     _trainer(tmp_path, callback, eval_dataset=_examples(240, 1)).train()
-    assert "can't be compared with those of train_dataset" in callback.report.promise
+    assert "can't be compared with those of train_dataset" in callback.report.certificate
 
 
 @pytest.mark.parametrize("after", ["measure_latency", "PruningReport.of"])
@@ -369,7 +372,7 @@ def test_a_stream_can_be_trained_on_beside_enough_examples_for_a_certificate(tmp
     callback = HeadPruneCallback(gates=GATES, search=SHORT, latency=None)
     trainer = _trainer(tmp_path, callback, train_dataset=_Stream(), eval_dataset=_examples(240, 1))
     trainer.train()
-    assert "not checked that no example is in the train split" in callback.report.promise
+    assert "not checked that no example is in the train split" in callback.report.certificate
 
 
 def test_heads_that_nothing_was_learned_of_are_chosen_by_their_gradient(tmp_path, caplog):
@@ -542,11 +545,11 @@ def test_a_search_that_could_measure_nothing_is_refused_before_the_first_step(tm
     ("search", "message"),
     [
         (
-            AStarSearch(objective="latency", latency_ms={"elsewhere": {0: 0.0, 4: 1.0}}),
+            AStarSearch(objective="latency", tuning=SearchTuning(latency_ms={"elsewhere": {0: 0.0, 4: 1.0}})),
             "each searched site needs its ms",
         ),
         (
-            AStarSearch(max_evaluations=None, units=("ffn",), ffn_chunk=32, objective="macs"),
+            AStarSearch(max_evaluations=None, units=("ffn",), tuning=SearchTuning(ffn_chunk=32), objective="macs"),
             "at most 24 units allow it",
         ),
     ],
@@ -602,7 +605,7 @@ def test_a_model_that_was_refitted_half_way_is_not_trained_on(tmp_path):
     trainer = _trainer(tmp_path, HeadPruneCallback(density=0.3, latency=None), model=model, callbacks=[_Interrupted(9)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    with pytest.raises(TrainingStateError, match=r"closed heads and FFN units of this model.*load the model anew"):
+    with pytest.raises(TrainingStateError, match=r"removed heads and FFN units of this model.*load the model anew"):
         _trainer(tmp_path, HeadPruneCallback(), model=model)
 
 

@@ -89,7 +89,9 @@ class NaNLoss(Trainer):
 
     def compute_loss(self, *args, **kwargs):
         found = super().compute_loss(*args, **kwargs)
-        return found * float("nan") if self.state.global_step >= 6 else found
+        if self.state.global_step < 6:
+            return found
+        return (found[0] * float("nan"), *found[1:]) if isinstance(found, tuple) else found * float("nan")
 
 
 @every_method
