@@ -12,8 +12,8 @@ from accelerate.utils import broadcast
 
 from hf_headprune.callback import trainer_compat
 from hf_headprune.errors import TrainingStateError
-from hf_headprune.learn.pruner import TrainingLoop
 from hf_headprune.learn.registry import PRUNERS, detach_pruners
+from hf_headprune.learn.training_loop import TrainingLoop
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.folding import fold_dead_units_

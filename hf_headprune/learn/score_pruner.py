@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from hf_headprune.learn.pruner import TrainingLoop
+    from hf_headprune.learn.training_loop import TrainingLoop
 
 
 class _ScaleWithoutGradient(torch.autograd.Function):

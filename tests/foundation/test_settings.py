@@ -17,8 +17,8 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.distillation.settings import Distillation, DistillationTuning
 from hf_headprune.learn.gates.settings import GateTuning, SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement, MovementTuning
-from hf_headprune.learn.pruner import TrainingLoop
 from hf_headprune.learn.registry import PRUNERS
+from hf_headprune.learn.training_loop import TrainingLoop
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from tests.support.models import tiny_bert
 from tests.support.settings import gates, movement, second_order

@@ -15,8 +15,8 @@ from hf_headprune.learn.gates.estimators import (
     logistic_noise,
     sigmoid_gates,
     ste_gates,
-    top_k_mask,
 )
+from hf_headprune.learn.top_k import top_k_mask
 
 NUM_HEADS = 12
 

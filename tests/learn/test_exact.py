@@ -11,7 +11,7 @@ from hf_headprune.learn.exact import exact_device
 from hf_headprune.learn.gates.pruner import GatePruner
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.pruner import MovementPruner
-from hf_headprune.learn.pruner import TrainingLoop
+from hf_headprune.learn.training_loop import TrainingLoop
 from tests.support.models import tiny_bert
 from tests.support.settings import movement
 

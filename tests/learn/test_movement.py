@@ -12,7 +12,7 @@ from hf_headprune.cost import cost_of, macs_per_unit, weights_per_unit
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.movement.pruner import MovementPruner
 from hf_headprune.learn.movement.settings import BlockMovement, MovementTuning
-from hf_headprune.learn.pruner import TrainingLoop
+from hf_headprune.learn.training_loop import TrainingLoop
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.folding import fold_dead_units_
 from hf_headprune.shrink.surgery import prune_model_

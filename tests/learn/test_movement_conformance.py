@@ -20,7 +20,7 @@ from hf_headprune.learn.movement.masks import ScoreTensor, at_least, top_k_per_t
 from hf_headprune.learn.movement.pruner import MovementPruner
 from hf_headprune.learn.movement.schedule import MovementSchedule
 from hf_headprune.learn.movement.settings import BlockMovement
-from hf_headprune.learn.pruner import TrainingLoop
+from hf_headprune.learn.training_loop import TrainingLoop
 from hf_headprune.shrink.folding import fold_dead_units_
 from hf_headprune.shrink.surgery import prune_model_
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import re
 import weakref
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.settings import Settings
 from hf_headprune.errors import TrainingStateError, UnsupportedModelError
-from hf_headprune.learn.pruner import TrainingLoop
 from hf_headprune.learn.registry import PRUNERS, detach_pruners
+from hf_headprune.learn.training_loop import TrainingLoop
 from hf_headprune.masking import temporary_parts
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
@@ -92,6 +93,19 @@ def test_every_method_has_a_folder_with_the_same_files_and_an_argument_of_the_ca
         assert f"{pruner.part}: {kind.__name__} | None" in "\n".join(
             f"{name}: {field.type}" for name, field in Settings.__dataclass_fields__.items()
         )
+
+
+def test_no_method_knows_another():
+    folders = [path.parent.name for path in ROOM.glob("*/__init__.py")]
+    known = {
+        (folder, other)
+        for folder in folders
+        for path in (ROOM / folder).glob("*.py")
+        for other in re.findall(r"from hf_headprune\.learn\.(\w+)", path.read_text(encoding="utf-8"))
+    }
+    assert len(folders) == 4
+    assert ("gates", "pruner") in known
+    assert {pair for pair in known if pair[1] in folders and pair[0] != pair[1]} == set()
 
 
 @every_method

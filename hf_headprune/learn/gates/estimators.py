@@ -11,28 +11,14 @@ from typing import Any, Literal
 
 import torch
 
+from hf_headprune.learn.top_k import top_k_mask
+
 Estimator = Literal["sigmoid", "dsp", "ste", "hard_concrete"]
 
 HARD_CONCRETE_BETA = 2 / 3
 HARD_CONCRETE_STRETCH = (-0.1, 1.1)
 _GRID = 64
 _ROUNDS = 8
-
-
-def top_k_mask(scores: torch.Tensor, kept: int) -> torch.Tensor:
-    """Marks the `kept` largest scores; of equal scores the one with the lower index is kept.
-
-    Args:
-        scores: Shape `(n,)`.
-        kept: Between 0 and n.
-
-    Returns:
-        Mask of ones and zeros, shape `(n,)`, in the dtype of the scores.
-    """
-    order = torch.sort(scores.detach(), descending=True, stable=True).indices
-    mask = torch.zeros_like(scores, requires_grad=False)
-    mask[order[:kept]] = 1.0
-    return mask
 
 
 def gumbel_noise(size: int, generator: torch.Generator) -> torch.Tensor:

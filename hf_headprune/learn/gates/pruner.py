@@ -9,11 +9,12 @@ import torch
 
 from hf_headprune.learn.exact import exact_device
 from hf_headprune.learn.gates.clipping import ClippedSum
-from hf_headprune.learn.gates.estimators import GATES, NOISE, hard_concrete_penalty_grad, top_k_mask
+from hf_headprune.learn.gates.estimators import GATES, NOISE, hard_concrete_penalty_grad
 from hf_headprune.learn.gates.importance import gradient_importance, standardised
 from hf_headprune.learn.gates.settings import WITH_TEMPERATURE, SubsetGates
 from hf_headprune.learn.pruner import Choice
 from hf_headprune.learn.score_pruner import ScorePruner, check_steps_to_learn
+from hf_headprune.learn.top_k import top_k_mask
 from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
 from hf_headprune.plan import PruningPlan
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.learn.gates.schedule import GateSchedule, Phase
-    from hf_headprune.learn.pruner import TrainingLoop
+    from hf_headprune.learn.training_loop import TrainingLoop
 
 logger = logging.getLogger(__name__)
 

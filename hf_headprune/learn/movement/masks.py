@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_headprune.learn.gates.estimators import top_k_mask
+from hf_headprune.learn.top_k import top_k_mask
 
 
 @dataclass(frozen=True)

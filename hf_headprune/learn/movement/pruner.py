@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.learn.movement.masks import ScoreTensor
-    from hf_headprune.learn.pruner import TrainingLoop
+    from hf_headprune.learn.training_loop import TrainingLoop
 
 ROUND_OFF = 1e-6  # of a density, which float32 masks and sums in another order leave
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from hf_headprune.anatomy import Anatomy
-    from hf_headprune.learn.pruner import TrainingLoop
+    from hf_headprune.learn.training_loop import TrainingLoop
     from hf_headprune.refit.projections import Refit
 
 
