@@ -88,15 +88,29 @@ class _MadeOnDemand(UserDict[Any, Any]):
         return value
 
 
+class _StandIn:
+    """Is called, and looked at, in place of a class that is made when that happens for the first time."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._make()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._make(), name)
+
+
 def register_on_demand_(mapping: Any, key: Any, make: Callable[[], Any]) -> None:
     """Registers a class in a mapping of the Auto classes, in place, without making it before it is asked for.
 
-    Without the dictionary in which Transformers keeps what was registered: makes it now.
+    Without the dictionary in which Transformers keeps what was registered: something that stands for the class is in
+    the mapping. Models, configurations and tokenizers are read through it all the same.
 
     Args:
         mapping: Such as `CONFIG_MAPPING`, `MODEL_MAPPING` or `TOKENIZER_MAPPING`.
         key: What leads to it: a model type, or a class of configurations.
-        make: Returns the class.
+        make: Returns the class, the same one each time.
     """
     registered = getattr(mapping, REGISTERED, None)
     if isinstance(registered, dict):
@@ -105,7 +119,7 @@ def register_on_demand_(mapping: Any, key: Any, make: Callable[[], Any]) -> None
     if isinstance(registered, _MadeOnDemand):
         registered[key] = partial(make)
     if key not in mapping:
-        mapping.register(key, make(), exist_ok=True)
+        mapping.register(key, _StandIn(make), exist_ok=True)
 
 
 def part_of_cache(cache: Any, name: str) -> Any:

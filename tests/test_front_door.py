@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +13,10 @@ import hf_headprune
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import class_names
 from hf_headprune.shrink.surgery import prune_model_
+from tests.support.fresh_process import fresh
 from tests.support.models import tiny_bert
 from tools.stubs import STUB, stub
 
-ROOT = Path(hf_headprune.__file__).parents[1]
 HEAVY = [
     "transformers.trainer",
     "transformers.modeling_utils",
@@ -33,20 +29,6 @@ HEAVY = [
     "hf_headprune.callback",
     "hf_headprune.pipeline",
 ]
-
-
-def fresh(script: str, *arguments: str) -> dict:
-    """Runs a script in a process of its own; returns what it put into `out`."""
-    lines = ["import json, sys", "out = {}", script, "print(json.dumps(out))"]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
