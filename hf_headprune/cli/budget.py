@@ -37,11 +37,10 @@ class Budget:
         """
         if confidence is not None and not 0.5 < confidence < 1:  # noqa: PLR2004
             raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
-        option = one_budget({f"--{name.replace('_', '-')}": value for name, value in given.items()}, where="prune")
-        name = "max_drop" if option is None else option.removeprefix("--").replace("-", "_")
-        value: Any = DEFAULT_DROP if option is None else given[name]
-        if name == "kept_heads":
-            value = _heads(value)
+        if given["kept_heads"] is not None:
+            given = {**given, "kept_heads": _heads(given["kept_heads"])}
+        name = one_budget(given, where="prune") or "max_drop"
+        value: Any = DEFAULT_DROP if given[name] is None else given[name]
         if name == "max_drop" and not 0 < value < 1:
             raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {value}. A point is 0.01.")
         return cls(name, value, confidence)
