@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.tasks.examples import is_sequence_classifier
 from hf_headprune.tasks.metrics import PredictionMetric
 from hf_headprune.tasks.registry import metrics_of
 
@@ -24,7 +25,7 @@ def metric_named(name: str | None, model: Any) -> tuple[Any, str]:
         InvalidSettingError: A module on disk can't be loaded or computed, or nothing has a metric of that name.
     """
     own = metrics_of(model)
-    if name is None or (name in own and "ForQuestionAnswering" in type(model).__name__):  # of spans, not of classes
+    if name is None or (name in own and not is_sequence_classifier(model)):  # predictions that no module can read
         return name, ""
     try:
         module = import_module("evaluate").load(name)

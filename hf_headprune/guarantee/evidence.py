@@ -133,10 +133,10 @@ def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndar
         return evidence_of_counts(counts, claim)
     mean = np.mean if aggregate is None else aggregate
     dense, pruned = float(mean(scores.dense)), float(mean(scores.pruned))
-    if not (0 <= dense <= 1 and 0 <= pruned <= 1):
+    if not (abs(dense) <= 1 and abs(pruned) <= 1):
         raise InvalidSettingError(
-            f"certify: {claim.metric} must be in [0, 1], where a drop of 0.01 is one point, received {dense} and "
-            f"{pruned}. Scale what the metric returns."
+            f"certify: {claim.metric} must be in [-1, 1], where a drop of 0.01 is one percentage point, received "
+            f"{dense} and {pruned}. Scale what the metric returns."
         )
     p, reverse, bound = _tested(scores, claim, aggregate)
     return Evidence(

@@ -32,7 +32,7 @@ class FunctionScorer(Scorer):
 
     task: Scorer
     function: PredictionMetric
-    metric: str
+    metric: str = "function"
 
     @property
     def kind(self) -> Kind:

@@ -696,7 +696,7 @@ def agreement(table):
 def test_a_metric_in_percent_is_refused(two_models, rows):
     table = np.stack([np.arange(len(rows)), np.ones(len(rows))], axis=1).astype(float)
     metric = Metric("bleu", "corpus", lambda *_: table, lambda _: 87.5)
-    with pytest.raises(InvalidSettingError, match=r"bleu must be in \[0, 1\].*received 87\.5"):
+    with pytest.raises(InvalidSettingError, match=r"bleu must be in \[-1, 1\].*received 87\.5"):
         certify(*two_models, rows, metric=metric)
 
 

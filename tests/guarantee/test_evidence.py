@@ -117,7 +117,7 @@ def test_the_metric_of_each_model_must_be_a_share():
     rows = table_scores(wrong=(0.1, 0.3))
     claim = Claim("agreement", "corpus", 0.1, 0.05, 0.05)
     for outlier in (rows.dense, rows.pruned):
-        with pytest.raises(InvalidSettingError, match=r"agreement must be in \[0, 1\]"):
+        with pytest.raises(InvalidSettingError, match=r"agreement must be in \[-1, 1\]"):
             evidence_of(rows, claim, lambda table, outlier=outlier: 87.5 if table is outlier else agreement(table))
 
 

@@ -80,8 +80,9 @@ class PrecisionRunner:
             allows = ModelCapabilities(self._stack)
             self._is_resumable = allows.is_resumable(inputs)
             self.in_full_precision = allows.computes_in_full_precision(inputs)
-            may_skip = self._is_resumable and (self.in_full_precision or not is_exact)
-            self._takes_out = may_skip and not scoring.is_continuous and allows.can_take_out(inputs)
+            # Products of other shapes round otherwise, which continuous scores would show.
+            may_skip = self._is_resumable and not scoring.is_continuous and (self.in_full_precision or not is_exact)
+            self._takes_out = may_skip and allows.can_take_out(inputs)
             self._reads_first = may_skip and allows.reads_first_token(inputs)
 
     def check_fits(self, plan: PruningPlan) -> None:
