@@ -89,7 +89,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=10.5)
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=110)
+        figure.savefig(file, metadata={"Creator": None, "Date": None} if file.suffix == ".svg" else None, dpi=110)
 
 
 def _draw_task(panel: Axes, rows: list[dict[str, Any]], task: str, title: str) -> None:

@@ -29,7 +29,7 @@ def write(file: Path = README) -> None:
     """
     before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    file.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    file.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
 
 
 def table() -> str:

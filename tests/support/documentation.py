@@ -1,0 +1,134 @@
+"""The pages of the documentation, their blocks of code and their links; and stand-ins for what the blocks use."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+
+import hf_headprune
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.surgery import prune_model_
+from tests.support.models import VOCAB_SIZE, tiny_bert
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LENGTH = 6  # tokens of each example: equal ones need no padding
+VARIES = "…"
+PRUNED = "bert-pruned"  # folder of a pruned model, which blocks may read
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of code of a page in one language, in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def links(page: Path) -> list[str]:
+    """Targets of the links and images of a page that lead to files of the project."""
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    return [target for target in found if "://" not in target]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    texts = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
+
+
+def examples(count: int, seed: int) -> list[dict[str, Any]]:
+    """Examples of two classes, no two alike."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(3, VOCAB_SIZE, (count, LENGTH), generator=generator).tolist()
+    return [{"input_ids": row, "attention_mask": [1] * LENGTH, "labels": int(row[0] > VOCAB_SIZE // 2)} for row in rows]
+
+
+def run_page(page: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """Runs the Python blocks of a page in their order, and yields the names that exist after each.
+
+    Stand-ins are fresh in each block; what a block defines carries over to the next ones.
+    """
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks(page, "python"), 1):
+        code = compile(block, f"{name_of(page)}, Python block {number}", "exec")
+        names = {**names, **_public_names(block), **stand_ins(folder, block)}
+        if PRUNED in block and not (folder / PRUNED).exists():
+            save_pruned(folder / PRUNED)
+        exec(code, names)  # noqa: S102 - what the page says
+        yield names
+
+
+def stand_ins(folder: Path, block: str) -> dict[str, Any]:
+    """What blocks may use without defining it: CONTRIBUTING.md lists these names."""
+    model = tiny_bert(num_labels=2)
+    train, dev, test = examples(48, 0), examples(60, 1), examples(60, 2)
+    args = TrainingArguments(
+        str(folder / "out"),
+        max_steps=4,
+        save_steps=2,
+        per_device_train_batch_size=8,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    found = {"model": model, "teacher": tiny_bert(num_labels=2, seed=1), "train": train, "dev": dev, "test": test}
+    found |= {"args": args, "Trainer": Trainer, "torch": torch, "copy": copy}
+    found["AutoModelForSequenceClassification"] = AutoModelForSequenceClassification
+    if "trainer" in names_used(block):
+        callbacks = [hf_headprune.HeadPruneCallback()]
+        found["trainer"] = Trainer(model, args, train_dataset=train, eval_dataset=dev, callbacks=callbacks)
+    return found
+
+
+def save_pruned(folder: Path) -> None:
+    """Saves a pruned model."""
+    model = tiny_bert(num_labels=2)
+    plan = PruningPlan.of(model).replace(kept_heads={"encoder.layer.1.attention": (0, 3)})
+    prune_model_(model, plan).save_pretrained(folder)
+
+
+def names_used(block: str) -> set[str]:
+    """Names that a block reads before it gives them a value, or never does; attributes are no names."""
+    stored: set[str] = set()
+    used: set[str] = set()
+    for statement in ast.parse(block).body:
+        found = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+        used |= {node.id for node in found if isinstance(node.ctx, ast.Load)} - stored
+        stored |= {node.id for node in found if isinstance(node.ctx, ast.Store)}
+    return used
+
+
+def messages() -> list[str]:
+    """Every text of the package, with what is filled in as `…`."""
+    found = []
+    for file in sorted((ROOT / "hf_headprune").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(_part(value) for value in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%[-.\d,]*[a-z]", VARIES, node.value))
+    return found
+
+
+def _part(value: ast.expr) -> str:
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else VARIES
+
+
+def _public_names(block: str) -> dict[str, Any]:
+    public = set(dir(hf_headprune))
+    return {name: getattr(hf_headprune, name) for name in names_used(block) & public}

@@ -1,0 +1,105 @@
+"""The documentation holds: its code runs, its links lead somewhere, what it quotes exists, its numbers are measured."""
+
+import re
+import shlex
+import statistics
+
+import pytest
+import typer
+
+from benchmarks import readme_chart, readme_numbers
+from benchmarks.results_file import RESULTS, read_json
+from hf_headprune.cli import app
+from hf_headprune.plan import PruningPlan
+from tests.support.documentation import PAGES, ROOT, VARIES, anchors, blocks, links, messages, name_of, prose, run_page
+
+DOCS = ROOT / "docs"
+LONGEST_SENTENCE = 32  # words of README
+USUAL_SENTENCE = 12
+WITH_CODE = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(list(run_page(page, tmp_path))) == len(blocks(page, "python"))
+
+
+def test_the_first_block_of_readme_leaves_a_pruned_model_and_what_is_said_to_be_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = next(run_page(ROOT / "README.md", tmp_path))
+    model, saved = names["trainer"].model, tmp_path / "bert-pruned"
+    files = {"model.safetensors", "config.json", "headprune_plan.json", "headprune_certificate.json"}
+    assert files <= {file.name for file in saved.iterdir()}
+    assert PruningPlan.from_json((saved / "headprune_plan.json").read_text()).num_removed_heads > 0
+    assert model.config.model_type == "prunable_bert"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_console_blocks_of_a_page_name_commands_that_exist(page):
+    commands = typer.main.get_command(app).commands
+    targets = set(re.findall(r"^([a-z][a-z-]*)(?=[ a-z-]*:)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for line in "".join(blocks(page, "console")).replace("\\\n", " ").splitlines():
+        program, *words = shlex.split(line, comments=True) or [""]
+        if program == "make":
+            assert words[0] in targets | {"test-oldest", "test-newest"}, line
+        if program == "headprune":
+            options = {option for parameter in commands[words[0]].params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= options, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_links_of_a_page_lead_to_a_file_and_to_a_heading(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_index_names_every_page_of_the_documentation():
+    named = {link.partition("#")[0] for link in links(DOCS / "index.md")}
+    assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= named
+
+
+def test_what_troubleshooting_quotes_are_messages_of_the_package():
+    foreign = {"does not recognize this architecture"}  # Transformers says so
+    quoted = re.findall(r'\*\*"([^"]+)"\*\*', prose(DOCS / "troubleshooting.md"))
+    known = "\n".join(messages())
+    missing = [text for text in quoted if text not in foreign and not _occurs(text, known)]
+    assert len(quoted) > 30
+    assert missing == []
+
+
+def _occurs(text, known):
+    return re.search(".*".join(re.escape(part.strip(" .")) for part in text.split(VARIES)), known) is not None
+
+
+def test_the_sentences_of_readme_are_short():
+    text = re.sub(r"<!--.*?-->|^#.*$|^!.*$|^\|.*$", "", prose(ROOT / "README.md"), flags=re.M)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    sentences = [part for part in re.split(r"(?<=[.!?:;])\s+|\n\n|\n- ", text) if part.strip()]
+    lengths = sorted(len(sentence.split()) for sentence in sentences)
+    assert statistics.median(lengths) <= USUAL_SENTENCE
+    assert lengths[-1] <= LONGEST_SENTENCE
+
+
+def test_the_numbers_of_readme_are_those_of_the_result_files(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    readme_numbers.write(page)
+    assert page.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_chart_of_readme_shows_the_means_of_the_result_file(tmp_path):
+    rows = read_json(RESULTS / "density_accuracy.json")["summary"]
+    points = readme_chart.series(rows, "sst2", "magnitude")
+    assert [kept for kept, _, _ in points] == [100, 50, 25]
+    assert points[0][1] == pytest.approx(88.19, abs=0.01)
+    readme_chart.draw(rows, tmp_path / "chart.svg")
+    assert all(way.label in {text for text in _comments(tmp_path / "chart.svg")} for way in readme_chart.WAYS)
+    assert all(way.label in _comments(readme_chart.IMAGE) for way in readme_chart.WAYS)
+
+
+def _comments(file):
+    return set(re.findall(r"<!-- (.+?) -->", file.read_text(encoding="utf-8")))
