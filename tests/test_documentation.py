@@ -97,7 +97,7 @@ def test_the_chart_of_readme_shows_the_means_of_the_result_file(tmp_path):
     assert [kept for kept, _, _ in points] == [100, 50, 25]
     assert points[0][1] == pytest.approx(88.19, abs=0.01)
     readme_chart.draw(rows, tmp_path / "chart.svg")
-    assert all(way.label in {text for text in _comments(tmp_path / "chart.svg")} for way in readme_chart.WAYS)
+    assert all(way.label in set(_comments(tmp_path / "chart.svg")) for way in readme_chart.WAYS)
     assert all(way.label in _comments(readme_chart.IMAGE) for way in readme_chart.WAYS)
 
 
