@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME
-from hf_headprune._strict_json import parse, read, read_text
+from hf_headprune._strict_json import parse, path_of, read, read_text
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.claim import METHODS, Claim, Kind
 from hf_headprune.guarantee.evidence import Evidence, PairedScores, checked_scores
@@ -252,7 +252,8 @@ class Certificate:
         Raises:
             CertificateError: There is none, or it is malformed or changed.
         """
-        file = Path(path, CERTIFICATE_NAME) if Path(path).is_dir() else Path(path)
+        found = path_of(path, "Certificate.load")
+        file = found / CERTIFICATE_NAME if found.is_dir() else found
         if not file.is_file():
             raise CertificateError(
                 f"{path}: there is no {CERTIFICATE_NAME}. Pass its path or the folder that holds it."

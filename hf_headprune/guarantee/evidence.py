@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.betting import betting_p_value, betting_upper_bound
 from hf_headprune.guarantee.paired import p_value, regressions_to_spare, upper_bound
 from hf_headprune.guarantee.power import PowerAssumptions, examples_needed
@@ -132,7 +132,7 @@ def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndar
     if claim.kind == "binary":
         return evidence_of_counts(counts, claim)
     mean = np.mean if aggregate is None else aggregate
-    dense, pruned = float(mean(scores.dense)), float(mean(scores.pruned))
+    dense, pruned = (_number(mean(values), claim.metric) for values in (scores.dense, scores.pruned))
     if not (abs(dense) <= 1 and abs(pruned) <= 1):
         raise InvalidSettingError(
             f"certify: {claim.metric} must be in [-1, 1], where a drop of 0.01 is one percentage point, received "
@@ -151,6 +151,15 @@ def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndar
         regressions_to_spare=None,
         examples_needed=None,
     )
+
+
+def _number(value: Any, metric: str) -> float:
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InvalidSettingError(
+            f"certify: {metric} must be one number, received {shown(value)}. Let the function of the metric return one."
+        ) from error
 
 
 def p_value_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndarray], float] | None = None) -> float:
@@ -201,7 +210,13 @@ def checked_scores(scores: Any, count: int, kind: Kind) -> np.ndarray:
     Raises:
         InvalidSettingError: They are not one row of numbers per example, or out of the range of their kind.
     """
-    values = np.asarray(scores.tolist() if hasattr(scores, "tolist") else scores, dtype=np.float64)
+    try:
+        values = np.asarray(scores.tolist() if hasattr(scores, "tolist") else scores, dtype=np.float64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InvalidSettingError(
+            f"certify: scores of kind {kind!r} must be numbers for each of the {count} examples, received "
+            f"{shown(scores)}. Change the function of the metric."
+        ) from error
     shape_holds = values.ndim >= 1 and len(values) == count and (values.ndim == 1 or kind == "corpus")
     ranges = {"binary": np.isin(values, (0, 1)), "bounded": (values >= 0) & (values <= 1)}
     if not shape_holds or not np.isfinite(values).all() or not ranges.get(kind, np.True_).all():

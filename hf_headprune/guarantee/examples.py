@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.errors import DataLeakError, InvalidSettingError, shown
 from hf_headprune.tasks.examples import LABEL_NAMES, plain
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class ExampleFingerprints:
             InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
         """
         check_dataset(dataset)
+        check_columns(columns)
         first = dataset[0]
         names = tuple(columns) if columns is not None else _text_columns(first)
         present = [name for name, holds in ((TOKENS, TOKENS in first), (TEXT, bool(names))) if holds] or [CONTENT]
@@ -64,14 +65,14 @@ class ExampleFingerprints:
         labels = []
         padding = _padding_without_mask(dataset) if TOKENS in first else frozenset()
         for index in range(len(dataset)):
-            example = dataset[index]
+            example = _row(dataset, index)
             try:
                 for kind in present:
                     digests[kind].append(_digest(_input_of(example, kind, names, padding)))
             except KeyError as error:
                 raise InvalidSettingError(
-                    f"example {index} has no column {error}, received {sorted(example)}. Pass examples that all hold "
-                    "the columns of the first, or name the text columns."
+                    f"example {index} has no column {error}, received {shown(sorted(example))}. Pass examples that all "
+                    "hold the columns of the first, or name the text columns."
                 ) from error
             labels.append(_digest([plain(example[name]) for name in LABEL_NAMES if name in example]))
         return cls({kind: tuple(found) for kind, found in digests.items()}, tuple(labels), names)
@@ -162,8 +163,7 @@ def check_dataset(dataset: Any) -> None:
     Raises:
         InvalidSettingError: It is not sized, indexable and full of mappings.
     """
-    indexable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not indexable or isinstance(dataset, (Mapping, str)) or len(dataset) == 0:
+    if not _is_indexable(dataset) or isinstance(dataset, (Mapping, str)) or len(dataset) == 0:
         raise InvalidSettingError(
             "a split must be sized, indexable and not empty, such as a list of dicts or a datasets.Dataset, received "
             f"{type(dataset).__name__}. Pass one split; turn a stream into a list."
@@ -173,6 +173,17 @@ def check_dataset(dataset: Any) -> None:
             f"examples must be mappings such as {{'input_ids': ..., 'labels': ...}}, received "
             f"{type(dataset[0]).__name__}. Turn each example into a dict."
         )
+
+
+def check_columns(columns: Any) -> None:
+    """Refuses what are no names of columns.
+
+    Raises:
+        InvalidSettingError: They are neither None nor a list or tuple of names.
+    """
+    if columns is None or (isinstance(columns, (list, tuple)) and all(isinstance(name, str) for name in columns)):
+        return
+    raise InvalidSettingError(f"columns must be a tuple of names, or None, received {shown(columns)}.")
 
 
 def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
@@ -193,11 +204,11 @@ def groups_of(dataset: Any, column: str, *, where: str) -> list[str]:
     """
     found = []
     for index in range(len(dataset)):
-        example = dataset[index]
+        example = _row(dataset, index)
         if column not in example:
             raise InvalidSettingError(
-                f"{where}: every example must hold the column {column!r}, received {sorted(example)} for example "
-                f"{index}. Name a column that they all have."
+                f"{where}: every example must hold the column {column!r}, received {shown(sorted(example))} for "
+                f"example {index}. Name a column that they all have."
             )
         value = example[column]
         if value is None or (isinstance(value, float) and math.isnan(value)):  # all those would be one group
@@ -207,6 +218,27 @@ def groups_of(dataset: Any, column: str, *, where: str) -> list[str]:
             )
         found.append(str(value))
     return found
+
+
+def _is_indexable(dataset: Any) -> bool:
+    try:
+        return len(dataset) >= 0 and hasattr(dataset, "__getitem__")
+    except TypeError:
+        return False
+
+
+def _row(dataset: Any, index: int) -> Mapping[str, Any]:
+    example = dataset[index]
+    if not hasattr(example, "keys"):
+        raise InvalidSettingError(f"example {index} must be a mapping, as the first is, received {shown(example)}.")
+    return example
+
+
+def _tokens_of(example: Mapping[str, Any]) -> list[Any]:
+    tokens = plain(example[TOKENS])
+    if not isinstance(tokens, list):
+        raise InvalidSettingError(f"{TOKENS!r} must be a list of whole numbers, received {shown(tokens)}.")
+    return tokens
 
 
 def _text_columns(example: Mapping[str, Any]) -> tuple[str, ...]:
@@ -238,8 +270,8 @@ def _padding_without_mask(dataset: Any) -> frozenset[int]:
     last: Counter[int] = Counter()
     repeated: Counter[int] = Counter()
     for index in range(len(dataset)):
-        example = dataset[index]
-        tokens = [] if "attention_mask" in example or TOKENS not in example else plain(example[TOKENS])
+        example = _row(dataset, index)
+        tokens = [] if "attention_mask" in example or TOKENS not in example else _tokens_of(example)
         if len(tokens) > 1 and isinstance(tokens[-1], int):
             last[tokens[-1]] += 1
             repeated[tokens[-1]] += tokens[-1] == tokens[-2]
@@ -250,13 +282,22 @@ def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...], p
     if kind == TEXT:
         return [normalised(example[name]) for name in columns]
     if kind == TOKENS:
-        tokens = plain(example[TOKENS])
+        tokens = _tokens_of(example)
         if "attention_mask" in example:
-            return [t for t, m in zip(tokens, plain(example["attention_mask"]), strict=True) if m]
+            return [t for t, m in zip(tokens, _mask_of(example, len(tokens)), strict=True) if m]
         if tokens and isinstance(tokens[0], list):  # choices
             return tokens
         return tokens[: next((end for end in range(len(tokens), 0, -1) if tokens[end - 1] not in padding), 0)]
     return {name: plain(example[name]) for name in columns}
+
+
+def _mask_of(example: Mapping[str, Any], length: int) -> list[Any]:
+    mask = plain(example["attention_mask"])
+    if not isinstance(mask, list) or len(mask) != length:
+        raise InvalidSettingError(
+            f"'attention_mask' must have an entry for each of the {length} tokens, received {shown(mask)}."
+        )
+    return mask
 
 
 def normalised(text: Any) -> str:

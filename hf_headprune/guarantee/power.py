@@ -71,7 +71,7 @@ def power_of(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssump
         InvalidSettingError: n is no whole number of at least 1, or epsilon is no share.
     """
     _check_epsilon(epsilon, "power_of")
-    _check_count(n, "power_of")
+    _check(n, assumptions)
     level = level_of(assumptions.alpha / assumptions.num_candidates)
     if n > EXACT_UP_TO:
         return _approximate_power(min(n, 10**15), epsilon, level, assumptions)
@@ -86,6 +86,7 @@ def detectable_drop(n: int, assumptions: PowerAssumptions = PowerAssumptions()) 
     Returns:
         None where they certify nothing below 1.
     """
+    _check(n, assumptions)
     low, high = int(1000 * assumptions.true_drop), 999  # not at low, perhaps at high
     if power_of(n, high / 1000, assumptions) < assumptions.power:
         return None
@@ -103,6 +104,7 @@ def examples_needed(epsilon: float, assumptions: PowerAssumptions = PowerAssumpt
         None where the assumed drop is not below epsilon, or `MOST_EXAMPLES` are too few.
     """
     _check_epsilon(epsilon, "examples_needed")
+    _check(1, assumptions)
     if assumptions.true_drop >= epsilon:
         return None
     low, high = 1, 64
@@ -157,9 +159,13 @@ def _approximate_power(n: int, epsilon: float, level: float, assumptions: PowerA
     return float(ndtr(distance / math.sqrt(q - drop**2)))
 
 
-def _check_count(n: Any, where: str) -> None:
+def _check(n: Any, assumptions: Any) -> None:
     if not is_whole(n, at_least=1):
-        raise InvalidSettingError(f"{where}: n must be a whole number of at least 1, received {shown(n)}.")
+        raise InvalidSettingError(f"power_of: n must be a whole number of at least 1, received {shown(n)}.")
+    if not isinstance(assumptions, PowerAssumptions):
+        raise InvalidSettingError(
+            f"power_of: assumptions must be PowerAssumptions(...), received {shown(assumptions)}."
+        )
 
 
 def _check_epsilon(epsilon: Any, where: str) -> None:

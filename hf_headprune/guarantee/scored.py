@@ -15,7 +15,7 @@ from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import Claim, Metric
 from hf_headprune.guarantee.evidence import checked_scores
-from hf_headprune.guarantee.examples import ExampleFingerprints, check_disjoint, groups_of, rows_of
+from hf_headprune.guarantee.examples import ExampleFingerprints, check_columns, check_disjoint, groups_of, rows_of
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.tasks.batches import Batching
 from hf_headprune.tasks.scorer import Scorer
@@ -61,15 +61,11 @@ class CertificationData:
 
     def __post_init__(self) -> None:
         """Checks the names and the batching."""
+        check_columns(self.columns)
         if isinstance(self.columns, list):
             object.__setattr__(self, "columns", tuple(self.columns))
         rules = {
             "groups": (self.groups is None or isinstance(self.groups, str), "the name of a column, or None"),
-            "columns": (
-                self.columns is None
-                or (isinstance(self.columns, tuple) and all(isinstance(name, str) for name in self.columns)),
-                "a tuple of names of columns, or None",
-            ),
             "batching": (isinstance(self.batching, Batching), "a Batching"),
             "steered_training": (isinstance(self.steered_training, bool), "True or False"),
         }
@@ -182,7 +178,7 @@ class ScoredSplit:
         """Returns the claim; spends its share of alpha where the split may be used more than once."""
         if not is_number(confidence):
             raise InvalidSettingError(f"certify: confidence must be a number, received {shown(confidence)}. Pass 0.95.")
-        alpha = round(1.0 - min(max(float(confidence), 0.0), 1.0), 12)
+        alpha = round(1.0 - float(min(max(confidence, 0), 1)), 12)
         is_shared = is_whole(num_candidates, at_least=1) and num_candidates <= LARGEST  # else the claim refuses it
         claim = Claim(
             self.metric.name,

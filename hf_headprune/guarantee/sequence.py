@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from hf_headprune.errors import CertificateError, InvalidSettingError
+from hf_headprune._checks import is_number, is_whole
+from hf_headprune._strict_json import LARGEST, parse, path_of, read, read_text
+from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
+    from pathlib import Path
 
 LEDGER_FORMAT = "hf_headprune.alpha_ledger/1"
 
@@ -57,8 +60,11 @@ def evenly_spaced(candidates: Sequence[T], count: int) -> tuple[T, ...]:
     Raises:
         InvalidSettingError: The count is below one.
     """
-    if count < 1:
-        raise InvalidSettingError(f"evenly_spaced: count must be at least 1, received {count}.")
+    if not is_whole(count, at_least=1) or not isinstance(candidates, (Sequence, str)):
+        raise InvalidSettingError(
+            f"evenly_spaced: candidates must be a sequence, received {shown(candidates)}, and count a whole number of "
+            f"at least 1, received {shown(count)}."
+        )
     count = min(count, len(candidates))
     return tuple(candidates[(number + 1) * len(candidates) // count - 1] for number in range(count))
 
@@ -73,8 +79,10 @@ def alpha_of_use(alpha: float, use: int) -> float:
     Raises:
         InvalidSettingError: The number is below one.
     """
-    if use < 1:
-        raise InvalidSettingError(f"alpha_of_use: use counts from 1, received {use}.")
+    if not (is_number(alpha) and 0 < alpha < 1) or not is_whole(use, at_least=1) or use > LARGEST:
+        raise InvalidSettingError(
+            f"alpha_of_use: alpha must be in (0, 1), and use counts from 1, received {shown(alpha)} and {shown(use)}."
+        )
     return 6.0 * alpha / (math.pi * use) ** 2
 
 
@@ -110,7 +118,7 @@ class AlphaLedger:
         Raises:
             CertificateError: The file is no ledger, or a line of it is damaged.
         """
-        self.path = Path(path)
+        self.path = path_of(path, "AlphaLedger")
         self._entries = self._read()
 
     def uses(self, split: str) -> tuple[LedgerEntry, ...]:
@@ -128,6 +136,11 @@ class AlphaLedger:
         Raises:
             CertificateError: An earlier use of the split was made with another alpha, or the file is damaged by now.
         """
+        if not isinstance(split, str) or not isinstance(purpose, str):
+            raise InvalidSettingError(
+                f"AlphaLedger: split and purpose must be texts, received {shown(split)} and {shown(purpose)}."
+            )
+        alpha_of_use(alpha, 1)  # refuses what is no share
         self._entries = self._read()  # another ledger of this file may have written
         earlier = self.uses(split)
         if any(entry.alpha != alpha for entry in earlier):
@@ -152,7 +165,7 @@ class AlphaLedger:
         if not self.path.exists():
             return []
         entries: list[LedgerEntry] = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8", errors="backslashreplace").splitlines(), 1):
+        for number, line in enumerate(read_text(self.path).splitlines(), 1):
             entries.append(self._entry(number, line))
             use, expected = entries[-1].use, sum(entry.split == entries[-1].split for entry in entries)
             if use != expected:
@@ -163,17 +176,18 @@ class AlphaLedger:
         return entries
 
     def _entry(self, number: int, line: str) -> LedgerEntry:
+        where = f"{self.path}, line {number}"
         try:
-            content = json.loads(line)
-            names = {field.name for field in fields(LedgerEntry)}
-            if content.pop("format") != LEDGER_FORMAT or set(content) != names:
-                raise ValueError(f"it must have format {LEDGER_FORMAT!r} and the fields {sorted(names)}")
-            entry = LedgerEntry(**content)
+            content = parse(line, where)
+            named = content.pop("format", None) if isinstance(content, dict) else None
+            if named != LEDGER_FORMAT:
+                raise CertificateError(f"format must be {LEDGER_FORMAT!r}, received {shown(named)}")
+            entry = read(LedgerEntry, content, where)
             if entry.spent != alpha_of_use(entry.alpha, entry.use):
-                raise ValueError("its share is not that of its use")
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, InvalidSettingError) as error:
+                raise CertificateError("its share is not that of its use")
+        except (CertificateError, InvalidSettingError) as error:
             raise CertificateError(
-                f"{self.path}, line {number}: no line of an alpha ledger: {error!r}. Pass the path of a ledger, or of "
-                "a file that does not exist yet; a damaged ledger can't be continued."
+                f"{where}: no line of an alpha ledger: {error} Pass the path of a ledger, or of a file that does not "
+                "exist yet; a damaged ledger can't be continued."
             ) from error
         return entry

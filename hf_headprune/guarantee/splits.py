@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune._checks import is_above, is_whole
-from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.errors import DataLeakError, InvalidSettingError, shown
 from hf_headprune.guarantee.examples import ExampleFingerprints, groups_of, rows_of
 
 if TYPE_CHECKING:
@@ -62,25 +62,26 @@ class SplitSettings:
             object.__setattr__(self, "columns", tuple(self.columns))
         if not (is_above(self.certify_share, 0) and self.certify_share < 1):
             raise InvalidSettingError(
-                f"SplitSettings: certify_share must be in (0, 1), received {self.certify_share!r}. Pass 0.5 for half."
+                f"SplitSettings: certify_share must be in (0, 1), received {shown(self.certify_share)}. Pass 0.5 for "
+                "half."
             )
         if not is_whole(self.seed, at_least=0):
             raise InvalidSettingError(
-                f"SplitSettings: seed must be a whole number of at least 0, received {self.seed!r}. Pass one."
+                f"SplitSettings: seed must be a whole number of at least 0, received {shown(self.seed)}. Pass one."
             )
         if self.columns is not None and not (
             isinstance(self.columns, tuple) and self.columns and all(isinstance(c, str) for c in self.columns)
         ):
             raise InvalidSettingError(
-                f"SplitSettings: columns must be a tuple of names, received {self.columns!r}. Pass one, or None."
+                f"SplitSettings: columns must be a tuple of names, received {shown(self.columns)}. Pass one, or None."
             )
         if self.group_column is not None and not isinstance(self.group_column, str):
             raise InvalidSettingError(
-                f"SplitSettings: group_column must be a name, received {self.group_column!r}. Pass one, or None."
+                f"SplitSettings: group_column must be a name, received {shown(self.group_column)}. Pass one, or None."
             )
-        if self.on_leak not in ("error", "drop"):
+        if not isinstance(self.on_leak, str) or self.on_leak not in ("error", "drop"):
             raise InvalidSettingError(
-                f"SplitSettings: on_leak must be 'error' or 'drop', received {self.on_leak!r}. Choose one."
+                f"SplitSettings: on_leak must be 'error' or 'drop', received {shown(self.on_leak)}. Choose one."
             )
 
 
@@ -99,6 +100,8 @@ def three_way_split(dataset: Any, train: Any = None, settings: SplitSettings = S
         DataLeakError: Examples are in the training split too, and `on_leak` is "error"; or the two can't be compared.
         InvalidSettingError: The data set is malformed, an example lacks a column, or there are too few for two sides.
     """
+    if not isinstance(settings, SplitSettings):
+        raise InvalidSettingError(f"three_way_split: settings must be SplitSettings(...), received {shown(settings)}.")
     return split_known(dataset, ExampleFingerprints.of(dataset, columns=settings.columns), train, settings)
 
 

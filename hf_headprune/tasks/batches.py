@@ -77,6 +77,10 @@ def length_sorted_batches(
     return ordered_batches(dataset, collate, batch_size=batch_size)[0]
 
 
+def _is_sequence(tokens: Any) -> bool:
+    return isinstance(tokens, (list, tuple)) or getattr(tokens, "ndim", 0) > 0
+
+
 def ordered_batches(
     dataset: Any, collate: Callable[[list[Any]], Mapping[str, Any]], *, batch_size: int
 ) -> tuple[list[dict[str, torch.Tensor]], np.ndarray]:
@@ -90,6 +94,12 @@ def ordered_batches(
         raise InvalidSettingError(
             f"length_sorted_batches: examples must hold 'input_ids', received {sorted(examples[0])}. Tokenize the "
             "data set first."
+        )
+    lacking = [index for index, example in enumerate(examples) if not _is_sequence(example.get("input_ids"))]
+    if lacking:
+        received = shown(examples[lacking[0]].get("input_ids"))
+        raise InvalidSettingError(
+            f"examples must hold lists of tokens as 'input_ids', received {received} for example {lacking[0]}."
         )
     lengths = [int(sum(example.get("attention_mask", [1] * len(example["input_ids"])))) for example in examples]
     order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))

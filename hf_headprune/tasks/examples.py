@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LABEL_NAMES = ("labels", "label")
 SPAN_NAMES = ("start_positions", "end_positions")
 IGNORED_LABEL = -100
+DEEPEST = 20  # lists in lists, of an example
+_LARGEST = 2**63 - 1
 
 
 class ModelExamples:
@@ -102,6 +104,12 @@ def _own_label(example: Mapping[str, Any]) -> list[int]:
     return [token if kept else IGNORED_LABEL for token, kept in zip(tokens, mask, strict=True)]
 
 
+def _is_tensor_entry(entry: Any, name: str) -> bool:
+    if isinstance(entry, int):
+        return abs(entry) <= _LARGEST
+    return isinstance(entry, float) and name != "input_ids"
+
+
 class PadRight:
     """Collates tokenized examples without a tokenizer: pads on the right and masks what was added."""
 
@@ -123,12 +131,12 @@ class PadRight:
     def _tensor(self, name: str, values: Sequence[Any]) -> torch.Tensor:
         are_lists = isinstance(values[0], list)
         rows = [value if isinstance(value, list) else [value] for value in values]
-        wrong = [entry for row in rows for entry in row if not isinstance(entry, (int, float))]
+        wrong = [entry for row in rows for entry in row if not _is_tensor_entry(entry, name)]
         if wrong or any(isinstance(value, list) != are_lists for value in values):
             raise InvalidSettingError(
                 f"{name!r} must hold a number, or a list of numbers, for each example, received "
-                f"{wrong[0] if wrong else values!r}. Map labels to numbers, or pass a data_collator that makes the "
-                "batches."
+                f"{shown(wrong[0] if wrong else values)}. Map labels to numbers, or pass a data_collator that makes "
+                "the batches."
             )
         is_float = any(isinstance(entry, float) for row in rows for entry in row)
         longest, filler = max(map(len, rows)), self._fillers.get(name, 0)
@@ -137,13 +145,21 @@ class PadRight:
         return batch if are_lists else batch[:, 0]
 
 
-def plain(value: Any) -> Any:
-    """Returns lists and numbers where tensors and arrays were, inside of lists and mappings, too."""
+def plain(value: Any, *, depth: int = 0) -> Any:
+    """Returns lists and numbers where tensors and arrays were, inside of lists and mappings, too.
+
+    Raises:
+        InvalidSettingError: They are nested deeper than `DEEPEST`.
+    """
+    if depth > DEEPEST:
+        raise InvalidSettingError(f"examples may be nested at most {DEEPEST} deep, received {shown(value)}.")
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return {str(name): plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+        return [plain(item, depth=depth + 1) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): plain(item, depth=depth + 1) for name, item in value.items()}
+    return value
 
 
 def predicts_next_token(model: Any) -> bool:

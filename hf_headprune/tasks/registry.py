@@ -64,7 +64,7 @@ def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEva
     metrics, score = task
     if is_prediction_metric(metric):
         return scorer_by_function(score(model, metrics[0]), metric, where=where)
-    if metric is not None and metric not in metrics:
+    if metric is not None and not (isinstance(metric, str) and metric in metrics):
         raise InvalidSettingError(
             f"{where}: metric must be one of {', '.join(metrics)} for a {type(model).__name__}, received "
             f"{shown(metric)}. {_advice(metric, metrics)}"
@@ -112,7 +112,7 @@ def _is_a(model: Any, name: str) -> bool:
 
 
 def _advice(metric: Any, metrics: tuple[str, ...]) -> str:
-    if metric == "perplexity" and "likelihood" in metrics:
+    if isinstance(metric, str) and metric == "perplexity" and "likelihood" in metrics:
         return "The likelihood of an example is 1 / perplexity: pass 'likelihood'."
     return "Any other can be a function of predictions and references, or a module of the package evaluate."
 
