@@ -64,6 +64,7 @@ def finish(
         train_seconds: Wall time that training took.
     """
     model: Any = trainer.model
+    parts.check_finite()
     parts.warn_of_early_end(trainer.state.max_steps)  # before a spare checkpoint says that all steps were seen
     save_spare_checkpoint(trainer, parts)
     learned = parts.take_off(trainer)

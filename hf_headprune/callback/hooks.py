@@ -225,7 +225,7 @@ class HeadPruneCallback(TrainerCallback):
                 "HeadPruneCallback was added after the Trainer was built, too late to add its scores to the optimizer. "
                 "Pass it at construction: Trainer(..., callbacks=[HeadPruneCallback()])."
             )
-        if self.result is not None:
+        if self.result is not None or self._parts.were_pruned(self._trainer.model):
             raise TrainingStateError(
                 "This Trainer's model was already pruned; its optimizer still holds the weights before. To train on, "
                 "build a new Trainer around the pruned model (with a new HeadPruneCallback to prune it further)."
@@ -248,7 +248,10 @@ class HeadPruneCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Logs gates and masks whenever the Trainer logs, through the Trainer, so that every tracker gets them."""
-        if self._parts is None or not self._parts.banks or not control.should_log or self._trainer is None:
+        if self._parts is None or self._trainer is None or not control.should_log:
+            return
+        if not self._parts.banks:
+            self._parts.check_finite()
             return
         self._trainer.log({f"headprune/{key}": value for key, value in self._parts.quantities().items()})
         control.should_log = True  # the Trainer takes its own turn to log as done, but it has yet to log the loss

@@ -10,6 +10,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.registry import PRUNERS, detach_pruners
@@ -81,6 +82,10 @@ class LearnedParts:
     def were_taken_off(self) -> bool:
         """Whether an earlier training has ended, and its pruners with it."""
         return any(not pruner.handles for pruner in self.banks)
+
+    def were_pruned(self, model: Any) -> bool:
+        """Tells whether the model has lost units since the pruners joined it."""
+        return [site.units for site in anatomy_of(model).sites] != [site.units for site in self._anatomy.sites]
 
     def begin_run(self, max_steps: int, step: int, optimizer: Any) -> None:
         """Makes the schedules and checks the pruners.

@@ -15,35 +15,33 @@ from transformers import (
 )
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.budgets import linear_density
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.cost import cost_of, macs_per_unit
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
-from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.latency import LatencySettings, random_inputs
 from hf_headprune.learn.gates.pruner import GatePruner
-from hf_headprune.learn.gates.settings import GateTuning, SubsetGates
-from hf_headprune.learn.movement.settings import BlockMovement, MovementTuning
+from hf_headprune.learn.gates.settings import SubsetGates
+from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.learn.pruner import Pruner
 from hf_headprune.learn.score_pruner import ScorePruner
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
-from hf_headprune.search.settings import AStarSearch, SearchTuning
+from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.shrink.surgery import prune_model_
-from tests.callback.test_callback import GATES, _Stream
 from tests.support.models import BERT_SIZES, EOS, tiny_bart, tiny_bert, tiny_distilbert, tiny_marian, tiny_roberta
-from tests.support.settings import movement
-from tests.support.trainers import labelled_rows as _examples
-from tests.support.trainers import trainer_of as _trainer
+from tests.support.searches import over_heads
+from tests.support.searches import settings as search_settings
+from tests.support.settings import gates, movement, second_order
+from tests.support.trainers import GATES, InterruptAt, StopAt, Stream, labelled_rows, trainer_of
 
 SHORT = AStarSearch(max_evaluations=4)
+HEADS = over_heads(max_evaluations=4)
 
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_the_search_goes_on_from_layers_that_training_has_emptied(tmp_path, kept):
-    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=kept), search=SHORT, latency=None)
-    trainer = _trainer(tmp_path, callback)
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=kept), search=HEADS, latency=None)
+    trainer = trainer_of(tmp_path, callback)
     trainer.train()
     assert anatomy_of(trainer.model).num_heads == callback.plan.num_kept_heads <= kept
 
@@ -53,17 +51,17 @@ def test_a_model_with_an_empty_block_can_be_pruned_again_while_it_trains(tmp_pat
     model = tiny_bert()
     site = next(iter(getattr(PruningPlan.of(model), emptied)))
     prune_model_(model, PruningPlan.of(model).replace(**{emptied: {site: ()}}))
-    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=2), search=SHORT, latency=None)
-    _trainer(tmp_path, callback, model=model).train()
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=2), search=HEADS, latency=None)
+    trainer_of(tmp_path, callback, model=model).train()
     assert callback.plan.num_kept_heads <= 2
 
 
-def test_a_class_that_could_not_be_saved_pruned_is_refused_when_the_trainer_is_built(tmp_path):
+def test_a_class_that_could_not_be_saved_pruned_is_refused_at_construction(tmp_path):
     class Own(BertForSequenceClassification):
         """A user's class."""
 
     with pytest.raises(UnsupportedModelError, match="Own has no prunable sibling"):
-        _trainer(tmp_path, HeadPruneCallback(gates=GATES), model=Own(BertConfig(**BERT_SIZES)))
+        trainer_of(tmp_path, HeadPruneCallback(gates=GATES), model=Own(BertConfig(**BERT_SIZES)))
 
 
 def own_loss(outputs, labels, num_items_in_batch=None):
@@ -72,50 +70,31 @@ def own_loss(outputs, labels, num_items_in_batch=None):
 
 @pytest.mark.parametrize(
     "parts",
-    [{"gates": GATES}, {"second_order": SecondOrder(kept_heads=3, tuning=SecondOrderTuning(scoring_examples=8))}],
+    [{"gates": GATES}, {"second_order": second_order(kept_heads=3, scoring_examples=8)}],
 )
-def test_a_loss_that_divides_by_the_items_of_its_batch_is_scored_with_their_number(tmp_path, parts):
-    callback = HeadPruneCallback(**parts, search=None, latency=None)
-    trainer = _trainer(tmp_path, callback, gradient_accumulation_steps=2)
+def test_a_loss_that_divides_by_the_items_of_its_batch_is_given_their_number(tmp_path, parts):
+    callback = HeadPruneCallback(**parts, latency=None)
+    trainer = trainer_of(tmp_path, callback, gradient_accumulation_steps=2)
     trainer.compute_loss_func = own_loss
     trainer.train()
     assert callback.plan.num_kept_heads == 3
 
 
-def test_a_named_density_is_met_and_not_searched_below(tmp_path):
-    callback = HeadPruneCallback(density=0.5, latency=None)
-    trainer = _trainer(tmp_path, callback, eval_dataset=None)
-    trainer.train()
-    assert callback.search_result is None
-    full = anatomy_of(tiny_bert())
-    assert linear_density(callback.plan, full) == pytest.approx(0.5, abs=0.1)
-    searched = HeadPruneCallback(density=0.5, search=SHORT, latency=None)
-    _trainer(tmp_path / "searched", searched).train()
-    assert searched.search_result is not None
-
-
 @pytest.mark.parametrize(
     "make",
     [
-        lambda kept: {"gates": SubsetGates(kept_heads=round(8 * kept), tuning=GateTuning(scoring_examples=8))},
-        lambda kept: {
-            "gates": None,
-            "movement": BlockMovement(attention_block="unit", density=kept, tuning=MovementTuning(width_multiple=8)),
-        },
-        lambda kept: {
-            "second_order": SecondOrder(density=kept, tuning=SecondOrderTuning(width_multiple=8, scoring_examples=8))
-        },
+        lambda kept: {"gates": gates(kept_heads=round(8 * kept), scoring_examples=8)},
+        lambda kept: {"movement": movement(attention_block="unit", density=kept, width_multiple=8)},
+        lambda kept: {"second_order": second_order(density=kept, width_multiple=8, scoring_examples=8)},
     ],
+    ids=["gates", "movement", "second_order"],
 )
 def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
     settings = {"save_strategy": "steps", "save_steps": 11}
-    _trainer(tmp_path, HeadPruneCallback(**make(0.75), search=None, latency=None), **settings).train()
-    other = _trainer(tmp_path, HeadPruneCallback(**make(0.25), search=None, latency=None), **settings)
+    trainer_of(tmp_path, HeadPruneCallback(**make(0.75), latency=None), **settings).train()
+    other = trainer_of(tmp_path, HeadPruneCallback(**make(0.25), latency=None), **settings)
     with pytest.raises(TrainingStateError, match="another budget"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
-    same = HeadPruneCallback(**make(0.75), search=None, latency=None)
-    _trainer(tmp_path, same, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
-    assert same.plan is not None
 
 
 @pytest.mark.parametrize(
@@ -135,9 +114,11 @@ def test_a_resumed_run_must_score_as_its_checkpoint_did(tmp_path, other):
         return HeadPruneCallback(movement=asked, latency=None)
 
     first = {name: value for name, value in other.items() if name == "counts"}
-    _trainer(tmp_path, callback(**first), max_steps=2, save_strategy="steps", save_steps=1).train()
+    trainer_of(tmp_path, callback(**first), max_steps=2, save_strategy="steps", save_steps=1).train()
     with pytest.raises(TrainingStateError, match="another budget"):
-        _trainer(tmp_path, callback(**other), max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        trainer_of(tmp_path, callback(**other), max_steps=2).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+        )
 
 
 class _Scores(TrainerCallback):
@@ -154,12 +135,8 @@ class _Scores(TrainerCallback):
 
 
 LEARNED = {
-    "gates": {
-        "gates": SubsetGates(3, "dsp", warmup_ratio=0.0, tuning=GateTuning(initial_scores="random", ramp_steps=0))
-    },
-    "movement": {
-        "movement": BlockMovement(attention_block="unit", warmup_ratio=0.0, tuning=MovementTuning(width_multiple=8))
-    },
+    "gates": {"gates": gates(kept_heads=3, estimator="dsp", warmup_ratio=0.0, initial_scores="random", ramp_steps=0)},
+    "movement": {"movement": movement(attention_block="unit", warmup_ratio=0.0, width_multiple=8)},
 }
 
 
@@ -167,8 +144,8 @@ LEARNED = {
 def test_a_run_that_is_resumed_with_another_learning_rate_goes_on_with_its_scores(tmp_path, part):
     def run(learning_rate, **settings):
         looks = _Scores()
-        callback = HeadPruneCallback(**LEARNED[part], search=None, latency=None)
-        trainer = _trainer(
+        callback = HeadPruneCallback(**LEARNED[part], latency=None)
+        trainer = trainer_of(
             tmp_path, callback, callbacks=[looks], learning_rate=learning_rate, save_strategy="steps", save_steps=5
         )
         trainer.train(**settings)
@@ -183,13 +160,13 @@ def test_a_run_that_is_resumed_with_another_learning_rate_goes_on_with_its_score
     assert other_plan == plan
 
 
-def test_a_run_that_is_resumed_for_longer_goes_on_with_the_scores_that_its_gates_have(tmp_path):
+def test_a_run_that_is_resumed_for_longer_goes_on_with_its_scores(tmp_path):
     def run(max_steps, **settings):
         looks = _Scores()
-        gates = SubsetGates(3, "sigmoid", tuning=GateTuning(scoring_examples=8))
-        callback = HeadPruneCallback(gates=gates, search=None, latency=None)
+        asked = gates(kept_heads=3, estimator="sigmoid", scoring_examples=8)
+        callback = HeadPruneCallback(gates=asked, latency=None)
         saving = {"save_strategy": "steps", "save_steps": 5, "max_steps": max_steps}
-        _trainer(tmp_path, callback, callbacks=[looks], **saving).train(**settings)
+        trainer_of(tmp_path, callback, callbacks=[looks], **saving).train(**settings)
         return looks
 
     run(12)
@@ -199,15 +176,15 @@ def test_a_run_that_is_resumed_for_longer_goes_on_with_the_scores_that_its_gates
 
 
 @pytest.mark.parametrize("part", LEARNED)
-def test_scores_learn_as_fast_as_asked_for_beside_an_optimizer_with_a_rate_of_its_own(tmp_path, part):
+def test_scores_learn_as_fast_beside_an_optimizer_with_a_rate_of_its_own(tmp_path, part):
     steps = []
     for own in ({}, {"optimizer_cls_and_kwargs": (torch.optim.AdamW, {"lr": 1e-2})}):
         looks = _Scores()
         model, callback = (
             tiny_bert(hidden_dropout_prob=0.0),
-            HeadPruneCallback(**LEARNED[part], search=None, latency=None),
+            HeadPruneCallback(**LEARNED[part], latency=None),
         )
-        trainer = _trainer(tmp_path, callback, model=model, callbacks=[looks], trainer_class=partial(Trainer, **own))
+        trainer = trainer_of(tmp_path, callback, model=model, callbacks=[looks], trainer_class=partial(Trainer, **own))
         trainer.train()
         steps.append(looks.step)
     assert steps[1] == pytest.approx(steps[0], rel=1e-3)
@@ -215,7 +192,7 @@ def test_scores_learn_as_fast_as_asked_for_beside_an_optimizer_with_a_rate_of_it
 
 def test_scores_that_the_optimizer_trains_at_no_rate_are_refused(tmp_path):
     make = partial(Trainer, optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.0}))
-    trainer = _trainer(tmp_path, HeadPruneCallback(**LEARNED["gates"], search=None, latency=None), trainer_class=make)
+    trainer = trainer_of(tmp_path, HeadPruneCallback(**LEARNED["gates"], latency=None), trainer_class=make)
     with pytest.raises(TrainingStateError, match=r"at a learning rate of 0\.0; theirs is a multiple"):
         trainer.train()
 
@@ -223,62 +200,55 @@ def test_scores_that_the_optimizer_trains_at_no_rate_are_refused(tmp_path):
 def test_a_resumed_run_must_score_the_blocks_of_its_checkpoint(tmp_path):
     def callback(whole):
         blocks = {f"encoder.layer.{whole}.*": None}
-        movement = BlockMovement(
-            attention_block="unit", density=0.5, tuning=MovementTuning(width_multiple=8, blocks=blocks)
-        )
-        return HeadPruneCallback(movement=movement, latency=None)
+        asked = movement(attention_block="unit", density=0.5, width_multiple=8, blocks=blocks)
+        return HeadPruneCallback(movement=asked, latency=None)
 
     settings = {"save_strategy": "steps", "save_steps": 11}
-    _trainer(tmp_path, callback(0), **settings).train()
+    trainer_of(tmp_path, callback(0), **settings).train()
     with pytest.raises(TrainingStateError, match="another budget"):
-        _trainer(tmp_path, callback(1), **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
+        trainer_of(tmp_path, callback(1), **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
 
 
-def test_a_proof_that_the_chunks_of_training_make_too_long_is_refused_before_the_first_step(tmp_path):
-    search = AStarSearch(
-        max_evaluations=None, units=("heads", "ffn"), tuning=SearchTuning(ffn_chunk=32), objective="macs"
-    )
+def test_a_proof_that_training_makes_too_long_is_refused_before_the_first_step(tmp_path):
+    search = search_settings(max_evaluations=None, ffn_chunk=32, objective="macs")
     model = tiny_bert(num_hidden_layers=4)  # 16 heads, 8 chunks, and one more of each FFN that training cuts
-    callback = HeadPruneCallback(density=0.75, search=search, latency=None)
-    trainer = _trainer(tmp_path, callback, model=model)
+    trainer = trainer_of(tmp_path, HeadPruneCallback(density=0.75, search=search, latency=None), model=model)
     with pytest.raises(InvalidSettingError, match="at most 24 units allow it, received 28"):
         trainer.train()
     assert trainer.state.global_step == 0
 
 
 def test_chunks_that_movement_removes_make_a_proof_no_longer(tmp_path):
-    search = AStarSearch(
-        max_evaluations=None, units=("ffn",), tuning=SearchTuning(ffn_chunk=32), objective="macs", max_drop=0.9
-    )
+    search = search_settings(max_evaluations=None, units=("ffn",), ffn_chunk=32, max_drop=0.9)
     model = tiny_bert(intermediate_size=32 * 12)  # 24 chunks, as many as a proof may have
-    movement = BlockMovement.ffn_units(1 / 12, width_multiple=8)
-    callback = HeadPruneCallback(search=search, movement=movement, latency=None)
-    _trainer(tmp_path, callback, model=model).train()
+    callback = HeadPruneCallback(
+        search=search, movement=BlockMovement.ffn_units(1 / 12, width_multiple=8), latency=None
+    )
+    trainer_of(tmp_path, callback, model=model).train()
     assert callback.search_result.optimality == "proved"
 
 
 @pytest.mark.parametrize(
-    "parts", [{"density": 0.5}, {"gates": GATES}, {"gates": GATES, "movement": BlockMovement.ffn_units(0.5)}]
+    "parts", [{"density": 0.5}, {"gates": GATES, "movement": BlockMovement.ffn_units(0.5)}], ids=str
 )
 def test_a_search_of_whole_layers_after_a_choice_of_heads_is_refused(parts):
-    layers = AStarSearch(units=("layers",), objective="macs")
     with pytest.raises(InvalidSettingError, match="whole layers alone can't start"):
-        HeadPruneCallback(search=layers, **parts)
+        HeadPruneCallback(search=AStarSearch(units=("layers",)), **parts)
 
 
-def test_whole_layers_are_searched_after_movement(tmp_path):
-    layers = AStarSearch(units=("layers",), objective="macs", max_drop=0.9, max_evaluations=4)
-    movement = BlockMovement.ffn_units(0.5, width_multiple=8)
-    callback = HeadPruneCallback(search=layers, movement=movement, latency=None)
-    _trainer(tmp_path, callback).train()
+@pytest.mark.parametrize("parts", [{}, {"movement": BlockMovement.ffn_units(0.5, width_multiple=8)}], ids=str)
+def test_whole_layers_are_searched_of_a_whole_model_and_after_movement(tmp_path, parts):
+    layers = AStarSearch(units=("layers",), max_drop=0.9, max_evaluations=4)
+    callback = HeadPruneCallback(search=layers, **parts, latency=None)
+    trainer_of(tmp_path, callback).train()
     assert callback.plan.num_kept_heads in (0, 4)
 
 
 @pytest.mark.parametrize("factor", [1.5, 4.0])
 def test_a_run_to_a_speedup_ends_with_the_macs_that_it_leaves(tmp_path, factor):
-    movement = BlockMovement.to_speedup(factor, width_multiple=8, seq_len=300)
-    callback = HeadPruneCallback(movement=movement, latency=None)
-    trainer = _trainer(tmp_path, callback)
+    to_speedup = BlockMovement.to_speedup(factor, width_multiple=8, seq_len=300)
+    callback = HeadPruneCallback(movement=to_speedup, latency=None)
+    trainer = trainer_of(tmp_path, callback)
     trainer.train()
     anatomy = anatomy_of(tiny_bert())
     whole = cost_of(PruningPlan.full(anatomy), anatomy, seq_len=300).macs
@@ -287,8 +257,8 @@ def test_a_run_to_a_speedup_ends_with_the_macs_that_it_leaves(tmp_path, factor):
     assert whole / factor - a_chunk < left <= whole / factor
 
 
-@pytest.mark.parametrize("objective", ["parameters", "macs", "latency"])
-def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_back(tmp_path, objective):
+@pytest.mark.parametrize("objective", ["macs", "latency"])
+def test_a_search_goes_on_from_what_movement_left_and_restores_nothing(tmp_path, objective):
     model = tiny_bert(intermediate_size=96)
     rising = None
     if objective == "latency":
@@ -296,16 +266,12 @@ def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_
         measured = measure_latency_table(model, brief, points=2, progress=False)
         # Of a model as small as this one, times are noise.
         rising = {site: {kept: rank * 0.1 for rank, kept in enumerate(sorted(ms))} for site, ms in measured.items()}
-    search = AStarSearch(
-        max_drop=0.4,
-        max_evaluations=15,
-        units=("heads", "ffn"),
-        objective=objective,
-        tuning=SearchTuning(ffn_chunk=32, latency_ms=rising, refit=False),
+    search = search_settings(
+        max_drop=0.4, max_evaluations=15, ffn_chunk=32, objective=objective, latency_ms=rising, refit=False
     )
-    movement = BlockMovement(attention_block="unit", density=0.5, tuning=MovementTuning(width_multiple=32))
-    callback = HeadPruneCallback(search=search, movement=movement, confidence=None, latency=None)
-    trainer = _trainer(tmp_path, callback, model=model)
+    blocks = movement(attention_block="unit", density=0.5, width_multiple=32)
+    callback = HeadPruneCallback(search=search, movement=blocks, latency=None)
+    trainer = trainer_of(tmp_path, callback, model=model)
     trainer.train()
     found = callback.search_result
     learned = found.start
@@ -320,28 +286,23 @@ def test_a_search_of_ffn_units_goes_on_from_what_movement_left_and_puts_nothing_
 
 
 def test_a_search_goes_on_from_movement_that_left_nothing(tmp_path):
-    movement = BlockMovement.ffn_units(0, width_multiple=8)
-    search = AStarSearch(max_evaluations=4, units=("ffn",), tuning=SearchTuning(ffn_chunk=32), objective="macs")
-    callback = HeadPruneCallback(search=search, movement=movement, latency=None)
-    _trainer(tmp_path, callback).train()
+    search = search_settings(max_evaluations=4, units=("ffn",), ffn_chunk=32)
+    callback = HeadPruneCallback(search=search, movement=BlockMovement.ffn_units(0, width_multiple=8), latency=None)
+    trainer_of(tmp_path, callback).train()
     assert callback.plan.num_kept_ffn == 0
 
 
 def test_a_second_training_begins_with_the_whole_model_again(tmp_path):
     seen = []
 
-    class Stops(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            raise KeyboardInterrupt
-
     class Looks(TrainerCallback):
         def on_evaluate(self, args, state, control, metrics, **kwargs):
             seen.append(metrics["eval_loss"])
 
-    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=1), search=None, latency=None)
-    trainer = _trainer(tmp_path, callback, eval_on_start=True, learning_rate=1e-12)
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=1), latency=None)
+    trainer = trainer_of(tmp_path, callback, eval_on_start=True, learning_rate=1e-12)
     trainer.add_callback(Looks())
-    trainer.add_callback(stops := Stops())
+    trainer.add_callback(stops := InterruptAt(1))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.remove_callback(stops)
@@ -349,40 +310,17 @@ def test_a_second_training_begins_with_the_whole_model_again(tmp_path):
     assert seen[1] == pytest.approx(seen[0], abs=1e-6)
 
 
-def test_examples_that_can_not_be_compared_with_the_training_set_certify_nothing_but_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(ExampleFingerprints, "compared_with", lambda *_: ())
-    callback = HeadPruneCallback(gates=GATES, search=SHORT, latency=None)
-    _trainer(tmp_path, callback, eval_dataset=_examples(240, 1)).train()
-    assert "can't be compared with those of train_dataset" in callback.report.certificate
-
-
-@pytest.mark.parametrize("after", ["measure_latency", "PruningReport.of"])
-def test_a_kill_after_the_search_leaves_a_checkpoint_to_go_on_from(tmp_path, monkeypatch, after):
-    with monkeypatch.context() as patch:
-        patch.setattr(f"hf_headprune.callback.finish.{after}", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=SHORT)).train()
-    callback = HeadPruneCallback(gates=GATES, search=SHORT)
-    _trainer(tmp_path, callback).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
-    assert callback.report is not None
-    assert not list(tmp_path.glob("checkpoint-*"))
-
-
 def test_a_stream_can_be_trained_on_beside_enough_examples_for_a_certificate(tmp_path):
     callback = HeadPruneCallback(gates=GATES, search=SHORT, latency=None)
-    trainer = _trainer(tmp_path, callback, train_dataset=_Stream(), eval_dataset=_examples(240, 1))
+    trainer = trainer_of(tmp_path, callback, train_dataset=Stream(), eval_dataset=labelled_rows(240, 1))
     trainer.train()
     assert "not checked that no example is in the train split" in callback.report.certificate
 
 
 def test_heads_that_nothing_was_learned_of_are_chosen_by_their_gradient(tmp_path, caplog):
-    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=4, warmup_ratio=0.5), search=None, latency=None)
+    callback = HeadPruneCallback(gates=SubsetGates(kept_heads=4, warmup_ratio=0.5), latency=None)
 
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = True
-
-    trainer = _trainer(tmp_path, callback, callbacks=[Stop()])
+    trainer = trainer_of(tmp_path, callback, callbacks=[StopAt(1)])
     trainer.train()
     assert "chosen by the gradient" in caplog.text
     assert callback.plan.num_kept_heads == 4
@@ -391,46 +329,38 @@ def test_heads_that_nothing_was_learned_of_are_chosen_by_their_gradient(tmp_path
 @pytest.mark.parametrize(
     "parts",
     [
-        {"gates": SubsetGates(kept_heads=1, tuning=GateTuning(initial_scores="random", scoring_examples=8))},
-        {"movement": BlockMovement(attention_block=(8, 8), density=0.2, tuning=MovementTuning(width_multiple=8))},
+        {"gates": gates(kept_heads=1, initial_scores="random", scoring_examples=8)},
+        {"movement": movement(attention_block=(8, 8), density=0.2, width_multiple=8)},
         {"gates": SubsetGates(), "density": 0.3},
         {"density": 0.3},
     ],
     ids=["gates", "movement", "both", "second_order"],
 )
 def test_before_the_first_step_the_whole_model_is_evaluated(tmp_path, parts):
-    whole = _trainer(tmp_path, None).evaluate()["eval_loss"]
-    trainer = _trainer(tmp_path, HeadPruneCallback(**parts, search=None, latency=None), eval_on_start=True)
+    whole = trainer_of(tmp_path, None).evaluate()["eval_loss"]
+    trainer = trainer_of(tmp_path, HeadPruneCallback(**parts, latency=None), eval_on_start=True)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-6)
     trainer.train()
     on_start = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
     assert on_start == pytest.approx(whole, rel=1e-6)
 
 
-class _StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-
-
 @pytest.mark.parametrize(
     ("parts", "step"),
     [
-        ({"gates": SubsetGates(kept_heads=4, tuning=GateTuning(scoring_examples=8))}, 8),
-        ({"movement": BlockMovement(attention_block="unit", tuning=MovementTuning(width_multiple=8))}, 8),
+        ({"gates": gates(kept_heads=4, scoring_examples=8)}, 8),
+        ({"movement": movement(attention_block="unit", width_multiple=8)}, 8),
         ({"movement": BlockMovement.struct(width_multiple=8)}, 6),
         ({"density": 0.5}, 7),
     ],
     ids=["gates", "movement", "recipe", "second_order"],
 )
-def test_a_run_that_is_stopped_before_the_choice_warns_and_one_stopped_after_it_does_not(tmp_path, caplog, parts, step):
+def test_a_run_that_is_stopped_before_the_choice_warns_and_no_later_one(tmp_path, caplog, parts, step):
     seen = []
     for last in (step - 2, step + 1, 12):
         caplog.clear()
-        callback = HeadPruneCallback(**{"search": None, **parts}, latency=None)
-        _trainer(tmp_path, callback, callbacks=[_StopAt(last)]).train()
+        callback = HeadPruneCallback(**parts, latency=None)
+        trainer_of(tmp_path, callback, callbacks=[StopAt(last)]).train()
         seen.append(caplog.text)
     assert f"has seen {step - 2} of 12 optimizer steps, and the choice was due at step {step}" in seen[0]
     assert "the choice was due" not in seen[1] + seen[2]
@@ -496,13 +426,11 @@ def test_latency_of_multiple_choice_is_measured_with_choices(make):
     assert model(**inputs).logits.shape == (3, 2)
 
 
-def test_a_classifier_that_reads_the_end_of_its_texts_is_pruned_measured_and_reloaded(tmp_path):
-    rows = [{**row, "input_ids": [*row["input_ids"][:-1], EOS]} for row in _examples(24, 0)]
+def test_a_classifier_that_reads_the_end_of_its_texts_is_measured_and_reloads(tmp_path):
+    rows = [{**row, "input_ids": [*row["input_ids"][:-1], EOS]} for row in labelled_rows(24, 0)]
     model = tiny_bart("BartForSequenceClassification", num_labels=2)
-    callback = HeadPruneCallback(
-        gates=SubsetGates(kept_heads=12, tuning=GateTuning(scoring_examples=8)), search=AStarSearch(max_evaluations=4)
-    )
-    trainer = _trainer(tmp_path / "run", callback, model=model, train_dataset=rows, eval_dataset=rows)
+    callback = HeadPruneCallback(gates=gates(kept_heads=12, scoring_examples=8), search=AStarSearch(max_evaluations=4))
+    trainer = trainer_of(tmp_path / "run", callback, model=model, train_dataset=rows, eval_dataset=rows)
     trainer.train()
     assert callback.report.latency is not None
     trainer.save_model(tmp_path / "saved")
@@ -515,7 +443,7 @@ def test_a_classifier_that_reads_the_end_of_its_texts_is_pruned_measured_and_rel
 def test_what_can_not_be_measured_is_refused_before_training(tmp_path):
     model = tiny_bart("BartForSequenceClassification", eos_token_id=None)
     with pytest.raises(InvalidSettingError, match=r"(?s)can't be measured on random tokens.*latency=None"):
-        _trainer(tmp_path, HeadPruneCallback(search=None), model=model)
+        trainer_of(tmp_path, HeadPruneCallback(), model=model)
 
 
 def test_the_longest_sequence_of_a_model_with_a_position_offset_is_known():
@@ -529,13 +457,13 @@ def test_the_longest_sequence_of_a_model_with_a_position_offset_is_known():
 @pytest.mark.parametrize(
     ("examples", "drop", "rule"),
     [
-        ([{**row, "labels": -1} for row in _examples(24, 1)], 0.01, r"labels must be 0\.\.1, received \[-1\]"),
-        (_examples(24, 1), 1.0, "max_drop is absolute"),
+        ([{**row, "labels": -1} for row in labelled_rows(24, 1)], 0.01, r"labels must be 0\.\.1, received \[-1\]"),
+        (labelled_rows(24, 1), 1.0, "max_drop is absolute"),
     ],
 )
 def test_a_search_that_could_measure_nothing_is_refused_before_the_first_step(tmp_path, examples, drop, rule):
     callback = HeadPruneCallback(gates=GATES, search=AStarSearch(max_drop=drop))
-    trainer = _trainer(tmp_path, callback, eval_dataset=examples)
+    trainer = trainer_of(tmp_path, callback, eval_dataset=examples)
     with pytest.raises(InvalidSettingError, match=rule):
         trainer.train()
     assert trainer.state.global_step == 0
@@ -545,54 +473,43 @@ def test_a_search_that_could_measure_nothing_is_refused_before_the_first_step(tm
     ("search", "message"),
     [
         (
-            AStarSearch(objective="latency", tuning=SearchTuning(latency_ms={"elsewhere": {0: 0.0, 4: 1.0}})),
+            search_settings(objective="latency", latency_ms={"elsewhere": {0: 0.0, 4: 1.0}}),
             "each searched site needs its ms",
         ),
         (
-            AStarSearch(max_evaluations=None, units=("ffn",), tuning=SearchTuning(ffn_chunk=32), objective="macs"),
+            search_settings(max_evaluations=None, units=("ffn",), ffn_chunk=32),
             "at most 24 units allow it",
         ),
     ],
 )
 def test_a_search_that_does_not_fit_the_model_is_refused_before_the_first_step(tmp_path, search, message):
     model = tiny_bert(intermediate_size=32 * 13)
-    trainer = _trainer(tmp_path, HeadPruneCallback(gates=GATES, search=search, latency=None), model=model)
+    trainer = trainer_of(tmp_path, HeadPruneCallback(gates=GATES, search=search, latency=None), model=model)
     with pytest.raises(InvalidSettingError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
 
 
 EARLIER = {
-    "pipelined": {"gates": SubsetGates(3, mode="pipelined", tuning=GateTuning(scoring_examples=8))},
-    "gates": {"gates": SubsetGates(3, warmup_ratio=0.0, tuning=GateTuning(scoring_examples=8))},
-    "movement": LEARNED["movement"] | {"gates": None},
+    "pipelined": {"gates": gates(kept_heads=3, mode="pipelined", scoring_examples=8)},
+    "gates": {"gates": gates(kept_heads=3, warmup_ratio=0.0, scoring_examples=8)},
+    "movement": LEARNED["movement"],
     "density, at first": {"density": 0.5},
 }
 
 
-class _Interrupted(TrainerCallback):
-    def __init__(self, step=3):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("trains", [False, True], ids=["never trained", "interrupted"])
 @pytest.mark.parametrize("earlier", EARLIER)
-def test_a_trainer_built_again_around_the_same_model_starts_without_what_the_earlier_one_added(
-    tmp_path, earlier, trains
-):
+def test_a_trainer_built_again_around_a_model_starts_without_earlier_parts(tmp_path, earlier, trains):
     model = tiny_bert()
     hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
-    first = _trainer(tmp_path, HeadPruneCallback(**EARLIER[earlier], search=None, latency=None), model=model)
+    first = trainer_of(tmp_path, HeadPruneCallback(**EARLIER[earlier], latency=None), model=model)
     if trains:
-        first.add_callback(_Interrupted())
+        first.add_callback(InterruptAt(3))
         with pytest.raises(KeyboardInterrupt):
             first.train()
-    callback = HeadPruneCallback(gates=SubsetGates(3, tuning=GateTuning(scoring_examples=8)), search=None, latency=None)
-    again = _trainer(tmp_path, callback, model=model)
+    callback = HeadPruneCallback(gates=gates(kept_heads=3, scoring_examples=8), latency=None)
+    again = trainer_of(tmp_path, callback, model=model)
     assert sum(isinstance(module, Pruner) for module in model.modules()) == 1
     again.train()
     assert callback.plan.num_kept_heads == 3
@@ -602,13 +519,15 @@ def test_a_trainer_built_again_around_the_same_model_starts_without_what_the_ear
 
 def test_a_model_that_was_refitted_half_way_is_not_trained_on(tmp_path):
     model = tiny_bert()
-    trainer = _trainer(tmp_path, HeadPruneCallback(density=0.3, latency=None), model=model, callbacks=[_Interrupted(9)])
+    trainer = trainer_of(
+        tmp_path, HeadPruneCallback(density=0.3, latency=None), model=model, callbacks=[InterruptAt(9)]
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    with pytest.raises(TrainingStateError, match=r"removed heads and FFN units of this model.*load the model anew"):
-        _trainer(tmp_path, HeadPruneCallback(), model=model)
+    with pytest.raises(TrainingStateError, match=r"closed heads and FFN units of this model.*load the model anew"):
+        trainer_of(tmp_path, HeadPruneCallback(), model=model)
 
 
 def test_a_second_callback_is_refused(tmp_path):
     with pytest.raises(TrainingStateError, match="takes one HeadPruneCallback"):
-        _trainer(tmp_path, HeadPruneCallback(), callbacks=[HeadPruneCallback(density=0.5)])
+        trainer_of(tmp_path, HeadPruneCallback(), callbacks=[HeadPruneCallback(density=0.5)])

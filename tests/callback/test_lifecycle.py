@@ -9,14 +9,15 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
+from transformers import AutoModelForSequenceClassification, Trainer
 
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.distillation.settings import Distillation
+from hf_headprune.search.settings import AStarSearch
 from tests.support.models import tiny_bert
 from tests.support.settings import gates, movement, second_order
-from tests.support.trainers import logits_of, trainer_of
+from tests.support.trainers import InterruptAt, logits_of, trainer_of
 
 METHODS = {
     "gates": lambda: {"gates": gates(kept_heads=3, scoring_examples=8, ramp_steps=1)},
@@ -27,28 +28,24 @@ METHODS = {
     "second order": lambda: {"second_order": second_order(density=0.5, width_multiple=8, scoring_examples=8)},
     "teacher": lambda: {"density": 0.5, "distillation": Distillation(tiny_bert(seed=1))},
 }
+AFTERWARDS = {
+    "default": dict,
+    "seen drop": lambda: {"confidence": None},
+    "search": lambda: {"search": AStarSearch(max_evaluations=4)},
+}
 every_method = pytest.mark.parametrize("method", METHODS)
+every_mode = pytest.mark.parametrize("method", [*METHODS, *AFTERWARDS])
 
 
 def callback_of(method):
-    return HeadPruneCallback(**METHODS[method](), search=None, latency=None)
+    return HeadPruneCallback(**(METHODS | AFTERWARDS)[method](), latency=None)
 
 
-class Stop(TrainerCallback):
-    """Ends a run at a step, as Ctrl-C or an error does."""
-
-    def __init__(self, step, error=KeyboardInterrupt):
-        self.step, self.error = step, error
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise self.error
-
-
-@every_method
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize(
+    ("method", "error"), [*((method, KeyboardInterrupt) for method in METHODS), ("gates", ZeroDivisionError)]
+)
 def test_an_interrupted_model_computes_what_is_saved_of_it(tmp_path, method, error, caplog):
-    trainer = trainer_of(tmp_path / "run", callback_of(method), callbacks=[Stop(9, error)])
+    trainer = trainer_of(tmp_path / "run", callback_of(method), callbacks=[InterruptAt(9, error)])
     with pytest.raises(error):
         trainer.train()
     with caplog.at_level(logging.WARNING):
@@ -64,7 +61,7 @@ def test_a_run_goes_on_in_the_same_trainer_after_an_interrupt(tmp_path, method):
     saving = {"save_strategy": "steps", "save_steps": 4}
     whole = trainer_of(tmp_path / "whole", callback_of(method), **saving)
     whole.train()
-    stop = Stop(9)
+    stop = InterruptAt(9)
     trainer = trainer_of(tmp_path / "again", callback_of(method), callbacks=[stop], **saving)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -73,7 +70,7 @@ def test_a_run_goes_on_in_the_same_trainer_after_an_interrupt(tmp_path, method):
     assert torch.equal(logits_of(trainer.model), logits_of(whole.model))
 
 
-@every_method
+@every_mode
 def test_a_finished_run_keeps_no_trainer_model_or_optimizer_alive(tmp_path, method):
     trainer = trainer_of(tmp_path, callback_of(method))
     trainer.train()
@@ -94,8 +91,10 @@ class NaNLoss(Trainer):
         return (found[0] * float("nan"), *found[1:]) if isinstance(found, tuple) else found * float("nan")
 
 
-@every_method
-@pytest.mark.parametrize("logging_steps", [1, 500])
+@pytest.mark.parametrize(
+    ("method", "logging_steps"),
+    [*((method, 1) for method in (*METHODS, "default")), *((method, 500) for method in ("gates", *AFTERWARDS))],
+)
 def test_a_loss_that_is_no_number_ends_the_run_and_nothing_is_cut(tmp_path, method, logging_steps):
     callback = callback_of(method)
     trainer = trainer_of(tmp_path, callback, trainer_class=NaNLoss, logging_steps=logging_steps)

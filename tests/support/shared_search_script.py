@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hf_headprune._distributed import by_first
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
@@ -64,23 +65,25 @@ def failed(model, failing):
 
 def main() -> None:
     torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    folder, what = Path(sys.argv[1]), sys.argv[2]
-    model = classifier()
+    rank, folder = torch.distributed.get_rank(), Path(sys.argv[1])
+    journal = folder / str(rank) / "journal.jsonl"
     outcome: dict = {"rank": rank}
-    if what == "fail":
-        outcome["error"] = failed(model, sys.argv[3])
-    elif what == "refit":
-        evaluator = evaluator_of(model, batch_size=int(sys.argv[3]))
-        outcome["tokens"] = sorted(block.tokens for block in evaluator.refit.blocks.values())
-    else:
-        journal = folder / str(rank) / "journal.jsonl"
-        outcome["history"], outcome["examples"] = searched(model, journal)
-        outcome["has_journal"] = journal.exists()
+    outcome["history"], outcome["examples"] = searched(classifier(), journal)
+    outcome["has_journal"] = journal.exists()
+    for batch_size in (60, 7):  # one batch, which every process records, and nine to be shared
+        blocks = evaluator_of(classifier(), batch_size=batch_size).refit.blocks.values()
+        outcome[f"tokens, {batch_size}"] = sorted(block.tokens for block in blocks)
+    for failing in ("0", "1", "01"):
+        outcome[f"error, {failing}"] = failed(classifier(), failing)
+    outcome["by first"] = by_first(lambda: f"said by {rank}")
+    try:
+        by_first(lambda: 1 / rank)
+    except (ZeroDivisionError, RuntimeError) as error:
+        outcome["error by first"] = f"{type(error).__name__}: {error}"
     sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
+    sys.stdout.flush()
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    sys.stdout.flush()
     os._exit(0)  # the interpreter's end may find the backend's threads running, and the process aborts
 
 

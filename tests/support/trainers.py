@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from torch.utils.data import IterableDataset
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from tests.support.models import VOCAB_SIZE, text_inputs, tiny_bert
+from tests.support.settings import gates
+
+GATES = gates(kept_heads=3, estimator="sigmoid", scoring_examples=16)
+LEARNS = {"max_steps": 60, "per_device_train_batch_size": 16, "learning_rate": 5e-3}  # enough for `attended_rows`
 
 
 def labelled_rows(count: int, seed: int) -> list[dict]:
@@ -15,6 +20,63 @@ def labelled_rows(count: int, seed: int) -> list[dict]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCAB_SIZE, (count, 6), generator=generator)
     return [{"input_ids": row.tolist(), "attention_mask": [1] * 6, "labels": int(row[0] > 50)} for row in ids]
+
+
+def attended_rows(count: int, seed: int) -> list[dict]:
+    """Tokenized texts whose class their last token decides, so that only attention can tell; 60 steps learn it."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 11, (count, 6), generator=generator)
+    ids[:, -1] = torch.randint(11, 31, (count,), generator=generator)
+    return [{"input_ids": row.tolist(), "attention_mask": [1] * 6, "labels": int(row[-1] > 20)} for row in ids]
+
+
+class Stream(IterableDataset):
+    """Examples without a length or an index."""
+
+    def __iter__(self) -> Any:
+        return iter(labelled_rows(4, 0))
+
+
+def accuracy_of(prediction: Any) -> dict[str, float]:
+    """Metric of the user: the same accuracy as the library's."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+class StopAt(TrainerCallback):
+    """Ends a run early, as a user's own rule does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+class InterruptAt(TrainerCallback):
+    """Ends a run at a step, as Ctrl-C or an error does.
+
+    Attributes:
+        step: After which it happens; -1 for never.
+        steps_of_run: Length of the run in which it happens; None for any.
+    """
+
+    def __init__(
+        self, step: int, error: type[BaseException] = KeyboardInterrupt, *, steps_of_run: int | None = None
+    ) -> None:
+        self.step, self.error, self.steps_of_run = step, error, steps_of_run
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step and self.steps_of_run in (None, state.max_steps):
+            raise self.error
+
+
+class CountSteps(TrainerCallback):
+    """Counts the optimizer steps that it sees."""
+
+    steps = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps += 1
 
 
 def trainer_of(
@@ -35,7 +97,7 @@ def trainer_of(
     data = {"train_dataset": labelled_rows(64, 0), "eval_dataset": labelled_rows(24, 1)}
     data |= {
         key: arguments.pop(key)
-        for key in ("train_dataset", "eval_dataset", "compute_metrics", "optimizers")
+        for key in ("train_dataset", "eval_dataset", "compute_metrics", "optimizers", "data_collator")
         if key in arguments
     }
     chosen = [*([] if callback is None else [callback]), *callbacks]
