@@ -12,15 +12,15 @@ from hf_headprune.masking import masked
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.problem import Question
 from hf_headprune.search.units import Part
+from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.question_answering import SpanScoring
 from hf_headprune.tasks.registry import scoring_for
 from hf_headprune.tasks.token_classification import TokenScoring
-from tests.search.test_probing import wrong_twin
-from tests.support.classifiers import classifier, decisive, random_plan
+from tests.support.classifiers import classifier, decisive, random_plan, wrong_twin
 from tests.support.models import tiny_bert, tiny_distilbert, tiny_marian
 from tests.support.searches import over_heads, settings
 
