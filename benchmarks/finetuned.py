@@ -12,8 +12,9 @@ from transformers import AutoModelForSequenceClassification
 from benchmarks.training import Recipe, build_trainer
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.callback.search_metric import CALIBRATION
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.units import units_of_search
+from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples, PadRight
 
 if TYPE_CHECKING:

@@ -27,9 +27,10 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import Task, accuracy, load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.cost import cost_of
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.settings import SearchTuning
+from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:

@@ -1,9 +1,8 @@
 """What each shortcut of the search earns: the same whole A* search with one of them off.
 
 MiniLM, fine-tuned on sst2, is searched over heads and FFN units with a refit, as the default does, on a part of dev.
-Each row is the same search without one shortcut; with all of them is measured first and last, and their mean is what
-ratios are taken of. Seconds are CPU seconds of the search, without the second moments that the refit needs. All
-shortcuts but the order and the screening in bf16 leave the plan as it is, up to the order of examples.
+Each row is the same search without one shortcut. The search with all of them is measured first and last, and ratios are
+to the mean of the two. Seconds are CPU seconds of the search, without the second moments that the refit needs.
 
 Run: python -m benchmarks.search_ablation [--smoke] [--work FOLDER]
 """
@@ -26,11 +25,11 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.search import plans
-from hf_headprune.search.evaluation import batch_orders
+from hf_headprune.search.evaluation import ordered_batches
 from hf_headprune.search.evaluation.capabilities import ModelCapabilities
 from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
-from hf_headprune.search.evaluation.memory import StateMemory
+from hf_headprune.search.evaluation.precision_runner import PrecisionRunner
 from hf_headprune.search.plans import search_over_plans
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 RESULT = RESULTS / "search_ablation.json"
 EXAMPLES, EVALUATIONS = 300, 40
-ALL = "all"
+NOTHING, BF16 = "nothing", "nothing, and bf16 screening on"
 
 
 def never(*_: Any, **__: Any) -> bool:
@@ -51,25 +50,24 @@ def switched_off(target: Any, name: str, by: Callable[..., Any] = never) -> Any:
     return mock.patch.object(target, name, by)
 
 
-# For each row what is switched off; the twin in bf16 is switched on, since it is off where the hardware gains nothing.
+# For each row what is switched off. The twin in bf16 is a row in which it is switched on: elsewhere it is off.
 ROWS: dict[str, tuple[Callable[[], Any], ...]] = {
-    ALL: (),
-    "states of parents": (lambda: switched_off(ModelCapabilities, "is_resumable"),),
-    "states of children ahead": (lambda: switched_off(StateMemory, "guess"),),
+    NOTHING: (),
+    "states of parents": (lambda: switched_off(PrecisionRunner, "_state", lambda *_: (0, None)),),
     "early stop": (lambda: switched_off(EarlyStopper, "_verdict", lambda *_, **__: None),),
-    "batches made anew": (lambda: switched_off(batch_orders, "can_be_taken_apart"),),
+    "batches made anew": (lambda: switched_off(ordered_batches, "can_be_taken_apart"),),
     "first token only": (lambda: switched_off(ModelCapabilities, "reads_first_token"),),
     "weight slices": (lambda: switched_off(ModelCapabilities, "can_take_out"),),
     "order of the costs": (lambda: switched_off(plans, "has_sensitivities"),),
     "effects from gradients": (lambda: switched_off(ExampleEvaluator, "unit_effects", lambda *_, **__: None),),
-    "with bf16": (),
-    f"{ALL} again": (),
+    BF16: (),
+    f"{NOTHING}, again": (),
 }
 
 
 def searched(model: Any, split: Any, calibration: Any, search: AStarSearch, row: str) -> dict[str, Any]:
     """Runs one search and returns what it took and found."""
-    settings = EvaluatorSettings(bf16_screening=row == "with bf16")
+    settings = EvaluatorSettings(bf16_screening=row == BF16)
     evaluator = ExampleEvaluator(model, batches_of(model, split), settings=settings, calibration=calibration)
     recorded = evaluator.use_refit(PruningPlan.of(model), ffn=True)
     with ExitStack() as stack:
@@ -81,7 +79,7 @@ def searched(model: Any, split: Any, calibration: Any, search: AStarSearch, row:
         seconds = time.process_time() - started
     stopper = evaluator._stopper
     return {
-        "without" if ROWS[row] else "with": row,
+        "off": row,
         "cpu_seconds": seconds,
         "examples": 0 if stopper is None else stopper.examples_seen,
         "gain": found.gain,
@@ -109,7 +107,7 @@ def main() -> None:
     for row in options.rows:
         found.append(searched(model, dev, calibration, search, row))
         print(f"{row}: {found[-1]['cpu_seconds']:.1f} s, gain {found[-1]['gain']:,.0f}", flush=True)
-    whole = [row for row in found if row.get("with", "").startswith(ALL)]
+    whole = [row for row in found if row["off"].startswith(NOTHING)]
     base = sum(row["cpu_seconds"] for row in whole) / max(len(whole), 1)
     plan = found[0]["plan"]
     rows = [

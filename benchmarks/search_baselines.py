@@ -117,7 +117,7 @@ def _best_children(ledger: Ledger, level: list[Evaluated], width: int) -> list[E
     parents = {mask: node for node in reversed(level) for mask in _larger(ledger, node)}
     for mask in sorted(parents):
         floor = best[-1].measurement.metric if len(best) == width else ledger.threshold
-        child = ledger.evaluate(mask, _race(parents[mask], floor))
+        child = ledger.evaluate(mask, _race(ledger, parents[mask], floor))
         if child.measurement.kind == "exact" and child.feasible:
             best = sorted([*best, child], key=lambda node: (-node.measurement.metric, node.mask))[:width]
     for mask in parents.keys() - {node.mask for node in best}:
@@ -129,12 +129,12 @@ def _larger(ledger: Ledger, node: Evaluated) -> list[int]:
     return [node.mask | 1 << unit for unit in units_of(ledger.gains.everything & ~node.mask)]
 
 
-def _race(parent: Evaluated, floor: float) -> Question[frozenset[int]] | None:
+def _race(ledger: Ledger, parent: Evaluated, floor: float) -> Question[frozenset[int]] | None:
     """Asks for the exact metric of a child, unless it is below the floor; hard examples of the parent go first."""
     if parent.measurement.margins is None:
         return None
     base = frozenset(units_of(parent.mask))
-    return Question(base, parent.evidence, parent.evidence, floor, tentative=False)
+    return Question(base, ledger.reference.evidence, parent.evidence, floor, tentative=False)
 
 
 def _follow(ledger: Ledger, order: Iterable[int], *, bisect_only: bool = False) -> None:
@@ -156,6 +156,6 @@ def _follow(ledger: Ledger, order: Iterable[int], *, bisect_only: bool = False) 
 
 def _evaluate_exactly(ledger: Ledger, mask: int) -> bool:
     """Tells whether a set is feasible; one that is not need not be known more exactly than that."""
-    feasible = ledger.evaluate(mask, _race(ledger.reference, ledger.threshold)).feasible
+    feasible = ledger.evaluate(mask, _race(ledger, ledger.reference, ledger.threshold)).feasible
     ledger.forget(mask)
     return feasible

@@ -38,10 +38,11 @@ from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
 from hf_headprune.search.evaluation.base import Evaluator
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement, Question
 from hf_headprune.search.settings import SearchTuning
+from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:

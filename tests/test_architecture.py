@@ -59,8 +59,8 @@ TORCH_FREE = [
     "publish/layout.py",
     "publish/measurements.py",
     "publish/plots.py",
-    # The search knows functions of sets and never a model; one file joins it to the evaluators, one shows its progress.
-    *(p for p in PATHS if re.fullmatch(r"search/\w+\.py", p) and p not in ("search/plans.py", "search/progress.py")),
+    # The search knows functions of sets and never a model; one file joins it to the evaluators.
+    *(p for p in PATHS if re.fullmatch(r"search/\w+\.py", p) and p != "search/plans.py"),
 ]
 
 

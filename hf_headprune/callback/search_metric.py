@@ -18,8 +18,9 @@ from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.pipeline.run import MetricSource
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import check_drop, check_searchable
+from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.registry import scorer_for
 
 if TYPE_CHECKING:

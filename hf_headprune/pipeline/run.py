@@ -12,12 +12,12 @@ from hf_headprune.errors import SearchStateError
 from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable
+from hf_headprune.pipeline.progress import SearchBar
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.search.evaluation.rank_zero import lead_or_follow
 from hf_headprune.search.journal import set_aside
 from hf_headprune.search.plans import search_over_plans
-from hf_headprune.search.progress import SearchBar
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import ExampleLosses
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.search.settings import AStarSearch
-from hf_headprune.tasks.batches import Batching
+from hf_headprune.tasks.batches import Batching, length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples, PadRight
 from hf_headprune.tasks.metrics import is_prediction_metric
 from hf_headprune.tasks.registry import scorer_for

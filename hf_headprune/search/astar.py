@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 MAX_PROVABLE_UNITS = 24
 TENTATIVE_REACH = 4  # units by which a set may differ from its base for an estimate to be worth its confirmation
-ANCHOR_REACH = 6  # units by which a set may differ from the one that orders its examples
-ANCHORS_PER_OPEN = 8  # two queues of at most twice `max_open` sets wait, so that there is always something to drop
 SWAP_RESTORES = 16
 SWAP_REMOVALS = 6
 # A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
@@ -139,12 +137,12 @@ class _Run:
         self._order = problem.order
         self._rng = np.random.default_rng(settings.seed)
         self._has_effects = problem.effects is not None
-        self._surrogate = Surrogate(ledger.gains, problem.order, self._rng, effects=fitting_effects(problem, ledger))
+        self._surrogate = Surrogate(ledger.gains, problem.order, self._rng, effects=problem.effects)
         self._frontier = Frontier(ledger, self._tuning, [to_mask(group) for group in problem.groups])
+        self._hardness = ledger.reference.evidence
         self._floor = ledger.threshold - self._tuning.constraint_slack
         self._frontier.push(ledger.reference)
         self._leapt: set[int] = set()
-        self._anchors: dict[int, Evaluated] = {}
 
     def first_answers(self) -> None:
         """Finds feasible sets soon: a bisection along the order given, then one along the surrogate's greedy path."""
@@ -268,32 +266,14 @@ class _Run:
         is_new = mask not in self._ledger
         question = None
         if is_new and base.measurement.margins is not None:
-            self._anchors[mask] = anchor = self._anchor(base)
             is_near = (mask ^ base.mask).bit_count() <= TENTATIVE_REACH
             expected = self._surrogate.expected(base, mask)
             removed = frozenset(units_of(base.mask))
-            question = Question(removed, anchor.evidence, expected, self._floor, tentative=is_near)
+            question = Question(removed, self._hardness, expected, self._floor, tentative=is_near)
         evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)
-            self._forget_anchors()
         return evaluated
-
-    def _forget_anchors(self) -> None:
-        """Keeps the anchors of sets that wait, once there are many more; each holds margins of an ancestor."""
-        if len(self._anchors) > ANCHORS_PER_OPEN * self._tuning.max_open:
-            waiting = self._frontier.waiting
-            self._anchors = {mask: self._anchors[mask] for mask in waiting if mask in self._anchors}
-
-    def _anchor(self, base: Evaluated) -> Evaluated:
-        """Returns the set whose margins order the examples for the children of a base: itself or a near ancestor.
-
-        Sets with the same order share hidden states, so that parent and child have one as long as they are near.
-        """
-        anchor = self._anchors.get(base.mask, base)
-        if (anchor.mask ^ base.mask).bit_count() > ANCHOR_REACH:
-            anchor = self._anchors[base.mask] = base
-        return anchor
 
     def _can_afford_the_rest(self) -> bool:
         """Tells whether every set that gains more than the incumbent can still be evaluated."""
@@ -346,16 +326,3 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch, algorithm: str) 
             "measured": problem.fingerprint,
         }
     )
-
-
-def fitting_effects(problem: SearchProblem, ledger: Ledger) -> np.ndarray | None:
-    """Returns the estimated effects of a problem, after a check that they speak of the examples that were measured."""
-    margins = ledger.reference.measurement.margins
-    effects = problem.effects
-    if effects is not None and (margins is None or effects.shape[1] != margins.size):
-        raise InvalidSettingError(
-            f"search: effects must have one column per margin, received {effects.shape[1]} columns and "
-            f"{'no margins' if margins is None else f'{margins.size} margins'}. Estimate them on the examples that "
-            "measure measures, or leave them out."
-        )
-    return effects

@@ -70,15 +70,10 @@ class Frontier:
                 return node
         return None
 
-    @property
-    def waiting(self) -> list[int]:
-        """The sets that wait."""
-        return [entry[-1] for queue in (self._feasible, self._missed) for entry in queue]
-
     def reweigh(self, weight: float) -> None:
         """Changes the weight and orders all waiting sets anew."""
         self.weight = weight
-        waiting = self.waiting
+        waiting = [entry[-1] for queue in (self._feasible, self._missed) for entry in queue]
         self._feasible, self._missed = [], []
         for mask in waiting:
             self.push(self._ledger.evaluate(mask))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.bounds import ExactGains, Nogoods
 from hf_headprune.search.information import check_reference, check_repeats, tell
 from hf_headprune.search.problem import (
@@ -18,7 +17,6 @@ from hf_headprune.search.problem import (
     Progress,
     Question,
     SearchStep,
-    checked_measurement,
     surplus_over,
     to_mask,
     units_of,
@@ -111,7 +109,6 @@ class Ledger:
         self._places: dict[int, int] = {}  # of sets in the history
         self._started = time.monotonic()
         self._replayed = 0
-        self._num_examples: int | None = -1
         self.gains = ExactGains(problem.gains, problem.tables)
         self.nogoods = Nogoods()
         self.history: list[SearchStep[int]] = []
@@ -122,7 +119,6 @@ class Ledger:
         if problem.facts.may_vary and not replayed:  # a journal has been compared with a new measurement
             check_repeats(metric, problem.measure(problem.start).metric)
         tell(self.warnings)
-        self._num_examples = None if measurement.margins is None else measurement.margins.size
         self.threshold = metric - settings.max_drop
         evidence = _evidence(measurement, None)
         self.reference = Evaluated(start, self.gains.of(start), measurement, settings.max_drop, evidence)
@@ -215,13 +211,7 @@ class Ledger:
             measured = self._problem.measure(frozenset(removed))
         else:
             measured = self._problem.probe(frozenset(removed), question)
-        measurement = checked_measurement(measured, removed, self._num_examples)
-        allowed = question is not None and question.floor is not None and measurement.margins is not None
-        if measurement.kind != "exact" and not allowed:
-            raise InvalidSettingError(
-                f"search: a measurement that was asked to be exact must be, received kind {measurement.kind!r}. Look "
-                "at every example where no question allows less."
-            )
+        measurement = measured.in_float32
         if self._journal is not None and known is None:
             self._journal.add(mask, measurement, confirmed=confirmed)
         return measurement, known is not None

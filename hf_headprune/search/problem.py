@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
-
-from hf_headprune.errors import InvalidSettingError
 
 Optimality = Literal["proved", "under heredity", "budget"]
 MeasurementKind = Literal["exact", "estimate", "bound"]
@@ -38,6 +36,12 @@ class Measurement:
     margins: np.ndarray | None = None
     kind: MeasurementKind = "exact"
 
+    @property
+    def in_float32(self) -> Measurement:
+        """The same with margins as a journal keeps them, so that a replayed one is the same to the last bit."""
+        margins = None if self.margins is None else np.array(self.margins, dtype=np.float32)
+        return Measurement(float(self.metric), margins, self.kind)
+
 
 @dataclass(frozen=True, eq=False)
 class Question(Generic[Removed]):
@@ -45,15 +49,15 @@ class Question(Generic[Removed]):
 
     Attributes:
         base: A measured set that differs from it in few units.
-        base_margins: Of the base or of a set near it, shape `(num_examples,)`, those not seen predicted. They order the
-            examples, so that sets asked about with the same ones can share work.
+        hardness: Margins of the start, shape `(num_examples,)`: the lower, the harder is an example. They are the same
+            in all questions of a search, so that sets share batches.
         expected: Margins predicted for the set itself, shape `(num_examples,)`.
         floor: A metric below it need not be known, only that it is below; None asks for the exact metric.
         tentative: Whether an estimate that reaches the floor is enough.
     """
 
     base: Removed
-    base_margins: np.ndarray
+    hardness: np.ndarray
     expected: np.ndarray
     floor: float | None = None
     tentative: bool = True
@@ -83,7 +87,7 @@ class MetricFacts:
     Attributes:
         num_examples: Examples of equal weight that it is the mean of, or None.
         without_input: Its value for a model that always gives the most common answer, or None.
-        is_bounded: Whether it lies in [0, 1], as all metrics of the library do.
+        is_bounded: Whether it lies in [0, 1].
         may_vary: Whether it comes from a function of the user, which might not return the same number twice.
     """
 
@@ -109,9 +113,6 @@ class SearchProblem:
         groups: Sets of units that one step may remove together, such as a layer.
         tables: Joint savings. For a unit in one of them, `gains` holds its share, by which candidates are ordered.
         facts: What is known about the metric.
-
-    Raises:
-        InvalidSettingError: A gain is not positive, a unit does not exist, or the shapes differ.
     """
 
     gains: tuple[float, ...]
@@ -124,45 +125,6 @@ class SearchProblem:
     groups: tuple[frozenset[int], ...] = ()
     tables: tuple[GainTable, ...] = ()
     facts: MetricFacts = MetricFacts()
-
-    def __post_init__(self) -> None:
-        """Freezes the containers and checks them."""
-        object.__setattr__(self, "gains", tuple(self.gains))
-        object.__setattr__(self, "start", frozenset(self.start))
-        wrong = [gain for gain in self.gains if not (np.isfinite(gain) and gain > 0)]
-        if wrong or not self.gains:
-            raise InvalidSettingError(
-                f"SearchProblem: gains must be positive numbers, at least one, received {wrong or 'none'}. "
-                "Leave out units whose removal saves nothing."
-            )
-        order = self.order or ()
-        named: dict[str, Iterable[int]] = {"start": self.start, "groups": frozenset().union(*self.groups)}
-        named |= {"order": order, "tables": [unit for table in self.tables for unit in table.units]}
-        for name, units in named.items():
-            unknown = sorted(unit for unit in units if not 0 <= unit < self.num_units)
-            if unknown:
-                raise InvalidSettingError(
-                    f"SearchProblem: {name} must name units 0..{self.num_units - 1}, received {unknown}. "
-                    "Number the units in the order of gains."
-                )
-        if len(set(order)) != len(order):
-            raise InvalidSettingError("SearchProblem: order lists a unit twice. List each unit once.")
-        self._check_tables()
-        if self.effects is not None and (self.effects.ndim != 2 or len(self.effects) != self.num_units):  # noqa: PLR2004
-            raise InvalidSettingError(
-                f"SearchProblem: effects must have shape ({self.num_units}, num_examples), received "
-                f"{self.effects.shape}. Give one row per unit, or None."
-            )
-
-    def _check_tables(self) -> None:
-        listed = [unit for table in self.tables for unit in table.units]
-        wrong = [t for t in self.tables if len(t.saved) != len(t.units) + 1 or not np.isfinite(t.saved).all()]
-        wrong += [table for table in self.tables if table not in wrong and table.saved[0] != 0]
-        if wrong or len(set(listed)) != len(listed):
-            raise InvalidSettingError(
-                "SearchProblem: tables must hold one finite saving more than they have units, the first zero, and no "
-                f"unit may be in two, received {wrong or 'a unit in two tables'}. Give saved[0] = 0, saved[1], ..."
-            )
 
     @property
     def num_units(self) -> int:
@@ -287,32 +249,3 @@ def units_of(mask: int) -> tuple[int, ...]:
         units.append(lowest.bit_length() - 1)
         mask ^= lowest
     return tuple(units)
-
-
-def checked_measurement(measured: Any, removed: tuple[int, ...], num_examples: int | None) -> Measurement:
-    """Returns a measurement with its margins as float32, so that a replayed one is the same to the last bit.
-
-    Args:
-        measured: What the function that measures returned.
-        removed: The set that was measured.
-        num_examples: Margins that the reference has; None for no margins, -1 for the reference itself.
-
-    Raises:
-        InvalidSettingError: It is no `Measurement`, or the number of margins differs from that of the reference.
-    """
-    if not isinstance(measured, Measurement):
-        raise InvalidSettingError(
-            f"search: measure must return a Measurement, received {type(measured).__name__} for {list(removed)}. "
-            "Wrap the number: Measurement(metric=...)."
-        )
-    margins = None if measured.margins is None else np.array(measured.margins, dtype=np.float32)
-    received = None if margins is None else margins.size
-    if (margins is not None and margins.ndim != 1) or num_examples not in (-1, received):
-        shape = None if margins is None else margins.shape
-        raise InvalidSettingError(
-            f"search: margins must have the reference's shape ({num_examples},), received {shape} for "
-            f"{list(removed)}. Return one margin per example in the same order each time, or always None."
-        )
-    if margins is not None:
-        margins.setflags(write=False)
-    return Measurement(metric=float(measured.metric), margins=margins, kind=measured.kind)

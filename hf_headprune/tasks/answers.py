@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from hf_headprune.tasks.scorer import Scorer as Scoring  # noqa: F401 - the search's name for it
 
 TIE_BAND = 1e-3  # of the logits, where those are below 10 in size; round-off of another batch stays far below it
 

@@ -98,6 +98,3 @@ class ClassScorer(Scorer):
 
     def _logits(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return logits_of(outputs, (len(batch[LABELS]), self.num_labels), "...ForSequenceClassification")
-
-
-ClassScoring = ClassScorer

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import search_ablation
 from tests.examples.test_examples import load
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,14 @@ def test_the_search_speed_benchmark_runs_with_smoke_and_finds_the_verdicts_of_th
     assert set(kinds) <= {"rejection", "tentative acceptance", "exact acceptance"}
     assert "exact acceptance" in kinds  # of a model that has learned nothing, no plan may be rejected
     assert "whole search:" in out
+
+
+def test_the_search_ablation_runs_with_smoke_and_measures_every_row(smoke, tmp_path):
+    lines = [
+        line for line in smoke("benchmarks.search_ablation", "--work", str(tmp_path)).splitlines() if " s, " in line
+    ]
+    assert [line.split(": ")[0] for line in lines] == list(search_ablation.ROWS)
+    assert all(float(line.split(": ")[1].split(" s")[0]) > 0 for line in lines)
 
 
 def test_the_rounding_benchmark_runs_with_smoke_and_finds_small_errors(smoke, tmp_path):

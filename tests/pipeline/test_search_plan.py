@@ -10,7 +10,7 @@ from hf_headprune.masking import masked
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.settings import AStarSearch, SearchTuning
-from hf_headprune.tasks.classification import ClassScoring
+from hf_headprune.tasks.classification import ClassScorer
 from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, own_examples
 from tests.support.models import tiny_bert
 
@@ -144,7 +144,7 @@ def test_a_metric_that_is_no_number_is_null_in_json():
 def test_a_search_works_on_a_copy_that_an_interrupt_may_leave_as_it_is(monkeypatch):
     model, calls = classifier(), []
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    answers = ClassScoring.answers
+    answers = ClassScorer.answers
 
     def count(self, outputs, batch):
         calls.append(any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()))
@@ -152,7 +152,7 @@ def test_a_search_works_on_a_copy_that_an_interrupt_may_leave_as_it_is(monkeypat
             raise KeyboardInterrupt
         return answers(self, outputs, batch)
 
-    monkeypatch.setattr(ClassScoring, "answers", count)
+    monkeypatch.setattr(ClassScorer, "answers", count)
     with pytest.raises(KeyboardInterrupt):
         search_plan(model, own_examples(model), search=AStarSearch(max_evaluations=9), progress=False)
     assert calls == [False] * 9

@@ -186,15 +186,6 @@ def test_estimated_effects_spare_the_single_removals():
     assert found[True] > found[False]
 
 
-def test_effects_of_other_examples_are_refused():
-    problem = margin_problem(0, 4, num_examples=40)
-    assert search(dataclasses.replace(problem, effects=np.zeros((4, 40))), PROOF).optimality == "proved"
-    with pytest.raises(InvalidSettingError, match="received 39 columns and 40 margins"):
-        search(dataclasses.replace(problem, effects=np.zeros((4, 39))), PROOF)
-    with pytest.raises(InvalidSettingError, match=r"shape \(4, num_examples\), received \(3, 40\)"):
-        dataclasses.replace(problem, effects=np.zeros((3, 40)))
-
-
 def test_scores_give_a_first_answer_at_once():
     problem = dataclasses.replace(
         SearchProblem((1.0,) * 40, lambda s: Measurement(1.0 if max(s, default=0) < 25 else 0.0)),
@@ -467,41 +458,9 @@ def test_equal_settings_behave_equally_however_they_were_made(copied):
     assert AStarSearch() == AStarSearch(tuning=SearchTuning()) == copied(AStarSearch())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"gains": ()}, "gains must be positive"),
-        ({"gains": (1.0, 0.0)}, "gains must be positive"),
-        ({"gains": (1.0, float("nan"))}, "gains must be positive"),
-        ({"start": frozenset({2})}, r"units 0\.\.1, received \[2\]"),
-        ({"order": (0, 2)}, r"order must name units 0\.\.1, received \[2\]"),
-        ({"order": (0, 0)}, "order lists a unit twice"),
-    ],
-)
-def test_malformed_problem_is_refused(change, message):
-    problem = SearchProblem((1.0, 1.0), lambda s: Measurement(1.0), order=(1, 0))
-    with pytest.raises(InvalidSettingError, match=message):
-        dataclasses.replace(problem, **change)
-
-
 def test_proof_of_too_many_units_is_refused_before_any_measurement():
     with pytest.raises(InvalidSettingError, match="at most 24 units allow it, received 25"):
         search(SearchProblem((1.0,) * 25, Counting(None, kill_at=0)), PROOF)
-
-
-@pytest.mark.parametrize(
-    ("measure", "message"),
-    [
-        (lambda s: 1.0, "must return a Measurement, received float"),
-        (lambda s: Measurement(float("nan")), "metric of the start .* must be finite"),
-        (lambda s: Measurement(1.0, np.zeros((2, 2))), "margins must have"),
-        (lambda s: Measurement(1.0, np.zeros(2 + len(s))), r"shape \(2,\), received \(3,\)"),
-        (lambda s: Measurement(1.0, None if s else np.zeros(2)), r"shape \(2,\), received None"),
-    ],
-)
-def test_malformed_measurement_is_refused(measure, message):
-    with pytest.raises(InvalidSettingError, match=message):
-        search(SearchProblem((1.0,), measure), PROOF)
 
 
 # --- bounds ---

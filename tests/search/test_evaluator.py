@@ -10,12 +10,9 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import UnitScale, attach, evaluating, masked
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluation.evaluator import (
-    ExampleEvaluator,
-    MetricEvaluator,
-    length_sorted_batches,
-)
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.units import Part
+from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS
 from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, random_plan

@@ -21,8 +21,7 @@ from hf_headprune.tasks.question_answering import SpanScorer
 from hf_headprune.tasks.registry import scorer_for
 from hf_headprune.tasks.scores import scores_of
 from hf_headprune.tasks.token_classification import TokenScorer
-from tests.search.test_probing import wrong_twin
-from tests.support.classifiers import classifier, random_plan
+from tests.support.classifiers import classifier, random_plan, wrong_twin
 from tests.support.models import tiny_bert, tiny_marian
 from tests.support.searches import over_heads, settings
 from tests.support.tasks import NUM_TAGS, ROUNDED, TASKS, task_of

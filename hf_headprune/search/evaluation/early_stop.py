@@ -17,8 +17,8 @@ from hf_headprune._checks import check, is_ratio, is_rising, is_whole
 from hf_headprune._distributed import over_processes, sharing
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.search.evaluation.batch_orders import BatchOrders
 from hf_headprune.search.evaluation.memory import StateMemory
+from hf_headprune.search.evaluation.ordered_batches import OrderedBatches
 from hf_headprune.search.evaluation.precision_runner import PrecisionRunner
 from hf_headprune.search.evaluation.screening import (
     OwnPrecision,
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
-    from hf_headprune.search.evaluation.batch_orders import Batch, BatchOrder
+    from hf_headprune.search.evaluation.ordered_batches import Batch
     from hf_headprune.search.evaluation.precision_runner import SharedPrefix
     from hf_headprune.search.problem import Question
-    from hf_headprune.tasks.answers import Scoring
+    from hf_headprune.tasks.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class EarlyStopper:
         self,
         model: nn.Module,
         batches: Sequence[Mapping[str, torch.Tensor]],
-        scoring: Scoring,
+        scoring: Scorer,
         settings: EvaluatorSettings,
         *,
         refit: Refit | None = None,
@@ -122,19 +122,18 @@ class EarlyStopper:
         runner = partial(PrecisionRunner, scoring=scoring, memory=self.memory, sample=sample, refit=refit)
         exact = runner(model, is_exact=True)
         recompose = exact.in_full_precision and not scoring.is_continuous
-        self._orders = BatchOrders(
+        self._batches = OrderedBatches(
             batches,
             np.concatenate([scoring.weights(batch) for batch in batches]),
             model,
             batch_size=settings.batch_size,
-            memory=self.memory,
             recompose=recompose,
         )
         self._own = OwnPrecision(exact)
         self._screening: Screening | None = None
         if settings.rounds(model) and recompose and scoring.is_mean:
             twin = runner(half_precision_twin(model), is_exact=False)
-            self._screening = Screening(twin, exact, self._orders, scoring, share=self._share_processes)
+            self._screening = Screening(twin, exact, self._batches, scoring, share=self._share_processes)
 
     @property
     def examples_seen(self) -> int:
@@ -149,32 +148,31 @@ class EarlyStopper:
         """
         for given in (question.base, plan):
             self._own.runner.check_fits(given)
-        order = self._orders.by(question.base_margins)
+        if self._batches.sort(question.hardness):
+            self.memory.clear()
         if self._screening is not None:
             try:
-                return self._measured(self._screening, order, plan, question)
+                return self._measured(self._screening, plan, question)
             except RoundingError:
                 pass
-        return self._measured(self._own, order, plan, question)
+        return self._measured(self._own, plan, question)
 
-    def _measured(
-        self, precision: OwnPrecision, order: BatchOrder, plan: PruningPlan, question: Question[PruningPlan]
-    ) -> Measurement:
+    def _measured(self, precision: OwnPrecision, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Looks at the hardest examples first, until there is a verdict, which all of them give at last.
 
         Raises:
             RoundingError: The rounded twin misleads.
         """
-        answers = Answers.unseen(len(self._orders.weights), self._scoring.num_rows)
-        band, runner = precision.band(question.base_margins), precision.runner
-        known, prefix = order.answers_of(plan, is_exact=runner.is_exact), runner.prefix(plan, question.base)
-        places = order.hardest_first(question.expected)
+        answers = Answers.unseen(len(self._batches.weights), self._scoring.num_rows)
+        band, runner = precision.band(question.expected), precision.runner
+        known, prefix = self._batches.answers_of(plan, is_exact=runner.is_exact), runner.prefix(plan, question.base)
+        places = self._batches.hardest_first(question.expected)
         with runner.open():
             for start in range(0, len(places), self._world):
                 together = places[start : start + self._world]
-                self._run(runner, order, together, prefix, known)
+                self._run(runner, together, prefix, known)
                 for place in together:
-                    answers.put(order.batches[place].indices, known[place].with_ties_below(band))
+                    answers.put(self._batches.batches[place].indices, known[place].with_ties_below(band))
                     if question.floor is not None:
                         precision.check_errors(answers, plan, question.floor, band)
                     verdict = self._verdict(precision, answers, question)
@@ -186,16 +184,18 @@ class EarlyStopper:
     def _run(
         self,
         runner: PrecisionRunner,
-        order: BatchOrder,
         places: Sequence[int],
         prefix: SharedPrefix,
         known: dict[int, Answers],
     ) -> None:
         """Has a plan answer the batches whose answers are not known; in place."""
         unknown = [place for place in places if place not in known]
-        found = over_processes(lambda place: runner.answers(order, place, prefix), unknown, share=self._share_processes)
+        batches = self._batches.batches
+        found = over_processes(
+            lambda place: runner.answers(batches[place].entries, place, prefix), unknown, share=self._share_processes
+        )
         for place, answers in zip(unknown, found, strict=True):
-            self._examples_run += len(order.batches[place].indices)
+            self._examples_run += len(batches[place].indices)
             known[place] = answers
 
     def _verdict(
@@ -204,7 +204,7 @@ class EarlyStopper:
         """Returns a rejection, an estimate, or None; what rounding could turn counts as right."""
         if question.floor is None or not self._scoring.is_mean:
             return None
-        weights = self._orders.weights
+        weights = self._batches.weights
         bound = upper_bound(answers, weights, precision.certain)
         if bound < question.floor - ROUND_OFF:
             return Measurement(bound, answers.margins.copy(), kind=precision.rejection)
@@ -221,9 +221,9 @@ class EarlyStopper:
         def plainly(batch: Batch) -> Answers:
             return self._scoring.answers(self._model(**self._scoring.inputs(batch.entries)), batch.entries)
 
-        given = self._orders.given() if self._orders.are_recomposed else ()
+        given = self._batches.given() if self._batches.are_recomposed else ()
         near = [batch for batch in given if (answers.gaps[batch.indices] < TIE_BAND).any()]
         with masked(self._model, RefittedPlan(plan, self._refit)), evaluating(self._model):
             for batch, found in zip(near, over_processes(plainly, near, share=self._share_processes), strict=True):
                 answers.put(batch.indices, found)
-        return Measurement(self._scoring.value(answers, self._orders.weights), answers.margins)
+        return Measurement(self._scoring.value(answers, self._batches.weights), answers.margins)

@@ -20,8 +20,7 @@ from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSet
 from hf_headprune.search.evaluation.effects import GateGradients, owners_of
 from hf_headprune.search.problem import Measurement, MetricFacts
 from hf_headprune.tasks.answers import Answers
-from hf_headprune.tasks.classification import ClassScoring
-from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS, confusion_of
+from hf_headprune.tasks.classification import ClassScorer
 from hf_headprune.tasks.registry import scoring_for
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class ExampleEvaluator(Evaluator):
         self.facts = MetricFacts(
             num_examples=int(self._weights.sum() / max(self._weights.max(), 1.0)),
             without_input=_without_input(self.scoring, self._batches),
-            is_bounded=self.scoring.metric != "matthews_correlation",
+            is_bounded=self.scoring.is_mean,
         )
 
     def __call__(self, plan: PruningPlan) -> Measurement:
@@ -143,7 +142,7 @@ class ExampleEvaluator(Evaluator):
         Args:
             plan: What is open.
             units: Parts of the model that are removed together.
-            of: The "margin" or the "loss" of each example, see `Scoring`.
+            of: The "margin" or the "loss" of each example, see `Scorer`.
 
         Returns:
             Shape `(num_units, num_examples)`.
@@ -258,50 +257,12 @@ class MetricEvaluator(Evaluator):
 
 def _without_input(scoring: Scorer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float | None:
     """Returns the metric of a classifier that always gives the most common class; None for other tasks."""
-    if not isinstance(scoring, ClassScoring):
+    if not isinstance(scoring, ClassScorer):
         return None
     gold = np.concatenate([batch[LABELS].cpu().numpy() for batch in batches])
     common = np.full_like(gold, np.bincount(gold).argmax())
-    return CLASSIFICATION_METRICS[scoring.metric](confusion_of(gold, common, scoring.num_labels))
+    return scoring.aggregate(np.stack([gold, common], axis=1).astype(np.float64))
 
 
 def _refitted_sites(model: nn.Module, *, ffn: bool) -> list[Site]:
     return [site for site in anatomy_of(model).sites if site.is_attention or ffn]
-
-
-def length_sorted_batches(
-    dataset: Any, collate: Callable[[list[Any]], Mapping[str, Any]], *, batch_size: int
-) -> list[dict[str, torch.Tensor]]:
-    """Batches a data set in the order of length, so that little is padded.
-
-    Args:
-        dataset: Sized and indexable; its examples are mappings with "input_ids".
-        collate: Makes a batch of a list of examples.
-        batch_size: Examples per batch.
-
-    Returns:
-        Batches of tensors, the longest examples first, so that too large a batch fails at once. Labels are called
-        "labels".
-
-    Raises:
-        InvalidSettingError: The data set is empty or its examples are not tokenized.
-    """
-    if batch_size < 1:
-        raise InvalidSettingError(f"length_sorted_batches: batch_size must be at least 1, received {batch_size}.")
-    examples = [dataset[index] for index in range(len(dataset))]
-    if not examples:
-        raise InvalidSettingError("length_sorted_batches: the data set is empty. Pass one with labelled examples.")
-    if "input_ids" not in examples[0]:
-        raise InvalidSettingError(
-            f"length_sorted_batches: examples must hold 'input_ids', received {sorted(examples[0])}. Tokenize the "
-            "data set first."
-        )
-    lengths = [int(sum(example.get("attention_mask", [1] * len(example["input_ids"])))) for example in examples]
-    order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
-    batches = []
-    for first in range(0, len(order), batch_size):
-        batch = dict(collate([examples[index] for index in order[first : first + batch_size]]))
-        if LABELS not in batch and "label" in batch:
-            batch[LABELS] = batch.pop("label")
-        batches.append({name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
-    return batches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_headprune.masking import evaluating
 from hf_headprune.search.evaluation.capabilities import ModelCapabilities
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
-    from hf_headprune.search.evaluation.batch_orders import BatchOrder
     from hf_headprune.search.evaluation.memory import StateMemory
-    from hf_headprune.tasks.answers import Answers, Scoring
+    from hf_headprune.tasks.answers import Answers
+    from hf_headprune.tasks.scorer import Scorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class SharedPrefix:
         plan: To be measured.
         base: Shares the layers below `first` with it.
         first: Layer at which the two first differ.
-        shared: For each number of layers below, what identifies the units that the base keeps in them.
+        shared: For each number of layers below `first`, what identifies the units that both keep in them.
     """
 
     plan: PruningPlan
@@ -51,7 +51,7 @@ class PrecisionRunner:
     def __init__(
         self,
         model: nn.Module,
-        scoring: Scoring,
+        scoring: Scorer,
         memory: StateMemory,
         sample: dict[str, torch.Tensor],
         *,
@@ -107,17 +107,18 @@ class PrecisionRunner:
             yield
 
     def prefix(self, plan: PruningPlan, base: PruningPlan) -> SharedPrefix:
-        """Returns from which layer on a plan leaves its base."""
+        """Returns from which layer on a plan leaves its base; states of the layers below are kept from now on."""
         kept, kept_base = self._stack.kept_per_layer(plan), self._stack.kept_per_layer(base)
         differing = [layer for layer in range(self._stack.depth) if kept[layer] != kept_base[layer]]
         first = differing[0] if differing and self._is_resumable else 0
-        return SharedPrefix(plan, base, first, digests_of(kept_base))
+        shared = digests_of(kept_base[:first])
+        self._memory.work_on((self.is_exact, digest) for digest in shared)
+        return SharedPrefix(plan, base, first, shared)
 
-    def answers(self, order: BatchOrder, place: int, prefix: SharedPrefix) -> Answers:
-        """Runs a plan on one batch, from the layer at which it leaves its base; only while open."""
-        entries = order.batches[place].entries
+    def answers(self, entries: dict[str, torch.Tensor], place: int, prefix: SharedPrefix) -> Answers:
+        """Runs a plan on the batch at a place, from the layer at which it leaves its base; only while open."""
         inputs = self._scoring.inputs(entries)
-        first, state = self._state((order.key, self.is_exact), place, inputs, prefix)
+        first, state = self._state(place, inputs, prefix)
         self._close(prefix.plan)
         return self._scoring.answers(self._stack.outputs(inputs, first, state), entries)
 
@@ -127,20 +128,21 @@ class PrecisionRunner:
         return self._scoring.answers(self._stack.outputs(self._scoring.inputs(entries)), entries)
 
     def _state(
-        self, owner: Any, place: int, inputs: dict[str, torch.Tensor], prefix: SharedPrefix
+        self, place: int, inputs: dict[str, torch.Tensor], prefix: SharedPrefix
     ) -> tuple[int, torch.Tensor | None]:
         """Returns a layer to enter at and its input: from memory, or computed from the nearest one and remembered.
 
         Where there is no room to remember it, an earlier layer is entered.
         """
-        held = self._memory.of(owner)
-        nearest = next((n for n in range(prefix.first, 0, -1) if (place, prefix.shared[n]) in held), 0)
-        state = held.get((place, prefix.shared[nearest]))
-        if nearest == prefix.first or not self._memory.has_room(owner):
+        groups = [(self.is_exact, digest) for digest in prefix.shared]
+        held = [self._memory.get(group, place) for group in groups]
+        nearest = max((layers for layers, state in enumerate(held) if state is not None), default=0)
+        state = held[nearest]
+        if nearest == prefix.first or not self._memory.has_room:
             return nearest, state
         self._close(prefix.base)
         for reached, found in self._stack.states(inputs, nearest, prefix.first, state).items():
-            self._memory.add(owner, (place, prefix.shared[reached]), found)
+            self._memory.add(groups[reached], place, found)
             state = found
         return prefix.first, state
 

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.plan import PruningPlan
-    from hf_headprune.search.evaluation.batch_orders import BatchOrders
+    from hf_headprune.search.evaluation.ordered_batches import OrderedBatches
     from hf_headprune.search.evaluation.precision_runner import PrecisionRunner
     from hf_headprune.search.problem import MeasurementKind
-    from hf_headprune.tasks.answers import Answers, Scoring
+    from hf_headprune.tasks.answers import Answers
+    from hf_headprune.tasks.scorer import Scorer
 
 # Share of the band of doubt beyond which bf16 is taken to turn nothing. What is rejected rests on that, as an estimate;
 # what is accepted has the whole band looked at again; where an answer beyond was turned, nothing is taken from bf16.
@@ -78,20 +79,20 @@ class Screening(OwnPrecision):
     rejection = "estimate"
 
     def __init__(
-        self, runner: PrecisionRunner, exact: PrecisionRunner, orders: BatchOrders, scoring: Scoring, *, share: bool
+        self, runner: PrecisionRunner, exact: PrecisionRunner, batches: OrderedBatches, scoring: Scorer, *, share: bool
     ) -> None:
         """Takes what runs both models.
 
         Args:
             runner: Runs the copy in bf16.
             exact: Runs the model itself.
-            orders: Batches to answer again.
+            batches: To answer again.
             scoring: Of the model's task.
             share: Whether the processes of a distributed run share batches.
         """
         super().__init__(runner)
         self._exact = exact
-        self._orders = orders
+        self._batches = batches
         self._scoring = scoring
         self._share = share
         self.examples_checked = 0
@@ -106,7 +107,7 @@ class Screening(OwnPrecision):
         Raises:
             RoundingError: See the class.
         """
-        limit, weights = floor - ROUND_OFF, self._orders.weights
+        limit, weights = floor - ROUND_OFF, self._batches.weights
         doubtful = np.flatnonzero((answers.scores < 1.0) & (answers.gaps < self.certain))
         doubtful = doubtful[np.argsort(-answers.gaps[doubtful], kind="stable")]  # the surest first
         while len(doubtful) and upper_bound(answers, weights, 0.0) < limit <= upper_bound(
@@ -128,11 +129,11 @@ class Screening(OwnPrecision):
     def _answer_again(self, doubtful: np.ndarray, answers: Answers, plan: PruningPlan, band: float) -> None:
         """Has the model itself give answers; raises an error where the twin had moved or turned one too far."""
         with self._exact.open():
-            batches = list(self._orders.some(doubtful))  # those of like length together
+            some = list(self._batches.some(doubtful))
             again = over_processes(
-                lambda batch: self._exact.answers_alone(batch.entries, plan), batches, share=self._share
+                lambda batch: self._exact.answers_alone(batch.entries, plan), some, share=self._share
             )
-            for batch, found in zip(batches, again, strict=True):
+            for batch, found in zip(some, again, strict=True):
                 self.examples_checked += len(batch.indices)
                 is_turned = found.scores != answers.scores[batch.indices]
                 moved = np.abs(found.margins - answers.margins[batch.indices])
@@ -149,7 +150,7 @@ def upper_bound(answers: Answers, weights: np.ndarray, certain: float) -> float:
     return 1.0 - float(lost.sum() / weights.sum())
 
 
-def rough_band(scoring: Scoring, margins: np.ndarray) -> float:
+def rough_band(scoring: Scorer, margins: np.ndarray) -> float:
     """Returns how near to the next one an answer in bf16 must be to be doubted, in logits.
 
     Its errors grow and shrink with the logits, those of a pruned model often being much smaller; see

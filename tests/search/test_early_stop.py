@@ -13,17 +13,18 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation import screening
 from hf_headprune.search.evaluation.capabilities import ModelCapabilities
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
-from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, length_sorted_batches
+from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.evaluation.layers import LayerStack
 from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.evaluation.screening import (
+    Screening,
     bf16_is_faster,
     gains_by_half_precision,
-    half_precision_twin,
     rough_band,
 )
 from hf_headprune.search.problem import ROUND_OFF, Question
 from hf_headprune.tasks.answers import TIE_BAND
+from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.registry import scoring_for
 from tests.support.classifiers import (
     NUM_LABELS,
@@ -36,6 +37,7 @@ from tests.support.classifiers import (
     near,
     random_plan,
     searched,
+    wrong_twin,
 )
 from tests.support.models import FAMILY_NAMES, SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
 from tests.support.searches import over_heads
@@ -301,10 +303,10 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
         np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
 
 
-def plain_and_rounded(model, batches, **probing):
+def plain_and_rounded(model, batches, **chosen):
     """An evaluator that is only called, and one that probes with a twin in bf16."""
-    probing = EvaluatorSettings(batch_size=4, bf16_screening=True, **probing)
-    return ExampleEvaluator(model, batches), ExampleEvaluator(model, batches, probing=probing)
+    chosen = EvaluatorSettings(batch_size=4, bf16_screening=True, **chosen)
+    return ExampleEvaluator(model, batches), ExampleEvaluator(model, batches, settings=chosen)
 
 
 @pytest.mark.usefixtures("wide_band")
@@ -337,7 +339,9 @@ def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
 
 
 def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precision(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 1e9)  # every error is doubtful
+    monkeypatch.setattr(
+        "hf_headprune.search.evaluation.screening.rough_band", lambda *_: 1e9
+    )  # every error is doubtful
     model = classifier()
     dataset = decided(model, examples(60))
     dataset = [{**row, "label": (row["label"] + (i % 3 == 0)) % NUM_LABELS} for i, row in enumerate(dataset)]
@@ -377,20 +381,9 @@ def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_d
     assert taken > 60  # or all of it came from the model itself
 
 
-def wrong_twin(model):
-    """A twin that is as sure as the model, of other classes."""
-    twin = half_precision_twin(model)
-    with torch.no_grad():
-        for parameter in twin.classifier.parameters():
-            parameter.copy_(parameter.roll(1, dims=0))
-    return twin
-
-
 def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.evaluation.probing.rough_band", lambda *_: 1.0)
-    monkeypatch.setattr(
-        "hf_headprune.search.evaluation.probing.TRUSTED", 1.0
-    )  # of those turned; those moved too far are enough
+    monkeypatch.setattr("hf_headprune.search.evaluation.screening.rough_band", lambda *_: 1.0)
+    monkeypatch.setattr(Screening, "certain", TIE_BAND)  # of those turned; those moved too far are enough
     monkeypatch.setattr("hf_headprune.search.evaluation.early_stop.half_precision_twin", wrong_twin)
     model = classifier()
     batches = batches_of(examples(60))
@@ -468,15 +461,15 @@ def test_bf16_counts_as_faster_where_the_fastest_product_clearly_is(monkeypatch,
 def test_small_models_and_other_precisions_have_no_rounded_twin():
     model = classifier()
     assert not gains_by_half_precision(model)
-    for probing in (EvaluatorSettings(), EvaluatorSettings(bf16_screening=False)):
-        evaluator = ExampleEvaluator(model, batches_of(examples()), probing=probing)
+    for chosen in (EvaluatorSettings(), EvaluatorSettings(bf16_screening=False)):
+        evaluator = ExampleEvaluator(model, batches_of(examples()), settings=chosen)
         full = PruningPlan.of(model)
         evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
-        assert evaluator._stopper._rough is None
+        assert evaluator._stopper._screening is None
     rounded = classifier().to(torch.bfloat16)
     evaluator = ExampleEvaluator(rounded, batches_of(examples()), settings=EvaluatorSettings(bf16_screening=True))
     evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
-    assert evaluator._stopper._rough is None
+    assert evaluator._stopper._screening is None
 
 
 @pytest.mark.usefixtures("wide_band")
@@ -570,25 +563,27 @@ def test_every_family_is_resumed_where_it_has_one_plain_list_of_layers(name):
         assert ModelCapabilities(stack).is_resumable(family.inputs()) == (name not in SEQ2SEQ_NAMES)
 
 
-def test_memory_holds_the_owner_at_work_and_drops_the_oldest_others():
-    memory = StateMemory(3 * 4000 / 2**20)
-    for owner in "ab":
-        memory.add(owner, 0, torch.zeros(1000))
-    memory.of("a")
-    memory.add("c", 0, torch.zeros(1000))
-    memory.add("c", 1, torch.zeros(1000))  # "b" was used longest ago
-    assert [list(memory.of(owner)) for owner in "abc"] == [[0], [], [0, 1]]
-    memory.add("c", 2, torch.zeros(1000))
-    memory.add("c", 3, torch.zeros(1000))
-    assert list(memory.of("c")) == [0, 1, 2]
-    assert not memory.has_room("c")
+def test_memory_holds_what_is_at_work_and_drops_what_was_used_longest_ago():
+    memory, state = StateMemory(3 * 4000 / 2**20), torch.zeros(1000)
+    memory.work_on("ab")
+    memory.add("a", 0, state)
+    memory.add("b", 0, state)
+    memory.work_on("ca")
+    memory.add("c", 0, state)
+    memory.add("c", 1, state)  # "b" was used longest ago
+    held = {group: [key for key in range(4) if memory.get(group, key) is not None] for group in "abc"}
+    assert held == {"a": [0], "b": [], "c": [0, 1]}
+    assert memory.has_room
+    memory.add("c", 2, state)  # both groups are at work
+    assert memory.get("c", 2) is None
+    assert not memory.has_room
     assert memory.num_bytes == memory.peak_bytes == 12000
-    memory.drop("c")
+    memory.work_on("d")
+    assert memory.has_room
     memory.add("d", 0, torch.zeros(2000))
-    assert [list(memory.of(owner)) for owner in "acd"] == [[], [], [0]]
-    assert memory.num_bytes == 8000
-    memory.drop("e")
-    assert (memory.num_bytes, memory.has_room("c")) == (0, True)
+    assert (memory.get("a", 0), memory.num_bytes) == (None, 8000)
+    memory.clear()
+    assert (memory.get("d", 0), memory.num_bytes, memory.peak_bytes) == (None, 0, 12000)
 
 
 @pytest.mark.parametrize(
