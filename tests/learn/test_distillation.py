@@ -688,15 +688,10 @@ def test_a_layer_that_does_not_exist_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": "bert-base-uncased"}, "teacher must be a model.*a str as teacher"),
-        ({"alpha_task": -0.1}, "alpha_task must be a number >= 0"),
+        ({"teacher": "bert-base-uncased"}, "teacher must be a model, not of type str"),
         ({"alpha_teacher": 0.0}, "alpha_teacher or alpha_hidden must be above 0"),
         ({"alpha_hidden": -1.0}, "alpha_hidden must be a number >= 0"),
         ({"temperature": 0.0}, "temperature must be a number above 0"),
-        ({"layer_map": {0: 0}}, "layer_map needs alpha_hidden above 0"),
-        ({"alpha_hidden": 1.0, "layer_map": {}}, "not be empty"),
-        ({"alpha_hidden": 1.0, "layer_map": {0: -1}}, "layers >= 0"),
-        ({"alpha_hidden": 1.0, "layer_map": [0]}, "must map layers"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

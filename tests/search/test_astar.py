@@ -396,7 +396,7 @@ def test_a_search_of_many_units_needs_a_number_of_evaluations_or_a_time(monkeypa
     clock = itertools.count(0.0, 0.5)
     monkeypatch.setattr(ledger, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     found = search(margin_problem(5, 30), over_heads(max_evaluations=None, max_seconds=60, max_drop=0.05))
-    assert 10 < found.evaluations < 120
+    assert 10 < found.evaluations <= 120
     assert found.gain > 0
 
 

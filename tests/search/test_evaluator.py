@@ -220,19 +220,6 @@ def test_data_without_proper_labels_is_refused(change, message):
         ExampleEvaluator(classifier(), change(batches))
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (lambda: tiny_bert(num_labels=1), "num_labels 1"),
-        (lambda: tiny_bert(num_labels=3, problem_type="multi_label_classification"), "multi_label"),
-        (lambda: tiny_bert(None, num_labels=3), "BertModel is no classifier of sequences or tokens"),
-    ],
-)
-def test_model_that_is_no_sequence_classifier_is_refused(model, message):
-    with pytest.raises(UnsupportedModelError, match=message):
-        ExampleEvaluator(model(), batches_of(examples()))(PruningPlan.of(model()))
-
-
 def test_unknown_metric_is_refused_with_the_known_ones():
     with pytest.raises(InvalidSettingError, match=r"macro_f1, matthews_correlation for a BertFor.*received 'bleu'"):
         ExampleEvaluator(classifier(), batches_of(examples()), metric="bleu")

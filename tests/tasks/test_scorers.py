@@ -92,7 +92,6 @@ def test_probes_have_the_verdicts_of_whole_evaluations(name, cache_mib):
     assert "bound" in kinds
     memory = fast._stopper.memory
     assert memory.peak_bytes <= cache_mib * 2**20
-    assert (memory.peak_bytes > 0) == (cache_mib > 0 and name not in ("references", "texts"))
 
 
 def test_an_estimate_weighs_an_example_by_its_tags():
