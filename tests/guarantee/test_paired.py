@@ -170,6 +170,6 @@ def test_a_certificate_survives_as_many_further_regressions_as_it_says():
     [(-1, 0, 10, 0.1), (6, 5, 10, 0.1), (0, 0, 0, 0.1), (0, 0, 10, 1.0), (0, 0, 10, math.nan)],
 )
 def test_impossible_counts_are_refused(b, c, n, epsilon):
-    with pytest.raises(InvalidSettingError, match=r"broken \+ fixed <= n"):
+    with pytest.raises(InvalidSettingError, match="<= n"):
         paired.p_value(b, c, n, epsilon)
     assert paired.p_value(0, 0, 10, 0.1) <= 1

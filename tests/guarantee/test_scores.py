@@ -166,10 +166,10 @@ def test_the_examples_needed_are_the_published_ones(disagreement, true_drop, nee
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "disagreement", "power"), [(0.02, 0.02, 0.98), (0.02, 0.05, 0.82), (0.01, 0.02, 0.62)]
+    ("epsilon", "disagreement", "published"), [(0.02, 0.02, 0.98), (0.02, 0.05, 0.82), (0.01, 0.02, 0.62)]
 )
-def test_the_power_of_872_examples_is_the_published_one(epsilon, disagreement, power):
-    assert power.power_of(872, epsilon, PowerAssumptions(disagreement=disagreement)) == pytest.approx(power, abs=0.006)
+def test_the_power_of_872_examples_is_the_published_one(epsilon, disagreement, published):
+    assert power.power_of(872, epsilon, PowerAssumptions(disagreement=disagreement)) == pytest.approx(published, abs=0.006)
 
 
 def test_a_split_that_chooses_among_models_has_less_power():
