@@ -169,7 +169,9 @@ def test_the_examples_needed_are_the_published_ones(disagreement, true_drop, nee
     ("epsilon", "disagreement", "published"), [(0.02, 0.02, 0.98), (0.02, 0.05, 0.82), (0.01, 0.02, 0.62)]
 )
 def test_the_power_of_872_examples_is_the_published_one(epsilon, disagreement, published):
-    assert power.power_of(872, epsilon, PowerAssumptions(disagreement=disagreement)) == pytest.approx(published, abs=0.006)
+    assert power.power_of(872, epsilon, PowerAssumptions(disagreement=disagreement)) == pytest.approx(
+        published, abs=0.006
+    )
 
 
 def test_a_split_that_chooses_among_models_has_less_power():
