@@ -38,19 +38,16 @@ def callback_of(part: str, name: str) -> list[HeadPruneCallback]:
         costs = SecondOrder(density=0.5, freeze_at=0.5, tuning=SecondOrderTuning(scoring_examples=16))
         return [HeadPruneCallback(second_order=costs, search=None)]
     gates = SubsetGates(warmup_ratio=0.0, freeze_at=1.0, tuning=GateTuning(scoring_examples=8))
-    units, teacher = BlockMovement.ffn_units(0.5, **EARLY), None
-    if part == "hybrid and teacher":
-        teacher = Distillation(model_of(name))
-    settings = {
-        "plain": None,
-        "gates": (gates, None, None),
-        "hybrid": (gates, units, None),
-        "32 x 32 blocks and units": (None, BlockMovement(**EARLY), None),
-        "hybrid and teacher": (gates, units, teacher),
-    }[part]
-    if settings is None:
+    units = BlockMovement.ffn_units(0.5, **EARLY)
+    if part == "plain":
         return []
-    return [HeadPruneCallback(settings[0], None, movement=settings[1], distillation=settings[2])]
+    if part == "gates":
+        return [HeadPruneCallback(gates=gates)]
+    if part == "hybrid":
+        return [HeadPruneCallback(gates=gates, movement=units)]
+    if part == "hybrid and teacher":
+        return [HeadPruneCallback(gates=gates, movement=units, distillation=Distillation(model_of(name)))]
+    return [HeadPruneCallback(movement=BlockMovement(**EARLY))]
 
 
 def model_of(name: str) -> torch.nn.Module:

@@ -170,3 +170,12 @@ def test_the_import_benchmark_runs_with_smoke_and_finds_a_lean_import(smoke):
         "import hf_headprune, read a pruned BERT",
     ]
     assert seconds["import hf_headprune"] < seconds["read a dense BERT"] / 4
+
+
+def test_the_benchmark_of_the_default_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
+    out = smoke("benchmarks.default_run", "--work", str(tmp_path))
+    assert "HeadPruneCallback() sst2: " in out
+    made = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert len(made) == 1
+    smoke("benchmarks.default_run", "--work", str(tmp_path))
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == made

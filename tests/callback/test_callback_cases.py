@@ -524,7 +524,7 @@ def test_a_model_that_was_refitted_half_way_is_not_trained_on(tmp_path):
     )
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    with pytest.raises(TrainingStateError, match=r"closed heads and FFN units of this model.*load the model anew"):
+    with pytest.raises(TrainingStateError, match=r"removed heads and FFN units of this model.*load the model anew"):
         trainer_of(tmp_path, HeadPruneCallback(), model=model)
 
 

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_headprune import anatomy_of, certify
@@ -210,6 +210,11 @@ def test_a_certificate_that_fails_costs_no_model(tmp_path, monkeypatch, error):
     assert_reloads_alike(trainer, tmp_path / "saved")
 
 
+def models_alive():
+    # By type: `isinstance` would ask deprecated objects of torch for their class, which warn.
+    return sum(type(found).__name__.endswith("ForSequenceClassification") for found in gc.get_objects())
+
+
 MODES = {
     "default": {},
     "seen drop": {"confidence": None},
@@ -223,17 +228,17 @@ def test_at_most_two_copies_of_the_model_are_alive_after_training(tmp_path, monk
     alive = []
     trainer = learner(tmp_path, HeadPruneCallback(**MODES[mode]), max_steps=20)
     gc.collect()
-    before = sum(isinstance(found, PreTrainedModel) for found in gc.get_objects())
+    before = models_alive()
 
     def counted(model):
         twin = copy.deepcopy(model)
         gc.collect()
-        alive.append(sum(isinstance(found, PreTrainedModel) for found in gc.get_objects()) - before)
+        alive.append(models_alive() - before)
         return twin
 
     monkeypatch.setattr("hf_headprune.masking.copy", SimpleNamespace(deepcopy=counted))
     trainer.train()
-    assert max(alive) <= 2
+    assert 0 < max(alive) <= 2  # besides the model itself
 
 
 @pytest.mark.parametrize("callback", [{}, {"search": AStarSearch()}, {"max_drop": 0.02}], ids=str)

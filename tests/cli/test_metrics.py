@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from hf_headprune.cli.metrics import metric_named
@@ -37,6 +39,8 @@ def test_without_a_name_the_task_decides(model):
 def test_a_module_on_disk_is_loaded_offline(model, tmp_path, monkeypatch):
     evaluate = pytest.importorskip("evaluate", reason="the extra `examples` brings it")
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "cache")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # of a cache that another test made
     (tmp_path / "share").mkdir()
     (tmp_path / "share" / "share.py").write_text(MODULE, encoding="utf-8")
     metric, note = metric_named(str(tmp_path / "share"), model)

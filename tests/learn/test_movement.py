@@ -10,6 +10,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.cost import cost_of, macs_per_unit, weights_per_unit
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.learn.movement.magnitude import magnitudes
 from hf_headprune.learn.movement.pruner import MovementPruner
 from hf_headprune.learn.movement.settings import BlockMovement, MovementTuning
 from hf_headprune.learn.training_loop import TrainingLoop
@@ -41,6 +42,7 @@ THRESHOLD = {
     "method": "sigmoid_threshold",
     "penalty": 10.0,
     "width_multiple": 1,
+    "ramp_end": 0.65,
     "freeze_at": 1.0,
 }
 
@@ -305,15 +307,14 @@ def test_the_penalty_gradient_is_that_of_a_penalty_in_the_loss():
     model, bank = banked(**THRESHOLD, attention_penalty=0.3)
     scattered(bank)
     bank.set_step(15)
-    strength = bank.penalty_strength
-    assert 9.0 < strength <= 10.0
+    assert bank.penalty_strength == 10.0
     model.train()
     loss = loss_of(model)
     parts = bank.scores.split([tensor.numel for tensor in bank.layout])
     means = [torch.sigmoid(part).mean() for part in parts]
     attention = [m for m, tensor in zip(means, bank.layout, strict=True) if tensor.kind == "attention"]
     ffn = [m for m, tensor in zip(means, bank.layout, strict=True) if tensor.kind == "ffn"]
-    added = strength * (0.3 * sum(attention) / len(attention) + sum(ffn) / len(ffn)) / 2
+    added = 10.0 * (0.3 * sum(attention) / len(attention) + sum(ffn) / len(ffn)) / 2
     assert bank.penalty() == pytest.approx(added.item(), rel=1e-5)
     (expected,) = torch.autograd.grad(loss + added, [bank.importance_bias], retain_graph=True)
     (loss * 8.0).backward()
@@ -406,6 +407,19 @@ def test_weights_without_scores_are_refused():
     model, _ = banked(**THRESHOLD)
     with pytest.raises(TrainingStateError, match=f"{MovementPruner.module_name()}.importance_bias.*holds none"):
         model.load_state_dict(tiny_bert().state_dict())
+
+
+def test_magnitudes_are_means_over_blocks_and_units():
+    model, bank = banked(attention_block=(8, 16), method="magnitude", density=0.3)
+    layer = model.bert.encoder.layer[0]
+    query, up, down = layer.attention.self.query.weight, layer.intermediate.dense.weight, layer.output.dense.weight
+    found = magnitudes(bank.layout, bank._linears)
+    assert found[1].item() == pytest.approx(query[:8, 16:].abs().mean().item())
+    units = found.split([tensor.numel for tensor in bank.layout])[4]
+    assert units[7].item() == pytest.approx(torch.cat([up[7], down[:, 7]]).abs().mean().item())
+    model.train()
+    bank.set_step(15)
+    assert torch.autograd.grad(loss_of(model), [bank.importance_bias], allow_unused=True) == (None,)
 
 
 def test_a_probe_receives_the_derivative_by_each_factor():

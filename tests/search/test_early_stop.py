@@ -1,5 +1,7 @@
 """Probes: the verdicts of a plain evaluation of every example, with less work, whatever is in memory."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -200,6 +202,24 @@ def layers_run(model, call):
     for handle in handles:
         handle.remove()
     return counts
+
+
+def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
+    model = classifier(num_hidden_layers=4)
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(40))), settings=EvaluatorSettings(batch_size=4))
+    base = PruningPlan.of(model)
+    margins = fast(base).margins
+    fast.probe(base, Question(base, margins, margins))  # the first probe also tries what the model allows
+    third, last = list(base.kept_heads)[2:]
+    question = Question(base, margins, margins)
+    # The first child of a plan computes the states of the layers that they share; its siblings enter above them.
+    for site, kept, run in ((third, [0], [40] * 4), (third, [1], [0, 0, 40, 40]), (last, [1], [0, 0, 40, 40])):
+        assert layers_run(model, partial(fast.probe, base.replace(kept_heads={site: kept}), question)) == run
+    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={last: [2]}), question)) == [0, 0, 0, 40]
+    child = base.replace(kept_heads={third: [1]})  # shares two layers with its parent, whose states are there
+    further = Question(child, margins, margins)
+    for kept, run in (([1], [0, 0, 40, 40]), ([2], [0, 0, 0, 40])):
+        assert layers_run(model, partial(fast.probe, child.replace(kept_heads={last: kept}), further)) == run
 
 
 def test_a_metric_that_is_no_mean_of_zeros_and_ones_is_measured_to_the_end():
