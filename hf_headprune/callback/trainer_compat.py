@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from functools import wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer
 
 from hf_headprune._ownership import TRAINING, owned
-from hf_headprune.errors import TrainingStateError
+from hf_headprune.errors import TrainingStateError, shown
 from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
@@ -266,8 +267,13 @@ def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
 
 def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
     """Returns the loss times the examples of the batch, as fp16 training scales it."""
-    examples = len(next(value for _, value in tensors(batch)))
-    return batch_loss(trainer, batch) * (examples * loss_scale(trainer))
+    first = next(tensors(batch), None)
+    if first is None:
+        raise TrainingStateError(
+            f"HeadPruneCallback: the data collator returns no tensor, received {shown(batch)}. Removal costs need "
+            "batches of tensors, which may be nested in dicts or lists."
+        )
+    return batch_loss(trainer, batch) * (len(first[1]) * loss_scale(trainer))
 
 
 def loss_scale(trainer: Trainer) -> float:
@@ -346,5 +352,10 @@ def peak_learning_rate(scores: torch.nn.Parameter, optimizer: Any) -> float:
 
 
 def tensors(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors of a batch by name."""
-    return ((name, value) for name, value in batch.items() if isinstance(value, torch.Tensor))
+    """Yields the tensors of a batch by name; those nested in mappings and lists have the names of both, with a dot."""
+    named = batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, list | tuple) else ()
+    for name, value in named:
+        if isinstance(value, torch.Tensor):
+            yield str(name), value
+        else:
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in tensors(value))
