@@ -15,6 +15,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.certification import Certification, Splits
 from hf_headprune.callback.final_checkpoint import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
+from hf_headprune.callback.gathering import make_whole_
 from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import masked, plain_copy
@@ -63,10 +64,11 @@ def finish(
         asked: What the user passed for the certificate.
         train_seconds: Wall time that training took.
     """
-    model: Any = trainer.model
     parts.check_finite()
     parts.warn_of_early_end(trainer.state.max_steps)  # before a spare checkpoint says that all steps were seen
     save_spare_checkpoint(trainer, parts)
+    make_whole_(trainer)
+    model: Any = trainer.model
     learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)
     found, holdout = _find(trainer, settings, splits, asked, learned)

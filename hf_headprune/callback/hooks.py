@@ -188,7 +188,8 @@ class HeadPruneCallback(TrainerCallback):
 
     def _checked(self, trainer: Trainer) -> Settings:
         """Returns the settings for the Trainer's model, after every check that needs no training."""
-        trainer_compat.require_whole_model(trainer)
+        in_training = self.settings.prunes_in_training or self.settings.distillation is not None
+        trainer_compat.require_whole_model(trainer, in_training=in_training)
         anatomy = anatomy_of(trainer.model)
         check_can_prune(trainer.model)
         settings = self.settings.resolved(anatomy, trainer.model)

@@ -9,6 +9,7 @@ import torch
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.evaluation import same_randomness
+from hf_headprune.callback.gathering import is_split, whole_copy
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.registry import freed_copy
 from hf_headprune.masking import evaluating
@@ -37,7 +38,7 @@ def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
     model: Any = trainer.model
     with same_randomness(trainer):
         try:
-            twin = freed_copy(model)
+            twin = whole_copy(model) if is_split(model) else freed_copy(model)
             if settings.follows or settings.prunes_by_costs:
                 _try_loss(trainer)
             if isinstance(splits.holdout, Holdout):

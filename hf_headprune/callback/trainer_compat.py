@@ -40,6 +40,7 @@ TAKES_NUM_ITEMS = "model_accepts_loss_kwargs"
 MICRO_BATCHES = "current_gradient_accumulation_steps"
 LOSS_SCALER = "scaler"
 DDP_SETTINGS = "ddp_handler"
+FSDP_VERSION = 2
 
 
 def calling_trainer(callback: TrainerCallback) -> Trainer:
@@ -63,21 +64,33 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
     )
 
 
-def require_whole_model(trainer: Trainer) -> None:
+def require_whole_model(trainer: Trainer, *, in_training: bool) -> None:
     """Refuses ways to build a Trainer in which there is no one whole model to prune.
 
+    Args:
+        trainer: Of the run.
+        in_training: Whether the model is pruned, or learns from a teacher, while it trains.
+
     Raises:
-        TrainingStateError: The Trainer re-makes the model (`model_init`), or splits weights over processes.
+        TrainingStateError: The Trainer re-makes the model (`model_init`), or splits weights over processes in a way
+            that can't be gathered, or while they are needed whole.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
             "Trainer(model_init=...) makes a new model at every train(), and HeadPruneCallback serves the one that the "
             "Trainer was built with. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
         )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled) and in_training:
         raise TrainingStateError(
-            "DeepSpeed and FSDP split every weight over the processes; scoring heads and pruning them needs whole "
-            "ones. Train with plain data parallelism (torchrun or accelerate launch without them)."
+            "DeepSpeed and FSDP split every weight over the processes while the model trains, and pruning in training "
+            "needs whole ones. Prune after training: HeadPruneCallback() or HeadPruneCallback(max_drop=...), which "
+            "gather them once; or train with plain data parallelism."
+        )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) < FSDP_VERSION:
+        raise TrainingStateError(
+            "FSDP of version 1 flattens the weights of a block into one, which is not gathered here. Use version 2: "
+            "fsdp_config={'version': 2}, or fsdp_version: 2 in the configuration of accelerate."
         )
 
 
