@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARK = "headprune_spare"
+TRAINED = "headprune_trained"  # the trained weights alone, where optimizer and weights were split over processes
 STAGING = "headprune_unfinished"  # a checkpoint that is half written is never found by `resume_from_checkpoint=True`
 
 
@@ -104,7 +105,26 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
+def save_trained(trainer: Trainer) -> None:
+    """Saves the trained weights, where they were split over processes and are whole now, until pruning has ended.
+
+    If it does not end, load the folder and call `search_plan`. That it can't be written is logged, and ends nothing.
+    """
+    if not trainer.args.should_save:
+        return
+    folder, staging = Path(trainer.args.output_dir, TRAINED), Path(trainer.args.output_dir, STAGING)
+    model: Any = trainer.model
+    try:
+        model.save_pretrained(staging)
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.replace(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        logger.error("HeadPruneCallback: the trained weights could not be saved in %s (%s).", folder, error)
+
+
 def drop_spare_checkpoint(trainer: Trainer, folder: Path) -> None:
     """Removes a checkpoint that nobody but `save_spare_checkpoint` asked for; any other stays."""
+    if trainer.args.should_save:
+        shutil.rmtree(Path(trainer.args.output_dir, TRAINED), ignore_errors=True)
     if trainer.args.should_save and (folder / MARK).exists():
         shutil.rmtree(folder)

@@ -14,7 +14,12 @@ from hf_headprune._distributed import number_of_processes
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.certification import Certification, Splits
-from hf_headprune.callback.final_checkpoint import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
+from hf_headprune.callback.final_checkpoint import (
+    drop_spare_checkpoint,
+    save_spare_checkpoint,
+    save_trained,
+    spare_folder,
+)
 from hf_headprune.callback.gathering import make_whole_
 from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.latency import measure_latency
@@ -66,8 +71,10 @@ def finish(
     """
     parts.check_finite()
     parts.warn_of_early_end(trainer.state.max_steps)  # before a spare checkpoint says that all steps were seen
-    save_spare_checkpoint(trainer, parts)
-    make_whole_(trainer)
+    if make_whole_(trainer):
+        save_trained(trainer)
+    else:
+        save_spare_checkpoint(trainer, parts)
     model: Any = trainer.model
     learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)

@@ -56,17 +56,22 @@ def whole_copy(model: Any) -> Any:
     return twin.eval()
 
 
-def make_whole_(trainer: Trainer) -> None:
-    """Gives a Trainer whose training has ended a whole copy of its split model in place of it; else does nothing."""
+def make_whole_(trainer: Trainer) -> bool:
+    """Gives a Trainer whose training has ended a whole copy of its split model in place of it.
+
+    Returns:
+        Whether FSDP or DeepSpeed trained it; else nothing is done.
+    """
     owner: Any = trainer
     if not (owner.is_fsdp_enabled or owner.is_deepspeed_enabled):
-        return
+        return False
     model = owner.model
     whole = whole_copy(model) if is_split(model) else model
     owner.model = owner.model_wrapped = owner.callback_handler.model = whole
     # From now on it is saved and evaluated as any model is.
     owner.is_fsdp_enabled = owner.is_deepspeed_enabled = False
     owner.deepspeed = None
+    return True
 
 
 def _class_before(kind: type[Any]) -> type[Any]:

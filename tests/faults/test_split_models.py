@@ -109,6 +109,7 @@ def test_a_trainer_has_a_whole_model_once_training_has_ended(tmp_path, partition
     assert trainer.model is not before
     assert trainer.model_wrapped is trainer.model
     assert torch.equal(logits_of(trainer.model), expected)
+    del sys.modules["deepspeed"]
     trainer.save_model(tmp_path / "saved")  # as any other
     assert (tmp_path / "saved" / "model.safetensors").is_file()
 
