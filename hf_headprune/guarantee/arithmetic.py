@@ -16,9 +16,12 @@ from hf_headprune.guarantee.sequence import alpha_of_use
 from hf_headprune.guarantee.verification import close
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.claim import Metric
     from hf_headprune.guarantee.evidence import Evidence
+    from hf_headprune.guarantee.path import PathStep
     from hf_headprune.guarantee.verification import Level, Verification
 
 
@@ -71,6 +74,11 @@ def check_counts(certificate: Certificate, result: Verification) -> None:
         result.add("counts", "counts", str(error))
 
 
+def is_near(recorded: float | None, follows: float) -> bool:
+    """Tells whether a number was recorded, and is the one that follows, but for rounding."""
+    return recorded is not None and close(recorded, follows)
+
+
 def _check_path(certificate: Certificate, result: Verification) -> None:
     path, evidence, claim = certificate.path, certificate.evidence, certificate.claim
     if path is None:
@@ -79,11 +87,8 @@ def _check_path(certificate: Certificate, result: Verification) -> None:
         result.add("counts", "path", "it was tested for another claim or on another split, or holds no step")
         return
     for number, step in enumerate(path.steps):
-        p = step.p_value
-        if claim.kind == "binary":
-            p = p_value(step.regressions, step.improvements, evidence.examples, claim.max_drop)
-        if not close(p, step.p_value) or step.certified != (step.p_value <= claim.threshold):
-            result.add("counts", "path", f"step {number}: its counts give p = {p:.6f}, it says {step.p_value:.6f}")
+        for problem in _problems_of(step, certificate):
+            result.add("counts", "path", f"step {number}: {problem}")
     own = path.steps[path.own_index]
     if (own.regressions, own.improvements, own.p_value) != (
         evidence.regressions,
@@ -91,10 +96,25 @@ def _check_path(certificate: Certificate, result: Verification) -> None:
         evidence.p_value,
     ):
         result.add("counts", "path", f"its last certified candidate, number {path.own_index}, is not this model")
+    if not (is_near(path.dense_metric, evidence.dense_metric) and is_near(own.metric, evidence.pruned_metric)):
+        result.add("counts", "path", "its metrics of the two models are not those of the evidence")
     *before, last = (step.certified for step in path.steps)
     if not all(before) or (last and path.untested):
         result.add("counts", "path", "it has to stop at the first candidate that fails, and nowhere before")
     result.checked.append(f"path: {len(path.steps)} of {path.planned} candidates, in order, up to the first failure")
+
+
+def _problems_of(step: PathStep, certificate: Certificate) -> Iterator[str]:
+    """Yields what of a step does not follow from its counts."""
+    claim, evidence = certificate.claim, certificate.evidence
+    p, metric = step.p_value, step.metric
+    if claim.kind == "binary":
+        p = p_value(step.regressions, step.improvements, evidence.examples, claim.max_drop)
+        metric = evidence.dense_metric + (step.improvements - step.regressions) / evidence.examples
+    if not close(p, step.p_value) or step.certified != (step.p_value <= claim.threshold):
+        yield f"its counts give p = {p:.6f}, it says {step.p_value:.6f}"
+    if metric is not None and not is_near(step.metric, metric):
+        yield f"its counts give a metric of {metric:.6f}, it says {step.metric}"
 
 
 def check_examples(certificate: Certificate, metric: Metric | None, result: Verification) -> None:

@@ -87,7 +87,7 @@ def furthest_within(
     max_drop: float = 0.01,
     *,
     reference: PlanOrResult | None = None,
-) -> int | None:
+) -> tuple[int | None, tuple[float, ...]]:
     """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
 
     What was seen is no guarantee: `certify(..., num_candidates=len(plans))` says what these examples exclude about the
@@ -102,7 +102,8 @@ def furthest_within(
         reference: What of the model the plans are compared with: a plan or a result; None for all.
 
     Returns:
-        Index of the last plan before the first that drops more, or None where that is the first one.
+        Index of the last plan before the first that drops more, or None where that is the first one; and the metrics
+        of the reference and of each plan that was measured.
 
     Raises:
         DataLeakError: Training or search have seen an example.
@@ -115,13 +116,14 @@ def furthest_within(
         raise InvalidSettingError(f"furthest_within: max_drop must be in [0, 1), received {shown(max_drop)}.")
     split = ScoredSplit(_data_of(dataset), metric, model)
     value = split.metric.aggregate or np.mean
-    whole = value(split.scores_of_plan(model, reference))
+    metrics = [float(value(split.scores_of_plan(model, reference)))]
     last = None
     for index, plan in enumerate(plans):
-        if whole - value(split.scores_of_plan(model, plan)) > max_drop + ROUND_OFF:
+        metrics.append(float(value(split.scores_of_plan(model, plan))))
+        if metrics[0] - metrics[-1] > max_drop + ROUND_OFF:
             break
         last = index
-    return last
+    return last, tuple(metrics)
 
 
 def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of the claim
@@ -273,7 +275,7 @@ def _with_own_step(path: CertifiedPath, evidence: Evidence) -> CertifiedPath:
     own = path.own_index
     p = evidence.p_value
     counts = evidence.regressions, evidence.improvements
-    step = PathStep(path.steps[own].name, *counts, p, p <= path.claim.threshold)
+    step = PathStep(path.steps[own].name, *counts, evidence.pruned_metric, p, p <= path.claim.threshold)
     if step.certified != path.steps[own].certified:
         raise CertificateError(
             f"certify: on the path, candidate {own} ({step.name}) got p = {path.steps[own].p_value:.6f}, and cut, "
