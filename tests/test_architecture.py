@@ -33,7 +33,7 @@ FOUNDATION = {
     "families": set(),
     "anatomy": {"errors", "_compat", "families"},
     "plan": {"errors", "_strict_json", "_unit_ranges", "anatomy"},
-    "cost": {"errors", "anatomy", "plan"},
+    "cost": {"errors", "_checks", "anatomy", "plan"},
     "budgets": {"errors", "_checks", "anatomy", "plan", "cost"},
     "masking": {"errors", "_compat", "anatomy", "plan"},
     "latency": {"errors", "_checks", "masking"},

@@ -154,7 +154,7 @@ def can_decide(num_examples: int, max_drop: float, confidence: float, *, require
     if required_by is not None and num_examples < needed:
         raise InvalidSettingError(
             f"{required_by}(confidence={confidence:g}): a drop below {100 * max_drop:g} percentage points can't be "
-            f"shown on {num_examples:,} examples, even if no answer changes; it takes {needed:,}. Pass more, allow a larger "
-            "drop, or leave confidence out, so that the drop that is seen decides."
+            f"shown on {num_examples:,} examples, even if no answer changes; it takes {needed:,}. Pass more, allow a "
+            "larger drop, or leave confidence out, so that the drop that is seen decides."
         )
     return num_examples >= needed
