@@ -133,12 +133,11 @@ class Holdout:
 
     def in_words(self) -> str:
         """Says before the work what the examples can certify."""
-        assumptions = PowerAssumptions(
-            alpha=round(1.0 - self.confidence, 12), num_candidates=1 if self.is_condition else self.num_candidates
-        )
+        assumptions = PowerAssumptions(alpha=round(1.0 - self.confidence, 12))
+        candidates = 1 if self.is_condition else self.num_candidates
         count = len(self.data.dataset)
         if self.metric.kind == "binary":
-            words = f"To be certified: {describe_power(count, self.max_drop, assumptions)}"
+            words = f"To be certified: {describe_power(count, self.max_drop, assumptions, num_candidates=candidates)}"
         else:
             words = (
                 f"To be certified: the drop of {self.metric.name} on {count:,} examples, {100 * self.confidence:g} % "

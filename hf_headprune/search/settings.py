@@ -31,8 +31,6 @@ class SearchTuning:
         constraint_slack: How far below the constraint a set may be and still be expanded. Removing a unit from a set
             that misses the constraint can meet it again, so a little slack finds more.
         heuristic_weights: Falling weights w of the anytime search. A large one dives, 1 makes the estimate admissible.
-        expansion_width: Sets evaluated each time a set is expanded, the most promising ones first.
-        exploration: Sets evaluated beside those at random: they audit the order.
         max_open: Sets that wait for expansion, of those that meet the constraint and of those that miss it within the
             slack each; the least promising are dropped where they become twice as many. It bounds the search's own
             memory: a waiting set holds 4 bytes per example, any other evaluated set none.
@@ -59,8 +57,6 @@ class SearchTuning:
     ffn_chunk: int = 128
     constraint_slack: float = 0.01
     heuristic_weights: tuple[float, ...] = (3.0, 2.0, 1.5, 1.0)
-    expansion_width: int = 6
-    exploration: int = 1
     max_open: int = 1000
     activation_cache_mib: float = 1024
     bf16_screening: bool | None = None
@@ -89,7 +85,7 @@ class SearchTuning:
             f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
             "refit must be True or False": self.refit in (True, False),
         }
-        for name, least in (("expansion_width", 1), ("exploration", 0), ("max_open", 1), ("seq_len", 1)):
+        for name, least in (("max_open", 1), ("seq_len", 1)):
             rules[f"{name} must be an integer of at least {least}"] = is_whole(getattr(self, name), at_least=least)
         for name in ("bf16_screening", "greater_is_better"):
             rules[f"{name} must be True, False, or None"] = getattr(self, name) in (True, False, None)
