@@ -11,6 +11,7 @@ import typer
 
 from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli import duration
 from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.examples import QuestionReader, reader_for
@@ -171,16 +172,25 @@ class Run:
         model = to_accelerator_(load_model(self.model))
         anatomy_of(model)  # refuses other families before anything is read
         self.budget.check(model)
-        for option, given in (("--metric", self.metric is not None), ("--search", self.searches)):
-            if given and not self.budget.is_drop:
-                raise InvalidSettingError(f"prune: {option} is for --max-drop, which measures plans. Leave it out.")
+        if self.searches and not self.budget.is_drop:
+            raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
         tokenizer = load_tokenizer(self.tokenizer, model)
         reader = reader_for(model, tokenizer, self.columns, self.max_length)
         metric, note = metric_named(self.metric, model)
         splits = self._splits(reader)
+        batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
+        tests = self.budget.is_drop and not self.searches
+        work = duration.examples_of_work(splits, searches=self.searches, tests=tests)
         _say([note, *splits.notes, self._announced(model, splits)])
+        _say(
+            [f"It takes {duration.in_words(duration.seconds_of(model, splits, batching, work))}, if nothing else runs."]
+        )
         groups = "context" if isinstance(reader, QuestionReader) else None
-        result = self._result(model, tokenizer, splits, metric, groups)
+        if self.searches:  # has a bar of its own
+            result = self._result(model, batching, splits, metric, groups)
+        else:
+            with duration.shown(model, work):
+                result = self._result(model, batching, splits, metric, groups)
         holds = self.budget.is_met(result)
         content: dict[str, Any] = {
             "model": self.model,
@@ -209,10 +219,12 @@ class Run:
             )
         splits = encoded_splits(read, reader, from_hub=self.source.dataset is not None)
         splits = held_back(splits, searches=self.searches)
-        if self.budget.confidence is not None and splits.certify is None:
+        asked = {"confidence": self.budget.confidence, "metric": None if self.budget.is_drop else self.metric}
+        given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
+        if given and splits.certify is None:
             raise InvalidSettingError(
-                f"prune: --confidence {self.budget.confidence} needs unseen examples to certify on. Pass "
-                "--test, or more examples as --validation."
+                f"prune: {' and '.join(given)}: there are no unseen examples to certify on. Pass --test, or more "
+                "examples as --validation."
             )
         return splits
 
@@ -229,10 +241,9 @@ class Run:
             f"Computed: {work}."
         )
 
-    def _result(self, model: Any, tokenizer: Any, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
+    def _result(self, model: Any, batching: Batching, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
         options: dict[str, Any] = {"batch_size": self.batch_size}
         if splits.certify is not None:
-            batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(
                 splits.certify, train=splits.seen, search=searched, groups=groups, batching=batching
@@ -241,8 +252,8 @@ class Run:
             options["confidence"] = self.budget.confidence
         value = self.budget.value
         if not self.budget.is_drop:
-            return plan_for_budget(model, splits.train, **{self.budget.name: value}, **options)
-        options |= {"calibration": splits.train, "processing_class": tokenizer}
+            return plan_for_budget(model, splits.train, metric=metric, **{self.budget.name: value}, **options)
+        options |= {"calibration": splits.train, "processing_class": batching.processing_class}
         if not self.searches:
             return search_plan(model, splits.certify, metric, max_drop=value, **options)
         progress = typer.get_text_stream("stderr").isatty()

@@ -54,6 +54,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     kept_heads: Budget | None = None,
     latency_ms: LatencyTable | None = None,
     certify: Any = None,
+    metric: Any = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
     data_collator: Callable[[list[Any]], Any] | None = None,
@@ -76,6 +77,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         latency_ms: For `speedup`: ms of each block, see `measure_latency_table`.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`, for a
             certificate about the drop; None certifies nothing.
+        metric: Of the certificate, as in `search_plan`; None for the first metric of the model's task.
         max_drop: Drop that the certificate is about, absolute: 0.01 is one percentage point.
         confidence: Of the certificate.
         data_collator: Makes the batches; when left out, examples are padded on the right.
@@ -97,7 +99,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         batching = Batching(data_collator=data_collator, batch_size=batch_size)
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
         holdout = Holdout(
-            data, Metric.of(None, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
+            data, Metric.of(metric, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
         )
         holdout.rehearse(model)
     found = second_order_plan(model, dataset, settings, data_collator=data_collator, batch_size=batch_size)
