@@ -21,8 +21,7 @@ from hf_headprune.callback.settings import AUTO, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.latency import LatencySettings, try_latency
 from hf_headprune.pipeline.holdout import Holdout
-from hf_headprune.shrink.prunable import prunable_class
-from hf_headprune.shrink.resize import check_can_cut
+from hf_headprune.shrink.surgery import check_can_prune
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,8 +187,7 @@ class HeadPruneCallback(TrainerCallback):
         """Returns the settings for the Trainer's model, after every check that needs no training."""
         trainer_compat.require_whole_model(trainer)
         anatomy = anatomy_of(trainer.model)
-        check_can_cut(trainer.model, anatomy.sites)
-        prunable_class(trainer.model)
+        check_can_prune(trainer.model)
         settings = self.settings.resolved(anatomy, trainer.model)
         if settings.latency is not None:
             try_latency(trainer.model, settings.latency)  # what the model can't take fails now

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer
 
+from hf_headprune._ownership import TRAINING, owned
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.masking import evaluating
 
@@ -141,7 +142,7 @@ def let_finished_runs_end(trainer: Trainer) -> None:
 
 
 def let_training_end_idle(trainer: Trainer, idle: Callable[[], None]) -> None:
-    """Calls a function whenever `trainer.train()` ends, after an interrupt or an error too.
+    """Lets `trainer.train()` own the model, and calls a function whenever it ends, after an interrupt or an error too.
 
     Args:
         trainer: Whose bound `train` is wrapped.
@@ -151,10 +152,11 @@ def let_training_end_idle(trainer: Trainer, idle: Callable[[], None]) -> None:
 
     @wraps(train)
     def train_then_idle(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return train(*args, **kwargs)
-        finally:
-            idle()
+        with owned(trainer.model, TRAINING):
+            try:
+                return train(*args, **kwargs)
+            finally:
+                idle()
 
     trainer.train = train_then_idle
 

@@ -21,6 +21,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     anatomy = anatomy_of(model)
+    check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     asked = second_order_of(given, anatomy, model, where="plan_for_budget", latency_ms=latency_ms)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed))
@@ -102,7 +104,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
             data, Metric.of(metric, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
         )
         holdout.rehearse(model)
-    found = second_order_plan(model, dataset, settings, data_collator=data_collator, batch_size=batch_size)
+    twin = plain_copy(model)  # another thread may run the model meanwhile
+    found = second_order_plan(twin, dataset, settings, data_collator=data_collator, batch_size=batch_size)
     certificate, words = None, ""
     if holdout is not None:
         certificate, words = certified(

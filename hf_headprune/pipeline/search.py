@@ -26,6 +26,7 @@ from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching, length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples, PadRight
 from hf_headprune.tasks.metrics import is_prediction_metric
@@ -99,6 +100,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         SearchStateError: The journal belongs to another search or is damaged.
     """
     anatomy = anatomy_of(model)
+    check_can_prune(model)
     drop = _allowed(search, max_drop)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop))
     collate = data_collator or _collate(model, processing_class)
@@ -129,9 +131,10 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         )
     else:
         examples = dataset if calibration is None else calibration
-        losses = ExampleLosses(model, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
-        decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, model, full)
-        found = walk_down(model, full, losses, decide)
+        twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
+        losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
+        decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, twin, full)
+        found = walk_down(twin, full, losses, decide)
     return _result(model, anatomy, full, found, holdout)
 
 

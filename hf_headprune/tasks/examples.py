@@ -49,7 +49,7 @@ class ModelExamples:
         if len(dataset) == 0:
             raise InvalidSettingError(f"{where}: dataset is empty. Pass a split with labelled examples.")
         self._dataset, self._where = dataset, where
-        accepted = inspect.signature(model.forward).parameters
+        accepted = forward_arguments(model)
         if "input_ids" not in accepted:
             raise UnsupportedModelError(
                 f"{where}: the forward pass of a {type(model).__name__} takes {[*accepted]}, no 'input_ids'. Pass the "
@@ -90,6 +90,23 @@ class ModelExamples:
         if self._has_spans:
             return all(example.get(name) is not None for name in SPAN_NAMES)
         return self._is_causal or any(example.get(name) is not None for name in LABEL_NAMES)
+
+
+def forward_arguments(model: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the arguments of a model's forward pass.
+
+    Where a subclass passes on whatever it is given, those of the class below it, too.
+    """
+    found: dict[str, None] = {}
+    for kind in type(model).__mro__:
+        if "forward" not in vars(kind):
+            continue
+        given = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
+        found |= dict.fromkeys(each.name for each in given if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD))
+        if all(each.kind is not each.VAR_KEYWORD for each in given) or "input_ids" in found:
+            break
+    found.pop("self", None)
+    return tuple(found)
 
 
 def is_sequence_classifier(model: Any) -> bool:
