@@ -89,7 +89,7 @@ class HeadPruneCallback(TrainerCallback):
 
         Args:
             max_drop: Drop of the metric that is allowed, absolute: 0.01 is one percentage point of a metric that runs
-                from 0 to 1.
+                from 0 to 1. When nothing is passed it is one percentage point, of a metric from 0 to 100 too.
             density: Share of the weights of all attention and FFN matrices that is kept. Units whose removal costs
                 least are removed after 60 % of the steps; the pruned model trains on.
             speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
@@ -208,7 +208,9 @@ class HeadPruneCallback(TrainerCallback):
         seconds = None
         if self.settings.follows:
             closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            seconds = search_metric.require_searchable(trainer, self.settings.measured, start_cuts_ffn=closes_ffn)
+            seconds = search_metric.require_searchable(
+                trainer, self.settings.measured, start_cuts_ffn=closes_ffn, is_one_point=self.settings.is_one_point
+            )
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
             tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))
