@@ -14,9 +14,11 @@ from hf_headprune.callback import metric_choice, search_metric, trainer_compat
 from hf_headprune.callback.announcement import announcement
 from hf_headprune.callback.certification import Certification, Splits, known_when_training_begins, splits_of
 from hf_headprune.callback.distillation import distil
+from hf_headprune.callback.final_checkpoint import let_resume_skip_halves
 from hf_headprune.callback.finish import finish, with_certificate, write_results
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
 from hf_headprune.callback.refill_run import let_second_run_follow, second_run_steps
+from hf_headprune.callback.rehearsal import rehearse
 from hf_headprune.callback.settings import AUTO, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.latency import LatencySettings, try_latency
@@ -144,6 +146,7 @@ class HeadPruneCallback(TrainerCallback):
         self._asked = asked
         self._splits = Splits()
         self._started = 0.0
+        self._is_rehearsed = False
 
     @property
     def plan(self) -> PruningPlan | None:
@@ -174,6 +177,7 @@ class HeadPruneCallback(TrainerCallback):
             raise TrainingStateError("A Trainer takes one HeadPruneCallback. Pass all that it should do to one.")
         take_off_earlier(trainer.model)
         trainer_compat.let_finished_runs_end(trainer)
+        let_resume_skip_halves(trainer)
         self.settings = self._checked(trainer)
         self._parts = LearnedParts(trainer, anatomy_of(trainer.model), self.settings)
         trainer_compat.let_training_end_idle(trainer, self._parts.idle)
@@ -185,7 +189,8 @@ class HeadPruneCallback(TrainerCallback):
 
     def _checked(self, trainer: Trainer) -> Settings:
         """Returns the settings for the Trainer's model, after every check that needs no training."""
-        trainer_compat.require_whole_model(trainer)
+        in_training = self.settings.prunes_in_training or self.settings.distillation is not None
+        trainer_compat.require_whole_model(trainer, in_training=in_training)
         anatomy = anatomy_of(trainer.model)
         check_can_prune(trainer.model)
         settings = self.settings.resolved(anatomy, trainer.model)
@@ -248,8 +253,16 @@ class HeadPruneCallback(TrainerCallback):
             self._parts.begin_step(self._trainer)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Logs gates and masks whenever the Trainer logs, through the Trainer, so that every tracker gets them."""
-        if self._parts is None or self._trainer is None or not control.should_log:
+        """Logs gates and masks whenever the Trainer logs, through the Trainer, so that every tracker gets them.
+
+        After the first step of a process, what follows the last one is rehearsed.
+        """
+        if self._parts is None or self._trainer is None:
+            return
+        if not self._is_rehearsed:
+            self._is_rehearsed = True
+            rehearse(self._trainer, self.settings, self._splits)
+        if not control.should_log:
             return
         if not self._parts.banks:
             self._parts.check_finite()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._checks import is_above, is_number
+from hf_headprune._seen_splits import share_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budget_rules
 from hf_headprune.errors import InvalidSettingError, shown
@@ -106,6 +107,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         holdout.rehearse(model)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     found = second_order_plan(twin, dataset, settings, data_collator=data_collator, batch_size=batch_size)
+    share_seen_(model, twin)
     certificate, words = None, ""
     if holdout is not None:
         certificate, words = certified(

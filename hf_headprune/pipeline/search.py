@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import DataCollatorWithPadding
 
-from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
@@ -19,6 +18,7 @@ from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, certified, find, pruned_copy, unseen_change
+from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import ExampleLosses
@@ -104,7 +104,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     drop = _allowed(search, max_drop)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop))
     collate = data_collator or _collate(model, processing_class)
-    reading = {"calibration": calibration, "collate": collate, "batch_size": batch_size}
+    reading = {"calibration": calibration, "collate": collate, "batch_size": batch_size, "own_collate": data_collator}
     settings = search or AStarSearch(max_drop=drop)
     source = _source(model, dataset, metric, settings, searches=search is not None, **reading)
     if _measures_models(metric) and search is None and calibration is None:
@@ -116,7 +116,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     is_ordered = search is None and calibration is not None  # without a look at `dataset`
     tested = dataset if is_ordered and certify is None and not measures_models else certify
     is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
-    remember_seen_(model, search=None if is_tested else dataset, calibration=calibration)
+    remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
         batching = Batching(processing_class, data_collator, batch_size)
@@ -194,6 +194,7 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     searches: bool,
     calibration: Any,
     collate: Callable[[list[Any]], Any],
+    own_collate: Callable[[list[Any]], Any] | None,
     batch_size: int,
 ) -> MetricSource:
     """Returns what measures plans: a scorer of single examples, or the user's function."""
@@ -212,10 +213,10 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     twin = plain_copy(model)  # whatever interrupts the search leaves the model of the user as it was
     evaluator = ExampleEvaluator(
         twin,
-        batched(ModelExamples(dataset, model)),
+        batched(ModelExamples(dataset, model, collate=own_collate)),
         metric=scorer,
         settings=EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening),
-        calibration=None if calibration is None else batched(ModelExamples(calibration, model)),
+        calibration=None if calibration is None else batched(ModelExamples(calibration, model, collate=own_collate)),
     )
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)
 
