@@ -39,6 +39,7 @@ _MODULES = {
     "cost_of": "cost",
     "describe_power": "guarantee.power",
     "detectable_drop": "guarantee.power",
+    "disagreements": "guarantee.disagreements",
     "evenly_spaced": "guarantee.sequence",
     "examples_needed": "guarantee.power",
     "linear_density": "budgets",

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_headprune.errors import CertificateError, HeadPruneError
-from hf_headprune.guarantee.evidence import Counts, evidence_of, evidence_of_counts
+from hf_headprune.guarantee.claim import AGREEMENT
+from hf_headprune.guarantee.evidence import evidence_of, evidence_of_changes, evidence_of_counts
 from hf_headprune.guarantee.examples import CONTENT, TEXT, TOKENS
+from hf_headprune.guarantee.outcomes import Counts
 from hf_headprune.guarantee.paired import p_value
 from hf_headprune.guarantee.sequence import alpha_of_use
 from hf_headprune.guarantee.verification import close
 
 if TYPE_CHECKING:
     from hf_headprune.guarantee.certificate import Certificate
-    from hf_headprune.guarantee.claim import Metric
+    from hf_headprune.guarantee.claim import Claim, Metric
     from hf_headprune.guarantee.evidence import Evidence
+    from hf_headprune.guarantee.outcomes import PairedScores
+    from hf_headprune.guarantee.path import PathStep
     from hf_headprune.guarantee.verification import Level, Verification
 
 
@@ -61,14 +65,33 @@ def check_counts(certificate: Certificate, result: Verification) -> None:
         result.add("counts", "examples", f"they are {evidence.examples} in the evidence, outcomes of {recorded} follow")
         return
     try:
-        if claim.kind == "binary":
-            both_right = round(evidence.dense_metric * evidence.examples) - evidence.regressions
-            counts = Counts(evidence.examples, evidence.regressions, evidence.improvements, both_right)
-            _compare("counts", evidence, evidence_of_counts(counts, claim), result)
+        if claim.kind in ("binary", AGREEMENT):
+            _compare("counts", evidence, _follows(evidence, claim), result)
             result.checked.append("counts: p-value, bounds and verdict follow from the counts")
         _check_path(certificate, result)
     except HeadPruneError as error:  # counts that can't be
         result.add("counts", "counts", str(error))
+
+
+def _follows(evidence: Evidence, claim: Claim) -> Evidence:
+    """Returns the evidence that the counts in evidence give."""
+    if claim.kind == AGREEMENT:
+        return evidence_of_changes(evidence.regressions, evidence.examples, claim)
+    right = evidence.dense_metric
+    both_right = None if right is None else round(right * evidence.examples) - evidence.regressions
+    counts = Counts(evidence.examples, evidence.regressions, evidence.improvements, both_right, evidence.unlabelled)
+    return evidence_of_counts(counts, claim, changed=evidence.changed)
+
+
+def _p_value_of(step: PathStep, examples: int, claim: Claim) -> float:
+    """Returns the p-value of a step, where counts are enough for it; else what the step says."""
+    if claim.kind == AGREEMENT:
+        return evidence_of_changes(step.regressions, examples, claim).p_value
+    return (
+        p_value(step.regressions, step.improvements, examples, claim.max_drop)
+        if claim.kind == "binary"
+        else step.p_value
+    )
 
 
 def _check_path(certificate: Certificate, result: Verification) -> None:
@@ -79,9 +102,7 @@ def _check_path(certificate: Certificate, result: Verification) -> None:
         result.add("counts", "path", "it was tested for another claim or on another split, or holds no step")
         return
     for number, step in enumerate(path.steps):
-        p = step.p_value
-        if claim.kind == "binary":
-            p = p_value(step.regressions, step.improvements, evidence.examples, claim.max_drop)
+        p = _p_value_of(step, evidence.examples, claim)
         if not close(p, step.p_value) or step.certified != (step.p_value <= claim.threshold):
             result.add("counts", "path", f"step {number}: its counts give p = {p:.6f}, it says {step.p_value:.6f}")
     own = path.steps[path.own_index]
@@ -108,32 +129,46 @@ def check_examples(certificate: Certificate, metric: Metric | None, result: Veri
     except CertificateError as error:
         result.add("examples", "examples", str(error))
         return
-    counts = scores.counts
-    found = (counts.examples, counts.regressions, counts.improvements)
     evidence = certificate.evidence
-    if found != (evidence.examples, evidence.regressions, evidence.improvements):
-        result.add(
-            "examples",
-            "outcomes",
-            f"n, regressions and improvements are {found} in the outcomes, "
-            f"{(evidence.examples, evidence.regressions, evidence.improvements)} in the evidence",
-        )
-    means = {"dense_metric": float(np.mean(scores.dense)), "pruned_metric": float(np.mean(scores.pruned))}
-    if kind != "binary":
+    _check_outcomes(scores, evidence, result)
+    means: dict[str, float | None] = {"dense_metric": None, "pruned_metric": None}
+    if scores.labelled is None:
+        means = {"dense_metric": float(np.mean(scores.dense)), "pruned_metric": float(np.mean(scores.pruned))}
+    if kind not in ("binary", AGREEMENT):
         try:
             follows = evidence_of(scores, certificate.claim, None if metric is None else metric.aggregate)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # the metric is the user's function
             result.add("examples", "outcomes", f"the metric can't be computed from them: {error!r}")
             return
         _compare("examples", evidence, follows, result)
-    elif any(not close(value, getattr(evidence, name)) for name, value in means.items()):
+    elif any(not _same(value, getattr(evidence, name)) for name, value in means.items()):
         result.add("examples", "accuracies", f"the outcomes give {means}")
     result.checked.append("examples: the numbers follow from the outcomes of the examples")
+
+
+def _check_outcomes(scores: PairedScores, evidence: Evidence, result: Verification) -> None:
+    """Compares the counts in evidence with the outcomes, and those with their marks."""
+    counts = scores.counts
+    changed = None if scores.changed is None else int(scores.changed.sum())
+    found = (counts.examples, counts.regressions, counts.improvements, counts.unlabelled, changed)
+    said = (evidence.examples, evidence.regressions, evidence.improvements, evidence.unlabelled, evidence.changed)
+    if found != said:
+        result.add(
+            "examples",
+            "outcomes",
+            f"n, regressions, improvements, those without a label, and changed answers are {found} in the outcomes, "
+            f"{said} in the evidence",
+        )
+    if problem := scores.contradiction():
+        result.add("examples", "marks", problem)
 
 
 def _compare(level: Level, stated: Evidence, found: Evidence, result: Verification) -> None:
     for name, value in dataclasses.asdict(found).items():
         said = getattr(stated, name)
-        same = close(value, said) if isinstance(value, float) and isinstance(said, float) else value == said
-        if not same:
+        if not _same(value, said):
             result.add(level, name, f"it follows that it is {value}, the certificate says {said}")
+
+
+def _same(value: object, said: object) -> bool:
+    return close(value, said) if isinstance(value, float) and isinstance(said, float) else value == said

@@ -14,10 +14,10 @@ from hf_headprune._checks import is_number
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DENSE, Certificate, ExampleRecord
 from hf_headprune.guarantee.claim import LONGEST_NAME, Claim, is_name
-from hf_headprune.guarantee.evidence import PairedScores, evidence_of
+from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.path import CertifiedPath, PathStep, certify_in_order
 from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
-from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
+from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.sequence import AlphaLedger
 from hf_headprune.plan import refitted
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.guarantee.evidence import Evidence
+    from hf_headprune.guarantee.outcomes import PairedScores
     from hf_headprune.plan import PlanOrResult
 
 ROUND_OFF = 1e-9
@@ -71,12 +72,15 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     """
     _check_plans(plans, "certify_path")
     _check_ledger(ledger)
-    split = ScoredSplit(_data_of(dataset), metric, model)
+    split = ScoredSplit(data_of(dataset), metric, model)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
-    dense = split.scores_of_plan(model, reference)
-    candidates = [(name_of(plan), partial(split.scores_of_plan, model, plan)) for plan in plans]
-    dense_pair = PairedScores(dense, dense, split.groups())
-    return certify_in_order(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)
+    dense = split.outcome_of_plan(model, reference)
+
+    def compared(plan: PlanOrResult) -> PairedScores:
+        return split.compared(dense, split.outcome_of_plan(model, plan))
+
+    candidates = [(name_of(plan), partial(compared, plan)) for plan in plans]
+    return certify_in_order(candidates, claim, split.prints.sha256(), split.metric.aggregate)
 
 
 def furthest_within(
@@ -113,12 +117,13 @@ def furthest_within(
     _check_plans(plans, "furthest_within")
     if not (is_number(max_drop) and 0 <= max_drop < 1):
         raise InvalidSettingError(f"furthest_within: max_drop must be in [0, 1), received {shown(max_drop)}.")
-    split = ScoredSplit(_data_of(dataset), metric, model)
+    split = ScoredSplit(data_of(dataset), metric, model)
     value = split.metric.aggregate or np.mean
-    whole = value(split.scores_of_plan(model, reference))
+    whole = split.outcome_of_plan(model, reference)
     last = None
     for index, plan in enumerate(plans):
-        if whole - value(split.scores_of_plan(model, plan)) > max_drop + ROUND_OFF:
+        pair = split.compared(whole, split.outcome_of_plan(model, plan))
+        if value(pair.dense) - value(pair.pruned) > max_drop + ROUND_OFF:
             break
         last = index
     return last
@@ -132,6 +137,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     max_drop: float = 0.01,
     confidence: float = 0.95,
     *,
+    labels: Any = None,
     reference_name: str = DENSE,
     path: CertifiedPath | None = None,
     num_candidates: int = 1,
@@ -145,14 +151,18 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     Args:
         dense: The model that it is compared with.
         pruned: The model that the statement is about.
-        dataset: Certification split that neither training nor search has seen, each example with its label; or
-            `CertificationData`, which says how to read it and what to compare it with.
+        dataset: Certification split that neither training nor search has seen, each example with its label unless
+            `labels` are given; or `CertificationData`, which says how to read it and what to compare it with.
         metric: None for the first metric of the model's task, or its name (see `scorer_for`); a module of the package
             `evaluate`, or a function `(predictions, references) -> number`, higher is better; or a `Metric` with a
             function that scores each example. Scores of 0 and 1 get an exact test, others in [0, 1] betting, and what
-            is no mean over examples a bootstrap, which is approximate.
+            is no mean over examples a bootstrap, which is approximate. "agreement" needs no label at all: it bounds the
+            share of changed answers, and with it the drop of the accuracy.
         max_drop: Drop that is to be excluded, absolute: 0.01 is one percentage point.
         confidence: Of the statement, above 0.5.
+        labels: Labels of those examples on which the models disagree, by index, see `disagreements`; the examples then
+            hold none of their own. The same test decides, and the certificate says that it is about the drop. A
+            disagreement without a label counts as a regression. Short for `CertificationData(..., labels=)`.
         reference_name: What the dense model is, for the certificate's first sentence, such as "the teacher".
         path: What `certify_path` returned, where the pruned model is its last certified plan (the first plan, where
             none was certified); the rest of the arguments must be the same.
@@ -173,7 +183,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
             f"certify: reference_name must be a text of 1 to {LONGEST_NAME} letters, received {shown(reference_name)}."
         )
     _check_ledger(ledger)
-    split = ScoredSplit(_data_of(dataset), metric, dense, seen=(dense, pruned))
+    split = ScoredSplit(data_of(dataset, labels), metric, dense, seen=(dense, pruned))
     records = {"dense": record_of(dense), "pruned": record_of(pruned)}
     if path is None:
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
@@ -184,7 +194,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         )
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
-    scores = PairedScores(split.scores_of(dense), split.scores_of(pruned), split.groups())
+    scores = split.compared(split.outcome_of(dense), split.outcome_of(pruned))
     evidence = evidence_of(scores, claim, split.metric.aggregate)
     if path is not None:
         _check_own_step(path, evidence, turned_by_rounding(pruned, evidence.examples))
@@ -214,10 +224,6 @@ def name_of(given: PlanOrResult) -> str:
     digest = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
     removed = f"{plan.num_removed_heads} heads and {plan.num_removed_ffn} FFN units removed"
     return f"{removed}{'' if refit is None else ', refitted'}, plan {digest}"
-
-
-def _data_of(dataset: Any) -> CertificationData:
-    return dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
 
 
 def _check_plans(plans: Any, where: str) -> None:

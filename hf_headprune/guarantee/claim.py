@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -12,10 +12,14 @@ from hf_headprune._checks import is_number, is_whole
 from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.paired import level_of
+from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
 from hf_headprune.tasks.registry import scorer_for
-from hf_headprune.tasks.scorer import Kind, Scorer
+from hf_headprune.tasks.scorer import Kind as ScoreKind
+from hf_headprune.tasks.scorer import Scorer
 
+Kind = Literal[ScoreKind, "agreement"]
 METHODS = {
+    "agreement": "Clopper-Pearson bound on the share of changed answers, finite-sample, without labels",
     "binary": "exact unconditional paired score test, finite-sample",
     "bounded": "betting on paired differences, finite-sample",
     "corpus": "paired percentile bootstrap, approximate, not finite-sample",
@@ -33,6 +37,7 @@ class Metric:
         kind: What a score is, which decides the test. "binary": 0 or 1 for each example. "bounded": a number in [0, 1]
             for each example, such as the F1 of an answer. "corpus": one or more numbers for each example, of which
             `aggregate` makes the metric of all; its certificate is a bootstrap and holds approximately only.
+            "agreement" is for the library's own bound on changed answers.
         score: Function `(model, dataset) -> scores`, one row per example in the order of the data set; the model is in
             evaluation mode, without gradients. Or a scorer of the library, see `Metric.of`.
         aggregate: Function `rows -> metric`, for "corpus" only; higher is better.
@@ -91,6 +96,15 @@ class Metric:
         scorer = scorer_for(model, metric, where=where)
         aggregate = None if scorer.is_mean else scorer.aggregate
         return cls(scorer.in_words, scorer.kind, scorer, aggregate, scorer.scored)
+
+
+def agreement() -> Metric:
+    """Returns the metric of an agreement, which needs no labels: what changes no answer breaks none."""
+    return Metric(AGREEMENT, AGREEMENT, _no_score, scored=SAME_ANSWER)
+
+
+def _no_score(model: Any, dataset: Any) -> Any:
+    raise NotImplementedError("an agreement is between two models")
 
 
 @dataclass(frozen=True)

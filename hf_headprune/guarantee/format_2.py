@@ -15,6 +15,10 @@ RENAMED = {
     "further_broken": "regressions_to_spare",
 }
 DROPPED = ("hand_bound",)
+ADDED: dict[str, dict[str, Any]] = {
+    "evidence": {"changed": None, "unlabelled": 0},
+    "examples": {"labelled": None, "changed": None},
+}
 RIGHT_CLASS = "whether the predicted class is right"  # all that the library scored by itself then
 
 
@@ -30,6 +34,9 @@ def upgraded(content: dict[str, Any], reference: str) -> dict[str, Any]:
         if isinstance(holder, dict) and isinstance(claim := holder.get("claim"), dict):
             is_built_in = (claim.get("metric"), claim.get("kind")) == ("accuracy", "binary")
             holder["claim"] = {**claim, "scored": RIGHT_CLASS if is_built_in else BY_FUNCTION}
+    for holder, names in ADDED.items():
+        if isinstance(part := new.get(holder), dict):
+            new[holder] = {**names, **part}
     return {"reference": reference, **new}
 
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_headprune.guarantee.claim import Claim
-from hf_headprune.guarantee.evidence import PairedScores, p_value_of
+from hf_headprune.guarantee.evidence import p_value_of
 from hf_headprune.guarantee.sequence import last_certified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
+
+    from hf_headprune.guarantee.outcomes import PairedScores
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ class CertifiedPath:
 
 
 def certify_in_order(
-    dense: PairedScores,
-    candidates: Sequence[tuple[str, Callable[[], np.ndarray]]],
+    candidates: Sequence[tuple[str, Callable[[], PairedScores]]],
     claim: Claim,
     split: str,
     aggregate: Callable[[np.ndarray], float] | None = None,
@@ -76,8 +77,8 @@ def certify_in_order(
     """Tests candidates in their order; scores none after the first failure.
 
     Args:
-        dense: Scores of the dense model, in both places.
-        candidates: Names that identify them, such as plans in JSON, and functions that return their scores.
+        candidates: Names that identify them, such as plans in JSON, and functions that compare them with the
+            dense model.
         claim: To be tested of each.
         split: sha256 of the certification split.
         aggregate: Of a corpus metric.
@@ -86,7 +87,7 @@ def certify_in_order(
 
     def p_values() -> Iterator[float]:
         for name, score in candidates:
-            scores = PairedScores(dense.dense, score(), dense.groups)
+            scores = score()
             p = p_value_of(scores, claim, aggregate)
             steps.append(PathStep(name, scores.counts.regressions, scores.counts.improvements, p, p <= claim.threshold))
             yield p

@@ -12,24 +12,27 @@ import numpy as np
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_settings
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.claim import Metric, agreement
 from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset
+from hf_headprune.guarantee.labels import PartlyLabelled, own_labels, with_labels
 from hf_headprune.guarantee.records import dtype_of, old_configs_of, record_of, turned_by_rounding
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, numbered
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
+from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
 from hf_headprune.tasks.registry import metrics_of, scorer_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
-    from hf_headprune.guarantee.claim import Claim
+    from hf_headprune.guarantee.claim import Claim, Kind
     from hf_headprune.guarantee.evidence import Evidence
-    from hf_headprune.tasks.scorer import Kind
+    from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 
 SHOWN = 5
+MODELS = ("dense", "pruned")
 
 
 def verify_certificate(
@@ -82,7 +85,7 @@ def verify_certificate(
     data = _as_certified(certificate, dataset, result)
     if data is None:
         return result
-    prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
+    prints = ExampleFingerprints.of(with_labels(data.dataset, data.labels), columns=data.columns)
     if _check_split(certificate, prints, result):
         _run_again(certificate, {"dense": dense, "pruned": model}, data, compared, result)
     else:
@@ -96,6 +99,8 @@ def _metric(certificate: Certificate, metric: Any, model: nn.Module | None) -> M
     claim = certificate.claim
     if metric is None:
         return None if model is None else _built_in(claim, model)
+    if isinstance(metric, str) and metric == AGREEMENT:
+        metric = agreement()
     if not isinstance(metric, Metric):
         if model is None:
             return None
@@ -110,6 +115,8 @@ def _metric(certificate: Certificate, metric: Any, model: nn.Module | None) -> M
 
 def _built_in(claim: Claim, model: nn.Module) -> Metric | None:
     """Returns the metric of the model's task that a claim is about, or None where it is about a function."""
+    if claim.scored == SAME_ANSWER:
+        return agreement()
     for name in metrics_of(model):
         scorer = scorer_for(model, name)
         is_same = scorer.in_words == claim.metric and claim.kind in _kinds_of(scorer.kind)
@@ -120,7 +127,7 @@ def _built_in(claim: Claim, model: nn.Module) -> Metric | None:
 
 def _kinds_of(kind: Kind) -> tuple[Kind, ...]:
     """Returns the kinds of claims about scores of a kind: 0/1 scores of groups are compared as bounded ones."""
-    return ("binary", "bounded") if kind == "binary" else (kind,)
+    return (kind, "bounded") if kind in ("binary", AGREEMENT) else (kind,)
 
 
 def _check_model(name: str, certificate: Certificate, model: nn.Module, result: Verification) -> None:
@@ -140,6 +147,9 @@ def _as_certified(certificate: Certificate, dataset: Any, result: Verification) 
     """Returns the data, to be read as the certificate did, or None where they lack the text columns that it names."""
     data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
     check_dataset(data.dataset)
+    if certificate.examples.labelled is not None and data.labels is None:  # the examples hold those that are known
+        labels = {} if certificate.claim.scored == SAME_ANSWER else own_labels(data.dataset)
+        data = dataclasses.replace(data, dataset=PartlyLabelled(data.dataset, {}), labels=labels)
     if data.columns or certificate.examples.kind != TEXT:
         return data
     columns = certificate.examples.columns
@@ -216,7 +226,8 @@ def _run_again(
     if metric is None or given is None:
         result.skipped.append("both models on the certification split: models or metric were not given")
         return
-    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), metric, given, seen=())
+    asked = AGREEMENT if metric.scored == SAME_ANSWER else metric
+    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), asked, given, seen=())
     if split.metric.scored != certificate.claim.scored:
         result.add("models", "scored", f"it is {split.metric.scored!r}, it was {certificate.claim.scored!r}")
         return
@@ -225,22 +236,46 @@ def _run_again(
     except CertificateError:
         return  # level 2 has said so
     _check_groups(certificate, split.groups(), recorded.groups, result)
-    differing, scores = {}, recorded
+    _compare_models(certificate, split, models, recorded, result)
+
+
+def _compare_models(
+    certificate: Certificate,
+    split: ScoredSplit,
+    models: dict[str, nn.Module | None],
+    recorded: PairedScores,
+    result: Verification,
+) -> None:
+    outcomes = {name: split.outcome_of(model) for name, model in models.items() if model is not None}
+    scores, differing = _as_run_now(split, outcomes, recorded), {}
     for name, said in (("dense", recorded.dense), ("pruned", recorded.pruned)):
-        model = models[name]
-        if model is None:
+        if name not in outcomes:
             result.skipped.append(f"the {name} model on the certification split: it was not given")
             continue
-        found = split.scores_of(model)
+        found = getattr(scores, name)
         if found.shape != said.shape:
             result.add("models", f"{name} model", f"its scores have shape {found.shape}, on record are {said.shape}")
             return
-        scores = dataclasses.replace(scores, **{name: found})
         same = np.isclose(found, said, rtol=0, atol=TOLERANCE).reshape(len(said), -1).all(axis=1)
-        differing[name] = sorted(split.prints.order[~same].tolist()), turned_by_rounding(model, len(said))
+        if name == "pruned" and scores.changed is not None and recorded.changed is not None:
+            same &= scores.changed == recorded.changed
+        allowed = turned_by_rounding(models[name], len(said))
+        differing[name] = sorted(split.prints.order[~same].tolist()), allowed
         result.checked.append(f"models: the {name} model was run on {len(said)} examples")
     if any(indices for indices, _ in differing.values()):  # else it is what the outcomes on record say
         _compare(certificate, evidence_of(scores, certificate.claim, split.metric.aggregate), differing, result)
+
+
+def _as_run_now(split: ScoredSplit, outcomes: Mapping[str, Outcome], recorded: PairedScores) -> PairedScores:
+    """Returns what is on record, with what the models at hand say in its place."""
+    if len(outcomes) == len(MODELS):
+        return split.compared(*(outcomes[name] for name in MODELS))
+    scores = recorded
+    for name, outcome in outcomes.items():  # without a label, an answer means nothing without the other model's
+        said = getattr(recorded, name)
+        known = outcome.scores if recorded.labelled is None else np.where(recorded.labelled, outcome.scores, said)
+        scores = dataclasses.replace(scores, **{name: known})
+    return scores
 
 
 def _check_groups(
