@@ -191,7 +191,7 @@ def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, 
     certified = []
     for drop in DROPS:
         candidates = [(str(n), partial(compared, n)) for n in range(1, len(plans))]
-        path = certify_in_order(candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
+        path = certify_in_order(compared(0), candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
         last = 0 if path.certified_index is None else path.certified_index + 1
         steps = [vars(step) for step in path.steps]
         size = size_of(plans[last], model)
@@ -218,7 +218,9 @@ def certified_of_trained(runs: list[dict[str, Any]], budgets: tuple[int, ...], d
         return None
     right = {kept: right_of(run) for kept, run in of_kept.items()}
     candidates = [(str(kept), partial(PairedScores, right[HEADS], right[kept])) for kept in budgets]
-    path = certify_in_order(candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
+    path = certify_in_order(
+        PairedScores(right[HEADS], right[HEADS]), candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test"
+    )
     last = path.certified_index
     kept = HEADS if last is None else budgets[last]
     return {

@@ -89,6 +89,7 @@ def finish(
         report=report,
         path=None if found.chosen is None else found.chosen.path,
         search=found.search,
+        history=found.history,
     )
     if not trainer.is_world_process_zero() or (is_certifiable and settings.trains_twice):
         return result  # certified when the second run has ended

@@ -105,9 +105,9 @@ class HeadPruneCallback(TrainerCallback):
                 costs; it has a `max_drop` of its own. None: with `gates`, `movement` or a budget of size, exactly what
                 training chose is pruned.
             confidence: With which the drop must be shown to be below `max_drop` on unseen data, by an exact test of
-                `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing. Where there are too few
-                examples to show anything, the drop that is seen decides. None lets it decide in any case, and
-                certifies nothing.
+                `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing; where there are too few
+                examples to show anything, the drop that is seen decides then. With a number, only what is certified is
+                pruned. None lets the drop that is seen decide in any case, and certifies nothing.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone, as they
                 are or as `CertificationData`. When left out, `eval_dataset` is taken; with a search, half of it, which
                 the search then does not see.
@@ -135,7 +135,8 @@ class HeadPruneCallback(TrainerCallback):
                 f"HeadPruneCallback(certification_metric={certification_metric!r}): it scores examples of its own, "
                 "received none. Pass them as certification_dataset, too."
             )
-        asked = Certification(certification_dataset, certification_metric, reference)
+        required = "reference" if reference is not None else None if confidence in (AUTO, None) else "confidence"
+        asked = Certification(certification_dataset, certification_metric, reference, required_by=required)
         if reference is None and distillation is not None and self.settings.prunes_in_training:
             asked = replace(asked, reference=distillation.teacher, reference_name="the teacher")
         self.result: PruningResult | None = None

@@ -118,7 +118,7 @@ def _by_example(trainer: Trainer, name: str, search: AStarSearch, examples: Any 
         settings=_evaluator_settings(trainer, search),
         calibration=_calibration(trainer, loader.collate_fn),
     )
-    return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), "searched examples", model=model)
+    return MetricSource(evaluator, evaluator.scorer.in_words, len(loader.dataset), "searched examples", model=model)
 
 
 def _own(trainer: Trainer, name: str) -> float:

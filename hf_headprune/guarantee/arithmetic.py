@@ -18,6 +18,8 @@ from hf_headprune.guarantee.sequence import alpha_of_use
 from hf_headprune.guarantee.verification import close
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.claim import Claim, Metric
     from hf_headprune.guarantee.evidence import Evidence
@@ -83,15 +85,11 @@ def _follows(evidence: Evidence, claim: Claim) -> Evidence:
     return evidence_of_counts(counts, claim, changed=evidence.changed)
 
 
-def _p_value_of(step: PathStep, examples: int, claim: Claim) -> float:
-    """Returns the p-value of a step, where counts are enough for it; else what the step says."""
-    if claim.kind == AGREEMENT:
-        return evidence_of_changes(step.regressions, examples, claim).p_value
-    return (
-        p_value(step.regressions, step.improvements, examples, claim.max_drop)
-        if claim.kind == "binary"
-        else step.p_value
-    )
+def is_near(recorded: float | None, follows: float | None) -> bool:
+    """Tells whether a number is the one that follows, but for rounding; None where nobody can know it."""
+    if recorded is None or follows is None:
+        return recorded is follows
+    return close(recorded, follows)
 
 
 def _check_path(certificate: Certificate, result: Verification) -> None:
@@ -102,9 +100,8 @@ def _check_path(certificate: Certificate, result: Verification) -> None:
         result.add("counts", "path", "it was tested for another claim or on another split, or holds no step")
         return
     for number, step in enumerate(path.steps):
-        p = _p_value_of(step, evidence.examples, claim)
-        if not close(p, step.p_value) or step.certified != (step.p_value <= claim.threshold):
-            result.add("counts", "path", f"step {number}: its counts give p = {p:.6f}, it says {step.p_value:.6f}")
+        for problem in _problems_of(step, certificate):
+            result.add("counts", "path", f"step {number}: {problem}")
     own = path.steps[path.own_index]
     if (own.regressions, own.improvements, own.p_value) != (
         evidence.regressions,
@@ -112,10 +109,28 @@ def _check_path(certificate: Certificate, result: Verification) -> None:
         evidence.p_value,
     ):
         result.add("counts", "path", f"its last certified candidate, number {path.own_index}, is not this model")
+    if not (is_near(path.dense_metric, evidence.dense_metric) and is_near(own.metric, evidence.pruned_metric)):
+        result.add("counts", "path", "its metrics of the two models are not those of the evidence")
     *before, last = (step.certified for step in path.steps)
     if not all(before) or (last and path.untested):
         result.add("counts", "path", "it has to stop at the first candidate that fails, and nowhere before")
     result.checked.append(f"path: {len(path.steps)} of {path.planned} candidates, in order, up to the first failure")
+
+
+def _problems_of(step: PathStep, certificate: Certificate) -> Iterator[str]:
+    """Yields what of a step does not follow from its counts."""
+    claim, evidence = certificate.claim, certificate.evidence
+    p, metric, before = step.p_value, step.metric, evidence.dense_metric
+    if claim.kind == AGREEMENT:
+        p = evidence_of_changes(step.regressions, evidence.examples, claim).p_value
+    if claim.kind == "binary":
+        p = p_value(step.regressions, step.improvements, evidence.examples, claim.max_drop)
+        change = (step.improvements - step.regressions) / evidence.examples
+        metric = None if before is None else before + change
+    if not close(p, step.p_value) or step.certified != (step.p_value <= claim.threshold):
+        yield f"its counts give p = {p:.6f}, it says {step.p_value:.6f}"
+    if not is_near(step.metric, metric):
+        yield f"its counts give a metric of {metric}, it says {step.metric}"
 
 
 def check_examples(certificate: Certificate, metric: Metric | None, result: Verification) -> None:

@@ -242,7 +242,12 @@ class Certificate:
         is_old = content.pop("format") == FORMAT_2
         try:
             certificate = read(cls, upgraded(content, DENSE) if is_old else content, "certificate")
-        except InvalidSettingError as error:
+        except (
+            ArithmeticError,
+            InvalidSettingError,
+            LookupError,
+            TypeError,
+        ) as error:  # some of an old one by its words
             raise CertificateError(f"certificate: {error}") from error
         fits = is_old or words == certificate._words()
         if changed or not fits:

@@ -80,7 +80,9 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         return split.compared(dense, split.outcome_of_plan(model, plan))
 
     candidates = [(name_of(plan), partial(compared, plan)) for plan in plans]
-    return certify_in_order(candidates, claim, split.prints.sha256(), split.metric.aggregate)
+    return certify_in_order(
+        split.compared(dense, dense), candidates, claim, split.prints.sha256(), split.metric.aggregate
+    )
 
 
 def furthest_within(
@@ -91,7 +93,7 @@ def furthest_within(
     max_drop: float = 0.01,
     *,
     reference: PlanOrResult | None = None,
-) -> int | None:
+) -> tuple[int | None, tuple[float, ...]]:
     """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
 
     What was seen is no guarantee: `certify(..., num_candidates=len(plans))` says what these examples exclude about the
@@ -106,7 +108,8 @@ def furthest_within(
         reference: What of the model the plans are compared with: a plan or a result; None for all.
 
     Returns:
-        Index of the last plan before the first that drops more, or None where that is the first one.
+        Index of the last plan before the first that drops more, or None where that is the first one; and the metrics
+        of the reference and of each plan that was measured.
 
     Raises:
         DataLeakError: Training or search have seen an example.
@@ -120,13 +123,16 @@ def furthest_within(
     split = ScoredSplit(data_of(dataset), metric, model)
     value = split.metric.aggregate or np.mean
     whole = split.outcome_of_plan(model, reference)
+    pair = split.compared(whole, whole)
+    metrics = [float(value(pair.dense))]
     last = None
     for index, plan in enumerate(plans):
         pair = split.compared(whole, split.outcome_of_plan(model, plan))
-        if value(pair.dense) - value(pair.pruned) > max_drop + ROUND_OFF:
+        metrics.append(float(value(pair.pruned)))
+        if value(pair.dense) - metrics[-1] > max_drop + ROUND_OFF:
             break
         last = index
-    return last
+    return last, tuple(metrics)
 
 
 def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of the claim
@@ -279,7 +285,7 @@ def _with_own_step(path: CertifiedPath, evidence: Evidence) -> CertifiedPath:
     own = path.own_index
     p = evidence.p_value
     counts = evidence.regressions, evidence.improvements
-    step = PathStep(path.steps[own].name, *counts, p, p <= path.claim.threshold)
+    step = PathStep(path.steps[own].name, *counts, evidence.pruned_metric, p, p <= path.claim.threshold)
     if step.certified != path.steps[own].certified:
         raise CertificateError(
             f"certify: on the path, candidate {own} ({step.name}) got p = {path.steps[own].p_value:.6f}, and cut, "

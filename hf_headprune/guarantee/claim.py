@@ -41,7 +41,6 @@ class Metric:
         score: Function `(model, dataset) -> scores`, one row per example in the order of the data set; the model is in
             evaluation mode, without gradients. Or a scorer of the library, see `Metric.of`.
         aggregate: Function `rows -> metric`, for "corpus" only; higher is better.
-        scored: What the score of one example is, in words.
 
     Raises:
         InvalidSettingError: The settings contradict each other.
@@ -51,7 +50,6 @@ class Metric:
     kind: Kind
     score: Callable[[Any, Any], Any] | Scorer
     aggregate: Callable[[np.ndarray], float] | None = None
-    scored: str = BY_FUNCTION
 
     def __post_init__(self) -> None:
         """Checks the settings."""
@@ -59,11 +57,10 @@ class Metric:
             raise InvalidSettingError(
                 f"Metric: kind must be one of {', '.join(get_args(Kind))}, received {shown(self.kind)}. Choose one."
             )
-        for what in ("name", "scored"):
-            if not is_name(text := getattr(self, what)):
-                raise InvalidSettingError(
-                    f"Metric: {what} must be a text of 1 to {LONGEST_NAME} letters, received {shown(text)}."
-                )
+        if not is_name(self.name):
+            raise InvalidSettingError(
+                f"Metric: name must be a text of 1 to {LONGEST_NAME} letters, received {shown(self.name)}."
+            )
         if not (callable(self.score) or isinstance(self.score, Scorer)):
             raise InvalidSettingError(
                 f"Metric: score must be a function of a model and a data set, received {shown(self.score)}. For a "
@@ -95,12 +92,19 @@ class Metric:
             return metric
         scorer = scorer_for(model, metric, where=where)
         aggregate = None if scorer.is_mean else scorer.aggregate
-        return cls(scorer.in_words, scorer.kind, scorer, aggregate, scorer.scored)
+        return cls(scorer.in_words, scorer.kind, scorer, aggregate)
+
+    @property
+    def scored(self) -> str:
+        """What the score of one example is, in words."""
+        if self.score is _no_score:
+            return SAME_ANSWER
+        return self.score.scored if isinstance(self.score, Scorer) else BY_FUNCTION
 
 
 def agreement() -> Metric:
     """Returns the metric of an agreement, which needs no labels: what changes no answer breaks none."""
-    return Metric(AGREEMENT, AGREEMENT, _no_score, scored=SAME_ANSWER)
+    return Metric(AGREEMENT, AGREEMENT, _no_score)
 
 
 def _no_score(model: Any, dataset: Any) -> Any:

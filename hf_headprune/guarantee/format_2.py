@@ -37,7 +37,20 @@ def upgraded(content: dict[str, Any], reference: str) -> dict[str, Any]:
     for holder, names in ADDED.items():
         if isinstance(part := new.get(holder), dict):
             new[holder] = {**names, **part}
+    if isinstance(path := new.get("path"), dict) and isinstance(steps := path.get("steps"), list):
+        before = new["evidence"]["dense_metric"]
+        new["path"] = {**path, "dense_metric": before, "steps": [_with_metric(step, new["evidence"]) for step in steps]}
     return {"reference": reference, **new}
+
+
+def _with_metric(step: dict[str, Any], evidence: dict[str, Any]) -> dict[str, Any]:
+    """Returns a step with its metric: of 0/1 scores it follows from the counts, of others it is known of one model."""
+    counts = step["improvements"], step["regressions"]
+    if counts == (evidence["improvements"], evidence["regressions"]):
+        return {**step, "metric": evidence["pruned_metric"]}
+    is_exact = evidence["regressions_to_spare"] is not None
+    change = (counts[0] - counts[1]) / evidence["examples"]
+    return {**step, "metric": evidence["dense_metric"] + change if is_exact else None}
 
 
 def _renamed(part: Any) -> Any:

@@ -211,7 +211,7 @@ def test_the_furthest_plan_within_a_drop_is_the_last_before_the_first_that_is_se
     for allowed in sorted({0, max(seen) - 1, max(seen)}):
         more = [index for index, drop in enumerate(seen) if drop > allowed]
         last = more[0] - 1 if more else len(plans) - 1
-        found = furthest_within(dense, plans, data, max_drop=allowed / len(data.dataset))
+        found, _ = furthest_within(dense, plans, data, max_drop=allowed / len(data.dataset))
         assert found == (None if last < 0 else last)
 
 
