@@ -26,6 +26,7 @@ _MODULES = {
     "HeadPruneError": "errors",
     "LatencySettings": "latency",
     "Metric": "guarantee.claim",
+    "Monitor": "guarantee.monitor",
     "PowerAssumptions": "guarantee.power",
     "PruningPlan": "plan",
     "PruningResult": "pipeline",

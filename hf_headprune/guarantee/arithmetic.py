@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import CertificateError, HeadPruneError
 from hf_headprune.guarantee.claim import AGREEMENT
 from hf_headprune.guarantee.evidence import evidence_of, evidence_of_changes, evidence_of_counts
@@ -16,6 +17,8 @@ from hf_headprune.guarantee.outcomes import Counts
 from hf_headprune.guarantee.paired import p_value
 from hf_headprune.guarantee.sequence import alpha_of_use
 from hf_headprune.guarantee.verification import close
+
+RANK = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +41,7 @@ def check_settings(certificate: Certificate, result: Verification) -> None:
             "alpha_spent",
             f"use {claim.use} may spend {spent} on it, the certificate says {claim.alpha_spent}",
         )
+    _check_stop(certificate, result)
     names = tuple(record.name for record in certificate.disjointness)
     if names != tuple(name for name in ("train", "search") if name in names):
         result.add("counts", "disjointness", f"'train' and 'search' may be compared, once each, received {names}")
@@ -58,6 +62,29 @@ def check_settings(certificate: Certificate, result: Verification) -> None:
         result.on_trust.append(
             "the path: its names, and the counts of its other candidates, from which their p-values follow"
         )
+
+
+def _check_stop(certificate: Certificate, result: Verification) -> None:
+    """Derives whether examples may be left unused."""
+    claim = certificate.claim
+    if not 0 <= certificate.unused <= (LARGEST if claim.stops_early else 0):
+        result.add("counts", "unused", f"examples are left unused where the test stops early, {certificate.unused} are")
+    if claim.stops_early and (claim.kind != "bounded" or certificate.examples.groups or certificate.path):
+        result.add("counts", "stops_early", "only betting on single examples, without a path, may stop early")
+
+
+def check_promises(certificate: Certificate, result: Verification) -> None:
+    """Derives what several promises have in common, and that the worst is the one whose verdict counts."""
+    parts = certificate.parts()
+    claims = [part.claim for part in parts]
+    ranks = [(RANK[part.evidence.verdict], part.evidence.p_value) for part in parts]
+    if ranks[0] < max(ranks):
+        result.add("counts", "promises", "the first is not the worst of them")
+    if any(claim.num_promises != len(parts) for claim in claims) or len(set(claims)) < len(parts):
+        result.add("counts", "promises", f"there are {len(parts)}, each must say so, and none be there twice")
+    if len({(claim.max_drop, claim.alpha, claim.alpha_spent) for claim in claims}) > 1 or certificate.path is not None:
+        result.add("counts", "promises", "all must be of one drop and one confidence, and without a path")
+    result.on_trust.append("that there are no further promises, such as of groups that are not listed")
 
 
 def check_counts(certificate: Certificate, result: Verification) -> None:

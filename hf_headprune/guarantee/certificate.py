@@ -21,7 +21,7 @@ from hf_headprune.guarantee.examples import INPUT_BYTES, LABEL_BYTES
 from hf_headprune.guarantee.format_2 import FORMAT_2, upgraded
 from hf_headprune.guarantee.outcomes import PairedScores
 from hf_headprune.guarantee.path import CertifiedPath
-from hf_headprune.guarantee.wording import assumptions_of, statement_of
+from hf_headprune.guarantee.wording import assumptions_of, statement_of, statement_of_several, stop_in_words
 
 CERTIFICATE_FORMAT = "hf_headprune.certificate/3"
 DENSE = "the dense model"
@@ -161,6 +161,25 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """One of the claims that a certificate makes together.
+
+    Attributes:
+        claim: What was to be shown.
+        evidence: What the data say, and the verdict on this claim.
+        split: sha256 of its examples.
+        disjointness: Splits that share no input with them.
+        examples: Outcome of each example.
+    """
+
+    claim: Claim
+    evidence: Evidence
+    split: str
+    disjointness: tuple[DisjointnessRecord, ...]
+    examples: ExampleRecord
+
+
+@dataclass(frozen=True)
 class Certificate:
     """Statement about unseen data, with all that is needed to check it again.
 
@@ -176,6 +195,9 @@ class Certificate:
         examples: Outcome of each example.
         steered_training: Whether evaluations on the examples steered training, see `CertificationData`.
         environment: What the models ran on.
+        promises: Claims that must hold too, where there are several: claim, evidence, split and examples above are
+            those of the worst, and with it the verdict on all.
+        unused: Examples of the split after those that made the verdict certain, in the order of their fingerprints.
     """
 
     claim: Claim
@@ -189,6 +211,8 @@ class Certificate:
     examples: ExampleRecord
     steered_training: bool
     environment: Environment
+    promises: tuple[Promise, ...] = ()
+    unused: int = 0
 
     @property
     def verdict(self) -> str:
@@ -199,7 +223,7 @@ class Certificate:
     def statement(self) -> str:
         """The certificate in words."""
         checked = tuple(record.name for record in self.disjointness)
-        return statement_of(
+        worst = statement_of(
             self.claim,
             self.evidence,
             reference=self.reference,
@@ -207,6 +231,16 @@ class Certificate:
             steered_training=self.steered_training,
             labelled=self.examples.labelled,
         )
+        if self.claim.stops_early:
+            worst = f"{worst} {stop_in_words(self.evidence.examples, self.unused)}"
+        if not self.promises:
+            return worst
+        return statement_of_several(worst, [(it.claim, it.evidence) for it in self.parts()])
+
+    def parts(self) -> tuple[Certificate, ...]:
+        """Returns a certificate for each promise, the worst first; this one where there is no other."""
+        named = tuple({name: getattr(it, name) for name in Promise.__dataclass_fields__} for it in self.promises)
+        return tuple(dataclasses.replace(self, promises=(), **fields) for fields in ({}, *named))
 
     @property
     def assumptions(self) -> tuple[str, ...]:

@@ -126,6 +126,12 @@ class Claim:
         num_candidates: Models among which the certification examples themselves chose; each may spend an equal share of
             alpha (Bonferroni), so that the claim holds however they chose.
         scored: What the score of one example is, in words.
+        dataset: Name of the data set, where there are several; else "".
+        column: Of the examples, where the claim is about those with one value there; else "".
+        value: The value.
+        stops_early: Whether examples were looked at one batch after the other, until the verdict was certain.
+        num_promises: Claims that one certificate makes together. Each passes at the full level, since all must; that
+            one fails is said at its share.
 
     Raises:
         InvalidSettingError: A number is out of range, or a name no name.
@@ -140,6 +146,11 @@ class Claim:
     seed: int = 0
     num_candidates: int = 1
     scored: str = BY_FUNCTION
+    dataset: str = ""
+    column: str = ""
+    value: str = ""
+    num_promises: int = 1
+    stops_early: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges, and makes plain numbers of numpy's."""
@@ -149,6 +160,12 @@ class Claim:
             "kind": (lambda it: isinstance(it, str) and it in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
             "max_drop": (lambda it: is_number(it) and 0 <= it < 1, "in [0, 1): 0.01 is one percentage point"),
             "alpha": (lambda it: is_number(it) and 0 < it < 0.5, "in (0, 0.5): one minus the confidence"),  # noqa: PLR2004
+            **{
+                name: (lambda it: isinstance(it, str) and len(it) <= LONGEST_NAME, f"at most {LONGEST_NAME} letters")
+                for name in ("dataset", "column", "value")
+            },
+            "stops_early": (lambda it: isinstance(it, bool), "True or False"),
+            "num_promises": (lambda it: is_whole(it, at_least=1) and it <= LARGEST, "a count of at least 1"),
             "num_candidates": (lambda it: is_whole(it, at_least=1) and it <= LARGEST, "a count of at least 1"),
             "alpha_spent": (
                 lambda it: is_number(it) and 0 < it <= self.alpha / self.num_candidates,
@@ -168,7 +185,21 @@ class Claim:
     @property
     def threshold(self) -> float:
         """What a p-value must not exceed."""
-        return level_of(self.alpha_spent) if self.kind == "binary" else self.alpha_spent
+        return self._level(self.alpha_spent)
+
+    @property
+    def threshold_of_fail(self) -> float:
+        """What the p-value of the reverse must not exceed."""
+        return self._level(self.alpha_spent / self.num_promises)
+
+    @property
+    def scope(self) -> str:
+        """The examples that it is about, in words; nothing where they are all."""
+        words = [f"of {self.dataset}"] if self.dataset else []
+        return " ".join([*words, f"whose {self.column} is {self.value}"] if self.column else words)
+
+    def _level(self, alpha: float) -> float:
+        return level_of(alpha) if self.kind == "binary" else alpha
 
 
 def is_name(text: Any) -> bool:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy.special import bdtr, bdtrc, betaincinv
+from scipy.special import bdtr, bdtrc
 
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.betting import betting_p_value, betting_upper_bound
 from hf_headprune.guarantee.claim import AGREEMENT
+from hf_headprune.guarantee.monitor import upper_share
 from hf_headprune.guarantee.outcomes import Counts, PairedScores
 from hf_headprune.guarantee.paired import p_value, regressions_to_spare, upper_bound
 from hf_headprune.guarantee.power import PowerAssumptions, examples_needed
@@ -74,7 +75,7 @@ def evidence_of_counts(counts: Counts, claim: Claim, *, changed: int | None = No
     """
     n, b, c, open_ = counts.examples, counts.regressions, counts.improvements, counts.unlabelled
     p, reverse = p_value(b, c, n, claim.max_drop), p_value(c + open_, b - open_, n, -claim.max_drop)
-    verdict = _verdict(p, reverse, claim.threshold)
+    verdict = _verdict(p, reverse, claim)
     right = counts.both_right
     return Evidence(
         verdict=verdict,
@@ -103,10 +104,9 @@ def evidence_of_changes(changed: int, examples: int, claim: Claim) -> Evidence:
         claim: To decide on.
     """
     p, reverse = float(bdtr(changed, examples, claim.max_drop)), float(bdtrc(changed - 1, examples, claim.max_drop))
-    is_bounded = changed < examples
-    bound = float(betaincinv(changed + 1, examples - changed, 1 - claim.alpha_spent)) if is_bounded else 1.0
+    bound = upper_share(changed, examples, claim.alpha_spent)
     return Evidence(
-        verdict=_verdict(p, reverse, claim.threshold),
+        verdict=_verdict(p, reverse, claim),
         examples=examples,
         regressions=changed,
         improvements=0,
@@ -144,7 +144,7 @@ def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndar
         )
     p, reverse, bound = _tested(scores, claim, aggregate)
     return Evidence(
-        verdict=_verdict(p, reverse, claim.threshold),
+        verdict=_verdict(p, reverse, claim),
         examples=counts.examples,
         regressions=counts.regressions,
         improvements=counts.improvements,
@@ -199,8 +199,10 @@ def _tested(
     )
 
 
-def _verdict(p: float, reverse: float, level: float) -> Verdict:
-    return "PASS" if p <= level else "FAIL" if reverse <= level else "INCONCLUSIVE"
+def _verdict(p: float, reverse: float, claim: Claim) -> Verdict:
+    if p <= claim.threshold:
+        return "PASS"
+    return "FAIL" if reverse <= claim.threshold_of_fail else "INCONCLUSIVE"
 
 
 def _needed(counts: Counts, claim: Claim) -> int | None:

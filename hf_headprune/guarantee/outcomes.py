@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,19 @@ class PairedScores:
         before = np.where(labelled, dense.scores, 1.0)
         after = np.where(labelled, pruned.scores, same.mean(axis=1))
         return cls(before, after, groups, labelled, changed)
+
+    @classmethod
+    def joined(cls, parts: Sequence[PairedScores]) -> PairedScores:
+        """Returns the scores of several batches without groups, all labelled, one after the other."""
+        dense, pruned = (np.concatenate([getattr(part, name) for part in parts]) for name in ("dense", "pruned"))
+        marks = [part.changed for part in parts if part.changed is not None]
+        return cls(dense, pruned, changed=np.concatenate(marks) if marks else None)
+
+    def taken(self, places: np.ndarray) -> PairedScores:
+        """Returns the scores of some examples; groups are numbered anew."""
+        groups = None if self.groups is None else np.unique(self.groups[places], return_inverse=True)[1]
+        marks = (None if marks is None else marks[places] for marks in (self.labelled, self.changed))
+        return PairedScores(self.dense[places], self.pruned[places], groups, *marks)
 
     def contradiction(self) -> str | None:
         """Says which marks contradict the scores, or None."""

@@ -33,7 +33,7 @@ from hf_headprune.tasks.scorer import Scorer
 from hf_headprune.tasks.scores import ScoredExamples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PlanOrResult
 
 REHEARSED = 4  # examples
+FIRST_BATCH = 64  # examples, where the verdict may be certain before all are looked at
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,26 @@ class ScoredSplit:
         score: Any = self.metric.score
         with evaluating(model):
             return score(model, dataset)
+
+    def until(self, is_certain: Callable[[PairedScores], bool], dense: Any, pruned: Any) -> PairedScores:
+        """Runs two models on more and more examples, in the order of the fingerprints, until that is enough.
+
+        Args:
+            is_certain: Tells whether no more are needed.
+            dense: The dense model.
+            pruned: The pruned model.
+        """
+        order = self.prints.order
+        parts: list[PairedScores] = []
+        first, size = 0, FIRST_BATCH
+        while first < len(order):
+            rows = rows_of(self.data.dataset, order[first : first + size].tolist())
+            batch = ScoredSplit(replace(self.data, dataset=rows, train=None, search=None), self.metric, dense, seen=())
+            parts.append(batch.compared(batch.outcome_of(dense), batch.outcome_of(pruned)))
+            first, size = first + size, max(FIRST_BATCH, first // 4)
+            if is_certain(PairedScores.joined(parts)):
+                break
+        return PairedScores.joined(parts)
 
     def groups(self) -> np.ndarray | None:
         """Returns the numbers of the groups in the order of the fingerprints."""

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
-from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_settings
+from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_promises, check_settings
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.claim import Metric, agreement
 from hf_headprune.guarantee.evidence import evidence_of
-from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset
+from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset, rows_of
 from hf_headprune.guarantee.labels import PartlyLabelled, own_labels, with_labels
+from hf_headprune.guarantee.promises import part_of
 from hf_headprune.guarantee.records import dtype_of, old_configs_of, record_of, turned_by_rounding
-from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, numbered
+from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, data_of, numbered
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
 from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
 from hf_headprune.tasks.registry import metrics_of, scorer_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -69,11 +71,7 @@ def verify_certificate(
         raise InvalidSettingError(
             f"verify_certificate: certificate must be a Certificate or a path, received {shown(certificate)}."
         )
-    compared = _metric(certificate, metric, dense if model is None else model)
     result = Verification()
-    check_settings(certificate, result)
-    check_counts(certificate, result)
-    check_examples(certificate, compared, result)
     for name, given in (("dense", dense), ("pruned", model)):
         if given is None:
             result.skipped.append(f"{name} weights and configuration: no {name} model was given")
@@ -81,17 +79,67 @@ def verify_certificate(
             _check_model(name, certificate, given, result)
     if dataset is None:
         result.skipped.append("the certification split: no data were given")
-        return result
-    data = _as_certified(certificate, dataset, result)
+    parts = certificate.parts()
+    if parts[1:]:
+        check_promises(certificate, result)
+    for part in parts:
+        found = Verification()
+        _verify_part(part, {"dense": dense, "pruned": model}, dataset, metric, found)
+        result.join(found, part.claim.scope if parts[1:] else "")
+    return result
+
+
+def _verify_part(
+    certificate: Certificate, models: dict[str, nn.Module | None], dataset: Any, metric: Any, result: Verification
+) -> None:
+    """Verifies one promise."""
+    given = next((model for model in reversed(models.values()) if model is not None), None)
+    compared = _metric(certificate, _own_metric(certificate.claim, metric), given)
+    check_settings(certificate, result)
+    check_counts(certificate, result)
+    check_examples(certificate, compared, result)
+    own = _own_data(certificate.claim, dataset, result)
+    data = None if own is None else _as_certified(certificate, own, result)
     if data is None:
-        return result
+        return
     prints = ExampleFingerprints.of(with_labels(data.dataset, data.labels), columns=data.columns)
+    used = data
+    if certificate.claim.stops_early:
+        first = prints.order[: len(certificate.examples)]
+        used = dataclasses.replace(data, dataset=rows_of(data.dataset, sorted(first.tolist())))
     if _check_split(certificate, prints, result):
-        _run_again(certificate, {"dense": dense, "pruned": model}, data, compared, result)
+        _run_again(certificate, models, used, compared, result)
     else:
         result.skipped.append("both models on the certification split: it is another one")
     _check_disjoint(certificate, data, prints, result)
-    return result
+
+
+def _own_metric(claim: Claim, metric: Any) -> Any:
+    """Returns which of several metrics a claim is about."""
+    if not isinstance(metric, (list, tuple)):
+        return metric
+    return next((it for it in metric if isinstance(it, Metric) and it.name == claim.metric), None)
+
+
+def _own_data(claim: Claim, dataset: Any, result: Verification) -> Any:
+    """Returns the examples that a claim is about, of the data that were given; None where they are not."""
+    if isinstance(dataset, Mapping):
+        if claim.dataset not in dataset:
+            result.skipped.append(f"the certification split {claim.scope}: no data of that name were given")
+            return None
+        dataset = dataset[claim.dataset]
+    elif claim.dataset and dataset is not None:
+        raise InvalidSettingError(
+            "verify_certificate: the certificate is about several data sets, such as "
+            f"{claim.dataset!r}, received one. Pass a mapping of their names to the splits."
+        )
+    if dataset is None or not claim.column:
+        return dataset
+    part = part_of(data_of(dataset), claim.column, claim.value)
+    if not len(part.dataset):
+        result.add("fingerprints", "split", f"no example has {claim.value!r} in the column {claim.column!r}")
+        return None
+    return part
 
 
 def _metric(certificate: Certificate, metric: Any, model: nn.Module | None) -> Metric | None:
@@ -179,7 +227,7 @@ def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: 
     except CertificateError as error:
         result.add("examples", "examples", str(error))
         return False
-    relabelled, added, lost = _differences(stated, prints.keys)
+    relabelled, added, lost = _differences(stated, _used(certificate, prints, result))
     for name, text, where in (
         ("label", "{} examples have another label", relabelled),
         ("example", "{} examples are not in the certificate", added),
@@ -193,6 +241,16 @@ def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: 
             "fingerprints", "split", f"its sha256 is {prints.sha256()}, the certificate says {certificate.split}"
         )
     return not (relabelled or added or lost) and prints.sha256() == certificate.split
+
+
+def _used(certificate: Certificate, prints: ExampleFingerprints, result: Verification) -> tuple[bytes, ...]:
+    """Returns the fingerprints of the examples that were used: the first of them where the test stopped early."""
+    if not certificate.claim.stops_early:
+        return prints.keys
+    used = len(certificate.examples)
+    if used + certificate.unused != len(prints):
+        result.add("fingerprints", "unused", f"{certificate.unused} of {len(prints)} examples are said to be unused")
+    return tuple(prints.keys[index] for index in prints.order[:used])
 
 
 def _differences(stated: Sequence[bytes], given: Sequence[bytes]) -> tuple[list[int], list[int], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from hf_headprune.guarantee.claim import Claim
     from hf_headprune.guarantee.evidence import Evidence
@@ -85,6 +85,41 @@ def statement_of(
     return " ".join(sentences)
 
 
+def statement_of_several(worst: str, claims: Sequence[tuple[Claim, Evidence]]) -> str:
+    """Says what a certificate with several promises states.
+
+    Args:
+        worst: Statement of the worst of them.
+        claims: All of them with what the data say, the worst first.
+    """
+    claim, verdict, count = claims[0][0], claims[0][1].verdict, len(claims)
+    confidence = f"with {percent(1 - claim.alpha)} confidence"
+    said = {
+        "PASS": f"All {count} promises hold together, {confidence}",
+        "FAIL": f"Of {count} promises at least one does not hold, {confidence}",
+        "INCONCLUSIVE": f"It can't be decided {confidence} whether all {count} promises hold",
+    }
+    others = " ".join(_in_short(*each) for each in claims[1:])
+    return f"{verdict}. {said[verdict]}. The worst of them: {worst} The others: {others}"
+
+
+def stop_in_words(used: int, unused: int) -> str:
+    """Says how much of a split it took until the verdict was certain."""
+    stopped = f"Stopped after {used:,} of {used + unused:,} examples" if unused else f"All {used:,} examples were used"
+    return (
+        f"{stopped}: the test by betting holds whenever one stops. Where all examples are looked at, the exact test "
+        "certifies with fewer."
+    )
+
+
+def _in_short(claim: Claim, evidence: Evidence) -> str:
+    scope = f" on examples {claim.scope}" if claim.scope else ""
+    bound = evidence.upper_bound
+    excluded = f"drops above {points(bound)} excluded" if bound < 1 else "nothing excluded"
+    found = f"n = {evidence.examples:,}, {excluded}, p = {evidence.p_value:.4f}"
+    return f"{evidence.verdict}: {claim.metric}{scope}, {found}."
+
+
 def _of_the_test(claim: Claim, evidence: Evidence) -> Iterator[str]:
     if claim.kind == "corpus":
         yield "This is a bootstrap: the confidence is approximate, not finite-sample."
@@ -127,12 +162,13 @@ def _verdict_in_words(claim: Claim, evidence: Evidence, reference: str) -> str:
     drop, confidence = points(claim.max_drop), f"with {percent(1 - claim.alpha)} confidence"
     if claim.scored == SAME_ANSWER:
         drops, drop = "the share of answers that the pruned model changes is", percent(claim.max_drop)
-    unseen = "on unseen examples like those of the certification split"
+    scope = f" {claim.scope}" if claim.scope else ""
     if evidence.verdict == "INCONCLUSIVE":
         return (
             f"INCONCLUSIVE. Compared with {reference}, it can't be decided {confidence} from these "
-            f"{evidence.examples:,} examples whether {drops} less than {drop}."
+            f"{evidence.examples:,} examples{scope} whether {drops} less than {drop}."
         )
+    unseen = f"on unseen examples{scope} like those of the certification split"
     comparison = "less" if evidence.verdict == "PASS" else "more"
     return f"{evidence.verdict}. Compared with {reference}, {drops} {comparison} than {drop} {unseen}, {confidence}."
 
