@@ -53,6 +53,7 @@ TORCH_FREE = [
     "cost.py",
     "budgets.py",
     "guarantee/betting.py",
+    "guarantee/monitor.py",
     "guarantee/paired.py",
     "guarantee/power.py",
     "guarantee/resampling.py",

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_headprune.guarantee.claim import Claim
-from hf_headprune.guarantee.evidence import PairedScores, p_value_of
+from hf_headprune.guarantee.evidence import p_value_of
 from hf_headprune.guarantee.sequence import last_certified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from hf_headprune.guarantee.outcomes import PairedScores
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class CertifiedPath:
 
 def certify_in_order(
     dense: PairedScores,
-    candidates: Sequence[tuple[str, Callable[[], np.ndarray]]],
+    candidates: Sequence[tuple[str, Callable[[], PairedScores]]],
     claim: Claim,
     split: str,
     aggregate: Callable[[np.ndarray], float] | None = None,
@@ -81,22 +83,26 @@ def certify_in_order(
 
     Args:
         dense: Scores of the dense model, in both places.
-        candidates: Names that identify them, such as plans in JSON, and functions that return their scores.
+        candidates: Names that identify them, such as plans in JSON, and functions that compare them with the dense
+            model.
         claim: To be tested of each.
         split: sha256 of the certification split.
         aggregate: Of a corpus metric.
     """
     steps: list[PathStep] = []
-    mean = np.mean if aggregate is None else aggregate
+
+    def mean(pair: PairedScores) -> float | None:
+        value = np.mean if aggregate is None else aggregate
+        return float(value(pair.pruned)) if pair.labelled is None else None
 
     def p_values() -> Iterator[float]:
-        for name, score in candidates:
-            scores = PairedScores(dense.dense, score(), dense.groups)
+        for name, compared in candidates:
+            scores = compared()
             p = p_value_of(scores, claim, aggregate)
-            counts, metric = scores.counts, float(mean(scores.pruned))
-            steps.append(PathStep(name, counts.regressions, counts.improvements, metric, p, p <= claim.threshold))
+            counts = scores.counts
+            steps.append(PathStep(name, counts.regressions, counts.improvements, mean(scores), p, p <= claim.threshold))
             yield p
 
     last_certified(p_values(), claim.threshold)
     untested = tuple(name for name, _ in candidates[len(steps) :])
-    return CertifiedPath(claim, split, float(mean(dense.dense)), tuple(steps), untested)
+    return CertifiedPath(claim, split, mean(dense), tuple(steps), untested)

@@ -198,6 +198,8 @@ class Holdout:
                 return Allowed(*furthest_within(model, plans, *claim, reference=reference))
             path = certify_path(model, plans, *claim, self.confidence, reference=reference)
             metrics = [path.dense_metric, *(step.metric for step in path.steps)]
+            if path.dense_metric is None:  # of a few labels: only drops are known
+                metrics = []
             return Allowed(path.certified_index, tuple(cast("list[float]", metrics)), path)
 
         return by_first(test)

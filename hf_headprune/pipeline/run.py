@@ -190,6 +190,8 @@ def unseen_change(certificate: Certificate | None, reference: str) -> MetricChan
     if certificate is None:
         return None
     seen = certificate.evidence
+    if seen.dense_metric is None or seen.pruned_metric is None:  # of a few labels: only the drop is known
+        return None
     return MetricChange(
         name=certificate.claim.metric,
         split="unseen examples",

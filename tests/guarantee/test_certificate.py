@@ -23,8 +23,9 @@ from hf_headprune.guarantee import paired
 from hf_headprune.guarantee.certificate import Certificate, checksum_of
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within, name_of
 from hf_headprune.guarantee.claim import METHODS, Claim, Metric
-from hf_headprune.guarantee.evidence import Counts, PairedScores, evidence_of, evidence_of_counts
+from hf_headprune.guarantee.evidence import evidence_of, evidence_of_counts
 from hf_headprune.guarantee.examples import ExampleFingerprints
+from hf_headprune.guarantee.outcomes import Counts, PairedScores
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use
 from hf_headprune.guarantee.verify import verify_certificate
