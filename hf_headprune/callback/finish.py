@@ -98,6 +98,7 @@ def finish(
         report=report,
         path=None if found.chosen is None else found.chosen.path,
         search=found.search,
+        history=found.history,
     )
     if not trainer.is_world_process_zero() or (is_certifiable and settings.trains_twice):
         return result  # certified when the second run has ended
@@ -193,18 +194,19 @@ def _find(
         return Found(RefittedPlan(learned.plan)), splits.holdout
     search = settings.measured
     is_tested = settings.search is None and isinstance(splits.holdout, Holdout)
-    reason = None
+    own = None
     if asked.metric is None or not is_tested:
-        reason = own_number(trainer, search, learned.plan)
-    if reason is not None and asked.metric is None and splits.holdout is not None:
-        splits = Splits(holdout=NotCertifiable(reason))
+        own = own_number(trainer, search, learned.plan, is_one_point=settings.is_one_point)
+    if own is not None and asked.metric is None and splits.holdout is not None:
+        splits = Splits(holdout=NotCertifiable(own.reason))
     if settings.search is not None:
-        return _search(trainer, search, splits, learned, is_own=reason is not None), splits.holdout
+        return _search(trainer, search, splits, learned, is_own=own is not None), splits.holdout
     batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     if isinstance(splits.holdout, Holdout):
         decide = by_test(splits.holdout, plain_copy(trainer.model), learned.plan)
     else:
-        decide = by_metric(metric_source(trainer, search, is_own=reason is not None), search.max_drop, learned.plan)
+        allowed = search.max_drop if own is None else own.max_drop
+        decide = by_metric(metric_source(trainer, search, is_own=own is not None), allowed, learned.plan)
         _remember(trainer)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
     with masked(trainer.model, learned.plan):

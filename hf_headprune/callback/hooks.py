@@ -91,7 +91,7 @@ class HeadPruneCallback(TrainerCallback):
 
         Args:
             max_drop: Drop of the metric that is allowed, absolute: 0.01 is one percentage point of a metric that runs
-                from 0 to 1.
+                from 0 to 1. When nothing is passed it is one percentage point, of a metric from 0 to 100 too.
             density: Share of the weights of all attention and FFN matrices that is kept. Units whose removal costs
                 least are removed after 60 % of the steps; the pruned model trains on.
             speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
@@ -106,9 +106,9 @@ class HeadPruneCallback(TrainerCallback):
                 costs; it has a `max_drop` of its own. None: with `gates`, `movement` or a budget of size, exactly what
                 training chose is pruned.
             confidence: With which the drop must be shown to be below `max_drop` on unseen data, by an exact test of
-                `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing. Where there are too few
-                examples to show anything, the drop that is seen decides. None lets it decide in any case, and
-                certifies nothing.
+                `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing; where there are too few
+                examples to show anything, the drop that is seen decides then. With a number, only what is certified is
+                pruned. None lets the drop that is seen decide in any case, and certifies nothing.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone, as they
                 are or as `CertificationData`. When left out, `eval_dataset` is taken; with a search, half of it, which
                 the search then does not see.
@@ -136,7 +136,8 @@ class HeadPruneCallback(TrainerCallback):
                 f"HeadPruneCallback(certification_metric={certification_metric!r}): it scores examples of its own, "
                 "received none. Pass them as certification_dataset, too."
             )
-        asked = Certification(certification_dataset, certification_metric, reference)
+        required = "reference" if reference is not None else None if confidence in (AUTO, None) else "confidence"
+        asked = Certification(certification_dataset, certification_metric, reference, required_by=required)
         if reference is None and distillation is not None and self.settings.prunes_in_training:
             asked = replace(asked, reference=distillation.teacher, reference_name="the teacher")
         self.result: PruningResult | None = None
@@ -212,7 +213,9 @@ class HeadPruneCallback(TrainerCallback):
         seconds = None
         if self.settings.follows:
             closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            seconds = search_metric.require_searchable(trainer, self.settings.measured, start_cuts_ffn=closes_ffn)
+            seconds = search_metric.require_searchable(
+                trainer, self.settings.measured, start_cuts_ffn=closes_ffn, is_one_point=self.settings.is_one_point
+            )
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
             tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))

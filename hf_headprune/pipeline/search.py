@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import DataCollatorWithPadding
 
@@ -50,7 +50,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     max_drop: float | None = None,
     calibration: Any = None,
     certify: Any = None,
-    confidence: float = DECIDING,
+    confidence: float | Literal["auto"] = "auto",
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
@@ -81,7 +81,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             `dataset`, which can then certify nothing.
         certify: Labelled examples that neither training nor search has seen, or `CertificationData`. When left out
             and nothing is searched, `dataset` certifies: the order of plans comes from `calibration` alone.
-        confidence: With which the drop on unseen data must be shown to be below the one allowed.
+        confidence: With which the drop on unseen data must be shown to be below the one allowed. "auto" is 0.75, and
+            lets the drop that is seen decide where there are too few examples to show anything.
         processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
             padded on the right.
         data_collator: Makes the batches instead.
@@ -180,6 +181,7 @@ def _result(
         certificate=certificate,
         path=None if found.chosen is None else found.chosen.path,
         search=found.search,
+        history=found.history,
     )
 
 
@@ -220,12 +222,23 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
 
 
 def _holdout(
-    tested: Any, looked_at: Any, batching: Batching, metric: Metric, max_drop: float, confidence: float
+    tested: Any,
+    looked_at: Any,
+    batching: Batching,
+    metric: Metric,
+    max_drop: float,
+    confidence: float | Literal["auto"],
 ) -> Holdout:
-    """Returns what must hold on examples that neither training nor the order of plans has looked at."""
+    """Returns what must hold on examples that neither training nor the order of plans has looked at.
+
+    Raises:
+        InvalidSettingError: A confidence was passed that so few examples can't reach.
+    """
     if not isinstance(tested, CertificationData):
         tested = CertificationData(tested, search=looked_at, batching=batching)
-    decides = can_decide(len(tested.dataset), max_drop, confidence)
+    required = None if confidence == "auto" else "search_plan"
+    confidence = DECIDING if confidence == "auto" else confidence
+    decides = can_decide(len(tested.dataset), max_drop, confidence, required_by=required)
     return Holdout(tested, metric, max_drop, confidence, is_condition=decides)
 
 

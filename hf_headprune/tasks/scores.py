@@ -73,12 +73,18 @@ class ScoredExamples:
         Raises:
             UnsupportedModelError: The model returned something else than its task needs.
         """
+        answers = self.answers_of(model)
+        return answers.scores if self.scorer.is_mean else answers.rows
+
+    def answers_of(self, model: nn.Module) -> Answers:
+        """Returns all that a model answers, in the order of the data set.
+
+        Raises:
+            UnsupportedModelError: The model returned something else than its task needs.
+        """
         with evaluating(model):
             answers = Answers.joined([self._answers(model, batch) for batch in self._batches])
-        found = answers.scores if self.scorer.is_mean else answers.rows
-        scores = np.empty_like(found)
-        scores[self._order] = found
-        return scores
+        return answers.taken(np.argsort(self._order))
 
     def rehearse(self, model: nn.Module) -> None:
         """Scores the batch of the shortest examples: what would fail in `scores_of` fails here.
