@@ -96,6 +96,7 @@ from hf_headprune.search.settings import AStarSearch as AStarSearch
 from hf_headprune.shrink.config import PrunableConfig
 from hf_headprune.shrink.latency_table import measure_latency_table as measure_latency_table
 from hf_headprune.shrink.prunable import PrunableModel
+from hf_headprune.shrink.prunable import register_prunable as register_prunable
 from hf_headprune.shrink.surgery import prune_model_ as prune_model_
 from hf_headprune.tasks.batches import Batching as Batching
 from hf_headprune.tasks.scores import scores_of as scores_of
@@ -192,6 +193,7 @@ __all__ = [
     "plans_between",
     "power_of",
     "prune_model_",
+    "register_prunable",
     "scores_of",
     "search_plan",
     "three_way_split",

@@ -91,17 +91,19 @@ class ModelExamples:
         Raises:
             InvalidSettingError: It can make a batch of neither.
         """
-        try:
-            collate([self._as_given(0)])
-        except Exception:  # noqa: BLE001 - a function of the user's raises what it likes
+        failed: Exception | None = None
+        for view in (self._as_given, self._named, self._dataset.__getitem__):
             try:
-                collate([first])
-            except Exception as error:
-                raise InvalidSettingError(
-                    f"{self._where}: the data collator can't read the examples, which hold {shown(sorted(first))}: "
-                    f"{type(error).__name__}: {error}. Pass the examples that it is made for."
-                ) from error
-            self._view = self._dataset.__getitem__
+                collate([view(0)])
+            except Exception as error:  # noqa: BLE001 - a function of the user's raises what it likes
+                failed = error
+            else:
+                self._view = view
+                return
+        raise InvalidSettingError(
+            f"{self._where}: the data collator can't read the examples, which hold {shown(sorted(first))}: "
+            f"{type(failed).__name__}: {failed}. Pass the examples that it is made for."
+        ) from failed
 
     def _as_given(self, index: int) -> dict[str, Any]:
         example = self._dataset[index]
