@@ -100,7 +100,7 @@ def _is_whole(checkpoint: Path) -> bool:
         for file in checkpoint.glob("*.safetensors"):
             with safe_open(file, framework="pt") as content:
                 content.keys()
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, RecursionError, SafetensorError):
         return False
     return True
 

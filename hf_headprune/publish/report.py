@@ -8,6 +8,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune._strict_json import parse
 from hf_headprune.budgets import linear_density
 from hf_headprune.cost import Cost, cost_of
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
@@ -102,12 +103,7 @@ class PruningReport:
         Raises:
             InvalidSettingError: The text is no JSON, has another format, or a field is missing, unknown or malformed.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidSettingError(
-                f"PruningReport.from_json: not JSON ({error}). Pass the text that to_json returned."
-            ) from error
+        content = parse(text, "PruningReport.from_json", error=InvalidSettingError)
         received = content.get("format") if isinstance(content, dict) else type(content).__name__
         if received != REPORT_FORMAT:
             raise InvalidSettingError(

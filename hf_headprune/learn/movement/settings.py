@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hf_headprune._checks import check, is_above, is_block, is_number, is_rising, is_whole, shown, with_tuning
+from hf_headprune._checks import check, is_above, is_block, is_number, is_rising, is_whole, with_tuning
 from hf_headprune.budgets import density_at
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Site
