@@ -59,6 +59,6 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts) -> None:
 
 
 def drop_spare_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Removes a checkpoint that nobody but `save_spare_checkpoint` asked for; any other stays."""
+    """Removes a checkpoint that only `save_spare_checkpoint` asked for; any other is kept."""
     if trainer.args.should_save and (folder / MARK).exists():
         shutil.rmtree(folder)

@@ -37,7 +37,7 @@ class SecondOrderTuning:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks every value by itself."""
+        """Checks every value on its own."""
         rules = {
             "start_at must be from 0 to 1, or None": self.start_at is None or is_rising(0, self.start_at, 1),
             "scoring_examples must be a whole number >= 1": is_whole(self.scoring_examples, at_least=1),

@@ -1,6 +1,6 @@
 """Classes of pruned models, one for each task class of every declared family, generated when they are first asked for.
 
-A class builds the skeleton of its dense sibling and resizes it to its configuration, so that no model code is copied.
+A class builds the skeleton of its dense class and resizes it to its configuration, so that no model code is copied.
 `from_pretrained` builds it without memory; nothing is wasted.
 """
 
@@ -150,7 +150,7 @@ def prunable_class(model: nn.Module) -> type[Any]:
     """Returns the class that a model has after pruning, which may be its own.
 
     Raises:
-        UnsupportedModelError: The model's class is no class of Transformers with a prunable sibling.
+        UnsupportedModelError: The model's class is no class of Transformers with a prunable counterpart.
     """
     family = family_of(model)
     if isinstance(model, PrunableModel):
@@ -159,15 +159,15 @@ def prunable_class(model: nn.Module) -> type[Any]:
     if found is None:
         known = sorted(name for name, model_type in _dense_classes().items() if model_type == family.model_type)
         raise UnsupportedModelError(
-            f"{type(model).__module__}.{type(model).__qualname__} has no prunable sibling, so it could not be loaded "
-            f"again. Classes of this family that have one: {', '.join(known)}. Unwrap the model first (adapters, "
-            "torch.compile, DataParallel), or prune its Transformers model."
+            f"{type(model).__module__}.{type(model).__qualname__} has no prunable counterpart, so it could not be "
+            f"loaded again. Classes of this family that have one: {', '.join(known)}. Unwrap the model first "
+            "(adapters, torch.compile, DataParallel), or prune its Transformers model."
         )
     return found
 
 
 def prunable_of(dense_class: type[Any]) -> type[Any] | None:
-    """Returns the prunable sibling of a class of Transformers, or None where it has none."""
+    """Returns the prunable counterpart of a class of Transformers, or None where it has none."""
     if dense_class.__name__ not in _dense_classes():
         return None
     found = prunable_named(f"Prunable{dense_class.__name__}")
@@ -203,7 +203,7 @@ def __getattr__(name: str) -> Any:
 
 @functools.cache
 def _dense_classes() -> dict[str, str]:
-    """Returns the family of each class of Transformers that has a prunable sibling."""
+    """Returns the family of each class of Transformers that has a prunable counterpart."""
     found: dict[str, str] = {}
     for constant, names in vars(modeling_auto).items():
         is_of_models = constant.startswith("MODEL_") and constant.endswith("_MAPPING_NAMES")

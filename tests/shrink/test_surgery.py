@@ -442,7 +442,7 @@ def test_a_class_without_a_prunable_sibling_is_refused_with_the_classes_that_hav
 
     model = MyClassifier(tiny_bert().config).eval()
     with pytest.raises(
-        UnsupportedModelError, match=r"MyClassifier has no prunable sibling.*BertForSequenceClassification"
+        UnsupportedModelError, match=r"MyClassifier has no prunable counterpart.*BertForSequenceClassification"
     ):
         prune_model_(model, PruningPlan.of(model))
     prune_model_(model.bert, PruningPlan.of(model.bert))
@@ -454,7 +454,7 @@ def test_a_hook_that_uses_what_was_cut_makes_the_check_fail():
     value = model.bert.encoder.layer[0].attention.self.value
     value.register_forward_hook(lambda module, args, output: output * module.out_features)
     plan = PruningPlan.of(model).replace(kept_heads={ATTENTION: (0,)})
-    with pytest.raises(HeadPruneError, match=r"after the cut, the last hidden state .* differs"):
+    with pytest.raises(HeadPruneError, match=r"after pruning, the last hidden state .* differs"):
         prune_model_(model, plan)
 
 
