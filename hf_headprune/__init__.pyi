@@ -66,6 +66,8 @@ from hf_headprune.guarantee.certificate import Certificate as Certificate
 from hf_headprune.guarantee.certify import certify as certify
 from hf_headprune.guarantee.certify import certify_path as certify_path
 from hf_headprune.guarantee.claim import Metric as Metric
+from hf_headprune.guarantee.disagreements import disagreements as disagreements
+from hf_headprune.guarantee.monitor import Monitor as Monitor
 from hf_headprune.guarantee.power import PowerAssumptions as PowerAssumptions
 from hf_headprune.guarantee.power import describe_power as describe_power
 from hf_headprune.guarantee.power import detectable_drop as detectable_drop
@@ -112,6 +114,7 @@ __all__ = [
     "HeadPruneError",
     "LatencySettings",
     "Metric",
+    "Monitor",
     "PowerAssumptions",
     "PrunableBartConfig",
     "PrunableBartForCausalLM",
@@ -177,6 +180,7 @@ __all__ = [
     "cost_of",
     "describe_power",
     "detectable_drop",
+    "disagreements",
     "errors",
     "evenly_spaced",
     "examples_needed",

@@ -33,9 +33,10 @@ FOUNDATION = {
     "families": set(),
     "anatomy": {"errors", "_compat", "families"},
     "plan": {"errors", "_strict_json", "_unit_ranges", "anatomy"},
-    "cost": {"errors", "anatomy", "plan"},
+    "cost": {"errors", "_checks", "anatomy", "plan"},
     "budgets": {"errors", "_checks", "anatomy", "plan", "cost"},
-    "masking": {"errors", "_compat", "anatomy", "plan"},
+    "_ownership": {"errors", "anatomy"},
+    "masking": {"errors", "_compat", "_ownership", "anatomy", "plan"},
     "latency": {"errors", "_checks", "masking"},
 }
 # What a wing may import besides the foundation; rooms may import both wings, and never a room.
@@ -52,6 +53,7 @@ TORCH_FREE = [
     "cost.py",
     "budgets.py",
     "guarantee/betting.py",
+    "guarantee/monitor.py",
     "guarantee/paired.py",
     "guarantee/power.py",
     "guarantee/resampling.py",

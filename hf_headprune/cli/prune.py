@@ -27,6 +27,7 @@ from hf_headprune.pipeline.budget import MB
 from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.shrink.surgery import probe, prune_model_
 from hf_headprune.tasks.batches import Batching
 
@@ -106,6 +107,9 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     speedup: Annotated[
         float | None, typer.Option(metavar="X", help="Or: multiply-accumulates before, over those after")
     ] = None,
+    measured: Annotated[  # noqa: FBT002
+        bool, typer.Option("--measured", help="Of --speedup: count ms of this machine, batch 8 x 128 tokens")
+    ] = False,
     size_mb: Annotated[float | None, typer.Option(metavar="X", help="Or: size of model.safetensors, in MB")] = None,
     kept_heads: Annotated[
         str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
@@ -136,6 +140,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         source=DataSource(train, validation, test, dataset, dataset_config),
         columns=NamedColumns(text_column, text_pair_column, label_column, question_column),
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
+        measured=measured,
         searches=search,
         metric=metric,
         tokenizer=tokenizer or model,
@@ -155,6 +160,7 @@ class Run:
     source: DataSource
     columns: NamedColumns
     budget: Budget
+    measured: bool
     searches: bool
     metric: str | None
     tokenizer: str
@@ -174,6 +180,8 @@ class Run:
         self.budget.check(model)
         if self.searches and not self.budget.is_drop:
             raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
+        if self.measured and self.budget.name != "speedup":
+            raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
         tokenizer = load_tokenizer(self.tokenizer, model)
         reader = reader_for(model, tokenizer, self.columns, self.max_length)
         metric, note = metric_named(self.metric, model)
@@ -252,12 +260,14 @@ class Run:
             options["confidence"] = self.budget.confidence
         value = self.budget.value
         if not self.budget.is_drop:
+            if self.measured:
+                options["latency_ms"] = measure_latency_table(model, progress=_is_watched())
             return plan_for_budget(model, splits.train, metric=metric, **{self.budget.name: value}, **options)
         options |= {"calibration": splits.train, "processing_class": batching.processing_class}
         if not self.searches:
             return search_plan(model, splits.certify, metric, max_drop=value, **options)
-        progress = typer.get_text_stream("stderr").isatty()
-        return search_plan(model, splits.validation, metric, AStarSearch(max_drop=value), progress=progress, **options)
+        search = AStarSearch(max_drop=value)
+        return search_plan(model, splits.validation, metric, search, progress=_is_watched(), **options)
 
     def _why_not(self, result: PruningResult) -> str:
         budget = self.budget
@@ -281,6 +291,10 @@ class Run:
             if self.budget.name == "size_mb" and size > self.budget.value:
                 raise HeadPruneError(f"prune: the saved file has {size:.3f} MB, more than {self.budget.value}.")
         return size, difference
+
+
+def _is_watched() -> bool:
+    return typer.get_text_stream("stderr").isatty()
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -150,6 +150,23 @@ def describe_power(
     return f"{text} {enough} to certify it {times}; these certify {rest} {times}."
 
 
+def describe_labels(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> str:
+    """Says how many labels it takes if only the examples on which the models disagree are labelled.
+
+    Args:
+        n: Examples that there are.
+        epsilon: Drop that is to be excluded.
+        assumptions: About the pruned model; its disagreement is taken for the share of changed answers.
+    """
+    needed = examples_needed(epsilon, assumptions)
+    count = n if needed is None or needed > n else needed
+    labels = math.ceil(min(count, MOST_EXAMPLES) * assumptions.disagreement)
+    return (
+        f"Labels are needed for the examples on which the models disagree, and for no other: about {labels:,} of "
+        f"{count:,} (headprune disagreements)."
+    )
+
+
 def _approximate_power(n: int, epsilon: float, level: float, assumptions: PowerAssumptions) -> float:
     """Returns the power of the score test whose statistic is normal, at the rates that it converges to."""
     q, drop = assumptions.disagreement, assumptions.true_drop

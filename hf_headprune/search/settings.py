@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Literal, get_args
 
 from hf_headprune._checks import check, is_above, is_number, is_rising, is_whole
+from hf_headprune.cost import LATENCY_TABLE_RULE, LatencyTable, latency_table
 
 Objective = Literal["heads", "parameters", "macs", "latency"]
 UnitKind = Literal["heads", "ffn", "layers"]
@@ -20,25 +20,6 @@ UNIT_KINDS: tuple[tuple[UnitKind, ...], ...] = (
 CHUNK_STEP = 32  # widths that the matrix products of common hardware like
 SEQ_LEN = 128
 _DROP_RULE = "a number of at least 0 (absolute: 0.01 is one percentage point of accuracy)"
-
-
-def _is_table(table: Any) -> TypeGuard[Mapping[str, Mapping[int, float]]]:
-    return (
-        isinstance(table, Mapping)
-        and len(table) > 0
-        and all(
-            isinstance(measured, Mapping)
-            and all(
-                (_is_decimal(kept) or is_whole(kept, at_least=0)) and is_number(ms) for kept, ms in measured.items()
-            )
-            for measured in table.values()
-        )
-    )
-
-
-def _is_decimal(key: Any) -> bool:
-    """Tells whether a key is a whole number as JSON writes it."""
-    return isinstance(key, str) and key.isascii() and key.isdecimal()
 
 
 @dataclass(frozen=True)
@@ -81,17 +62,14 @@ class SearchTuning:
     bf16_screening: bool | None = None
     seq_len: int = SEQ_LEN
     target_len: int | None = None
-    latency_ms: Mapping[str, Mapping[int, float]] | None = field(default=None, hash=False)
+    latency_ms: LatencyTable | None = field(default=None, hash=False)
     refit: bool = True
     greater_is_better: bool | None = None
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        if _is_table(self.latency_ms):
-            table = {
-                site: {int(kept): float(ms) for kept, ms in sorted(measured.items(), key=lambda entry: int(entry[0]))}
-                for site, measured in self.latency_ms.items()
-            }
+        table = latency_table(self.latency_ms)
+        if table is not None:
             object.__setattr__(self, "latency_ms", table)
         weights = self.heuristic_weights
         falling = isinstance(weights, tuple) and len(weights) > 0 and all(map(is_number, weights))
@@ -104,9 +82,7 @@ class SearchTuning:
             "activation_cache_mib must be a number of at least 0": is_rising(0, self.activation_cache_mib),
             "target_len must be an integer of at least 1, or None": self.target_len is None
             or is_whole(self.target_len, at_least=1),
-            "latency_ms must be {site: {kept: ms}} with finite ms, as measure_latency_table returns it, or None": (
-                self.latency_ms is None or _is_table(self.latency_ms)
-            ),
+            f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
             "refit must be True or False": self.refit in (True, False),
         }
         for name, least in (("max_open", 1), ("seq_len", 1)):

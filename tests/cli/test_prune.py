@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
 from tests.support.command_line import (
     called,
@@ -145,6 +147,21 @@ def test_a_size_is_certified_on_request_and_else_reported(capsys, classifier, tm
     assert "macro_f1 (unseen examples)" in said.out
 
 
+def test_a_speed_up_counts_what_the_blocks_of_this_machine_take(capsys, classifier, tmp_path, monkeypatch):
+    def table(model, progress):
+        return {site.name: {0: 0.0, site.units: 4.0 if site.is_attention else 1.0} for site in anatomy_of(model).sites}
+
+    monkeypatch.setattr(sys.modules["hf_headprune.cli.prune"], "measure_latency_table", table)
+    words = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "train.csv", "--speedup", "2"]
+    said = called(capsys, *words, "--measured")
+    assert said.code == 0, said.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    dense = {site.name: site.units for site in anatomy_of(tiny_bert()).sites}
+    kept = {site.name: site.units / dense[site.name] for site in anatomy_of(model).sites}
+    ms = sum(share * (4.0 if "attention" in name else 1.0) for name, share in kept.items())
+    assert ms <= 5.0 + 1e-6  # of 10
+
+
 def test_a_size_in_megabytes_is_that_of_the_file(capsys, classifier, tmp_path):
     words = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "train.csv"]
     said = called(capsys, *words, "--size-mb", "0.07", "--json")
@@ -234,6 +251,7 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--max-dorp", "1"], "No such option"),
         (None, ["--tokenizer", "./nowhere"], "./nowhere: there is no such folder"),
         (None, ["--metric", "nonsense"], "--metric nonsense: evaluate can't load it"),
+        (None, ["--measured", "--density", "0.5"], "--measured says what --speedup counts"),
         (None, ["--search", "--density", "0.5"], "--search is for --max-drop, which measures plans"),
         (
             None,
@@ -311,6 +329,6 @@ def test_a_model_that_can_not_be_pruned_is_refused_in_one_line(capsys, classifie
 def test_the_help_fits_one_screen(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     lines = called(capsys, "prune", "--help").out.splitlines()
-    assert len(lines) <= 30
+    assert len(lines) <= 31
     assert max(map(len, lines)) <= 100
     assert called(capsys).out.count("\n") < 15
