@@ -143,7 +143,7 @@ def calls(code: str) -> list[tuple[Any, set[str]]]:
     known = {name: getattr(hf_headprune, name) for name in dir(hf_headprune)} | TUNINGS
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and not any(isinstance(part, ast.Call) for part in ast.walk(node.func)):
             first, *rest = ast.unparse(node.func).split(".")
             if first in known:
                 called = reduce(getattr, rest, known[first])
