@@ -70,7 +70,8 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
             pruned copy, which runs faster.
 
     Returns:
-        `certified_index` is the index of the plan to cut, or None; pass the whole to `certify` with the cut model.
+        `certified_index` is the index of the plan to prune to, or None; pass the whole to `certify` with the pruned
+        model.
 
     Raises:
         DataLeakError: Training or search have seen an example.
@@ -361,7 +362,7 @@ def _check_own_step(path: CertifiedPath, evidence: Evidence, allowed: int) -> No
 
 
 def _with_own_step(path: CertifiedPath, evidence: Evidence) -> CertifiedPath:
-    """Puts the cut model's own numbers in place of those of its masked plan.
+    """Puts the pruned model's own numbers in place of those of its masked plan.
 
     Raises:
         CertificateError: Rounding turned an answer, and the verdict with it: the path ends elsewhere then.

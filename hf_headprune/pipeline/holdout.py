@@ -174,7 +174,7 @@ class Holdout:
         metric on the holdout drops by at most `max_drop`.
 
         Args:
-            model: The model before pruning; left as it is. The first process runs it, the others wait.
+            model: The model before pruning; left unchanged. The first process runs it, the others wait.
             reference: What the candidates are compared with.
             result: Of the search.
             head_scores: Importance of the heads, `(num_heads,)`, or None.
@@ -194,7 +194,7 @@ class Holdout:
         """Tests plans in their order until one fails; the first process does so, the others wait.
 
         Args:
-            model: The model before pruning; left as it is.
+            model: The model before pruning; left unchanged.
             plans: The largest first.
             reference: What they are compared with.
         """

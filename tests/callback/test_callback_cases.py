@@ -60,7 +60,7 @@ def test_a_class_that_could_not_be_saved_pruned_is_refused_at_construction(tmp_p
     class Own(BertForSequenceClassification):
         """A user's class."""
 
-    with pytest.raises(UnsupportedModelError, match="Own has no prunable sibling"):
+    with pytest.raises(UnsupportedModelError, match="Own has no prunable counterpart"):
         trainer_of(tmp_path, HeadPruneCallback(gates=GATES), model=Own(BertConfig(**BERT_SIZES)))
 
 
