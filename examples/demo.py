@@ -39,6 +39,7 @@ from hf_headprune.publish.plots import plot_head_map
 
 MAX_TOKENS = 64
 CONFIDENCE = 0.95
+BLUE = "#0072B2"
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,11 @@ def draw_curve(result: PruningResult, max_drop: float, path: Path) -> None:
     chosen = next(it for it in result.history if it.plan == result.plan)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
-    axis.plot(sizes, accuracies, "o-", color="#0072B2", label="tested plans")
+    axis.plot(sizes, accuracies, "-", color=BLUE, linewidth=1)
+    for passed, marker, label in ((True, "o", "shown to keep the accuracy"), (False, "x", "not shown to keep it")):
+        tested = [it for it in result.history[1:] if it.passed == passed]
+        points = [[100 * getattr(it, name) for it in tested] for name in ("density", "metric")]
+        axis.plot(*points, marker, label=label, color=BLUE)
     axis.plot(100 * chosen.density, 100 * chosen.metric, "*", color="#E69F00", markersize=16, label="pruned to")
     axis.axhline(accuracies[0], color="#303030", linewidth=1, label="whole model")
     axis.axhline(accuracies[0] - 100 * max_drop, color="#D55E00", linestyle="--", linewidth=1, label="allowed drop")
@@ -190,7 +195,7 @@ def draw_curve(result: PruningResult, max_drop: float, path: Path) -> None:
     axis.set_xlabel("weights left in attention and feed-forward layers, %")
     axis.set_ylabel("right answers on unseen pairs, %")
     axis.set_title(f"Smallest certified model: {chosen.density:.0%} of the weights")
-    axis.legend(frameon=False, loc="lower left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150)
 
 

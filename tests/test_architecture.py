@@ -35,7 +35,8 @@ FOUNDATION = {
     "plan": {"errors", "_strict_json", "_unit_ranges", "anatomy"},
     "cost": {"errors", "_checks", "anatomy", "plan"},
     "budgets": {"errors", "_checks", "anatomy", "plan", "cost"},
-    "masking": {"errors", "_compat", "anatomy", "plan"},
+    "_ownership": {"errors", "anatomy"},
+    "masking": {"errors", "_compat", "_ownership", "anatomy", "plan"},
     "latency": {"errors", "_checks", "masking"},
 }
 # What a wing may import besides the foundation; rooms may import both wings, and never a room.

@@ -44,7 +44,7 @@ def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_
             "can be compared. Certify other models with labelled examples."
         )
     split = read_file(file)
-    columns = text_columns(split, named, named.label or LABEL, where=str(file))
+    columns = text_columns(split, named, (named.label or LABEL,), where=str(file))
 
     def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         found = [[text or "" for text in batch[column]] for column in columns]

@@ -161,7 +161,8 @@ class ScoredSplit:
                     DisjointnessRecord(name, prints.sha256(), len(prints), self.prints.compared_with(prints))
                 )
         for name, dataset in seen_by(*models):
-            prints = ExampleFingerprints.of(dataset, columns=data.columns)
+            is_known = isinstance(dataset, ExampleFingerprints)
+            prints = dataset if is_known else ExampleFingerprints.of(dataset, columns=data.columns)
             if compared := self.prints.compared_with(prints):
                 check_disjoint(self.prints, prints, name=name)
                 if name == "search" and all(record.name != name for record in records):

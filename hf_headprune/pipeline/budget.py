@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._checks import is_above, is_number
+from hf_headprune._seen_splits import share_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budget_rules
 from hf_headprune.errors import InvalidSettingError, shown
@@ -21,6 +22,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     kept_heads: Budget | None = None,
     latency_ms: LatencyTable | None = None,
     certify: Any = None,
+    metric: Any = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
     data_collator: Callable[[list[Any]], Any] | None = None,
@@ -76,6 +79,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         latency_ms: For `speedup`: ms of each block, see `measure_latency_table`.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`, for a
             certificate about the drop; None certifies nothing.
+        metric: Of the certificate, as in `search_plan`; None for the first metric of the model's task.
         max_drop: Drop that the certificate is about, absolute: 0.01 is one percentage point.
         confidence: Of the certificate.
         data_collator: Makes the batches; when left out, examples are padded on the right.
@@ -89,6 +93,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     anatomy = anatomy_of(model)
+    check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     asked = second_order_of(given, anatomy, model, where="plan_for_budget", latency_ms=latency_ms)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed))
@@ -97,10 +102,12 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         batching = Batching(data_collator=data_collator, batch_size=batch_size)
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
         holdout = Holdout(
-            data, Metric.of(None, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
+            data, Metric.of(metric, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
         )
         holdout.rehearse(model)
-    found = second_order_plan(model, dataset, settings, data_collator=data_collator, batch_size=batch_size)
+    twin = plain_copy(model)  # another thread may run the model meanwhile
+    found = second_order_plan(twin, dataset, settings, data_collator=data_collator, batch_size=batch_size)
+    share_seen_(model, twin)
     certificate, words = None, ""
     if holdout is not None:
         certificate, words = certified(

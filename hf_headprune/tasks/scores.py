@@ -53,7 +53,7 @@ class ScoredExamples:
         self, model: nn.Module, dataset: Any, metric: Any = None, batching: Batching = Batching(), *, where: str
     ) -> None:
         """Reads all examples and their labels; the model is not run. See `scores_of` for arguments and errors."""
-        examples = ModelExamples(dataset, model, where=where)
+        examples = ModelExamples(dataset, model, where=where, collate=batching.data_collator)
         scorer = scorer_for(model, metric, where=where)
         self._batches, self._order = ordered_batches(
             examples, batching.collate_for(model), batch_size=batching.batch_size

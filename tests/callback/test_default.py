@@ -22,6 +22,7 @@ from hf_headprune.callback.finish import REPORT_NAME
 from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.learn.gates.pruner import GatePruner
+from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.search.settings import AStarSearch
 from tests.support.models import text_inputs, tiny_bert
 from tests.support.trainers import (
@@ -107,7 +108,10 @@ def test_what_will_happen_is_said_before_training(finished):
     _, callback, _, printed = finished
     said, examples = printed.partition("Certificate")[0], callback.certificate.evidence.examples
     steps = LEARNS["max_steps"]
-    assert f"HeadPruneCallback: trains {steps} steps as without it; then prunes to the smallest of 9 plans" in said
+    assert (
+        f"HeadPruneCallback: trains {steps} steps as without it; then prunes to the smallest of {len(DENSITIES)} plans"
+        in said
+    )
     assert re.search(rf"accuracy drops by less than 0\.01 on {examples} examples, about [\d.]+ minutes\.", said)
     assert f"To be certified: {examples} examples, 75 % confidence." in said
 
