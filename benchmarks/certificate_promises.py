@@ -73,7 +73,7 @@ def labels(generator: np.random.Generator) -> list[dict[str, Any]]:
                     "changed": changed,
                     "true_drop": drop,
                     "labels_used": float((broken + fixed + wrong).mean()),
-                    "certified_with_labels_of_all": float(passes(broken, fixed, n).mean()),
+                    "differs_with_labels_of_all": differing(n, changed, drop, generator),
                     "certified_with_labels_of_the_changed": float(passes(broken, fixed, n).mean()),
                     "certified_with_half_of_these": float(passes(blamed, half[1], n).mean()),
                 }

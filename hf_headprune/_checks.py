@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_number(value: Any) -> bool:
-    """Tells whether a value is a finite number; truth values are none."""
+    """Tells whether a value is a finite number; truth values do not count."""
     if is_whole(value):
         return True
     try:
@@ -26,7 +26,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any, *, at_least: float = -math.inf) -> bool:
-    """Tells whether a value is a whole number of at least so much; its type must say so."""
+    """Tells whether a value is a whole number of at least `at_least`, of an integer type."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
 

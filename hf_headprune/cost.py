@@ -41,13 +41,13 @@ class Cost:
 
 
 def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: int | None = None) -> Cost:
-    """Counts what stays of a model under a plan, exactly.
+    """Counts what a plan keeps of a model, exactly.
 
     MACs are those of the linear maps and of the two attention products of every site. Embeddings, normalisation,
     pooler and task heads are left out: pruning does not change them.
 
     Args:
-        plan: What stays; made for a model of this anatomy.
+        plan: What is kept; made for a model of this anatomy.
         anatomy: Of the model before the plan is applied.
         seq_len: Tokens of one (source) sequence.
         target_len: Tokens of a decoder's sequence; equal to `seq_len` when left out. In a model that is nothing but a

@@ -10,6 +10,7 @@ import typer
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.examples import reader_for
 from hf_headprune.cli.files import read_file
+from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.texts import read_labels, read_texts, write_to_label
@@ -75,6 +76,8 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of the label")] = None,
     tokenizer: TokenizerName = None,
     max_length: Length = None,
+    junit: Junit = None,
+    summary: Summary = None,
 ) -> None:
     """Certifies that PRUNED loses less than a drop, and writes the certificate into its folder.
 
@@ -89,6 +92,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     seen = None if train is None else _rows(train, models[0], reading, named, max_length, is_labelled=False)
     split = CertificationData(rows, train=seen, labels=known, batching=Batching(processing_class=reading))
     certificate = certify_models(models[0], models[1], split, chosen[0], max_drop, confidence)
+    report(f"Certificate of {pruned.name}", cases_of_certificate(certificate), junit, summary)
     typer.echo(f"{certificate.statement}\nWritten: {certificate.save(pruned)}")
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
 

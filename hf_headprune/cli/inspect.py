@@ -10,6 +10,7 @@ import typer
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune._strict_json import parse
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli.gate import Junit, Summary, cases_of_verification, report
 from hf_headprune.cli.models import load_model
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, InvalidSettingError
@@ -49,6 +50,8 @@ def verify(
         Path | None, typer.Option(exists=True, file_okay=False, help="Model that it was compared with.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Certification split, tokenized, one JSON object a line.")] = None,
+    junit: Junit = None,
+    summary: Summary = None,
 ) -> None:
     """Verifies a certificate against the models and data you pass. Exit code 0: it holds; 1: it does not."""
     beside = certificate if certificate.is_dir() else certificate.parent
@@ -60,6 +63,7 @@ def verify(
         None if data is None else _examples(data),
         dense=None if dense is None else load_model(dense),
     )
+    report(f"Verification of {certificate.name}", cases_of_verification(result), junit, summary)
     typer.echo(result.to_text())
     if not result.holds:
         raise typer.Exit(1)

@@ -82,9 +82,12 @@ def check_promises(certificate: Certificate, result: Verification) -> None:
         result.add("counts", "promises", "the first is not the worst of them")
     if any(claim.num_promises != len(parts) for claim in claims) or len(set(claims)) < len(parts):
         result.add("counts", "promises", f"there are {len(parts)}, each must say so, and none be there twice")
-    if len({(claim.max_drop, claim.alpha, claim.alpha_spent) for claim in claims}) > 1 or certificate.path is not None:
+    if len({(claim.max_drop, claim.alpha, claim.alpha_spent) for claim in claims}) > 1 or (
+        certificate.promises and certificate.path is not None
+    ):
         result.add("counts", "promises", "all must be of one drop and one confidence, and without a path")
-    result.on_trust.append("that there are no further promises, such as of groups that are not listed")
+    if certificate.promises:
+        result.on_trust.append("that there are no further promises, such as of groups that are not listed")
 
 
 def check_counts(certificate: Certificate, result: Verification) -> None:
@@ -113,7 +116,7 @@ def _follows(evidence: Evidence, claim: Claim) -> Evidence:
 
 
 def is_near(recorded: float | None, follows: float | None) -> bool:
-    """Tells whether a number is the one that follows, but for rounding; None where nobody can know it."""
+    """Tells whether a number is the one that follows, but for rounding; None if it can't be known."""
     if recorded is None or follows is None:
         return recorded is follows
     return close(recorded, follows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from hf_headprune.guarantee.promises import are_several, promises_of
 from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
 from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.sequence import AlphaLedger
+from hf_headprune.masking import masked
 from hf_headprune.plan import refitted
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PlanOrResult
 
 ROUND_OFF = 1e-9
+Opened = Callable[[Any, Any], AbstractContextManager[Any]]
 
 
 def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same names
@@ -46,13 +49,14 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     reference: PlanOrResult | None = None,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
+    opened: Opened = masked,
 ) -> CertifiedPath:
     """Tests plans from the least pruned to the most on a model, and stops at the first that can't be certified.
 
     All of it is one use of the certification split. Few, well separated plans are best: each must pass.
 
     Args:
-        model: The dense model; plans are applied by masks, reversibly.
+        model: The dense model; left as it is.
         plans: Plans, or results that hold one with its refit, in an order that was fixed without looking at the
             certification split. The plans of one path may share one refit: it is computed for each as it is tested.
         dataset: Certification split, or `CertificationData`.
@@ -62,9 +66,12 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         reference: What of the model the plans are compared with: a plan or a result; None for all.
         ledger: Of the uses of certification splits; without one this must be the only use.
         seed: Of the bootstrap.
+        opened: Context manager that takes the model and a plan, and yields what is scored: the model with masks, or a
+            pruned copy, which runs faster.
 
     Returns:
-        `certified_index` is the index of the plan to cut, or None; pass the whole to `certify` with the cut model.
+        `certified_index` is the index of the plan to prune to, or None; pass the whole to `certify` with the pruned
+        model.
 
     Raises:
         DataLeakError: Training or search have seen an example.
@@ -79,7 +86,8 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     dense = split.outcome_of_plan(model, reference)
 
     def compared(plan: PlanOrResult) -> PairedScores:
-        return split.compared(dense, split.outcome_of_plan(model, plan))
+        with opened(model, plan) as pruned:
+            return split.compared(dense, split.outcome_of(pruned))
 
     candidates = [(name_of(plan), partial(compared, plan)) for plan in plans]
     return certify_in_order(
@@ -87,7 +95,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     )
 
 
-def furthest_within(
+def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     model: nn.Module,
     plans: Sequence[PlanOrResult],
     dataset: Any,
@@ -95,6 +103,7 @@ def furthest_within(
     max_drop: float = 0.01,
     *,
     reference: PlanOrResult | None = None,
+    opened: Opened = masked,
 ) -> tuple[int | None, tuple[float, ...]]:
     """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
 
@@ -102,12 +111,13 @@ def furthest_within(
     plan that they chose.
 
     Args:
-        model: The dense model; plans are applied by masks, reversibly.
+        model: The dense model; left as it is.
         plans: As in `certify_path`.
         dataset: Certification split, or `CertificationData`.
         metric: As in `certify`.
         max_drop: Drop that may be seen, absolute.
         reference: What of the model the plans are compared with: a plan or a result; None for all.
+        opened: As in `certify_path`.
 
     Returns:
         Index of the last plan before the first that drops more, or None where that is the first one; and the metrics
@@ -129,7 +139,8 @@ def furthest_within(
     metrics = [float(value(pair.dense))]
     last = None
     for index, plan in enumerate(plans):
-        pair = split.compared(whole, split.outcome_of_plan(model, plan))
+        with opened(model, plan) as pruned:
+            pair = split.compared(whole, split.outcome_of(pruned))
         metrics.append(float(value(pair.pruned)))
         if value(pair.dense) - metrics[-1] > max_drop + ROUND_OFF:
             break
@@ -351,7 +362,7 @@ def _check_own_step(path: CertifiedPath, evidence: Evidence, allowed: int) -> No
 
 
 def _with_own_step(path: CertifiedPath, evidence: Evidence) -> CertifiedPath:
-    """Puts the cut model's own numbers in place of those of its masked plan.
+    """Puts the pruned model's own numbers in place of those of its masked plan.
 
     Raises:
         CertificateError: Rounding turned an answer, and the verdict with it: the path ends elsewhere then.

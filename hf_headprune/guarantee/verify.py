@@ -80,8 +80,7 @@ def verify_certificate(
     if dataset is None:
         result.skipped.append("the certification split: no data were given")
     parts = certificate.parts()
-    if parts[1:]:
-        check_promises(certificate, result)
+    check_promises(certificate, result)
     for part in parts:
         found = Verification()
         _verify_part(part, {"dense": dense, "pruned": model}, dataset, metric, found)
@@ -123,21 +122,22 @@ def _own_metric(claim: Claim, metric: Any) -> Any:
 
 def _own_data(claim: Claim, dataset: Any, result: Verification) -> Any:
     """Returns the examples that a claim is about, of the data that were given; None where they are not."""
-    if isinstance(dataset, Mapping):
-        if claim.dataset not in dataset:
-            result.skipped.append(f"the certification split {claim.scope}: no data of that name were given")
-            return None
-        dataset = dataset[claim.dataset]
-    elif claim.dataset and dataset is not None:
-        raise InvalidSettingError(
-            "verify_certificate: the certificate is about several data sets, such as "
-            f"{claim.dataset!r}, received one. Pass a mapping of their names to the splits."
+    if dataset is None:
+        return None
+    several = dataset if isinstance(dataset, Mapping) else {"": dataset}
+    if claim.dataset not in several:
+        result.skipped.append(
+            f"the certification split {claim.scope}: no data of that name were given, in a mapping of names to splits"
         )
-    if dataset is None or not claim.column:
-        return dataset
-    part = part_of(data_of(dataset), claim.column, claim.value)
-    if not len(part.dataset):
-        result.add("fingerprints", "split", f"no example has {claim.value!r} in the column {claim.column!r}")
+        return None
+    data = data_of(several[claim.dataset])
+    check_dataset(data.dataset)
+    if not claim.column:
+        return data
+    has_column = all(hasattr(row, "keys") and row.get(claim.column) is not None for row in data.dataset)
+    part = part_of(data, claim.column, claim.value) if has_column else None
+    if part is None or not len(part.dataset):
+        result.add("fingerprints", "split", f"no example has {shown(claim.value)} in the column {shown(claim.column)}")
         return None
     return part
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
 DENSITIES = (0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
-CALIBRATION = 2048  # training examples that costs and refit are computed from
+CALIBRATION = 1536  # training examples that costs and refit are computed from
 ROUND_OFF = 1e-9
 
 
@@ -68,7 +68,7 @@ def walk_down(
     """Finds the smallest plan of the order of removal costs that is allowed.
 
     Args:
-        model: Trained; left as it is.
+        model: Trained; left unchanged.
         before: Units that are open in it.
         losses: Of training examples, summed over each batch; each is computed when it is asked for.
         decide: Tests plans, the largest first; see `by_test` and `by_metric`.

@@ -72,12 +72,12 @@ class PruningReport:
         """Counts the costs of a plan and puts the measurements beside them.
 
         Args:
-            plan: What stays.
-            anatomy: Of the model before the cut.
+            plan: What is kept.
+            anatomy: Of the model before pruning.
             seq_len: Tokens per sequence for counting MACs.
             unseen: The metric on held-out examples, before and after pruning.
             metric: The metric on the searched examples, before and after pruning.
-            latency: Measured latency before and after the cut.
+            latency: Measured latency before and after pruning.
             effort: What training and search took.
 
         Raises:

@@ -64,7 +64,7 @@ def record_moments(
 def record_moments_by_gradient(
     model: nn.Module, sites: Iterable[Site], losses: Iterable[torch.Tensor], *, over_processes: bool = False
 ) -> dict[str, SiteMoments]:
-    """Records what output projections are given, and how much the loss minds an error in what they return.
+    """Records what output projections are given, and how sensitive the loss is to an error in what they return.
 
     Within each example, tokens count mostly by the squared norm of their gradient: an error matters where the loss sees
     it, such as in the first token of the last layer of a classifier. A share, `EVEN_SHARE`, counts all alike, since few

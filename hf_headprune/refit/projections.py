@@ -5,7 +5,7 @@ weight, the share of W x that the heads that left contributed is regressed on th
 tokens, and the result goes into the weight and the bias that stay: same shapes, no training, no labels.
 
 Source: the update of the remaining weights in Optimal Brain Surgeon (Hassibi and Stork 1992), for whole structures as
-in ZipLM (Kurtic et al. 2023, arXiv 2302.04089, section 3), here with a constant and for a set of heads at once.
+in ZipLM (Kurtic et al. 2023, arXiv 2302.04089, section 3), here with a constant and for a set of heads.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Block:
 class Refit:
     """Output projections of one model, refitted to any plan.
 
-    Only the units of a start are reconstructed: what training has closed already is missed by nobody.
+    Only the units of a start are compensated for: what training has closed already no longer contributes.
     """
 
     def __init__(self, model: nn.Module, start: PruningPlan, recorded: Mapping[str, SiteMoments]) -> None:
@@ -193,11 +193,11 @@ class Refit:
                 _leave(output, layer)
 
     def residual(self, site: str, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Returns the map from what an output projection is given to what leaves for good with each unit alone.
+        """Returns the map from what an output projection is given to what is lost for good with each unit alone.
 
         Returns:
             Matrix `(width, width)` and constant `(width,)`, float64: units that are not kept map to themselves. None
-            where nothing is reconstructed.
+            where nothing is refitted.
         """
         return self.blocks[site].residual(tuple(kept)) if site in self.blocks else None
 

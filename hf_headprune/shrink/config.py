@@ -126,7 +126,7 @@ def complete_config_(config: Any) -> None:
     """Sets, in place, the fields of a pruned configuration that are not given and that the dense ones imply.
 
     Raises:
-        InvalidConfigError: A number of heads is none.
+        InvalidConfigError: A number of heads is invalid.
     """
     family = family_of(config)
     first = family.stacks[0].attentions[0]
@@ -215,7 +215,7 @@ def checked_entries(config: Any, entries: Any) -> dict[int, dict[str, int]]:
 
 
 def to_prunable(config: Any, entries: Mapping[int, Mapping[str, int]]) -> Any:
-    """Returns the configuration of a pruned model; the one that is given stays as it is.
+    """Returns the configuration of a pruned model; the one that is given is not changed.
 
     Args:
         config: Of the live model, dense or already pruned.

@@ -1,6 +1,6 @@
 """Classes of pruned models, one for each task class of every declared family, generated when they are first asked for.
 
-A class builds the skeleton of its dense sibling and resizes it to its configuration, so that no model code is copied.
+A class builds the skeleton of its dense class and resizes it to its configuration, so that no model code is copied.
 `from_pretrained` builds it without memory; nothing is wasted.
 """
 
@@ -183,7 +183,7 @@ def prunable_of(dense_class: type[Any]) -> type[Any] | None:
 def register_prunable(dense_class: type[Any]) -> type[Any]:
     """Returns the prunable sibling of a model class of your own, to load what was pruned of it.
 
-    `prune_model_` and the callback make it by themselves. A pruned checkpoint is read by
+    `prune_model_` and the callback make it themselves. A pruned checkpoint is read by
     `register_prunable(MyBert).from_pretrained(folder)`.
 
     Args:
@@ -255,7 +255,7 @@ def __getattr__(name: str) -> Any:
 
 @functools.cache
 def _dense_classes() -> dict[str, str]:
-    """Returns the family of each class of Transformers that has a prunable sibling."""
+    """Returns the family of each class of Transformers that has a prunable counterpart."""
     found: dict[str, str] = {}
     for constant, names in vars(modeling_auto).items():
         is_of_models = constant.startswith("MODEL_") and constant.endswith("_MAPPING_NAMES")

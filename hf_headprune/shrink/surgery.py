@@ -42,7 +42,7 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
 
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned.
-        plan: What stays, made for this very model. A result with a refit also refits the output projections.
+        plan: What is kept, made for this very model. A result with a refit also refits the output projections.
 
     Returns:
         The same object.
@@ -153,14 +153,14 @@ def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, mo
     if expected is None or received is None:
         return
     if not expected.isfinite().all():
-        logger.warning("The model computes infinities or NaN, so the cut could not be checked against the mask.")
+        logger.warning("The model computes infinities or NaN, so the pruned one could not be checked against the mask.")
         return
     error = ((received - expected).norm() / expected.norm().clamp_min(1e-12)).item()
     is_half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
     allowed = _MAX_RELATIVE_ERROR_OF_HALF_PRECISION if is_half else _MAX_RELATIVE_ERROR
     if not error <= allowed:
         raise HeadPruneError(
-            f"{type(model).__name__}: after the cut, the last hidden state of a probe batch differs from that of the "
+            f"{type(model).__name__}: after pruning, the last hidden state of a probe batch differs from that of the "
             f"masked model by {error:.2g} of its norm, allowed is {allowed:.2g}. The model is changed; load it again. "
             "A module outside the declaration, or a hook, makes use of the heads or units that were cut."
         )

@@ -473,7 +473,7 @@ def test_a_search_that_could_measure_nothing_is_refused_before_the_first_step(tm
     [
         (
             search_settings(objective="latency", latency_ms={"elsewhere": {0: 0.0, 4: 1.0}}),
-            "each searched site needs its ms",
+            "needs its ms",
         ),
         (
             search_settings(max_evaluations=None, units=("ffn",), ffn_chunk=32),

