@@ -23,7 +23,7 @@ from hf_headprune.guarantee.records import environment_of, record_of, turned_by_
 from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.sequence import AlphaLedger
 from hf_headprune.masking import masked
-from hf_headprune.plan import refitted
+from hf_headprune.plan import PruningPlan, RefittedPlan, refitted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.guarantee.evidence import Evidence
-    from hf_headprune.guarantee.outcomes import PairedScores
+    from hf_headprune.guarantee.outcomes import Outcome, PairedScores
     from hf_headprune.plan import PlanOrResult
 
 ROUND_OFF = 1e-9
@@ -90,9 +90,12 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
             return split.compared(dense, split.outcome_of(pruned))
 
     candidates = [(name_of(plan), partial(compared, plan)) for plan in plans]
-    return certify_in_order(
+    path = certify_in_order(
         split.compared(dense, dense), candidates, claim, split.prints.sha256(), split.metric.aggregate
     )
+    if reference is None or refitted(reference) == RefittedPlan(PruningPlan.of(model)):
+        path.remember_dense(record_of(model).weights, dense)
+    return path
 
 
 def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
@@ -238,7 +241,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         )
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
-    claim, scores = _scored(split, claim, dense, pruned, stop_early=stop_early)
+    known = None if path is None else path.dense_outcome(dense_record.weights)
+    claim, scores = _scored(split, claim, dense, pruned, stop_early=stop_early, known=known)
     evidence = evidence_of(scores, claim, split.metric.aggregate)
     if path is not None:
         _check_own_step(path, evidence, turned_by_rounding(pruned, evidence.examples))
@@ -283,11 +287,17 @@ def _of_several(
 
 
 def _scored(
-    split: ScoredSplit, claim: Claim, dense: nn.Module, pruned: nn.Module, *, stop_early: bool
+    split: ScoredSplit,
+    claim: Claim,
+    dense: nn.Module,
+    pruned: nn.Module,
+    *,
+    stop_early: bool,
+    known: Outcome | None,
 ) -> tuple[Claim, PairedScores]:
-    """Runs both models; returns the claim as it is tested, and how they compare."""
+    """Runs both models, unless the dense one is known; returns the claim as it is tested, and how they compare."""
     if not stop_early:
-        return claim, split.compared(split.outcome_of(dense), split.outcome_of(pruned))
+        return claim, split.compared(known or split.outcome_of(dense), split.outcome_of(pruned))
     bet = replace(claim, kind="bounded", stops_early=True)
     return bet, split.until(lambda pair: evidence_of(pair, bet).verdict != "INCONCLUSIVE", dense, pruned)
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
 DENSITIES = (0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
-CALIBRATION = 1536  # training examples that costs and refit are computed from
+CALIBRATION = 2048  # training examples that costs and refit are computed from
 ROUND_OFF = 1e-9
 
 
