@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
-from hf_headprune.anatomy import anatomy_of, base_model, family_of
+from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
 from hf_headprune.errors import InvalidConfigError, UnsupportedModelError
 from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
@@ -228,8 +228,8 @@ def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
 
 
 def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head: bool) -> Iterator[str]:
-    present = {path for path, _ in base_model(model).named_modules()}  # a decoder alone lacks the encoder's layers
-    stacks = tuple(f"{stack.layers}." for stack in family_of(model).stacks if stack.layers in present)
+    base = base_model(model)  # a decoder alone lacks the encoder's layers
+    stacks = tuple(f"{path}." for stack in family_of(model).stacks for path in layer_lists(base, stack))
     sites = anatomy_of(model).sites
     for key in info["missing_keys"]:
         if _in_layers(key, stacks) or (_is_body(key, model) and not _is_computed(key, model)):
