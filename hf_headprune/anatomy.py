@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune._compat import names_not_saved
 from hf_headprune._layouts import Entries
 from hf_headprune.errors import UnsupportedModelError
-from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX
+from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX, REFUSED
 
 if TYPE_CHECKING:
     import inspect
@@ -170,6 +170,8 @@ def family_of(model_or_config: Any) -> Family:
     model_type = getattr(config, "model_type", None)
     name = model_type.removeprefix(PRUNABLE_PREFIX) if isinstance(model_type, str) else model_type
     if name not in FAMILIES:
+        if name in REFUSED:
+            raise UnsupportedModelError(f"{type(model_or_config).__name__} can't be pruned: {REFUSED[name]}.")
         raise UnsupportedModelError(
             f"{type(model_or_config).__name__}: no declaration says where its heads are (model_type {model_type!r}). "
             f"Supported: {', '.join(sorted(FAMILIES))}. A further family is one more entry in "
@@ -246,7 +248,8 @@ def _sites(family: Family, base: nn.Module, config: Any) -> Iterator[Site]:
         for index, prefix in enumerate(paths):
             uses = 1 if stack.uses is None else stack.uses(config, index)
             for block in stack.blocks:
-                if block.enabled_by is not None and f"{prefix}.{block.site}" not in present:
+                shown_by = block.site if block.is_attention else next(iter(block.inputs))
+                if block.enabled_by is not None and f"{prefix}.{shown_by}" not in present:
                     continue
                 yield _Reader(present, prefix, block).site(layer=index, in_decoder=in_decoder, uses=uses)
 

@@ -36,7 +36,8 @@ class Block:
         core: Module that computes the heads; of an FFN, nothing.
         sizes: Attribute of `core` for each letter of the layouts but `u`.
         optional: Modules among `inputs` that a model of the family may lack.
-        enabled_by: Field of the configuration without which a model of the family lacks the block.
+        enabled_by: Field of the configuration without which a model of the family lacks the block; with "not " before
+            it, a field with which it lacks it.
         transposed: Whether the weights are stored as `(in, out)`.
         attributes: Attributes of `core` that its forward pass reads, as products of sizes.
         own_numbers: Fields of the configuration that the forward pass of `core` reads, as products of sizes.
@@ -78,6 +79,13 @@ class Block:
     def dense_field(self) -> str:
         """Field of the configuration that holds the number of units of the dense model."""
         return self.units if isinstance(self.units, str) else self.field
+
+    def is_enabled(self, config: Any) -> bool:
+        """Tells whether a model of this configuration has the block."""
+        if self.enabled_by is None:
+            return True
+        word, _, name = self.enabled_by.rpartition(" ")
+        return bool(getattr(config, name, False)) != (word == "not")
 
     def dense_units(self, config: Any) -> int:
         """Returns the number of units of the dense model by its configuration."""
@@ -127,6 +135,7 @@ class Family:
             heads.
         probe: What a forward pass is given.
         left_out: Why units that the family has are not pruned, if so.
+        since: The first version of Transformers whose models fit the declaration, where it is not the oldest supported.
     """
 
     model_type: str
@@ -135,6 +144,7 @@ class Family:
     head_dim: str | None = None
     probe: Probe = "tokens"
     left_out: str | None = None
+    since: str | None = None
 
     @property
     def prunable_type(self) -> str:
@@ -195,6 +205,79 @@ def _bart(model_type: str, **more: Any) -> Family:
     return Family(model_type, (stack("encoder"), stack("decoder")), hidden_size="d_model", probe=probe)
 
 
+def _self_attention(name: str, kind: SiteKind, names: str, **more: Any) -> Block:
+    """Returns attention whose four matrices are in one module, named in one text."""
+    *qkv, output = names.split()
+    settings = {"core": name, "sizes": {"d": "head_dim"}} | more
+    return _attention(
+        name, kind, f"{name}.{' '.join(qkv)}", f"{name}.{output}", settings.pop("units", "num_attention_heads"), **settings
+    )
+
+
+_GATED_FFN = _ffn("mlp", "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "intermediate_size")
+_IMAGE_FFN = _ffn("mlp", "mlp.fc1", "mlp.fc2", "intermediate_size")
+
+
+def _grouped(kind: SiteKind, **more: Any) -> Block:
+    """Returns attention in which query heads share keys and values by groups, which are the units."""
+    projections = {"self_attn.q_proj": "u r d", "self_attn.k_proj": "u d", "self_attn.v_proj": "u d"}
+    settings: dict[str, Any] = {"core": "self_attn", "sizes": {"d": "head_dim", "r": "num_key_value_groups"}} | more
+    inputs = settings.pop("inputs", projections)
+    return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_key_value_heads", columns="u r d", **settings)
+
+
+def _llama(model_type: str, kind: SiteKind = "decoder") -> Family:
+    return Family(model_type, (Stack("layers", (_grouped(kind), _GATED_FFN)),), head_dim="head_dim")
+
+
+def _image(model_type: str, layers: str = "layers") -> Family:
+    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj")
+    return Family(model_type, (Stack(layers, (attention, _IMAGE_FFN)),), probe="pixels")
+
+
+def _tower(model_type: str, probe: Probe) -> Family:
+    attention = _self_attention("self_attn", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"})
+    return Family(model_type, (Stack("encoder.layers", (attention, _IMAGE_FFN)),), probe=probe)
+
+
+def _t5(model_type: str) -> Family:
+    def attention(name: str, kind: SiteKind, own_field: str | None = None) -> Block:
+        settings = {"units": "num_heads", "own_field": own_field, "sizes": {"d": "key_value_proj_dim"}}
+        bias = {"shared_bias": "position_bias", "attributes": {"n_heads": "u"}}
+        return _self_attention(name, kind, "q k v o", **settings, **bias)
+
+    def ffns(place: int, own_field: str | None = None) -> tuple[Block, Block]:
+        path = f"layer.{place}.DenseReluDense"
+        plain = _ffn(path, f"{path}.wi", f"{path}.wo", "d_ff", own_field=own_field, enabled_by="not is_gated_act")
+        gated = dataclasses.replace(plain, inputs={f"{path}.wi_0": "u", f"{path}.wi_1": "u"}, enabled_by="is_gated_act")
+        return plain, gated
+
+    own = attention("layer.0.SelfAttention", "encoder"), *ffns(1)
+    crossed = (
+        attention("layer.0.SelfAttention", "decoder", "num_decoder_heads"),
+        attention("layer.1.EncDecAttention", "cross", "num_cross_attention_heads"),
+        *ffns(2, "d_decoder_ff"),
+    )
+    stacks = (Stack("encoder.block", own, "num_layers"), Stack("decoder.block", crossed, "num_decoder_layers"))
+    return Family(model_type, stacks, hidden_size="d_model", head_dim="d_kv", since="5.24")
+
+
+def _albert_uses(config: Any, layer: int) -> int:
+    """Returns how often ALBERT runs one of its layers, which it shares."""
+    group = layer // config.inner_group_num
+    per_group = config.num_hidden_layers / config.num_hidden_groups
+    return sum(int(place / per_group) == group for place in range(config.num_hidden_layers))
+
+
+def _dinov2_width(config: Any) -> int:
+    """Returns the width of DINOv2's FFN: two thirds, in eights, where it is gated."""
+    width = int(config.hidden_size * config.mlp_ratio)
+    return (int(width * 2 / 3) + 7) // 8 * 8 if config.use_swiglu_ffn else width
+
+
+_HEADS = {"num_attention_heads": "u", "all_head_size": "u d"}  # attributes of older attention classes
+_OF_WIDTH = {"d": "attention_head_size"}
+
 _DISTILBERT = Family(
     "distilbert",
     (
@@ -217,11 +300,254 @@ _DISTILBERT = Family(
     hidden_size="dim",
 )
 
+_ALBERT = Family(
+    "albert",
+    (
+        Stack(
+            "encoder.albert_layer_groups.*.albert_layers",
+            (
+                _self_attention("attention", "encoder", "query key value dense", sizes=_OF_WIDTH, runs_empty=True),
+                _ffn("ffn", "ffn", "ffn_output", "intermediate_size"),
+            ),
+            depth=lambda config: config.num_hidden_groups * config.inner_group_num,
+            uses=_albert_uses,
+        ),
+    ),
+)
+
+_MPNET = Family(
+    "mpnet",
+    (
+        Stack(
+            "encoder.layer",
+            (
+                _self_attention(
+                    "attention.attn",
+                    "encoder",
+                    "q k v o",
+                    sizes=_OF_WIDTH,
+                    attributes=_HEADS,
+                    shared_bias="position_bias",
+                ),
+                _BERT_FFN,
+            ),
+        ),
+    ),
+)
+
+_DEBERTA = Family(
+    "deberta-v2",
+    (
+        Stack(
+            "encoder.layer",
+            (
+                _attention(
+                    "attention",
+                    "encoder",
+                    "attention.self.query_proj pos_key_proj pos_query_proj key_proj value_proj",
+                    "attention.output.dense",
+                    "num_attention_heads",
+                    optional=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+                    attributes=_HEADS,
+                ),
+                _BERT_FFN,
+            ),
+        ),
+    ),
+)
+
+_MODERNBERT = Family(
+    "modernbert",
+    (
+        Stack(
+            "layers",
+            (
+                Block(
+                    "attn",
+                    "encoder",
+                    {"attn.Wqkv": "3 u d"},
+                    "attn.Wo",
+                    "num_attention_heads",
+                    core="attn",
+                    sizes={"d": "head_dim"},
+                ),
+                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u"),
+            ),
+        ),
+    ),
+)
+
+_NOMIC_BERT = Family(
+    "nomic_bert",
+    (Stack("layers", (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj"), _GATED_FFN)),),
+)
+
+_DINOV2 = Family(
+    "dinov2",
+    (
+        Stack(
+            "encoder.layer",
+            (
+                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj"),
+                dataclasses.replace(
+                    _IMAGE_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="not use_swiglu_ffn"
+                ),
+                dataclasses.replace(
+                    _GATED_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="use_swiglu_ffn"
+                ),
+            ),
+        ),
+    ),
+    probe="pixels",
+    since="5.24",
+)
+
+_PHI3 = Family(
+    "phi3",
+    (
+        Stack(
+            "layers",
+            (
+                _grouped(
+                    "decoder",
+                    inputs={"self_attn.qkv_proj": "u r d + u d + u d"},
+                    attributes={"num_key_value_heads": "u"},
+                    own_numbers={"num_attention_heads": "u r", "num_key_value_heads": "u"},
+                ),
+                Block("mlp", "ffn", {"mlp.gate_up_proj": "2 u"}, "mlp.down_proj", "intermediate_size", columns="u"),
+            ),
+        ),
+    ),
+    head_dim="head_dim",
+)
+
+_GPT2_CROSS = Block(
+    "crossattention",
+    "cross",
+    {"crossattention.q_attn": "u d", "crossattention.c_attn": "2 u d"},
+    "crossattention.c_proj",
+    "n_head",
+    own_field="num_cross_attention_heads",
+    core="crossattention",
+    sizes={"d": "head_dim"},
+    enabled_by="add_cross_attention",
+    transposed=True,
+    attributes={"num_heads": "u", "split_size": "u d"},
+)
+_GPT2 = Family(
+    "gpt2",
+    (
+        Stack(
+            "h",
+            (
+                dataclasses.replace(
+                    _GPT2_CROSS,
+                    site="attn",
+                    kind="decoder",
+                    inputs={"attn.c_attn": "3 u d"},
+                    output="attn.c_proj",
+                    own_field=None,
+                    core="attn",
+                    enabled_by=None,
+                ),
+                _GPT2_CROSS,
+                _ffn(
+                    "mlp",
+                    "mlp.c_fc",
+                    "mlp.c_proj",
+                    lambda config: config.n_inner or 4 * config.n_embd,
+                    own_field="num_ffn_units",
+                    transposed=True,
+                ),
+            ),
+            "n_layer",
+        ),
+    ),
+    hidden_size="n_embd",
+)
+
+_GPT_NEOX = Family(
+    "gpt_neox",
+    (
+        Stack(
+            "layers",
+            (
+                Block(
+                    "attention",
+                    "decoder",
+                    {"attention.query_key_value": "u 3 d"},
+                    "attention.dense",
+                    "num_attention_heads",
+                    core="attention",
+                    sizes={"d": "head_size"},
+                ),
+                _ffn("mlp", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "intermediate_size"),
+            ),
+        ),
+    ),
+)
+
+_WAV2VEC2 = Family(
+    "wav2vec2",
+    (
+        Stack(
+            "encoder.layers",
+            (
+                _self_attention(
+                    "attention", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"}
+                ),
+                _ffn(
+                    "feed_forward",
+                    "feed_forward.intermediate_dense",
+                    "feed_forward.output_dense",
+                    "intermediate_size",
+                ),
+            ),
+        ),
+    ),
+    probe="waveform",
+)
+
+_OLMO2 = Family(
+    "olmo2",
+    (Stack("layers", (_GATED_FFN,)),),
+    head_dim="head_dim",
+    left_out="its queries and keys are normalised over all heads, so that each head depends on all others",
+)
+
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        *map(_bert, ("bert", "roberta", "xlm-roberta", "electra")),
+        *map(_bert, ("bert", "roberta", "xlm-roberta", "electra", "camembert")),
         _DISTILBERT,
-        *map(_bart, ("marian", "bart")),
+        *map(_bart, ("marian", "bart", "mbart", "m2m_100", "pegasus")),
+        _ALBERT,
+        _MPNET,
+        _DEBERTA,
+        _MODERNBERT,
+        _NOMIC_BERT,
+        _llama("eurobert", "encoder"),
+        _image("vit"),
+        _image("deit"),
+        _DINOV2,
+        _tower("clip_text_model", "tokens"),
+        _tower("clip_vision_model", "pixels"),
+        _tower("siglip_vision_model", "pixels"),
+        *map(_llama, ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")),
+        _PHI3,
+        _GPT2,
+        _GPT_NEOX,
+        *map(_t5, ("t5", "mt5")),
+        _bart("whisper", attributes={"num_heads": "u"}),
+        _WAV2VEC2,
+        _OLMO2,
     )
+}
+
+# What is asked for and not declared, with the reason.
+REFUSED = {
+    "clip": "it is a pair of towers. Prune the image tower alone: load it as a clip_vision_model",
+    "siglip": "it is a pair of towers. Prune the image tower alone: load it as a siglip_vision_model",
+    "gemma3": "it is a text model beside an image model. Prune the text model alone: load it as a gemma3_text",
+    "swin": "each of its stages has another number of heads, which a configuration per layer can't say yet",
 }

@@ -168,7 +168,7 @@ class Refit:
         modules = dict(base_model(model).named_modules())
         for name, block in self.blocks.items():
             output = modules.get(block.site.output)
-            weight = matrix_of(output) if hasattr(output, "weight") else None
+            weight = None if getattr(output, "weight", None) is None else matrix_of(output)
             if weight is None or weight.shape != block.weight.shape or not _are_alike(weight, block.weight):
                 raise InvalidPlanError(
                     f"This refit does not fit the model: {name} has another output projection than the model "

@@ -153,7 +153,7 @@ def check_dense_numbers(config: Any) -> None:
     """
     family = family_of(config)
     problems = []
-    for block in {block.units: block for block in family.attentions}.values() if _implies_head_dim(family) else ():
+    for block in family.attentions[:1] if _implies_head_dim(family) else ():  # a decoder may have other heads
         num_heads, hidden_size = block.dense_units(config), getattr(config, family.hidden_size)
         if num_heads * config.head_dim != hidden_size:
             problems.append(
@@ -246,7 +246,7 @@ def _implies_head_dim(family: Family) -> bool:
 
 def _needs_depth(family: Family) -> bool:
     """Tells whether no field of the dense configuration bounds the layers of `per_layer_config`."""
-    return len(family.stacks) > 1 or not isinstance(family.stacks[0].depth, str)
+    return len(family.stacks) > 1
 
 
 def _deepest(config: Any, family: Family) -> int:
@@ -258,7 +258,9 @@ def _field_rules(config: Any) -> dict[str, _FieldRule]:
     for stack in family_of(config).stacks:
         depth = stack.number_of_layers(config)
         for block in stack.blocks:
-            enabled = block.enabled_by is None or getattr(config, block.enabled_by, False)
+            enabled = block.is_enabled(config)
+            if not enabled and block.field in rules:  # of another form of the block
+                continue
             place = stack.layers if enabled else f"{stack.layers} without {block.enabled_by}"
             rules[block.field] = _FieldRule(block.dense_units(config), depth if enabled else 0, place)
     return rules

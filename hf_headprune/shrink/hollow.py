@@ -29,6 +29,7 @@ class BiasOnly(nn.Module):
     """
 
     in_features = 0
+    weight = None  # T5 looks at it
     bias: nn.Parameter | None
 
     def __init__(self, out_features: int, bias: nn.Parameter | None) -> None:

@@ -104,7 +104,7 @@ def probe(model: nn.Module) -> torch.Tensor | None:
         return None
     with evaluating(model):
         output = base(**probe_inputs(model), return_dict=True)
-    return output.last_hidden_state.float()
+    return output[0].float()  # of models that are their own base, as those of T5, the logits
 
 
 def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, model: nn.Module) -> None:
