@@ -134,12 +134,14 @@ class Anatomy:
         sites: Sites in the order of the forward pass; the order of all score vectors over heads.
         num_parameters: Parameters of the whole model, tied ones counted once.
         num_bytes: Bytes of all tensors that `save_pretrained` writes, tied ones counted once.
+        left_out: Why units that the family has are not among the sites, if so.
     """
 
     model_type: str
     sites: tuple[Site, ...]
     num_parameters: int
     num_bytes: int
+    left_out: str | None = None
 
     @property
     def attention_sites(self) -> tuple[Site, ...]:
@@ -219,6 +221,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         sites=sites,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in saved.values()),
+        left_out=family.left_out,
     )
 
 

@@ -210,7 +210,12 @@ def _self_attention(name: str, kind: SiteKind, names: str, **more: Any) -> Block
     *qkv, output = names.split()
     settings = {"core": name, "sizes": {"d": "head_dim"}} | more
     return _attention(
-        name, kind, f"{name}.{' '.join(qkv)}", f"{name}.{output}", settings.pop("units", "num_attention_heads"), **settings
+        name,
+        kind,
+        f"{name}.{' '.join(qkv)}",
+        f"{name}.{output}",
+        settings.pop("units", "num_attention_heads"),
+        **settings,
     )
 
 
@@ -493,9 +498,7 @@ _WAV2VEC2 = Family(
         Stack(
             "encoder.layers",
             (
-                _self_attention(
-                    "attention", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"}
-                ),
+                _self_attention("attention", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"}),
                 _ffn(
                     "feed_forward",
                     "feed_forward.intermediate_dense",

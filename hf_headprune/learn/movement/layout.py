@@ -41,7 +41,8 @@ def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) ->
         if shape is not None and site.units:
             layout += _scores_of(base, site, shape, settings, problems)
     if layout and settings.attention_block is not None and not any(t.kind.endswith("attention") for t in layout):
-        cause = "blocks leave no attention" if settings.tuning.blocks else "the model has no heads"
+        none = "the model has no heads" + (f" to prune, since {anatomy.left_out}" if anatomy.left_out else "")
+        cause = "blocks leave no attention" if settings.tuning.blocks else none
         problems.append(f"{cause} to score; say so with attention_block=None")
     if problems or not layout:
         problems = problems or ["the model has nothing that the settings score"]
