@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._compat import names_not_saved
+from hf_headprune._compat import is_older_than, names_not_saved
 from hf_headprune._layouts import Entries
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX, REFUSED
@@ -203,6 +203,11 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         UnsupportedModelError: The family is unknown, or the model lacks a module that its declaration names.
     """
     family = family_of(model)
+    if family.since is not None and is_older_than(family.since):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} can be pruned from Transformers {family.since} on: its layers were others before. "
+            "Install a newer Transformers."
+        )
     base = base_model(model)
     sites = tuple(_sites(family, base, model.config))
     if not sites:

@@ -12,6 +12,7 @@ from benchmarks.results_file import RESULTS, read_json
 from hf_headprune.cli import app
 from hf_headprune.plan import PruningPlan
 from tests.support.documentation import PAGES, ROOT, VARIES, anchors, blocks, links, messages, name_of, prose, run_page
+from tools import families_page
 
 DOCS = ROOT / "docs"
 LONGEST_SENTENCE = 32  # words of README
@@ -60,6 +61,10 @@ def test_the_links_of_a_page_lead_to_a_file_and_to_a_heading(page):
 def test_the_index_names_every_page_of_the_documentation():
     named = {link.partition("#")[0] for link in links(DOCS / "index.md")}
     assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= named
+
+
+def test_the_page_of_families_is_what_the_declarations_give():
+    assert families_page.PAGE.read_text(encoding="utf-8") == families_page.page(), "run python -m tools.families_page"
 
 
 def test_what_troubleshooting_quotes_are_messages_of_the_package():

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from hf_headprune._compat import is_older_than
 from hf_headprune.families import FAMILIES
 from hf_headprune.plan import PruningPlan
 from tests.support.models import TINY_FAMILIES
-from tests.support.versions import is_older_than
 
 
 def made(name: str, *, seed: int = 0, **settings: Any) -> tuple[Any, dict[str, torch.Tensor]]:
