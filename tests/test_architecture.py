@@ -254,7 +254,7 @@ def module_paths() -> set[str]:
             for block in stack.blocks:
                 names |= {block.site, block.core, block.output, *block.inputs, *block.tables}
     names |= {part for name in names for part in name.split(".")}
-    return {name for name in names if name and not name.isalpha() and not name.isdecimal()}
+    return {name for name in names if any(map(str.isalpha, name)) and not name.isalpha()}
 
 
 def strings_outside_docstrings(tree: ast.Module) -> Iterator[str]:

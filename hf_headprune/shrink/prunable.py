@@ -104,8 +104,12 @@ class PrunableModel:
     ) -> None:
         """Saves as Transformers does, with the plan of the model, and with the certificate of its weights if any.
 
+        Weights keep the names and shapes that the model has. Transformers would give some families those of the
+        checkpoint that the dense model came from, which it can't read back for blocks of different sizes.
+
         With `push_to_hub=True` both stay behind, which is logged; `model.push_to_hub(...)` uploads them too.
         """
+        kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
         super().save_pretrained(save_directory, is_main_process, saved, *args, **kwargs)  # type: ignore[misc]
         if not is_main_process:
