@@ -509,6 +509,7 @@ _WAV2VEC2 = Family(
         ),
     ),
     probe="waveform",
+    since="5.24",
 )
 
 _OLMO2 = Family(

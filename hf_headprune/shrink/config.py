@@ -131,6 +131,8 @@ def complete_config_(config: Any) -> None:
     family = family_of(config)
     for field in {block.units: None for block in family.attentions if isinstance(block.units, str)}:
         number = getattr(config, field)
+        if number is None and getattr(type(config), field, 1) is None:  # the dense class fills it in later
+            continue
         if type(number) is not int or number < 1:
             raise InvalidConfigError(
                 f"{type(config).__name__}: {field} must be a positive integer, the number of the dense model, received "
