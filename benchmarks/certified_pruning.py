@@ -51,7 +51,7 @@ from hf_headprune import (
 from hf_headprune.anatomy import Anatomy
 from hf_headprune.cost import weights_per_unit
 from hf_headprune.guarantee.claim import Claim
-from hf_headprune.guarantee.evidence import PairedScores
+from hf_headprune.guarantee.outcomes import PairedScores
 from hf_headprune.guarantee.path import certify_in_order
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.one_shot import second_order_plan
@@ -185,12 +185,13 @@ def cut_by_costs(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, 
         cut = prune_model_(copy.deepcopy(model), RefittedPlan(plans[number], found.refit))
         return scores_of(cut, task.test).astype(float)
 
+    def compared(number: int) -> PairedScores:
+        return PairedScores(right(0), right(number))
+
     certified = []
     for drop in DROPS:
-        candidates = [(str(number), partial(right, number)) for number in range(1, len(plans))]
-        path = certify_in_order(
-            PairedScores(right(0), right(0)), candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test"
-        )
+        candidates = [(str(n), partial(compared, n)) for n in range(1, len(plans))]
+        path = certify_in_order(compared(0), candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
         last = 0 if path.certified_index is None else path.certified_index + 1
         steps = [vars(step) for step in path.steps]
         size = size_of(plans[last], model)
@@ -216,9 +217,10 @@ def certified_of_trained(runs: list[dict[str, Any]], budgets: tuple[int, ...], d
     if any(kept not in of_kept for kept in (HEADS, *budgets)):
         return None
     right = {kept: right_of(run) for kept, run in of_kept.items()}
-    dense = PairedScores(right[HEADS], right[HEADS])
-    candidates = [(str(kept), partial(right.__getitem__, kept)) for kept in budgets]
-    path = certify_in_order(dense, candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test")
+    candidates = [(str(kept), partial(PairedScores, right[HEADS], right[kept])) for kept in budgets]
+    path = certify_in_order(
+        PairedScores(right[HEADS], right[HEADS]), candidates, Claim("accuracy", "binary", drop, ALPHA, ALPHA), "test"
+    )
     last = path.certified_index
     kept = HEADS if last is None else budgets[last]
     return {

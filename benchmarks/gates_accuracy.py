@@ -49,6 +49,7 @@ from hf_headprune import (
     prune_model_,
     search_plan,
 )
+from hf_headprune._checks import with_tuning
 from hf_headprune.learn.gates.settings import GateTuning, Mode
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.one_shot import second_order_plan
@@ -159,7 +160,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     elif run.method not in (DENSE, ONE_SHOT, SEARCHED):
         mode: Mode = "pipelined" if run.group == "pipelined" else "joint"
         methods = PIPELINED if mode == "pipelined" else JOINT | ABLATION | {TEACHER: ESTIMATORS["ste"]}
-        gates = SubsetGates(kept_heads=run.kept_heads, mode=mode, **methods[run.method])
+        gates = SubsetGates(kept_heads=run.kept_heads, mode=mode, **with_tuning(methods[run.method], GateTuning))
         callback = HeadPruneCallback(gates=gates, search=None, distillation=distillation, latency=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback, model=model)
     if run.method == ONE_SHOT:

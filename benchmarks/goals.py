@@ -19,12 +19,27 @@ GATES_AND_BASELINES = ("ste", "sigmoid", "dsp", "hard_concrete", "gradient at th
 
 def goals() -> Iterator[Goal]:
     """Yields every goal that the project set itself."""
-    for section in (_of_gates, _of_density, _of_cost, _of_search):
+    for section in (_of_default, _of_gates, _of_density, _of_cost, _of_search):
         yield from section()
 
 
 def _verdict(is_reached: bool, *, nearly: bool = False) -> str:  # noqa: FBT001 - what the word says
     return "reached" if is_reached else "within its error" if nearly else "**missed**"
+
+
+def _of_default() -> Iterator[Goal]:
+    rows = [row for row in read_json(RESULTS / "default_run.json")["summary"] if row["way"] == "HeadPruneCallback()"]
+    for row in rows:
+        gone, drop, ratio = (row[name]["mean"] for name in ("density", "drop", "cpu_ratio"))
+        seeds, words = (
+            f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}",
+            f"`HeadPruneCallback()`, {row['task']}: ",
+        )
+        if row["task"] != "qamr":
+            found = f"{1 - gone:.0%} ({seeds})"
+            yield words + "45 % of the attention and FFN weights removed", found, _verdict(gone <= 0.55)  # noqa: PLR2004
+        yield words + "a drop of at most 1 point on test", f"{drop:.2f} ({seeds})", _verdict(drop <= 1.0)
+        yield words + "at most 1.5 times plain training", f"{ratio:.2f} ({seeds})", _verdict(ratio <= 1.5)  # noqa: PLR2004
 
 
 def _of_gates() -> Iterator[Goal]:

@@ -78,7 +78,7 @@ def main() -> None:
     for title, row in found.items():
         print(f"{title}: {row['median']:.3f} s of CPU ({row['min']:.3f} to {row['max']:.3f})")
     if not arguments.smoke:
-        content = {"environment": environment(), "processes": repetitions, "cpu_seconds": found}
+        content = {**environment(), "processes": repetitions, "cpu_seconds": found}
         write_json(RESULTS / "import_time.json", content)
 
 

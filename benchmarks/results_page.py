@@ -32,6 +32,7 @@ def main() -> None:
     sections = [INTRODUCTION, "\n".join(goals_section())]
     for name, section in (
         ("default_run", default_section),
+        ("prune_command", command_section),
         ("gates_accuracy", accuracy_section),
         ("density_accuracy", density_section),
         ("step_cost", step_cost_section),
@@ -42,6 +43,7 @@ def main() -> None:
         ("optimum", optimum_section),
         ("search_speed", search_speed_section),
         ("search_ablation", ablation_section),
+        ("import_time", import_section),
         ("rounding", rounding_section),
         ("search_quality", search_quality_section),
         ("certificate_validity", validity_section),
@@ -164,6 +166,32 @@ def default_section(content: dict[str, Any]) -> Iterator[str]:
                 f"{row['cpu_ratio']['mean']:.2f}",
             ]
         )
+
+
+def command_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of what the command makes of models that somebody else fine-tuned."""
+    yield "## What `headprune prune` makes of a given model"
+    yield from missing_runs(content)
+    yield "\nThe models are plain checkpoints of the runs above, without a trace of this package; the command gets the"
+    yield "folder and the files of train and dev, and its output is loaded by an Auto class. *kept*, *drop* as above;"
+    yield "*passed*: calls whose certificate says PASS; *time*: CPU seconds of the call over those of the"
+    yield "training that made the model.\n"
+    yield from header("options", "task", "seeds", "dense", "kept (file)", "drop", "passed", "time")
+    for row in content["summary"]:
+        drop = row["drop"]
+        spread = "" if drop["spread"] is None else f" ± {drop['spread']:.2f}"
+        cells = [f"`{row['way']}`", row["task"], str(row["seeds"]), f"{row['dense_test']['mean']:.2f}"]
+        cells += [f"{row['density']['mean']:.0%} ({row['file']['mean']:.0%})", f"{drop['mean']:.2f}{spread}"]
+        yield table_row([*cells, f"{row['passed']} of {row['seeds']}", f"{row['cpu_ratio']['mean']:.2f}"])
+
+
+def import_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of what importing the package costs."""
+    yield "## What importing the package costs"
+    yield f"\nCPU seconds in a fresh process after `import torch, transformers`; medians of {content['processes']}.\n"
+    yield from header("step", "CPU seconds", "least .. most")
+    for name, seconds in content["cpu_seconds"].items():
+        yield table_row([name, f"{seconds['median']:.3f}", f"{seconds['min']:.3f} .. {seconds['max']:.3f}"])
 
 
 def density_section(content: dict[str, Any]) -> Iterator[str]:

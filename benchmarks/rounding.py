@@ -46,12 +46,12 @@ def without_ffn_units(plan: PruningPlan, share: float, seed: int) -> PruningPlan
     return plan.replace(kept_ffn=kept)
 
 
-def answers(model: Any, plan: PruningPlan, batches: Sequence[dict[str, torch.Tensor]], scoring: ClassScorer) -> Answers:
+def answers(model: Any, plan: PruningPlan, batches: Sequence[dict[str, torch.Tensor]], scorer: ClassScorer) -> Answers:
     """Returns what a plan of a model answers to all examples."""
     with ExitStack() as stack:
         stack.enter_context(masked(model, plan))
         stack.enter_context(evaluating(model))
-        return Answers.joined([scoring.answers(model(**scoring.inputs(batch)), batch) for batch in batches])
+        return Answers.joined([scorer.answers(model(**scorer.inputs(batch)), batch) for batch in batches])
 
 
 def compared(own: Answers, rounded: Answers, band: float) -> dict[str, float]:
@@ -87,11 +87,11 @@ def main() -> None:
         task = load_task(name, limit=64 if options.smoke else None)
         model = fine_tuned(task, options.seed, options.work, smoke=options.smoke)
         twin, batches = half_precision_twin(model), batches_of(model, task.dev)
-        scoring, removed = ClassScorer(model.config.num_labels), REMOVED[:2] if options.smoke else REMOVED
+        scorer, removed = ClassScorer(model.config.num_labels), REMOVED[:2] if options.smoke else REMOVED
         for heads, plan in zip(removed, plans_by_gradient(model, task, removed), strict=True):
             for ffn, cut in ((0.0, plan), (1 / 3, without_ffn_units(plan, 1 / 3, options.seed))):
-                own, rounded = (answers(each, cut, batches, scoring) for each in (model, twin))
-                row = compared(own, rounded, rough_band(scoring, own.margins))
+                own, rounded = (answers(each, cut, batches, scorer) for each in (model, twin))
+                row = compared(own, rounded, rough_band(scorer, own.margins))
                 rows.append({"task": name, "heads_removed": heads, "ffn_removed": ffn, **row})
                 print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     if not options.smoke:

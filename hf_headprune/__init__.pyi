@@ -221,6 +221,8 @@ from hf_headprune.guarantee.certificate import Certificate as Certificate
 from hf_headprune.guarantee.certify import certify as certify
 from hf_headprune.guarantee.certify import certify_path as certify_path
 from hf_headprune.guarantee.claim import Metric as Metric
+from hf_headprune.guarantee.disagreements import disagreements as disagreements
+from hf_headprune.guarantee.monitor import Monitor as Monitor
 from hf_headprune.guarantee.power import PowerAssumptions as PowerAssumptions
 from hf_headprune.guarantee.power import describe_power as describe_power
 from hf_headprune.guarantee.power import detectable_drop as detectable_drop
@@ -249,6 +251,7 @@ from hf_headprune.search.settings import AStarSearch as AStarSearch
 from hf_headprune.shrink.config import PrunableConfig
 from hf_headprune.shrink.latency_table import measure_latency_table as measure_latency_table
 from hf_headprune.shrink.prunable import PrunableModel
+from hf_headprune.shrink.prunable import register_prunable as register_prunable
 from hf_headprune.shrink.surgery import prune_model_ as prune_model_
 from hf_headprune.tasks.batches import Batching as Batching
 from hf_headprune.tasks.scores import scores_of as scores_of
@@ -267,6 +270,7 @@ __all__ = [
     "HeadPruneError",
     "LatencySettings",
     "Metric",
+    "Monitor",
     "PowerAssumptions",
     "PrunableAlbertConfig",
     "PrunableAlbertForMaskedLM",
@@ -487,6 +491,7 @@ __all__ = [
     "cost_of",
     "describe_power",
     "detectable_drop",
+    "disagreements",
     "errors",
     "evenly_spaced",
     "examples_needed",
@@ -498,6 +503,7 @@ __all__ = [
     "plans_between",
     "power_of",
     "prune_model_",
+    "register_prunable",
     "scores_of",
     "search_plan",
     "three_way_split",

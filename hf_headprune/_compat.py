@@ -36,6 +36,8 @@ UNWRAPPED_FORWARD = "_original_forward"
 # torch
 COMPILED_IN_PLACE = "_compiled_call_impl"
 HOOKS_BEFORE_FORWARD = "_forward_pre_hooks"
+HOOKS = (HOOKS_BEFORE_FORWARD, "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+LIBRARIES = frozenset({"torch", "transformers", "accelerate", "hf_headprune"})  # whose hooks a model can't do without
 
 
 def unsupported(name: str, purpose: str) -> UnsupportedVersionError:
@@ -166,3 +168,14 @@ def is_compiled(model: nn.Module) -> bool:
 def hooks_before_forward(module: nn.Module) -> Iterable[Any]:
     """Returns the forward pre-hooks of a module. Without torch's list: none."""
     return tuple(getattr(module, HOOKS_BEFORE_FORWARD, {}).values())
+
+
+def drop_hooks_(model: nn.Module) -> None:
+    """Takes every hook of the user's own off a model's modules, in place. Without torch's lists: none."""
+    for module in model.modules():
+        for name in HOOKS:
+            hooks = getattr(module, name, {})
+            for key, hook in list(hooks.items()):
+                owner = getattr(hook, "__module__", None) or type(hook).__module__
+                if owner.partition(".")[0] not in LIBRARIES:
+                    del hooks[key]

@@ -1,16 +1,23 @@
-"""Parameters, MACs and bytes of a plan; pure arithmetic on the anatomy of a model."""
+"""Parameters, MACs, bytes and measured ms of a plan; pure arithmetic on the anatomy of a model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from hf_headprune._checks import is_number, is_whole
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import check_plan
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy, Site
     from hf_headprune.plan import PruningPlan
+
+LatencyTable = Mapping[str, Mapping[int, float]]  # {site: {units kept: ms}}
+LATENCY_TABLE_RULE = "{site: {kept: ms}} with finite ms, as measure_latency_table returns it, or None"
 
 
 @dataclass(frozen=True)
@@ -85,3 +92,78 @@ def weights_per_unit(site: Site) -> int:
 def _rows_per_unit(site: Site) -> int:
     """Counts the rows and columns, each as long as the residual stream is wide, of one unit."""
     return sum(part.rows.per_unit for part in site.parts) + site.unit_width
+
+
+def latency_table(given: Any) -> LatencyTable | None:
+    """Returns a table of latencies with its numbers of units in order, those that JSON made texts of too.
+
+    Args:
+        given: `{site: {units kept: ms}}`, see `hf_headprune.measure_latency_table`. None is returned of all else.
+    """
+    if not isinstance(given, Mapping) or not given:
+        return None
+    table: dict[str, dict[int, float]] = {}
+    for site, measured in given.items():
+        if not isinstance(measured, Mapping):
+            return None
+        if not all(
+            (_is_decimal(kept) or is_whole(kept, at_least=0)) and is_number(ms) for kept, ms in measured.items()
+        ):
+            return None
+        table[site] = dict(sorted((int(kept), float(ms)) for kept, ms in measured.items()))
+    return table
+
+
+def check_latency_table(table: LatencyTable, sites: Iterable[Site], anatomy: Anatomy, *, where: str) -> None:
+    """Checks that a table speaks of all units that may be removed, and of nothing else.
+
+    Args:
+        table: From `latency_table`.
+        sites: Whose units may be removed.
+        anatomy: Of the model.
+        where: What the table was passed as, for the message.
+
+    Raises:
+        InvalidSettingError: A site is missing or unknown, lacks the ms with none or with all of its units, or is no
+            faster without them.
+    """
+    measure = "Measure this model with measure_latency_table."
+    wanted = {site.name: site for site in sites}
+    missing, unknown = wanted.keys() - table.keys(), table.keys() - {site.name for site in anatomy.sites}
+    if missing or unknown:
+        raise InvalidSettingError(
+            f"{where}: each block whose units may go needs its ms, missing are {sorted(missing)} and unknown "
+            f"{sorted(unknown)}. {measure}"
+        )
+    for name, site in wanted.items():
+        measured = table[name]
+        if any(kept > site.units for kept in measured) or not {0, site.units} <= measured.keys():
+            raise InvalidSettingError(
+                f"{where}: {name} needs the ms with 0 and with all {site.units} of its units kept, and none beyond, "
+                f"received {sorted(measured)}. {measure}"
+            )
+        if not measured[0] < measured[site.units]:
+            raise InvalidSettingError(
+                f"{where}: {name} must be faster without any unit than with all, received {measured[0]} and "
+                f"{measured[site.units]} ms. Measure again, for longer."
+            )
+
+
+def ms_with(kept: Any, measured: Mapping[int, float]) -> Any:
+    """Returns the ms that a block takes above one without units, between the numbers measured by interpolation.
+
+    Args:
+        kept: Number of units, or an array of numbers.
+        measured: Of the block, from a table.
+    """
+    return np.interp(kept, list(measured), list(measured.values())) - measured[0]
+
+
+def latency_of(plan: PruningPlan, table: LatencyTable) -> float:
+    """Returns the ms that all blocks of a table take under a plan, above those without units."""
+    return float(sum(ms_with(len(plan.kept(site)), measured) for site, measured in table.items()))
+
+
+def _is_decimal(key: Any) -> bool:
+    """Tells whether a key is a whole number as JSON writes it."""
+    return isinstance(key, str) and key.isascii() and key.isdecimal()

@@ -69,6 +69,10 @@ class TrainingStateError(HeadPruneError, RuntimeError):
     """The Trainer is in a state in which pruning can't go on correctly."""
 
 
+class ModelInUseError(HeadPruneError, RuntimeError):
+    """A live model is being changed by something that will change it back, such as `masked` in another thread."""
+
+
 class SearchStateError(HeadPruneError, RuntimeError):
     """The saved state of a search does not belong to this search, or is damaged."""
 

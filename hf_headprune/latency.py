@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.benchmark import Timer
 
-from hf_headprune._checks import is_rising, is_whole
+from hf_headprune._checks import is_whole
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _SHORTEST_RUN_SECONDS = 0.02
 _LEAST_RUNS = 5
+MOST_SECONDS = 10.0  # after which no further run is begun, beyond the least
 _DEFAULT_LENGTH = 128
 
 
@@ -95,35 +96,28 @@ class LatencySettings:
     Attributes:
         batch_size: Sequences per batch.
         seq_len: Tokens per sequence; None takes 128, or half of the model's positions where it has fewer than 256.
-        runs: Measurements of each model; at least 5, so that quartiles mean something.
-        max_seconds: Time after which no further run is begun, except that there are always 5 of each model.
+        runs: Measurements of each model; at least 5, so that quartiles mean something. After ten seconds no further one
+            than these five is begun.
         threads: Threads that torch uses on the CPU; None leaves the number as it is.
-        seed: Of the random tokens.
 
     Raises:
-        InvalidSettingError: A number is too small, or none.
+        InvalidSettingError: A setting is no whole number, or too small.
     """
 
     batch_size: int = 8
     seq_len: int | None = None
     runs: int = 15
-    max_seconds: float = 10.0
     threads: int | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        for name, least in (("batch_size", 1), ("seq_len", 1), ("runs", _LEAST_RUNS), ("threads", 1), ("seed", 0)):
+        for name, least in (("batch_size", 1), ("seq_len", 1), ("runs", _LEAST_RUNS), ("threads", 1)):
             value = getattr(self, name)
             may_be_left = name in ("seq_len", "threads") and value is None
             if not (may_be_left or is_whole(value, at_least=least)):
                 raise InvalidSettingError(
                     f"LatencySettings: {name} must be at least {least}, a whole number, received {value!r}."
                 )
-        if not is_rising(0, self.max_seconds):
-            raise InvalidSettingError(
-                f"LatencySettings: max_seconds must be a number >= 0, received {self.max_seconds!r}."
-            )
 
 
 def measure_latency(
@@ -146,7 +140,17 @@ def measure_latency(
     Raises:
         InvalidSettingError: The models are on different devices, one is on several, or their dtypes differ.
     """
-    settings = settings or LatencySettings()
+    return measured_within(MOST_SECONDS, before, after, settings or LatencySettings(), inputs)
+
+
+def measured_within(
+    max_seconds: float,
+    before: nn.Module,
+    after: nn.Module,
+    settings: LatencySettings,
+    inputs: Mapping[str, torch.Tensor] | None,
+) -> LatencyChange:
+    """Measures as `measure_latency` does; after a time no further run is begun, beyond the least."""
     places, others = ({(p.device.type, p.dtype) for p in model.parameters()} for model in (before, after))
     devices = {device for device, _ in places | others}
     if places != others or len(devices) != 1:
@@ -158,7 +162,7 @@ def measure_latency(
     inputs = dict(inputs) if inputs is not None else random_inputs(before, settings)
     shape = next(iter(inputs.values())).shape  # of multiple choice: examples, choices, length
     threads = settings.threads or torch.get_num_threads()
-    samples = _in_turns((before, after), inputs, settings, threads)
+    samples = _in_turns((before, after), inputs, settings.runs, threads, max_seconds)
     return LatencyChange(
         before=_sample(samples[0]),
         after=_sample(samples[1]),
@@ -213,7 +217,7 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
             f"{seq_len}. Measure a shorter sequence."
         )
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(0)
     shape = (settings.batch_size, seq_len)
     tokens = torch.randint(vocab_size, shape, generator=generator)
     padding = getattr(config, "pad_token_id", None)
@@ -243,7 +247,7 @@ def _positions(model: nn.Module) -> int | None:
 
 
 def _in_turns(
-    models: tuple[nn.Module, nn.Module], inputs: dict[str, torch.Tensor], settings: LatencySettings, threads: int
+    models: tuple[nn.Module, nn.Module], inputs: dict[str, torch.Tensor], runs: int, threads: int, max_seconds: float
 ) -> tuple[list[float], list[float]]:
     modes = [model.training for model in models]
     timers = [
@@ -254,8 +258,8 @@ def _in_turns(
         first = [timer.timeit(1).mean for timer in timers]  # also warms up; not counted
         number = max(1, round(_SHORTEST_RUN_SECONDS / min(first)))
         started = time.perf_counter()
-        for run in range(settings.runs):
-            if run >= _LEAST_RUNS and time.perf_counter() - started > settings.max_seconds:
+        for run in range(runs):
+            if run >= _LEAST_RUNS and time.perf_counter() - started > max_seconds:
                 break
             for timer, taken in zip(timers, samples, strict=True):
                 taken.append(timer.timeit(number).mean * 1000)

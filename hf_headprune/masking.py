@@ -7,13 +7,14 @@ of the other units. Closing it there equals cutting it out (see `hf_headprune.sh
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from hf_headprune._compat import is_compiled, unwrap_forward_
+from hf_headprune._compat import drop_hooks_, is_compiled, unwrap_forward_
+from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.plan import check_plan, refitted
 
@@ -132,7 +133,8 @@ def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
     """Closes the units that a plan removes, for the length of a `with` block.
 
     The model keeps its shapes and its training mode; leaving the block restores it, after an error too. Closed units
-    take no part in the output and receive no gradient from it.
+    take no part in the output and receive no gradient from it. Blocks may be nested, and then close what either does.
+    Every thread that runs the model meanwhile sees it closed; to have it whole there, mask a copy.
 
     Args:
         model: Live model of the anatomy that the plan was made for.
@@ -143,12 +145,14 @@ def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
 
     Raises:
         InvalidPlanError: The plan does not fit the model.
+        ModelInUseError: Another thread masks, searches, prunes or trains this very model.
     """
     anatomy = anatomy_of(model)
     plan, refit = (found := refitted(plan)).plan, found.refit
     check_plan(plan, anatomy)
     device = next(model.parameters()).device
     with ExitStack() as stack:
+        stack.enter_context(owned(model, "masked"))
         if is_compiled(model):  # what was compiled without a hook runs on without it
             torch.compiler.reset()
             stack.callback(torch.compiler.reset)
@@ -166,18 +170,61 @@ def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Switches a model to evaluation without gradients, and each of its modules back afterwards."""
+    """Switches a model to evaluation without gradients, and each of its modules back afterwards.
+
+    Raises:
+        ModelInUseError: It is to be switched while another thread changes it.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            yield model.eval()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    changes = any(mode for _, mode in modes)  # else several threads may run it together
+    with owned(model, "an evaluation") if changes else nullcontext(), torch.no_grad():
+        try:
+            yield model.eval() if changes else model
+        finally:
+            for module, mode in modes if changes else ():
+                module.training = mode
 
 
 def plain_copy(model: Any) -> Any:
-    """Copies a model, in evaluation mode, without the wrapper that mixed precision put around its forward method."""
-    twin = copy.deepcopy(model)
+    """Copies a model, in evaluation mode, as it would be read again.
+
+    Without the wrapper that mixed precision put around its forward method, and without hooks of the user's, which no
+    saved model has. What can't be copied, such as a lock or a generator that a module holds, both share; activations
+    that a module holds are copied without their graph.
+    """
+    try:
+        twin = copy.deepcopy(model)
+    except Exception:  # noqa: BLE001 - whatever an attribute of the user's raises, its weights can be copied
+        twin = copy.deepcopy(model, _taken_as_it_is(model))
     unwrap_forward_(twin)
+    drop_hooks_(twin)
     return twin.eval()
+
+
+def _taken_as_it_is(model: nn.Module) -> dict[int, Any]:
+    """Returns, by identity as `deepcopy` takes it, what stands for the attributes of modules that can't be copied."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in list(vars(module).values()):
+            for part in _parts_of(value):
+                if isinstance(part, torch.Tensor) and not part.is_leaf:
+                    memo[id(part)] = part.detach()
+            if any(isinstance(part, nn.Module | nn.Parameter) for part in _parts_of(value)):
+                continue
+            for part in (*_parts_of(value), value):  # what is inside first, so that a list of locks is still copied
+                try:
+                    copy.deepcopy(part, dict(memo))
+                except Exception:  # noqa: BLE001 - as above
+                    memo[id(part)] = part
+    return memo
+
+
+def _parts_of(value: Any, depth: int = 0) -> list[Any]:
+    """Returns what is in nested lists, tuples and dicts; anything else is its only part."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else None
+    if inside is None or depth > _DEEPEST:
+        return [value]
+    return [part for item in list(inside) for part in _parts_of(item, depth + 1)]
+
+
+_DEEPEST = 4

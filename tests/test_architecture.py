@@ -34,9 +34,10 @@ FOUNDATION = {
     "_layouts": set(),
     "anatomy": {"errors", "_compat", "_layouts", "families"},
     "plan": {"errors", "_strict_json", "_unit_ranges", "anatomy"},
-    "cost": {"errors", "anatomy", "plan"},
+    "cost": {"errors", "_checks", "anatomy", "plan"},
     "budgets": {"errors", "_checks", "anatomy", "plan", "cost"},
-    "masking": {"errors", "_compat", "anatomy", "plan"},
+    "_ownership": {"errors", "anatomy"},
+    "masking": {"errors", "_compat", "_ownership", "anatomy", "plan"},
     "latency": {"errors", "_checks", "masking"},
 }
 # What a wing may import besides the foundation; rooms may import both wings, and never a room.
@@ -53,6 +54,7 @@ TORCH_FREE = [
     "cost.py",
     "budgets.py",
     "guarantee/betting.py",
+    "guarantee/monitor.py",
     "guarantee/paired.py",
     "guarantee/power.py",
     "guarantee/resampling.py",
@@ -288,3 +290,21 @@ def test_the_path_rule_finds_paths_in_code_and_leaves_docstrings_alone():
         '"""attention.self"""\n\ndef f(layer):\n    """Of q_proj."""\n    return layer.get(f"{layer}.q_proj.weight")\n'
     )
     assert written_paths(ast.parse(source)) == [".q_proj.weight"]
+
+
+def aliases(tree: ast.Module) -> list[str]:
+    """Module-level names that are nothing but another name for something."""
+    values = [(node.targets[0], node.value) for node in tree.body if isinstance(node, ast.Assign)]
+    return [ast.unparse(name) for name, value in values if isinstance(value, (ast.Name, ast.Attribute))]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nothing_has_a_second_name(path):
+    assert aliases(tree_of(path)) == []
+
+
+def test_the_rule_of_names_finds_aliases_and_leaves_values_alone():
+    assert aliases(ast.parse("old = new\nCLASSES = rows.classes\nPath = str | None\nLARGEST = 3\n")) == [
+        "old",
+        "CLASSES",
+    ]

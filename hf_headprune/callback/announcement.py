@@ -20,6 +20,7 @@ _COUNTED = {
     "parameters": "attention and FFN weights",
     "macs": "multiply-accumulates",
     "bytes": "bytes of attention and FFN",
+    "latency": "measured ms of attention and FFN",
 }
 TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: many are decided early
 

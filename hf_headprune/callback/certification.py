@@ -34,12 +34,15 @@ class Certification:
         metric: What the certificate is about; None for the accuracy of a single-label classifier.
         reference: Model that the pruned one is compared with; None for the trained model before the search.
         reference_name: What it is, in words.
+        required_by: Name of the argument that asks for a certificate, so that training without one would not be what
+            was asked for; None where the defaults ask.
     """
 
     dataset: Any = None
     metric: Metric | None = None
     reference: Any = None
     reference_name: str = "the model passed as reference"
+    required_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
     searched; examples that are in the training set too are left out.
 
     Raises:
-        InvalidSettingError: Nothing says how to score examples or what to compare with, there are too few, or they are
-            given for a certificate that was not asked for.
+        InvalidSettingError: A certificate was asked for, and nothing says how to score examples or what to compare
+            with, or there are too few; or examples are given for one that was not asked for.
         DataLeakError: Examples given for the certificate are in the training or the evaluation set.
     """
     if settings.confidence is None:
@@ -77,28 +80,44 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
     if reason is not None:
         if asked.dataset is not None:
             raise InvalidSettingError(f"HeadPruneCallback(certification_dataset=...): {reason}")
-        return Splits(holdout=NotCertifiable(reason.partition(". ")[0]))
+        return Splits(holdout=_refused_if_required(NotCertifiable(reason.partition(". ")[0]), asked))
     data, searched = _data_of(trainer, asked.dataset), trainer.eval_dataset
     if asked.dataset is None:
         found = _held_back(trainer, settings, data.train)
         if isinstance(found, NotCertifiable):
-            return Splits(holdout=found)
+            return Splits(holdout=_refused_if_required(found, asked))
         searched, data = found[0], replace(data, dataset=found[1])
     if data.search is None:  # the order of removal costs has looked at training examples alone
         seen = data.train if settings.search is None else ExampleFingerprints.of(searched)
         data = replace(data, search=seen)
     drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
+    required = "HeadPruneCallback" if asked.required_by == "confidence" else None
+    decides = settings.follows and can_decide(len(data.dataset), drop, settings.confidence, required_by=required)
     holdout = Holdout(
         data,
         Metric.of(asked.metric or _scored(trainer, settings), trainer.model, where="HeadPruneCallback"),
         drop,
         settings.confidence,
-        is_condition=settings.follows and can_decide(len(data.dataset), drop, settings.confidence),
+        is_condition=decides,
         is_separate=asked.dataset is not None,
         num_candidates=_candidates(settings),
     )
     holdout.rehearse(trainer.model, asked.reference)
     return Splits(searched, holdout)
+
+
+def _refused_if_required(unable: NotCertifiable, asked: Certification) -> NotCertifiable:
+    """Returns why there is no certificate, unless one was asked for.
+
+    Raises:
+        InvalidSettingError: One was.
+    """
+    if asked.required_by is None:
+        return unable
+    raise InvalidSettingError(
+        f"HeadPruneCallback({asked.required_by}=...) asks for a certificate, which can't be made: {unable.reason}. "
+        f"Pass labelled examples that training does not see, or leave {asked.required_by} out."
+    )
 
 
 def _candidates(settings: Settings) -> int:
@@ -159,11 +178,14 @@ def _held_back(
 
     Without a search all of them certify: what they test was put in order without looking at them.
     """
-    dataset = trainer.eval_dataset
+    dataset, model = trainer.eval_dataset, trainer.model
     if trainer_compat.is_stream(dataset) or isinstance(dataset, dict):
         return NotCertifiable("eval_dataset is no single data set with a length")
     prints = ExampleFingerprints.of(dataset)
-    if any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer.model)):
+    seen = [
+        each if isinstance(each, ExampleFingerprints) else ExampleFingerprints.of(each) for _, each in seen_by(model)
+    ]
+    if any(map(prints.shares_with, seen)):
         return NotCertifiable("an earlier search of this model has seen examples of eval_dataset")
     if train is not None and not prints.compared_with(train):
         return NotCertifiable("the examples of eval_dataset can't be compared with those of train_dataset")

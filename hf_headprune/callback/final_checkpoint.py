@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARK = "headprune_spare"
+TRAINED = "headprune_trained"  # the trained weights alone, where optimizer and weights were split over processes
 STAGING = "headprune_unfinished"  # a checkpoint that is half written is never found by `resume_from_checkpoint=True`
 
 
@@ -58,7 +61,70 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts) -> None:
         )
 
 
+def let_resume_skip_halves(trainer: Trainer) -> None:
+    """Lets `train(resume_from_checkpoint=True)` go on from the last checkpoint that is whole.
+
+    The Trainer takes the one of the highest step, also where a kill or a full disk has left half of it. Without a whole
+    one the run begins anew; nothing is deleted.
+
+    Args:
+        trainer: Whose bound `train` is wrapped.
+    """
+    train = trainer.train
+
+    @wraps(train)
+    def train_from_whole(resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = from_first(_last_whole(Path(trainer.args.output_dir)))
+        return train(resume_from_checkpoint, *args, **kwargs)
+
+    trainer.train = train_from_whole
+
+
+def _last_whole(folder: Path) -> Any:
+    """Returns the last whole checkpoint in a folder, None where all are halves, True where there is none: as asked."""
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()]
+    found = [path for path in found if path.is_dir()]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if _is_whole(path):
+            return str(path)
+        logger.warning("%s is half of a checkpoint: the run that wrote it ended meanwhile. It is passed by.", path)
+    return None if found else True
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tells whether the state of the Trainer, the last file that it writes, and the weights can be read."""
+    try:
+        if not isinstance(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")), dict):
+            return False
+        for file in checkpoint.glob("*.safetensors"):
+            with safe_open(file, framework="pt") as content:
+                content.keys()
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
+
+
+def save_trained(trainer: Trainer) -> None:
+    """Saves the trained weights, where they were split over processes and are whole now, until pruning has ended.
+
+    If it does not end, load the folder and call `search_plan`. That it can't be written is logged, and ends nothing.
+    """
+    if not trainer.args.should_save:
+        return
+    folder, staging = Path(trainer.args.output_dir, TRAINED), Path(trainer.args.output_dir, STAGING)
+    model: Any = trainer.model
+    try:
+        model.save_pretrained(staging)
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.replace(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        logger.error("HeadPruneCallback: the trained weights could not be saved in %s (%s).", folder, error)
+
+
 def drop_spare_checkpoint(trainer: Trainer, folder: Path) -> None:
     """Removes a checkpoint that nobody but `save_spare_checkpoint` asked for; any other stays."""
+    if trainer.args.should_save:
+        shutil.rmtree(Path(trainer.args.output_dir, TRAINED), ignore_errors=True)
     if trainer.args.should_save and (folder / MARK).exists():
         shutil.rmtree(folder)

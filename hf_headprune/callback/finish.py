@@ -11,11 +11,16 @@ from tqdm.auto import tqdm
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME, attach_certificate_
 from hf_headprune._distributed import number_of_processes
-from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.certification import Certification, Splits
-from hf_headprune.callback.final_checkpoint import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
+from hf_headprune.callback.final_checkpoint import (
+    drop_spare_checkpoint,
+    save_spare_checkpoint,
+    save_trained,
+    spare_folder,
+)
+from hf_headprune.callback.gathering import make_whole_
 from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import masked, plain_copy
@@ -23,6 +28,7 @@ from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, wal
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
+from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.shrink.surgery import prune_model_
@@ -63,10 +69,13 @@ def finish(
         asked: What the user passed for the certificate.
         train_seconds: Wall time that training took.
     """
-    model: Any = trainer.model
     parts.check_finite()
     parts.warn_of_early_end(trainer.state.max_steps)  # before a spare checkpoint says that all steps were seen
-    save_spare_checkpoint(trainer, parts)
+    if make_whole_(trainer):
+        save_trained(trainer)
+    else:
+        save_spare_checkpoint(trainer, parts)
+    model: Any = trainer.model
     learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)
     found, holdout = _find(trainer, settings, splits, asked, learned)
@@ -89,6 +98,7 @@ def finish(
         report=report,
         path=None if found.chosen is None else found.chosen.path,
         search=found.search,
+        history=found.history,
     )
     if not trainer.is_world_process_zero() or (is_certifiable and settings.trains_twice):
         return result  # certified when the second run has ended
@@ -184,18 +194,19 @@ def _find(
         return Found(RefittedPlan(learned.plan)), splits.holdout
     search = settings.measured
     is_tested = settings.search is None and isinstance(splits.holdout, Holdout)
-    reason = None
+    own = None
     if asked.metric is None or not is_tested:
-        reason = own_number(trainer, search, learned.plan)
-    if reason is not None and asked.metric is None and splits.holdout is not None:
-        splits = Splits(holdout=NotCertifiable(reason))
+        own = own_number(trainer, search, learned.plan, is_one_point=settings.is_one_point)
+    if own is not None and asked.metric is None and splits.holdout is not None:
+        splits = Splits(holdout=NotCertifiable(own.reason))
     if settings.search is not None:
-        return _search(trainer, search, splits, learned, is_own=reason is not None), splits.holdout
+        return _search(trainer, search, splits, learned, is_own=own is not None), splits.holdout
     batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     if isinstance(splits.holdout, Holdout):
         decide = by_test(splits.holdout, plain_copy(trainer.model), learned.plan)
     else:
-        decide = by_metric(metric_source(trainer, search, is_own=reason is not None), search.max_drop, learned.plan)
+        allowed = search.max_drop if own is None else own.max_drop
+        decide = by_metric(metric_source(trainer, search, is_own=own is not None), allowed, learned.plan)
         _remember(trainer)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
     with masked(trainer.model, learned.plan):
@@ -225,7 +236,7 @@ def _remember(trainer: Trainer, searched: Any = None) -> None:
     """Lets the model remember the examples that it is chosen by: they can certify nothing from now on."""
     for dataset in trainer_compat.evaluation_sets(trainer) if searched is None else [searched]:
         if not trainer_compat.is_stream(dataset):
-            remember_seen_(trainer.model, search=dataset)
+            remember_examples_(trainer.model, search=dataset)
 
 
 def _name_of(reference: PruningPlan) -> str:

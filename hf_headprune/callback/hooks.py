@@ -14,15 +14,16 @@ from hf_headprune.callback import metric_choice, search_metric, trainer_compat
 from hf_headprune.callback.announcement import announcement
 from hf_headprune.callback.certification import Certification, Splits, known_when_training_begins, splits_of
 from hf_headprune.callback.distillation import distil
+from hf_headprune.callback.final_checkpoint import let_resume_skip_halves
 from hf_headprune.callback.finish import finish, with_certificate, write_results
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
 from hf_headprune.callback.refill_run import let_second_run_follow, second_run_steps
+from hf_headprune.callback.rehearsal import rehearse
 from hf_headprune.callback.settings import AUTO, Settings
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.latency import LatencySettings, try_latency
 from hf_headprune.pipeline.holdout import Holdout
-from hf_headprune.shrink.prunable import prunable_class
-from hf_headprune.shrink.resize import check_can_cut
+from hf_headprune.shrink.surgery import check_can_prune
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +91,7 @@ class HeadPruneCallback(TrainerCallback):
 
         Args:
             max_drop: Drop of the metric that is allowed, absolute: 0.01 is one percentage point of a metric that runs
-                from 0 to 1.
+                from 0 to 1. When nothing is passed it is one percentage point, of a metric from 0 to 100 too.
             density: Share of the weights of all attention and FFN matrices that is kept. Units whose removal costs
                 least are removed after 60 % of the steps; the pruned model trains on.
             speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
@@ -105,9 +106,9 @@ class HeadPruneCallback(TrainerCallback):
                 costs; it has a `max_drop` of its own. None: with `gates`, `movement` or a budget of size, exactly what
                 training chose is pruned.
             confidence: With which the drop must be shown to be below `max_drop` on unseen data, by an exact test of
-                `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing. Where there are too few
-                examples to show anything, the drop that is seen decides. None lets it decide in any case, and
-                certifies nothing.
+                `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing; where there are too few
+                examples to show anything, the drop that is seen decides then. With a number, only what is certified is
+                pruned. None lets the drop that is seen decide in any case, and certifies nothing.
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone, as they
                 are or as `CertificationData`. When left out, `eval_dataset` is taken; with a search, half of it, which
                 the search then does not see.
@@ -135,7 +136,8 @@ class HeadPruneCallback(TrainerCallback):
                 f"HeadPruneCallback(certification_metric={certification_metric!r}): it scores examples of its own, "
                 "received none. Pass them as certification_dataset, too."
             )
-        asked = Certification(certification_dataset, certification_metric, reference)
+        required = "reference" if reference is not None else None if confidence in (AUTO, None) else "confidence"
+        asked = Certification(certification_dataset, certification_metric, reference, required_by=required)
         if reference is None and distillation is not None and self.settings.prunes_in_training:
             asked = replace(asked, reference=distillation.teacher, reference_name="the teacher")
         self.result: PruningResult | None = None
@@ -144,6 +146,7 @@ class HeadPruneCallback(TrainerCallback):
         self._asked = asked
         self._splits = Splits()
         self._started = 0.0
+        self._is_rehearsed = False
 
     @property
     def plan(self) -> PruningPlan | None:
@@ -174,6 +177,7 @@ class HeadPruneCallback(TrainerCallback):
             raise TrainingStateError("A Trainer takes one HeadPruneCallback. Pass all that it should do to one.")
         take_off_earlier(trainer.model)
         trainer_compat.let_finished_runs_end(trainer)
+        let_resume_skip_halves(trainer)
         self.settings = self._checked(trainer)
         self._parts = LearnedParts(trainer, anatomy_of(trainer.model), self.settings)
         trainer_compat.let_training_end_idle(trainer, self._parts.idle)
@@ -185,10 +189,10 @@ class HeadPruneCallback(TrainerCallback):
 
     def _checked(self, trainer: Trainer) -> Settings:
         """Returns the settings for the Trainer's model, after every check that needs no training."""
-        trainer_compat.require_whole_model(trainer)
+        in_training = self.settings.prunes_in_training or self.settings.distillation is not None
+        trainer_compat.require_whole_model(trainer, in_training=in_training)
         anatomy = anatomy_of(trainer.model)
-        check_can_cut(trainer.model, anatomy.sites)
-        prunable_class(trainer.model)
+        check_can_prune(trainer.model)
         settings = self.settings.resolved(anatomy, trainer.model)
         if settings.latency is not None:
             try_latency(trainer.model, settings.latency)  # what the model can't take fails now
@@ -209,7 +213,9 @@ class HeadPruneCallback(TrainerCallback):
         seconds = None
         if self.settings.follows:
             closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            seconds = search_metric.require_searchable(trainer, self.settings.measured, start_cuts_ffn=closes_ffn)
+            seconds = search_metric.require_searchable(
+                trainer, self.settings.measured, start_cuts_ffn=closes_ffn, is_one_point=self.settings.is_one_point
+            )
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
             tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))
@@ -247,8 +253,16 @@ class HeadPruneCallback(TrainerCallback):
             self._parts.begin_step(self._trainer)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Logs gates and masks whenever the Trainer logs, through the Trainer, so that every tracker gets them."""
-        if self._parts is None or self._trainer is None or not control.should_log:
+        """Logs gates and masks whenever the Trainer logs, through the Trainer, so that every tracker gets them.
+
+        After the first step of a process, what follows the last one is rehearsed.
+        """
+        if self._parts is None or self._trainer is None:
+            return
+        if not self._is_rehearsed:
+            self._is_rehearsed = True
+            rehearse(self._trainer, self.settings, self._splits)
+        if not control.should_log:
             return
         if not self._parts.banks:
             self._parts.check_finite()

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
+from hf_headprune.callback.gathering import is_split, local_part
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.registry import PRUNERS, detach_pruners
 from hf_headprune.learn.training_loop import TrainingLoop
@@ -130,7 +131,9 @@ class LearnedParts:
         """
         trainer: Any = self._trainer()
         names, weights = zip(*trainer.model.named_parameters(), strict=True)
-        are_finite = torch.stack([weight.detach().isfinite().all() for weight in weights]).tolist()
+        are_finite = torch.stack([local_part(weight).detach().isfinite().all() for weight in weights]).tolist()
+        if is_split(trainer.model):  # what one process finds in its part, all refuse
+            are_finite = [all(found) for found in zip(*gather_object([are_finite]), strict=True)]
         bad = [name for name, is_finite in zip(names, are_finite, strict=True) if not is_finite]
         if bad:
             raise TrainingStateError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_headprune._distributed import from_first, number_of_processes
 from hf_headprune._fingerprints import sha256_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FAR_ABOVE_ONE = 1.5  # what no metric between 0 and 1 is
+PERCENT = 100.0
 
 
 def scored_metric(trainer: Trainer, metric: str | None) -> str | None:
@@ -43,16 +44,32 @@ def scored_metric(trainer: Trainer, metric: str | None) -> str | None:
     return name if is_scored else None
 
 
-def own_number(trainer: Trainer, search: AStarSearch, reference: PruningPlan) -> str | None:
+class OwnNumber(NamedTuple):
+    """A number of the Trainer's that decides in place of ours.
+
+    Attributes:
+        reason: Why ours can't decide, in words.
+        max_drop: Drop that is allowed, in the Trainer's numbers.
+    """
+
+    reason: str
+    max_drop: float
+
+
+def own_number(
+    trainer: Trainer, search: AStarSearch, reference: PruningPlan, *, is_one_point: bool = False
+) -> OwnNumber | None:
     """Compares, once after training, what the Trainer's evaluation returns under the metric's name with ours.
 
     Args:
         trainer: Its model is trained.
-        search: Settings: the metric.
+        search: Settings: the metric, and the drop that is allowed.
         reference: What is open in the model.
+        is_one_point: Whether one percentage point is allowed, in whatever numbers: of a metric that runs from 0 to 100
+            it is 1.0, and a number that is a hundred times ours is the same metric.
 
     Returns:
-        Where they differ, why ours can't decide, in words; else None.
+        The Trainer's number where the two differ; else None.
     """
     name, is_scored = metric_of(trainer, search.metric)
     if not (is_scored and has_own_numbers(trainer)):
@@ -62,15 +79,17 @@ def own_number(trainer: Trainer, search: AStarSearch, reference: PruningPlan) ->
     if theirs is None:
         return None
     theirs = float(theirs)
+    scale = PERCENT if is_one_point and runs_to_100(name, theirs) else 1.0
     ours = from_first(_by_example(trainer, name, search).evaluator(reference).metric)
-    if agree(trainer, theirs, ours):
+    if agree(trainer, theirs / scale, ours):
         return None
+    max_drop = scale * search.max_drop
     reason = (
         f"the Trainer's evaluation returns {theirs:.4g} as {name} of the trained model, and its examples scored one by "
         f"one give {ours:.4g}: the Trainer's number decides, and can't be certified"
     )
-    logger.warning("HeadPruneCallback: %s. max_drop=%g is a drop of that number.", reason, search.max_drop)
-    return reason
+    logger.warning("HeadPruneCallback: %s. A drop of %g of that number is allowed.", reason, max_drop)
+    return OwnNumber(reason, max_drop)
 
 
 def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None, *, is_own: bool = False) -> MetricSource:
@@ -118,7 +137,7 @@ def _by_example(trainer: Trainer, name: str, search: AStarSearch, examples: Any 
         settings=_evaluator_settings(trainer, search),
         calibration=_calibration(trainer, loader.collate_fn),
     )
-    return MetricSource(evaluator, evaluator.scoring.in_words, len(loader.dataset), "searched examples", model=model)
+    return MetricSource(evaluator, evaluator.scorer.in_words, len(loader.dataset), "searched examples", model=model)
 
 
 def _own(trainer: Trainer, name: str) -> float:
@@ -158,7 +177,14 @@ def _calibration(trainer: Trainer, collate: Any) -> list[dict[str, torch.Tensor]
     return None if drawn is None else _batches(trainer, drawn, collate)
 
 
-def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn: bool) -> float:
+def runs_to_100(name: str, value: float) -> bool:
+    """Tells whether a metric is in percent, by a value that it has; losses have no such scale."""
+    return FAR_ABOVE_ONE < abs(value) <= PERCENT and name != "loss"
+
+
+def require_searchable(
+    trainer: Trainer, search: AStarSearch, *, start_cuts_ffn: bool, is_one_point: bool = False
+) -> float:
     """Sees that plans will find their units and their metric, before hours of training rest on it.
 
     Where examples are scored, they are read; numbers of the user's are looked for in an evaluation.
@@ -167,6 +193,7 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
         trainer: Of the run.
         search: Settings.
         start_cuts_ffn: Whether training will have closed FFN units, but left their weights, when the search begins.
+        is_one_point: See `own_number`.
 
     Returns:
         Seconds to measure one plan on all examples, about.
@@ -188,7 +215,10 @@ def require_searchable(trainer: Trainer, search: AStarSearch, *, start_cuts_ffn:
         value = evaluate(trainer).get(name)
     if value is not None:
         higher_is_better(trainer, name, search)
-        _warn_of_scale(name, value, search.max_drop)
+        if is_one_point and is_scored and runs_to_100(name, value):
+            logger.warning("HeadPruneCallback: %s runs from 0 to 100. A drop of 1.0, a point, is allowed.", name)
+        else:
+            _warn_of_scale(name, value, search.max_drop)
     elif is_scored:
         check_drop(name, search.max_drop, where="HeadPruneCallback")
         if search.tuning.greater_is_better is False:

@@ -49,6 +49,7 @@ class Settings:
         size: The budgets "density", "speedup", "size_mb" and "kept_heads" as they were passed; at most one is not None.
         distillation: What the model learns from a teacher.
         max_drop: Drop of the metric that is allowed to the plans tried after training, in the order of removal costs.
+        is_one_point: Whether that drop is the default: one percentage point, whatever numbers the metric runs over.
         search: In their place, an A* search after training.
         confidence: Of the certificate; None certifies nothing.
         latency: At what latency is measured before and after pruning.
@@ -63,6 +64,7 @@ class Settings:
     size: Mapping[str, Any] = field(default_factory=dict)
     distillation: Distillation | None = None
     max_drop: float | None = None
+    is_one_point: bool = False
     search: AStarSearch | None = None
     confidence: float | None = DECIDING
     latency: LatencySettings | None = None
@@ -88,7 +90,7 @@ class Settings:
             )
         methods = [others.get(part) for part in ("gates", "movement", "second_order")]
         if max_drop is None and name is None and search is None and all(method is None for method in methods):
-            max_drop = DEFAULT_DROP
+            max_drop, others["is_one_point"] = DEFAULT_DROP, True
         decides = max_drop is not None or search is not None
         if others["confidence"] == AUTO:
             others["confidence"] = DECIDING if decides else REPORTING

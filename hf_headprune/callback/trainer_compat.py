@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from functools import wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer
 
-from hf_headprune.errors import TrainingStateError
+from hf_headprune._ownership import TRAINING, owned
+from hf_headprune.errors import TrainingStateError, shown
 from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ TAKES_NUM_ITEMS = "model_accepts_loss_kwargs"
 MICRO_BATCHES = "current_gradient_accumulation_steps"
 LOSS_SCALER = "scaler"
 DDP_SETTINGS = "ddp_handler"
+FSDP_VERSION = 2
 
 
 def calling_trainer(callback: TrainerCallback) -> Trainer:
@@ -61,21 +64,33 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
     )
 
 
-def require_whole_model(trainer: Trainer) -> None:
+def require_whole_model(trainer: Trainer, *, in_training: bool) -> None:
     """Refuses ways to build a Trainer in which there is no one whole model to prune.
 
+    Args:
+        trainer: Of the run.
+        in_training: Whether the model is pruned, or learns from a teacher, while it trains.
+
     Raises:
-        TrainingStateError: The Trainer re-makes the model (`model_init`), or splits weights over processes.
+        TrainingStateError: The Trainer re-makes the model (`model_init`), or splits weights over processes in a way
+            that can't be gathered, or while they are needed whole.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
             "Trainer(model_init=...) makes a new model at every train(), and HeadPruneCallback serves the one that the "
             "Trainer was built with. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
         )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled) and in_training:
         raise TrainingStateError(
-            "DeepSpeed and FSDP split every weight over the processes; scoring heads and pruning them needs whole "
-            "ones. Train with plain data parallelism (torchrun or accelerate launch without them)."
+            "DeepSpeed and FSDP split every weight over the processes while the model trains, and pruning in training "
+            "needs whole ones. Prune after training: HeadPruneCallback() or HeadPruneCallback(max_drop=...), which "
+            "gather them once; or train with plain data parallelism."
+        )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) < FSDP_VERSION:
+        raise TrainingStateError(
+            "FSDP of version 1 flattens the weights of a block into one, which is not gathered here. Use version 2: "
+            "fsdp_config={'version': 2}, or fsdp_version: 2 in the configuration of accelerate."
         )
 
 
@@ -141,7 +156,7 @@ def let_finished_runs_end(trainer: Trainer) -> None:
 
 
 def let_training_end_idle(trainer: Trainer, idle: Callable[[], None]) -> None:
-    """Calls a function whenever `trainer.train()` ends, after an interrupt or an error too.
+    """Lets `trainer.train()` own the model, and calls a function whenever it ends, after an interrupt or an error too.
 
     Args:
         trainer: Whose bound `train` is wrapped.
@@ -151,10 +166,11 @@ def let_training_end_idle(trainer: Trainer, idle: Callable[[], None]) -> None:
 
     @wraps(train)
     def train_then_idle(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return train(*args, **kwargs)
-        finally:
-            idle()
+        with owned(trainer.model, TRAINING):
+            try:
+                return train(*args, **kwargs)
+            finally:
+                idle()
 
     trainer.train = train_then_idle
 
@@ -264,8 +280,13 @@ def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
 
 def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
     """Returns the loss times the examples of the batch, as fp16 training scales it."""
-    examples = len(next(value for _, value in tensors(batch)))
-    return batch_loss(trainer, batch) * (examples * loss_scale(trainer))
+    first = next(tensors(batch), None)
+    if first is None:
+        raise TrainingStateError(
+            f"HeadPruneCallback: the data collator returns no tensor, received {shown(batch)}. Removal costs need "
+            "batches of tensors, which may be nested in dicts or lists."
+        )
+    return batch_loss(trainer, batch) * (len(first[1]) * loss_scale(trainer))
 
 
 def loss_scale(trainer: Trainer) -> float:
@@ -344,5 +365,10 @@ def peak_learning_rate(scores: torch.nn.Parameter, optimizer: Any) -> float:
 
 
 def tensors(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors of a batch by name."""
-    return ((name, value) for name, value in batch.items() if isinstance(value, torch.Tensor))
+    """Yields the tensors of a batch by name; those nested in mappings and lists have the names of both, with a dot."""
+    named = batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, list | tuple) else ()
+    for name, value in named:
+        if isinstance(value, torch.Tensor):
+            yield str(name), value
+        else:
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in tensors(value))

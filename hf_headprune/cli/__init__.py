@@ -13,7 +13,9 @@ import datasets
 import transformers
 import typer
 
+from hf_headprune.cli.certify import certify, disagreements
 from hf_headprune.cli.inspect import power, show, verify
+from hf_headprune.cli.monitor import monitor
 from hf_headprune.cli.prune import prune
 from hf_headprune.errors import HeadPruneError
 
@@ -32,7 +34,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 100},
     help="Prunes fine-tuned Transformers, inspects pruned ones, and verifies their certificates.",
 )
-for command in (prune, show, verify, power):
+for command in (prune, show, disagreements, certify, verify, monitor, power):
     app.command()(command)
 
 

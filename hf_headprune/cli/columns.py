@@ -37,7 +37,7 @@ class NamedColumns:
     Attributes:
         text: Of the text, of the tokens, or of the context of questions.
         text_pair: Of the second text of a pair.
-        label: Of the class, the score, the tags, or the answers.
+        label: Of the class, the score, the tags, or the answers; of several labels also their columns, with commas.
         question: Of the question.
     """
 
@@ -71,7 +71,39 @@ def one_column(split: Dataset, named: str | None, known: tuple[str, ...], *, opt
     return found[0]
 
 
-def text_columns(split: Dataset, named: NamedColumns, label: str, *, where: str) -> tuple[str, ...]:
+def label_columns(
+    split: Dataset, named: str | None, names: Iterable[str], *, option: str, where: str
+) -> tuple[str, ...]:
+    """Returns the columns of several labels per example: one that holds lists, or one for each label.
+
+    Args:
+        split: Rows.
+        named: By the user, with commas between them; or None for one with a known name, or those named as the labels.
+        names: Of the model's labels.
+        option: With which a user names the columns.
+        where: Name of the split, for the message.
+
+    Raises:
+        InvalidSettingError: There are no such columns.
+    """
+    if named is not None:
+        parts = [named] if named in split.column_names else [part.strip() for part in named.split(",")]
+        return tuple(_present(split, part, option=option, where=where) for part in parts)
+    known = [name for name in CLASSES if name in split.column_names]
+    by_name = {name.casefold(): name for name in split.column_names}
+    wanted = [name.casefold() for name in names]
+    if not known and all(name in by_name for name in wanted):
+        return tuple(by_name[name] for name in wanted)
+    if len(known) != 1:
+        raise InvalidSettingError(
+            f"{where}: this model gives each example several labels, and no single column is named "
+            f"{' or '.join(CLASSES)}, nor is there one for each of {listed(names)}, among the columns "
+            f"{listed(split.column_names)}. Name a column of lists, or one for each label, with {option} A,B,C."
+        )
+    return (known[0],)
+
+
+def text_columns(split: Dataset, named: NamedColumns, labels: tuple[str, ...], *, where: str) -> tuple[str, ...]:
     """Returns the column of the text, or the two of a pair.
 
     Columns with known names are found if no other column holds text: a second text that the model was or was not
@@ -81,7 +113,7 @@ def text_columns(split: Dataset, named: NamedColumns, label: str, *, where: str)
     Args:
         split: Rows.
         named: By the user.
-        label: Column of the labels.
+        labels: Columns of the labels.
         where: Name of the split, for the message.
 
     Raises:
@@ -94,7 +126,7 @@ def text_columns(split: Dataset, named: NamedColumns, label: str, *, where: str)
     if named.text is not None:
         both = [("--text-column", named.text), ("--text-pair-column", named.text_pair)]
         return tuple(_present(split, name, option=option, where=where) for option, name in both if name is not None)
-    texts = [name for name in split.column_names if name != label and _holds_text(split, name)]
+    texts = [name for name in split.column_names if name not in labels and _holds_text(split, name)]
     known: tuple[tuple[str, ...], ...] = (*((name,) for name in TEXTS), *PAIRS)
     for names in known:
         if set(names) == set(texts):

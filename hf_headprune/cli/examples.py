@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from datasets import ClassLabel
 
 from hf_headprune.cli import columns
-from hf_headprune.cli.columns import NamedColumns, listed, one_column, text_columns
-from hf_headprune.cli.labels import ModelClasses, number_of
+from hf_headprune.cli.columns import NamedColumns, label_columns, listed, one_column, text_columns
+from hf_headprune.cli.labels import ModelClasses, SeveralLabels, number_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.tasks.examples import IGNORED_LABEL
 from hf_headprune.tasks.windows import WINDOW_COLUMNS, Windows, check_questions
@@ -48,7 +48,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TextReader:
-    """Reads single texts or pairs, each with a class or a score.
+    """Reads single texts or pairs, each with a class, a score, or several labels.
 
     Attributes:
         tokenizer: Of the model.
@@ -60,7 +60,7 @@ class TextReader:
     tokenizer: Any
     max_length: int
     named: NamedColumns
-    classes: ModelClasses | None
+    classes: ModelClasses | SeveralLabels | None
 
     def encode(self, split: Dataset, where: str) -> Encoded:
         """Tokenizes a split.
@@ -68,22 +68,36 @@ class TextReader:
         Raises:
             InvalidSettingError: Columns can't be found, or a label or text is none.
         """
-        known = columns.SCORES if self.classes is None else columns.CLASSES
-        label = one_column(split, self.named.label, known, option=LABEL_OPTION, where=where)
-        texts = text_columns(split, self.named, label, where=where)
-        split, unlabelled = _labelled(split, label, where, is_score=self.classes is None)
+        labels = self._label_columns(split, where)
+        texts = text_columns(split, self.named, labels, where=where)
+        split, unlabelled = _labelled(split, labels, where, is_score=self.classes is None)
         for column in texts:
             _check_texts(split, column, where)
-        meaning = self._meaning(split, label, f"{where}, column {label!r}")
+        targets = self._targets(split, labels, f"{where}, column{'s' * (len(labels) > 1)} {listed(labels)}")
 
-        def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             found = [batch[column] for column in texts]
             encoded = self.tokenizer(*found, truncation=True, max_length=self.max_length)
-            labels = [meaning[value] for value in batch[label]]
-            return {**encoded, **dict(zip(TEXT_NAMES, found, strict=False)), "labels": labels}
+            return {**encoded, **dict(zip(TEXT_NAMES, found, strict=False)), "labels": [targets[i] for i in indices]}
 
-        encoded = split.map(rows, remove_columns=split.column_names, desc=where, **_MAP)
-        return Encoded(encoded, unlabelled, (*texts, label))
+        encoded = split.map(rows, with_indices=True, remove_columns=split.column_names, desc=where, **_MAP)
+        return Encoded(encoded, unlabelled, (*texts, *labels))
+
+    def _label_columns(self, split: Dataset, where: str) -> tuple[str, ...]:
+        if isinstance(self.classes, SeveralLabels):
+            names = self.classes.known.ids
+            return label_columns(split, self.named.label, names, option=LABEL_OPTION, where=where)
+        known = columns.SCORES if self.classes is None else columns.CLASSES
+        return (one_column(split, self.named.label, known, option=LABEL_OPTION, where=where),)
+
+    def _targets(self, split: Dataset, labels: tuple[str, ...], where: str) -> list[Any]:
+        """Returns the class, the score, or the zeros and ones of each row."""
+        if not isinstance(self.classes, SeveralLabels):
+            meaning = self._meaning(split, labels[0], where)
+            return [meaning[value] for value in split[labels[0]]]
+        if len(labels) > 1:
+            return self.classes.of_columns(labels, _rows_of(split, labels), where=where)
+        return self.classes.of_lists(split[labels[0]][:], _class_names(split, labels[0]), where=where)
 
     def _meaning(self, split: Dataset, label: str, where: str) -> dict[Any, int] | dict[Any, float]:
         """Returns the class or the score of each label that occurs."""
@@ -91,7 +105,7 @@ class TextReader:
         lists = [value for value in values if isinstance(value, (list, dict))]
         if lists:
             raise InvalidSettingError(f"{where}: a label must be one name or number, received {listed(lists[:1])}.")
-        if self.classes is not None:
+        if isinstance(self.classes, ModelClasses):
             return self.classes.classes_of(set(values), _class_names(split, label), where=where)
         scores = {value: number_of(value) for value in set(values)}
         wrong = sorted(str(value) for value, score in scores.items() if score is None)
@@ -223,13 +237,14 @@ def reader_for(model: Any, tokenizer: Any, named: NamedColumns, max_length: int 
         _check_fast(tokenizer, "giving tags to tokens")
         return TokenReader(tokenizer, length, named, ModelClasses.of(model.config))
     if any("ForSequenceClassification" in name for name in names):
+        classes = ModelClasses.of(model.config)
         if model.config.problem_type == "multi_label_classification":
-            raise UnsupportedModelError(f"{type(model).__name__}: classes must exclude each other, received several.")
-        is_score = model.config.num_labels == 1
-        return TextReader(tokenizer, length, named, None if is_score else ModelClasses.of(model.config))
+            return TextReader(tokenizer, length, named, SeveralLabels(classes))
+        return TextReader(tokenizer, length, named, None if model.config.num_labels == 1 else classes)
     raise UnsupportedModelError(
         f"{type(model).__name__}: this command prunes ...ForSequenceClassification, ...ForTokenClassification and "
-        "...ForQuestionAnswering models. For others use search_plan or plan_for_budget in Python."
+        "...ForQuestionAnswering models: it reads labels, tags and answers from files, no texts to be generated. For "
+        "others use search_plan or plan_for_budget in Python."
     )
 
 
@@ -249,17 +264,23 @@ def _check_fast(tokenizer: Any, what: str) -> None:
         )
 
 
-def _labelled(split: Dataset, label: str, where: str, *, is_score: bool) -> tuple[Dataset, int]:
+def _labelled(split: Dataset, labels: tuple[str, ...], where: str, *, is_score: bool) -> tuple[Dataset, int]:
     """Leaves out the rows without a label; returns the others and how many were left out."""
-    values = split[label][:]
-    missing = {index for index, value in enumerate(values) if _is_none(value)}
-    hidden = {index for index, value in enumerate(values) if value in HIDDEN}
+    values = _rows_of(split, labels)
+    missing = {index for index, row in enumerate(values) if any(map(_is_none, row))}
+    hidden = {index for index, row in enumerate(values) if any(value in HIDDEN for value in row)}
     if not is_score or len(missing | hidden) == len(values):  # a score may be -1
         missing |= hidden
     if len(missing) == len(values):
-        raise UnlabelledError(f"{where}: no row has a label in {label!r}. Name another column with {LABEL_OPTION}.")
+        raise UnlabelledError(
+            f"{where}: no row has a label in {listed(labels)}. Name another column with {LABEL_OPTION}."
+        )
     labelled = [index for index in range(len(values)) if index not in missing]
     return (split.select(labelled) if missing else split), len(missing)
+
+
+def _rows_of(split: Dataset, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    return list(zip(*(split[column][:] for column in columns), strict=True))
 
 
 def _is_none(value: Any) -> bool:

@@ -14,7 +14,7 @@ from hf_headprune.cli.models import load_model
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.power import PowerAssumptions, describe_power
+from hf_headprune.guarantee.power import PowerAssumptions, describe_labels, describe_power
 from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan
@@ -66,7 +66,7 @@ def verify(
 
 
 def power(
-    examples: Annotated[int, typer.Argument(help="Labelled examples that neither training nor search sees.", min=1)],
+    examples: Annotated[int, typer.Argument(help="Examples that neither training nor search sees.", min=1)],
     max_drop: Annotated[float, typer.Option(help="Drop of the accuracy to exclude; 0.01 is one point.")] = 0.01,
     confidence: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
     disagreement: Annotated[float, typer.Option(help="Share of answers that pruning changes.")] = 0.03,
@@ -79,6 +79,7 @@ def power(
         raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {max_drop}. A point is 0.01.")
     assumptions = PowerAssumptions(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
     typer.echo(describe_power(examples, max_drop, assumptions))
+    typer.echo(describe_labels(examples, max_drop, assumptions))
 
 
 def _examples(file: Path) -> list[dict[str, Any]]:

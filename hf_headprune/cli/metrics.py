@@ -25,7 +25,8 @@ def metric_named(name: str | None, model: Any) -> tuple[Any, str]:
         InvalidSettingError: A module on disk can't be loaded or computed, or nothing has a metric of that name.
     """
     own = metrics_of(model)
-    if name is None or (name in own and not is_sequence_classifier(model)):  # predictions that no module can read
+    has_classes = is_sequence_classifier(model) and not _has_several(model)
+    if name is None or (name in own and not has_classes):  # predictions that no module can read
         return name, ""
     try:
         module = import_module("evaluate").load(name)
@@ -54,20 +55,28 @@ def _of_scikit_learn(name: str, own: tuple[str, ...], reason: str, model: Any) -
 
 
 def _tried(name: str, metric: Any, model: Any) -> Any:
-    """Returns a metric that can be computed of the model's classes.
+    """Returns a metric that can be computed of what the model predicts.
 
     Raises:
         InvalidSettingError: It can't.
     """
-    classes = list(range(max(2, model.config.num_labels)))
+    size = model.config.num_labels
+    predicted: list[Any] = list(range(max(2, size)))
+    words = f"the classes 0 to {predicted[-1]}"
+    if _has_several(model):
+        predicted, words = [[0] * size, [1] * size], "lists of 0 and 1, one for each label"
     try:
-        PredictionMetric(metric)(classes, classes)
+        PredictionMetric(metric)(predicted, predicted)
     except Exception as error:
         raise InvalidSettingError(
-            f"--metric {name}: it can't be computed of the classes 0 to {classes[-1]}: {_first_line(error)}. Pass one "
-            f"of {', '.join(metrics_of(model))}."
+            f"--metric {name}: it can't be computed of {words}: {_first_line(error)}. Pass one of "
+            f"{', '.join(metrics_of(model))}."
         ) from error
     return metric
+
+
+def _has_several(model: Any) -> bool:
+    return bool(model.config.problem_type == "multi_label_classification")
 
 
 def _first_line(error: Exception) -> str:

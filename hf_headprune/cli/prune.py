@@ -11,6 +11,7 @@ import typer
 
 from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli import duration
 from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.examples import QuestionReader, reader_for
@@ -26,6 +27,7 @@ from hf_headprune.pipeline.budget import MB
 from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.shrink.surgery import probe, prune_model_
 from hf_headprune.tasks.batches import Batching
 
@@ -105,6 +107,9 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     speedup: Annotated[
         float | None, typer.Option(metavar="X", help="Or: multiply-accumulates before, over those after")
     ] = None,
+    measured: Annotated[  # noqa: FBT002
+        bool, typer.Option("--measured", help="Of --speedup: count ms of this machine, batch 8 x 128 tokens")
+    ] = False,
     size_mb: Annotated[float | None, typer.Option(metavar="X", help="Or: size of model.safetensors, in MB")] = None,
     kept_heads: Annotated[
         str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
@@ -135,6 +140,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         source=DataSource(train, validation, test, dataset, dataset_config),
         columns=NamedColumns(text_column, text_pair_column, label_column, question_column),
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
+        measured=measured,
         searches=search,
         metric=metric,
         tokenizer=tokenizer or model,
@@ -154,6 +160,7 @@ class Run:
     source: DataSource
     columns: NamedColumns
     budget: Budget
+    measured: bool
     searches: bool
     metric: str | None
     tokenizer: str
@@ -171,16 +178,27 @@ class Run:
         model = to_accelerator_(load_model(self.model))
         anatomy_of(model)  # refuses other families before anything is read
         self.budget.check(model)
-        for option, given in (("--metric", self.metric is not None), ("--search", self.searches)):
-            if given and not self.budget.is_drop:
-                raise InvalidSettingError(f"prune: {option} is for --max-drop, which measures plans. Leave it out.")
+        if self.searches and not self.budget.is_drop:
+            raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
+        if self.measured and self.budget.name != "speedup":
+            raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
         tokenizer = load_tokenizer(self.tokenizer, model)
         reader = reader_for(model, tokenizer, self.columns, self.max_length)
         metric, note = metric_named(self.metric, model)
         splits = self._splits(reader)
+        batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
+        tests = self.budget.is_drop and not self.searches
+        work = duration.examples_of_work(splits, searches=self.searches, tests=tests)
         _say([note, *splits.notes, self._announced(model, splits)])
+        _say(
+            [f"It takes {duration.in_words(duration.seconds_of(model, splits, batching, work))}, if nothing else runs."]
+        )
         groups = "context" if isinstance(reader, QuestionReader) else None
-        result = self._result(model, tokenizer, splits, metric, groups)
+        if self.searches:  # has a bar of its own
+            result = self._result(model, batching, splits, metric, groups)
+        else:
+            with duration.shown(model, work):
+                result = self._result(model, batching, splits, metric, groups)
         holds = self.budget.is_met(result)
         content: dict[str, Any] = {
             "model": self.model,
@@ -209,10 +227,12 @@ class Run:
             )
         splits = encoded_splits(read, reader, from_hub=self.source.dataset is not None)
         splits = held_back(splits, searches=self.searches)
-        if self.budget.confidence is not None and splits.certify is None:
+        asked = {"confidence": self.budget.confidence, "metric": None if self.budget.is_drop else self.metric}
+        given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
+        if given and splits.certify is None:
             raise InvalidSettingError(
-                f"prune: --confidence {self.budget.confidence} needs unseen examples to certify on. Pass "
-                "--test, or more examples as --validation."
+                f"prune: {' and '.join(given)}: there are no unseen examples to certify on. Pass --test, or more "
+                "examples as --validation."
             )
         return splits
 
@@ -229,10 +249,9 @@ class Run:
             f"Computed: {work}."
         )
 
-    def _result(self, model: Any, tokenizer: Any, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
+    def _result(self, model: Any, batching: Batching, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
         options: dict[str, Any] = {"batch_size": self.batch_size}
         if splits.certify is not None:
-            batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(
                 splits.certify, train=splits.seen, search=searched, groups=groups, batching=batching
@@ -241,12 +260,14 @@ class Run:
             options["confidence"] = self.budget.confidence
         value = self.budget.value
         if not self.budget.is_drop:
-            return plan_for_budget(model, splits.train, **{self.budget.name: value}, **options)
-        options |= {"calibration": splits.train, "processing_class": tokenizer}
+            if self.measured:
+                options["latency_ms"] = measure_latency_table(model, progress=_is_watched())
+            return plan_for_budget(model, splits.train, metric=metric, **{self.budget.name: value}, **options)
+        options |= {"calibration": splits.train, "processing_class": batching.processing_class}
         if not self.searches:
             return search_plan(model, splits.certify, metric, max_drop=value, **options)
-        progress = typer.get_text_stream("stderr").isatty()
-        return search_plan(model, splits.validation, metric, AStarSearch(max_drop=value), progress=progress, **options)
+        search = AStarSearch(max_drop=value)
+        return search_plan(model, splits.validation, metric, search, progress=_is_watched(), **options)
 
     def _why_not(self, result: PruningResult) -> str:
         budget = self.budget
@@ -270,6 +291,10 @@ class Run:
             if self.budget.name == "size_mb" and size > self.budget.value:
                 raise HeadPruneError(f"prune: the saved file has {size:.3f} MB, more than {self.budget.value}.")
         return size, difference
+
+
+def _is_watched() -> bool:
+    return typer.get_text_stream("stderr").isatty()
 
 
 def _say(lines: Sequence[str]) -> None:

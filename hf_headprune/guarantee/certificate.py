@@ -15,12 +15,13 @@ import numpy as np
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune._strict_json import parse, path_of, read, read_text
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
-from hf_headprune.guarantee.claim import METHODS, Claim, Kind
-from hf_headprune.guarantee.evidence import Evidence, PairedScores, checked_scores
+from hf_headprune.guarantee.claim import AGREEMENT, METHODS, Claim, Kind
+from hf_headprune.guarantee.evidence import Evidence, checked_scores
 from hf_headprune.guarantee.examples import INPUT_BYTES, LABEL_BYTES
 from hf_headprune.guarantee.format_2 import FORMAT_2, upgraded
+from hf_headprune.guarantee.outcomes import PairedScores
 from hf_headprune.guarantee.path import CertifiedPath
-from hf_headprune.guarantee.wording import assumptions_of, statement_of
+from hf_headprune.guarantee.wording import assumptions_of, statement_of, statement_of_several, stop_in_words
 
 CERTIFICATE_FORMAT = "hf_headprune.certificate/3"
 DENSE = "the dense model"
@@ -39,6 +40,9 @@ class ExampleRecord:
         dense: Scores of the dense model: digits for 0/1 scores; else numbers between ";", rows of them between ",".
         pruned: Those of the pruned model.
         groups: Numbers of the groups between ";", or None.
+        labelled: Digits, 1 where an example has a label; None where all have one. Without one the dense model's answer
+            was taken for the right one.
+        changed: Digits, 1 where the pruned model answers otherwise, right or wrong; None where only scores are known.
     """
 
     kind: str
@@ -47,6 +51,8 @@ class ExampleRecord:
     dense: str
     pruned: str
     groups: str | None
+    labelled: str | None = None
+    changed: str | None = None
 
     @classmethod
     def of(
@@ -55,7 +61,8 @@ class ExampleRecord:
         """Writes scores down."""
         groups = None if scores.groups is None else ";".join(str(int(group)) for group in scores.groups)
         dense, pruned = (_written(values, score_kind) for values in (scores.dense, scores.pruned))
-        return cls(kind, columns, base64.b64encode(b"".join(keys)).decode(), dense, pruned, groups)
+        marks = (None if marks is None else _written(marks, "binary") for marks in (scores.labelled, scores.changed))
+        return cls(kind, columns, base64.b64encode(b"".join(keys)).decode(), dense, pruned, groups, *marks)
 
     def __len__(self) -> int:
         """Examples on record."""
@@ -87,6 +94,9 @@ class ExampleRecord:
                 checked_scores(_read_scores(text, score_kind), count, score_kind) for text in (self.dense, self.pruned)
             )
             groups = None if self.groups is None else np.array([int(group) for group in self.groups.split(";")])
+            marks = [
+                None if text is None else _read_scores(text, "binary") > 0 for text in (self.labelled, self.changed)
+            ]
         except ValueError as error:
             raise CertificateError(f"examples: scores of kind {score_kind!r} are damaged: {error}.") from error
         if not count or dense.shape != pruned.shape or len(dense if groups is None else groups) != count:
@@ -94,7 +104,9 @@ class ExampleRecord:
                 f"examples: scores and groups must be equally many, and some, received {count} keys, scores of shapes "
                 f"{dense.shape} and {pruned.shape}, and {'no' if groups is None else len(groups)} groups."
             )
-        return PairedScores(dense, pruned, groups)
+        if any(mark is not None and len(mark) != count for mark in marks):
+            raise CertificateError(f"examples: labelled and changed must be None or {count} digits.")
+        return PairedScores(dense, pruned, groups, *marks)
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,25 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """One of the claims that a certificate makes together.
+
+    Attributes:
+        claim: What was to be shown.
+        evidence: What the data say, and the verdict on this claim.
+        split: sha256 of its examples.
+        disjointness: Splits that share no input with them.
+        examples: Outcome of each example.
+    """
+
+    claim: Claim
+    evidence: Evidence
+    split: str
+    disjointness: tuple[DisjointnessRecord, ...]
+    examples: ExampleRecord
+
+
+@dataclass(frozen=True)
 class Certificate:
     """Statement about unseen data, with all that is needed to check it again.
 
@@ -164,6 +195,9 @@ class Certificate:
         examples: Outcome of each example.
         steered_training: Whether evaluations on the examples steered training, see `CertificationData`.
         environment: What the models ran on.
+        promises: Claims that must hold too, where there are several: claim, evidence, split and examples above are
+            those of the worst, and with it the verdict on all.
+        unused: Examples of the split after those that made the verdict certain, in the order of their fingerprints.
     """
 
     claim: Claim
@@ -177,6 +211,8 @@ class Certificate:
     examples: ExampleRecord
     steered_training: bool
     environment: Environment
+    promises: tuple[Promise, ...] = ()
+    unused: int = 0
 
     @property
     def verdict(self) -> str:
@@ -187,19 +223,34 @@ class Certificate:
     def statement(self) -> str:
         """The certificate in words."""
         checked = tuple(record.name for record in self.disjointness)
-        return statement_of(
+        worst = statement_of(
             self.claim,
             self.evidence,
             reference=self.reference,
             checked=checked,
             steered_training=self.steered_training,
+            labelled=self.examples.labelled,
         )
+        if self.claim.stops_early:
+            worst = f"{worst} {stop_in_words(self.evidence.examples, self.unused)}"
+        if not self.promises:
+            return worst
+        return statement_of_several(worst, [(it.claim, it.evidence) for it in self.parts()])
+
+    def parts(self) -> tuple[Certificate, ...]:
+        """Returns a certificate for each promise, the worst first; this one where there is no other."""
+        named = tuple({name: getattr(it, name) for name in Promise.__dataclass_fields__} for it in self.promises)
+        return tuple(dataclasses.replace(self, promises=(), **fields) for fields in ({}, *named))
 
     @property
     def assumptions(self) -> tuple[str, ...]:
         """Sentences under which the statement holds."""
-        has_groups = self.examples.groups is not None
-        return assumptions_of(self.claim, has_groups=has_groups, steered_training=self.steered_training)
+        return assumptions_of(
+            self.claim,
+            has_groups=self.examples.groups is not None,
+            steered_training=self.steered_training,
+            has_labels=self.examples.labelled is None or "1" in self.examples.labelled,
+        )
 
     def to_json(self) -> str:
         """Returns JSON text that `from_json` reads back to an equal certificate."""
@@ -225,7 +276,12 @@ class Certificate:
         is_old = content.pop("format") == FORMAT_2
         try:
             certificate = read(cls, upgraded(content, DENSE) if is_old else content, "certificate")
-        except InvalidSettingError as error:
+        except (
+            ArithmeticError,
+            InvalidSettingError,
+            LookupError,
+            TypeError,
+        ) as error:  # some of an old one by its words
             raise CertificateError(f"certificate: {error}") from error
         fits = is_old or words == certificate._words()
         if changed or not fits:
@@ -285,14 +341,14 @@ def _content_of(text: str) -> dict[str, Any]:
 
 
 def _written(values: np.ndarray, kind: Kind) -> str:
-    if kind == "binary":
+    if kind in ("binary", AGREEMENT):
         return "".join(str(int(value)) for value in values)
     rows = values.reshape(len(values), -1).tolist()
     return ";".join(",".join(map(repr, row)) for row in rows)
 
 
 def _read_scores(text: str, kind: Kind) -> np.ndarray:
-    if kind == "binary":
+    if kind in ("binary", AGREEMENT):
         if set(text) - {"0", "1"}:
             raise ValueError(f"only 0 and 1 are allowed, received {sorted(set(text) - {'0', '1'})}")
         return np.array([int(digit) for digit in text], dtype=np.float64)

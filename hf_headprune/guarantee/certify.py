@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ import numpy as np
 from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune._checks import is_number
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
-from hf_headprune.guarantee.certificate import DENSE, Certificate, ExampleRecord
+from hf_headprune.guarantee.certificate import DENSE, Certificate, ExampleRecord, Promise
 from hf_headprune.guarantee.claim import LONGEST_NAME, Claim, is_name
-from hf_headprune.guarantee.evidence import PairedScores, evidence_of
+from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.path import CertifiedPath, PathStep, certify_in_order
+from hf_headprune.guarantee.promises import are_several, promises_of
 from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
-from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
+from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.sequence import AlphaLedger
 from hf_headprune.plan import refitted
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.guarantee.evidence import Evidence
+    from hf_headprune.guarantee.outcomes import PairedScores
     from hf_headprune.plan import PlanOrResult
 
 ROUND_OFF = 1e-9
@@ -71,12 +74,17 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     """
     _check_plans(plans, "certify_path")
     _check_ledger(ledger)
-    split = ScoredSplit(_data_of(dataset), metric, model)
+    split = ScoredSplit(data_of(dataset), metric, model)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
-    dense = split.scores_of_plan(model, reference)
-    candidates = [(name_of(plan), partial(split.scores_of_plan, model, plan)) for plan in plans]
-    dense_pair = PairedScores(dense, dense, split.groups())
-    return certify_in_order(dense_pair, candidates, claim, split.prints.sha256(), split.metric.aggregate)
+    dense = split.outcome_of_plan(model, reference)
+
+    def compared(plan: PlanOrResult) -> PairedScores:
+        return split.compared(dense, split.outcome_of_plan(model, plan))
+
+    candidates = [(name_of(plan), partial(compared, plan)) for plan in plans]
+    return certify_in_order(
+        split.compared(dense, dense), candidates, claim, split.prints.sha256(), split.metric.aggregate
+    )
 
 
 def furthest_within(
@@ -87,7 +95,7 @@ def furthest_within(
     max_drop: float = 0.01,
     *,
     reference: PlanOrResult | None = None,
-) -> int | None:
+) -> tuple[int | None, tuple[float, ...]]:
     """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
 
     What was seen is no guarantee: `certify(..., num_candidates=len(plans))` says what these examples exclude about the
@@ -102,7 +110,8 @@ def furthest_within(
         reference: What of the model the plans are compared with: a plan or a result; None for all.
 
     Returns:
-        Index of the last plan before the first that drops more, or None where that is the first one.
+        Index of the last plan before the first that drops more, or None where that is the first one; and the metrics
+        of the reference and of each plan that was measured.
 
     Raises:
         DataLeakError: Training or search have seen an example.
@@ -113,15 +122,19 @@ def furthest_within(
     _check_plans(plans, "furthest_within")
     if not (is_number(max_drop) and 0 <= max_drop < 1):
         raise InvalidSettingError(f"furthest_within: max_drop must be in [0, 1), received {shown(max_drop)}.")
-    split = ScoredSplit(_data_of(dataset), metric, model)
+    split = ScoredSplit(data_of(dataset), metric, model)
     value = split.metric.aggregate or np.mean
-    whole = value(split.scores_of_plan(model, reference))
+    whole = split.outcome_of_plan(model, reference)
+    pair = split.compared(whole, whole)
+    metrics = [float(value(pair.dense))]
     last = None
     for index, plan in enumerate(plans):
-        if whole - value(split.scores_of_plan(model, plan)) > max_drop + ROUND_OFF:
+        pair = split.compared(whole, split.outcome_of_plan(model, plan))
+        metrics.append(float(value(pair.pruned)))
+        if value(pair.dense) - metrics[-1] > max_drop + ROUND_OFF:
             break
         last = index
-    return last
+    return last, tuple(metrics)
 
 
 def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of the claim
@@ -132,6 +145,9 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     max_drop: float = 0.01,
     confidence: float = 0.95,
     *,
+    labels: Any = None,
+    each: str | Sequence[str] | None = None,
+    stop_early: bool = False,
     reference_name: str = DENSE,
     path: CertifiedPath | None = None,
     num_candidates: int = 1,
@@ -145,14 +161,25 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     Args:
         dense: The model that it is compared with.
         pruned: The model that the statement is about.
-        dataset: Certification split that neither training nor search has seen, each example with its label; or
-            `CertificationData`, which says how to read it and what to compare it with.
+        dataset: Certification split that neither training nor search has seen, each example with its label unless
+            `labels` are given; or `CertificationData`, which says how to read it and what to compare it with.
         metric: None for the first metric of the model's task, or its name (see `scorer_for`); a module of the package
             `evaluate`, or a function `(predictions, references) -> number`, higher is better; or a `Metric` with a
             function that scores each example. Scores of 0 and 1 get an exact test, others in [0, 1] betting, and what
-            is no mean over examples a bootstrap, which is approximate.
+            is no mean over examples a bootstrap, which is approximate. "agreement" needs no label at all: it bounds the
+            share of changed answers, and with it the drop of the accuracy.
         max_drop: Drop that is to be excluded, absolute: 0.01 is one percentage point.
         confidence: Of the statement, above 0.5.
+        labels: Labels of those examples on which the models disagree, by index, see `disagreements`; the examples then
+            hold none of their own. The same test decides, and the certificate says that it is about the drop. A
+            disagreement without a label counts as a regression. Short for `CertificationData(..., labels=)`.
+        each: Column, or columns, of the examples: the promise must hold for each value there too, such as for each
+            class with "label". With several data sets (a mapping of names to splits as `dataset`) or metrics (a list),
+            all must hold. Each promise is tested at the full level; the certificate lists them, the worst first.
+            Without path and ledger.
+        stop_early: Whether examples are looked at in the order of their fingerprints until the verdict is certain.
+            Betting then takes the place of the exact test, which needs fewer examples where all are looked at. For one
+            promise, scores from 0 to 1, all examples labelled, without path and groups.
         reference_name: What the dense model is, for the certificate's first sentence, such as "the teacher".
         path: What `certify_path` returned, where the pruned model is its last certified plan (the first plan, where
             none was certified); the rest of the arguments must be the same.
@@ -173,8 +200,24 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
             f"certify: reference_name must be a text of 1 to {LONGEST_NAME} letters, received {shown(reference_name)}."
         )
     _check_ledger(ledger)
-    split = ScoredSplit(_data_of(dataset), metric, dense, seen=(dense, pruned))
-    records = {"dense": record_of(dense), "pruned": record_of(pruned)}
+    if are_several(dataset, metric, each):
+        if path is not None or ledger is not None or stop_early:
+            raise InvalidSettingError(
+                "certify: several promises are made without path and ledger, and without stop_early. Leave these out."
+            )
+        asked = partial(
+            ScoredSplit.claim,
+            max_drop=max_drop,
+            confidence=confidence,
+            ledger=None,
+            seed=seed,
+            num_candidates=num_candidates,
+        )
+        promises = promises_of((dense, pruned), dataset, metric, each, asked, labels=labels)
+        return _of_several(promises, dense, pruned, dataset, reference_name)
+    split = ScoredSplit(data_of(dataset, labels), metric, dense, seen=(dense, pruned))
+    _check_stop(split, path, stop_early=stop_early)
+    dense_record, pruned_record = record_of(dense), record_of(pruned)
     if path is None:
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
     elif not isinstance(path, CertifiedPath) or num_candidates != 1:
@@ -184,11 +227,11 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         )
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
-    scores = PairedScores(split.scores_of(dense), split.scores_of(pruned), split.groups())
+    claim, scores = _scored(split, claim, dense, pruned, stop_early=stop_early)
     evidence = evidence_of(scores, claim, split.metric.aggregate)
     if path is not None:
         _check_own_step(path, evidence, turned_by_rounding(pruned, evidence.examples))
-    order = split.prints.order
+    order = split.prints.order[: len(scores.dense)]
     keys = split.prints.keys
     certificate = Certificate(
         claim=claim,
@@ -197,13 +240,60 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         split=split.prints.sha256(),
         disjointness=split.disjointness,
         path=path if path is None else _with_own_step(path, evidence),
-        **records,
+        dense=dense_record,
+        pruned=pruned_record,
         examples=ExampleRecord.of(
             split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
         ),
         steered_training=split.data.steered_training,
         environment=environment_of(pruned),
+        unused=len(split.prints) - len(order),
     )
+    return _attached(pruned, certificate)
+
+
+def _of_several(
+    promises: tuple[Promise, ...], dense: nn.Module, pruned: nn.Module, dataset: Any, reference_name: str
+) -> Certificate:
+    """Returns the certificate that lists promises, the worst first."""
+    worst, *others = promises
+    splits = list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
+    certificate = Certificate(
+        **{name: getattr(worst, name) for name in Promise.__dataclass_fields__},
+        reference=reference_name,
+        path=None,
+        dense=record_of(dense),
+        pruned=record_of(pruned),
+        steered_training=any(data_of(split).steered_training for split in splits),
+        environment=environment_of(pruned),
+        promises=tuple(others),
+    )
+    return _attached(pruned, certificate)
+
+
+def _scored(
+    split: ScoredSplit, claim: Claim, dense: nn.Module, pruned: nn.Module, *, stop_early: bool
+) -> tuple[Claim, PairedScores]:
+    """Runs both models; returns the claim as it is tested, and how they compare."""
+    if not stop_early:
+        return claim, split.compared(split.outcome_of(dense), split.outcome_of(pruned))
+    bet = replace(claim, kind="bounded", stops_early=True)
+    return bet, split.until(lambda pair: evidence_of(pair, bet).verdict != "INCONCLUSIVE", dense, pruned)
+
+
+def _check_stop(split: ScoredSplit, path: CertifiedPath | None, *, stop_early: bool) -> None:
+    if not isinstance(stop_early, bool):
+        raise InvalidSettingError(f"certify: stop_early must be True or False, received {shown(stop_early)}.")
+    is_plain = path is None and split.labelled is None and split.data.groups is None
+    if stop_early and not (is_plain and split.metric.aggregate is None):
+        raise InvalidSettingError(
+            "certify: stop_early is for one model, a metric that is a mean over examples, labels for all and no "
+            f"groups; received the metric {split.metric.name!r} of kind {split.metric.kind!r}, path {shown(path)}, "
+            f"groups {shown(split.data.groups)}. Leave stop_early out."
+        )
+
+
+def _attached(pruned: nn.Module, certificate: Certificate) -> Certificate:
     attach_certificate_(pruned, certificate.to_json())
     return certificate
 
@@ -214,10 +304,6 @@ def name_of(given: PlanOrResult) -> str:
     digest = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
     removed = f"{plan.num_removed_heads} heads and {plan.num_removed_ffn} FFN units removed"
     return f"{removed}{'' if refit is None else ', refitted'}, plan {digest}"
-
-
-def _data_of(dataset: Any) -> CertificationData:
-    return dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
 
 
 def _check_plans(plans: Any, where: str) -> None:
@@ -273,7 +359,7 @@ def _with_own_step(path: CertifiedPath, evidence: Evidence) -> CertifiedPath:
     own = path.own_index
     p = evidence.p_value
     counts = evidence.regressions, evidence.improvements
-    step = PathStep(path.steps[own].name, *counts, p, p <= path.claim.threshold)
+    step = PathStep(path.steps[own].name, *counts, evidence.pruned_metric, p, p <= path.claim.threshold)
     if step.certified != path.steps[own].certified:
         raise CertificateError(
             f"certify: on the path, candidate {own} ({step.name}) got p = {path.steps[own].p_value:.6f}, and cut, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -12,10 +12,14 @@ from hf_headprune._checks import is_number, is_whole
 from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.paired import level_of
+from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
 from hf_headprune.tasks.registry import scorer_for
-from hf_headprune.tasks.scorer import Kind, Scorer
+from hf_headprune.tasks.scorer import Kind as ScoreKind
+from hf_headprune.tasks.scorer import Scorer
 
+Kind = Literal[ScoreKind, "agreement"]
 METHODS = {
+    "agreement": "Clopper-Pearson bound on the share of changed answers, finite-sample, without labels",
     "binary": "exact unconditional paired score test, finite-sample",
     "bounded": "betting on paired differences, finite-sample",
     "corpus": "paired percentile bootstrap, approximate, not finite-sample",
@@ -33,10 +37,10 @@ class Metric:
         kind: What a score is, which decides the test. "binary": 0 or 1 for each example. "bounded": a number in [0, 1]
             for each example, such as the F1 of an answer. "corpus": one or more numbers for each example, of which
             `aggregate` makes the metric of all; its certificate is a bootstrap and holds approximately only.
+            "agreement" is for the library's own bound on changed answers.
         score: Function `(model, dataset) -> scores`, one row per example in the order of the data set; the model is in
             evaluation mode, without gradients. Or a scorer of the library, see `Metric.of`.
         aggregate: Function `rows -> metric`, for "corpus" only; higher is better.
-        scored: What the score of one example is, in words.
 
     Raises:
         InvalidSettingError: The settings contradict each other.
@@ -46,7 +50,6 @@ class Metric:
     kind: Kind
     score: Callable[[Any, Any], Any] | Scorer
     aggregate: Callable[[np.ndarray], float] | None = None
-    scored: str = BY_FUNCTION
 
     def __post_init__(self) -> None:
         """Checks the settings."""
@@ -54,11 +57,10 @@ class Metric:
             raise InvalidSettingError(
                 f"Metric: kind must be one of {', '.join(get_args(Kind))}, received {shown(self.kind)}. Choose one."
             )
-        for what in ("name", "scored"):
-            if not is_name(text := getattr(self, what)):
-                raise InvalidSettingError(
-                    f"Metric: {what} must be a text of 1 to {LONGEST_NAME} letters, received {shown(text)}."
-                )
+        if not is_name(self.name):
+            raise InvalidSettingError(
+                f"Metric: name must be a text of 1 to {LONGEST_NAME} letters, received {shown(self.name)}."
+            )
         if not (callable(self.score) or isinstance(self.score, Scorer)):
             raise InvalidSettingError(
                 f"Metric: score must be a function of a model and a data set, received {shown(self.score)}. For a "
@@ -90,7 +92,23 @@ class Metric:
             return metric
         scorer = scorer_for(model, metric, where=where)
         aggregate = None if scorer.is_mean else scorer.aggregate
-        return cls(scorer.in_words, scorer.kind, scorer, aggregate, scorer.scored)
+        return cls(scorer.in_words, scorer.kind, scorer, aggregate)
+
+    @property
+    def scored(self) -> str:
+        """What the score of one example is, in words."""
+        if self.score is _no_score:
+            return SAME_ANSWER
+        return self.score.scored if isinstance(self.score, Scorer) else BY_FUNCTION
+
+
+def agreement() -> Metric:
+    """Returns the metric of an agreement, which needs no labels: what changes no answer breaks none."""
+    return Metric(AGREEMENT, AGREEMENT, _no_score)
+
+
+def _no_score(model: Any, dataset: Any) -> Any:
+    raise NotImplementedError("an agreement is between two models")
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,12 @@ class Claim:
         num_candidates: Models among which the certification examples themselves chose; each may spend an equal share of
             alpha (Bonferroni), so that the claim holds however they chose.
         scored: What the score of one example is, in words.
+        dataset: Name of the data set, where there are several; else "".
+        column: Of the examples, where the claim is about those with one value there; else "".
+        value: The value.
+        stops_early: Whether examples were looked at one batch after the other, until the verdict was certain.
+        num_promises: Claims that one certificate makes together. Each passes at the full level, since all must; that
+            one fails is said at its share.
 
     Raises:
         InvalidSettingError: A number is out of range, or a name no name.
@@ -122,6 +146,11 @@ class Claim:
     seed: int = 0
     num_candidates: int = 1
     scored: str = BY_FUNCTION
+    dataset: str = ""
+    column: str = ""
+    value: str = ""
+    num_promises: int = 1
+    stops_early: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges, and makes plain numbers of numpy's."""
@@ -131,6 +160,12 @@ class Claim:
             "kind": (lambda it: isinstance(it, str) and it in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
             "max_drop": (lambda it: is_number(it) and 0 <= it < 1, "in [0, 1): 0.01 is one percentage point"),
             "alpha": (lambda it: is_number(it) and 0 < it < 0.5, "in (0, 0.5): one minus the confidence"),  # noqa: PLR2004
+            **{
+                name: (lambda it: isinstance(it, str) and len(it) <= LONGEST_NAME, f"at most {LONGEST_NAME} letters")
+                for name in ("dataset", "column", "value")
+            },
+            "stops_early": (lambda it: isinstance(it, bool), "True or False"),
+            "num_promises": (lambda it: is_whole(it, at_least=1) and it <= LARGEST, "a count of at least 1"),
             "num_candidates": (lambda it: is_whole(it, at_least=1) and it <= LARGEST, "a count of at least 1"),
             "alpha_spent": (
                 lambda it: is_number(it) and 0 < it <= self.alpha / self.num_candidates,
@@ -150,7 +185,21 @@ class Claim:
     @property
     def threshold(self) -> float:
         """What a p-value must not exceed."""
-        return level_of(self.alpha_spent) if self.kind == "binary" else self.alpha_spent
+        return self._level(self.alpha_spent)
+
+    @property
+    def threshold_of_fail(self) -> float:
+        """What the p-value of the reverse must not exceed."""
+        return self._level(self.alpha_spent / self.num_promises)
+
+    @property
+    def scope(self) -> str:
+        """The examples that it is about, in words; nothing where they are all."""
+        words = [f"of {self.dataset}"] if self.dataset else []
+        return " ".join([*words, f"whose {self.column} is {self.value}"] if self.column else words)
+
+    def _level(self, alpha: float) -> float:
+        return level_of(alpha) if self.kind == "binary" else alpha
 
 
 def is_name(text: Any) -> bool:

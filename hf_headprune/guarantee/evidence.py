@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy.special import bdtr, bdtrc
 
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.betting import betting_p_value, betting_upper_bound
+from hf_headprune.guarantee.claim import AGREEMENT
+from hf_headprune.guarantee.monitor import upper_share
+from hf_headprune.guarantee.outcomes import Counts, PairedScores
 from hf_headprune.guarantee.paired import p_value, regressions_to_spare, upper_bound
 from hf_headprune.guarantee.power import PowerAssumptions, examples_needed
 from hf_headprune.guarantee.resampling import (
@@ -26,48 +30,6 @@ if TYPE_CHECKING:
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 
-@dataclass(frozen=True, eq=False)
-class PairedScores:
-    """Scores of both models on the certification split, in the order of its fingerprints.
-
-    Attributes:
-        dense: Shape `(n,)`, or `(n, numbers)` for a corpus metric.
-        pruned: The same of the pruned model.
-        groups: Group of each example, `(n,)`, or None where all are independent.
-    """
-
-    dense: np.ndarray
-    pruned: np.ndarray
-    groups: np.ndarray | None = None
-
-    @property
-    def counts(self) -> Counts:
-        """How many examples got worse and better."""
-        dense, pruned = (scores.reshape(len(scores), -1) for scores in (self.dense, self.pruned))
-        if dense.shape[1] > 1:  # rows have no order: all that differ count as regressions
-            differ = int((dense != pruned).any(axis=1).sum())
-            return Counts(len(dense), differ, 0, 0)
-        worse, better = int((dense > pruned).sum()), int((dense < pruned).sum())
-        return Counts(len(dense), worse, better, int(((dense == pruned) & (dense == 1)).sum()))
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What the test of 0/1 scores needs to know.
-
-    Attributes:
-        examples: Examples n.
-        regressions: Examples on which the pruned model is worse.
-        improvements: Examples on which it is better.
-        both_right: Examples on which both score 1.
-    """
-
-    examples: int
-    regressions: int
-    improvements: int
-    both_right: int
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What the data say about a claim.
@@ -77,46 +39,85 @@ class Evidence:
         examples: Examples n of the certification split.
         regressions: Examples on which the pruned model is worse than the dense one. Of a corpus metric: that differ.
         improvements: Examples on which it is better.
-        dense_metric: Metric of the dense model on them.
-        pruned_metric: Metric of the pruned model on them.
+        dense_metric: Metric of the dense model on them; None where not all have a label.
+        pruned_metric: Metric of the pruned model on them; None where not all have a label.
         p_value: Of "the drop is at least max_drop".
         upper_bound: Drops above it are excluded.
         regressions_to_spare: How many further regressions leave the verdict at PASS; -1 without a PASS; None
             where scores are not 0/1.
         examples_needed: About how many examples certify the claim four times in five, if the true rates are those seen;
             None with a verdict, or where no number is enough or known.
+        changed: Examples that the pruned model answers otherwise, right or wrong; None where only scores are known.
+        unlabelled: Of the regressions those without a label: the pruned model was taken to be wrong there.
     """
 
     verdict: Verdict
     examples: int
     regressions: int
     improvements: int
-    dense_metric: float
-    pruned_metric: float
+    dense_metric: float | None
+    pruned_metric: float | None
     p_value: float
     upper_bound: float
     regressions_to_spare: int | None
     examples_needed: int | None
+    changed: int | None = None
+    unlabelled: int = 0
 
 
-def evidence_of_counts(counts: Counts, claim: Claim) -> Evidence:
-    """Decides on a claim about 0/1 scores, from the counts alone."""
-    n, b, c = counts.examples, counts.regressions, counts.improvements
-    p, reverse = p_value(b, c, n, claim.max_drop), p_value(c, b, n, -claim.max_drop)
-    verdict = _verdict(p, reverse, claim.threshold)
+def evidence_of_counts(counts: Counts, claim: Claim, *, changed: int | None = None) -> Evidence:
+    """Decides on a claim about 0/1 scores, from the counts alone.
+
+    Args:
+        counts: Of both models.
+        claim: To decide on.
+        changed: Examples that the pruned model answers otherwise, to be noted.
+    """
+    n, b, c, open_ = counts.examples, counts.regressions, counts.improvements, counts.unlabelled
+    p, reverse = p_value(b, c, n, claim.max_drop), p_value(c + open_, b - open_, n, -claim.max_drop)
+    verdict = _verdict(p, reverse, claim)
+    right = counts.both_right
     return Evidence(
         verdict=verdict,
         examples=n,
         regressions=b,
         improvements=c,
-        dense_metric=(counts.both_right + b) / n,
-        pruned_metric=(counts.both_right + c) / n,
+        dense_metric=None if right is None else (right + b) / n,
+        pruned_metric=None if right is None else (right + c) / n,
         p_value=p,
         upper_bound=upper_bound(b, c, n, claim.alpha_spent),
         regressions_to_spare=regressions_to_spare(b, c, n, claim.max_drop, claim.alpha_spent)
         if verdict == "PASS"
         else -1,
         examples_needed=_needed(counts, claim) if verdict == "INCONCLUSIVE" else None,
+        changed=changed,
+        unlabelled=open_,
+    )
+
+
+def evidence_of_changes(changed: int, examples: int, claim: Claim) -> Evidence:
+    """Decides on a claim about the share of changed answers, by Clopper and Pearson's exact binomial test.
+
+    Args:
+        changed: Examples that the pruned model answers otherwise than the dense one.
+        examples: All of them.
+        claim: To decide on.
+    """
+    p, reverse = float(bdtr(changed, examples, claim.max_drop)), float(bdtrc(changed - 1, examples, claim.max_drop))
+    bound = upper_share(changed, examples, claim.alpha_spent)
+    return Evidence(
+        verdict=_verdict(p, reverse, claim),
+        examples=examples,
+        regressions=changed,
+        improvements=0,
+        dense_metric=None,
+        pruned_metric=None,
+        p_value=p,
+        upper_bound=bound,
+        regressions_to_spare=None,
+        examples_needed=None,
+        changed=changed,
+        unlabelled=changed,
     )
 
 
@@ -129,8 +130,11 @@ def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndar
         aggregate: Metric of the rows of a corpus metric.
     """
     counts = scores.counts
+    changed = None if scores.changed is None else int(scores.changed.sum())
     if claim.kind == "binary":
-        return evidence_of_counts(counts, claim)
+        return evidence_of_counts(counts, claim, changed=changed)
+    if claim.kind == AGREEMENT:
+        return evidence_of_changes(counts.regressions, counts.examples, claim)
     mean = np.mean if aggregate is None else aggregate
     dense, pruned = (_number(mean(values), claim.metric) for values in (scores.dense, scores.pruned))
     if not (abs(dense) <= 1 and abs(pruned) <= 1):
@@ -140,16 +144,18 @@ def evidence_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndar
         )
     p, reverse, bound = _tested(scores, claim, aggregate)
     return Evidence(
-        verdict=_verdict(p, reverse, claim.threshold),
+        verdict=_verdict(p, reverse, claim),
         examples=counts.examples,
         regressions=counts.regressions,
         improvements=counts.improvements,
-        dense_metric=dense,
-        pruned_metric=pruned,
+        dense_metric=dense if scores.labelled is None else None,
+        pruned_metric=pruned if scores.labelled is None else None,
         p_value=p,
         upper_bound=bound,
         regressions_to_spare=None,
         examples_needed=None,
+        changed=changed,
+        unlabelled=counts.unlabelled,
     )
 
 
@@ -167,6 +173,8 @@ def p_value_of(scores: PairedScores, claim: Claim, aggregate: Callable[[np.ndarr
     if claim.kind == "binary":
         counts = scores.counts
         return p_value(counts.regressions, counts.improvements, counts.examples, claim.max_drop)
+    if claim.kind == AGREEMENT:
+        return float(bdtr(scores.counts.regressions, scores.counts.examples, claim.max_drop))
     return _tested(scores, claim, aggregate)[0]
 
 
@@ -175,10 +183,10 @@ def _tested(
 ) -> tuple[float, float, float]:
     """Returns the p-values of the claim and of its reverse, and the upper bound, for scores that are not 0/1."""
     if aggregate is None:
-        differences = scores.dense - scores.pruned
+        differences = scores.differences
         return (
             betting_p_value(differences, claim.max_drop, scores.groups),
-            betting_p_value(-differences, -claim.max_drop, scores.groups),
+            betting_p_value(-scores.least_differences, -claim.max_drop, scores.groups),
             betting_upper_bound(differences, claim.alpha_spent, scores.groups),
         )
     if scores.counts.regressions + scores.counts.improvements < LEAST_DISAGREEING:
@@ -191,8 +199,10 @@ def _tested(
     )
 
 
-def _verdict(p: float, reverse: float, level: float) -> Verdict:
-    return "PASS" if p <= level else "FAIL" if reverse <= level else "INCONCLUSIVE"
+def _verdict(p: float, reverse: float, claim: Claim) -> Verdict:
+    if p <= claim.threshold:
+        return "PASS"
+    return "FAIL" if reverse <= claim.threshold_of_fail else "INCONCLUSIVE"
 
 
 def _needed(counts: Counts, claim: Claim) -> int | None:
@@ -218,9 +228,14 @@ def checked_scores(scores: Any, count: int, kind: Kind) -> np.ndarray:
             f"{shown(scores)}. Change the function of the metric."
         ) from error
     shape_holds = values.ndim >= 1 and len(values) == count and (values.ndim == 1 or kind == "corpus")
-    ranges = {"binary": np.isin(values, (0, 1)), "bounded": (values >= 0) & (values <= 1)}
+    ranges = {
+        "binary": np.isin(values, (0, 1)),
+        AGREEMENT: np.isin(values, (0, 1)),
+        "bounded": (values >= 0) & (values <= 1),
+    }
     if not shape_holds or not np.isfinite(values).all() or not ranges.get(kind, np.True_).all():
-        rule = {"binary": "0 or 1", "bounded": "a number in [0, 1]", "corpus": "a row of finite numbers"}[kind]
+        rules = {"bounded": "a number in [0, 1]", "corpus": "a row of finite numbers"}
+        rule = rules.get(kind, "0 or 1")
         raise InvalidSettingError(
             f"certify: scores of kind {kind!r} must be {rule} for each of the {count} examples, received shape "
             f"{values.shape}, from {values.min(initial=np.inf):g} to {values.max(initial=-np.inf):g}. Change the "

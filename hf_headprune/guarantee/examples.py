@@ -81,6 +81,11 @@ class ExampleFingerprints:
         """Examples in the split."""
         return len(self.labels)
 
+    def taken(self, indices: Sequence[int] | np.ndarray) -> ExampleFingerprints:
+        """Returns the fingerprints of some examples."""
+        kinds = {kind: tuple(digests[index] for index in indices) for kind, digests in self.kinds.items()}
+        return ExampleFingerprints(kinds, tuple(self.labels[index] for index in indices), self.columns)
+
     @property
     def kind(self) -> str:
         """The closest to what the model reads: token ids, else text, else everything."""

@@ -15,6 +15,11 @@ RENAMED = {
     "further_broken": "regressions_to_spare",
 }
 DROPPED = ("hand_bound",)
+ADDED: dict[str, dict[str, Any]] = {
+    "evidence": {"changed": None, "unlabelled": 0},
+    "examples": {"labelled": None, "changed": None},
+}
+OF_ONE = {"dataset": "", "column": "", "value": "", "num_promises": 1, "stops_early": False}
 RIGHT_CLASS = "whether the predicted class is right"  # all that the library scored by itself then
 
 
@@ -29,8 +34,24 @@ def upgraded(content: dict[str, Any], reference: str) -> dict[str, Any]:
     for holder in (new, new.get("path")):
         if isinstance(holder, dict) and isinstance(claim := holder.get("claim"), dict):
             is_built_in = (claim.get("metric"), claim.get("kind")) == ("accuracy", "binary")
-            holder["claim"] = {**claim, "scored": RIGHT_CLASS if is_built_in else BY_FUNCTION}
-    return {"reference": reference, **new}
+            holder["claim"] = {**OF_ONE, **claim, "scored": RIGHT_CLASS if is_built_in else BY_FUNCTION}
+    for holder, names in ADDED.items():
+        if isinstance(part := new.get(holder), dict):
+            new[holder] = {**names, **part}
+    if isinstance(path := new.get("path"), dict) and isinstance(steps := path.get("steps"), list):
+        before = new["evidence"]["dense_metric"]
+        new["path"] = {**path, "dense_metric": before, "steps": [_with_metric(step, new["evidence"]) for step in steps]}
+    return {"reference": reference, "promises": [], "unused": 0, **new}
+
+
+def _with_metric(step: dict[str, Any], evidence: dict[str, Any]) -> dict[str, Any]:
+    """Returns a step with its metric: of 0/1 scores it follows from the counts, of others it is known of one model."""
+    counts = step["improvements"], step["regressions"]
+    if counts == (evidence["improvements"], evidence["regressions"]):
+        return {**step, "metric": evidence["pruned_metric"]}
+    is_exact = evidence["regressions_to_spare"] is not None
+    change = (counts[0] - counts[1]) / evidence["examples"]
+    return {**step, "metric": evidence["dense_metric"] + change if is_exact else None}
 
 
 def _renamed(part: Any) -> Any:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_headprune.guarantee.claim import Claim
-from hf_headprune.guarantee.evidence import PairedScores, p_value_of
+from hf_headprune.guarantee.evidence import p_value_of
 from hf_headprune.guarantee.sequence import last_certified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
+    from hf_headprune.guarantee.outcomes import PairedScores
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class PathStep:
         name: In words.
         regressions: Examples on which it is worse than the dense model.
         improvements: Examples on which it is better.
+        metric: Its metric on the certification split; None in certificates of older formats that can't tell.
         p_value: Of "its drop is at least max_drop".
         certified: Whether the p-value is at most the threshold.
     """
@@ -30,6 +33,7 @@ class PathStep:
     name: str
     regressions: int
     improvements: int
+    metric: float | None
     p_value: float
     certified: bool
 
@@ -41,12 +45,14 @@ class CertifiedPath:
     Attributes:
         claim: What was tested of each candidate.
         split: sha256 of the certification split.
+        dense_metric: Metric of what the candidates are compared with; None as for `PathStep.metric`.
         steps: Candidates that were tested, in their order; only the last may have failed.
         untested: Names of the candidates after them, in their order.
     """
 
     claim: Claim
     split: str
+    dense_metric: float | None
     steps: tuple[PathStep, ...]
     untested: tuple[str, ...]
 
@@ -68,7 +74,7 @@ class CertifiedPath:
 
 def certify_in_order(
     dense: PairedScores,
-    candidates: Sequence[tuple[str, Callable[[], np.ndarray]]],
+    candidates: Sequence[tuple[str, Callable[[], PairedScores]]],
     claim: Claim,
     split: str,
     aggregate: Callable[[np.ndarray], float] | None = None,
@@ -77,19 +83,26 @@ def certify_in_order(
 
     Args:
         dense: Scores of the dense model, in both places.
-        candidates: Names that identify them, such as plans in JSON, and functions that return their scores.
+        candidates: Names that identify them, such as plans in JSON, and functions that compare them with the dense
+            model.
         claim: To be tested of each.
         split: sha256 of the certification split.
         aggregate: Of a corpus metric.
     """
     steps: list[PathStep] = []
 
+    def mean(pair: PairedScores) -> float | None:
+        value = np.mean if aggregate is None else aggregate
+        return float(value(pair.pruned)) if pair.labelled is None else None
+
     def p_values() -> Iterator[float]:
-        for name, score in candidates:
-            scores = PairedScores(dense.dense, score(), dense.groups)
+        for name, compared in candidates:
+            scores = compared()
             p = p_value_of(scores, claim, aggregate)
-            steps.append(PathStep(name, scores.counts.regressions, scores.counts.improvements, p, p <= claim.threshold))
+            counts = scores.counts
+            steps.append(PathStep(name, counts.regressions, counts.improvements, mean(scores), p, p <= claim.threshold))
             yield p
 
     last_certified(p_values(), claim.threshold)
-    return CertifiedPath(claim, split, tuple(steps), tuple(name for name, _ in candidates[len(steps) :]))
+    untested = tuple(name for name, _ in candidates[len(steps) :])
+    return CertifiedPath(claim, split, mean(dense), tuple(steps), untested)

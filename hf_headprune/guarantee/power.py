@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,6 @@ class PowerAssumptions:
         true_drop: Drop over all data, in [0, disagreement].
         power: Wanted chance of a certificate, in (0, 1).
         alpha: One minus the confidence, in (0, 0.5).
-        num_candidates: Models among which the certification split itself chooses: each gets its share of alpha.
 
     Raises:
         InvalidSettingError: A number is out of range.
@@ -41,7 +40,6 @@ class PowerAssumptions:
     true_drop: float = 0.0
     power: float = POWER
     alpha: float = 0.05
-    num_candidates: int = 1
 
     def __post_init__(self) -> None:
         """Checks every number."""
@@ -50,7 +48,6 @@ class PowerAssumptions:
             "true_drop": (lambda it: is_number(it) and 0 <= it <= self.disagreement, "in [0, disagreement]"),
             "power": (lambda it: is_number(it) and 0 < it < 1, "in (0, 1)"),
             "alpha": (lambda it: is_number(it) and 0 < it < 0.5, "in (0, 0.5)"),  # noqa: PLR2004
-            "num_candidates": (lambda it: is_whole(it, at_least=1), "a count of at least 1"),
         }
         for name, (holds, rule) in rules.items():
             if not holds(value := getattr(self, name)):
@@ -72,7 +69,7 @@ def power_of(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssump
     """
     _check_epsilon(epsilon, "power_of")
     _check(n, assumptions)
-    level = level_of(assumptions.alpha / assumptions.num_candidates)
+    level = level_of(assumptions.alpha)
     if n > EXACT_UP_TO:
         return _approximate_power(min(n, 10**15), epsilon, level, assumptions)
     critical = critical_value(int(n), epsilon, level, points=PLANNING_POINTS)
@@ -119,15 +116,20 @@ def examples_needed(epsilon: float, assumptions: PowerAssumptions = PowerAssumpt
     return high
 
 
-def describe_power(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> str:
+def describe_power(
+    n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions(), *, num_candidates: int = 1
+) -> str:
     """Says what n certification examples can certify, before any search.
 
     Args:
         n: Examples of the certification split.
         epsilon: Drop that is to be excluded.
         assumptions: About the pruned model.
+        num_candidates: Models among which the examples themselves choose: each gets its share of alpha.
     """
-    chance = power_of(n, epsilon, assumptions)
+    _check(n, assumptions)
+    shared = replace(assumptions, alpha=assumptions.alpha / num_candidates)
+    chance = power_of(n, epsilon, shared)
     assumed = f"If {percent(assumptions.disagreement)} of the answers change and the true drop is "
     assumed += "zero" if assumptions.true_drop == 0 else points(assumptions.true_drop)
     size = f"{n:,}" if n <= MOST_EXAMPLES else f"Over {MOST_EXAMPLES:,}"
@@ -137,7 +139,7 @@ def describe_power(n: int, epsilon: float, assumptions: PowerAssumptions = Power
     )
     if chance >= assumptions.power:
         return text
-    needed, smallest = examples_needed(epsilon, assumptions), detectable_drop(n, assumptions)
+    needed, smallest = examples_needed(epsilon, shared), detectable_drop(n, shared)
     times = f"with a chance of {percent(assumptions.power, 0)}"
     if needed is not None:
         enough = f"It takes about {needed:,} examples"
@@ -146,6 +148,23 @@ def describe_power(n: int, epsilon: float, assumptions: PowerAssumptions = Power
         enough = "No number of examples is enough" if hopeless else f"More than {MOST_EXAMPLES:,} examples are needed"
     rest = "nothing" if smallest is None else f"a drop below {points(smallest)}"
     return f"{text} {enough} to certify it {times}; these certify {rest} {times}."
+
+
+def describe_labels(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> str:
+    """Says how many labels it takes if only the examples on which the models disagree are labelled.
+
+    Args:
+        n: Examples that there are.
+        epsilon: Drop that is to be excluded.
+        assumptions: About the pruned model; its disagreement is taken for the share of changed answers.
+    """
+    needed = examples_needed(epsilon, assumptions)
+    count = n if needed is None or needed > n else needed
+    labels = math.ceil(min(count, MOST_EXAMPLES) * assumptions.disagreement)
+    return (
+        f"Labels are needed for the examples on which the models disagree, and for no other: about {labels:,} of "
+        f"{count:,} (headprune disagreements)."
+    )
 
 
 def _approximate_power(n: int, epsilon: float, level: float, assumptions: PowerAssumptions) -> float:

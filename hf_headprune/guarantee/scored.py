@@ -13,16 +13,27 @@ from hf_headprune._seen_splits import seen_by
 from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DisjointnessRecord
-from hf_headprune.guarantee.claim import Claim, Metric
+from hf_headprune.guarantee.claim import Claim, Metric, agreement
 from hf_headprune.guarantee.evidence import checked_scores
-from hf_headprune.guarantee.examples import ExampleFingerprints, check_columns, check_disjoint, groups_of, rows_of
+from hf_headprune.guarantee.examples import (
+    ExampleFingerprints,
+    check_columns,
+    check_dataset,
+    check_disjoint,
+    groups_of,
+    rows_of,
+)
+from hf_headprune.guarantee.labels import PartlyLabelled, labels_by_index
+from hf_headprune.guarantee.outcomes import Outcome, PairedScores
+from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.tasks.batches import Batching
+from hf_headprune.tasks.registry import scorer_for
 from hf_headprune.tasks.scorer import Scorer
 from hf_headprune.tasks.scores import ScoredExamples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -30,6 +41,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PlanOrResult
 
 REHEARSED = 4  # examples
+FIRST_BATCH = 64  # examples, where the verdict may be certain before all are looked at
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class CertificationData:
         batching: How examples become batches.
         steered_training: Whether evaluations on these examples chose the checkpoint, the end or the learning rates of
             training; the certificate then says so.
+        labels: Labels of some examples by index, for examples without any of their own: those of the examples on which
+            the models disagree decide, see `disagreements`. None: each example has its label.
 
     Raises:
         InvalidSettingError: A column is no name, or the batching no `Batching`.
@@ -58,6 +72,7 @@ class CertificationData:
     columns: tuple[str, ...] | None = None
     batching: Batching = Batching()
     steered_training: bool = False
+    labels: Any = None
 
     def __post_init__(self) -> None:
         """Checks the names and the batching."""
@@ -76,6 +91,12 @@ class CertificationData:
                 )
 
 
+def data_of(dataset: Any, labels: Any = None) -> CertificationData:
+    """Returns a split as `CertificationData`, with labels that were given apart."""
+    data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
+    return data if labels is None else replace(data, labels=labels)
+
+
 class ScoredSplit:
     """A certification split whose examples are known by their fingerprints, and the scores of models on it.
 
@@ -84,6 +105,7 @@ class ScoredSplit:
         metric: What models are scored by.
         prints: Fingerprints of its examples.
         disjointness: Splits that it was compared with.
+        labelled: Whether an example has a label, `(n,)`, in the order of the fingerprints; None where all have one.
     """
 
     def __init__(self, data: CertificationData, metric: Any, model: Any, *, seen: Sequence[Any] | None = None) -> None:
@@ -102,7 +124,11 @@ class ScoredSplit:
             UnsupportedModelError: The model has no task whose examples can be scored.
         """
         self.data = data
-        self.prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
+        check_dataset(data.dataset)
+        labels = _labels_of(data, metric)
+        rows = data.dataset if labels is None else PartlyLabelled(data.dataset, labels)
+        self.prints = ExampleFingerprints.of(rows, columns=data.columns)
+        self.labelled = None if labels is None else np.isin(self.prints.order, list(labels))
         self._groups = None  # of each example, in the order of the data set
         if data.groups is not None:
             self._groups = groups_of(data.dataset, data.groups, where="CertificationData(groups=...)")
@@ -110,10 +136,17 @@ class ScoredSplit:
         self._examples = None
         given = metric.score if isinstance(metric, Metric) else metric
         if not isinstance(metric, Metric) or isinstance(given, Scorer):
-            self._examples = ScoredExamples(model, data.dataset, given, data.batching, where="certify")
-            metric = Metric.of(self._examples.scorer, model)
-        # The exact test takes examples for independent; betting on groups takes 0/1 scores too.
-        is_grouped = data.groups is not None and metric.kind == "binary"
+            is_agreement = isinstance(given, str) and given == AGREEMENT
+            asked = None if is_agreement else given
+            scorer = scorer_for(model, asked, where="certify")
+            if labels is not None:
+                rows = PartlyLabelled(data.dataset, labels, filler=_any_label(scorer, asked=given))
+            self._examples = ScoredExamples(model, rows, scorer, data.batching, where="certify")
+            metric = agreement() if is_agreement else Metric.of(self._examples.scorer, model)
+        elif labels is not None:
+            raise _needs_all_labels(metric.name)
+        # The exact tests take examples for independent; betting on groups takes 0/1 scores too.
+        is_grouped = data.groups is not None and metric.kind in ("binary", AGREEMENT)
         self.metric: Metric = replace(metric, kind="bounded") if is_grouped else metric
 
     def _compared(self, models: Sequence[Any]) -> tuple[DisjointnessRecord, ...]:
@@ -128,20 +161,35 @@ class ScoredSplit:
                     DisjointnessRecord(name, prints.sha256(), len(prints), self.prints.compared_with(prints))
                 )
         for name, dataset in seen_by(*models):
-            prints = ExampleFingerprints.of(dataset, columns=data.columns)
+            is_known = isinstance(dataset, ExampleFingerprints)
+            prints = dataset if is_known else ExampleFingerprints.of(dataset, columns=data.columns)
             if compared := self.prints.compared_with(prints):
                 check_disjoint(self.prints, prints, name=name)
                 if name == "search" and all(record.name != name for record in records):
                     records.append(DisjointnessRecord(name, prints.sha256(), len(prints), compared))
         return tuple(records)
 
-    def scores_of(self, model: Any) -> np.ndarray:
-        """Runs a model; returns its scores in the order of the fingerprints."""
-        if self._examples is not None:
-            scores: Any = self._examples.scores_of(model)
+    def outcome_of(self, model: Any) -> Outcome:
+        """Runs a model; returns its scores and answers in the order of the fingerprints."""
+        found = None
+        if self._examples is None:
+            scores: Any = self._scores_by_function(model, self.data.dataset)
         else:
-            scores = self._scores_by_function(model, self.data.dataset)
-        return checked_scores(scores, len(self.prints), self.metric.kind)[self.prints.order]
+            scorer, answers = self._examples.scorer, self._examples.answers_of(model)
+            scores = answers.scores if scorer.is_mean else answers.rows
+            if self.metric.scored == SAME_ANSWER:
+                scores = np.zeros(len(scores))  # nothing of it is right or wrong
+            found = scorer.answered(answers.rows)
+        order = self.prints.order
+        scores = checked_scores(scores, len(self.prints), self.metric.kind)[order]
+        return Outcome(scores, None if found is None else found[order])
+
+    def compared(self, dense: Outcome, pruned: Outcome) -> PairedScores:
+        """Returns how two models compare on the split."""
+        pair = PairedScores.of(dense, pruned, self.groups(), self.labelled)
+        if self.metric.scored != SAME_ANSWER or pair.changed is None:
+            return pair
+        return replace(pair, dense=np.ones(len(pair.dense)), pruned=1.0 - pair.changed)
 
     def rehearse(self, model: Any) -> None:
         """Lets fail now what would fail in `scores_of`, at little cost: a few examples are scored.
@@ -156,15 +204,35 @@ class ScoredSplit:
         few = rows_of(self.data.dataset, range(min(REHEARSED, len(self.prints))))
         checked_scores(self._scores_by_function(model, few), len(few), self.metric.kind)
 
-    def scores_of_plan(self, model: nn.Module, plan: PlanOrResult | None) -> np.ndarray:
+    def outcome_of_plan(self, model: nn.Module, plan: PlanOrResult | None) -> Outcome:
         """Runs what a plan, or a result with its refit, keeps of a model; None for the whole model."""
         with nullcontext() if plan is None else masked(model, plan):
-            return self.scores_of(model)
+            return self.outcome_of(model)
 
     def _scores_by_function(self, model: Any, dataset: Any) -> Any:
         score: Any = self.metric.score
         with evaluating(model):
             return score(model, dataset)
+
+    def until(self, is_certain: Callable[[PairedScores], bool], dense: Any, pruned: Any) -> PairedScores:
+        """Runs two models on more and more examples, in the order of the fingerprints, until that is enough.
+
+        Args:
+            is_certain: Tells whether no more are needed.
+            dense: The dense model.
+            pruned: The pruned model.
+        """
+        order = self.prints.order
+        parts: list[PairedScores] = []
+        first, size = 0, FIRST_BATCH
+        while first < len(order):
+            rows = rows_of(self.data.dataset, order[first : first + size].tolist())
+            batch = ScoredSplit(replace(self.data, dataset=rows, train=None, search=None), self.metric, dense, seen=())
+            parts.append(batch.compared(batch.outcome_of(dense), batch.outcome_of(pruned)))
+            first, size = first + size, max(FIRST_BATCH, first // 4)
+            if is_certain(PairedScores.joined(parts)):
+                break
+        return PairedScores.joined(parts)
 
     def groups(self) -> np.ndarray | None:
         """Returns the numbers of the groups in the order of the fingerprints."""
@@ -194,6 +262,31 @@ class ScoredSplit:
             return claim
         entry = ledger.spend(self.prints.sha256(), alpha, f"{self.metric.name} drops by less than {max_drop}")
         return replace(claim, alpha_spent=entry.spent / claim.num_candidates, use=entry.use)
+
+
+def _labels_of(data: CertificationData, metric: Any) -> dict[int, Any] | None:
+    """Returns the labels that are known, by index; None where each example holds its own."""
+    if isinstance(metric, str) and metric == AGREEMENT:
+        return {}
+    return None if data.labels is None else labels_by_index(data.labels, data.dataset)
+
+
+def _any_label(scorer: Scorer, *, asked: Any) -> Any:
+    if scorer.any_label is None and isinstance(asked, str) and asked == AGREEMENT:
+        raise InvalidSettingError(
+            f"certify: 'agreement' compares classes and lists of labels, received a model scored by the "
+            f"{scorer.in_words}. Name a metric of its task, with labels."
+        )
+    if scorer.any_label is None:
+        raise _needs_all_labels(scorer.in_words)
+    return scorer.any_label
+
+
+def _needs_all_labels(metric: str) -> InvalidSettingError:
+    return InvalidSettingError(
+        "certify: labels of some examples are enough for the accuracy of classes and of several labels, where equal "
+        f"answers score alike; received labels= for the {metric}. Give each example its label, and leave labels= out."
+    )
 
 
 def numbered(values: Sequence[Any] | np.ndarray) -> np.ndarray:

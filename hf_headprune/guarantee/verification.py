@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Level = Literal["counts", "examples", "models", "fingerprints"]
@@ -47,6 +47,15 @@ class Verification:
     def holds(self) -> bool:
         """Whether nothing that was checked contradicts the certificate."""
         return not self.findings
+
+    def join(self, other: Verification, scope: str) -> None:
+        """Adds what a verification of a part found, each entry once."""
+        where = f" ({scope})" if scope else ""
+        self.findings += [replace(finding, text=finding.text + where) for finding in other.findings]
+        for name in ("notes", "checked", "skipped", "on_trust"):
+            mine = getattr(self, name)
+            entries = [f"{entry}{where}" if name in ("notes", "checked") else entry for entry in getattr(other, name)]
+            mine += [entry for entry in dict.fromkeys(entries) if entry not in mine]
 
     def to_text(self) -> str:
         """Returns the outcome in lines of text."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
-from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_settings
+from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_promises, check_settings
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.claim import Metric, agreement
 from hf_headprune.guarantee.evidence import evidence_of
-from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset
+from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset, rows_of
+from hf_headprune.guarantee.labels import PartlyLabelled, own_labels, with_labels
+from hf_headprune.guarantee.promises import part_of
 from hf_headprune.guarantee.records import dtype_of, old_configs_of, record_of, turned_by_rounding
-from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, numbered
+from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, data_of, numbered
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
+from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
 from hf_headprune.tasks.registry import metrics_of, scorer_for
 
 if TYPE_CHECKING:
@@ -25,11 +29,12 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from hf_headprune.guarantee.claim import Claim
+    from hf_headprune.guarantee.claim import Claim, Kind
     from hf_headprune.guarantee.evidence import Evidence
-    from hf_headprune.tasks.scorer import Kind
+    from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 
 SHOWN = 5
+MODELS = ("dense", "pruned")
 
 
 def verify_certificate(
@@ -66,11 +71,7 @@ def verify_certificate(
         raise InvalidSettingError(
             f"verify_certificate: certificate must be a Certificate or a path, received {shown(certificate)}."
         )
-    compared = _metric(certificate, metric, dense if model is None else model)
     result = Verification()
-    check_settings(certificate, result)
-    check_counts(certificate, result)
-    check_examples(certificate, compared, result)
     for name, given in (("dense", dense), ("pruned", model)):
         if given is None:
             result.skipped.append(f"{name} weights and configuration: no {name} model was given")
@@ -78,17 +79,67 @@ def verify_certificate(
             _check_model(name, certificate, given, result)
     if dataset is None:
         result.skipped.append("the certification split: no data were given")
-        return result
-    data = _as_certified(certificate, dataset, result)
+    parts = certificate.parts()
+    if parts[1:]:
+        check_promises(certificate, result)
+    for part in parts:
+        found = Verification()
+        _verify_part(part, {"dense": dense, "pruned": model}, dataset, metric, found)
+        result.join(found, part.claim.scope if parts[1:] else "")
+    return result
+
+
+def _verify_part(
+    certificate: Certificate, models: dict[str, nn.Module | None], dataset: Any, metric: Any, result: Verification
+) -> None:
+    """Verifies one promise."""
+    given = next((model for model in reversed(models.values()) if model is not None), None)
+    compared = _metric(certificate, _own_metric(certificate.claim, metric), given)
+    check_settings(certificate, result)
+    check_counts(certificate, result)
+    check_examples(certificate, compared, result)
+    own = _own_data(certificate.claim, dataset, result)
+    data = None if own is None else _as_certified(certificate, own, result)
     if data is None:
-        return result
-    prints = ExampleFingerprints.of(data.dataset, columns=data.columns)
+        return
+    prints = ExampleFingerprints.of(with_labels(data.dataset, data.labels), columns=data.columns)
+    used = data
+    if certificate.claim.stops_early:
+        first = prints.order[: len(certificate.examples)]
+        used = dataclasses.replace(data, dataset=rows_of(data.dataset, sorted(first.tolist())))
     if _check_split(certificate, prints, result):
-        _run_again(certificate, {"dense": dense, "pruned": model}, data, compared, result)
+        _run_again(certificate, models, used, compared, result)
     else:
         result.skipped.append("both models on the certification split: it is another one")
     _check_disjoint(certificate, data, prints, result)
-    return result
+
+
+def _own_metric(claim: Claim, metric: Any) -> Any:
+    """Returns which of several metrics a claim is about."""
+    if not isinstance(metric, (list, tuple)):
+        return metric
+    return next((it for it in metric if isinstance(it, Metric) and it.name == claim.metric), None)
+
+
+def _own_data(claim: Claim, dataset: Any, result: Verification) -> Any:
+    """Returns the examples that a claim is about, of the data that were given; None where they are not."""
+    if isinstance(dataset, Mapping):
+        if claim.dataset not in dataset:
+            result.skipped.append(f"the certification split {claim.scope}: no data of that name were given")
+            return None
+        dataset = dataset[claim.dataset]
+    elif claim.dataset and dataset is not None:
+        raise InvalidSettingError(
+            "verify_certificate: the certificate is about several data sets, such as "
+            f"{claim.dataset!r}, received one. Pass a mapping of their names to the splits."
+        )
+    if dataset is None or not claim.column:
+        return dataset
+    part = part_of(data_of(dataset), claim.column, claim.value)
+    if not len(part.dataset):
+        result.add("fingerprints", "split", f"no example has {claim.value!r} in the column {claim.column!r}")
+        return None
+    return part
 
 
 def _metric(certificate: Certificate, metric: Any, model: nn.Module | None) -> Metric | None:
@@ -96,6 +147,8 @@ def _metric(certificate: Certificate, metric: Any, model: nn.Module | None) -> M
     claim = certificate.claim
     if metric is None:
         return None if model is None else _built_in(claim, model)
+    if isinstance(metric, str) and metric == AGREEMENT:
+        metric = agreement()
     if not isinstance(metric, Metric):
         if model is None:
             return None
@@ -110,6 +163,8 @@ def _metric(certificate: Certificate, metric: Any, model: nn.Module | None) -> M
 
 def _built_in(claim: Claim, model: nn.Module) -> Metric | None:
     """Returns the metric of the model's task that a claim is about, or None where it is about a function."""
+    if claim.scored == SAME_ANSWER:
+        return agreement()
     for name in metrics_of(model):
         scorer = scorer_for(model, name)
         is_same = scorer.in_words == claim.metric and claim.kind in _kinds_of(scorer.kind)
@@ -120,7 +175,7 @@ def _built_in(claim: Claim, model: nn.Module) -> Metric | None:
 
 def _kinds_of(kind: Kind) -> tuple[Kind, ...]:
     """Returns the kinds of claims about scores of a kind: 0/1 scores of groups are compared as bounded ones."""
-    return ("binary", "bounded") if kind == "binary" else (kind,)
+    return (kind, "bounded") if kind in ("binary", AGREEMENT) else (kind,)
 
 
 def _check_model(name: str, certificate: Certificate, model: nn.Module, result: Verification) -> None:
@@ -140,6 +195,9 @@ def _as_certified(certificate: Certificate, dataset: Any, result: Verification) 
     """Returns the data, to be read as the certificate did, or None where they lack the text columns that it names."""
     data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
     check_dataset(data.dataset)
+    if certificate.examples.labelled is not None and data.labels is None:  # the examples hold those that are known
+        labels = {} if certificate.claim.scored == SAME_ANSWER else own_labels(data.dataset)
+        data = dataclasses.replace(data, dataset=PartlyLabelled(data.dataset, {}), labels=labels)
     if data.columns or certificate.examples.kind != TEXT:
         return data
     columns = certificate.examples.columns
@@ -169,7 +227,7 @@ def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: 
     except CertificateError as error:
         result.add("examples", "examples", str(error))
         return False
-    relabelled, added, lost = _differences(stated, prints.keys)
+    relabelled, added, lost = _differences(stated, _used(certificate, prints, result))
     for name, text, where in (
         ("label", "{} examples have another label", relabelled),
         ("example", "{} examples are not in the certificate", added),
@@ -183,6 +241,16 @@ def _check_split(certificate: Certificate, prints: ExampleFingerprints, result: 
             "fingerprints", "split", f"its sha256 is {prints.sha256()}, the certificate says {certificate.split}"
         )
     return not (relabelled or added or lost) and prints.sha256() == certificate.split
+
+
+def _used(certificate: Certificate, prints: ExampleFingerprints, result: Verification) -> tuple[bytes, ...]:
+    """Returns the fingerprints of the examples that were used: the first of them where the test stopped early."""
+    if not certificate.claim.stops_early:
+        return prints.keys
+    used = len(certificate.examples)
+    if used + certificate.unused != len(prints):
+        result.add("fingerprints", "unused", f"{certificate.unused} of {len(prints)} examples are said to be unused")
+    return tuple(prints.keys[index] for index in prints.order[:used])
 
 
 def _differences(stated: Sequence[bytes], given: Sequence[bytes]) -> tuple[list[int], list[int], int]:
@@ -216,7 +284,8 @@ def _run_again(
     if metric is None or given is None:
         result.skipped.append("both models on the certification split: models or metric were not given")
         return
-    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), metric, given, seen=())
+    asked = AGREEMENT if metric.scored == SAME_ANSWER else metric
+    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), asked, given, seen=())
     if split.metric.scored != certificate.claim.scored:
         result.add("models", "scored", f"it is {split.metric.scored!r}, it was {certificate.claim.scored!r}")
         return
@@ -225,22 +294,46 @@ def _run_again(
     except CertificateError:
         return  # level 2 has said so
     _check_groups(certificate, split.groups(), recorded.groups, result)
-    differing, scores = {}, recorded
+    _compare_models(certificate, split, models, recorded, result)
+
+
+def _compare_models(
+    certificate: Certificate,
+    split: ScoredSplit,
+    models: dict[str, nn.Module | None],
+    recorded: PairedScores,
+    result: Verification,
+) -> None:
+    outcomes = {name: split.outcome_of(model) for name, model in models.items() if model is not None}
+    scores, differing = _as_run_now(split, outcomes, recorded), {}
     for name, said in (("dense", recorded.dense), ("pruned", recorded.pruned)):
-        model = models[name]
-        if model is None:
+        if name not in outcomes:
             result.skipped.append(f"the {name} model on the certification split: it was not given")
             continue
-        found = split.scores_of(model)
+        found = getattr(scores, name)
         if found.shape != said.shape:
             result.add("models", f"{name} model", f"its scores have shape {found.shape}, on record are {said.shape}")
             return
-        scores = dataclasses.replace(scores, **{name: found})
         same = np.isclose(found, said, rtol=0, atol=TOLERANCE).reshape(len(said), -1).all(axis=1)
-        differing[name] = sorted(split.prints.order[~same].tolist()), turned_by_rounding(model, len(said))
+        if name == "pruned" and scores.changed is not None and recorded.changed is not None:
+            same &= scores.changed == recorded.changed
+        allowed = turned_by_rounding(models[name], len(said))
+        differing[name] = sorted(split.prints.order[~same].tolist()), allowed
         result.checked.append(f"models: the {name} model was run on {len(said)} examples")
     if any(indices for indices, _ in differing.values()):  # else it is what the outcomes on record say
         _compare(certificate, evidence_of(scores, certificate.claim, split.metric.aggregate), differing, result)
+
+
+def _as_run_now(split: ScoredSplit, outcomes: Mapping[str, Outcome], recorded: PairedScores) -> PairedScores:
+    """Returns what is on record, with what the models at hand say in its place."""
+    if len(outcomes) == len(MODELS):
+        return split.compared(*(outcomes[name] for name in MODELS))
+    scores = recorded
+    for name, outcome in outcomes.items():  # without a label, an answer means nothing without the other model's
+        said = getattr(recorded, name)
+        known = outcome.scores if recorded.labelled is None else np.where(recorded.labelled, outcome.scores, said)
+        scores = dataclasses.replace(scores, **{name: known})
+    return scores
 
 
 def _check_groups(

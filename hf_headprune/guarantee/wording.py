@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from hf_headprune.guarantee.claim import Claim
     from hf_headprune.guarantee.evidence import Evidence
 
 
-ASSUMPTIONS = (
-    "The certification examples are drawn independently, from where the model will be used.",
-    "Their labels are right.",
-)
+AGREEMENT: Literal["agreement"] = "agreement"  # name and kind of the metric that needs no labels
+SAME_ANSWER = "whether the pruned model gives the same answer as the dense one"
+DRAWN = "The certification examples are drawn independently, from where the model will be used."
+OF_LABELS = "Their labels are right."
 OF_STEERING = (
     "Training was steered by evaluations on them too, which does not favour the pruned model over the one that it is "
     "compared with."
@@ -20,13 +22,16 @@ OF_STEERING = (
 OF_GROUPS = "Groups of examples are independent of each other, and none is larger than the largest of these."
 
 
-def assumptions_of(claim: Claim, *, has_groups: bool, steered_training: bool) -> tuple[str, ...]:
+def assumptions_of(
+    claim: Claim, *, has_groups: bool, steered_training: bool, has_labels: bool = True
+) -> tuple[str, ...]:
     """Returns the sentences under which a certificate holds.
 
     Args:
         claim: Of the certificate.
         has_groups: Whether examples depend on each other in groups.
         steered_training: Whether evaluations on the examples steered training.
+        has_labels: Whether any example has a label.
     """
     nothing = "Nothing else" if steered_training else "Nothing"
     if claim.num_candidates == 1:
@@ -35,8 +40,14 @@ def assumptions_of(claim: Claim, *, has_groups: bool, steered_training: bool) ->
         chosen = (
             f"{nothing} but the choice among the candidates was made by looking at them: neither they nor the claim."
         )
-    given = ((OF_STEERING, steered_training), (chosen, True), (OF_GROUPS, has_groups))
-    return (*ASSUMPTIONS, *(sentence for sentence, holds in given if holds))
+    given = (
+        (DRAWN, True),
+        (OF_LABELS, has_labels),
+        (OF_STEERING, steered_training),
+        (chosen, True),
+        (OF_GROUPS, has_groups),
+    )
+    return tuple(sentence for sentence, holds in given if holds)
 
 
 def statement_of(
@@ -46,6 +57,7 @@ def statement_of(
     reference: str,
     checked: tuple[str, ...],
     steered_training: bool = False,
+    labelled: str | None = None,
 ) -> str:
     """Says in plain words what a certificate states and what it does not.
 
@@ -55,27 +67,15 @@ def statement_of(
         reference: The model that the pruned one is compared with, in words.
         checked: Names of the splits that the certification split was compared with.
         steered_training: Whether evaluations on the examples steered training.
+        labelled: Digits, 1 where an example has a label; None where all have one.
     """
-    sentences = [_verdict_in_words(claim, evidence, reference), f"Scored of each example: {claim.scored}."]
-    sentences.append(_seen(claim, evidence))
-    if claim.kind == "corpus":
-        sentences.append("This is a bootstrap: the confidence is approximate, not finite-sample.")
-    if evidence.verdict == "PASS" and evidence.regressions_to_spare is not None:
-        sentences.append(f"The verdict would survive {evidence.regressions_to_spare} further regressions.")
-    if evidence.examples_needed is not None:
-        sentences.append(
-            f"About {evidence.examples_needed:,} examples would certify it four times in five, if the true rates are "
-            "those seen."
-        )
-    if claim.num_candidates > 1:
-        sentences.append(
-            f"These examples chose it among {claim.num_candidates} models, each of which may spend an alpha of "
-            f"{claim.alpha_spent:.2g}."
-        )
-    if claim.use > 1:
-        sentences.append(
-            f"This is use number {claim.use} of the split, which may spend an alpha of {claim.alpha_spent:.2g}."
-        )
+    sentences = [
+        _verdict_in_words(claim, evidence, reference),
+        f"Scored of each example: {claim.scored}.",
+        _seen(claim, evidence),
+        *_of_the_labels(claim, evidence, labelled),
+        *_of_the_test(claim, evidence),
+    ]
     if steered_training:
         sentences.append("Training chose its checkpoint, its end or its learning rates by these examples too.")
     unchecked = [name for name in ("train", "search") if name not in checked]
@@ -85,28 +85,110 @@ def statement_of(
     return " ".join(sentences)
 
 
+def statement_of_several(worst: str, claims: Sequence[tuple[Claim, Evidence]]) -> str:
+    """Says what a certificate with several promises states.
+
+    Args:
+        worst: Statement of the worst of them.
+        claims: All of them with what the data say, the worst first.
+    """
+    claim, verdict, count = claims[0][0], claims[0][1].verdict, len(claims)
+    confidence = f"with {percent(1 - claim.alpha)} confidence"
+    said = {
+        "PASS": f"All {count} promises hold together, {confidence}",
+        "FAIL": f"Of {count} promises at least one does not hold, {confidence}",
+        "INCONCLUSIVE": f"It can't be decided {confidence} whether all {count} promises hold",
+    }
+    others = " ".join(_in_short(*each) for each in claims[1:])
+    return f"{verdict}. {said[verdict]}. The worst of them: {worst} The others: {others}"
+
+
+def stop_in_words(used: int, unused: int) -> str:
+    """Says how much of a split it took until the verdict was certain."""
+    stopped = f"Stopped after {used:,} of {used + unused:,} examples" if unused else f"All {used:,} examples were used"
+    return (
+        f"{stopped}: the test by betting holds whenever one stops. Where all examples are looked at, the exact test "
+        "certifies with fewer."
+    )
+
+
+def _in_short(claim: Claim, evidence: Evidence) -> str:
+    scope = f" on examples {claim.scope}" if claim.scope else ""
+    bound = evidence.upper_bound
+    excluded = f"drops above {points(bound)} excluded" if bound < 1 else "nothing excluded"
+    found = f"n = {evidence.examples:,}, {excluded}, p = {evidence.p_value:.4f}"
+    return f"{evidence.verdict}: {claim.metric}{scope}, {found}."
+
+
+def _of_the_test(claim: Claim, evidence: Evidence) -> Iterator[str]:
+    if claim.kind == "corpus":
+        yield "This is a bootstrap: the confidence is approximate, not finite-sample."
+    if evidence.verdict == "PASS" and evidence.regressions_to_spare is not None:
+        yield f"The verdict would survive {evidence.regressions_to_spare} further regressions."
+    if evidence.examples_needed is not None:
+        yield (
+            f"About {evidence.examples_needed:,} examples would certify it four times in five, if the true rates are "
+            "those seen."
+        )
+    if claim.num_candidates > 1:
+        yield (
+            f"These examples chose it among {claim.num_candidates} models, each of which may spend an alpha of "
+            f"{claim.alpha_spent:.2g}."
+        )
+    if claim.use > 1:
+        yield f"This is use number {claim.use} of the split, which may spend an alpha of {claim.alpha_spent:.2g}."
+
+
+def _of_the_labels(claim: Claim, evidence: Evidence, labelled: str | None) -> Iterator[str]:
+    if claim.scored == SAME_ANSWER:
+        yield (
+            "No label was used: the accuracy drops at most by the share of changed answers, whatever the right ones "
+            "are. A certificate with labels excludes smaller drops."
+        )
+    elif labelled is not None:
+        words = f"Of the {evidence.examples:,} examples {labelled.count('1'):,} have a label"
+        if evidence.changed is not None:
+            words += f"; the models answer {evidence.changed:,} differently"
+        if evidence.unlabelled:
+            words += f", of which {evidence.unlabelled:,} without a label count as worse"
+        yield (
+            f"{words}. Where both answer alike no label is needed: this is about the drop; neither model's accuracy "
+            "was measured."
+        )
+
+
 def _verdict_in_words(claim: Claim, evidence: Evidence, reference: str) -> str:
     drops = f"the {claim.metric} of the pruned model drops by"
     drop, confidence = points(claim.max_drop), f"with {percent(1 - claim.alpha)} confidence"
-    unseen = "on unseen examples like those of the certification split"
+    if claim.scored == SAME_ANSWER:
+        drops, drop = "the share of answers that the pruned model changes is", percent(claim.max_drop)
+    scope = f" {claim.scope}" if claim.scope else ""
     if evidence.verdict == "INCONCLUSIVE":
         return (
             f"INCONCLUSIVE. Compared with {reference}, it can't be decided {confidence} from these "
-            f"{evidence.examples:,} examples whether {drops} less than {drop}."
+            f"{evidence.examples:,} examples{scope} whether {drops} less than {drop}."
         )
+    unseen = f"on unseen examples{scope} like those of the certification split"
     comparison = "less" if evidence.verdict == "PASS" else "more"
     return f"{evidence.verdict}. Compared with {reference}, {drops} {comparison} than {drop} {unseen}, {confidence}."
 
 
 def _seen(claim: Claim, evidence: Evidence) -> str:
-    before, after = percent(evidence.dense_metric), percent(evidence.pruned_metric)
     excluded = f"drops above {points(evidence.upper_bound)} are" if evidence.upper_bound < 1 else "no drop is"
+    if claim.scored == SAME_ANSWER:
+        excluded = f"shares above {percent(evidence.upper_bound)} are" if evidence.upper_bound < 1 else "no share is"
+        changed = f"the answers to {evidence.regressions:,} changed"
+        return f"Of {evidence.examples:,} examples {changed}; {excluded} excluded (p = {evidence.p_value:.4f})."
     bound = f"{excluded} excluded (p = {evidence.p_value:.4f})"
     if claim.kind == "corpus":
         changed = f"{evidence.regressions + evidence.improvements:,} changed"
     else:
         changed = f"{evidence.regressions:,} got worse and {evidence.improvements:,} better"
-    return f"Of {evidence.examples:,} examples {changed}; {claim.metric} went from {before} to {after}; {bound}."
+    metric = ""
+    if evidence.dense_metric is not None and evidence.pruned_metric is not None:
+        before, after = percent(evidence.dense_metric), percent(evidence.pruned_metric)
+        metric = f" {claim.metric} went from {before} to {after};"
+    return f"Of {evidence.examples:,} examples {changed};{metric} {bound}."
 
 
 def percent(share: float, digits: int = 2) -> str:

@@ -11,7 +11,7 @@ from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.learn.pruner import Pruner
 from hf_headprune.learn.second_order.pruner import SecondOrderPruner
 from hf_headprune.learn.second_order.settings import SecondOrder
-from hf_headprune.masking import temporary_parts
+from hf_headprune.masking import plain_copy, temporary_parts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,3 +35,12 @@ def detach_pruners(model: nn.Module) -> None:
         pruner.reset()
     for pruner in found:
         pruner.detach(model)
+
+
+def freed_copy(model: nn.Module) -> nn.Module:
+    """Copies a model in training, in evaluation mode, without its pruners: whole, whatever they have closed."""
+    twin = plain_copy(model)
+    for part in temporary_parts(twin):
+        if isinstance(part, Pruner):
+            part.detach(twin)
+    return twin

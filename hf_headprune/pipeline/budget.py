@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._checks import is_above, is_number
+from hf_headprune._seen_splits import share_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budget_rules
 from hf_headprune.errors import InvalidSettingError, shown
@@ -21,6 +22,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.budgets import Budget
+    from hf_headprune.cost import LatencyTable
 
 MB = 1_000_000
 # What each budget must be on any model.
@@ -51,7 +54,9 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     speedup: float | None = None,
     size_mb: float | None = None,
     kept_heads: Budget | None = None,
+    latency_ms: LatencyTable | None = None,
     certify: Any = None,
+    metric: Any = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
     data_collator: Callable[[list[Any]], Any] | None = None,
@@ -67,11 +72,14 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
         dataset: Labelled training examples, sized and indexable; a thousand are enough.
         density: Share of the weights of all attention and FFN matrices that is kept.
-        speedup: Multiply-accumulates of all attention and FFN blocks before, over those after.
+        speedup: Multiply-accumulates of all attention and FFN blocks before, over those after; with `latency_ms`, their
+            ms.
         size_mb: Size of the saved `model.safetensors`, embeddings included, in MB (10^6 bytes).
         kept_heads: Number or share of the attention heads that are kept; FFN units are all kept.
+        latency_ms: For `speedup`: ms of each block, see `measure_latency_table`.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`, for a
             certificate about the drop; None certifies nothing.
+        metric: Of the certificate, as in `search_plan`; None for the first metric of the model's task.
         max_drop: Drop that the certificate is about, absolute: 0.01 is one percentage point.
         confidence: Of the certificate.
         data_collator: Makes the batches; when left out, examples are padded on the right.
@@ -85,18 +93,21 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     anatomy = anatomy_of(model)
+    check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
-    asked = second_order_of(given, anatomy, model, where="plan_for_budget")
+    asked = second_order_of(given, anatomy, model, where="plan_for_budget", latency_ms=latency_ms)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed))
     holdout = None
     if certify is not None:
         batching = Batching(data_collator=data_collator, batch_size=batch_size)
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
         holdout = Holdout(
-            data, Metric.of(None, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
+            data, Metric.of(metric, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
         )
         holdout.rehearse(model)
-    found = second_order_plan(model, dataset, settings, data_collator=data_collator, batch_size=batch_size)
+    twin = plain_copy(model)  # another thread may run the model meanwhile
+    found = second_order_plan(twin, dataset, settings, data_collator=data_collator, batch_size=batch_size)
+    share_seen_(model, twin)
     certificate, words = None, ""
     if holdout is not None:
         certificate, words = certified(
@@ -129,7 +140,9 @@ def one_budget(given: dict[str, Any], *, where: str) -> str | None:
     return names[0] if names else None
 
 
-def second_order_of(given: dict[str, Any], anatomy: Anatomy, model: nn.Module, *, where: str) -> SecondOrder:
+def second_order_of(
+    given: dict[str, Any], anatomy: Anatomy, model: nn.Module, *, where: str, latency_ms: LatencyTable | None = None
+) -> SecondOrder:
     """Returns what a budget means for a model.
 
     Args:
@@ -137,18 +150,21 @@ def second_order_of(given: dict[str, Any], anatomy: Anatomy, model: nn.Module, *
         anatomy: Of the model.
         model: Its state dict tells what the saved file holds.
         where: Name of the public function, for errors.
+        latency_ms: Measured ms, which a speed-up then is of.
 
     Raises:
-        InvalidSettingError: Not exactly one is given, or it is out of range.
+        InvalidSettingError: Not exactly one is given, or it is out of range; or ms come with another than a speed-up.
     """
     name = one_budget(given, where=where)
     if name is None:
         raise InvalidSettingError(f"{where} needs one budget, received none. Pass one of {', '.join(given)}.")
     value = given[name]
+    if latency_ms is not None and name != "speedup":
+        raise InvalidSettingError(f"{where}: latency_ms belongs to speedup=, received {name}. Leave it out.")
     if name == "kept_heads":
         return SecondOrder(kept_heads=value)
     if name == "speedup":
-        return SecondOrder.to_speedup(value)
+        return SecondOrder.to_speedup(value, latency_ms=latency_ms)
     if name == "size_mb":
         return SecondOrder(density=_density_of_size(value, anatomy, model, where=where), counts="bytes")
     return SecondOrder(density=value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_headprune._distributed import by_first, from_first
 from hf_headprune.guarantee.certificate import DENSE
@@ -51,6 +51,26 @@ class Chosen:
     path: CertifiedPath | None = None
     num_candidates: int = 0
     has_certificate: bool = False
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What the holdout allows of plans that are tested in their order.
+
+    Attributes:
+        index: Of the last plan that passes; None where the first one fails.
+        metrics: On the holdout, of what they are compared with and of each plan that was measured.
+        path: The tests, where only what is certified may be pruned.
+    """
+
+    index: int | None
+    metrics: tuple[float, ...]
+    path: CertifiedPath | None = None
+
+    @property
+    def passed(self) -> int:
+        """Number of plans that passed."""
+        return 0 if self.index is None else self.index + 1
 
 
 @dataclass(frozen=True)
@@ -113,12 +133,11 @@ class Holdout:
 
     def in_words(self) -> str:
         """Says before the work what the examples can certify."""
-        assumptions = PowerAssumptions(
-            alpha=round(1.0 - self.confidence, 12), num_candidates=1 if self.is_condition else self.num_candidates
-        )
+        assumptions = PowerAssumptions(alpha=round(1.0 - self.confidence, 12))
+        candidates = 1 if self.is_condition else self.num_candidates
         count = len(self.data.dataset)
         if self.metric.kind == "binary":
-            words = f"To be certified: {describe_power(count, self.max_drop, assumptions)}"
+            words = f"To be certified: {describe_power(count, self.max_drop, assumptions, num_candidates=candidates)}"
         else:
             words = (
                 f"To be certified: the drop of {self.metric.name} on {count:,} examples, {100 * self.confidence:g} % "
@@ -158,30 +177,30 @@ class Holdout:
         between = from_first(evenly_spaced(plans_between(reference, result.plan, result.refit, head_scores), MEASURED))
         feasible = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
         plans = evenly_spaced(from_first(feasible), CANDIDATES)
-        path, last = self.last_allowed(model, [RefittedPlan(plan, result.refit) for plan in plans], reference)
-        plan = reference if last is None else plans[last]
-        return Chosen(plan, path, len(plans), has_certificate=last is not None)
+        allowed = self.last_allowed(model, [RefittedPlan(plan, result.refit) for plan in plans], reference)
+        plan = reference if allowed.index is None else plans[allowed.index]
+        return Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
 
-    def last_allowed(
-        self, model: Any, plans: list[RefittedPlan], reference: PruningPlan
-    ) -> tuple[CertifiedPath | None, int | None]:
+    def last_allowed(self, model: Any, plans: list[RefittedPlan], reference: PruningPlan) -> Allowed:
         """Tests plans in their order until one fails; the first process does so, the others wait.
 
         Args:
             model: The model before pruning; left as it is.
             plans: The largest first.
             reference: What they are compared with.
-
-        Returns:
-            The tests, where only what is certified may be pruned; and the index of the last plan that passes, or None.
         """
 
-        def test() -> tuple[CertifiedPath | None, int | None]:
+        def test() -> Allowed:
             claim = self.data, self.metric, self.max_drop
+            if not plans:
+                return Allowed(None, ())
             if not self.is_condition:
-                return None, furthest_within(model, plans, *claim, reference=reference)
+                return Allowed(*furthest_within(model, plans, *claim, reference=reference))
             path = certify_path(model, plans, *claim, self.confidence, reference=reference)
-            return path, path.certified_index
+            metrics = [path.dense_metric, *(step.metric for step in path.steps)]
+            if path.dense_metric is None:  # of a few labels: only drops are known
+                metrics = []
+            return Allowed(path.certified_index, tuple(cast("list[float]", metrics)), path)
 
         return by_first(test)
 

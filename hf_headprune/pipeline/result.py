@@ -6,14 +6,34 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune.budgets import linear_density
 from hf_headprune.plan import RefittedPlan
 
 if TYPE_CHECKING:
+    from hf_headprune.anatomy import Anatomy
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.path import CertifiedPath
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.report import PruningReport
-    from hf_headprune.search.results import PlanSearchResult, PlanStep
+    from hf_headprune.search.results import PlanSearchResult
+
+
+@dataclass(frozen=True)
+class MeasuredPlan:
+    """A plan, its size, and what was measured of it.
+
+    Attributes:
+        plan: Heads and FFN units that are kept.
+        density: Share of the weights of all attention and FFN matrices of the model that is kept.
+        metric: On the examples that decided, with the plan's refit; higher is better.
+        passed: Whether it met what was asked: the test of its drop, or the drop that may be seen.
+    """
+
+    plan: PruningPlan
+    density: float
+    metric: float
+    passed: bool
+
 
 RESULT_FORMAT = "hf_headprune.result/1"
 
@@ -31,7 +51,9 @@ class PruningResult(RefittedPlan):
         report: Sizes, metric and effort; `.to_text()` is a table.
         certificate: What held-out examples show about unseen data; None where nothing could be certified.
         path: Candidates that were tested on the held-out examples, where only what is certified may be pruned.
-        search: Course of the search; None where a budget decided.
+        search: Course of the A* search; None without one.
+        history: Every plan that was measured on all examples, in the order of the measurements; the first is the
+            reference. Empty where a budget decided.
     """
 
     reference: PruningPlan
@@ -39,29 +61,28 @@ class PruningResult(RefittedPlan):
     certificate: Certificate | None = None
     path: CertifiedPath | None = None
     search: PlanSearchResult | None = None
+    history: tuple[MeasuredPlan, ...] = ()
 
     @property
-    def history(self) -> tuple[PlanStep, ...]:
-        """Every plan that the search evaluated, in its order; empty without a search."""
-        return () if self.search is None else self.search.history
-
-    @property
-    def frontier(self) -> tuple[PlanStep, ...]:
-        """Plans measured on all searched examples that no other one beats in both size and metric, the largest first.
-
-        `result.search.plan_of(step)` returns the plan of a step.
-        """
-        exact = sorted((s for s in self.history if s.kind == "exact"), key=lambda s: (-s.gain, -s.metric))
-        found: list[PlanStep] = []
-        for step in exact:
-            if not found or step.metric > found[-1].metric:
-                found.append(step)
+    def frontier(self) -> tuple[MeasuredPlan, ...]:
+        """Measured plans that no other one beats in both size and metric, the largest first."""
+        found: list[MeasuredPlan] = []
+        for measured in sorted(self.history, key=lambda it: (it.density, -it.metric)):
+            if not found or measured.metric > found[-1].metric:
+                found.append(measured)
         return tuple(reversed(found))
 
     def to_json(self) -> str:
-        """Returns plan, report, certificate and search as JSON text."""
+        """Returns plan, report, certificate, search and history as JSON text."""
         parts: dict[str, Any] = {"plan": self.plan, "reference": self.reference, "report": self.report}
         parts |= {"certificate": self.certificate, "search": self.search}
         content: dict[str, Any] = {"format": RESULT_FORMAT}
         content |= {name: None if part is None else json.loads(part.to_json()) for name, part in parts.items()}
+        content["history"] = [{**vars(it), "plan": json.loads(it.plan.to_json())} for it in self.history]
         return json.dumps(content, indent=2)
+
+
+def searched_plans(search: PlanSearchResult, anatomy: Anatomy) -> tuple[MeasuredPlan, ...]:
+    """Returns the plans that a search measured on all examples."""
+    exact = [(search.plan_of(step), step) for step in search.history if step.kind == "exact"]
+    return tuple(MeasuredPlan(plan, linear_density(plan, anatomy), it.metric, it.feasible) for plan, it in exact)

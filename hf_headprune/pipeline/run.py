@@ -13,6 +13,7 @@ from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable
 from hf_headprune.pipeline.progress import SearchBar
+from hf_headprune.pipeline.result import MeasuredPlan, searched_plans
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.search.evaluation.rank_zero import lead_or_follow
@@ -102,6 +103,7 @@ class Found:
         metric: On the searched examples, before and after.
         chosen: What the holdout allowed; None without one.
         effort: What it took.
+        history: Plans that were measured on all examples, the reference first.
     """
 
     pruned: RefittedPlan
@@ -109,6 +111,7 @@ class Found:
     metric: MetricChange | None = None
     chosen: Chosen | None = None
     effort: Effort = field(default_factory=Effort)
+    history: tuple[MeasuredPlan, ...] = ()
 
 
 def find(job: Job) -> Found:
@@ -142,7 +145,8 @@ def find(job: Job) -> Found:
         evaluations=result.evaluations + len(known) - measured,
         optimality=" ".join([OPTIMALITY_WORDS[result.optimality] + ("." if result.warnings else ""), *result.warnings]),
     )
-    return Found(RefittedPlan(plan, result.refit), result, metric, chosen, effort)
+    history = searched_plans(result, anatomy_of(job.model))
+    return Found(RefittedPlan(plan, result.refit), result, metric, chosen, effort, history)
 
 
 def certified(
@@ -186,6 +190,8 @@ def unseen_change(certificate: Certificate | None, reference: str) -> MetricChan
     if certificate is None:
         return None
     seen = certificate.evidence
+    if seen.dense_metric is None or seen.pruned_metric is None:  # of a few labels: only the drop is known
+        return None
     return MetricChange(
         name=certificate.claim.metric,
         split="unseen examples",

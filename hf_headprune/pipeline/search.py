@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import DataCollatorWithPadding
 
-from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
@@ -19,6 +18,7 @@ from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, certified, find, pruned_copy, unseen_change
+from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import ExampleLosses
@@ -26,6 +26,7 @@ from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching, length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples, PadRight
 from hf_headprune.tasks.metrics import is_prediction_metric
@@ -49,7 +50,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     max_drop: float | None = None,
     calibration: Any = None,
     certify: Any = None,
-    confidence: float = DECIDING,
+    confidence: float | Literal["auto"] = "auto",
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
@@ -80,7 +81,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             `dataset`, which can then certify nothing.
         certify: Labelled examples that neither training nor search has seen, or `CertificationData`. When left out
             and nothing is searched, `dataset` certifies: the order of plans comes from `calibration` alone.
-        confidence: With which the drop on unseen data must be shown to be below the one allowed.
+        confidence: With which the drop on unseen data must be shown to be below the one allowed. "auto" is 0.75, and
+            lets the drop that is seen decide where there are too few examples to show anything.
         processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
             padded on the right.
         data_collator: Makes the batches instead.
@@ -98,10 +100,11 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         SearchStateError: The journal belongs to another search or is damaged.
     """
     anatomy = anatomy_of(model)
+    check_can_prune(model)
     drop = _allowed(search, max_drop)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop))
     collate = data_collator or _collate(model, processing_class)
-    reading = {"calibration": calibration, "collate": collate, "batch_size": batch_size}
+    reading = {"calibration": calibration, "collate": collate, "batch_size": batch_size, "own_collate": data_collator}
     settings = search or AStarSearch(max_drop=drop)
     source = _source(model, dataset, metric, settings, searches=search is not None, **reading)
     if _measures_models(metric) and search is None and calibration is None:
@@ -113,7 +116,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     is_ordered = search is None and calibration is not None  # without a look at `dataset`
     tested = dataset if is_ordered and certify is None and not measures_models else certify
     is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
-    remember_seen_(model, search=None if is_tested else dataset, calibration=calibration)
+    remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
         batching = Batching(processing_class, data_collator, batch_size)
@@ -128,9 +131,10 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         )
     else:
         examples = dataset if calibration is None else calibration
-        losses = ExampleLosses(model, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
-        decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, model, full)
-        found = walk_down(model, full, losses, decide)
+        twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
+        losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
+        decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, twin, full)
+        found = walk_down(twin, full, losses, decide)
     return _result(model, anatomy, full, found, holdout)
 
 
@@ -177,6 +181,7 @@ def _result(
         certificate=certificate,
         path=None if found.chosen is None else found.chosen.path,
         search=found.search,
+        history=found.history,
     )
 
 
@@ -189,6 +194,7 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     searches: bool,
     calibration: Any,
     collate: Callable[[list[Any]], Any],
+    own_collate: Callable[[list[Any]], Any] | None,
     batch_size: int,
 ) -> MetricSource:
     """Returns what measures plans: a scorer of single examples, or the user's function."""
@@ -207,21 +213,32 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     twin = plain_copy(model)  # whatever interrupts the search leaves the model of the user as it was
     evaluator = ExampleEvaluator(
         twin,
-        batched(ModelExamples(dataset, model)),
+        batched(ModelExamples(dataset, model, collate=own_collate)),
         metric=scorer,
         settings=EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening),
-        calibration=None if calibration is None else batched(ModelExamples(calibration, model)),
+        calibration=None if calibration is None else batched(ModelExamples(calibration, model, collate=own_collate)),
     )
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)
 
 
 def _holdout(
-    tested: Any, looked_at: Any, batching: Batching, metric: Metric, max_drop: float, confidence: float
+    tested: Any,
+    looked_at: Any,
+    batching: Batching,
+    metric: Metric,
+    max_drop: float,
+    confidence: float | Literal["auto"],
 ) -> Holdout:
-    """Returns what must hold on examples that neither training nor the order of plans has looked at."""
+    """Returns what must hold on examples that neither training nor the order of plans has looked at.
+
+    Raises:
+        InvalidSettingError: A confidence was passed that so few examples can't reach.
+    """
     if not isinstance(tested, CertificationData):
         tested = CertificationData(tested, search=looked_at, batching=batching)
-    decides = can_decide(len(tested.dataset), max_drop, confidence)
+    required = None if confidence == "auto" else "search_plan"
+    confidence = DECIDING if confidence == "auto" else confidence
+    decides = can_decide(len(tested.dataset), max_drop, confidence, required_by=required)
     return Holdout(tested, metric, max_drop, confidence, is_condition=decides)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budget_groups
-from hf_headprune.cost import macs_per_unit, weights_per_unit
+from hf_headprune.cost import check_latency_table, latency_of, macs_per_unit, ms_with, weights_per_unit
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.moments import record_moments_by_gradient
 from hf_headprune.refit.projections import Refit
 from hf_headprune.refit.removal_costs import cheapest_first, elimination
@@ -20,9 +23,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy, Site
-    from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.removal_costs import Removal
     from hf_headprune.refit.settings import SecondOrder
+
+LATENCY_STEPS = 4000  # into which the ms of a budget are parted
+ROUNDING = 1e-6  # of a step
 
 
 def choose(
@@ -121,11 +126,15 @@ def scored_sites(anatomy: Anatomy, settings: SecondOrder) -> list[Site]:
 
 
 def check_budget(settings: SecondOrder, anatomy: Anatomy) -> None:
-    """Checks that a model can meet a number of heads.
+    """Checks that a model can meet a budget.
 
     Raises:
-        InvalidSettingError: It has fewer heads, or lacks a kind of attention that the budget names.
+        InvalidSettingError: It has fewer heads, or lacks a kind of attention that the budget names; or the table of
+            latencies is of another model.
     """
+    if settings.tuning.latency_ms is not None:
+        sites = scored_sites(anatomy, settings)
+        check_latency_table(settings.tuning.latency_ms, sites, anatomy, where="SecondOrderTuning(latency_ms=...)")
     if settings.kept_heads is not None:
         budget_groups(settings.kept_heads, anatomy)
 
@@ -148,10 +157,10 @@ def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: Second
 
 
 def saved_per_unit(site: Site, settings: SecondOrder) -> int:
-    """Returns what the density counts of one unit."""
+    """Returns what the density counts of one unit; of latency, which no single unit has, its weights."""
     if settings.counts == "macs":
         return macs_per_unit(site, settings.tuning.seq_len, settings.tuning.target_len)
-    return weights_per_unit(site) if settings.counts == "parameters" else site.bytes_per_unit
+    return site.bytes_per_unit if settings.counts == "bytes" else weights_per_unit(site)
 
 
 def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share: float = 1.0) -> str | None:
@@ -165,10 +174,15 @@ def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share
     """
     if settings.density is None:
         return _heads_gap(plan, settings, anatomy, share)
+    aim = 1.0 - share * (1.0 - settings.density)
+    if settings.tuning.latency_ms is not None:
+        of_whole = latency_of(plan, settings.tuning.latency_ms) / latency_of(
+            PruningPlan.full(anatomy), settings.tuning.latency_ms
+        )
+        return None if of_whole <= aim + 1e-9 else f"{of_whole:.4f} of the ms is kept, where {aim:.4f} was to be"
     saved = {site.name: saved_per_unit(site, settings) for site in anatomy.sites}
     total = sum(site.units * saved[site.name] for site in anatomy.sites)
     kept = sum(len(plan.kept(site.name)) * saved[site.name] for site in anatomy.sites)
-    aim = 1.0 - share * (1.0 - settings.density)
     multiples = {site.name: 1 if site.is_attention else settings.tuning.width_multiple for site in anatomy.sites}
     largest = max(saved[site.name] * multiples[site.name] for site in scored_sites(anatomy, settings))
     over, rounding = kept - aim * total, 1e-9 * total
@@ -193,6 +207,8 @@ def _up_to_density(
     paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
 ) -> list[Removal]:
     """Returns the removals that reach a share of what a density removes: to the nearest one, and of bytes at least."""
+    if settings.tuning.latency_ms is not None:
+        return _up_to_latency(paths, anatomy, settings, share)
     total = sum(site.units * saved_per_unit(site, settings) for site in anatomy.sites)
     now = sum(removal.saved for path in paths.values() for removal in path)
     aim = share * (1.0 - (settings.density or 0.0)) * total - (total - now)
@@ -202,6 +218,37 @@ def _up_to_density(
             break
         found.append(removal)
         saved += removal.saved
+    return found
+
+
+def _up_to_latency(
+    paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
+) -> list[Removal]:
+    """Returns, of all removals that leave a share of the measured ms at most, those that cost least together.
+
+    What the units of a block take together is no sum over units, so no order of single removals is right: dynamic
+    programming over the blocks, each with its removals up to some number, in `LATENCY_STEPS` steps of ms, rounded up.
+    """
+    table = settings.tuning.latency_ms or {}
+    allowed = (1.0 - share * (1.0 - (settings.density or 0.0))) * latency_of(PruningPlan.full(anatomy), table)
+    least = np.zeros(LATENCY_STEPS + 1)  # cost of the blocks so far that take so many steps at most
+    levels: list[np.ndarray] = []  # for each block, the number of its removals in the best choice of so many steps
+    for name, path in paths.items():
+        costs = np.cumsum([0.0, *(removal.cost for removal in path)])
+        widths = [len(removal.units) for removal in path]
+        ms = ms_with(sum(widths) - np.cumsum([0, *widths]), table[name]).clip(0.0)
+        steps = np.ceil(ms / allowed * LATENCY_STEPS - ROUNDING).astype(int)
+        options = np.full((len(steps), LATENCY_STEPS + 1), np.inf)
+        for level, taken in enumerate(steps):
+            if taken <= LATENCY_STEPS:
+                options[level, taken:] = least[: LATENCY_STEPS + 1 - taken] + costs[level]
+        levels.append(np.stack([options.argmin(axis=0), steps[options.argmin(axis=0)]]))
+        least = options.min(axis=0)
+    found: list[Removal] = []
+    left = LATENCY_STEPS
+    for path, (numbers, taken) in zip([*paths.values()][::-1], levels[::-1], strict=True):
+        found += path[: numbers[left]]
+        left -= taken[left]
     return found
 
 

@@ -14,6 +14,7 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import check_budget, choose
 from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.tasks.batches import collated
 from hf_headprune.tasks.examples import IGNORED_LABEL, ModelExamples, PadRight, counted_labels, plain
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class ExampleLosses:
             InvalidSettingError: The data set is empty, unlabelled or not tokenized.
         """
         self._model, self._batch_size, self._where = model, batch_size, where
-        examples = ModelExamples(dataset, model, where=where)
+        examples = ModelExamples(dataset, model, where=where, collate=data_collator)
         order = [index for index in _drawn(examples, count, seed) if _has_label(examples[index])]
         if not order:
             raise InvalidSettingError(
@@ -119,7 +120,7 @@ class ExampleLosses:
         device = next(self._model.parameters()).device
         for first in range(0, len(self._examples), self._batch_size):
             chosen = self._examples[first : first + self._batch_size]
-            batch = {name: value.to(device) for name, value in self._collate(chosen).items()}
+            batch = {name: value.to(device) for name, value in collated(self._collate, chosen).items()}
             items = _items(self._model, batch, len(chosen))
             if items:  # else the mean over none is no number
                 yield _loss(self._model, batch, self._where) * items
@@ -137,7 +138,7 @@ def _drawn(examples: ModelExamples, count: int, seed: int) -> list[int]:
 
 def _has_label(example: dict[str, Any]) -> bool:
     """Tells whether the loss counts a label of an example."""
-    labels = plain(example.get("labels"))
+    labels = plain(example.get("labels", example.get("label")))
     return not isinstance(labels, list) or any(label != IGNORED_LABEL for label in labels)
 
 

@@ -13,16 +13,16 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from hf_headprune.anatomy import base_model, matrix_of, transposed
 from hf_headprune.errors import InvalidPlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import nn
 
     from hf_headprune.anatomy import Site
     from hf_headprune.plan import PruningPlan
@@ -178,15 +178,20 @@ class Refit:
 
     @contextmanager
     def restoring(self, model: nn.Module) -> Iterator[None]:
-        """Puts every output projection back at the end of a `with` block, after an error too."""
+        """Puts every output projection back at the end of a `with` block, after an error too.
+
+        Blocks of several refits may end in any order: what one leaves is what the last of the others has set.
+        """
         base = base_model(model)
-        outputs: list[Any] = [base.get_submodule(block.site.output) for block in self.blocks.values()]
-        before = [(parameter, parameter.data) for output in outputs for parameter in output.parameters(recurse=False)]
+        outputs = [base.get_submodule(block.site.output) for block in self.blocks.values()]
+        layer = object()
         try:
+            for output in outputs:
+                _LAYERS.setdefault(output, []).append((layer, _tensors(output)))
             yield
         finally:
-            for parameter, tensor in before:
-                parameter.data = tensor
+            for output in outputs:
+                _leave(output, layer)
 
     def residual(self, site: str, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Returns the map from what an output projection is given to what leaves for good with each unit alone.
@@ -196,6 +201,28 @@ class Refit:
             where nothing is reconstructed.
         """
         return self.blocks[site].residual(tuple(kept)) if site in self.blocks else None
+
+
+# Of each output projection that is refitted now: who did so, and what was there before.
+_LAYERS: WeakKeyDictionary[nn.Module, list[tuple[object, dict[str, torch.Tensor]]]] = WeakKeyDictionary()
+
+
+def _tensors(output: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.data for name, parameter in output.named_parameters(recurse=False)}
+
+
+def _leave(output: nn.Module, layer: object) -> None:
+    """Takes back what one refit has set: the one after it, if any, inherits what was there before."""
+    layers = _LAYERS.get(output, [])
+    place = next((place for place, (owner, _) in enumerate(layers) if owner is layer), None)
+    if place is None:
+        return
+    before = layers.pop(place)[1]
+    if place < len(layers):
+        layers[place] = (layers[place][0], before)
+        return
+    for name, parameter in output.named_parameters(recurse=False):
+        parameter.data = before[name]
 
 
 def _are_alike(weight: torch.Tensor, copied: torch.Tensor) -> bool:

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 
 from hf_headprune._checks import check, is_ratio, is_rising, is_whole, with_tuning
 from hf_headprune.budgets import Budget, budget_rules, density_at
+from hf_headprune.cost import LATENCY_TABLE_RULE, LatencyTable, latency_table
 
-Counts = Literal["parameters", "macs", "bytes"]
+Counts = Literal["parameters", "macs", "bytes", "latency"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class SecondOrderTuning:
         width_multiple: FFN widths remain multiples of this.
         seq_len: Tokens of a (source) sequence, for "macs".
         target_len: Tokens of the decoder's sequence, for "macs"; equal to `seq_len` when left out.
+        latency_ms: For "latency": the ms of each block with so many of its units kept, as `measure_latency_table`
+            returns them; interpolated between the numbers measured.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
     Raises:
@@ -34,10 +37,14 @@ class SecondOrderTuning:
     width_multiple: int = 32
     seq_len: int = 128
     target_len: int | None = None
+    latency_ms: LatencyTable | None = field(default=None, hash=False)
     seed: int | None = None
 
     def __post_init__(self) -> None:
         """Checks every value by itself."""
+        table = latency_table(self.latency_ms)
+        if table is not None:
+            object.__setattr__(self, "latency_ms", table)
         rules = {
             "start_at must be from 0 to 1, or None": self.start_at is None or is_rising(0, self.start_at, 1),
             "scoring_examples must be a whole number >= 1": is_whole(self.scoring_examples, at_least=1),
@@ -45,6 +52,7 @@ class SecondOrderTuning:
             "seq_len must be a whole number >= 1": is_whole(self.seq_len, at_least=1),
             "target_len must be a whole number >= 1, or None": self.target_len is None
             or is_whole(self.target_len, at_least=1),
+            f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
             "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
         }
         check(self, rules)
@@ -60,10 +68,11 @@ class SecondOrder:
 
     Attributes:
         density: Share of all attention and FFN blocks that is kept; heads and FFN units compete for it. It is met to
-            the nearest unit, and never exceeded by "bytes".
+            the nearest unit, and never exceeded by "bytes" and "latency".
         counts: What the density counts: "parameters" (entries of the weight matrices, biases aside), "macs"
-            (multiply-accumulates, as `hf_headprune.cost` counts them) or "bytes" (of the saved file, at the present
-            dtype; what is no attention or FFN block, such as embeddings, is not counted).
+            (multiply-accumulates, as `hf_headprune.cost` counts them), "bytes" (of the saved file, at the present
+            dtype; what is no attention or FFN block, such as embeddings, is not counted) or "latency" (the ms of all
+            blocks by `tuning.latency_ms`; of all plans that meet it, the one whose removals cost least).
         kept_heads: In its place, how many heads are kept, as in `SubsetGates`; FFNs remain whole.
         freeze_at: Fraction of the run's optimizer steps at which the last, or only, round takes place.
         rounds: In how many steps of equal size the budget is reached.
@@ -91,7 +100,9 @@ class SecondOrder:
             "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
             "density must be above 0 and at most 1": self.density is None or is_ratio(self.density),
             f"counts must be one of {get_args(Counts)}": self.counts in get_args(Counts),
-            'counts="macs" and counts="bytes" need a density': self.counts == "parameters" or self.density is not None,
+            "counts is for a density": self.counts == "parameters" or self.density is not None,
+            "tuning.latency_ms is for counts='latency', which needs it": not is_tuned
+            or (self.counts == "latency") == (self.tuning.latency_ms is not None),
             "rounds must be a whole number >= 1": is_whole(self.rounds, at_least=1),
             "0 <= tuning.start_at <= freeze_at <= 1 must hold": is_rising(0, first, self.freeze_at, 1),
             "tuning.start_at needs rounds above 1": not has_first or self.rounds != 1,
@@ -102,18 +113,19 @@ class SecondOrder:
 
     @classmethod
     def to_speedup(cls, factor: float, **changes: Any) -> SecondOrder:
-        """Returns removal down to a share of the multiply-accumulates.
+        """Returns removal down to a share of the multiply-accumulates, or of the measured ms.
 
         Args:
-            factor: MACs of all attention and FFN blocks before, over those after; above 1. What a machine makes of it
-                is to be measured.
-            **changes: Any other setting, of `SecondOrderTuning` too, such as `seq_len`.
+            factor: Of all attention and FFN blocks, MACs before over those after; above 1. With `latency_ms`, ms before
+                over those after.
+            **changes: Any other setting, of `SecondOrderTuning` too, such as `seq_len` or `latency_ms`.
 
         Raises:
             InvalidSettingError: The factor is not above 1.
         """
         density = density_at(factor, where="SecondOrder.to_speedup")
-        return cls(density=density, counts="macs", **with_tuning(changes, SecondOrderTuning))
+        counts: Counts = "macs" if changes.get("latency_ms") is None else "latency"
+        return cls(density=density, counts=counts, **with_tuning(changes, SecondOrderTuning))
 
     def rounds_due(self, step: int, max_steps: int) -> int:
         """Returns how many rounds have taken place once an optimizer step, counted from zero, begins."""

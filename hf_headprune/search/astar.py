@@ -39,6 +39,8 @@ MAX_PROVABLE_UNITS = 24
 TENTATIVE_REACH = 4  # units by which a set may differ from its base for an estimate to be worth its confirmation
 SWAP_RESTORES = 16
 SWAP_REMOVALS = 6
+EXPANSION_WIDTH = 6  # sets evaluated each time a set is expanded, the most promising ones first
+EXPLORATION = 1  # sets evaluated beside those at random: they audit the order
 # A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
 # gains at which lengths they were counted.
 NOT_IN_COURSE = ("max_evaluations", "max_seconds")
@@ -236,8 +238,8 @@ class _Run:
     def _evaluate_best(self, node: Evaluated, targets: list[int]) -> None:
         """Evaluates the most promising neighbours of a set, and a few at random."""
         ranked = self._surrogate.ranked(node, targets)
-        chosen, others = ranked[: self._tuning.expansion_width], ranked[self._tuning.expansion_width :]
-        count = min(self._tuning.exploration, len(others))
+        chosen, others = ranked[:EXPANSION_WIDTH], ranked[EXPANSION_WIDTH:]
+        count = min(EXPLORATION, len(others))
         chosen += [others[i] for i in sorted(self._rng.choice(len(others), size=count, replace=False))]
         self._evaluate_all(chosen, node)
 

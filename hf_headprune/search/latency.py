@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_headprune.cost import check_latency_table, ms_with
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.search.problem import GainTable
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 LEAST_SHARE = 1e-9  # ms
 
 
-def check_latency_table(anatomy: Anatomy, search: AStarSearch) -> None:
+def check_latency_of_search(anatomy: Anatomy, search: AStarSearch) -> None:
     """Sees that a table of latencies speaks of all that is searched, and of nothing else.
 
     Raises:
@@ -29,33 +30,15 @@ def check_latency_table(anatomy: Anatomy, search: AStarSearch) -> None:
     table = search.tuning.latency_ms
     if table is None:
         return
-    where, measure = "SearchTuning(latency_ms=...)", "Measure the model that is searched, with measure_latency_table."
+    where = "SearchTuning(latency_ms=...)"
     if search.units == ("layers",):
         raise InvalidSettingError(
             f"{where}: units of the search must lie in one site each, received whole layers. Use "
             "units=('heads', 'ffn', 'layers'), in which a layer is a step over heads and chunks."
         )
     kinds = {True: "heads", False: "ffn"}
-    wanted = {site.name: site for site in anatomy.sites if kinds[site.is_attention] in search.units and site.units}
-    missing = wanted.keys() - table.keys()
-    unknown = table.keys() - {site.name for site in anatomy.sites}
-    if missing or unknown:
-        raise InvalidSettingError(
-            f"{where}: each searched site needs its ms, missing are {sorted(missing)} and unknown {sorted(unknown)}. "
-            f"{measure}"
-        )
-    for name, site in wanted.items():
-        measured = table[name]
-        if any(kept > site.units for kept in measured) or not {0, site.units} <= measured.keys():
-            raise InvalidSettingError(
-                f"{where}: {name} needs the ms with 0 and with all {site.units} of its units kept, and none beyond, "
-                f"received {sorted(measured)}. {measure}"
-            )
-        if not measured[0] < measured[site.units]:
-            raise InvalidSettingError(
-                f"{where}: {name} must be faster without any unit than with all, received {measured[0]} and "
-                f"{measured[site.units]} ms. Measure again, for longer."
-            )
+    wanted = [site for site in anatomy.sites if kinds[site.is_attention] in search.units and site.units]
+    check_latency_table(table, wanted, anatomy, where=where)
 
 
 def latency_gains(
@@ -79,7 +62,7 @@ def latency_gains(
         measured = latency_ms[site]
         widths = [len(units[number][0].indices) for number in listed]
         kept = sum(widths) - np.cumsum([0, *widths])
-        ms = np.interp(kept, list(measured), list(measured.values()))
+        ms = ms_with(kept, measured)
         saved = tuple((ms[0] - ms).tolist())
         tables.append(GainTable(tuple(listed), saved))
         for number in listed:

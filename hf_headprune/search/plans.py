@@ -14,7 +14,7 @@ from hf_headprune.plan import PruningPlan, check_plan
 from hf_headprune.refit.removal_costs import cheapest_first, elimination
 from hf_headprune.search.astar import check_provable
 from hf_headprune.search.astar import search as search_sets
-from hf_headprune.search.latency import check_latency_table, latency_gains
+from hf_headprune.search.latency import check_latency_of_search, latency_gains
 from hf_headprune.search.problem import Course, SearchProblem, SearchResult, SearchStep
 from hf_headprune.search.results import PlanSearchResult
 from hf_headprune.search.units import (
@@ -89,7 +89,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
             f"search_over_plans: alive must hold all that the start keeps, received less at {lost}. Pass "
             "alive=None where every unit may be restored."
         )
-    check_latency_table(anatomy, search)
+    check_latency_of_search(anatomy, search)
     recorded = evaluator.use_refit(start, ffn=search.units != ("heads",), apply=search.tuning.refit)
     removals = order if order is not None or recorded is None else order_by_costs(recorded, start, search)
     units = units_of_search(anatomy, start, search, removals, alive)
@@ -218,7 +218,7 @@ def check_searchable(anatomy: Anatomy, search: AStarSearch, *, start_cuts_ffn: b
         InvalidSettingError: Nothing of what is searched is there, the table of latencies does not fit, or a proof is
             asked for too many units.
     """
-    check_latency_table(anatomy, search)
+    check_latency_of_search(anatomy, search)
     units = units_of_search(anatomy, PruningPlan.full(anatomy), search)
     chunked = {part.site for unit in units for part in unit if len(unit) == 1} & {s.name for s in anatomy.ffn_sites}
     check_provable(len(units) + start_cuts_ffn * len(chunked), search)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Literal, get_args
 
 from hf_headprune._checks import check, is_above, is_number, is_rising, is_whole
+from hf_headprune.cost import LATENCY_TABLE_RULE, LatencyTable, latency_table
 
 Objective = Literal["heads", "parameters", "macs", "latency"]
 UnitKind = Literal["heads", "ffn", "layers"]
@@ -22,25 +22,6 @@ SEQ_LEN = 128
 _DROP_RULE = "a number of at least 0 (absolute: 0.01 is one percentage point of accuracy)"
 
 
-def _is_table(table: Any) -> TypeGuard[Mapping[str, Mapping[int, float]]]:
-    return (
-        isinstance(table, Mapping)
-        and len(table) > 0
-        and all(
-            isinstance(measured, Mapping)
-            and all(
-                (_is_decimal(kept) or is_whole(kept, at_least=0)) and is_number(ms) for kept, ms in measured.items()
-            )
-            for measured in table.values()
-        )
-    )
-
-
-def _is_decimal(key: Any) -> bool:
-    """Tells whether a key is a whole number as JSON writes it."""
-    return isinstance(key, str) and key.isascii() and key.isdecimal()
-
-
 @dataclass(frozen=True)
 class SearchTuning:
     """Settings of the search that are best left alone, unless you measure what they change.
@@ -50,8 +31,6 @@ class SearchTuning:
         constraint_slack: How far below the constraint a set may be and still be expanded. Removing a unit from a set
             that misses the constraint can meet it again, so a little slack finds more.
         heuristic_weights: Falling weights w of the anytime search. A large one dives, 1 makes the estimate admissible.
-        expansion_width: Sets evaluated each time a set is expanded, the most promising ones first.
-        exploration: Sets evaluated beside those at random: they audit the order.
         max_open: Sets that wait for expansion, of those that meet the constraint and of those that miss it within the
             slack each; the least promising are dropped where they become twice as many. It bounds the search's own
             memory: a waiting set holds 4 bytes per example, any other evaluated set none.
@@ -78,24 +57,19 @@ class SearchTuning:
     ffn_chunk: int = 128
     constraint_slack: float = 0.01
     heuristic_weights: tuple[float, ...] = (3.0, 2.0, 1.5, 1.0)
-    expansion_width: int = 6
-    exploration: int = 1
     max_open: int = 1000
     activation_cache_mib: float = 1024
     bf16_screening: bool | None = None
     seq_len: int = SEQ_LEN
     target_len: int | None = None
-    latency_ms: Mapping[str, Mapping[int, float]] | None = field(default=None, hash=False)
+    latency_ms: LatencyTable | None = field(default=None, hash=False)
     refit: bool = True
     greater_is_better: bool | None = None
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        if _is_table(self.latency_ms):
-            table = {
-                site: {int(kept): float(ms) for kept, ms in sorted(measured.items(), key=lambda entry: int(entry[0]))}
-                for site, measured in self.latency_ms.items()
-            }
+        table = latency_table(self.latency_ms)
+        if table is not None:
             object.__setattr__(self, "latency_ms", table)
         weights = self.heuristic_weights
         falling = isinstance(weights, tuple) and len(weights) > 0 and all(map(is_number, weights))
@@ -108,12 +82,10 @@ class SearchTuning:
             "activation_cache_mib must be a number of at least 0": is_rising(0, self.activation_cache_mib),
             "target_len must be an integer of at least 1, or None": self.target_len is None
             or is_whole(self.target_len, at_least=1),
-            "latency_ms must be {site: {kept: ms}} with finite ms, as measure_latency_table returns it, or None": (
-                self.latency_ms is None or _is_table(self.latency_ms)
-            ),
+            f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
             "refit must be True or False": self.refit in (True, False),
         }
-        for name, least in (("expansion_width", 1), ("exploration", 0), ("max_open", 1), ("seq_len", 1)):
+        for name, least in (("max_open", 1), ("seq_len", 1)):
             rules[f"{name} must be an integer of at least {least}"] = is_whole(getattr(self, name), at_least=least)
         for name in ("bf16_screening", "greater_is_better"):
             rules[f"{name} must be True, False, or None"] = getattr(self, name) in (True, False, None)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from hf_headprune._checks import is_whole
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
-from hf_headprune.latency import LatencySettings, measure_latency
+from hf_headprune.latency import LatencySettings, measured_within
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
 
@@ -42,15 +42,15 @@ def measure_latency_table(
 
     Args:
         model: Of a supported family, dense or already pruned; left as it is. Its device and dtype are those measured.
-        settings: Batch, length and threads; `max_seconds` is for each number of units. None measures
-            `SECONDS_PER_POINT` for each, at the batch and length that `LatencySettings` has by itself.
+        settings: Batch, length, threads and runs; the defaults of `LatencySettings` when left out. No number of units
+            takes much longer than `SECONDS_PER_POINT`.
         points: Numbers of units measured for each kind of block beside zero, evenly spread; at least 1.
         inputs: Keyword arguments of the forward pass, batch first; random tokens without padding when left out.
         progress: Whether to show a bar.
 
     Returns:
         For each block its ms with so many heads or FFN units kept, `{site: {kept: ms}}`, none being zero ms: what
-        `AStarSearch(objective="latency", latency_ms=...)` takes.
+        `SearchTuning(latency_ms=...)` takes, for `AStarSearch(objective="latency")`.
 
     Raises:
         InvalidSettingError: `points` is too small, or the settings or inputs do not fit the model.
@@ -60,7 +60,7 @@ def measure_latency_table(
         raise InvalidSettingError(
             f"measure_latency_table: points must be an integer of at least 1, received {points!r}."
         )
-    settings = settings or LatencySettings(max_seconds=SECONDS_PER_POINT)
+    settings = settings or LatencySettings()
     anatomy = anatomy_of(model)
     alike: dict[tuple[str, int], list[Site]] = {}
     for site in anatomy.sites:
@@ -73,7 +73,7 @@ def measure_latency_table(
         for key, sites in alike.items():
             for kept in numbers[key]:
                 cut = _cut(model, anatomy, sites, kept)
-                found = measure_latency(model, cut, settings, inputs=inputs)
+                found = measured_within(SECONDS_PER_POINT, model, cut, settings, inputs)
                 whole.append(found.before.median_ms)
                 shares[key][kept] = found.after.median_ms / found.before.median_ms
                 bar.update()

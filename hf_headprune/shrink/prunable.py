@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
-from hf_headprune.errors import InvalidConfigError, UnsupportedModelError
+from hf_headprune.errors import InvalidConfigError, UnsupportedModelError, shown
 from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
 from hf_headprune.shrink.resize import cut_site_
+from hf_headprune.shrink.saved_dtypes import codes_among
 from hf_headprune.shrink.saved_plan import attach_saved_plan_, write_plan_
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 64  # bytes, as torch allocates on CPUs
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
 _CLASSES: dict[str, type[Any]] = {}
+OWN = "headprune_prunable"  # attribute of a class of the user's that holds its prunable sibling
 NEW_HEAD = "For a fresh head, for another task, pass ignore_mismatched_sizes=True."
 
 
@@ -82,9 +85,10 @@ class PrunableModel:
         model, info = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
-        problems = sorted(_weight_problems(model, info, accepts_new_head=accepts_new_head))
+        codes = [*codes_among(model, pretrained_model_name_or_path, kwargs)]
+        problems = sorted([*_weight_problems(model, info, accepts_new_head=accepts_new_head), *codes])
         if problems:
-            is_head_alone = not any(_weight_problems(model, info, accepts_new_head=True))
+            is_head_alone = not codes and not any(_weight_problems(model, info, accepts_new_head=True))
             raise InvalidConfigError(
                 f"{cls.__name__}: the weights don't match the configuration: {'; '.join(problems)}. "
                 f"{NEW_HEAD if is_head_alone else SOURCE_OF_SIZES}"
@@ -154,7 +158,7 @@ def prunable_class(model: nn.Module) -> type[Any]:
     """Returns the class that a model has after pruning, which may be its own.
 
     Raises:
-        UnsupportedModelError: The model's class is no class of Transformers with a prunable sibling.
+        UnsupportedModelError: The model is a wrapper, and no model of Transformers or subclass of one.
     """
     family = family_of(model)
     if isinstance(model, PrunableModel):
@@ -164,18 +168,66 @@ def prunable_class(model: nn.Module) -> type[Any]:
         known = sorted(name for name, model_type in _dense_classes().items() if model_type == family.model_type)
         raise UnsupportedModelError(
             f"{type(model).__module__}.{type(model).__qualname__} has no prunable sibling, so it could not be loaded "
-            f"again. Classes of this family that have one: {', '.join(known)}. Unwrap the model first (adapters, "
-            "torch.compile, DataParallel), or prune its Transformers model."
+            f"again. Classes of this family that have one: {', '.join(known)}, and your own subclasses of its "
+            "PreTrainedModel. Unwrap the model first (adapters, torch.compile, DataParallel), or prune its "
+            "Transformers model."
         )
     return found
 
 
 def prunable_of(dense_class: type[Any]) -> type[Any] | None:
-    """Returns the prunable sibling of a class of Transformers, or None where it has none."""
-    if dense_class.__name__ not in _dense_classes():
-        return None
-    found = prunable_named(f"Prunable{dense_class.__name__}")
-    return found if dense_class in found.__bases__ else None
+    """Returns the prunable sibling of a class of Transformers, or of a subclass of the user's; None without one."""
+    if dense_class.__name__ in _dense_classes():
+        found = prunable_named(f"Prunable{dense_class.__name__}")
+        if dense_class in found.__bases__:
+            return found
+    return _own_class(dense_class) if _is_own(dense_class) else None
+
+
+def register_prunable(dense_class: type[Any]) -> type[Any]:
+    """Returns the prunable sibling of a model class of your own, to load what was pruned of it.
+
+    `prune_model_` and the callback make it by themselves. A pruned checkpoint is read by
+    `register_prunable(MyBert).from_pretrained(folder)`.
+
+    Args:
+        dense_class: Subclass of a family's `PreTrainedModel` (such as `BertPreTrainedModel`), or of one of its task
+            classes, whose constructor takes the configuration alone. A class of Transformers has its sibling already,
+            which is returned.
+
+    Raises:
+        UnsupportedModelError: It is no such class.
+    """
+    found = prunable_of(dense_class) if isinstance(dense_class, type) else None
+    if found is None:
+        raise UnsupportedModelError(
+            f"register_prunable: pass a subclass of the PreTrainedModel of a supported family "
+            f"({', '.join(sorted(FAMILIES))}), received {shown(dense_class)}."
+        )
+    return found
+
+
+def _is_own(dense_class: type[Any]) -> bool:
+    """Tells whether a class is one of the user's, on the body of a declared family."""
+    if not issubclass(dense_class, PreTrainedModel) or issubclass(dense_class, PrunableModel):
+        return False
+    model_type = getattr(dense_class.config_class, "model_type", None)
+    return model_type in FAMILIES and not dense_class.__module__.startswith("transformers.")
+
+
+def _own_class(dense_class: Any) -> type[Any]:
+    """Makes the sibling of a class of the user's, once; the class itself holds it."""
+    if OWN not in vars(dense_class):
+        made: Any = _model_class(dense_class, prunable_config(dense_class.config_class.model_type))
+        made.__reduce_ex__ = lambda self, protocol: (_blank, (dense_class,), self.__dict__.copy())
+        setattr(dense_class, OWN, made)
+    return vars(dense_class)[OWN]
+
+
+def _blank(dense_class: type[Any]) -> Any:
+    """Returns an empty instance: copies and pickles name a sibling by the class of the user that it is made from."""
+    made = _own_class(dense_class)
+    return made.__new__(made)  # type: ignore[call-overload]
 
 
 def class_names() -> tuple[str, ...]:
@@ -220,7 +272,7 @@ def _dense_classes() -> dict[str, str]:
 
 def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
     name = f"Prunable{dense_class.__name__}"
-    namespace = {
+    namespace: dict[str, Any] = {
         "__module__": __name__,
         "__qualname__": name,
         "__doc__": f"`{dense_class.__name__}` whose layers have the numbers of heads and FFN units of its config.",
@@ -234,9 +286,18 @@ def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
 def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head: bool) -> Iterator[str]:
     base = base_model(model)  # a decoder alone lacks the encoder's layers
     stacks = tuple(f"{path}." for stack in family_of(model).stacks for path in layer_lists(base, stack))
-    sites = anatomy_of(model).sites
+    sites, missing = anatomy_of(model).sites, set(info["missing_keys"])
+    heads = _modules_of_heads(model)
+    has_new_head = all(missing >= names for names in heads.values())
+    if heads and has_new_head and not accepts_new_head and _is_of_own_class(model):
+        yield (
+            f"they were written by a {_written_by(model)}, a class of its own, whose head this class lacks: load them "
+            "by hf_headprune.register_prunable(<the dense class>).from_pretrained"
+        )
     for key in info["missing_keys"]:
-        if _in_layers(key, stacks) or (_is_body(key, model) and not _is_computed(key, model)):
+        is_body = _is_body(key, model) or (heads and not has_new_head and _is_pooler(key, model))
+        is_torn = any(key in names and not missing >= names for names in heads.values())
+        if _in_layers(key, stacks) or ((is_body or is_torn) and not _is_computed(key, model)):
             yield f"{_where(key, sites)} is missing from the weights"
     for key in info["unexpected_keys"]:
         if _in_layers(key, stacks):
@@ -251,6 +312,30 @@ def _is_body(key: str, model: nn.Module) -> bool:
     name = key.removeprefix(f"{model.base_model_prefix}.")
     is_in_base = name != key or base_model(model) is model
     return is_in_base and not name.startswith("pooler.")
+
+
+def _is_pooler(key: str, model: nn.Module) -> bool:
+    return key.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")
+
+
+def _modules_of_heads(model: nn.Module) -> dict[str, set[str]]:
+    """Returns the names of the parameters of each module outside of the base model, but for those that are tied."""
+    body = {id(parameter) for parameter in base_model(model).parameters()}
+    found: dict[str, set[str]] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in body:
+            found.setdefault(name.rpartition(".")[0], set()).add(name)
+    return found
+
+
+def _is_of_own_class(model: Any) -> bool:
+    """Tells whether a checkpoint was written by a class of a user's, which the Auto classes do not know."""
+    name = _written_by(model)
+    return name.startswith("Prunable") and name not in (*class_names(), type(model).__name__)
+
+
+def _written_by(model: Any) -> str:
+    return str((getattr(model.config, "architectures", None) or [""])[0])
 
 
 def _is_computed(key: str, model: nn.Module) -> bool:

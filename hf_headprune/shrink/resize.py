@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_headprune._compat import hooks_before_forward, is_dispatched
 from hf_headprune._layouts import Entries
-from hf_headprune.anatomy import base_model, transposed
+from hf_headprune.anatomy import anatomy_of, base_model, transposed
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.masking import UnitScale, temporary_parts
 from hf_headprune.shrink.hollow import BiasOnly, NoUnits, hollow_attention_
@@ -84,6 +84,8 @@ def _empty_(base: nn.Module, site: Site) -> None:
 def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     """Checks that every module of the sites is a plain linear module whose tensors are here, whole and its own.
 
+    No site of the model may carry gates or a mask, be it cut or not.
+
     Raises:
         UnsupportedModelError: At least one is not; the message lists every offender. Or the model is spread over
             devices, or carries what chooses units during training.
@@ -103,7 +105,11 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
         )
     base = base_model(model)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    problems: list[str] = []
+    problems = [
+        f"{site.output} still carries gates or a mask"
+        for site in anatomy_of(model).sites
+        if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in hooks_of(base, site))
+    ]
     for site in sites:
         if not site.units:  # an earlier cut has left nothing to cut
             continue
@@ -118,6 +124,11 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
             f"can. {'; '.join(problems)}. Merge adapters, remove gates and parametrizations, dequantize or gather "
             "the weights first."
         )
+
+
+def hooks_of(base: nn.Module, site: Site) -> Iterable[Any]:
+    """Returns the forward pre-hooks of a site's output projection."""
+    return hooks_before_forward(base.get_submodule(site.output))
 
 
 def _problems(
@@ -136,8 +147,6 @@ def _problems(
         yield f"{path}.weight has shape {shape} instead of {wanted}"
     if any(owners[id(parameter)] > 1 for parameter in linear.parameters()):
         yield f"{path} shares a parameter with another module"
-    if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in hooks_before_forward(linear)):
-        yield f"{path} still carries gates or a mask"
 
 
 def _keep_rows_(linear: Any, rows: torch.Tensor) -> None:

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import check_plan, refitted
 from hf_headprune.shrink.config import to_prunable
+from hf_headprune.shrink.description import check_described, models_around
 from hf_headprune.shrink.own_numbers import LayerNumbers
 from hf_headprune.shrink.probe import probe_inputs
 from hf_headprune.shrink.prunable import adopt_classes_, prunable_class
@@ -22,7 +24,7 @@ from hf_headprune.shrink.saved_plan import attach_plan_, composed, plan_from_den
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
-    from hf_headprune.plan import PlanOrResult, PruningPlan
+    from hf_headprune.plan import PlanOrResult, PruningPlan, RefittedPlan
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +48,24 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
         The same object.
 
     Raises:
-        UnsupportedModelError: The model's class has no prunable sibling, or a module is no plain linear module.
+        UnsupportedModelError: The model's class has no prunable sibling, a module is no plain linear module, the model
+            is not what its class and configuration say, or it is a part of one that can't say that it is cut.
         InvalidPlanError: The plan or the refit was made for another model.
+        ModelInUseError: The model is masked, or another thread changes it.
         HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
     """
+    with owned(model, "prune_model_", alone=True):
+        return _pruned(model, refitted(plan))
+
+
+def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
     target = prunable_class(model)
     anatomy = anatomy_of(model)
-    plan, refit = (found := refitted(plan)).plan, found.refit
+    plan, refit = found.plan, found.refit
     check_plan(plan, anatomy)
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
+    check_described(model)
+    around = models_around(model)
     configs = _pruned_configs(model, plan, anatomy)
     from_dense = composed(plan_from_dense(model), plan)
     if refit is not None:
@@ -66,8 +77,9 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     base = base_model(model)
     for site in anatomy.sites:
         cut_site_(base, site, plan.kept(site.name))
-    _replace_configs_(model, configs)
-    adopt_classes_(model)
+    for whole in (*around, model):  # what the part says of itself, the whole must say too
+        _replace_configs_(whole, configs)
+        adopt_classes_(whole)
     attach_plan_(model, from_dense)
 
     _check_same(expected, probe(model), model)
@@ -87,10 +99,15 @@ def _pruned_configs(model: nn.Module, plan: PruningPlan, anatomy: Anatomy) -> di
 def _replace_configs_(model: nn.Module, configs: dict[int, Any]) -> None:
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            if _is_config(value):
-                setattr(module, name, configs[id(value)])
-            elif isinstance(value, LayerNumbers):
+            if isinstance(value, LayerNumbers) and id(value.model_config) in configs:
                 setattr(module, name, LayerNumbers(configs[id(value.model_config)], value.numbers))
+            if not _is_config(value):
+                continue
+            if id(value) in configs:
+                setattr(module, name, configs[id(value)])
+            for inner, part in list(vars(value).items()):  # of a composite, such as an encoder with a decoder
+                if _is_config(part) and id(part) in configs:
+                    setattr(value, inner, configs[id(part)])
 
 
 def _is_config(value: Any) -> bool:
@@ -122,3 +139,15 @@ def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, mo
             f"masked model by {error:.2g} of its norm, allowed is {allowed:.2g}. The model is changed; load it again. "
             "A module outside the declaration, or a hook, makes use of the heads or units that were cut."
         )
+
+
+def check_can_prune(model: nn.Module) -> None:
+    """Checks, before any work, that a model could be pruned, saved and loaded again, whatever the plan.
+
+    Raises:
+        UnsupportedModelError: See `prune_model_`.
+    """
+    prunable_class(model)
+    check_can_cut(model, anatomy_of(model).sites)
+    check_described(model)
+    models_around(model)

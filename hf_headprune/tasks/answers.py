@@ -44,6 +44,10 @@ class Answers:
         """Returns the answers of several batches, one after the other."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
+    def taken(self, places: np.ndarray) -> Answers:
+        """Returns the answers at some places, in their order."""
+        return Answers(*(getattr(self, name)[places] for name in self.__dataclass_fields__))
+
     def put(self, places: np.ndarray, answers: Answers) -> None:
         """Overwrites some entries, in place."""
         for name in self.__dataclass_fields__:

@@ -90,23 +90,32 @@ def ordered_batches(
     examples = [dataset[index] for index in range(len(dataset))]
     if not examples:
         raise InvalidSettingError("length_sorted_batches: the data set is empty. Pass one with labelled examples.")
-    if "input_ids" not in examples[0]:
-        raise InvalidSettingError(
-            f"length_sorted_batches: examples must hold 'input_ids', received {sorted(examples[0])}. Tokenize the "
-            "data set first."
-        )
+    lengths = _lengths(examples) if "input_ids" in examples[0] else [0] * len(examples)  # the collator tokenizes
+    order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
+    batches = []
+    for first in range(0, len(order), batch_size):
+        batches.append(collated(collate, [examples[index] for index in order[first : first + batch_size]]))
+        if "input_ids" not in batches[-1]:
+            raise InvalidSettingError(
+                f"length_sorted_batches: batches must hold 'input_ids', received {sorted(batches[-1])} of examples "
+                f"with {shown(sorted(examples[0]))}. Tokenize the data set first, or let the data collator do so."
+            )
+    return batches, np.array(order, dtype=np.int64)
+
+
+def collated(collate: Callable[[list[Any]], Mapping[str, Any]], examples: list[Any]) -> dict[str, torch.Tensor]:
+    """Makes a batch, and returns its tensors; labels are called "labels"."""
+    batch = dict(collate(examples))
+    if LABELS not in batch and "label" in batch:
+        batch[LABELS] = batch.pop("label")
+    return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+def _lengths(examples: list[Any]) -> list[int]:
     lacking = [index for index, example in enumerate(examples) if not _is_sequence(example.get("input_ids"))]
     if lacking:
         received = shown(examples[lacking[0]].get("input_ids"))
         raise InvalidSettingError(
             f"examples must hold lists of tokens as 'input_ids', received {received} for example {lacking[0]}."
         )
-    lengths = [int(sum(example.get("attention_mask", [1] * len(example["input_ids"])))) for example in examples]
-    order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
-    batches = []
-    for first in range(0, len(order), batch_size):
-        batch = dict(collate([examples[index] for index in order[first : first + batch_size]]))
-        if LABELS not in batch and "label" in batch:
-            batch[LABELS] = batch.pop("label")
-        batches.append({name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
-    return batches, np.array(order, dtype=np.int64)
+    return [int(sum(example.get("attention_mask", [1] * len(example["input_ids"])))) for example in examples]

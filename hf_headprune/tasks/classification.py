@@ -78,6 +78,15 @@ class ClassScorer(Scorer):
         gold, predicted = rows.astype(np.int64).T
         return CLASSIFICATION_METRICS[self.metric](confusion_of(gold, predicted, self.num_labels))
 
+    @property
+    def any_label(self) -> Any:
+        """The first class, if right and wrong answers are counted."""
+        return 0 if self.is_mean else None
+
+    def answered(self, rows: np.ndarray) -> np.ndarray:
+        """Returns predicted classes, `(n, 1)`."""
+        return rows[:, 1:]
+
     def predictions_of(self, rows: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns predicted and gold classes."""
         gold, predicted = rows.astype(np.int64).T.tolist()

@@ -26,16 +26,18 @@ class ModelExamples:
     """View of a data set that holds only what a model's forward takes, and its labels.
 
     Labels are "labels", under which name "label" goes too, or for question answering the two positions of the answer.
-    An example of a causal language model may have none: it is its own label.
+    An example of a causal language model may have none: it is its own label. A data collator of the user's is given
+    what the data set holds, under its own names.
     """
 
-    def __init__(self, dataset: Any, model: nn.Module, *, where: str = "search_plan") -> None:
+    def __init__(self, dataset: Any, model: nn.Module, *, where: str = "search_plan", collate: Any = None) -> None:
         """Checks the first example.
 
         Args:
             dataset: Sized and indexable; examples are mappings with model inputs and labels.
             model: The model that will read them.
             where: Name of the public function, for errors.
+            collate: Data collator of the user's that will make the batches, if any.
 
         Raises:
             InvalidSettingError: The data set is not sized and indexable, is empty, or has no labels or inputs.
@@ -49,7 +51,7 @@ class ModelExamples:
         if len(dataset) == 0:
             raise InvalidSettingError(f"{where}: dataset is empty. Pass a split with labelled examples.")
         self._dataset, self._where = dataset, where
-        accepted = inspect.signature(model.forward).parameters
+        accepted = forward_arguments(model)
         if "input_ids" not in accepted:
             raise UnsupportedModelError(
                 f"{where}: the forward pass of a {type(model).__name__} takes {[*accepted]}, no 'input_ids'. Pass the "
@@ -58,7 +60,11 @@ class ModelExamples:
         self._inputs = tuple(name for name in accepted if name not in LABEL_NAMES)
         self._has_spans = all(name in accepted for name in SPAN_NAMES)
         self._is_causal = predicts_next_token(model)
+        self._view = self._as_given if collate is not None else self._named
         first = dataset[0]
+        if collate is not None and hasattr(first, "keys"):
+            self._take_what_is_read(collate, first)
+            return
         present = sorted(first) if hasattr(first, "keys") else type(first).__name__
         wanted = "'start_positions' and 'end_positions'" if self._has_spans else "'labels' or 'label'"
         if not hasattr(first, "keys") or not self._is_labelled(first):
@@ -76,7 +82,32 @@ class ModelExamples:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns one example with the model's inputs and "labels"."""
+        """Returns one example with the model's inputs and "labels", or as the collator of the user's reads it."""
+        return self._view(index)
+
+    def _take_what_is_read(self, collate: Any, first: Any) -> None:
+        """Finds out whether the collator is content with the model's inputs and labels, or reads other columns too.
+
+        Raises:
+            InvalidSettingError: It can make a batch of neither.
+        """
+        try:
+            collate([self._as_given(0)])
+        except Exception:  # noqa: BLE001 - a function of the user's raises what it likes
+            try:
+                collate([first])
+            except Exception as error:
+                raise InvalidSettingError(
+                    f"{self._where}: the data collator can't read the examples, which hold {shown(sorted(first))}: "
+                    f"{type(error).__name__}: {error}. Pass the examples that it is made for."
+                ) from error
+            self._view = self._dataset.__getitem__
+
+    def _as_given(self, index: int) -> dict[str, Any]:
+        example = self._dataset[index]
+        return {name: example[name] for name in (*self._inputs, *LABEL_NAMES) if name in example}
+
+    def _named(self, index: int) -> dict[str, Any]:
         example = self._dataset[index]
         inputs = {name: example[name] for name in self._inputs if name in example}
         if not self._is_labelled(example):
@@ -90,6 +121,23 @@ class ModelExamples:
         if self._has_spans:
             return all(example.get(name) is not None for name in SPAN_NAMES)
         return self._is_causal or any(example.get(name) is not None for name in LABEL_NAMES)
+
+
+def forward_arguments(model: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the arguments of a model's forward pass.
+
+    Where a subclass passes on whatever it is given, those of the class below it, too.
+    """
+    found: dict[str, None] = {}
+    for kind in type(model).__mro__:
+        if "forward" not in vars(kind):
+            continue
+        given = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
+        found |= dict.fromkeys(each.name for each in given if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD))
+        if all(each.kind is not each.VAR_KEYWORD for each in given) or "input_ids" in found:
+            break
+    found.pop("self", None)
+    return tuple(found)
 
 
 def is_sequence_classifier(model: Any) -> bool:

@@ -58,6 +58,10 @@ class FunctionScorer(Scorer):
         """Refuses batches without proper labels; returns the scorer that knows these labels."""
         return replace(self, task=self.task.check(batches, where=where))
 
+    def answered(self, rows: np.ndarray) -> np.ndarray | None:
+        """As of the task."""
+        return self.task.answered(rows)
+
     def aggregate(self, rows: np.ndarray) -> float:
         """Returns what the function makes of the predictions and references in rows, `(n, num_rows)`."""
         return self.function(*self.task.predictions_of(rows))

@@ -59,6 +59,15 @@ class MultiLabelScorer(Scorer):
         """Returns the share of labels that are right; a count over a count, free of round-off."""
         return float(np.rint(answers.scores * self.num_labels).sum() / (self.num_labels * len(weights)))
 
+    @property
+    def any_label(self) -> Any:
+        """No label at all."""
+        return [0.0] * self.num_labels
+
+    def answered(self, rows: np.ndarray) -> np.ndarray:
+        """Returns zeros and ones, predicted, `(n, num_labels)`."""
+        return rows[:, self.num_labels :]
+
     def predictions_of(self, rows: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns lists of zeros and ones, predicted and gold."""
         gold, predicted = np.split(rows.astype(np.int64), 2, axis=1)

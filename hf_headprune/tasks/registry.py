@@ -72,9 +72,6 @@ def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEva
     return score(model, metric or metrics[0])
 
 
-scoring_for = scorer_for
-
-
 def metrics_of(model: Any) -> tuple[str, ...]:
     """Returns what examples of a pretrained model can be scored by, the default first; nothing for any other task."""
     task = _task_of(model)

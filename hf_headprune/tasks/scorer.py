@@ -100,6 +100,18 @@ class Scorer(ABC):
         """Returns the metric of rows, `(n, num_rows)`, where it is of kind "corpus"."""
         raise NotImplementedError(self.metric)
 
+    @property
+    def any_label(self) -> Any:
+        """A label that every model takes, for examples without one; None where answers can't be compared without."""
+        return None
+
+    def answered(self, rows: np.ndarray) -> np.ndarray | None:
+        """Returns what the model answers, `(n, k)`, from rows; the share of equal entries bounds how scores differ.
+
+        None where the rows hold no such answers.
+        """
+        return None
+
     def predictions_of(self, rows: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns predictions and references, as functions of metrics take them, from rows, `(n, num_rows)`."""
         raise NotImplementedError(self.metric)

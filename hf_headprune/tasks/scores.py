@@ -53,7 +53,7 @@ class ScoredExamples:
         self, model: nn.Module, dataset: Any, metric: Any = None, batching: Batching = Batching(), *, where: str
     ) -> None:
         """Reads all examples and their labels; the model is not run. See `scores_of` for arguments and errors."""
-        examples = ModelExamples(dataset, model, where=where)
+        examples = ModelExamples(dataset, model, where=where, collate=batching.data_collator)
         scorer = scorer_for(model, metric, where=where)
         self._batches, self._order = ordered_batches(
             examples, batching.collate_for(model), batch_size=batching.batch_size
@@ -73,12 +73,18 @@ class ScoredExamples:
         Raises:
             UnsupportedModelError: The model returned something else than its task needs.
         """
+        answers = self.answers_of(model)
+        return answers.scores if self.scorer.is_mean else answers.rows
+
+    def answers_of(self, model: nn.Module) -> Answers:
+        """Returns all that a model answers, in the order of the data set.
+
+        Raises:
+            UnsupportedModelError: The model returned something else than its task needs.
+        """
         with evaluating(model):
             answers = Answers.joined([self._answers(model, batch) for batch in self._batches])
-        found = answers.scores if self.scorer.is_mean else answers.rows
-        scores = np.empty_like(found)
-        scores[self._order] = found
-        return scores
+        return answers.taken(np.argsort(self._order))
 
     def rehearse(self, model: nn.Module) -> None:
         """Scores the batch of the shortest examples: what would fail in `scores_of` fails here.

@@ -179,3 +179,7 @@ def test_the_benchmark_of_the_default_runs_with_smoke_and_goes_on_where_it_was(s
     assert len(made) == 1
     smoke("benchmarks.default_run", "--work", str(tmp_path))
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == made
+
+
+def test_the_benchmark_of_the_command_runs_with_smoke(smoke, tmp_path):
+    assert "--density 0.5 sst2: 50" in smoke("benchmarks.prune_command", "--work", str(tmp_path))

@@ -262,7 +262,7 @@ def test_a_search_goes_on_from_what_movement_left_and_restores_nothing(tmp_path,
     model = tiny_bert(intermediate_size=96)
     rising = None
     if objective == "latency":
-        brief = LatencySettings(batch_size=1, seq_len=8, max_seconds=0.1)
+        brief = LatencySettings(batch_size=1, seq_len=8, runs=5)
         measured = measure_latency_table(model, brief, points=2, progress=False)
         # Of a model as small as this one, times are noise.
         rising = {site: {kept: rank * 0.1 for rank, kept in enumerate(sorted(ms))} for site, ms in measured.items()}

@@ -30,6 +30,9 @@ SIX_HEADS = gates(kept_heads=6, scoring_examples=8)
 FILLED = movement(attention_block=(8, 8), density=0.6, refill_ratio=0.5, width_multiple=8)
 
 
+NOTHING_PASSES = SimpleNamespace(certified_index=None, dense_metric=1.0, steps=())  # of a path
+
+
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     """A model that was fine-tuned without pruning, for others to be compared with."""
@@ -213,7 +216,10 @@ def test_what_loses_too_much_on_the_searched_half_is_no_candidate(tmp_path, monk
     assert len(between) > 1
     monkeypatch.setattr("hf_headprune.pipeline.holdout.CANDIDATES", len(between))
     monkeypatch.setattr("hf_headprune.pipeline.holdout.MEASURED", len(between))
-    found = {"certify_path": SimpleNamespace(certified_index=None), "furthest_within": None}
+    found = {
+        "certify_path": NOTHING_PASSES,
+        "furthest_within": (None, ()),
+    }
     for name, outcome in found.items():
         monkeypatch.setattr(
             f"hf_headprune.pipeline.holdout.{name}",
@@ -238,7 +244,8 @@ def test_what_loses_too_much_on_the_searched_half_is_no_candidate(tmp_path, monk
 
 def test_what_training_kept_is_pruned_where_the_holdout_supports_nothing_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "hf_headprune.pipeline.holdout.certify_path", Mock(return_value=SimpleNamespace(certified_index=None))
+        "hf_headprune.pipeline.holdout.certify_path",
+        Mock(return_value=NOTHING_PASSES),
     )
     callback = HeadPruneCallback(gates=SIX_HEADS, search=AStarSearch(**WIDE), latency=None)
     trainer = certifying(tmp_path, callback)

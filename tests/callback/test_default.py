@@ -22,6 +22,7 @@ from hf_headprune.callback.finish import REPORT_NAME
 from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.learn.gates.pruner import GatePruner
+from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.search.settings import AStarSearch
 from tests.support.models import text_inputs, tiny_bert
 from tests.support.trainers import (
@@ -106,7 +107,11 @@ def test_the_report_is_printed_and_written_and_no_spare_checkpoint_is_left(finis
 def test_what_will_happen_is_said_before_training(finished):
     _, callback, _, printed = finished
     said, examples = printed.partition("Certificate")[0], callback.certificate.evidence.examples
-    assert "HeadPruneCallback: trains 60 steps as without it; then prunes to the smallest of 9 plans" in said
+    steps = LEARNS["max_steps"]
+    assert (
+        f"HeadPruneCallback: trains {steps} steps as without it; then prunes to the smallest of {len(DENSITIES)} plans"
+        in said
+    )
     assert re.search(rf"accuracy drops by less than 0\.01 on {examples} examples, about [\d.]+ minutes\.", said)
     assert f"To be certified: {examples} examples, 75 % confidence." in said
 
@@ -148,6 +153,19 @@ def test_without_a_confidence_nothing_is_certified_on_what_chose(tmp_path):
     assert callback.report.metric.before - callback.report.metric.after <= 0.02 + 1e-9
     with pytest.raises(DataLeakError, match="search"):
         certify(tiny_bert(), trainer.model, trainer.eval_dataset)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"max_drop": 0.02, "confidence": 0.95}, r"confidence=0\.95\).* on 40 examples.* it takes 149"),
+        ({"search": AStarSearch(), "confidence": 0.95}, r"confidence=\.\.\.\) asks for a certificate.*too few"),
+    ],
+    ids=["costs", "search"],
+)
+def test_a_confidence_that_is_asked_for_and_can_not_be_reached_is_refused_before_training(tmp_path, settings, rule):
+    with pytest.raises(InvalidSettingError, match=rule):
+        learner(tmp_path, HeadPruneCallback(**settings), eval_dataset=attended_rows(40, 1))
 
 
 @pytest.mark.parametrize("step", ["walk_down", "prune_model_", "PruningReport.of"])

@@ -178,3 +178,32 @@ def test_the_first_metric_of_the_task_is_taken_where_none_is_named(tmp_path):
         trainer.args.metric_for_best_model = "eval_other"
         assert metric_of(trainer, None) == ("other", False)
         assert metric_of(trainer, "eval_loss").name == "loss"
+
+
+def test_without_a_drop_a_point_of_a_metric_in_percent_is_a_point(tmp_path, caplog):
+    data = {"train_dataset": attended_rows(600, 0), "eval_dataset": attended_rows(300, 1)} | LEARNS
+    plans = []
+    for compute_metrics in (accuracy_of, percent_accuracy):
+        trainer = trainer_of(
+            tmp_path, callback := HeadPruneCallback(latency=None), compute_metrics=compute_metrics, **data
+        )
+        trainer.train()
+        assert callback.certificate.verdict == "PASS"
+        assert callback.certificate.claim.max_drop == 0.01
+        plans.append(callback.plan)
+    assert plans[0] == plans[1]
+    assert caplog.text.count("accuracy runs from 0 to 100. A drop of 1.0, a point, is allowed") == 1
+
+
+def test_a_point_of_another_number_in_percent_is_one_of_that_number(tmp_path, caplog):
+    def wrong_percent(prediction):
+        return {"accuracy": 50.0 + percent_accuracy(prediction)["accuracy"] / 2}
+
+    data = {"train_dataset": attended_rows(600, 0), "eval_dataset": attended_rows(300, 1)} | LEARNS
+    trainer = trainer_of(
+        tmp_path, callback := HeadPruneCallback(latency=None), compute_metrics=wrong_percent, **data | {"max_steps": 1}
+    )
+    trainer.train()
+    assert callback.certificate is None
+    assert "A drop of 1 of that number is allowed" in caplog.text
+    assert callback.report.metric.before - callback.report.metric.after <= 1.0 + 1e-9

@@ -27,7 +27,7 @@ def rows(*columns: str, **values: list):
     ids=["sentence", "text", "pair in its order", "question and sentence", "numbers of rows and labels", "a number"],
 )
 def test_known_names_are_found(split, found):
-    assert text_columns(split, NamedColumns(), "label", where="train") == found
+    assert text_columns(split, NamedColumns(), ("label",), where="train") == found
 
 
 @pytest.mark.parametrize(
@@ -43,17 +43,17 @@ def test_known_names_are_found(split, found):
 )
 def test_an_unknown_column_of_text_is_never_taken(columns, message):
     with pytest.raises(InvalidSettingError, match=message):
-        text_columns(rows(*columns), NamedColumns(), "label", where="train")
+        text_columns(rows(*columns), NamedColumns(), ("label",), where="train")
 
 
 def test_named_columns_are_taken_whatever_else_there_is():
     split = rows("text", "topic", "label")
-    assert text_columns(split, NamedColumns(text="topic"), "label", where="train") == ("topic",)
-    assert text_columns(split, NamedColumns(text="text", text_pair="topic"), "label", where="x") == ("text", "topic")
+    assert text_columns(split, NamedColumns(text="topic"), ("label",), where="train") == ("topic",)
+    assert text_columns(split, NamedColumns(text="text", text_pair="topic"), ("label",), where="x") == ("text", "topic")
     with pytest.raises(InvalidSettingError, match=r"no column 'nope', among .*Change --text-column"):
-        text_columns(split, NamedColumns(text="nope"), "label", where="train")
+        text_columns(split, NamedColumns(text="nope"), ("label",), where="train")
     with pytest.raises(InvalidSettingError, match="Name the first with --text-column"):
-        text_columns(split, NamedColumns(text_pair="topic"), "label", where="train")
+        text_columns(split, NamedColumns(text_pair="topic"), ("label",), where="train")
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
 from tests.support.command_line import (
     called,
+    in_columns,
+    labelled,
     questions,
     save_classifier,
     save_model,
@@ -21,9 +25,9 @@ from tests.support.command_line import (
     tokenizer_of_words,
     write,
 )
-from tests.support.models import tiny_bert
+from tests.support.models import tiny_bert, tiny_marian
 
-PAIR_LABELS = ("entailment", "neutral", "contradiction")
+SEVERAL = {"labels": ("good", "about a film", "long"), "problem_type": "multi_label_classification"}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,12 @@ KINDS = {
     "tokens": (lambda f: save_model(f, "TokenClassification", labels=("O", "THING", "VIEW")), "a.jsonl", tagged),
     "questions": (lambda f: save_model(f, "QuestionAnswering"), "a.jsonl", questions),
     "scores": (lambda f: save_model(f, num_labels=1), "a.jsonl", scored),
+    "lists of labels": (lambda f: save_model(f, **SEVERAL), "a.jsonl", labelled),
+    "columns of labels": (
+        lambda f: save_model(f, **SEVERAL),
+        "a.csv",
+        lambda size, *, seed: in_columns(labelled(size, seed=seed), SEVERAL["labels"]),
+    ),
 }
 
 
@@ -106,7 +116,7 @@ def test_a_search_holds_half_of_the_validation_examples_back(capsys, classifier,
     assert found["certificate"]["verdict"] == "PASS"
     assert found["report"]["effort"]["evaluations"] > 1
     few = ["--validation", classifier / "few.csv", "--confidence", "0.95"]
-    assert "needs unseen examples to certify on" in called(capsys, *words, tmp_path / "new", *few).problem
+    assert "there are no unseen examples to certify on" in called(capsys, *words, tmp_path / "new", *few).problem
 
 
 def test_only_what_is_certified_at_a_level_is_saved(capsys, classifier, tmp_path):
@@ -131,9 +141,25 @@ def test_a_size_is_certified_on_request_and_else_reported(capsys, classifier, tm
     assert said.code == 1, said.err
     assert "the verdict is INCONCLUSIVE. Nothing was saved." in said.out
     assert not (tmp_path / "out").exists()
-    said = called(capsys, *words, *few)
+    said = called(capsys, *words, *few, "--metric", "macro_f1")
     assert said.code == 0, said.err
     assert "INCONCLUSIVE" in said.out
+    assert "macro_f1 (unseen examples)" in said.out
+
+
+def test_a_speed_up_counts_what_the_blocks_of_this_machine_take(capsys, classifier, tmp_path, monkeypatch):
+    def table(model, progress):
+        return {site.name: {0: 0.0, site.units: 4.0 if site.is_attention else 1.0} for site in anatomy_of(model).sites}
+
+    monkeypatch.setattr(sys.modules["hf_headprune.cli.prune"], "measure_latency_table", table)
+    words = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "train.csv", "--speedup", "2"]
+    said = called(capsys, *words, "--measured")
+    assert said.code == 0, said.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    dense = {site.name: site.units for site in anatomy_of(tiny_bert()).sites}
+    kept = {site.name: site.units / dense[site.name] for site in anatomy_of(model).sites}
+    ms = sum(share * (4.0 if "attention" in name else 1.0) for name, share in kept.items())
+    assert ms <= 5.0 + 1e-6  # of 10
 
 
 def test_a_size_in_megabytes_is_that_of_the_file(capsys, classifier, tmp_path):
@@ -220,16 +246,17 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--max-drop", "1"], "--max-drop must be above 0 and below 1, received 1.0. A point is 0.01"),
         (None, ["--max-drop", "x"], "Invalid value for '--max-drop'"),
         (None, ["--density", "0.5", "--confidence", "5"], "--confidence must be above 0.5 and below 1, received 5.0"),
-        (None, ["--density", "0.5", "--confidence", "0.9"], "needs unseen examples to certify on. Pass --test"),
+        (None, ["--density", "0.5", "--confidence", "0.9"], "there are no unseen examples to certify on. Pass --test"),
         (None, [], "there are no examples for validation. Pass --validation"),
         (None, ["--max-dorp", "1"], "No such option"),
         (None, ["--tokenizer", "./nowhere"], "./nowhere: there is no such folder"),
         (None, ["--metric", "nonsense"], "--metric nonsense: evaluate can't load it"),
+        (None, ["--measured", "--density", "0.5"], "--measured says what --speedup counts"),
         (None, ["--search", "--density", "0.5"], "--search is for --max-drop, which measures plans"),
         (
             None,
             ["--metric", "accuracy", "--density", "0.5"],
-            "--metric is for --max-drop, which measures plans",
+            "--metric accuracy: there are no unseen examples to certify on. Pass --test",
         ),
     ],
 )
@@ -272,8 +299,9 @@ def _large_tokenizer(folder):
     save_model(folder, vocab_size=20)
 
 
-def _several_classes(folder):
-    save_model(folder, problem_type="multi_label_classification")
+def _translator(folder):
+    tiny_marian().save_pretrained(folder)
+    tokenizer_of_words().save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +313,8 @@ def _several_classes(folder):
         (_another_family, "gpt2"),
         (_without_tokenizer, "there is no tokenizer. Name one with --tokenizer"),
         (_large_tokenizer, "the model 20 embeddings"),
-        (_several_classes, "classes must exclude each other"),
         (lambda folder: save_model(folder, "MaskedLM"), "this command prunes ...ForSequenceClassification"),
+        (_translator, "it reads labels, tags and answers from files, no texts to be generated"),
     ],
 )
 def test_a_model_that_can_not_be_pruned_is_refused_in_one_line(capsys, classifier, tmp_path, make, message):
@@ -301,6 +329,6 @@ def test_a_model_that_can_not_be_pruned_is_refused_in_one_line(capsys, classifie
 def test_the_help_fits_one_screen(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     lines = called(capsys, "prune", "--help").out.splitlines()
-    assert len(lines) <= 30
+    assert len(lines) <= 31
     assert max(map(len, lines)) <= 100
     assert called(capsys).out.count("\n") < 15

@@ -89,3 +89,77 @@ def test_rows_that_hold_no_text_or_no_single_label_are_refused(rows, message):
     with pytest.raises(InvalidSettingError) as caught:
         reader("SequenceClassification").encode(Dataset.from_dict(rows), "train")
     assert message in str(caught.value)
+
+
+TOPICS = {"id2label": {0: "good", 1: "film", 2: "long"}, "label2id": {"good": 0, "film": 1, "long": 2}}
+TWO_OF_THREE = [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"labels": [["good", "LONG"], []]}, None),
+        ({"labels": [[0, 2], []]}, None),
+        ({"labels": [[1, 0, 1], [0, 0, 0]]}, None),
+        ({"kinds": [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]}, "kinds"),
+        ({"long": ["1", "0"], "good": ["1", "0"], "film": ["0", "0"]}, None),
+        ({"long": [1, 0], "good": [1, 0], "film": [0, 0]}, "film, good, long"),
+        ({"a": [True, False], "b": [False, False], "c": [True, False]}, "a,b,c"),
+    ],
+    ids=[
+        "names",
+        "numbers",
+        "zeros and ones",
+        "a column that is named",
+        "a column each",
+        "in any order",
+        "other names",
+    ],
+)
+def test_several_labels_are_read_from_lists_and_from_columns(columns, named):
+    several = reader(
+        "SequenceClassification", named=NamedColumns(label=named), problem_type="multi_label_classification", **TOPICS
+    )
+    found = several.encode(Dataset.from_dict({"text": ["a film", "a play"], **columns}), "train")
+    assert found.rows["labels"][:] == [TWO_OF_THREE, [0.0, 0.0, 0.0]]
+    assert found.columns[0] == "text"
+    assert set(found.columns[1:]) == set(columns)
+
+
+def test_a_list_of_numbers_that_the_data_set_names_holds_the_labels_of_these_names():
+    features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["long", "film", "good"]))})
+    rows = Dataset.from_dict({"text": ["a"], "labels": [[0, 2]]}, features=features)
+    several = reader("SequenceClassification", problem_type="multi_label_classification", **TOPICS)
+    assert several.encode(rows, "train").rows["labels"][:] == [TWO_OF_THREE]
+
+
+def test_rows_of_which_a_label_is_missing_are_left_out():
+    several = reader("SequenceClassification", problem_type="multi_label_classification", **TOPICS)
+    rows = {"text": ["a", "b", "c"], "good": ["1", "", "1"], "film": ["0", "1", "-1"], "long": ["1", "0", "0"]}
+    found = several.encode(Dataset.from_dict(rows), "train")
+    assert (found.rows["labels"][:], found.unlabelled) == ([TWO_OF_THREE], 2)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "message"),
+    [
+        ({"labels": ["good", "film"]}, None, "each row must hold a list, received 'good' in row 1. A .jsonl or"),
+        ({"labels": [["good"], ["bad"]]}, None, "The model knows 'good', 'film', 'long'"),
+        ({"good": [1, 0], "film": [0, 1]}, None, "nor is there one for each of 'good', 'film', 'long'"),
+        (
+            {"good": [1, 0], "film": [0, 1]},
+            "good,film",
+            "one column for each label of the model, 'good', 'film', 'long'",
+        ),
+        ({"good": [1, 0], "film": [0, 1], "x": [0, 1]}, "good,film,x", "one column for each label of the model"),
+        ({"good": [1, 0], "film": [0, 1]}, "good,play", "there is no column 'play'"),
+        ({"good": [1, 2], "film": [0, 1], "long": [0, 1]}, None, "must be 1, if the example has it, or 0, received 2"),
+    ],
+)
+def test_several_labels_that_can_not_be_read_are_refused(columns, named, message):
+    several = reader(
+        "SequenceClassification", named=NamedColumns(label=named), problem_type="multi_label_classification", **TOPICS
+    )
+    with pytest.raises(InvalidSettingError) as caught:
+        several.encode(Dataset.from_dict({"text": ["a film", "a play"], **columns}), "train")
+    assert message in str(caught.value)

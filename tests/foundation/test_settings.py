@@ -22,6 +22,9 @@ from hf_headprune.learn.training_loop import TrainingLoop
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 from tests.support.models import tiny_bert
 from tests.support.settings import gates, movement, second_order
+from tools.count_settings import settings, tunings
+
+MOST_SETTINGS, MOST_TUNINGS = 60, 45  # before the classes were cut: 102, and no tunings
 
 EXAMPLES = [
     GateTuning(),
@@ -125,3 +128,11 @@ def test_settings_of_a_tuning_are_gathered_by_name():
     assert with_tuning({"tuning": given, "seq_len": 9}, MovementTuning)["tuning"] == replace(given, seq_len=9)
     with pytest.raises(InvalidSettingError, match=r"tuning must be MovementTuning\(...\), received 3"):
         with_tuning({"tuning": 3, "seq_len": 9}, MovementTuning)
+
+
+def test_there_are_few_settings():
+    own, inner = ({name: len(names) for name, names in part().items()} for part in (settings, tunings))
+    assert sum(own.values()) <= MOST_SETTINGS, f"python -m tools.count_settings lists them: {own}"
+    assert sum(inner.values()) <= MOST_TUNINGS, f"python -m tools.count_settings lists them: {inner}"
+    assert {"AStarSearch", "SubsetGates", "Batching"} <= own.keys()
+    assert len(inner) == 5

@@ -23,8 +23,9 @@ from hf_headprune.guarantee import paired
 from hf_headprune.guarantee.certificate import Certificate, checksum_of
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within, name_of
 from hf_headprune.guarantee.claim import METHODS, Claim, Metric
-from hf_headprune.guarantee.evidence import Counts, PairedScores, evidence_of, evidence_of_counts
+from hf_headprune.guarantee.evidence import evidence_of, evidence_of_counts
 from hf_headprune.guarantee.examples import ExampleFingerprints
+from hf_headprune.guarantee.outcomes import Counts, PairedScores
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.sequence import AlphaLedger, alpha_of_use
 from hf_headprune.guarantee.verify import verify_certificate
@@ -210,7 +211,7 @@ def test_the_furthest_plan_within_a_drop_is_the_last_before_the_first_that_is_se
     for allowed in sorted({0, max(seen) - 1, max(seen)}):
         more = [index for index, drop in enumerate(seen) if drop > allowed]
         last = more[0] - 1 if more else len(plans) - 1
-        found = furthest_within(dense, plans, data, max_drop=allowed / len(data.dataset))
+        found, _ = furthest_within(dense, plans, data, max_drop=allowed / len(data.dataset))
         assert found == (None if last < 0 else last)
 
 

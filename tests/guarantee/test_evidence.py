@@ -9,7 +9,8 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee import paired
 from hf_headprune.guarantee.betting import betting_p_value, betting_upper_bound
 from hf_headprune.guarantee.claim import Claim
-from hf_headprune.guarantee.evidence import Counts, PairedScores, evidence_of, evidence_of_counts, p_value_of
+from hf_headprune.guarantee.evidence import evidence_of, evidence_of_counts, p_value_of
+from hf_headprune.guarantee.outcomes import Counts, PairedScores
 from hf_headprune.guarantee.power import PowerAssumptions, examples_needed
 from hf_headprune.guarantee.resampling import bootstrap_p_value, bootstrap_upper_bound, resampled_drops
 

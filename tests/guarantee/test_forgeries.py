@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from hf_headprune.errors import CertificateError, HeadPruneError, InvalidSetting
 from hf_headprune.guarantee.certificate import DERIVED, Certificate, checksum_of
 from hf_headprune.guarantee.certify import certify, certify_path
 from hf_headprune.guarantee.claim import Claim, Metric
+from hf_headprune.guarantee.disagreements import disagreements
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan
@@ -51,13 +53,18 @@ def scores(generator, kind):
     return np.column_stack([np.arange(NUM_EXAMPLES) % 2, generator.uniform(size=NUM_EXAMPLES) < 0.5])  # (n, 2)
 
 
-@pytest.fixture(scope="module", params=["binary", "path", "bounded", "corpus"])
+@pytest.fixture(scope="module", params=["binary", "path", "labels", "agreement", "bounded", "corpus"])
 def case(request, dense, pruned, plans, rows):
     """A certificate of each kind, with all that it takes to check it."""
-    kind = "binary" if request.param == "path" else request.param
+    kind = request.param if request.param in ("bounded", "corpus") else "binary"
+    if request.param in ("labels", "agreement"):
+        given, rows = rows, [{name: row[name] for name in ("input_ids", "group")} for row in rows]
     split = CertificationData(rows, train=examples(9, seed=7), groups="group" if kind == "bounded" else None)
     if kind == "binary":
-        metric = None
+        metric = "agreement" if request.param == "agreement" else None
+        if request.param == "labels":  # the last disagreement stays without one
+            known = [*disagreements(dense, pruned, split)][:-1]
+            split = dataclasses.replace(split, labels={index: given[index]["label"] for index in known})
     else:
         tables = {id(model): scores(np.random.default_rng(seed), kind) for seed, model in enumerate((dense, pruned))}
         aggregate = None if kind == "bounded" else lambda table: float((table[:, 0] == table[:, 1]).mean())

@@ -310,7 +310,7 @@ def test_standardised_importance_keeps_the_order_whatever_its_scale():
         ({"score_learning_rate": 0.0}, "score_learning_rate"),
         ({"temperature": (0.05, 3.0)}, "first >= last > 0"),
         ({"temperature": 3.0}, "a tuple of two numbers"),
-        ({"estimator": "ste", "temperature": (3.0, 0.05)}, "have a temperature"),
+        ({"estimator": "ste", "temperature": (3.0, 0.05)}, "have a tuning.temperature"),
         (
             {"warmup_ratio": 0.7},
             r"warmup_ratio <= tuning.anneal_end.*Received warmup_ratio=0\.7, freeze_at=0\.65, tuning.anneal_end=None",
@@ -353,5 +353,5 @@ def test_each_estimator_has_a_learning_rate_and_a_temperature_of_its_own_that_th
     pipelined = SubsetGates(mode="pipelined")
     assert pipelined.chosen_estimator == "sigmoid"
     assert (pipelined.peak_score_learning_rate, pipelined.temperature_range) == (0.5, (10.0, 0.1))
-    overruled = SubsetGates(estimator="dsp", score_learning_rate=0.2, temperature=(1.0, 0.5))
+    overruled = gates(estimator="dsp", score_learning_rate=0.2, temperature=(1.0, 0.5))
     assert (overruled.peak_score_learning_rate, overruled.temperature_range) == (0.2, (1.0, 0.5))

@@ -25,7 +25,7 @@ def layout_of(model, **settings):
         ({"blocks": {"*": "heads"}}, "blocks must map patterns"),
         ({"blocks": {0: (8, 8)}}, "blocks must map patterns"),
         ({"attention_block": None, "ffn_block": None}, "must not both be None"),
-        ({"attention_block": "unit", "score_gradient": "weights"}, 'needs score_gradient="unit"'),
+        ({"attention_block": "unit", "score_gradient": "weights"}, 'needs tuning.score_gradient="unit"'),
         ({"method": "topK"}, "method must be one of"),
         ({"counts": "flops"}, "counts must be one of"),
         ({"ranking": "layer"}, "ranking must be one of"),
@@ -33,13 +33,13 @@ def layout_of(model, **settings):
         ({"min_kept": 1.0}, "min_kept must be"),
         ({"method": "threshold", "threshold": 0.1}, "threshold must be two numbers"),
         ({"method": "threshold", "threshold": (0.0, float("nan"))}, "threshold must be two numbers"),
-        ({"method": "sigmoid_threshold", "threshold": (0.0, 1.5)}, "of a sigmoid from 0 to below 1"),
+        ({"method": "sigmoid_threshold", "threshold": (0.0, 1.5)}, "of a sigmoid must be from 0 to below 1"),
         ({"width_multiple": 0}, "width_multiple must be"),
         ({"score_learning_rate": 0.0}, "score_learning_rate must be a number above 0"),
-        ({"ffn_penalty": -0.1}, "ffn_penalty must be numbers >= 0"),
-        ({"warmup_ratio": 0.7}, "warmup_ratio <= ramp_end"),
+        ({"ffn_penalty": -0.1}, "ffn_penalty must be a number >= 0"),
+        ({"warmup_ratio": 0.7}, "0 <= warmup_ratio <= freeze_at <= 1 must hold"),
         ({"ramp_end": 0.9, "freeze_at": 0.8}, "ramp_end <= freeze_at"),
-        ({"seq_len": 0}, "seq_len and target_len"),
+        ({"seq_len": 0}, "seq_len must be a whole number >= 1"),
         ({"density": 1.5}, "density must be a number from 0 to 1"),
         ({"kept": -1}, "kept must be a whole number"),
         ({"density": True}, "density must be a number from 0 to 1"),
@@ -102,10 +102,10 @@ def test_the_published_recipes_have_their_published_values():
         assert (recipe.ffn_block, recipe.tuning.score_gradient, recipe.freeze_at) == ("unit", "weights", 1.0)
         assert recipe.warmup_ratio * 110_660 == pytest.approx(5_400)
         assert (1 - recipe.ramp_end) * 110_660 == pytest.approx(54_000)
-    assert (hybrid.penalty, hybrid.tuning.attention_penalty, hybrid.tuning.ffn_penalty) == (20.0, 1.0, 0.25)
+    assert (hybrid.tuning.penalty, hybrid.tuning.attention_penalty, hybrid.tuning.ffn_penalty) == (20.0, 1.0, 0.25)
     assert (hybrid.attention_block, hybrid.tuning.mask_bias, hybrid.refill_ratio) == ((32, 32), True, 0.0)
     assert filled == BlockMovement.hybrid(refill_ratio=0.25)
-    assert (struct.penalty, struct.tuning.attention_penalty, struct.tuning.ffn_penalty) == (15.0, 0.05, 1.0)
+    assert (struct.tuning.penalty, struct.tuning.attention_penalty, struct.tuning.ffn_penalty) == (15.0, 0.05, 1.0)
     assert (struct.attention_block, struct.tuning.mask_bias, struct.refill_ratio) == ("head", False, 0.0)
     assert BlockMovement.hybrid(40.0, width_multiple=1).tuning.width_multiple == 1
 
@@ -113,7 +113,12 @@ def test_the_published_recipes_have_their_published_values():
 def test_a_published_recipe_takes_a_density_in_place_of_its_penalty():
     for recipe in (BlockMovement.hybrid, BlockMovement.hybrid_filled, BlockMovement.struct):
         asked, published = recipe(density=0.26), recipe()
-        assert (asked.method, asked.kept, asked.tuning.counts, asked.penalty) == ("top_k", 0.26, "parameters", 0.0)
+        assert (asked.method, asked.kept, asked.tuning.counts, asked.tuning.penalty) == (
+            "top_k",
+            0.26,
+            "parameters",
+            0.0,
+        )
         assert (asked.attention_block, asked.refill_ratio) == (published.attention_block, published.refill_ratio)
         assert (asked.warmup_ratio, asked.ramp_end) == (published.warmup_ratio, published.ramp_end)
 

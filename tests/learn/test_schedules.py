@@ -53,11 +53,10 @@ def test_block_scores_are_open_then_move_and_are_decided_from_that_very_step_on(
 def test_the_papers_settings_are_those_of_its_code(preset, mode):
     own = {SubsetGates.paper_mnli: (0.5, (1000.0, 1e-8)), SubsetGates.paper_iwslt: (0.2, (0.1, 1e-8))}
     gates = preset(36, mode=mode)
-    assert (gates.score_learning_rate, gates.temperature) == own[preset]
+    assert (gates.tuning.score_learning_rate, gates.tuning.temperature) == own[preset]
     assert (gates.kept_heads, gates.estimator, gates.mode, gates.tuning.seed) == (36, "dsp", mode, None)
     assert (gates.warmup_ratio, gates.freeze_at, gates.tuning.ramp_steps) == (0.0, 1.0, 0)  # noise from start to end
-    assert (gates.tuning.initial_scores, gates.tuning.initial_spread) == ("random", 1.0)
-    assert gates.tuning.max_score_grad_norm is None
+    assert (gates.tuning.initial_scores, gates.tuning.max_score_grad_norm) == ("random", None)
 
 
 def test_the_papers_setting_of_translation_cools_sooner():

@@ -97,6 +97,15 @@ def test_nothing_is_pruned_where_no_plan_passes(trained, monkeypatch):
     assert "Certificate: none" in result.report.certificate
 
 
+def assert_is_frontier(result):
+    """Smaller and smaller, worse and worse, and nothing measured beats a plan of it."""
+    sizes, metrics = [it.density for it in result.frontier], [it.metric for it in result.frontier]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert metrics == sorted(set(metrics), reverse=True)
+    for known in result.history:
+        assert any(it.density <= known.density and it.metric >= known.metric for it in result.frontier)
+
+
 def test_examples_of_the_calibration_can_not_certify(trained):
     train = learnable(200, seed=1)
     with pytest.raises(DataLeakError, match=r"search|calibration"):
@@ -107,6 +116,10 @@ def test_without_calibration_the_drop_that_is_seen_decides_and_nothing_is_certif
     result = search_plan(trained, learnable(200, seed=2), max_drop=0.05, progress=False)
     assert result.certificate is None
     assert result.report.metric.before - result.report.metric.after <= 0.05 + 1e-9
+    assert_is_frontier(result)
+    *passed, last = result.history
+    assert all(it.passed for it in passed)
+    assert (last if last.passed else passed[-1]).plan == result.plan
 
 
 def test_few_examples_can_not_decide():
@@ -115,6 +128,13 @@ def test_few_examples_can_not_decide():
     assert not can_decide(298, 0.01, 0.95)
     assert can_decide(299, 0.01, 0.95)
     assert not can_decide(1000, 0.0, 0.8)
+    with pytest.raises(InvalidSettingError, match=r"certify_it\(confidence=0\.95\): .* on 298 examples.* it takes 299"):
+        can_decide(298, 0.01, 0.95, required_by="certify_it")
+
+
+def test_a_confidence_that_is_asked_for_and_can_not_be_reached_is_refused(trained):
+    with pytest.raises(InvalidSettingError, match=r"search_plan\(confidence=0\.9\).* on 40 examples"):
+        search_plan(trained, learnable(40, seed=2), calibration=learnable(64, seed=1), confidence=0.9)
 
 
 def test_a_search_goes_on_from_the_costs(trained):
@@ -128,9 +148,8 @@ def test_a_search_goes_on_from_the_costs(trained):
         progress=False,
     )
     assert result.history
-    gains = [step.gain for step in result.frontier]
-    assert gains == sorted(gains)
-    assert [step.metric for step in result.frontier] == sorted((s.metric for s in result.frontier), reverse=True)
+    assert_is_frontier(result)
+    assert result.history[0].plan == result.reference
     with pytest.raises(InvalidSettingError, match="max_drop of its own"):
         search_plan(trained, learnable(200, seed=2), search=search, max_drop=0.1)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
-from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, prune_model_
+from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density, plan_for_budget, prune_model_
+from hf_headprune.cost import latency_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.refit import one_shot
+from hf_headprune.refit.choice import budget_gap, record_refit, removal_path
 from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 from tests.support.classifiers import batches_of, classifier, decisive, examples
@@ -119,3 +122,78 @@ def test_one_shot_pruning_refuses_examples_without_labels(case):
     model, _ = case
     with pytest.raises(InvalidSettingError, match="second_order_plan: examples must hold"):
         second_order_plan(model, [{"input_ids": [1, 2]}], SecondOrder(density=0.5))
+
+
+# --- a budget of measured ms ---
+
+
+def stairs(anatomy):
+    """Ms of blocks that get faster by steps, as matrix products do."""
+    return {
+        site.name: {0: 0.5, 1: 1.5, 2: 1.5, 3: 3.0, 4: 3.5} if site.is_attention else {0: 0.5, 32: 2.0, 64: 6.0}
+        for site in anatomy.sites
+    }
+
+
+def test_a_budget_of_ms_is_met_and_no_other_removals_that_meet_it_cost_less(case):
+    model, _ = case
+    anatomy, table = anatomy_of(model), stairs(anatomy_of(model))
+    settings = SecondOrder.to_speedup(2.0, latency_ms=table, width_multiple=32)
+    losses = ExampleLosses(model, examples(40), 40, 0)
+    refit = record_refit(model, anatomy.sites, PruningPlan.of(model), losses)
+    paths = [removal_path(site, refit, PruningPlan.of(model), settings) for site in anatomy.sites]
+    full = PruningPlan.full(anatomy)
+    best = min(  # of all numbers of removals in each block
+        sum(removal.cost for path, level in zip(paths, levels, strict=True) for removal in path[:level])
+        for levels in itertools.product(*(range(len(path) + 1) for path in paths))
+        if latency_of(without(full, paths, levels), table) <= latency_of(full, table) / 2 + 1e-9
+    )
+    found = plan_for_budget(model, examples(40), speedup=2.0, latency_ms=table, batch_size=8)
+    assert latency_of(found.plan, table) <= latency_of(full, table) / 2 + 1e-9
+    gone = {site.name: site.units - len(found.plan.kept(site.name)) for site in anatomy.sites}
+    paid = 0.0
+    for path in paths:
+        left = gone[path[0].site]
+        for removal in path:
+            if left > 0:
+                paid, left = paid + removal.cost, left - len(removal.units)
+        assert left == 0
+    assert paid == pytest.approx(best, rel=1e-6)
+
+
+def without(plan, paths, levels):
+    gone = {
+        path[0].site: {unit for removal in path[:level] for unit in removal.units}
+        for path, level in zip(paths, levels, strict=True)
+    }
+    kept = {site: [unit for unit in plan.kept(site) if unit not in units] for site, units in gone.items()}
+    heads = {site: units for site, units in kept.items() if site in plan.kept_heads}
+    return plan.replace(kept_heads=heads, kept_ffn={site: kept[site] for site in kept if site not in heads})
+
+
+def test_a_budget_of_ms_holds_between_its_rounds_too():
+    anatomy = anatomy_of(classifier())
+    settings = SecondOrder.to_speedup(2.0, latency_ms=stairs(anatomy))
+    full = PruningPlan.full(anatomy)
+    assert "1.0000 of the ms is kept, where 0.5000 was to be" in budget_gap(full, settings, anatomy)
+    assert budget_gap(full, settings, anatomy, share=0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model, table: SecondOrder(density=0.5, counts="latency"), "latency_ms is for counts='latency'"),
+        (lambda model, table: SecondOrder.to_speedup(2.0, latency_ms={"a": 1}), "latency_ms must be"),
+        (
+            lambda model, table: plan_for_budget(model, examples(4), density=0.5, latency_ms=table),
+            "belongs to speedup=",
+        ),
+        (
+            lambda model, table: plan_for_budget(model, examples(4), speedup=2.0, latency_ms={"x": {0: 0.0, 1: 1.0}}),
+            r"missing are \['encoder.layer.0.attention'.*unknown \['x'\]",
+        ),
+    ],
+)
+def test_a_table_of_ms_that_does_not_fit_is_refused(case, call, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        call(case[0], stairs(anatomy_of(case[0])))

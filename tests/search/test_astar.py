@@ -427,8 +427,6 @@ def test_journal_is_one_json_line_per_evaluation(tmp_path):
         ("heuristic_weights", (3.0, 2.0), (1.0,)),
         ("heuristic_weights", (), (5, 1)),
         ("heuristic_weights", 1.0, (1.0,)),
-        ("expansion_width", 0, 1),
-        ("exploration", -1, 0),
         ("constraint_slack", float("inf"), 0.0),
         ("seed", -1, 3),
         ("max_open", True, 1),

@@ -25,7 +25,7 @@ from hf_headprune.search.evaluation.screening import (
 from hf_headprune.search.problem import ROUND_OFF, Question
 from hf_headprune.tasks.answers import TIE_BAND
 from hf_headprune.tasks.batches import length_sorted_batches
-from hf_headprune.tasks.registry import scoring_for
+from hf_headprune.tasks.registry import scorer_for
 from tests.support.classifiers import (
     NUM_LABELS,
     asked,
@@ -443,7 +443,7 @@ def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_th
 
 def test_the_band_of_doubt_of_bf16_grows_with_the_margins_of_classes():
     margins = np.array([-3.0, 1.0, 1.0, 3.0], dtype=np.float32)
-    classes, tags = (scoring_for(tiny_bert(f"{task}Classification")) for task in ("Sequence", "Token"))
+    classes, tags = (scorer_for(tiny_bert(f"{task}Classification")) for task in ("Sequence", "Token"))
     assert rough_band(classes, margins) == pytest.approx(screening.ROUGH_SHARE * 5**0.5)
     assert rough_band(classes, 0.1 * margins) == pytest.approx(0.1 * rough_band(classes, margins))
     assert rough_band(classes, 0.0 * margins) == TIE_BAND

@@ -14,7 +14,7 @@ from tests.support.classifiers import NUM_LABELS, own_examples
 from tests.support.models import tiny_bert, tiny_marian
 from tests.support.searches import settings
 
-QUICK = LatencySettings(batch_size=2, seq_len=16, runs=5, max_seconds=0.1)
+QUICK = LatencySettings(batch_size=2, seq_len=16, runs=5)
 
 
 def test_table_holds_every_block_and_searches_its_model():
@@ -50,7 +50,7 @@ def test_blocks_of_one_kind_share_the_difference_and_a_block_without_units_is_le
     first, *others = plan.kept_heads
     prune_model_(model, plan.replace(kept_heads={first: ()}))
 
-    def timed(whole, cut, settings, *, inputs):
+    def timed(seconds, whole, cut, settings, inputs):
         """A model takes a ms for each head and a tenth of one for each FFN unit, and one beside them."""
         times = [
             1.0 + sum(len(k) for k in p.kept_heads.values()) + sum(len(k) for k in p.kept_ffn.values()) / 10
@@ -58,7 +58,7 @@ def test_blocks_of_one_kind_share_the_difference_and_a_block_without_units_is_le
         ]
         return SimpleNamespace(**dict(zip(("before", "after"), (SimpleNamespace(median_ms=t) for t in times))))  # noqa: B905
 
-    monkeypatch.setattr("hf_headprune.shrink.latency_table.measure_latency", timed)
+    monkeypatch.setattr("hf_headprune.shrink.latency_table.measured_within", timed)
     table = measure_latency_table(model, QUICK, points=4, progress=False)
     assert table.keys() == {*others, *plan.kept_ffn}
     for site in others:

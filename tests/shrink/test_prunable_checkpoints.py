@@ -477,7 +477,7 @@ def test_numbers_that_the_weights_contradict_are_refused(folder, layer, field, n
 
 
 def test_a_weight_that_is_missing_is_refused_and_a_missing_head_is_not(folder):
-    edit_weights(folder, lambda tensors: tensors.pop("classifier.weight"))
+    edit_weights(folder, lambda tensors: [tensors.pop(name) for name in ("classifier.weight", "classifier.bias")])
     assert AutoModelForSequenceClassification.from_pretrained(folder).classifier.weight.isfinite().all()
     edit_weights(folder, lambda tensors: tensors.pop("bert.encoder.layer.1.attention.output.LayerNorm.weight"))
     with pytest.raises(InvalidConfigError, match=r"layer\.1\.attention\.output\.LayerNorm\.weight is missing"):
@@ -487,7 +487,8 @@ def test_a_weight_that_is_missing_is_refused_and_a_missing_head_is_not(folder):
 @pytest.mark.parametrize("ignore", [False, True], ids=["strict", "ignore_mismatched_sizes"])
 def test_embeddings_that_are_missing_or_of_another_size_are_refused_and_a_missing_pooler_is_not(folder, ignore):
     options = {"ignore_mismatched_sizes": ignore}
-    edit_weights(folder, lambda tensors: tensors.pop("bert.pooler.dense.weight"))
+    lacking = ("bert.pooler.dense.weight", "classifier.weight", "classifier.bias")
+    edit_weights(folder, lambda tensors: [tensors.pop(name) for name in lacking])
     assert AutoModelForSequenceClassification.from_pretrained(folder, **options) is not None
     key = "bert.embeddings.word_embeddings.weight"
     edit_weights(folder, lambda tensors: tensors.update({key: tensors[key][:50].clone()}))

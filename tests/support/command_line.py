@@ -104,6 +104,21 @@ def scored(size: int, *, seed: int) -> list[dict[str, Any]]:
     return [{"text": row["sentence"], "score": 1.5 if row["label"] == "positive" else -0.5} for row in rows]
 
 
+def labelled(size: int, *, seed: int) -> list[dict[str, Any]]:
+    """Sentences with the labels that hold: whether a thing is good, and whether it is a film."""
+    names = {"film": "about a film", "positive": "good"}
+    found = []
+    for row in sentences(size, seed=seed):
+        labels = [name for part, name in names.items() if part in f"{row['sentence']} {row['label']}"]
+        found.append({"text": row["sentence"], "labels": labels})
+    return found
+
+
+def in_columns(rows: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Rows of `labelled` with a column of 0 and 1 for each label."""
+    return [{"text": row["text"], **{name: int(name in row["labels"]) for name in names}} for row in rows]
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Writes rows by the ending of the name: .csv, .tsv or .jsonl."""
     if path.suffix == ".jsonl":

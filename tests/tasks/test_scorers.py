@@ -133,14 +133,14 @@ def test_tied_spans_are_decided_by_the_batches_given():
 
 
 def test_spans_longer_than_the_longest_answer_are_no_candidates_and_gold_ones_can_not_win():
-    scoring, generator = SpanScorer(longest_answer=3), torch.Generator().manual_seed(0)
+    scorer, generator = SpanScorer(longest_answer=3), torch.Generator().manual_seed(0)
     starts, ends = (torch.randn(100, 9, generator=generator) for _ in range(2))
     batch = {
         "start_positions": torch.arange(100) % 4 + 1,
         "end_positions": torch.arange(100) % 4 + 1 + torch.arange(100) % 5,
     }
     outputs = SimpleNamespace(start_logits=starts, end_logits=ends)
-    found = scoring.answers(outputs, batch)
+    found = scorer.answers(outputs, batch)
     for row in range(100):
         gold = (int(batch["start_positions"][row]), int(batch["end_positions"][row]))
         sums = {

@@ -5,7 +5,6 @@ How it enters a training loop: `hf_headprune.learn.distillation.loss`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from hf_headprune.learn.distillation.teachers import (
     layer_pairs,
     require_fitting_teacher,
 )
-from hf_headprune.tasks.examples import IGNORED_LABEL, predicts_next_token
+from hf_headprune.tasks.examples import IGNORED_LABEL, forward_arguments, predicts_next_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -219,7 +218,7 @@ def _positions(name: str, inputs: Mapping[str, Any], shape: torch.Size) -> torch
 
 def _named_inputs(teacher: nn.Module) -> set[str] | None:
     """Returns the inputs that a teacher's forward names, or None where a wrapper hides them."""
-    names = set(inspect.signature(teacher.forward).parameters)
+    names = set(forward_arguments(teacher))
     return names if getattr(teacher, "main_input_name", "input_ids") in names else None
 
 

@@ -118,8 +118,8 @@ class GatePruner(ScorePruner[SubsetGates]):
         super().reset()
         self.phase = "open"
         uniform = torch.rand(self.num_heads, generator=torch.Generator().manual_seed(self.seed)) - 0.5
-        spread = self.settings.tuning.initial_spread if self.settings.tuning.initial_scores == "random" else 0.0
-        self.set_scores(uniform.to(self.importance_bias.device) * spread)
+        scores = uniform if self.settings.tuning.initial_scores == "random" else torch.zeros_like(uniform)
+        self.set_scores(scores.to(self.importance_bias.device))
 
     def begin_run(self, max_steps: int, step: int, loop: TrainingLoop) -> None:
         """See `Pruner.begin_run`; pipelined, freezes all weights."""
@@ -162,7 +162,7 @@ class GatePruner(ScorePruner[SubsetGates]):
         batches = loop.batches(self.settings.tuning.scoring_examples, self.seed)
         importance = gradient_importance(model, self, batches, loop.loss)
         # Processes that stream have seen different examples, but must choose the same heads.
-        self.set_scores(standardised(loop.from_first(importance)) * self.settings.tuning.initial_spread)
+        self.set_scores(standardised(loop.from_first(importance)))
 
     def decide(self) -> None:
         """Fixes the hard choice, once: a choice that a checkpoint brought along is kept."""

@@ -37,14 +37,17 @@ class GateTuning:
     """What few runs need to change of `SubsetGates`.
 
     Attributes:
+        score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule. When left out, 0.5
+            for "ste", "dsp" and pipelined "sigmoid", and 0.1 for the others.
+        temperature: First and last temperature; in between it falls geometrically. When left out, 10 and 0.1 for "dsp"
+            and pipelined "sigmoid", and 3 and 0.05 for joint "sigmoid"; the other estimators have none.
         anneal_end: Fraction of the run at which the last temperature is reached; `freeze_at` when left out.
         ramp_steps: Optimizer steps, from the first learning one, in which the gates are mixed with open ones, less
             and less: the number of open heads falls from all to the budget and weights can adapt, while the scores
             learn to choose the budget from the start. At most until the temperature has fallen. 0 closes them in the
             first learning step, as the paper does.
         initial_scores: Where the scores start, when `warmup_ratio` is over: "gradient" importance on training examples
-            (standardised, times `initial_spread`), "zeros", or "random" (uniform in +-0.5 times `initial_spread`).
-        initial_spread: Scale of the initial scores.
+            (standardised), "zeros", or "random" (uniform in +-0.5).
         scoring_examples: Training examples that "gradient" looks at.
         max_score_grad_norm: Clips the norm of the scores' gradient in an optimizer step; None leaves it to the Trainer.
         penalty: Strength of the penalty that steers `hard_concrete` towards the budget.
@@ -54,10 +57,11 @@ class GateTuning:
         InvalidSettingError: A value is out of range.
     """
 
+    score_learning_rate: float | None = None
+    temperature: tuple[float, float] | None = None
     anneal_end: float | None = None
     ramp_steps: int = 120
     initial_scores: InitialScores = "gradient"
-    initial_spread: float = 1.0
     scoring_examples: int = 256
     max_score_grad_norm: float | None = 1.0
     penalty: float = 1.0
@@ -65,12 +69,15 @@ class GateTuning:
 
     def __post_init__(self) -> None:
         """Checks every value by itself."""
-        norm = self.max_score_grad_norm
+        norm, rate, range_ = self.max_score_grad_norm, self.score_learning_rate, self.temperature
+        is_pair = isinstance(range_, tuple) and len(range_) == 2 and is_above(range_[1], 0)  # noqa: PLR2004 - first, last
         rules = {
+            "score_learning_rate must be a number above 0": rate is None or is_above(rate, 0),
+            "temperature must be a tuple of two numbers, first >= last > 0": range_ is None
+            or (is_pair and is_rising(*range_[::-1])),
             "anneal_end must be from 0 to 1, or None": self.anneal_end is None or is_rising(0, self.anneal_end, 1),
             "ramp_steps must be a whole number >= 0": is_whole(self.ramp_steps, at_least=0),
             f"initial_scores must be one of {get_args(InitialScores)}": self.initial_scores in get_args(InitialScores),
-            "initial_spread must be a number >= 0": is_rising(0, self.initial_spread),
             "scoring_examples must be a whole number >= 1": is_whole(self.scoring_examples, at_least=1),
             "max_score_grad_norm must be a number above 0, or None": norm is None or is_above(norm, 0),
             "penalty must be a number >= 0": is_rising(0, self.penalty),
@@ -95,10 +102,6 @@ class SubsetGates:
             (docs/results.md): "ste" where weights train, too, and "sigmoid" where only scores do.
         mode: "joint" trains weights and scores together; "pipelined" freezes the (fine-tuned) weights and trains
             the scores alone, from the first step to the last.
-        score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule. When left out, 0.5
-            for "ste", "dsp" and pipelined "sigmoid", and 0.1 for the others.
-        temperature: First and last temperature; in between it falls geometrically. When left out, 10 and 0.1 for "dsp"
-            and pipelined "sigmoid", and 3 and 0.05 for joint "sigmoid"; the other estimators have none.
         warmup_ratio: Fraction of the run in which all heads are open and only weights train.
         freeze_at: Fraction of the run at which the hard choice is fixed.
         tuning: What few runs need to change.
@@ -112,8 +115,6 @@ class SubsetGates:
     kept_heads: Budget | None = field(default=None, hash=False)
     estimator: Estimator | None = None
     mode: Mode = "joint"
-    score_learning_rate: float | None = None
-    temperature: tuple[float, float] | None = None
     warmup_ratio: float = 0.1
     freeze_at: float = 0.65
     tuning: GateTuning = field(default_factory=GateTuning)
@@ -124,15 +125,11 @@ class SubsetGates:
             object.__setattr__(self, "kept_heads", dict(self.kept_heads))
         is_tuned = isinstance(self.tuning, GateTuning)
         cooled = self.tuning.anneal_end if is_tuned and self.tuning.anneal_end is not None else self.freeze_at
-        rate, range_ = self.score_learning_rate, self.temperature
-        is_pair = isinstance(range_, tuple) and len(range_) == 2 and is_above(range_[1], 0)  # noqa: PLR2004 - first, last
+        has_temperature = is_tuned and self.tuning.temperature is not None
         rules = {
             f"estimator must be one of {get_args(Estimator)}": self.estimator in (None, *get_args(Estimator)),
             f"mode must be one of {get_args(Mode)}": self.mode in get_args(Mode),
-            "score_learning_rate must be a number above 0": rate is None or is_above(rate, 0),
-            "temperature must be a tuple of two numbers, first >= last > 0": range_ is None
-            or (is_pair and is_rising(*range_[::-1])),
-            f"only the estimators {WITH_TEMPERATURE} have a temperature": range_ is None
+            f"only the estimators {WITH_TEMPERATURE} have a tuning.temperature": not has_temperature
             or self.chosen_estimator in WITH_TEMPERATURE,
             "0 <= warmup_ratio <= tuning.anneal_end <= freeze_at <= 1 must hold": is_rising(
                 0, self.warmup_ratio, cooled, self.freeze_at, 1
@@ -174,16 +171,15 @@ class SubsetGates:
         temperature: tuple[float, float],
         anneal_end: float,
     ) -> SubsetGates:
-        return cls(
-            kept_heads=kept_heads,
-            estimator="dsp",
-            mode=mode,
+        tuning = GateTuning(
             score_learning_rate=learning_rate,
             temperature=temperature,
-            warmup_ratio=0.0,
-            freeze_at=1.0,
-            tuning=GateTuning(anneal_end=anneal_end, ramp_steps=0, initial_scores="random", max_score_grad_norm=None),
+            anneal_end=anneal_end,
+            ramp_steps=0,
+            initial_scores="random",
+            max_score_grad_norm=None,
         )
+        return cls(kept_heads=kept_heads, estimator="dsp", mode=mode, warmup_ratio=0.0, freeze_at=1.0, tuning=tuning)
 
     @property
     def chosen_kept_heads(self) -> Budget:
@@ -199,13 +195,13 @@ class SubsetGates:
     def peak_score_learning_rate(self) -> float:
         """Learning rate of the scores: what was asked for, or what the estimator learns well with in this mode."""
         own, _ = _OWN[self.mode][self.chosen_estimator]
-        return own if self.score_learning_rate is None else self.score_learning_rate
+        return own if self.tuning.score_learning_rate is None else self.tuning.score_learning_rate
 
     @property
     def temperature_range(self) -> tuple[float, float]:
         """First and last temperature: what was asked for, or what the estimator learns well with in this mode."""
         _, own = _OWN[self.mode][self.chosen_estimator]
-        return own if self.temperature is None else self.temperature
+        return own if self.tuning.temperature is None else self.tuning.temperature
 
     @property
     def fractions(self) -> tuple[float, float, float]:

@@ -119,7 +119,7 @@ class MovementPruner(ScorePruner[BlockMovement]):
             decided_step=round(settings.freeze_at * max_steps),
             start=start,
             end=end,
-            end_penalty=settings.penalty,
+            end_penalty=settings.tuning.penalty,
         )
         check_steps_to_learn(self.part, self.schedule.open_steps, max_steps)
 
@@ -217,7 +217,7 @@ class MovementPruner(ScorePruner[BlockMovement]):
     @property
     def has_penalty(self) -> bool:
         """Whether something beside the loss has a gradient for the scores."""
-        return self.settings.penalty > 0
+        return self.settings.tuning.penalty > 0
 
     def penalty(self) -> float:
         """Returns the penalty as the training loss would contain it; it waits for the device."""

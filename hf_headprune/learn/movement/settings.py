@@ -50,6 +50,7 @@ class MovementTuning:
         width_multiple: FFN units are kept in multiples of this in each layer; a threshold's choice is rounded up. What
             blocks of the FFN leave is rounded where the density counts "parameters" or "macs", and otherwise not.
         score_learning_rate: Peak learning rate of the scores; it follows the run's own schedule.
+        penalty: Last strength of the penalty on the scores.
         attention_penalty: Factor of the penalty on the scores of attention.
         ffn_penalty: Factor of the penalty on the scores of the FFN.
         ramp_end: Fraction of the run at which the last threshold, or the density, is reached; `freeze_at` when left
@@ -71,6 +72,7 @@ class MovementTuning:
     score_gradient: ScoreGradient = "unit"
     width_multiple: int = 32
     score_learning_rate: float = 1e-2
+    penalty: float = 0.0
     attention_penalty: float = 1.0
     ffn_penalty: float = 1.0
     ramp_end: float | None = None
@@ -95,6 +97,7 @@ class MovementTuning:
             "mask_bias must be True or False": isinstance(self.mask_bias, bool),
             "width_multiple must be a whole number >= 1": is_whole(self.width_multiple, at_least=1),
             "score_learning_rate must be a number above 0": is_above(self.score_learning_rate, 0),
+            "penalty must be a number >= 0": is_rising(0, self.penalty),
             "attention_penalty must be a number >= 0": is_rising(0, self.attention_penalty),
             "ffn_penalty must be a number >= 0": is_rising(0, self.ffn_penalty),
             "ramp_end must be from 0 to 1, or None": self.ramp_end is None or is_rising(0, self.ramp_end, 1),
@@ -123,7 +126,6 @@ class BlockMovement:
         method: "top_k" keeps exactly the density; "magnitude" does too, by the mean of |W| instead of learned scores;
             "sigmoid_threshold" and "threshold" keep what is above a threshold, so that the penalty alone decides how
             much is kept.
-        penalty: Last strength of the penalty on the scores.
         warmup_ratio: Fraction of the run in which nothing is masked; scores learn already.
         freeze_at: Fraction of the run at which the masks are fixed.
         refill_ratio: Optimizer steps of a second training run over those of the first; 0 trains once. The second is of
@@ -140,7 +142,6 @@ class BlockMovement:
     ffn_block: Block | Literal["unit"] | None = "unit"
     density: float | None = None
     method: Method = "top_k"
-    penalty: float = 0.0
     warmup_ratio: float = 0.1
     freeze_at: float = 0.65
     refill_ratio: float = 0.0
@@ -160,7 +161,6 @@ class BlockMovement:
             "attention_block and ffn_block must not both be None": attention is not None or ffn is not None,
             "density must be a number from 0 to 1, or None": self.density is None or is_rising(0, self.density, 1),
             f"method must be one of {get_args(Method)}": self.method in get_args(Method),
-            "penalty must be a number >= 0": is_rising(0, self.penalty),
             "0 <= warmup_ratio <= freeze_at <= 1 must hold": is_rising(0, self.warmup_ratio, self.freeze_at, 1),
             "refill_ratio must be a number >= 0": is_rising(0, self.refill_ratio),
         }
@@ -192,7 +192,8 @@ class BlockMovement:
             or all(0 <= value < 1 for value in range_),
             f"{self.method} has no threshold, so tuning.threshold and tuning.min_kept must be left out": not self.ranks
             or (range_ is None and tuning.min_kept == 0),
-            "magnitude learns no scores, so penalty must be left out": self.method != "magnitude" or self.penalty == 0,
+            "magnitude learns no scores, so tuning.penalty must be left out": self.method != "magnitude"
+            or tuning.penalty == 0,
             "warmup_ratio <= tuning.ramp_end <= freeze_at must hold": is_rising(
                 self.warmup_ratio, self.ramp_end, self.freeze_at
             ),

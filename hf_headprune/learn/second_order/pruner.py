@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.pruner import Choice, Pruner
 from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.choice import budget_gap, choose, scored_sites
+from hf_headprune.refit.choice import budget_gap, check_budget, choose, scored_sites
 from hf_headprune.refit.settings import SecondOrder
 
 if TYPE_CHECKING:
@@ -50,8 +50,17 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         """
         sites = [site for site in anatomy.sites if site.units]
         density = None if settings.density is None else float(settings.density)
+        check_budget(settings, anatomy)
         heads = None if settings.kept_heads is None else budget_groups(settings.kept_heads, anatomy)
-        how = density, settings.counts, heads, int(settings.rounds), int(settings.tuning.width_multiple)
+        table = settings.tuning.latency_ms
+        how: tuple[Any, ...] = (
+            density,
+            settings.counts,
+            heads,
+            int(settings.rounds),
+            int(settings.tuning.width_multiple),
+        )
+        how = how if table is None else (*how, str(table))
         super().__init__(settings, num_kept=sum(site.units for site in sites), budget=how)
         self.seed = seed
         self._sites, self._anatomy = sites, anatomy

@@ -95,7 +95,7 @@ class EarlyStopper:
         self,
         model: nn.Module,
         batches: Sequence[Mapping[str, torch.Tensor]],
-        scoring: Scorer,
+        scorer: Scorer,
         settings: EvaluatorSettings,
         *,
         refit: Refit | None = None,
@@ -105,13 +105,13 @@ class EarlyStopper:
         Args:
             model: Its weights must not change from now on.
             batches: With labels, as the plain evaluation takes them.
-            scoring: Of the model's task.
+            scorer: Of the model's task.
             settings: Memory, batches, estimates, precision.
             refit: Refits output projections to each plan.
         """
         self._refit = refit
         self._model = model
-        self._scoring = scoring
+        self._scorer = scorer
         self._tentative_share = settings.tentative_share
         self._share_processes = settings.share_processes
         self._world = sharing(self._share_processes)
@@ -119,21 +119,21 @@ class EarlyStopper:
         self.memory = StateMemory(settings.activation_cache_mib)
         device = next(model.parameters()).device
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
-        runner = partial(PrecisionRunner, scoring=scoring, memory=self.memory, sample=sample, refit=refit)
+        runner = partial(PrecisionRunner, scorer=scorer, memory=self.memory, sample=sample, refit=refit)
         exact = runner(model, is_exact=True)
-        recompose = exact.in_full_precision and not scoring.is_continuous
+        recompose = exact.in_full_precision and not scorer.is_continuous
         self._batches = OrderedBatches(
             batches,
-            np.concatenate([scoring.weights(batch) for batch in batches]),
+            np.concatenate([scorer.weights(batch) for batch in batches]),
             model,
             batch_size=settings.batch_size,
             recompose=recompose,
         )
         self._own = OwnPrecision(exact)
         self._screening: Screening | None = None
-        if settings.rounds(model) and recompose and scoring.is_mean:
+        if settings.rounds(model) and recompose and scorer.is_mean:
             twin = runner(half_precision_twin(model), is_exact=False)
-            self._screening = Screening(twin, exact, self._batches, scoring, share=self._share_processes)
+            self._screening = Screening(twin, exact, self._batches, scorer, share=self._share_processes)
 
     @property
     def examples_seen(self) -> int:
@@ -163,7 +163,7 @@ class EarlyStopper:
         Raises:
             RoundingError: The rounded twin misleads.
         """
-        answers = Answers.unseen(len(self._batches.weights), self._scoring.num_rows)
+        answers = Answers.unseen(len(self._batches.weights), self._scorer.num_rows)
         band, runner = precision.band(question.expected), precision.runner
         known, prefix = self._batches.answers_of(plan, is_exact=runner.is_exact), runner.prefix(plan, question.base)
         places = self._batches.hardest_first(question.expected)
@@ -202,7 +202,7 @@ class EarlyStopper:
         self, precision: OwnPrecision, answers: Answers, question: Question[PruningPlan]
     ) -> Measurement | None:
         """Returns a rejection, an estimate, or None; what rounding could turn counts as right."""
-        if question.floor is None or not self._scoring.is_mean:
+        if question.floor is None or not self._scorer.is_mean:
             return None
         weights = self._batches.weights
         bound = upper_bound(answers, weights, precision.certain)
@@ -211,7 +211,7 @@ class EarlyStopper:
         seen = answers.seen
         if not question.tentative or seen.sum() < self._tentative_share * len(seen) or seen.all():
             return None
-        scores = np.where(seen, answers.scores, self._scoring.predicted(question.expected))
+        scores = np.where(seen, answers.scores, self._scorer.predicted(question.expected))
         estimate = float((scores * weights).sum() / weights.sum())
         return Measurement(estimate, answers.margins.copy(), kind="estimate") if estimate >= question.floor else None
 
@@ -219,11 +219,11 @@ class EarlyStopper:
         """Returns the measurement of all examples; near ties are decided as a plain evaluation decides them."""
 
         def plainly(batch: Batch) -> Answers:
-            return self._scoring.answers(self._model(**self._scoring.inputs(batch.entries)), batch.entries)
+            return self._scorer.answers(self._model(**self._scorer.inputs(batch.entries)), batch.entries)
 
         given = self._batches.given() if self._batches.are_recomposed else ()
         near = [batch for batch in given if (answers.gaps[batch.indices] < TIE_BAND).any()]
         with masked(self._model, RefittedPlan(plan, self._refit)), evaluating(self._model):
             for batch, found in zip(near, over_processes(plainly, near, share=self._share_processes), strict=True):
                 answers.put(batch.indices, found)
-        return Measurement(self._scoring.value(answers, self._batches.weights), answers.margins)
+        return Measurement(self._scorer.value(answers, self._batches.weights), answers.margins)

@@ -21,7 +21,7 @@ from hf_headprune.search.evaluation.effects import GateGradients, owners_of
 from hf_headprune.search.problem import Measurement, MetricFacts
 from hf_headprune.tasks.answers import Answers
 from hf_headprune.tasks.classification import ClassScorer
-from hf_headprune.tasks.registry import scoring_for
+from hf_headprune.tasks.registry import scorer_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ class ExampleEvaluator(Evaluator):
     """Measures plans on labelled batches, example by example.
 
     Attributes:
-        scoring: How outputs become scores.
+        scorer: How outputs become scores.
         num_examples: Examples in all batches.
     """
 
@@ -74,20 +74,20 @@ class ExampleEvaluator(Evaluator):
         self._calibration = self._batches if calibration is None else [dict(batch) for batch in calibration]
         self._settings = EvaluatorSettings() if settings is None else settings
         self._stopper: EarlyStopper | None = None
-        self.scoring = scoring_for(model, metric)
+        self.scorer = scorer_for(model, metric)
         if not sum(len(next(iter(batch.values()))) for batch in self._batches):
             raise InvalidSettingError(
                 "ExampleEvaluator: at least one labelled example is needed, received none. Pass a non-empty data set."
             )
-        self.scoring = self.scoring.check(self._batches)
+        self.scorer = self.scorer.check(self._batches)
         if calibration is not None:
-            self.scoring.check(self._calibration)
-        self._weights = np.concatenate([self.scoring.weights(batch) for batch in self._batches])
+            self.scorer.check(self._calibration)
+        self._weights = np.concatenate([self.scorer.weights(batch) for batch in self._batches])
         self.num_examples = len(self._weights)
         self.facts = MetricFacts(
             num_examples=int(self._weights.sum() / max(self._weights.max(), 1.0)),
-            without_input=_without_input(self.scoring, self._batches),
-            is_bounded=self.scoring.is_mean,
+            without_input=_without_input(self.scorer, self._batches),
+            is_bounded=self.scorer.is_mean,
         )
 
     def __call__(self, plan: PruningPlan) -> Measurement:
@@ -103,12 +103,12 @@ class ExampleEvaluator(Evaluator):
         opened = masked(self._model, RefittedPlan(plan, self.refit))
         with opened, evaluating(self._model):
             found = over_processes(
-                lambda batch: self.scoring.answers(*self._run(batch)),
+                lambda batch: self.scorer.answers(*self._run(batch)),
                 self._batches,
                 share=self._settings.share_processes,
             )
             answers = Answers.joined(found)
-        return Measurement(self.scoring.value(answers, self._weights), answers.margins)
+        return Measurement(self.scorer.value(answers, self._weights), answers.margins)
 
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Measures a plan as far as a question needs; an exact answer has the verdict of a call.
@@ -127,7 +127,7 @@ class ExampleEvaluator(Evaluator):
         world = sharing(self._settings.share_processes)
         share = 1 < world <= len(self._calibration)  # else every process records all
         own = self._calibration[torch.distributed.get_rank() :: world] if share else self._calibration
-        losses = (self.scoring.losses(*self._run(batch)).sum() for batch in own)
+        losses = (self.scorer.losses(*self._run(batch)).sum() for batch in own)
         with masked(self._model, start), evaluating(self._model):
             recorded = record_moments_by_gradient(self._model, sites, losses, over_processes=share)
         refit = Refit(self._model, start, recorded)
@@ -172,12 +172,12 @@ class ExampleEvaluator(Evaluator):
             GateGradients(self._model, plan, named, self.refit).attached() as gradients,
         ):
             for batch in self._batches:
-                read = self.scoring.losses if of == "loss" else self.scoring.margins
+                read = self.scorer.losses if of == "loss" else self.scorer.margins
                 yield gradients.of(read(*self._run(batch)))
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights, the data, the metric and the precision, also that of most answers."""
-        settings = f"{self.scoring.metric} {self._settings.rounds(self._model)}"
+        settings = f"{self.scorer.metric} {self._settings.rounds(self._model)}"
         read = [*self._batches, *([] if self._calibration is self._batches else self._calibration)]
         batches = {f"{i} {name}": tensor for i, batch in enumerate(read) for name, tensor in batch.items()}
         return sha256_of(settings, self._model.state_dict(), batches)
@@ -186,11 +186,11 @@ class ExampleEvaluator(Evaluator):
         """Returns the outputs for a batch, and the batch on the device of the model."""
         device = next(self._model.parameters()).device
         entries = {name: tensor.to(device) for name, tensor in batch.items()}
-        return self._model(**self.scoring.inputs(entries)), entries
+        return self._model(**self.scorer.inputs(entries)), entries
 
     def _opened(self) -> EarlyStopper:
         if self._stopper is None:
-            self._stopper = EarlyStopper(self._model, self._batches, self.scoring, self._settings, refit=self.refit)
+            self._stopper = EarlyStopper(self._model, self._batches, self.scorer, self._settings, refit=self.refit)
         return self._stopper
 
 
@@ -255,13 +255,13 @@ class MetricEvaluator(Evaluator):
         return sha256_of(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
 
 
-def _without_input(scoring: Scorer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float | None:
+def _without_input(scorer: Scorer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float | None:
     """Returns the metric of a classifier that always gives the most common class; None for other tasks."""
-    if not isinstance(scoring, ClassScorer):
+    if not isinstance(scorer, ClassScorer):
         return None
     gold = np.concatenate([batch[LABELS].cpu().numpy() for batch in batches])
     common = np.full_like(gold, np.bincount(gold).argmax())
-    return scoring.aggregate(np.stack([gold, common], axis=1).astype(np.float64))
+    return scorer.aggregate(np.stack([gold, common], axis=1).astype(np.float64))
 
 
 def _refitted_sites(model: nn.Module, *, ffn: bool) -> list[Site]:

@@ -51,7 +51,7 @@ class PrecisionRunner:
     def __init__(
         self,
         model: nn.Module,
-        scoring: Scorer,
+        scorer: Scorer,
         memory: StateMemory,
         sample: dict[str, torch.Tensor],
         *,
@@ -62,7 +62,7 @@ class PrecisionRunner:
 
         Args:
             model: Its weights must not change from now on.
-            scoring: Of the model's task.
+            scorer: Of the model's task.
             memory: For hidden states.
             sample: A small batch with labels.
             is_exact: Whether it is the model itself.
@@ -71,17 +71,17 @@ class PrecisionRunner:
         self.is_exact = is_exact
         self._refit = refit
         self._model = model
-        self._scoring = scoring
+        self._scorer = scorer
         self._memory = memory
         self._stack = LayerStack(model)
         self._closed: PruningPlan | None = None
-        inputs = scoring.inputs(sample)
+        inputs = scorer.inputs(sample)
         with evaluating(model):
             allows = ModelCapabilities(self._stack)
             self._is_resumable = allows.is_resumable(inputs)
             self.in_full_precision = allows.computes_in_full_precision(inputs)
             # Products of other shapes round otherwise, which continuous scores would show.
-            may_skip = self._is_resumable and not scoring.is_continuous and (self.in_full_precision or not is_exact)
+            may_skip = self._is_resumable and not scorer.is_continuous and (self.in_full_precision or not is_exact)
             self._takes_out = may_skip and allows.can_take_out(inputs)
             self._reads_first = may_skip and allows.reads_first_token(inputs)
 
@@ -117,15 +117,15 @@ class PrecisionRunner:
 
     def answers(self, entries: dict[str, torch.Tensor], place: int, prefix: SharedPrefix) -> Answers:
         """Runs a plan on the batch at a place, from the layer at which it leaves its base; only while open."""
-        inputs = self._scoring.inputs(entries)
+        inputs = self._scorer.inputs(entries)
         first, state = self._state(place, inputs, prefix)
         self._close(prefix.plan)
-        return self._scoring.answers(self._stack.outputs(inputs, first, state), entries)
+        return self._scorer.answers(self._stack.outputs(inputs, first, state), entries)
 
     def answers_alone(self, entries: dict[str, torch.Tensor], plan: PruningPlan) -> Answers:
         """Runs a plan on a batch of its own, and remembers nothing; only while open."""
         self._close(plan)
-        return self._scoring.answers(self._stack.outputs(self._scoring.inputs(entries)), entries)
+        return self._scorer.answers(self._stack.outputs(self._scorer.inputs(entries)), entries)
 
     def _state(
         self, place: int, inputs: dict[str, torch.Tensor], prefix: SharedPrefix

@@ -79,7 +79,7 @@ class Screening(OwnPrecision):
     rejection = "estimate"
 
     def __init__(
-        self, runner: PrecisionRunner, exact: PrecisionRunner, batches: OrderedBatches, scoring: Scorer, *, share: bool
+        self, runner: PrecisionRunner, exact: PrecisionRunner, batches: OrderedBatches, scorer: Scorer, *, share: bool
     ) -> None:
         """Takes what runs both models.
 
@@ -87,19 +87,19 @@ class Screening(OwnPrecision):
             runner: Runs the copy in bf16.
             exact: Runs the model itself.
             batches: To answer again.
-            scoring: Of the model's task.
+            scorer: Of the model's task.
             share: Whether the processes of a distributed run share batches.
         """
         super().__init__(runner)
         self._exact = exact
         self._batches = batches
-        self._scoring = scoring
+        self._scorer = scorer
         self._share = share
         self.examples_checked = 0
 
     def band(self, margins: np.ndarray) -> float:
         """Returns how near to the next one an answer in bf16 must be to be doubted, in logits; see `rough_band`."""
-        return rough_band(self._scoring, margins)
+        return rough_band(self._scorer, margins)
 
     def check_errors(self, answers: Answers, plan: PruningPlan, floor: float, band: float) -> None:
         """Where all errors seen would reject, has as many of the doubtful answered again as that takes; in place.
@@ -150,17 +150,17 @@ def upper_bound(answers: Answers, weights: np.ndarray, certain: float) -> float:
     return 1.0 - float(lost.sum() / weights.sum())
 
 
-def rough_band(scoring: Scorer, margins: np.ndarray) -> float:
+def rough_band(scorer: Scorer, margins: np.ndarray) -> float:
     """Returns how near to the next one an answer in bf16 must be to be doubted, in logits.
 
     Its errors grow and shrink with the logits, those of a pruned model often being much smaller; see
     `benchmarks.rounding`.
 
     Args:
-        scoring: Of the model's task.
+        scorer: Of the model's task.
         margins: Of a plan like the one that answers, `(num_examples,)`.
     """
-    return max(ROUGH_SHARE * float(np.sqrt(np.mean(margins**2))), TIE_BAND) if scoring.margins_are_gaps else ROUGH_BAND
+    return max(ROUGH_SHARE * float(np.sqrt(np.mean(margins**2))), TIE_BAND) if scorer.margins_are_gaps else ROUGH_BAND
 
 
 def half_precision_twin(model: nn.Module) -> nn.Module:

@@ -1,0 +1,73 @@
+"""Rehearses, at the first optimizer step, what follows the last one: an error there must not cost the training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.callback import trainer_compat
+from hf_headprune.callback.evaluation import same_randomness
+from hf_headprune.callback.gathering import is_split, whole_copy
+from hf_headprune.errors import TrainingStateError
+from hf_headprune.learn.registry import freed_copy
+from hf_headprune.masking import evaluating
+from hf_headprune.pipeline.holdout import Holdout
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.surgery import prune_model_
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from hf_headprune.callback.certification import Splits
+    from hf_headprune.callback.settings import Settings
+
+
+def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
+    """Does at small scale, and on a copy, what will be done after training: copy, cut, score, and the loss of a batch.
+
+    Args:
+        trainer: Has made a step, so that the model holds whatever a forward pass leaves in it.
+        settings: Of the run, resolved.
+        splits: Examples of the search and of the certificate.
+
+    Raises:
+        TrainingStateError: Something fails that would fail after training; the message holds what.
+    """
+    model: Any = trainer.model
+    with same_randomness(trainer):
+        try:
+            twin = whole_copy(model) if is_split(model) else freed_copy(model)
+            if settings.follows or settings.prunes_by_costs:
+                _try_loss(trainer)
+            if isinstance(splits.holdout, Holdout):
+                splits.holdout.rehearse(twin)
+            prune_model_(twin, _half(twin))
+            if isinstance(splits.holdout, Holdout):
+                splits.holdout.rehearse(twin)
+        except (torch.cuda.OutOfMemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise TrainingStateError(
+                "HeadPruneCallback: what follows training was tried on a copy after the first step, and failed: "
+                f"{type(error).__name__}: {error}. After the last step it would have cost the training."
+            ) from error
+
+
+def _half(model: Any) -> PruningPlan:
+    """Returns a plan that keeps half of every site."""
+    full = PruningPlan.full(anatomy_of(model))
+    return full.replace(
+        kept_heads={site: range((count + 1) // 2) for site, count in full.num_heads.items()},
+        kept_ffn={site: range((count + 1) // 2) for site, count in full.num_ffn.items()},
+    )
+
+
+def _try_loss(trainer: Trainer) -> None:
+    """Computes the loss that removal costs will be taken from, of one batch."""
+    batch = next(trainer_compat.scoring_batches(trainer, trainer.state.train_batch_size or 1, trainer.args.seed), None)
+    if batch is None:
+        return
+    with evaluating(trainer.model):
+        trainer_compat.summed_loss(trainer, batch)

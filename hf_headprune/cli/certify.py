@@ -1,0 +1,107 @@
+"""`headprune disagreements` and `headprune certify`: which texts need a label, and what the labels show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_headprune.cli.columns import NamedColumns
+from hf_headprune.cli.examples import reader_for
+from hf_headprune.cli.files import read_file
+from hf_headprune.cli.metrics import metric_named
+from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
+from hf_headprune.cli.texts import read_labels, read_texts, write_to_label
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.guarantee.certify import certify as certify_models
+from hf_headprune.guarantee.disagreements import disagreements as disagreements_of
+from hf_headprune.guarantee.scored import CertificationData
+from hf_headprune.guarantee.wording import AGREEMENT
+from hf_headprune.tasks.batches import Batching
+
+Dense = Annotated[str, typer.Argument(metavar="DENSE", help="Folder or Hub name of the model compared with.")]
+TextColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the text")]
+PairColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the second text of a pair")]
+TokenizerName = Annotated[str | None, typer.Option(metavar="NAME", help="Tokenizer  [default: the dense model's]")]
+Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens of an example  [default: all the model reads]")]
+
+
+def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
+    dense: Dense,
+    pruned: Annotated[list[str], typer.Argument(metavar="PRUNED...", help="Pruned models, one or more.")],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="Texts; labels in it are not read")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="New .csv file with the texts that need a label")],
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    tokenizer: TokenizerName = None,
+    max_length: Length = None,
+) -> None:
+    """Writes the texts on which the models disagree, for someone to label; no other needs a label."""
+    model = to_accelerator_(load_model(dense))
+    reading = load_tokenizer(tokenizer or dense, model)
+    texts = read_texts(data, model, reading, NamedColumns(text_column, text_pair_column), max_length)
+    split = CertificationData(texts, batching=Batching(processing_class=reading))
+    found: dict[int, set[Any]] = {}
+    for name in pruned:
+        for index, answers in disagreements_of(model, to_accelerator_(load_model(name)), split).items():
+            found.setdefault(index, set()).update(answers)
+    count = write_to_label(out, texts, {index: tuple(sorted(found[index])) for index in sorted(found)}, model)
+    typer.echo(
+        f"{count:,} of {len(texts):,} texts need a label; they are in {out}. Fill in the column 'label'; answers are "
+        f"sorted, so that they don't tell which model gave which. Then: headprune certify ... --labels {out}"
+    )
+
+
+def certify(  # noqa: PLR0913, PLR0917 - the options of the command
+    dense: Dense,
+    pruned: Annotated[
+        Path, typer.Argument(metavar="PRUNED", help="Folder of the pruned model.", exists=True, file_okay=False)
+    ],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="Unseen examples")],
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Labels of the disagreements, from headprune disagreements")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Metric of the task; 'agreement' needs no labels at all")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(metavar="X", help="Drop to exclude; 0.01 is one point")] = 0.01,
+    confidence: Annotated[float, typer.Option(metavar="X", help="Confidence level")] = 0.95,
+    train: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Training examples, to check that none is among the data")
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of the label")] = None,
+    tokenizer: TokenizerName = None,
+    max_length: Length = None,
+) -> None:
+    """Certifies that PRUNED loses less than a drop, and writes the certificate into its folder.
+
+    Exit code 0: PASS; 1: FAIL or INCONCLUSIVE, and the certificate is written all the same.
+    """
+    models = [to_accelerator_(load_model(name)) for name in (dense, str(pruned))]
+    reading = load_tokenizer(tokenizer or dense, models[0])
+    named = NamedColumns(text_column, text_pair_column, label_column)
+    rows = _rows(data, models[0], reading, named, max_length, is_labelled=labels is None and metric != AGREEMENT)
+    known = None if labels is None else read_labels(labels, rows, models[0])
+    chosen = (metric, "") if metric == AGREEMENT else metric_named(metric, models[0])
+    seen = None if train is None else _rows(train, models[0], reading, named, max_length, is_labelled=False)
+    split = CertificationData(rows, train=seen, labels=known, batching=Batching(processing_class=reading))
+    certificate = certify_models(models[0], models[1], split, chosen[0], max_drop, confidence)
+    typer.echo(f"{certificate.statement}\nWritten: {certificate.save(pruned)}")
+    raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
+
+
+def _rows(
+    file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None, *, is_labelled: bool
+) -> Any:
+    if not is_labelled:
+        return read_texts(file, model, tokenizer, named, max_length)
+    encoded = reader_for(model, tokenizer, named, max_length).encode(read_file(file), str(file))
+    if encoded.unlabelled:
+        raise InvalidSettingError(
+            f"{file}: {encoded.unlabelled:,} rows have no label. Label the disagreements alone, with headprune "
+            "disagreements and --labels, or remove these rows."
+        )
+    return encoded.rows

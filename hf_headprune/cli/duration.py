@@ -1,0 +1,100 @@
+"""How long a run will take, said before it, and how far it is, shown while it runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from hf_headprune.masking import evaluating
+from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
+from hf_headprune.pipeline.holdout import CANDIDATES
+from hf_headprune.refit.settings import SecondOrderTuning
+from hf_headprune.search.settings import AStarSearch
+from hf_headprune.tasks.batches import length_sorted_batches
+from hf_headprune.tasks.examples import ModelExamples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hf_headprune.cli.splits import Splits
+    from hf_headprune.tasks.batches import Batching
+
+TIMED = 4  # batches
+WITH_GRADIENTS = 3.0  # forward and backward pass, in forward passes
+TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: many are decided early
+CERTIFIED = 2  # models that the certificate runs: the whole and the pruned one
+
+
+def examples_of_work(splits: Splits, *, searches: bool, tests: bool) -> tuple[float, float]:
+    """Returns how many examples pass forward through the model, at most, and how many backward too.
+
+    Args:
+        splits: As they will be used.
+        searches: Whether an A* search measures plans.
+        tests: Whether the plans of the default are tested, rather than one of a given size.
+    """
+    counts = splits.counts()
+    certify, seen = counts.get("certify", 0), SecondOrderTuning().scoring_examples
+    if searches:
+        limit = AStarSearch().max_evaluations or 0
+        searched = TYPICAL_SHARE * limit * counts["validation"]
+        return searched + (CANDIDATES + 1 + CERTIFIED) * certify, counts["train"]
+    if tests:
+        return (1 + len(DENSITIES) + CERTIFIED) * certify, min(CALIBRATION, counts["train"])
+    return CERTIFIED * certify, min(seen, counts["train"])
+
+
+def seconds_of(model: Any, splits: Splits, batching: Batching, work: tuple[float, float]) -> float:
+    """Estimates how long a run takes, from a few batches.
+
+    Args:
+        model: Its forward pass is timed.
+        splits: Examples.
+        batching: How they become batches.
+        work: Of `examples_of_work`.
+    """
+    split = splits.train if splits.certify is None else splits.certify
+    examples = ModelExamples(split, model)
+    step = max(1, len(examples) // (TIMED * batching.batch_size))
+    sample = [examples[index] for index in range(0, len(examples), step)][: TIMED * batching.batch_size]
+    batches = length_sorted_batches(sample, batching.collate_for(model), batch_size=batching.batch_size)
+    with evaluating(model):
+        _run(model, batches[-1])  # the first pass is slow
+        started = time.perf_counter()
+        for batch in batches:
+            _run(model, batch)
+        each = (time.perf_counter() - started) / len(sample)
+    forward, backward = work
+    return each * (forward + WITH_GRADIENTS * backward)
+
+
+def in_words(seconds: float) -> str:
+    """Says how long it takes."""
+    minutes = round(seconds / 60)
+    return "less than a minute" if minutes < 1 else f"about {minutes:,} minute{'s' * (minutes > 1)}"
+
+
+@contextmanager
+def shown(model: Any, work: tuple[float, float]) -> Iterator[None]:
+    """Shows on a terminal how many of the examples the model has read; a run may end before it has read them all."""
+    bar = tqdm(total=round(sum(work)), desc="Pruning", unit=" examples", disable=not sys.stderr.isatty(), leave=False)
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        bar.update(min(len(next(iter(kwargs.values()))), bar.total - bar.n))
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        with bar:
+            yield
+    finally:
+        handle.remove()
+
+
+def _run(model: Any, batch: dict[str, Any]) -> None:
+    device = next(model.parameters()).device
+    outputs = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+    float(outputs.loss)  # waits for the device

@@ -1,0 +1,39 @@
+"""`headprune monitor`: whether live inputs are still like those of a certificate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_headprune.cli.columns import listed
+from hf_headprune.cli.files import read_file
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.guarantee.monitor import Monitor
+
+COLUMNS = ("dense", "pruned")
+
+
+def monitor(
+    certificate: Annotated[Path, typer.Argument(help="Certificate, or the folder of its model.")],
+    data: Annotated[
+        Path, typer.Option(metavar="FILE", help="Answers since deployment, in order: columns dense and pruned")
+    ],
+    confidence: Annotated[float, typer.Option(help="One minus the chance of a false alarm, ever.")] = 0.95,
+) -> None:
+    """Compares how often the models answer differently with what the certificate saw; no labels.
+
+    Exit code 0: nothing has risen; 1: the certificate no longer covers the inputs.
+    """
+    watched = Monitor(Certificate.load(certificate), confidence)
+    rows = read_file(data)
+    if missing := [name for name in COLUMNS if name not in rows.column_names]:
+        raise InvalidSettingError(
+            f"{data}: the columns {listed(missing)} are missing, among {listed(rows.column_names)}. Write the answers "
+            "of both models to each input there."
+        )
+    is_raised = watched.update(*(rows[name][:] for name in COLUMNS))
+    typer.echo(watched.to_text())
+    raise typer.Exit(1 if is_raised else 0)

@@ -1,0 +1,110 @@
+"""Texts without labels for `headprune disagreements` and `certify`, and the file that a labeller fills in."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING, Any
+
+from hf_headprune.cli.columns import listed, text_columns
+from hf_headprune.cli.examples import TEXT_NAMES, TextReader, reader_for
+from hf_headprune.cli.files import read_file
+from hf_headprune.cli.labels import ModelClasses
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.guarantee.examples import ExampleFingerprints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from datasets import Dataset
+
+    from hf_headprune.cli.columns import NamedColumns
+
+ID, ANSWERS, LABEL = "id", "answers", "label"
+
+
+def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None = None) -> Dataset:
+    """Tokenizes the texts, or pairs of texts, of a file; labels in it are not read.
+
+    Args:
+        file: As `read_file` takes it.
+        model: Classifier of sequences.
+        tokenizer: Of the model.
+        named: Columns that the user named.
+        max_length: Tokens; None for as many as the model reads.
+
+    Raises:
+        InvalidSettingError: The file or its columns can't be read.
+        UnsupportedModelError: The model is no classifier of sequences.
+    """
+    reader = reader_for(model, tokenizer, named, max_length)
+    if not isinstance(reader, TextReader) or reader.classes is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: without labels, the answers of ...ForSequenceClassification models with classes "
+            "can be compared. Certify other models with labelled examples."
+        )
+    split = read_file(file)
+    columns = text_columns(split, named, (named.label or LABEL,), where=str(file))
+
+    def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        found = [[text or "" for text in batch[column]] for column in columns]
+        encoded = tokenizer(*found, truncation=True, max_length=reader.max_length)
+        return {**encoded, **dict(zip(TEXT_NAMES, found, strict=False))}
+
+    options: dict[str, Any] = {"batched": True, "keep_in_memory": True, "load_from_cache_file": False}
+    return split.map(rows, remove_columns=split.column_names, **options)
+
+
+def ids_of(texts: Any) -> list[str]:
+    """Returns what identifies each text in the file of labels, whatever the order of the rows."""
+    prints = ExampleFingerprints.of(texts)
+    return [digest[:8].hex() for digest in prints.kinds[prints.kind]]
+
+
+def write_to_label(file: Path, texts: Any, found: Mapping[int, tuple[Any, ...]], model: Any) -> int:
+    """Writes the texts that need a label, each once, with the answers that were given, in an order that hides by whom.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        InvalidSettingError: The file exists already: it may hold labels.
+    """
+    if file.exists():
+        raise InvalidSettingError(f"{file}: there is a file of that name, perhaps with labels. Choose another name.")
+    ids, names = ids_of(texts), {int(index): name for index, name in (model.config.id2label or {}).items()}
+    columns = [name for name in TEXT_NAMES if name in texts.column_names]
+    rows: dict[str, list[str]] = {}
+    for index, answers in found.items():
+        shown = " | ".join(str(names.get(answer, answer)) for answer in answers)
+        example = texts[index]
+        rows.setdefault(ids[index], [ids[index], *(example[name] for name in columns), shown, ""])
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow([ID, *columns, ANSWERS, LABEL])
+        writer.writerows(rows.values())
+    return len(rows)
+
+
+def read_labels(file: Path, texts: Any, model: Any) -> dict[int, int]:
+    """Returns the labels of a file that `write_to_label` wrote and somebody filled in, by index of the text.
+
+    Raises:
+        InvalidSettingError: Columns are missing, an id is of no text, or a label is no class of the model.
+    """
+    rows = read_file(file)
+    missing = {ID, LABEL} - set(rows.column_names)
+    if missing:
+        raise InvalidSettingError(
+            f"{file}: the columns {listed(sorted(missing))} are missing. Pass the file that headprune disagreements "
+            "wrote, with its labels filled in."
+        )
+    given = {row[ID]: row[LABEL].strip() for row in rows if (row[LABEL] or "").strip()}
+    ids = ids_of(texts)
+    if unknown := set(given) - set(ids):
+        raise InvalidSettingError(
+            f"{file}: {len(unknown):,} of {len(given):,} labels are for texts that --data does not hold. Pass the "
+            "texts that headprune disagreements read, and the same tokenizer."
+        )
+    classes = ModelClasses.of(model.config).classes_of(set(given.values()), None, where=f"{file}, column {LABEL!r}")
+    return {index: classes[given[name]] for index, name in enumerate(ids) if name in given}

@@ -1,0 +1,122 @@
+"""`headprune disagreements` and `certify`, from files to a certificate beside the weights."""
+
+import copy
+import csv
+
+import pytest
+
+from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.surgery import prune_model_
+from tests.support.command_line import called, save_classifier, save_model, scored, sentences, tokenizer_of_words, write
+
+COUNT = 200
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model that tells good from bad, two pruned ones, and sentences with and without labels."""
+    found = tmp_path_factory.mktemp("certify")
+    model = save_classifier(found / "dense", steps=25)
+    plan = PruningPlan.of(model)
+    for name, keep in (("small", 1), ("smaller", 0)):
+        kept = {site: units[:keep] for site, units in plan.kept_heads.items()}
+        ffn = {site: units[: 4 * keep] for site, units in plan.kept_ffn.items()}
+        prune_model_(copy.deepcopy(model), plan.replace(kept_heads=kept, kept_ffn=ffn)).save_pretrained(found / name)
+        tokenizer_of_words().save_pretrained(found / name)
+    rows = sentences(COUNT, seed=5)
+    write(found / "labelled.csv", rows)
+    write(found / "texts.csv", [{"sentence": row["sentence"]} for row in rows])
+    write(found / "train.csv", sentences(50, seed=6))
+    return found
+
+
+def read(file):
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def fill_in(file, labels):
+    rows = read(file)
+    for row in rows:
+        row["label"] = labels(row)
+    write(file, rows)
+
+
+def truth(row):
+    return "positive" if set(row["text"].split()) & {"good", "fine", "great"} else "negative"
+
+
+def test_a_few_labels_give_the_verdict_of_all(capsys, folder, tmp_path):
+    out = tmp_path / "to_label.csv"
+    said = called(
+        capsys, "disagreements", folder / "dense", folder / "smaller", "--data", folder / "texts.csv", "--out", out
+    )
+    assert said.code == 0, said.err
+    rows = read(out)
+    assert 0 < len(rows) < COUNT
+    assert f"{len(rows)} of {COUNT} texts need a label" in said.out
+    assert {row["answers"] for row in rows} == {"negative | positive"}
+    assert {row["label"] for row in rows} == {""}
+    fill_in(out, truth)
+    words = [folder / "dense", folder / "smaller", "--max-drop", "0.9"]
+    few = called(
+        capsys, "certify", *words, "--data", folder / "texts.csv", "--labels", out, "--train", folder / "train.csv"
+    )
+    assert few.code == 0, few.err
+    assert f"examples {len(rows)} have a label" in few.out
+    of_few = Certificate.load(folder / "smaller")
+    assert [record.name for record in of_few.disjointness] == ["train"]
+    whole = called(capsys, "certify", *words, "--data", folder / "labelled.csv")
+    assert whole.code == 0, whole.err
+    of_all = Certificate.load(folder / "smaller")
+    for name in ("regressions", "improvements", "p_value", "upper_bound", "changed"):
+        assert getattr(of_few.evidence, name) == getattr(of_all.evidence, name)
+    strict = called(capsys, "certify", *words[:2], "--data", folder / "labelled.csv", "--max-drop", "0.0001")
+    assert strict.code == 1
+    assert strict.out.startswith(("FAIL.", "INCONCLUSIVE."))
+
+
+def test_several_models_share_one_file_of_labels(capsys, folder, tmp_path):
+    files = {}
+    for name, models in {"one": ["small"], "two": ["smaller"], "both": ["small", "smaller"]}.items():
+        out = tmp_path / f"{name}.csv"
+        given = [folder / model for model in models]
+        assert (
+            called(capsys, "disagreements", folder / "dense", *given, "--data", folder / "texts.csv", "--out", out).code
+            == 0
+        )
+        files[name] = {row["id"] for row in read(out)}
+    assert files["both"] == files["one"] | files["two"]
+
+
+def test_no_labels_at_all_bound_the_changed_answers(capsys, folder):
+    words = [folder / "dense", folder / "small", "--data", folder / "labelled.csv", "--metric", "agreement"]
+    said = called(capsys, "certify", *words, "--max-drop", "0.95")
+    assert said.code == 0, said.err
+    assert "No label was used" in said.out
+
+
+def test_what_can_not_be_used_is_said_in_one_line(capsys, folder, tmp_path):
+    def refused(*words):
+        said = called(capsys, *words)
+        assert said.code == 2
+        return said.problem
+
+    models = [folder / "dense", folder / "small"]
+    texts = ["--data", folder / "texts.csv"]
+    out = write(tmp_path / "there.csv", [{"id": "ab", "label": "positive"}])
+    assert "there is a file of that name" in refused("disagreements", *models, *texts, "--out", out)
+    assert "1 of 1 labels are for texts that --data does not hold" in refused(
+        "certify", *models, *texts, "--labels", out
+    )
+    other = write(tmp_path / "other.csv", [{"text": "good"}])
+    assert "the columns 'id', 'label' are missing" in refused("certify", *models, *texts, "--labels", other)
+    assert "no column is named label or labels" in refused("certify", *models, *texts)
+    rows = sentences(4, seed=1)
+    partly = write(tmp_path / "partly.csv", [{**rows[0], "label": ""}, *rows[1:]])
+    assert "1 rows have no label. Label the disagreements alone" in refused("certify", *models, "--data", partly)
+    save_model(tmp_path / "scores", num_labels=1)
+    numbers = write(tmp_path / "scores.csv", scored(4, seed=1))
+    words = ["disagreements", tmp_path / "scores", tmp_path / "scores", "--data", numbers, "--out", tmp_path / "n.csv"]
+    assert "models with classes can be compared" in refused(*words)
