@@ -153,6 +153,11 @@ def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
         InvalidSettingError: More heads are asked for than there are, or a kind of attention that the model lacks.
     """
     kinds = [site.kind for site in anatomy.attention_sites for _ in range(site.units)]
+    if not kinds and anatomy.left_out is not None:
+        raise InvalidSettingError(
+            f"kept_heads: the heads of {anatomy.model_type} can't be pruned, since {anatomy.left_out}. Prune its FFN "
+            "units alone, with density=."
+        )
     if not isinstance(budget, Mapping):
         return (BudgetGroup(tuple(range(len(kinds))), _count(budget, len(kinds), "the model")),)
     missing = sorted(set(budget) - set(kinds))

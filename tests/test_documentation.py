@@ -27,6 +27,7 @@ from tests.support.documentation import (
     prose,
     run_page,
 )
+from tools import families_page
 
 DOCS = ROOT / "docs"
 PLAIN = [
@@ -106,6 +107,10 @@ def test_the_links_of_a_page_lead_to_a_file_and_to_a_heading(page):
 def test_the_index_names_every_page_of_the_documentation():
     named = {link.partition("#")[0] for link in links(DOCS / "index.md")}
     assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= named
+
+
+def test_the_page_of_families_is_what_the_declarations_give():
+    assert families_page.PAGE.read_text(encoding="utf-8") == families_page.page(), "run python -m tools.families_page"
 
 
 def test_what_troubleshooting_quotes_are_messages_of_the_package():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_headprune._layouts import Entries
 from hf_headprune.learn.top_k import top_k_mask
 
 
@@ -27,6 +28,7 @@ class ScoreTensor:
         multiple: Units stay in multiples of this; 1 for blocks.
         site: Name of the site.
         units: Heads or FFN units of the site.
+        rows: For units, which rows of each matrix but the last belong to which.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ScoreTensor:
     multiple: int = 1
     site: str = ""
     units: int = 0
+    rows: tuple[Entries, ...] = ()
 
     @property
     def numel(self) -> int:
