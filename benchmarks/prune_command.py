@@ -29,7 +29,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from benchmarks.default_run import plain_run, recipe_of
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue
-from benchmarks.tasks import DATA, copied, load_task, minilm_path
+from benchmarks.tasks import copied, data_folder, load_task, minilm_path
 from benchmarks.training import build_trainer, score
 
 RESULT = RESULTS / "prune_command.json"
@@ -56,7 +56,7 @@ class Run:
 def given(task: Any, seed: int, work: Path) -> Path:
     """Writes the folder that the command gets: a plain checkpoint with names of its classes, and the tokenizer."""
     folder = work / f"{task.name}-{seed}-given"
-    with (DATA / task.name / "train.tsv").open(encoding="utf-8", newline="") as file:
+    with (data_folder(task.name) / "train.tsv").open(encoding="utf-8", newline="") as file:
         labels = sorted({row["label"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)})
     model = copied(AutoModelForSequenceClassification, work / f"{task.name}-{seed}")
     model.config.id2label = dict(enumerate(labels))
@@ -71,7 +71,8 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
     task = load_task(run.task, limit=400 if smoke else None)
     plain = plain_run(task, run.seed, work, smoke=smoke)
     folder, output = given(task, run.seed, work), work / f"{run.task}-{run.seed}-pruned"
-    files = ["--train", str(DATA / run.task / "train.tsv"), "--validation", str(DATA / run.task / "dev.tsv")]
+    data = data_folder(run.task)
+    files = ["--train", str(data / "train.tsv"), "--validation", str(data / "dev.tsv")]
     command = [sys.executable, "-c", COMMAND, "prune", str(folder), str(output), *files, *WAYS[run.way]]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*command, "--overwrite", "--json"], capture_output=True, text=True, check=False)

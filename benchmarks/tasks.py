@@ -99,6 +99,18 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": 100.0 * float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
 
 
+def data_folder(name: str) -> Path:
+    """Returns the folder of a data set (`HEADPRUNE_DATA`).
+
+    Raises:
+        SystemExit: There is none.
+    """
+    folder = Path(os.environ.get("HEADPRUNE_DATA", SHARED_DATA)) / name
+    if not folder.is_dir():
+        raise SystemExit(f"{name}: no such data set folder. Set HEADPRUNE_DATA to the folder that holds {name}/.")
+    return folder
+
+
 def load_task(name: str, *, limit: int | None = None) -> Task:
     """Reads a task from the folder of data sets (`HEADPRUNE_DATA`), tokenized.
 
@@ -106,9 +118,7 @@ def load_task(name: str, *, limit: int | None = None) -> Task:
         name: "sst2", "snli", "qamr" or "squad_v1_dev".
         limit: Rows read of each split, for a smoke run.
     """
-    folder = Path(os.environ.get("HEADPRUNE_DATA", SHARED_DATA)) / name
-    if not folder.is_dir():
-        raise SystemExit(f"{name}: no such data set folder. Set HEADPRUNE_DATA to the folder that holds {name}/.")
+    folder = data_folder(name)
     if (folder / "train.json").exists():
         return load_questions(folder, limit)
     splits = {}

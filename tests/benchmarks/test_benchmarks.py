@@ -203,3 +203,7 @@ def test_the_benchmark_of_the_default_runs_with_smoke_and_goes_on_where_it_was(s
 
 def test_the_benchmark_of_the_command_runs_with_smoke(smoke, tmp_path):
     assert "--density 0.5 sst2: 50" in smoke("benchmarks.prune_command", "--work", str(tmp_path))
+
+
+def test_the_simulation_of_several_promises_runs_with_smoke(smoke):
+    assert smoke("benchmarks.certificate_promises")
