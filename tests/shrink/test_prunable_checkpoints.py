@@ -65,7 +65,8 @@ def pruned(model):
 
 @torch.no_grad()
 def logits_of(model, inputs):
-    return model(**inputs)[0]
+    first = model(**inputs)[0]
+    return first[-1] if isinstance(first, tuple) else first  # the last stage of a backbone
 
 
 # --- every class -----------------------------------------------------------------------------------------------------
