@@ -24,7 +24,8 @@ def probe_inputs(model: Any) -> dict[str, torch.Tensor]:
         model: Of a declared family, with weights.
     """
     maker = _Maker(model)
-    inputs = MAKERS[family_of(model).probe](maker)
+    is_text = getattr(model, "main_input_name", None) == "input_ids"  # such as the decoder of Whisper alone
+    inputs = MAKERS["tokens" if is_text else family_of(model).probe](maker)
     if "decoder_input_ids" in maker.accepted:
         inputs["decoder_input_ids"] = maker.tokens(maker.length)
     elif maker.reads_source:

@@ -121,7 +121,8 @@ def probe(model: nn.Module) -> torch.Tensor | None:
         return None
     with evaluating(model):
         output = base(**probe_inputs(model), return_dict=True)
-    return output[0].float()  # of models that are their own base, as those of T5, the logits
+    first = output[0]  # of models that are their own base, as those of T5, the logits; of a backbone, its stages
+    return (first[-1] if isinstance(first, tuple) else first).float()
 
 
 def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from inspect import signature
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_headprune.anatomy import anatomy_of
+from hf_headprune.anatomy import anatomy_of, family_of
 from hf_headprune.errors import InvalidConfigError
 from hf_headprune.families import FAMILIES
 from hf_headprune.masking import masked
@@ -31,6 +32,7 @@ from hf_headprune.shrink.config import prunable_config
 from hf_headprune.shrink.prunable import class_names, prunable_named, prunable_of
 from hf_headprune.shrink.registration import register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
+from tests.support.families import made
 from tests.support.models import (
     CACHE,
     EOS,
@@ -57,21 +59,24 @@ def pruned(model):
     """Layer 0 of the first stack keeps two heads and three units; the last site of each kind keeps nothing."""
     plan = PruningPlan.of(model)
     heads, ffn = list(plan.num_heads), list(plan.num_ffn)
-    return prune_model_(
-        model,
-        plan.replace(kept_heads={heads[0]: (1, 3), heads[-1]: ()}, kept_ffn={ffn[0]: (0, 7, 63), ffn[-1]: ()}),
-    )
+    kept_heads = {heads[0]: (1, 3), heads[-1]: ()} if heads else {}
+    return prune_model_(model, plan.replace(kept_heads=kept_heads, kept_ffn={ffn[0]: (0, 7, 63), ffn[-1]: ()}))
 
 
 @torch.no_grad()
 def logits_of(model, inputs):
-    return model(**inputs)[0]
+    first = model(**inputs)[0]
+    return first[-1] if isinstance(first, tuple) else first  # the last stage of a backbone
 
 
 # --- every class -----------------------------------------------------------------------------------------------------
 
 
 def inputs_for(model):
+    family, accepted = TINY_FAMILIES[family_of(model).model_type], signature(type(model).forward).parameters
+    own = {name: tensor for name, tensor in family.inputs().items() if name in accepted}
+    if own and not {"input_ids", "decoder_input_ids"} <= own.keys() and family.inputs is not text_inputs:
+        return own  # images, sound, or an encoder alone
     inputs = text_inputs()
     if model.config.is_encoder_decoder:
         if not re.search("Classification|Answering", type(model).__name__):
@@ -84,7 +89,7 @@ def inputs_for(model):
 
 @pytest.mark.parametrize("dense_class", DENSE_CLASSES, ids=lambda cls: cls.__name__)
 def test_every_task_class_is_pruned_saved_and_reloaded(dense_class, tmp_path):
-    config = TINY_FAMILIES[dense_class.config_class.model_type].make().config
+    config = made(dense_class.config_class.model_type)[0].config
     config.is_decoder = dense_class.__name__.endswith(("ForCausalLM", "LMHeadModel"))
     torch.manual_seed(0)
     model = pruned(dense_class(config).eval())
