@@ -203,3 +203,9 @@ def test_the_benchmark_of_the_default_runs_with_smoke_and_goes_on_where_it_was(s
 
 def test_the_benchmark_of_the_command_runs_with_smoke(smoke, tmp_path):
     assert "--density 0.5 sst2: 50" in smoke("benchmarks.prune_command", "--work", str(tmp_path))
+
+
+def test_the_parts_of_a_run_are_timed_on_a_device(smoke):
+    said = smoke("benchmarks.gpu.costs", "--device", "cpu")
+    for part in ("training step", "moments and order", "one plan", "certificate", "bfloat16, batch 1, eager"):
+        assert f"{part}: " in said
