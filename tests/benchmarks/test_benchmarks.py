@@ -207,3 +207,9 @@ def test_the_benchmark_of_the_command_runs_with_smoke(smoke, tmp_path):
 
 def test_the_simulation_of_several_promises_runs_with_smoke(smoke):
     assert smoke("benchmarks.certificate_promises")
+
+
+def test_the_parts_of_a_run_are_timed_on_a_device(smoke):
+    said = smoke("benchmarks.gpu.costs", "--device", "cpu")
+    for part in ("training step", "moments and order", "one plan", "certificate", "bfloat16, batch 1, eager"):
+        assert f"{part}: " in said
