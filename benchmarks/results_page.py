@@ -464,10 +464,10 @@ PROMISE_COLUMNS = {  # of each table: its title, and the numbers that are shown
 def promises_section(content: dict[str, Any]) -> Iterator[str]:
     """Tables of how often the newer certificates are wrong, and what they need."""
     yield "## Few labels, several promises, early stops, and the monitor"
-    yield f"\nSimulated at level {content['alpha']}, {content['runs']:,} runs per row; delays of the monitor in 1,000. Where"
-    yield "the true drop is the one to be excluded, each certificate is wrong. In 200 runs per row that went example by"
-    yield "example, none of the certificates with labels for the changed answers alone differed from that with labels for"
-    yield "all. The last table is another method's p-value, at the border of its hypothesis."
+    yield f"\nSimulated at level {content['alpha']}, {content['runs']:,} runs per row; delays of the monitor in 1,000."
+    yield "Where the true drop is the one to be excluded, each certificate is wrong. In 200 runs per row that went"
+    yield "example by example, no certificate with labels for the changed answers alone differed from that with labels"
+    yield "for all. The last table is another method's p-value, at the border of its hypothesis."
     for name, (title, *numbers) in PROMISE_COLUMNS.items():
         rows = content["results"][name]
         keys = dict.fromkeys(key for row in rows for key in row)
