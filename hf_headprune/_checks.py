@@ -9,16 +9,14 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LONGEST_SHOWN = 200  # characters of a value in a message
-
 
 def is_number(value: Any) -> bool:
-    """Tells whether a value is a finite number; truth values are none."""
+    """Tells whether a value is a finite number; truth values do not count."""
     if is_whole(value):
         return True
     try:
@@ -28,7 +26,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any, *, at_least: float = -math.inf) -> bool:
-    """Tells whether a value is a whole number of at least so much; its type must say so."""
+    """Tells whether a value is a whole number of at least `at_least`, of an integer type."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
 
@@ -50,12 +48,6 @@ def is_ratio(value: Any) -> bool:
 def is_block(value: Any) -> bool:
     """Tells whether a value is a shape of blocks: a tuple of rows and columns."""
     return isinstance(value, tuple) and len(value) == 2 and all(is_whole(side, at_least=1) for side in value)  # noqa: PLR2004 - rows, columns
-
-
-def shown(value: Any) -> str:
-    """Returns a value as a message shows it: in full if it is short."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def check(settings: Any, rules: Mapping[str, bool]) -> None:

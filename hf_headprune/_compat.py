@@ -6,9 +6,11 @@ Each is used by one function here, which says what happens in a version that lac
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import UserDict
 from functools import partial
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import UnsupportedVersionError
@@ -49,6 +51,13 @@ def unsupported(name: str, purpose: str) -> UnsupportedVersionError:
         f"The installed libraries have no {name}, which is needed {purpose}. hf_headprune is tested with Transformers "
         f"{SUPPORTED_TRANSFORMERS}. Install one of these, or a newer hf_headprune."
     )
+
+
+def is_older_than(version: str) -> bool:
+    """Tells whether the installed Transformers comes before a version, such as "5.24"; candidates count as releases."""
+    installed = re.match(r"\d+(\.\d+)*", metadata.version("transformers"))
+    numbers = [int(part) for part in installed.group().split(".")] if installed else []
+    return numbers < [int(part) for part in version.split(".")]
 
 
 def names_not_saved(model: nn.Module) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What was looked at to choose what of a model stays goes along with it, so that nobody certifies the model on that."""
+"""A model remembers the examples by which it was pruned or searched, so that it is not certified on them."""
 
 from __future__ import annotations
 

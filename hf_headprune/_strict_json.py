@@ -84,7 +84,7 @@ def read(kind: type[T], content: Any, where: str) -> T:
         where: Name of the place, for the message.
 
     Raises:
-        CertificateError: A field is missing, unknown, or of another type, or a number is too large or none.
+        CertificateError: A field is missing, unknown, or of another type, or a number is too large or invalid.
     """
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if not isinstance(content, dict) or set(content) != set(names):

@@ -72,7 +72,7 @@ def budgets(
         anatomy: Of the model.
         density: Share of the entries of all attention and FFN matrices that is to stay, above 0 and up to 1.
         head_fraction: Share of the heads that stays. When left out, the square root of the density, as heads are worth
-            more than FFN units, but attention gets at most 80 % of what stays. (The published models of 6 to 45 %
+            more than FFN units, but attention gets at most 80 % of what is kept. (The published models of 6 to 45 %
             density that block pruning made keep about that.)
         width_multiple: The FFN's budget is a multiple of this.
 
@@ -153,6 +153,11 @@ def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
         InvalidSettingError: More heads are asked for than there are, or a kind of attention that the model lacks.
     """
     kinds = [site.kind for site in anatomy.attention_sites for _ in range(site.units)]
+    if not kinds and anatomy.left_out is not None:
+        raise InvalidSettingError(
+            f"kept_heads: the heads of {anatomy.model_type} can't be pruned, since {anatomy.left_out}. Prune its FFN "
+            "units alone, with density=."
+        )
     if not isinstance(budget, Mapping):
         return (BudgetGroup(tuple(range(len(kinds))), _count(budget, len(kinds), "the model")),)
     missing = sorted(set(budget) - set(kinds))
@@ -187,7 +192,7 @@ def _count(wanted: float, present: int, where: str) -> int:
     kept = int(wanted) if is_whole(wanted) else int(wanted * present + 0.5)
     if kept > present:
         raise InvalidSettingError(
-            f"kept_heads: {kept} heads are to stay, but {where} has {present}. "
+            f"kept_heads: {kept} heads are to be kept, but {where} has {present}. "
             f"Ask for at most {present}, or for a fraction from 0.0 to 1.0."
         )
     return kept

@@ -41,13 +41,13 @@ class Cost:
 
 
 def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: int | None = None) -> Cost:
-    """Counts what stays of a model under a plan, exactly.
+    """Counts what a plan keeps of a model, exactly.
 
     MACs are those of the linear maps and of the two attention products of every site. Embeddings, normalisation,
     pooler and task heads are left out: pruning does not change them.
 
     Args:
-        plan: What stays; made for a model of this anatomy.
+        plan: What is kept; made for a model of this anatomy.
         anatomy: Of the model before the plan is applied.
         seq_len: Tokens of one (source) sequence.
         target_len: Tokens of a decoder's sequence; equal to `seq_len` when left out. In a model that is nothing but a
@@ -63,9 +63,10 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
     check_plan(plan, anatomy)
     kept = {site.name: len(plan.kept(site.name)) for site in anatomy.sites}
     removed = {site.name: site.units - kept[site.name] for site in anatomy.sites}
+    indices = sum(site.bytes_per_index * kept[site.name] for site in anatomy.sites if removed[site.name])
     return Cost(
         parameters=anatomy.num_parameters - sum(s.parameters_per_unit * removed[s.name] for s in anatomy.sites),
-        size_bytes=anatomy.num_bytes - sum(s.bytes_per_unit * removed[s.name] for s in anatomy.sites),
+        size_bytes=anatomy.num_bytes - sum(s.bytes_per_unit * removed[s.name] for s in anatomy.sites) + indices,
         macs=sum(kept[site.name] * macs_per_unit(site, seq_len, target_len) for site in anatomy.sites),
     )
 
@@ -76,15 +77,21 @@ def macs_per_unit(site: Site, seq_len: int, target_len: int | None = None) -> in
     queries = target_len if site.in_decoder else seq_len
     keys = seq_len if site.kind in ("encoder", "cross") else queries
     if not site.is_attention:
-        return queries * 2 * site.hidden_size
-    projections = 2 * (queries + keys) * site.hidden_size * site.unit_width  # query and output, key and value
+        return site.uses * queries * weights_per_unit(site)
+    read_queries = site.parts[0].rows.per_unit + site.unit_width  # of cross-attention, the others read the source
+    projections = (queries * read_queries + keys * (_rows_per_unit(site) - read_queries)) * site.hidden_size
     products = 2 * queries * keys * site.unit_width
-    return projections + products
+    return site.uses * (projections + products)
 
 
 def weights_per_unit(site: Site) -> int:
     """Counts the entries of weight matrices that leave with one unit; biases aside."""
-    return (len(site.inputs) + 1) * site.hidden_size * site.unit_width
+    return _rows_per_unit(site) * site.hidden_size
+
+
+def _rows_per_unit(site: Site) -> int:
+    """Counts the rows and columns, each as long as the residual stream is wide, of one unit."""
+    return sum(part.rows.per_unit for part in site.parts) + site.unit_width
 
 
 def latency_table(given: Any) -> LatencyTable | None:

@@ -50,7 +50,7 @@ class LatencySample:
 
 @dataclass(frozen=True)
 class LatencyChange:
-    """Latency of the model before and after the cut, measured in turns under the same conditions.
+    """Latency of the model before and after pruning, measured in turns under the same conditions.
 
     Attributes:
         before: Of the model with everything that it had.
@@ -98,7 +98,7 @@ class LatencySettings:
         seq_len: Tokens per sequence; None takes 128, or half of the model's positions where it has fewer than 256.
         runs: Measurements of each model; at least 5, so that quartiles mean something. After ten seconds no further one
             than these five is begun.
-        threads: Threads that torch uses on the CPU; None leaves the number as it is.
+        threads: Threads that torch uses on the CPU; None leaves their number unchanged.
 
     Raises:
         InvalidSettingError: A setting is no whole number, or too small.

@@ -75,7 +75,7 @@ class BeforeEveryPass:
             base.register_forward_hook(self._leave, always_call=True),
         ]
         modules = dict(base.named_modules())
-        runners = {stack.layers.rpartition(".")[0] for stack in family_of(model).stacks} - {""}
+        runners = {stack.runner for stack in family_of(model).stacks} - {""}
         return handles + [
             modules[name].register_forward_pre_hook(self._enter_alone) for name in sorted(runners & modules.keys())
         ]
@@ -138,7 +138,7 @@ def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
 
     Args:
         model: Live model of the anatomy that the plan was made for.
-        plan: What stays open; a result with a refit also refits the output projections for the length of the block.
+        plan: What is open; a result with a refit also refits the output projections for the length of the block.
 
     Yields:
         The model itself.

@@ -27,7 +27,7 @@ _PLAN_FIELDS = ("model_type", "num_heads", "num_ffn", *_KEPT_FIELDS)
 
 @dataclass(frozen=True, eq=True)
 class PruningPlan:
-    """What stays of a model. Units are numbered from zero within their site, as the live model has them.
+    """What is kept of a model. Units are numbered from zero within their site, as the live model has them.
 
     A site is the module path below the base model, such as "encoder.layer.3.attention".
 
@@ -245,7 +245,7 @@ def _merged(
         return dict(present)
     if not isinstance(changes, Mapping):
         raise InvalidPlanError(
-            f"PruningPlan.replace: what stays must be a mapping from sites to units, received {shown(changes)}."
+            f"PruningPlan.replace: what is kept must be a mapping from sites to units, received {shown(changes)}."
         )
     return {**present, **_listed(changes)}
 

@@ -31,7 +31,8 @@ FOUNDATION = {
     "_certificate_file": {"errors", "_beside_weights", "_fingerprints", "_strict_json"},
     "_compat": {"errors"},
     "families": set(),
-    "anatomy": {"errors", "_compat", "families"},
+    "_layouts": set(),
+    "anatomy": {"errors", "_compat", "_layouts", "families"},
     "plan": {"errors", "_strict_json", "_unit_ranges", "anatomy"},
     "cost": {"errors", "_checks", "anatomy", "plan"},
     "budgets": {"errors", "_checks", "anatomy", "plan", "cost"},
@@ -252,11 +253,10 @@ def module_paths() -> set[str]:
     for family in FAMILIES.values():
         for stack in family.stacks:
             names.add(stack.layers)
-            for block in stack.attentions:
-                names |= {block.site, block.core, block.query, block.key, block.value, block.output}
-            names |= {stack.ffn.site, stack.ffn.up, stack.ffn.down}
+            for block in stack.blocks:
+                names |= {block.site, block.core, block.output, *block.inputs, *block.tables}
     names |= {part for name in names for part in name.split(".")}
-    return {name for name in names if not name.isalpha()}
+    return {name for name in names if any(map(str.isalpha, name)) and not name.isalpha()}
 
 
 def strings_outside_docstrings(tree: ast.Module) -> Iterator[str]:

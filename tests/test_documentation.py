@@ -3,6 +3,7 @@
 import re
 import shlex
 import statistics
+from inspect import signature
 
 import pytest
 import typer
@@ -10,10 +11,56 @@ import typer
 from benchmarks import readme_chart, readme_numbers
 from benchmarks.results_file import RESULTS, read_json
 from hf_headprune.cli import app
+from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, can_decide
+from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, REPORTING
 from hf_headprune.plan import PruningPlan
-from tests.support.documentation import PAGES, ROOT, VARIES, anchors, blocks, links, messages, name_of, prose, run_page
+from tests.support.documentation import (
+    PAGES,
+    ROOT,
+    VARIES,
+    anchors,
+    blocks,
+    calls,
+    links,
+    messages,
+    name_of,
+    prose,
+    run_page,
+)
+from tools import families_page
 
 DOCS = ROOT / "docs"
+PLAIN = [
+    page for page in PAGES if page.name not in ("CHANGELOG.md", "results.md")
+]  # those name what was before, and rivals
+# Former names, and turns of phrase that need a second reading; each with what to say.
+BANNED = {
+    r"\breconstruct": "refit",
+    r"\b(density_of|kept_of)\b": "counts, ranking",
+    r"\b(open_until|cooled_by|closing_steps|reached_by|decided_by|first_at)\b": "warmup_ratio, ramp_steps, ...",
+    r"\b(children_per_step|random_children|cache_mib)\b": "a constant, or activation_cache_mib",
+    r"\b(OneShot|Expectation|smallest_drop|promise_in_words)\b": "PruningResult, PowerAssumptions, detectable_drop",
+    r"\b(fixed|broken) answers?\b": "improvement, regression",
+    r"\bwhat (stays|leaves|goes)\b": "what is kept, what is removed",
+    r"\bWhat stays\b": "what is kept",
+    r"\bare to stay\b": "are kept",
+    r"(?<!looked )\bat once\b": "in one step, together, early",
+    r"\bshall\b": "is to, must",
+    r"\bis told\b": "knows, is given",
+    r"\bby itself\b": "alone, separately, on its own",
+    r"\b(up to|least|most|for|with|seen) so (many|much)\b": "name the number",
+    r"\bnobody\b": "no one; better: say who does what",
+    r"\b(left|stays|leaves the \w+|kept) as it is\b": "unchanged",
+    r"\bgoes along\b": "is passed, is kept with",
+    r"\bis let go\b": "is removed",
+    r"\bdeserves?\b": "is about, fits",
+    r"\bflatters?\b": "is optimistic",
+    r"\bminds\b": "is sensitive to",
+    r"\b(text|label|number|heads|model|values) (is|are) none\b": "invalid, missing",
+    r"\bor none\.": "invalid, missing",
+    r"drops? by (less than|at most|about)? ?[\d.]+ ?%": "percentage points",
+    r"(less than|at most) [\d.]+ ?% (of|in) accuracy": "percentage points",
+}
 LONGEST_SENTENCE = 32  # words of README
 USUAL_SENTENCE = 12
 WITH_CODE = [page for page in PAGES if blocks(page, "python")]
@@ -62,6 +109,10 @@ def test_the_index_names_every_page_of_the_documentation():
     assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= named
 
 
+def test_the_page_of_families_is_what_the_declarations_give():
+    assert families_page.PAGE.read_text(encoding="utf-8") == families_page.page(), "run python -m tools.families_page"
+
+
 def test_what_troubleshooting_quotes_are_messages_of_the_package():
     foreign = {"does not recognize this architecture"}  # Transformers says so
     quoted = re.findall(r'\*\*"([^"]+)"\*\*', prose(DOCS / "troubleshooting.md"))
@@ -69,6 +120,45 @@ def test_what_troubleshooting_quotes_are_messages_of_the_package():
     missing = [text for text in quoted if text not in foreign and not _occurs(text, known)]
     assert len(quoted) > 30
     assert missing == []
+
+
+@pytest.mark.parametrize("banned", BANNED)
+def test_pages_and_messages_say_it_in_the_words_of_the_field(banned):
+    texts = [(name_of(page), page.read_text(encoding="utf-8")) for page in PLAIN]
+    texts += [("a text of the package", text) for text in messages()]
+    found = [
+        f"{where}: ...{text[max(0, hit.start() - 40) : hit.end() + 40]!r}"
+        for where, text in texts
+        for hit in re.finditer(banned, text)
+    ]
+    assert not found, f"in place of {banned!r} write: {BANNED[banned]}\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("page", PLAIN, ids=name_of)
+def test_calls_in_the_running_text_name_arguments_that_exist(page):
+    for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        for call, names in calls(code):
+            known = signature(call).parameters
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
+                assert names <= known.keys(), code
+
+
+def test_the_pages_state_the_numbers_of_the_code():
+    said = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/choose.md")}
+    said |= {name: (ROOT / name).read_text(encoding="utf-8") for name in ("docs/guarantee.md", "docs/command_line.md")}
+    points = f"{100 * DECIDING:g} % confidence"
+    assert all(points in said[name] for name in ("README.md", "docs/choose.md", "docs/command_line.md"))
+    assert f'`confidence="auto"` is {DECIDING:g} if' in said["docs/guarantee.md"]
+    assert f"and {REPORTING:g} if it only reports" in said["docs/guarantee.md"]
+    largest, smallest = (f"{100 * share:g} %" for share in (max(DENSITIES), min(DENSITIES)))
+    words = dict(zip(range(7, 13), ("seven", "eight", "nine", "ten", "eleven", "twelve"), strict=True))
+    plans = f"{words[len(DENSITIES)]} plans are made, from {largest} of the weights down to {smallest}"
+    assert plans in said["docs/choose.md"]
+    assert f"{CALIBRATION:,}\ntraining examples" in said["docs/choose.md"]
+    few = next(count for count in range(1, 1000) if can_decide(count, DEFAULT_DROP, DECIDING))
+    assert f"Fewer than about {round(few, -1)} can't exclude a drop of one point" in said["README.md"].replace(
+        "\n  ", " "
+    )
 
 
 def _occurs(text, known):

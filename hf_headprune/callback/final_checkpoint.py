@@ -100,7 +100,7 @@ def _is_whole(checkpoint: Path) -> bool:
         for file in checkpoint.glob("*.safetensors"):
             with safe_open(file, framework="pt") as content:
                 content.keys()
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, RecursionError, SafetensorError):
         return False
     return True
 
@@ -123,7 +123,7 @@ def save_trained(trainer: Trainer) -> None:
 
 
 def drop_spare_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Removes a checkpoint that nobody but `save_spare_checkpoint` asked for; any other stays."""
+    """Removes a checkpoint that only `save_spare_checkpoint` asked for; any other is kept."""
     if trainer.args.should_save:
         shutil.rmtree(Path(trainer.args.output_dir, TRAINED), ignore_errors=True)
     if trainer.args.should_save and (folder / MARK).exists():

@@ -144,7 +144,7 @@ class LearnedParts:
             )
 
     def mark_step(self, step: int) -> None:
-        """Says that the pruners have seen so many steps: the best model may be that of an earlier one."""
+        """Says that the pruners have seen this number of steps: the best model may be that of an earlier one."""
         for pruner in self.banks:
             pruner.steps.fill_(step)
 

@@ -1,4 +1,4 @@
-"""The second training run of a recipe that fills: of the cut model, with the zeros inside it refilled."""
+"""The second training run of a recipe that refills: of the pruned model, with the zeros inside it refilled."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def second_run_steps(refill_ratio: float, max_steps: int) -> int:
 def let_second_run_follow(
     trainer: Trainer, callback: TrainerCallback, refill_ratio: float, when_done: Callable[[], None]
 ) -> None:
-    """Makes `trainer.train()` train twice: the second time the cut model, refilled, with a fresh optimizer.
+    """Makes `trainer.train()` train twice: the second time the pruned model, refilled, with a fresh optimizer.
 
     The second run is an ordinary one of the same Trainer: same data, arguments, loss (of a teacher too) and other
     callbacks, and the whole learning rate schedule once more. Its checkpoints have a folder of their own in
@@ -67,7 +67,7 @@ def let_second_run_follow(
         first_end = spare_folder(trainer)
         count = refill_zeros_(trainer.model, seed=trainer.args.seed)
         if trainer.is_world_process_zero():
-            tqdm.write(f"Second run: {count:,} zeros inside the cut model refilled; {steps} optimizer steps.")
+            tqdm.write(f"Second run: {count:,} zeros inside the pruned model refilled; {steps} optimizer steps.")
         with _as_second_run(trainer, callback, steps) as folder:
             last = get_last_checkpoint(folder) if resume_from_checkpoint and Path(folder).is_dir() else None
             output = train_once(last, *args, **kwargs)

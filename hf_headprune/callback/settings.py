@@ -202,7 +202,7 @@ class Settings:
     def resolved(self, anatomy: Anatomy, model: nn.Module) -> Settings:
         """Returns the settings with what a budget means for a model, and one schedule for gates and FFN units.
 
-        FFN widths stay multiples of 32, or, where those of the model are none, of the largest divisor that they share.
+        FFN widths stay multiples of 32, or, if those of the model are not, of the largest divisor that they share.
 
         Raises:
             InvalidSettingError: The budget is out of range.

@@ -301,7 +301,7 @@ def declared_scaled(trainer: Trainer) -> bool | None:
 
 
 def leaves_loss(trainer: Trainer, num_items: torch.Tensor | int | None) -> bool:
-    """Tells whether the Trainer leaves the loss of a micro-batch as it is, in place of dividing it by their number.
+    """Tells whether the Trainer leaves the loss of a micro-batch unchanged, in place of dividing it by their number.
 
     Where the Trainer does not say whether a model takes the number of items, it counts as one that does, as most do.
 

@@ -66,7 +66,7 @@ class TextReader:
         """Tokenizes a split.
 
         Raises:
-            InvalidSettingError: Columns can't be found, or a label or text is none.
+            InvalidSettingError: Columns can't be found, or a label or text is invalid.
         """
         labels = self._label_columns(split, where)
         texts = text_columns(split, self.named, labels, where=where)

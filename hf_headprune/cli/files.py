@@ -118,7 +118,7 @@ def _parsed(text: str) -> Any:
     """Returns what a JSON text holds; None for one object per line."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME
+from hf_headprune._strict_json import parse
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cli.gate import Junit, Summary, cases_of_verification, report
 from hf_headprune.cli.models import load_model
@@ -89,6 +89,6 @@ def power(
 def _examples(file: Path) -> list[dict[str, Any]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise CertificateError(f"--data {file} must hold one JSON object per line: {error}") from error
+    return [parse(line, f"--data {file}, line {number}") for number, line in enumerate(lines, start=1)]

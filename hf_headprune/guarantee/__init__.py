@@ -1,1 +1,1 @@
-"""What can be promised about unseen data: exact tests, splits, and a certificate that anyone can check again."""
+"""What can be shown about unseen data: exact tests, splits, and a certificate that anyone can check again."""

@@ -117,7 +117,7 @@ def _follows(evidence: Evidence, claim: Claim) -> Evidence:
 
 
 def is_near(recorded: float | None, follows: float | None) -> bool:
-    """Tells whether a number is the one that follows, but for rounding; None where nobody can know it."""
+    """Tells whether a number is the one that follows, but for rounding; None if it can't be known."""
     if recorded is None or follows is None:
         return recorded is follows
     return close(recorded, follows)

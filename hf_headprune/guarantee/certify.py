@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ from hf_headprune.guarantee.promises import are_several, promises_of
 from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
 from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.sequence import AlphaLedger
-from hf_headprune.plan import refitted
+from hf_headprune.masking import masked
+from hf_headprune.plan import PruningPlan, RefittedPlan, refitted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.guarantee.evidence import Evidence
-    from hf_headprune.guarantee.outcomes import PairedScores
+    from hf_headprune.guarantee.outcomes import Outcome, PairedScores
     from hf_headprune.plan import PlanOrResult
 
 ROUND_OFF = 1e-9
+Opened = Callable[[Any, Any], AbstractContextManager[Any]]
 
 
 def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same names
@@ -47,13 +50,14 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     reference: PlanOrResult | None = None,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
+    opened: Opened = masked,
 ) -> CertifiedPath:
     """Tests plans from the least pruned to the most on a model, and stops at the first that can't be certified.
 
     All of it is one use of the certification split. Few, well separated plans are best: each must pass.
 
     Args:
-        model: The dense model; plans are applied by masks, reversibly.
+        model: The dense model; left as it is.
         plans: Plans, or results that hold one with its refit, in an order that was fixed without looking at the
             certification split. The plans of one path may share one refit: it is computed for each as it is tested.
         dataset: Certification split, or `CertificationData`.
@@ -63,9 +67,12 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         reference: What of the model the plans are compared with: a plan or a result; None for all.
         ledger: Of the uses of certification splits; without one this must be the only use.
         seed: Of the bootstrap.
+        opened: Context manager that takes the model and a plan, and yields what is scored: the model with masks, or a
+            pruned copy, which runs faster.
 
     Returns:
-        `certified_index` is the index of the plan to cut, or None; pass the whole to `certify` with the cut model.
+        `certified_index` is the index of the plan to prune to, or None; pass the whole to `certify` with the pruned
+        model.
 
     Raises:
         DataLeakError: Training or search have seen an example.
@@ -80,15 +87,19 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     dense = split.outcome_of_plan(model, reference)
 
     def compared(plan: PlanOrResult) -> PairedScores:
-        return split.compared(dense, split.outcome_of_plan(model, plan))
+        with opened(model, plan) as pruned:
+            return split.compared(dense, split.outcome_of(pruned))
 
     candidates = [(name_of(plan), partial(compared, plan)) for plan in plans]
-    return certify_in_order(
+    path = certify_in_order(
         split.compared(dense, dense), candidates, claim, split.prints.sha256(), split.metric.aggregate
     )
+    if reference is None or refitted(reference) == RefittedPlan(PruningPlan.of(model)):
+        path.remember_dense(record_of(model).weights, dense)
+    return path
 
 
-def furthest_within(
+def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     model: nn.Module,
     plans: Sequence[PlanOrResult],
     dataset: Any,
@@ -96,6 +107,7 @@ def furthest_within(
     max_drop: float = 0.01,
     *,
     reference: PlanOrResult | None = None,
+    opened: Opened = masked,
 ) -> tuple[int | None, tuple[float, ...]]:
     """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
 
@@ -103,12 +115,13 @@ def furthest_within(
     plan that they chose.
 
     Args:
-        model: The dense model; plans are applied by masks, reversibly.
+        model: The dense model; left as it is.
         plans: As in `certify_path`.
         dataset: Certification split, or `CertificationData`.
         metric: As in `certify`.
         max_drop: Drop that may be seen, absolute.
         reference: What of the model the plans are compared with: a plan or a result; None for all.
+        opened: As in `certify_path`.
 
     Returns:
         Index of the last plan before the first that drops more, or None where that is the first one; and the metrics
@@ -130,7 +143,8 @@ def furthest_within(
     metrics = [float(value(pair.dense))]
     last = None
     for index, plan in enumerate(plans):
-        pair = split.compared(whole, split.outcome_of_plan(model, plan))
+        with opened(model, plan) as pruned:
+            pair = split.compared(whole, split.outcome_of(pruned))
         metrics.append(float(value(pair.pruned)))
         if value(pair.dense) - metrics[-1] > max_drop + ROUND_OFF:
             break
@@ -231,7 +245,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         )
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
-    claim, scores = _scored(split, claim, dense, pruned, stop_early=stop_early)
+    known = None if path is None else path.dense_outcome(dense_record.weights)
+    claim, scores = _scored(split, claim, dense, pruned, stop_early=stop_early, known=known)
     evidence = evidence_of(scores, claim, split.metric.aggregate)
     if path is not None:
         _check_own_step(path, evidence, turned_by_rounding(pruned, evidence.examples))
@@ -276,11 +291,17 @@ def _of_several(
 
 
 def _scored(
-    split: ScoredSplit, claim: Claim, dense: nn.Module, pruned: nn.Module, *, stop_early: bool
+    split: ScoredSplit,
+    claim: Claim,
+    dense: nn.Module,
+    pruned: nn.Module,
+    *,
+    stop_early: bool,
+    known: Outcome | None,
 ) -> tuple[Claim, PairedScores]:
-    """Runs both models; returns the claim as it is tested, and how they compare."""
+    """Runs both models, unless the dense one is known; returns the claim as it is tested, and how they compare."""
     if not stop_early:
-        return claim, split.compared(split.outcome_of(dense), split.outcome_of(pruned))
+        return claim, split.compared(known or split.outcome_of(dense), split.outcome_of(pruned))
     bet = replace(claim, kind="bounded", stops_early=True)
     return bet, split.until(lambda pair: evidence_of(pair, bet).verdict != "INCONCLUSIVE", dense, pruned)
 
@@ -356,7 +377,7 @@ def _check_own_step(path: CertifiedPath, evidence: Evidence, allowed: int) -> No
 
 
 def _with_own_step(path: CertifiedPath, evidence: Evidence) -> CertifiedPath:
-    """Puts the cut model's own numbers in place of those of its masked plan.
+    """Puts the pruned model's own numbers in place of those of its masked plan.
 
     Raises:
         CertificateError: Rounding turned an answer, and the verdict with it: the path ends elsewhere then.

@@ -158,7 +158,7 @@ def check_disjoint(
         raise DataLeakError(
             f"{where}: no example may be in the {name} split too, after normalisation of text and padding; received "
             f"{len(shared)} of {len(certify)} that are (indices {list(shared[:5])}). What the {name} split has shown "
-            "can't be promised on. Remove them, or make the splits with three_way_split."
+            "can't certify anything. Remove them, or make the splits with three_way_split."
         )
 
 

@@ -53,7 +53,7 @@ class PairedScores:
     ) -> PairedScores:
         """Compares two models.
 
-        Where both answer alike, the label does not matter. Where they differ and nobody labelled the example, the
+        Where both answer alike, the label does not matter. Where they differ and the example is unlabelled, the
         pruned model gets the blame for all of the difference: no label could make it lose more.
 
         Args:
@@ -119,7 +119,7 @@ class PairedScores:
 
     @property
     def least_differences(self) -> np.ndarray:
-        """The same, `(n,)`, never more than with labels for all: what nobody labelled counts as mended."""
+        """The same, `(n,)`, never more than with labels for all: what is unlabelled counts as mended."""
         if self.labelled is None:
             return self.differences
         return np.where(self.labelled, self.differences, -self.differences)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from hf_headprune.guarantee.sequence import last_certified
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from hf_headprune.guarantee.outcomes import PairedScores
+    from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,22 @@ class CertifiedPath:
     dense_metric: float | None
     steps: tuple[PathStep, ...]
     untested: tuple[str, ...]
+
+    _dense: ClassVar[Any] = None  # (weights, outcome) of this path in memory; no file holds it
+
+    def remember_dense(self, weights: str | None, outcome: Outcome) -> None:
+        """Keeps how the dense model answered, so that `certify` need not run it again.
+
+        Args:
+            weights: sha256 of the model's.
+            outcome: On the whole split.
+        """
+        object.__setattr__(self, "_dense", (weights, outcome))
+
+    def dense_outcome(self, weights: str | None) -> Outcome | None:
+        """Returns how the dense model answered, if it is one with these weights and known."""
+        is_known = self._dense is not None and weights is not None and self._dense[0] == weights
+        return self._dense[1] if is_known else None
 
     @property
     def planned(self) -> int:

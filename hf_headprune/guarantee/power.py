@@ -15,7 +15,7 @@ from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.paired import critical_value, level_of, rejection_limits, tail_probabilities
 from hf_headprune.guarantee.wording import percent, points
 
-PLANNING_POINTS = 200  # of the grid of disagreements: for planning, where a rounding error breaks no promise
+PLANNING_POINTS = 200  # of the grid of disagreements: for planning, where a rounding error does no harm
 EXACT_UP_TO = 20_000  # examples; beyond, the normal approximation differs by less than a hundredth
 MOST_EXAMPLES = 10_000_000
 DISAGREEMENT = 0.03  # what pruning a few heads and fine-tuning on typically changes, where nothing better is known

@@ -1,4 +1,4 @@
-"""Several promises at once: of each class or group, on several data sets, by several metrics; all of them must hold.
+"""Several promises together: of each class or group, on several data sets, by several metrics; all of them must hold.
 
 Each is tested at the full level. That all hold is stated only if each one was shown: if any is false, the chance of
 that is at most the chance that this one passes (intersection-union test). That one fails is stated at its share.

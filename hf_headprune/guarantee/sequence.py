@@ -1,4 +1,4 @@
-"""Several candidates, one promise: fixed-sequence testing, and a ledger for a split that is used more than once."""
+"""Several candidates, one level: fixed-sequence testing, and a ledger for a split that is used more than once."""
 
 from __future__ import annotations
 

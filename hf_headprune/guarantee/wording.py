@@ -192,7 +192,7 @@ def _seen(claim: Claim, evidence: Evidence) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """Returns a share as a percentage with up to so many digits."""
+    """Returns a share as a percentage with up to `digits` digits."""
     return f"{_hundredfold(share, digits)} %"
 
 

@@ -68,7 +68,7 @@ def walk_down(
     """Finds the smallest plan of the order of removal costs that is allowed.
 
     Args:
-        model: Trained; left as it is.
+        model: Trained; left unchanged.
         before: Units that are open in it.
         losses: Of training examples, summed over each batch; each is computed when it is asked for.
         decide: Tests plans, the largest first; see `by_test` and `by_metric`.

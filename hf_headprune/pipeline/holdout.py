@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,11 +13,13 @@ from hf_headprune.guarantee.claim import METHODS
 from hf_headprune.guarantee.power import PowerAssumptions, describe_power
 from hf_headprune.guarantee.scored import ScoredSplit
 from hf_headprune.guarantee.sequence import evenly_spaced
+from hf_headprune.masking import plain_copy
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.plans_between import plans_between
+from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.claim import Metric
     from hf_headprune.guarantee.path import CertifiedPath
     from hf_headprune.guarantee.scored import CertificationData
-    from hf_headprune.plan import PruningPlan
+    from hf_headprune.plan import PlanOrResult, PruningPlan
     from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
 
@@ -34,6 +37,12 @@ REPORTING = 0.95  # confidence of a certificate that decides nothing
 CANDIDATES = 5
 MEASURED = 20  # of the plans on the way, so that as many as CANDIDATES of them meet the search's constraint
 SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the searched examples is optimistic
+
+
+@contextmanager
+def as_pruned(model: Any, plan: PlanOrResult) -> Iterator[Any]:
+    """Yields a copy of a model that is pruned to a plan: it runs as fast as the file that will be saved."""
+    yield prune_model_(plain_copy(model), plan)
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,7 @@ class Holdout:
         metric on the holdout drops by at most `max_drop`.
 
         Args:
-            model: The model before pruning; left as it is. The first process runs it, the others wait.
+            model: The model before pruning; left unchanged. The first process runs it, the others wait.
             reference: What the candidates are compared with.
             result: Of the search.
             head_scores: Importance of the heads, `(num_heads,)`, or None.
@@ -185,7 +194,7 @@ class Holdout:
         """Tests plans in their order until one fails; the first process does so, the others wait.
 
         Args:
-            model: The model before pruning; left as it is.
+            model: The model before pruning; left unchanged.
             plans: The largest first.
             reference: What they are compared with.
         """
@@ -195,8 +204,8 @@ class Holdout:
             if not plans:
                 return Allowed(None, ())
             if not self.is_condition:
-                return Allowed(*furthest_within(model, plans, *claim, reference=reference))
-            path = certify_path(model, plans, *claim, self.confidence, reference=reference)
+                return Allowed(*furthest_within(model, plans, *claim, reference=reference, opened=as_pruned))
+            path = certify_path(model, plans, *claim, self.confidence, reference=reference, opened=as_pruned)
             metrics = [path.dense_metric, *(step.metric for step in path.steps)]
             if path.dense_metric is None:  # of a few labels: only drops are known
                 metrics = []

@@ -69,7 +69,7 @@ class Job:
     """What is to be pruned, and what must hold.
 
     Attributes:
-        model: Trained; left as it is.
+        model: Trained; left unchanged.
         reference: What is open in it, and what plans are compared with.
         source: Measures plans.
         search: Settings of the search.

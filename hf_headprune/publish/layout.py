@@ -45,11 +45,15 @@ def groups_of(plan: PruningPlan) -> tuple[SiteGroup, ...]:
     several = len(stacks) > 1
     groups = []
     for stack in stacks:
-        for names in stack.attentions:
-            title = "cross heads" if names.kind == "cross" else f"{names.kind} self heads" if several else "heads"
-            groups.append(SiteGroup(title, is_attention=True, sites=_present(plan.num_heads, stack.layers, names.site)))
-        title = f"{stack.attentions[0].kind} FFN units" if several else "FFN units"
-        groups.append(SiteGroup(title, is_attention=False, sites=_present(plan.num_ffn, stack.layers, stack.ffn.site)))
+        side = next((block.kind for block in stack.attentions), None) if several else None
+        for block in stack.blocks:
+            title = "cross heads" if block.kind == "cross" else f"{side} self heads" if side else "heads"
+            if not block.is_attention:
+                title = f"{side} FFN units" if side else "FFN units"
+            sizes = plan.num_heads if block.is_attention else plan.num_ffn
+            groups.append(
+                SiteGroup(title, is_attention=block.is_attention, sites=_present(sizes, stack.layers, block.site))
+            )
     strange = sorted({*plan.num_heads, *plan.num_ffn} - {site for group in groups for site in group.sites})
     if strange:
         raise InvalidPlanError(
@@ -60,6 +64,6 @@ def groups_of(plan: PruningPlan) -> tuple[SiteGroup, ...]:
 
 
 def _present(sizes: Mapping[str, int], layers: str, block: str) -> tuple[str, ...]:
-    pattern = re.compile(rf"{re.escape(layers)}\.(\d+)\.{re.escape(block)}")
-    matches = filter(None, map(pattern.fullmatch, sizes))
-    return tuple(match.group() for match in sorted(matches, key=lambda match: int(match.group(1))))
+    path = re.escape(f"{layers}.*").replace(r"\*", r"(\d+)")
+    matches = filter(None, map(re.compile(rf"{path}\.{re.escape(block)}").fullmatch, sizes))
+    return tuple(match.group() for match in sorted(matches, key=lambda match: tuple(map(int, match.groups()))))

@@ -53,7 +53,7 @@ def plot_head_map(plan: PruningPlan, path: str | Path, *, title: str | None = No
     Where FFN units go too, a further panel shows the share of them that stays.
 
     Args:
-        plan: What stays.
+        plan: What is kept.
         path: File to write; its suffix decides the format.
         title: Heading; says how many heads stay when left out.
 

@@ -8,6 +8,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune._strict_json import parse
 from hf_headprune.budgets import linear_density
 from hf_headprune.cost import Cost, cost_of
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
@@ -71,12 +72,12 @@ class PruningReport:
         """Counts the costs of a plan and puts the measurements beside them.
 
         Args:
-            plan: What stays.
-            anatomy: Of the model before the cut.
+            plan: What is kept.
+            anatomy: Of the model before pruning.
             seq_len: Tokens per sequence for counting MACs.
             unseen: The metric on held-out examples, before and after pruning.
             metric: The metric on the searched examples, before and after pruning.
-            latency: Measured latency before and after the cut.
+            latency: Measured latency before and after pruning.
             effort: What training and search took.
 
         Raises:
@@ -102,12 +103,7 @@ class PruningReport:
         Raises:
             InvalidSettingError: The text is no JSON, has another format, or a field is missing, unknown or malformed.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidSettingError(
-                f"PruningReport.from_json: not JSON ({error}). Pass the text that to_json returned."
-            ) from error
+        content = parse(text, "PruningReport.from_json", error=InvalidSettingError)
         received = content.get("format") if isinstance(content, dict) else type(content).__name__
         if received != REPORT_FORMAT:
             raise InvalidSettingError(

@@ -42,7 +42,7 @@ def choose(
     """Returns the plan that meets a share of a budget, and what refits the model to it or to any plan on the way.
 
     Args:
-        model: With exactly the units of `before` open; left as it is.
+        model: With exactly the units of `before` open; left unchanged.
         settings: The budget, and what it counts.
         before: Units that are open now.
         losses: Of training examples, summed over each batch; each is computed when it is asked for.
@@ -72,7 +72,7 @@ def plans_at(
     """Returns nested plans of one order of removal, at falling densities, and what refits the model to each.
 
     Args:
-        model: With exactly the units of `before` open; left as it is.
+        model: With exactly the units of `before` open; left unchanged.
         densities: Shares of what `settings` counts that are kept.
         settings: What is counted; its own budget is not used.
         before: Units that are open now. Densities that it has reached already give no plan.

@@ -64,7 +64,7 @@ def record_moments(
 def record_moments_by_gradient(
     model: nn.Module, sites: Iterable[Site], losses: Iterable[torch.Tensor], *, over_processes: bool = False
 ) -> dict[str, SiteMoments]:
-    """Records what output projections are given, and how much the loss minds an error in what they return.
+    """Records what output projections are given, and how sensitive the loss is to an error in what they return.
 
     Within each example, tokens count mostly by the squared norm of their gradient: an error matters where the loss sees
     it, such as in the first token of the last layer of a classifier. A share, `EVEN_SHARE`, counts all alike, since few
@@ -160,7 +160,8 @@ class _Reader:
 
     def _read(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         given = named_arguments(self._signature, args, kwargs)
-        mask, tokens, padding = given.get("attention_mask"), given.get("input_ids"), module.config.pad_token_id  # type: ignore[union-attr]
+        mask, tokens = given.get("attention_mask"), given.get("input_ids")
+        padding = getattr(module.config, "pad_token_id", None)
         self.real = self.shared if mask is None else mask
         if self.real is None and self._is_decoder and tokens is not None and padding is not None:
             self.real = tokens.ne(padding)
@@ -176,7 +177,7 @@ def _readers_of(model: nn.Module) -> dict[str, _Reader]:
     if len(stacks) == 1:
         return {"": _Reader(base)}
     modules = dict(base.named_modules())
-    runners = [stack.layers.rpartition(".")[0] for stack in stacks]
+    runners = [stack.runner for stack in stacks]
     return {path: _Reader(modules[path]) for path in runners if path in modules}
 
 

@@ -1,4 +1,4 @@
-"""Plans on the way from one plan to another: candidates for the cut."""
+"""Plans on the way from one plan to another: candidates for pruning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plans_between(
 
     Args:
         start: What is there at first, such as `PruningPlan.of(model)`.
-        end: What stays at last, such as the plan of `second_order_plan` or `search_plan`.
+        end: What is kept at last, such as the plan of `second_order_plan` or `search_plan`.
         refit: What the same call returned beside the plan, or None.
         scores: Importance of the heads, `(num_heads,)`, in the order of the sites; None takes them in that order.
         width_multiple: FFN units leave in such numbers, where projections are refitted.

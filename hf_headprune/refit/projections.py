@@ -5,7 +5,7 @@ weight, the share of W x that the heads that left contributed is regressed on th
 tokens, and the result goes into the weight and the bias that stay: same shapes, no training, no labels.
 
 Source: the update of the remaining weights in Optimal Brain Surgeon (Hassibi and Stork 1992), for whole structures as
-in ZipLM (Kurtic et al. 2023, arXiv 2302.04089, section 3), here with a constant and for a set of heads at once.
+in ZipLM (Kurtic et al. 2023, arXiv 2302.04089, section 3), here with a constant and for a set of heads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from hf_headprune.anatomy import base_model
+from hf_headprune.anatomy import base_model, matrix_of, transposed
 from hf_headprune.errors import InvalidPlanError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Block:
     def of(cls, model: nn.Module, recorded: SiteMoments, start: Sequence[int]) -> Block:
         """Copies the projection of a live model, and pairs it with its moments."""
         output: Any = base_model(model).get_submodule(recorded.site.output)
-        weight, bias = (None if t is None else t.detach().cpu().double() for t in (output.weight, output.bias))
+        weight, bias = (None if t is None else t.detach().cpu().double() for t in (matrix_of(output), output.bias))
         moments = recorded.inputs, recorded.tokens
         return cls(recorded.site, weight, bias, *moments, tuple(start), recorded.sensitivity)  # type: ignore[arg-type]
 
@@ -114,7 +114,7 @@ class Block:
 class Refit:
     """Output projections of one model, refitted to any plan.
 
-    Only the units of a start are reconstructed: what training has closed already is missed by nobody.
+    Only the units of a start are compensated for: what training has closed already no longer contributes.
     """
 
     def __init__(self, model: nn.Module, start: PruningPlan, recorded: Mapping[str, SiteMoments]) -> None:
@@ -135,7 +135,7 @@ class Refit:
         for name, block in self.blocks.items():
             output: Any = base.get_submodule(block.site.output)
             weight, bias = self.projection(name, plan.kept(name), output.weight)
-            output.weight.data = weight
+            output.weight.data = weight.T.contiguous() if transposed(output) else weight
             if bias is not None:
                 output.bias.data = bias
 
@@ -167,7 +167,8 @@ class Refit:
         """
         modules = dict(base_model(model).named_modules())
         for name, block in self.blocks.items():
-            weight = getattr(modules.get(block.site.output), "weight", None)
+            output = modules.get(block.site.output)
+            weight = None if getattr(output, "weight", None) is None else matrix_of(output)
             if weight is None or weight.shape != block.weight.shape or not _are_alike(weight, block.weight):
                 raise InvalidPlanError(
                     f"This refit does not fit the model: {name} has another output projection than the model "
@@ -193,11 +194,11 @@ class Refit:
                 _leave(output, layer)
 
     def residual(self, site: str, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Returns the map from what an output projection is given to what leaves for good with each unit alone.
+        """Returns the map from what an output projection is given to what is lost for good with each unit alone.
 
         Returns:
             Matrix `(width, width)` and constant `(width,)`, float64: units that are not kept map to themselves. None
-            where nothing is reconstructed.
+            where nothing is refitted.
         """
         return self.blocks[site].residual(tuple(kept)) if site in self.blocks else None
 

@@ -90,12 +90,12 @@ def elimination(
 
 
 def removals_between(refit: Refit, start: PruningPlan, end: PruningPlan, *, width_multiple: int = 32) -> list[Removal]:
-    """Returns what leaves on the way from one plan to another, of the sites recorded, the cheapest first.
+    """Returns what is removed on the way from one plan to another, of the sites recorded, the cheapest first.
 
     Args:
         refit: Recorded with exactly the units of the start open.
         start: What is open at first.
-        end: What stays.
+        end: What is kept.
         width_multiple: FFN units leave in such numbers.
     """
     paths = []

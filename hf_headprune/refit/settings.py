@@ -24,7 +24,7 @@ class SecondOrderTuning:
         width_multiple: FFN widths remain multiples of this.
         seq_len: Tokens of a (source) sequence, for "macs".
         target_len: Tokens of the decoder's sequence, for "macs"; equal to `seq_len` when left out.
-        latency_ms: For "latency": the ms of each block with so many of its units kept, as `measure_latency_table`
+        latency_ms: For "latency": the ms of each block by the number of its units kept, as `measure_latency_table`
             returns them; interpolated between the numbers measured.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
@@ -41,7 +41,7 @@ class SecondOrderTuning:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks every value by itself."""
+        """Checks every value on its own."""
         table = latency_table(self.latency_ms)
         if table is not None:
             object.__setattr__(self, "latency_ms", table)

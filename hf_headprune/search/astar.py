@@ -2,7 +2,7 @@
 
 Prior art that this formulation stays clear of: the method of arXiv 2110.15225 is patented (US 12,417,357 B1). It
 carries the accuracy cost of each head over to the next iteration and recomputes only those heads whose carried cost
-is under the remaining budget. Here feasibility is a property of whole sets, each measured by itself; no unit is ever
+is under the remaining budget. Here feasibility is a property of whole sets, each measured on its own; no unit is ever
 excluded, and what earlier sets showed only orders the candidates.
 """
 

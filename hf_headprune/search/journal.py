@@ -141,8 +141,8 @@ class Journal:
     def _content(self, line: bytes, number: int | None) -> dict[str, Any]:
         try:
             content = json.loads(line)
-        except ValueError as error:
-            raise self._damaged(number, "it is not JSON") from error
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(number, "it is not JSON, or nested too deep") from error
         if not isinstance(content, dict) or content.pop("crc32", None) != _checksum(content):
             raise self._damaged(number, "its checksum does not match")
         return content

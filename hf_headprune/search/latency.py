@@ -1,4 +1,4 @@
-"""What units save of a measured latency: of one site the table gives it jointly, for so many units kept."""
+"""What units save of a measured latency: the table gives it for each site and each number of units kept."""
 
 from __future__ import annotations
 

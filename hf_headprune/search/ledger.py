@@ -181,7 +181,7 @@ class Ledger:
 
     @property
     def leader(self) -> Evaluated:
-        """The incumbent, or an estimate that promises more."""
+        """The incumbent, or an estimate that looks better."""
         estimates = [known for known in map(self._known.__getitem__, self._questions) if known.feasible]
         promising = [known for known in estimates if known.gain > self.incumbent.gain]
         return max(promising, key=lambda known: (*self._rank(known), -known.mask), default=self.incumbent)

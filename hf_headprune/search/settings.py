@@ -39,7 +39,7 @@ class SearchTuning:
             model answers in its own precision. None leaves it to the hardware and to the size of the model.
         seq_len: For the objective "macs": tokens of a (source) sequence, by which heads compare with FFN units.
         target_len: For the objective "macs": tokens of the decoder's sequence; equal to `seq_len` when left out.
-        latency_ms: For the objective "latency": for each searched site the ms measured with so many of its heads or FFN
+        latency_ms: For the objective "latency": for each searched site the ms with each number of its heads or FFN
             units kept, `{site: {kept: ms}}`, as `hf_headprune.measure_latency_table` returns it and JSON keeps it.
             Between the numbers measured the ms are interpolated. A search continues from its journal with the same
             table only.

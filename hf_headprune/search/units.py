@@ -1,4 +1,4 @@
-"""What a search may remove at once: heads, chunks of FFN units, whole layers; and what that saves."""
+"""What a search may remove in one step: heads, chunks of FFN units, whole layers; and what that saves."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from hf_headprune.shrink.registration import register_models
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hf_headprune.families import AttentionNames, Family
+    from hf_headprune.families import Block, Family
 
 
 _CLASSES: dict[str, type[Any]] = {}
@@ -126,23 +126,24 @@ def complete_config_(config: Any) -> None:
     """Sets, in place, the fields of a pruned configuration that are not given and that the dense ones imply.
 
     Raises:
-        InvalidConfigError: A number of heads is none.
+        InvalidConfigError: A number of heads is invalid.
     """
     family = family_of(config)
-    first = family.stacks[0].attentions[0]
-    for field in {names.num_heads: None for stack in family.stacks for names in stack.attentions}:
+    for field in {block.units: None for block in family.attentions if isinstance(block.units, str)}:
         number = getattr(config, field)
+        if number is None and getattr(type(config), field, 1) is None:  # the dense class fills it in later
+            continue
         if type(number) is not int or number < 1:
             raise InvalidConfigError(
                 f"{type(config).__name__}: {field} must be a positive integer, the number of the dense model, received "
                 f"{number!r}. Layers without heads belong in per_layer_config."
             )
-    if config.head_dim is None:
-        config.head_dim = getattr(config, family.hidden_size) // getattr(config, first.num_heads)
-    for names in _own_fields(family):
-        if getattr(config, names.field) is None:
-            setattr(config, names.field, getattr(config, names.num_heads))
-    if len(family.stacks) > 1 and config.num_hidden_layers is None:
+    if _implies_head_dim(family) and config.head_dim is None:
+        config.head_dim = getattr(config, family.hidden_size) // family.attentions[0].dense_units(config)
+    for block in _own_fields(family):
+        if getattr(config, block.field) is None:
+            setattr(config, block.field, block.dense_units(config))
+    if _needs_depth(family) and config.num_hidden_layers is None:
         config.num_hidden_layers = _deepest(config, family)
 
 
@@ -153,22 +154,22 @@ def check_dense_numbers(config: Any) -> None:
         InvalidConfigError: They contradict each other; the message lists every rule that is broken.
     """
     family = family_of(config)
-    hidden_size = getattr(config, family.hidden_size)
     problems = []
-    for names in {names.num_heads: names for stack in family.stacks for names in stack.attentions}.values():
-        num_heads = getattr(config, names.num_heads)
+    for block in family.attentions[:1] if _implies_head_dim(family) else ():  # a decoder may have other heads
+        num_heads, hidden_size = block.dense_units(config), getattr(config, family.hidden_size)
         if num_heads * config.head_dim != hidden_size:
             problems.append(
-                f"{names.num_heads} x head_dim must be {family.hidden_size} = {hidden_size}, the numbers of the dense "
-                f"model; received {num_heads} x {config.head_dim}"
+                f"{block.dense_field} x head_dim must be {family.hidden_size} = {hidden_size}, the numbers of the "
+                f"dense model; received {num_heads} x {config.head_dim}"
             )
-    for names in _own_fields(family):
-        if getattr(config, names.field) != getattr(config, names.num_heads):
+    for block in _own_fields(family):
+        if getattr(config, block.field) != block.dense_units(config):
+            named = f"{block.units} = " if isinstance(block.units, str) else ""
             problems.append(
-                f"{names.field} must be {names.num_heads} = {getattr(config, names.num_heads)}, the number of the "
-                f"dense model; received {getattr(config, names.field)}"
+                f"{block.field} must be {named}{block.dense_units(config)}, the number of the "
+                f"dense model; received {getattr(config, block.field)}"
             )
-    if len(family.stacks) > 1 and config.num_hidden_layers != _deepest(config, family):
+    if _needs_depth(family) and config.num_hidden_layers != _deepest(config, family):
         problems.append(
             f"num_hidden_layers must be {_deepest(config, family)}, the depth of the deeper stack; received "
             f"{config.num_hidden_layers}"
@@ -215,7 +216,7 @@ def checked_entries(config: Any, entries: Any) -> dict[int, dict[str, int]]:
 
 
 def to_prunable(config: Any, entries: Mapping[int, Mapping[str, int]]) -> Any:
-    """Returns the configuration of a pruned model; the one that is given stays as it is.
+    """Returns the configuration of a pruned model; the one that is given is not changed.
 
     Args:
         config: Of the live model, dense or already pruned.
@@ -236,23 +237,34 @@ def to_prunable(config: Any, entries: Mapping[int, Mapping[str, int]]) -> Any:
     return pruned
 
 
-def _own_fields(family: Family) -> list[AttentionNames]:
-    return [names for stack in family.stacks for names in stack.attentions if names.own_field]
+def _own_fields(family: Family) -> list[Block]:
+    return [block for block in family.blocks if block.own_field]
+
+
+def _implies_head_dim(family: Family) -> bool:
+    """Tells whether the width of a head follows from the number of heads in the dense configuration."""
+    return family.head_dim is None and bool(family.attentions)
+
+
+def _needs_depth(family: Family) -> bool:
+    """Tells whether no field of the dense configuration bounds the layers of `per_layer_config`."""
+    return len(family.stacks) > 1
 
 
 def _deepest(config: Any, family: Family) -> int:
-    return max(getattr(config, stack.depth) for stack in family.stacks)
+    return max(stack.number_of_layers(config) for stack in family.stacks)
 
 
 def _field_rules(config: Any) -> dict[str, _FieldRule]:
     rules: dict[str, _FieldRule] = {}
     for stack in family_of(config).stacks:
-        depth = getattr(config, stack.depth)
-        for names in stack.attentions:
-            enabled = names.enabled_by is None or getattr(config, names.enabled_by, False)
-            place = stack.layers if enabled else f"{stack.layers} without {names.enabled_by}"
-            rules[names.field] = _FieldRule(getattr(config, names.num_heads), depth if enabled else 0, place)
-        rules[stack.ffn.field] = _FieldRule(getattr(config, stack.ffn.width), depth, stack.layers)
+        depth = stack.number_of_layers(config)
+        for block in stack.blocks:
+            enabled = block.is_enabled(config)
+            if not enabled and block.field in rules:  # of another form of the block
+                continue
+            place = stack.layers if enabled else f"{stack.layers} without {block.enabled_by}"
+            rules[block.field] = _FieldRule(block.dense_units(config), depth if enabled else 0, place)
     return rules
 
 
@@ -281,9 +293,9 @@ def _entry_problems(layer: int, entry: Mapping[str, Any], rules: Mapping[str, _F
 
 def _config_class(family: Family) -> type[Any]:
     dense = CONFIG_MAPPING[family.model_type]
-    optional = ["head_dim", *(names.field for names in _own_fields(family))]
+    optional = [*(["head_dim"] if _implies_head_dim(family) else []), *(block.field for block in _own_fields(family))]
     attribute_map = dict(dense.attribute_map)
-    if len(family.stacks) > 1:
+    if _needs_depth(family):
         # Transformers lets this field bound the layers of `per_layer_config`; the dense class maps it to one stack.
         attribute_map.pop("num_hidden_layers", None)
         optional.append("num_hidden_layers")

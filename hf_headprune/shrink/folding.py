@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.anatomy import anatomy_of, base_model, matrix_of
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import probe
@@ -94,24 +94,28 @@ def _fold_site_(base: nn.Module, site: Site, first_input: torch.Tensor) -> tuple
         first_input: What the output projection received for one token, `(units * unit_width,)`.
     """
     output: Any = base.get_submodule(site.output)
-    source: Any = base.get_submodule(site.inputs[-1])  # value, or the first matrix of the FFN
-    columns_dead = (output.weight == 0).all(0).view(site.units, -1).all(1)
-    rows_dead = (source.weight == 0).all(1).view(site.units, -1).all(1)
+    weight = matrix_of(output)  # (hidden_size, units * unit_width)
+    source: Any = base.get_submodule(site.parts[-1].path)  # value, or the last matrix of what an FFN begins with
+    rows = site.parts[-1].rows.last_part()
+    columns_dead = (weight == 0).all(0).view(site.units, -1).all(1)
+    rows_dead = (matrix_of(source)[rows] == 0).all(1).view(site.units, -1).all(1)
+    if site.is_gated and source.bias is not None:  # a constant times what the other row yields is none
+        rows_dead &= (source.bias[rows] == 0).view(site.units, -1).all(1)
     # What rows of zeros yield is the same for every token: the bias, or the activation of it.
     constant = first_input.view(site.units, -1) * rows_dead[:, None]
     if output.bias is None:
         rows_dead &= (constant == 0).all(1)
     elif rows_dead.any():
-        precision = torch.promote_types(output.weight.dtype, torch.float32)
-        columns = output.weight.to(precision).view(len(output.weight), site.units, -1)
+        precision = torch.promote_types(weight.dtype, torch.float32)
+        columns = weight.to(precision).reshape(len(weight), site.units, -1)
         contribution = torch.einsum("huw,uw->h", columns, constant.to(precision))
         output.bias.copy_(output.bias.to(precision) + contribution)
     dead = rows_dead | columns_dead
-    entries = dead.repeat_interleave(site.unit_width)
-    output.weight[:, entries] = 0.0
-    for path in site.inputs:
-        linear: Any = base.get_submodule(path)
-        linear.weight[entries] = 0.0
+    weight[:, dead.repeat_interleave(site.unit_width)] = 0.0
+    for part in site.parts:
+        linear: Any = base.get_submodule(part.path)
+        entries = dead[torch.tensor(part.rows.owners(), device=dead.device)]
+        matrix_of(linear)[entries] = 0.0
         if linear.bias is not None:
             linear.bias[entries] = 0.0
     return tuple((~dead).nonzero().flatten().tolist())

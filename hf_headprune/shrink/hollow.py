@@ -13,6 +13,8 @@ from torch import nn
 from transformers import EncoderDecoderCache
 
 from hf_headprune._compat import part_of_cache, returns_attentions
+from hf_headprune.anatomy import KEPT_HEADS
+from hf_headprune.shrink.shared_bias import OwnHeadsOfBias, signature_of
 
 
 class BiasOnly(nn.Module):
@@ -27,6 +29,7 @@ class BiasOnly(nn.Module):
     """
 
     in_features = 0
+    weight = None  # T5 looks at it
     bias: nn.Parameter | None
 
     def __init__(self, out_features: int, bias: nn.Parameter | None) -> None:
@@ -76,9 +79,9 @@ class HeadlessAttention:
     """
 
     dense_class: Any
-    config: Any
     layer_idx: Any
     _output_name: str | None
+    _shared_bias: str | None
 
     def forward(
         self,
@@ -88,29 +91,45 @@ class HeadlessAttention:
         encoder_hidden_states: torch.Tensor | None = None,
         cache: Any = None,
         past_key_values: Any = None,
+        layer_past: Any = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns what zero heads contribute.
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Returns what zero heads contribute, and a bias that the dense class hands on.
 
         Args:
             hidden_states: Queries, `(batch, queries, hidden_size)`.
-            *args: Ignored, such as a mask.
+            *args: Such as a mask; only a bias among them is read.
             key_value_states: Source of keys of cross-attention, `(batch, keys, hidden_size)`, in BART-like families.
             encoder_hidden_states: The same in BERT-like families.
             cache: Cache to keep in step.
             past_key_values: The same, as Transformers called it before 5.24.
-            **kwargs: Ignored.
+            layer_past: The same, in GPT-NeoX.
+            **kwargs: As `args`.
         """
         memory = encoder_hidden_states if key_value_states is None else key_value_states
         num_keys = hidden_states.shape[1] if memory is None else memory.shape[1]
-        cache = past_key_values if cache is None else cache
+        cache = next((found for found in (cache, past_key_values, layer_past) if found is not None), None)
+        num_seen = 0 if cache is None else cache.get_seq_length(self.layer_idx)
         if cache is not None:
             num_keys = self._keep_cache_in_step(cache, hidden_states, num_keys, is_cross=memory is not None)
         context = hidden_states[..., :0]  # (batch, queries, 0)
         output = context if self._output_name is None else getattr(self, self._output_name)(context)
-        if not returns_attentions(self.config):
-            return output, None
-        return output, hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], num_keys)
+        config = getattr(self, "config", None)  # a core without one is told to return its probabilities
+        shape = hidden_states.shape[0], 0, hidden_states.shape[1], num_keys
+        weights = hidden_states.new_zeros(shape) if config is None or returns_attentions(config) else None
+        if self._shared_bias is None or not hasattr(self.dense_class, "compute_bias"):
+            return output, weights
+        bias = signature_of(self.dense_class).bind_partial(self, hidden_states, *args, **kwargs).arguments
+        return output, self._handed_on(bias.get(self._shared_bias), hidden_states, num_keys, num_seen), weights
+
+    def _handed_on(self, bias: torch.Tensor | None, hidden: torch.Tensor, num_keys: int, num_seen: Any) -> torch.Tensor:
+        """Returns the bias of all heads for the layers that follow, `(1, heads, queries, keys)`."""
+        if bias is not None:
+            return bias
+        core: Any = self
+        if not core.has_relative_attention_bias:
+            return hidden.new_zeros(1, 1, hidden.shape[1], num_keys)
+        return core.compute_bias(hidden.shape[1], num_keys, device=hidden.device, past_seen_tokens=num_seen)
 
     def _keep_cache_in_step(self, cache: Any, hidden_states: torch.Tensor, num_keys: int, *, is_cross: bool) -> int:
         placeholder = hidden_states.new_zeros(hidden_states.shape[0], 1, num_keys, 1)
@@ -134,18 +153,22 @@ def headless_class(dense_class: Any) -> Any:
     return type(f"Headless{dense_class.__name__}", (HeadlessAttention, dense_class), {"dense_class": dense_class})
 
 
-def hollow_attention_(core: nn.Module, *, projections: tuple[str, ...], output_name: str | None) -> None:
+def hollow_attention_(
+    core: nn.Module, *, projections: tuple[str, ...], output_name: str | None, shared_bias: str | None = None
+) -> None:
     """Turns an attention core, in place, into one without heads.
 
     Args:
         core: Module that computes the heads.
         projections: Names of its query, key and value modules, which go.
         output_name: Name of the output projection where it is a part of the core.
+        shared_bias: Argument of the forward pass with a bias of all heads of all layers.
     """
-    for name in projections:
+    dense_class: Any = core.dense_class if isinstance(core, OwnHeadsOfBias) else type(core)
+    for name in (*projections, *({KEPT_HEADS} & dict(core.named_buffers()).keys())):
         delattr(core, name)
-    core._output_name = output_name  # type: ignore[assignment] # nn.Module annotates attributes as tensors or modules
-    dense_class: Any = type(core)
+    settings: dict[str, Any] = {"_output_name": output_name, "_shared_bias": shared_bias}
+    vars(core).update(settings)
     core.__class__ = headless_class(dense_class)
 
 

@@ -41,7 +41,7 @@ def measure_latency_table(
     the same in every layer, and beside any other block, is an assumption.
 
     Args:
-        model: Of a supported family, dense or already pruned; left as it is. Its device and dtype are those measured.
+        model: Of a supported family, dense or already pruned; left unchanged. Its device and dtype are those measured.
         settings: Batch, length, threads and runs; the defaults of `LatencySettings` when left out. No number of units
             takes much longer than `SECONDS_PER_POINT`.
         points: Numbers of units measured for each kind of block beside zero, evenly spread; at least 1.
@@ -49,8 +49,8 @@ def measure_latency_table(
         progress: Whether to show a bar.
 
     Returns:
-        For each block its ms with so many heads or FFN units kept, `{site: {kept: ms}}`, none being zero ms: what
-        `SearchTuning(latency_ms=...)` takes, for `AStarSearch(objective="latency")`.
+        For each block its ms with each number of heads or FFN units kept, `{site: {kept: ms}}`, none being zero ms:
+        what `SearchTuning(latency_ms=...)` takes, for `AStarSearch(objective="latency")`.
 
     Raises:
         InvalidSettingError: `points` is too small, or the settings or inputs do not fit the model.

@@ -1,6 +1,6 @@
 """Classes of pruned models, one for each task class of every declared family, generated when they are first asked for.
 
-A class builds the skeleton of its dense sibling and resizes it to its configuration, so that no model code is copied.
+A class builds the skeleton of its dense class and resizes it to its configuration, so that no model code is copied.
 `from_pretrained` builds it without memory; nothing is wasted.
 """
 
@@ -17,7 +17,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
-from hf_headprune.anatomy import anatomy_of, base_model, family_of
+from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
 from hf_headprune.errors import InvalidConfigError, UnsupportedModelError, shown
 from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
@@ -108,8 +108,12 @@ class PrunableModel:
     ) -> None:
         """Saves as Transformers does, with the plan of the model, and with the certificate of its weights if any.
 
+        Weights keep the names and shapes that the model has. Transformers would give some families those of the
+        checkpoint that the dense model came from, which it can't read back for blocks of different sizes.
+
         With `push_to_hub=True` both stay behind, which is logged; `model.push_to_hub(...)` uploads them too.
         """
+        kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
         super().save_pretrained(save_directory, is_main_process, saved, *args, **kwargs)  # type: ignore[misc]
         if not is_main_process:
@@ -183,7 +187,7 @@ def prunable_of(dense_class: type[Any]) -> type[Any] | None:
 def register_prunable(dense_class: type[Any]) -> type[Any]:
     """Returns the prunable sibling of a model class of your own, to load what was pruned of it.
 
-    `prune_model_` and the callback make it by themselves. A pruned checkpoint is read by
+    `prune_model_` and the callback make it themselves. A pruned checkpoint is read by
     `register_prunable(MyBert).from_pretrained(folder)`.
 
     Args:
@@ -255,7 +259,7 @@ def __getattr__(name: str) -> Any:
 
 @functools.cache
 def _dense_classes() -> dict[str, str]:
-    """Returns the family of each class of Transformers that has a prunable sibling."""
+    """Returns the family of each class of Transformers that has a prunable counterpart."""
     found: dict[str, str] = {}
     for constant, names in vars(modeling_auto).items():
         is_of_models = constant.startswith("MODEL_") and constant.endswith("_MAPPING_NAMES")
@@ -280,8 +284,8 @@ def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
 
 
 def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head: bool) -> Iterator[str]:
-    present = {path for path, _ in base_model(model).named_modules()}  # a decoder alone lacks the encoder's layers
-    stacks = tuple(f"{stack.layers}." for stack in family_of(model).stacks if stack.layers in present)
+    base = base_model(model)  # a decoder alone lacks the encoder's layers
+    stacks = tuple(f"{path}." for stack in family_of(model).stacks for path in layer_lists(base, stack))
     sites, missing = anatomy_of(model).sites, set(info["missing_keys"])
     heads = _modules_of_heads(model)
     has_new_head = all(missing >= names for names in heads.values())

@@ -89,7 +89,7 @@ class _Watch(MetaPathFinder):
 
 
 class _ThenRegister(Loader):
-    """Loads the module of `AutoConfig` with the loader that it has by itself, and keeps, and then registers."""
+    """Loads the module of `AutoConfig` with the loader that it had, and keeps, and then registers."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from hf_headprune._compat import hooks_before_forward, is_dispatched
-from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune._layouts import Entries
+from hf_headprune.anatomy import anatomy_of, base_model, transposed
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.masking import UnitScale, temporary_parts
 from hf_headprune.shrink.hollow import BiasOnly, NoUnits, hollow_attention_
+from hf_headprune.shrink.own_numbers import LayerNumbers
+from hf_headprune.shrink.shared_bias import take_heads_of_bias_
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,24 +38,47 @@ def cut_site_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
     if len(kept) == site.units:
         return
     if kept:
-        columns = torch.tensor(site.columns(kept), device="cpu")
-        for path in site.inputs:
-            _keep_rows_(base.get_submodule(path), columns)
-        _keep_columns_(base.get_submodule(site.output), columns)
-        return
-    output: Any = base.get_submodule(site.output)
-    _replace_(base, site.output, BiasOnly(output.weight.shape[0], output.bias).train(output.training))
-    if site.is_attention:
-        prefix = f"{site.core}."
-        is_part = site.output.startswith(prefix)
-        hollow_attention_(
-            base.get_submodule(site.core),
-            projections=tuple(path.removeprefix(prefix) for path in site.inputs),
-            output_name=site.output.removeprefix(prefix) if is_part else None,
-        )
+        _keep_units_(base, site, kept)
     else:
-        up: Any = base.get_submodule(site.core)
-        _replace_(base, site.core, NoUnits(up.weight.shape[1]).train(up.training))
+        _empty_(base, site)
+
+
+def _keep_units_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
+    for part in site.parts:
+        _keep_rows_(base.get_submodule(part.path), torch.tensor(part.rows.indices(kept), device="cpu"))
+    _keep_columns_(base.get_submodule(site.output), torch.tensor(site.columns(kept), device="cpu"))
+    core: Any = base.get_submodule(site.core)
+    for name, (dim, layout) in site.block.tables.items():
+        path, _, attribute = name.rpartition(".")
+        owner: Any = base.get_submodule(f"{site.prefix}.{path}")
+        rows = Entries.of(layout, {**site.sizes, "u": site.units}).indices(kept)
+        setattr(owner, attribute, _selected(getattr(owner, attribute), dim, torch.tensor(rows, device="cpu")))
+    for attribute, layout in site.block.attributes.items():
+        setattr(core, attribute, site.number(layout, len(kept)))
+    if site.block.own_numbers:
+        core.config = LayerNumbers.over(
+            core.config, {name: site.number(layout, len(kept)) for name, layout in site.block.own_numbers.items()}
+        )
+    if site.block.shared_bias is not None:
+        take_heads_of_bias_(core, kept, argument=site.block.shared_bias)
+
+
+def _empty_(base: nn.Module, site: Site) -> None:
+    output: Any = base.get_submodule(site.output)
+    _replace_(base, site.output, BiasOnly(site.hidden_size, output.bias).train(output.training))
+    if not site.is_attention or site.block.runs_empty:
+        for part in site.parts:
+            linear: Any = base.get_submodule(part.path)
+            _replace_(base, part.path, NoUnits(site.hidden_size).train(linear.training))
+        return
+    prefix = f"{site.core}."
+    is_part = site.output.startswith(prefix)
+    hollow_attention_(
+        base.get_submodule(site.core),
+        projections=tuple(path.removeprefix(prefix) for path in site.inputs),
+        output_name=site.output.removeprefix(prefix) if is_part else None,
+        shared_bias=site.block.shared_bias,
+    )
 
 
 def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
@@ -86,10 +113,11 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     for site in sites:
         if not site.units:  # an earlier cut has left nothing to cut
             continue
-        width = site.units * site.unit_width
-        for path in site.inputs:
-            problems += _problems(path, base.get_submodule(path), (width, None), owners)
-        problems += _problems(site.output, base.get_submodule(site.output), (None, width), owners)
+        kind = Conv1D if site.block.transposed else nn.Linear
+        for part in site.parts:
+            problems += _problems(part.path, base.get_submodule(part.path), kind, (part.rows.total, None), owners)
+        width = (None, site.units * site.unit_width)
+        problems += _problems(site.output, base.get_submodule(site.output), kind, width, owners)
     if problems:
         raise UnsupportedModelError(
             f"{type(model).__name__} can't be cut: only plain torch.nn.Linear modules with their own whole weights "
@@ -103,14 +131,17 @@ def hooks_of(base: nn.Module, site: Site) -> Iterable[Any]:
     return hooks_before_forward(base.get_submodule(site.output))
 
 
-def _problems(path: str, linear: Any, expected: tuple[int | None, int | None], owners: Counter[int]) -> Iterator[str]:
-    if type(linear) is not nn.Linear:
+def _problems(
+    path: str, linear: Any, kind: Any, expected: tuple[int | None, int | None], owners: Counter[int]
+) -> Iterator[str]:
+    if type(linear) is not kind:
         yield f"{path} is a {type(linear).__module__}.{type(linear).__qualname__}"
         return
     if "weight" not in dict(linear.named_parameters(recurse=False)) or type(linear.weight.data) is not torch.Tensor:
         yield f"{path}.weight is no ordinary parameter"
         return
     shape = tuple(linear.weight.shape)
+    shape = shape[::-1] if transposed(linear) else shape
     wanted = tuple(size if want is None else want for size, want in zip(shape, expected, strict=False))
     if len(shape) != len(expected) or shape != wanted:
         yield f"{path}.weight has shape {shape} instead of {wanted}"
@@ -119,15 +150,15 @@ def _problems(path: str, linear: Any, expected: tuple[int | None, int | None], o
 
 
 def _keep_rows_(linear: Any, rows: torch.Tensor) -> None:
-    linear.weight = _selected(linear.weight, 0, rows)
+    linear.weight = _selected(linear.weight, 1 if transposed(linear) else 0, rows)
     if linear.bias is not None:
         linear.bias = _selected(linear.bias, 0, rows)
-    linear.out_features = len(rows)
+    setattr(linear, "nf" if transposed(linear) else "out_features", len(rows))
 
 
 def _keep_columns_(linear: Any, columns: torch.Tensor) -> None:
-    linear.weight = _selected(linear.weight, 1, columns)
-    linear.in_features = len(columns)
+    linear.weight = _selected(linear.weight, 0 if transposed(linear) else 1, columns)
+    setattr(linear, "nx" if transposed(linear) else "in_features", len(columns))
 
 
 def _selected(parameter: nn.Parameter, dim: int, index: torch.Tensor) -> nn.Parameter:

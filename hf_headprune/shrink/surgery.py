@@ -10,12 +10,14 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from hf_headprune._ownership import owned
-from hf_headprune.anatomy import anatomy_of, base_model, family_of
+from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import check_plan, refitted
 from hf_headprune.shrink.config import to_prunable
 from hf_headprune.shrink.description import check_described, models_around
+from hf_headprune.shrink.own_numbers import LayerNumbers
+from hf_headprune.shrink.probe import probe_inputs
 from hf_headprune.shrink.prunable import adopt_classes_, prunable_class
 from hf_headprune.shrink.resize import check_can_cut, cut_site_
 from hf_headprune.shrink.saved_plan import attach_plan_, composed, plan_from_dense
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROBE_BATCH = 2
-PROBE_LENGTH = 8
 _MAX_RELATIVE_ERROR = 1e-3
 _MAX_RELATIVE_ERROR_OF_HALF_PRECISION = 0.1  # rounding differs with the order of summation and grows with depth
 
@@ -42,7 +42,7 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
 
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned.
-        plan: What stays, made for this very model. A result with a refit also refits the output projections.
+        plan: What is kept, made for this very model. A result with a refit also refits the output projections.
 
     Returns:
         The same object.
@@ -99,6 +99,8 @@ def _pruned_configs(model: nn.Module, plan: PruningPlan, anatomy: Anatomy) -> di
 def _replace_configs_(model: nn.Module, configs: dict[int, Any]) -> None:
     for module in model.modules():
         for name, value in list(vars(module).items()):
+            if isinstance(value, LayerNumbers) and id(value.model_config) in configs:
+                setattr(module, name, LayerNumbers(configs[id(value.model_config)], value.numbers))
             if not _is_config(value):
                 continue
             if id(value) in configs:
@@ -118,49 +120,22 @@ def probe(model: nn.Module) -> torch.Tensor | None:
     if next(model.parameters()).is_meta:
         return None
     with evaluating(model):
-        output = base(**_probe_inputs(model), return_dict=True)
-    return output.last_hidden_state.float()
-
-
-def _probe_inputs(model: Any) -> dict[str, torch.Tensor]:
-    """Returns random token ids, the last sequence padded, and all that a decoder needs besides."""
-    config = model.config
-    embeddings = model.get_input_embeddings()
-    device, dtype = embeddings.weight.device, embeddings.weight.dtype
-    generator = torch.Generator().manual_seed(0)
-    length = max(1, min(PROBE_LENGTH, config.max_position_embeddings - 2))  # RoBERTa keeps two positions for padding
-    chunk = getattr(config, "chunk_size_feed_forward", 0) or 1  # a length must be a multiple of it
-    length = -(-length // chunk) * chunk
-
-    def tokens() -> torch.Tensor:
-        ids = torch.randint(0, embeddings.num_embeddings, (PROBE_BATCH, length), generator=generator)
-        return ids.to(device)
-
-    mask = torch.ones(PROBE_BATCH, length, dtype=torch.long, device=device)
-    mask[-1, (length + 1) // 2 :] = 0
-    inputs = {"input_ids": tokens(), "attention_mask": mask}
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = tokens()
-    elif any(site.kind == "cross" for site in anatomy_of(model).sites):
-        hidden_size = getattr(config, family_of(model).hidden_size)  # embeddings may be narrower
-        inputs["encoder_hidden_states"] = torch.randn(PROBE_BATCH, length, hidden_size, generator=generator).to(
-            device=device, dtype=dtype
-        )
-    return inputs
+        output = base(**probe_inputs(model), return_dict=True)
+    return output[0].float()  # of models that are their own base, as those of T5, the logits
 
 
 def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, model: nn.Module) -> None:
     if expected is None or received is None:
         return
     if not expected.isfinite().all():
-        logger.warning("The model computes infinities or NaN, so the cut could not be checked against the mask.")
+        logger.warning("The model computes infinities or NaN, so the pruned one could not be checked against the mask.")
         return
     error = ((received - expected).norm() / expected.norm().clamp_min(1e-12)).item()
     is_half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
     allowed = _MAX_RELATIVE_ERROR_OF_HALF_PRECISION if is_half else _MAX_RELATIVE_ERROR
     if not error <= allowed:
         raise HeadPruneError(
-            f"{type(model).__name__}: after the cut, the last hidden state of a probe batch differs from that of the "
+            f"{type(model).__name__}: after pruning, the last hidden state of a probe batch differs from that of the "
             f"masked model by {error:.2g} of its norm, allowed is {allowed:.2g}. The model is changed; load it again. "
             "A module outside the declaration, or a hook, makes use of the heads or units that were cut."
         )

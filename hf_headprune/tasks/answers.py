@@ -35,7 +35,7 @@ class Answers:
 
     @classmethod
     def unseen(cls, num_examples: int, num_rows: int) -> Answers:
-        """Returns the answers to examples that nobody has looked at."""
+        """Returns the answers to examples that were not looked at."""
         single, double = (np.full(num_examples, np.nan, dtype=dtype) for dtype in (np.float32, np.float64))
         return cls(single, double, single.copy(), np.full((num_examples, num_rows), np.nan))
 

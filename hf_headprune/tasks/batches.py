@@ -68,7 +68,7 @@ def length_sorted_batches(
         batch_size: Examples per batch.
 
     Returns:
-        Batches of tensors, the longest examples first, so that too large a batch fails at once. Labels are called
+        Batches of tensors, the longest examples first, so that too large a batch fails early. Labels are called
         "labels".
 
     Raises:

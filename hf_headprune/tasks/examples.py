@@ -91,20 +91,31 @@ class ModelExamples:
         Raises:
             InvalidSettingError: It can make a batch of neither.
         """
-        try:
-            collate([self._as_given(0)])
-        except Exception:  # noqa: BLE001 - a function of the user's raises what it likes
+        self._labelled(0)  # its own words, before the collator finds others
+        failed: Exception | None = None
+        for view in (self._as_given, self._named, self._labelled):
             try:
-                collate([first])
-            except Exception as error:
-                raise InvalidSettingError(
-                    f"{self._where}: the data collator can't read the examples, which hold {shown(sorted(first))}: "
-                    f"{type(error).__name__}: {error}. Pass the examples that it is made for."
-                ) from error
-            self._view = self._dataset.__getitem__
+                collate([view(0)])
+            except Exception as error:  # noqa: BLE001 - a function of the user's raises what it likes
+                failed = error
+            else:
+                self._view = view
+                return
+        raise InvalidSettingError(
+            f"{self._where}: the data collator can't read the examples, which hold {shown(sorted(first))}: "
+            f"{type(failed).__name__}: {failed}. Pass the examples that it is made for."
+        ) from failed
+
+    def _labelled(self, index: int) -> Any:
+        """Returns an example as it is; where the data set has a column of labels, each must be given."""
+        example = self._dataset[index]
+        names = SPAN_NAMES if self._has_spans else LABEL_NAMES
+        if any(name in example for name in names) and not self._is_labelled(example):
+            raise InvalidSettingError(f"{self._where}: example {index} has no label. Remove unlabelled examples.")
+        return example
 
     def _as_given(self, index: int) -> dict[str, Any]:
-        example = self._dataset[index]
+        example = self._labelled(index)
         return {name: example[name] for name in (*self._inputs, *LABEL_NAMES) if name in example}
 
     def _named(self, index: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Rows:
     """
 
     def __init__(self, batches: Sequence[Mapping[str, torch.Tensor]], pad_token_id: int | None) -> None:
-        """Cuts padding off where it is on the right and masked; any other is kept as it is."""
+        """Cuts padding off where it is on the right and masked; any other is kept."""
         self._rows: list[dict[str, torch.Tensor]] = []
         self._filler = {IDS: pad_token_id or 0, **dict.fromkeys(LABEL_NAMES, IGNORED_LABEL)}
         self._sequences: set[str] = set()

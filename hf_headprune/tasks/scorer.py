@@ -22,7 +22,7 @@ Kind = Literal["binary", "bounded", "corpus"]
 
 
 class Scorer(ABC):
-    """How one task is scored. Each example of a batch is scored by itself."""
+    """How one task is scored. Each example of a batch is scored separately."""
 
     @property
     @abstractmethod
@@ -145,7 +145,7 @@ def logits_of(outputs: Any, shape: tuple[int, ...], wanted: str) -> torch.Tensor
     """Returns the logits of a model's output, float32.
 
     Raises:
-        UnsupportedModelError: There are none, or they have another shape, or are not finite.
+        UnsupportedModelError: They are missing, have another shape, or are not finite.
     """
     logits = getattr(outputs, "logits", None)
     if logits is None or tuple(logits.shape) != shape:

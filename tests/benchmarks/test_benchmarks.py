@@ -1,25 +1,33 @@
-"""Every benchmark runs with --smoke, from the folder of the project, on toy data in the form of the real."""
+"""Every benchmark runs with --smoke, from the folder of the project, on toy data and a narrow model."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from benchmarks import search_ablation
 from tests.examples.test_examples import load
+from tests.support.models import save_narrow_minilm
 
 ROOT = Path(__file__).parents[2]
+IN_A_PROCESS = ("benchmarks.memory_cost",)  # measures copies of itself
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> Callable[..., str]:
+def smoke(tmp_path_factory) -> Iterator[Callable[..., str]]:
     """Runs a benchmark with --smoke and returns what it prints."""
-    data = tmp_path_factory.mktemp("data")
+    data, model = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("model")
+    save_narrow_minilm(model)
     (data / "squad_v1_dev").mkdir()
     load("question_answering").smoke_arguments(data / "squad_v1_dev")
     draws = np.random.default_rng(0)
@@ -33,22 +41,34 @@ def smoke(tmp_path_factory) -> Callable[..., str]:
             ]
             lines = ["\t".join([*columns, "label"]), *rows, ""]
             (data / name / f"{split}.tsv").write_text("\n".join(lines), encoding="utf-8")
-    return lambda *arguments: _smoke(data, *arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"DATA": data, "MODEL": model}.items():
+            patch.setenv(f"HEADPRUNE_{name}", str(value))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield lambda module, *arguments: (_process if module in IN_A_PROCESS else _call)(module, "--smoke", *arguments)
 
 
-def _smoke(data: Path, module: str, *arguments: str) -> str:
-    environment = {**os.environ, "HEADPRUNE_DATA": str(data), "OMP_NUM_THREADS": "1"}
+def _process(module: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", module, "--smoke", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def _call(module: str, *arguments: str) -> str:
+    """Runs a benchmark in this process, which saves its imports, and puts back what it sets for its own."""
+    said, threads, verbosity = StringIO(), torch.get_num_threads(), transformers.logging.get_verbosity()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [module, *arguments])
+        try:
+            import_module(module).main()
+        finally:
+            torch.set_num_threads(threads)
+            transformers.logging.set_verbosity(verbosity)
+    return said.getvalue()
 
 
 def test_the_accuracy_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):

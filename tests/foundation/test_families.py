@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cost import cost_of
@@ -19,9 +20,10 @@ from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import class_names
 from hf_headprune.shrink.surgery import prune_model_
-from tests.support.models import SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert_decoder
+from tests.support.families import implementations, made, random_plan
+from tests.support.models import FAMILY_NAMES, TINY_FAMILIES, tiny_bert_decoder
 
-AUTO_CLASSES = dict.fromkeys(SEQ2SEQ_NAMES, AutoModelForSeq2SeqLM)
+OTHERS = [(name, attention) for name in FAMILIES if name not in FAMILY_NAMES for attention in implementations(name)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 PROPERTY = settings(max_examples=6, deadline=None, database=None)
 
@@ -57,8 +59,8 @@ def test_every_declared_family_has_a_tiny_model_for_these_tests():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_masked_equals_pruned_equals_reloaded(name, attention, dtype):
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_masked_equals_pruned_equals_reloaded_for_any_plan(name, attention, dtype):
     family = TINY_FAMILIES[name]
 
     @PROPERTY
@@ -66,25 +68,71 @@ def test_masked_equals_pruned_equals_reloaded(name, attention, dtype):
     def holds(data, seed):
         model = family.make(seed=seed).to(dtype)
         model.set_attn_implementation(attention)
-        inputs = family.inputs(seed=seed)
-        plan = data.draw(plans(model))
-        cost = cost_of(plan, anatomy_of(model), seq_len=9)
-        with masked(model, plan):
-            expected = logits_of(model, inputs)
-        prune_model_(model, plan)
-        received = logits_of(model, inputs)
-        torch.testing.assert_close(received, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            assert_saved_as_planned(folder, cost, model)
-            auto_class = AUTO_CLASSES.get(name, AutoModelForSequenceClassification)
-            reloaded = auto_class.from_pretrained(folder, attn_implementation=attention)
-        assert type(reloaded) is type(model)
-        assert reloaded.dtype == dtype
-        assert torch.equal(logits_of(reloaded, inputs), received)
-        assert PruningPlan.of(reloaded) == PruningPlan.of(model)
+        assert_contract(model, data.draw(plans(model)), family.inputs(seed=seed), auto=family.auto)
 
     holds()
+
+
+@pytest.mark.parametrize(("name", "attention"), OTHERS)
+def test_masked_equals_pruned_equals_reloaded(name, attention, tmp_path):
+    for seed, dtype in ((0, torch.float32), (1, torch.float32), (2, torch.bfloat16)):
+        model, inputs = made(name, seed=seed)
+        if dtype != torch.float32:  # what is no parameter gets the precision that loading gives it
+            model.save_pretrained(tmp_path)
+            model = getattr(transformers, TINY_FAMILIES[name].auto).from_pretrained(tmp_path, dtype=dtype)
+        inputs = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
+        model.set_attn_implementation(attention)
+        assert_contract(model, random_plan(model, seed=seed), inputs, auto=TINY_FAMILIES[name].auto)
+
+
+VARIANTS = [
+    ("deberta-v2", {"share_att_key": True}),
+    ("deberta-v2", {"pos_att_type": ["c2p"], "conv_kernel_size": 3}),
+    ("deberta-v2", {"relative_attention": False}),
+    ("dinov2", {"use_swiglu_ffn": True}),
+    ("gpt2", {"n_inner": 40}),
+    ("qwen2", {"num_key_value_heads": 8}),
+    ("llama", {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True}),
+    ("mistral", {"sliding_window": 4}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("t5", {"num_decoder_layers": 3}),
+    ("bart", {"decoder_attention_heads": 2}),
+    ("albert", {"num_hidden_groups": 1, "inner_group_num": 2}),
+    ("modernbert", {"attention_bias": True, "mlp_bias": True}),
+    ("wav2vec2", {"do_stable_layer_norm": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_other_forms_of_a_family_keep_the_same_contract(name, settings):
+    model, inputs = made(name, seed=3, **settings)
+    assert_contract(model, random_plan(model, seed=3), inputs, auto=TINY_FAMILIES[name].auto)
+
+
+def test_gpt2_with_cross_attention_keeps_the_same_contract():
+    model, inputs = made("gpt2", add_cross_attention=True)
+    inputs["encoder_hidden_states"] = torch.randn(3, 5, 32)
+    assert {site.kind for site in anatomy_of(model).sites} == {"decoder", "cross", "ffn"}
+    assert_contract(model, random_plan(model, seed=0), inputs, auto="AutoModelForCausalLM")
+
+
+def assert_contract(model, plan, inputs, *, auto):
+    """Checks that masked, pruned and reloaded models compute the same, and that the file is what the plan costs."""
+    cost, dtype, attention = cost_of(plan, anatomy_of(model), seq_len=9), model.dtype, model.config._attn_implementation
+    with masked(model, plan):
+        expected = logits_of(model, inputs)
+    prune_model_(model, plan)
+    received = logits_of(model, inputs)
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(received / scale, expected / scale, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        assert_saved_as_planned(folder, cost, model)
+        reloaded = getattr(transformers, auto).from_pretrained(folder, attn_implementation=attention)
+    assert type(reloaded) is type(model)
+    assert reloaded.dtype == dtype
+    assert torch.equal(logits_of(reloaded, inputs), received)
+    assert PruningPlan.of(reloaded) == PruningPlan.of(model)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

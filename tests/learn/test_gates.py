@@ -328,7 +328,8 @@ def test_wrong_settings_are_refused_at_construction(wrong, rule):
 
 
 @pytest.mark.parametrize(
-    ("budget", "rule"), [(9, "9 heads are to stay, but the model has 8"), ({"cross": 1}, r"no \['cross'\] attention")]
+    ("budget", "rule"),
+    [(9, "9 heads are to be kept, but the model has 8"), ({"cross": 1}, r"no \['cross'\] attention")],
 )
 def test_a_budget_that_the_model_cannot_meet_is_refused(budget, rule):
     anatomy = anatomy_of(tiny_bert())

@@ -452,7 +452,7 @@ def test_a_hook_that_uses_what_was_cut_makes_the_check_fail():
     value = model.bert.encoder.layer[0].attention.self.value
     value.register_forward_hook(lambda module, args, output: output * module.out_features)
     plan = PruningPlan.of(model).replace(kept_heads={ATTENTION: (0,)})
-    with pytest.raises(HeadPruneError, match=r"after the cut, the last hidden state .* differs"):
+    with pytest.raises(HeadPruneError, match=r"after pruning, the last hidden state .* differs"):
         prune_model_(model, plan)
 
 

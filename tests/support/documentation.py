@@ -6,6 +6,7 @@ import ast
 import copy
 import re
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 import hf_headprune
+from hf_headprune.learn.distillation.settings import DistillationTuning
+from hf_headprune.learn.gates.settings import GateTuning
+from hf_headprune.learn.movement.settings import MovementTuning
 from hf_headprune.plan import PruningPlan
+from hf_headprune.refit.settings import SecondOrderTuning
+from hf_headprune.search.settings import SearchTuning
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import VOCAB_SIZE, tiny_bert
 
@@ -21,6 +27,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LENGTH = 6  # tokens of each example: equal ones need no padding
 VARIES = "…"
+TUNINGS: dict[str, Any] = {
+    kind.__name__: kind for kind in (DistillationTuning, GateTuning, MovementTuning, SearchTuning, SecondOrderTuning)
+}
 PRUNED = "bert-pruned"  # folder of a pruned model, which blocks may read
 
 
@@ -122,6 +131,23 @@ def messages() -> list[str]:
                 found.append("".join(_part(value) for value in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"%[-.\d,]*[a-z]", VARIES, node.value))
+    return found
+
+
+def calls(code: str) -> list[tuple[Any, set[str]]]:
+    """What a piece of code calls of the public names and the tunings, and the arguments that it names."""
+    try:
+        tree = ast.parse(code.strip())
+    except SyntaxError:
+        return []
+    known = {name: getattr(hf_headprune, name) for name in dir(hf_headprune)} | TUNINGS
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and not any(isinstance(part, ast.Call) for part in ast.walk(node.func)):
+            first, *rest = ast.unparse(node.func).split(".")
+            if first in known:
+                called = reduce(getattr, rest, known[first])
+                found.append((called, {keyword.arg for keyword in node.keywords if keyword.arg is not None}))
     return found
 
 

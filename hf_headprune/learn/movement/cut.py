@@ -53,10 +53,13 @@ class CutSite:
         if len(self.tensors) == 1:
             return masks[0]
         value, output = (mask.view(tensor.shape) for mask, tensor in zip(masks[-2:], self.tensors[-2:], strict=True))
-        height = math.lcm(self.tensors[0].units, len(value))  # slices that neither a unit nor a block divides
-        rows = [live.repeat_interleave(height // len(live)) for live in (value.amax(1), output.amax(0))]
-        value_alive, output_alive = (live.view(self.tensors[0].units, -1).amax(1) for live in rows)
-        return value_alive * output_alive
+        return self._by_unit(value.amax(1)) * self._by_unit(output.amax(0))
+
+    def _by_unit(self, live: torch.Tensor) -> torch.Tensor:
+        """Marks the units with a living block, `(units,)`, from marks of blocks along the units' dimension."""
+        units = self.tensors[0].units
+        height = math.lcm(units, len(live))  # slices that neither a unit nor a block divides
+        return live.repeat_interleave(height // len(live)).view(units, -1).amax(1)
 
     def masks(self, by_block: Parts, scores: Parts, chosen: torch.Tensor) -> list[torch.Tensor]:
         """Returns the masks, one per tensor, of which the cut keeps exactly the chosen groups.
@@ -145,7 +148,7 @@ def _groups(name: str, tensors: tuple[ScoreTensor, ...], width_multiple: int) ->
     if tensors[0].is_units:
         return tensors[0]
     units = tensors[0].units
-    number = math.gcd(units, tensors[0].shape[0])
+    number = math.gcd(units, tensors[-2].shape[0], tensors[-1].shape[1])
     is_attention = tensors[0].kind.endswith("attention")
     return ScoreTensor(
         name=name,

@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from hf_headprune.anatomy import base_model
+from hf_headprune.anatomy import base_model, matrix_of
 from hf_headprune.cost import macs_per_unit
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.learn.movement.masks import ScoreTensor
@@ -40,7 +41,8 @@ def score_layout(model: nn.Module, anatomy: Anatomy, settings: BlockMovement) ->
         if shape is not None and site.units:
             layout += _scores_of(base, site, shape, settings, problems)
     if layout and settings.attention_block is not None and not any(t.kind.endswith("attention") for t in layout):
-        cause = "blocks leave no attention" if settings.tuning.blocks else "the model has no heads"
+        none = "the model has no heads" + (f" to prune, since {anatomy.left_out}" if anatomy.left_out else "")
+        cause = "blocks leave no attention" if settings.tuning.blocks else none
         problems.append(f"{cause} to score; say so with attention_block=None")
     if problems or not layout:
         problems = problems or ["the model has nothing that the settings score"]
@@ -53,14 +55,22 @@ def _scores_of(
 ) -> list[ScoreTensor]:
     """Returns the score tensors of one site, and adds to the problems what does not divide it."""
     linears = {path: base.get_submodule(path) for path in (*site.inputs, site.output)}
-    strange = [path for path, linear in linears.items() if type(linear) is not nn.Linear]
+    plain = Conv1D if site.block.transposed else nn.Linear
+    strange = [path for path, linear in linears.items() if type(linear) is not plain]
     if strange:
         raise UnsupportedModelError(
-            f"BlockMovement scores plain torch.nn.Linear modules only, but {strange} are "
+            f"BlockMovement scores plain torch.nn.{plain.__name__} modules only, but {strange} are "
             f"{sorted({type(linears[path]).__name__ for path in strange})}. Merge adapters and dequantize first."
         )
     if shape == "head" and not site.is_attention:
         problems.append(f"{site.name} has no heads")
+        return []
+    fused = [part for part in site.parts if not part.rows.is_plain]
+    if shape != "unit" and fused:
+        problems.append(
+            f"{fused[0].path} holds several matrices in one ({fused[0].rows.text!r}), which have no own blocks; "
+            f'score {site.name} in units (with score_gradient="unit"), or not at all'
+        )
         return []
     if shape == "unit" and site.is_attention and settings.tuning.score_gradient != "unit":
         problems.append(f'{site.name} in units needs score_gradient="unit"')
@@ -138,16 +148,18 @@ def _unit_scores(site: Site, settings: BlockMovement, linears: dict[str, Any], p
         multiple=1 if site.is_attention else settings.tuning.width_multiple,
         site=site.name,
         units=site.units,
+        rows=tuple(part.rows for part in site.parts),
     )
 
 
 def _block_scores(
     site: Site, linears: dict[str, Any], shape: Block | str, price: float | None, problems: list[str]
 ) -> Iterator[ScoreTensor]:
+    width = {part.path: part.rows.per_unit for part in site.parts} | {site.output: site.unit_width}
     for path, linear in linears.items():
-        rows, columns = linear.weight.shape
+        rows, columns = matrix_of(linear).shape
         unit_rows, other = (columns, rows) if path == site.output else (rows, columns)
-        block = (site.unit_width, other) if isinstance(shape, str) else shape
+        block = (width[path], other) if isinstance(shape, str) else shape
         if unit_rows % block[0] or other % block[1]:
             problems.append(f"{path} of shape {(rows, columns)} can't be cut into blocks of {block}")
             continue

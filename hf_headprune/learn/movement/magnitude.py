@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_headprune.anatomy import matrix_of
 from hf_headprune.learn.movement.blocks import block_sums
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ def magnitudes(layout: Iterable[ScoreTensor], linears: Iterable[tuple[nn.Linear,
     """
     parts = []
     for tensor, matrices in zip(layout, linears, strict=True):
-        weights = [linear.weight.detach().abs() for linear in matrices]
+        weights = [matrix_of(linear).detach().abs() for linear in matrices]
         if tensor.is_units:
-            weights[-1] = weights[-1].T  # of an output projection the columns belong to the units
-        sums = [block_sums(weight, torch.empty(_grid(tensor), device="meta")).flatten() for weight in weights]
-        parts.append(torch.stack(sums).sum(0) * (tensor.numel / sum(weight.numel() for weight in weights)))
+            *inputs, output = weights
+            sums = output.sum(0, dtype=torch.float32).view(tensor.numel, -1).sum(1)
+            for weight, rows in zip(inputs, tensor.rows, strict=True):
+                owners = torch.tensor(rows.owners(), device=weight.device)
+                sums = sums.index_add(0, owners, weight.sum(1, dtype=torch.float32))
+        else:
+            sums = block_sums(weights[0], torch.empty(tensor.shape, device="meta")).flatten()
+        parts.append(sums * (tensor.numel / sum(weight.numel() for weight in weights)))
     return torch.cat(parts)
-
-
-def _grid(tensor: ScoreTensor) -> tuple[int, int]:
-    """Returns the rows and columns of blocks that a tensor's scores belong to; units are rows."""
-    return (tensor.numel, 1) if len(tensor.shape) == 1 else (tensor.shape[0], tensor.shape[1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_headprune._layouts import Entries
 from hf_headprune.learn.top_k import top_k_mask
 
 
@@ -27,6 +28,7 @@ class ScoreTensor:
         multiple: Units stay in multiples of this; 1 for blocks.
         site: Name of the site.
         units: Heads or FFN units of the site.
+        rows: For units, which rows of each matrix but the last belong to which.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ScoreTensor:
     multiple: int = 1
     site: str = ""
     units: int = 0
+    rows: tuple[Entries, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -124,7 +127,7 @@ def top_k_over_model(scores: torch.Tensor, budget: float | torch.Tensor, layout:
 
     Args:
         scores: Of all tensors, `(n,)`.
-        budget: Sum of the costs of what stays; it is never exceeded, and met to less than the cheapest chunk, unless
+        budget: Sum of the costs of what is kept; it is never exceeded, and met to less than the cheapest chunk, unless
             everything of that cost stays.
         layout: The tensors, in the order of `scores`, with their costs.
 

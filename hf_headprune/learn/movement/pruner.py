@@ -269,8 +269,9 @@ class MovementPruner(ScorePruner[BlockMovement]):
                 become_masked_(linears[0], BlockMaskedLinear, slot, masks_bias=self.settings.tuning.mask_bias)
             else:
                 become_masked_(linears[-1], UnitMaskedLinear, slot)
-                if by_weights:
-                    self.handles.append(linears[0].register_forward_hook(UnitRowScores(slot)))
+                for linear, rows in zip(linears, tensor.rows, strict=False) if by_weights else ():
+                    owners = torch.tensor(rows.owners())
+                    self.handles.append(linear.register_forward_hook(UnitRowScores(slot, owners)))
             self.slots.append(slot)
             self._linears.append(linears)
         self.join(model)
@@ -292,7 +293,7 @@ class MovementPruner(ScorePruner[BlockMovement]):
         self.decide()
         for tensor, linears, part in zip(self.layout, self._linears, self.kept.split(self._sizes), strict=True):
             if tensor.is_units:
-                close_units_(linears, part)
+                close_units_(linears, part, tensor.rows)
             else:
                 close_blocks_(linears[0], part.view(tensor.shape), masks_bias=self.settings.tuning.mask_bias)
         self.detach(model)

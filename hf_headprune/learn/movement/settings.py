@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hf_headprune._checks import check, is_above, is_block, is_number, is_rising, is_whole, shown, with_tuning
+from hf_headprune._checks import check, is_above, is_block, is_number, is_rising, is_whole, with_tuning
 from hf_headprune.budgets import density_at
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Site
@@ -36,7 +36,7 @@ class MovementTuning:
             What `attention_block` or `ffn_block` leaves out stays out.
         threshold: First and last threshold of the methods that have one. None: from 0 to 0.1 of a sigmoid, as
             published, and of the scores themselves, which start at 0 and fall where weights shrink, from -1 to 0.
-        counts: What a density counts: "scores" (blocks and units), or what the cut model keeps of the scored sites:
+        counts: What a density counts: "scores" (blocks and units), or what the pruned model keeps of the scored sites:
             "parameters" (entries of their matrices, biases aside) or "macs" (with the attention products, as
             `hf_headprune.cost` counts them). The cut takes whole heads and FFN units, so with blocks, attention's share
             of these two is spent on the heads whose blocks score best; masked blocks inside them remain as zeros.
@@ -80,7 +80,7 @@ class MovementTuning:
     target_len: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks every value by itself."""
+        """Checks every value on its own."""
         if isinstance(self.blocks, Mapping):
             object.__setattr__(self, "blocks", dict(self.blocks))
         options = {"counts": Counts, "ranking": Ranking, "score_gradient": ScoreGradient}
@@ -121,15 +121,15 @@ class BlockMovement:
             score, shared by its four parts. None scores no attention.
         ffn_block: "unit" gives each FFN unit one score, shared by its row of the first matrix and its column of the
             second. A shape cuts both matrices into blocks, the second into transposed ones. None scores no FFN.
-        density: Share of the scored weights that the cut model keeps, from 0 to 1, met to less than a head and a chunk
-            of FFN units; 0.5 when left out. `tuning.counts` makes it a share of something else.
+        density: Share of the scored weights that the pruned model keeps, from 0 to 1, met to less than a head and a
+            chunk of FFN units; 0.5 when left out. `tuning.counts` makes it a share of something else.
         method: "top_k" keeps exactly the density; "magnitude" does too, by the mean of |W| instead of learned scores;
             "sigmoid_threshold" and "threshold" keep what is above a threshold, so that the penalty alone decides how
             much is kept.
         warmup_ratio: Fraction of the run in which nothing is masked; scores learn already.
         freeze_at: Fraction of the run at which the masks are fixed.
         refill_ratio: Optimizer steps of a second training run over those of the first; 0 trains once. The second is of
-            the cut model: the zeros that blocks left inside it are refilled and it trains on without masks.
+            the pruned model: the zeros that blocks left inside it are refilled and it trains on without masks.
         tuning: What few runs need to change.
 
     Raises:
@@ -231,7 +231,7 @@ class BlockMovement:
 
     @property
     def counts_cut(self) -> bool:
-        """Whether the density counts what the cut model keeps, rather than scores."""
+        """Whether the density counts what the pruned model keeps, rather than scores."""
         return self.ranks and self.tuning.counts != "scores"
 
     @property
@@ -249,8 +249,8 @@ class BlockMovement:
 
         Args:
             penalty: Decides how much is pruned; published are 5, 20 (the default) and 40.
-            density: In place of the penalty, a share of the scored weights that the cut model keeps, met to less than a
-                head: what scores highest is kept, and there is no threshold.
+            density: In place of the penalty, a share of the scored weights that the pruned model keeps, met to less
+                than a head: what scores highest is kept, and there is no threshold.
             **changes: Any other setting, of `MovementTuning` too.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, and the settings of its published models.
@@ -261,7 +261,7 @@ class BlockMovement:
     def hybrid_filled(
         cls, penalty: float | None = None, *, density: float | None = None, **changes: Any
     ) -> BlockMovement:
-        """Returns `hybrid`, followed by a second run of the cut model whose inner zeros are refilled.
+        """Returns `hybrid`, followed by a second run of the pruned model whose inner zeros are refilled.
 
         Source: Lagunas et al. 2021, arXiv 2109.04838, section 4: 20 epochs, then 4 to 10.
         """

@@ -29,7 +29,7 @@ class ExampleGates:
     def __init__(
         self, open_units: torch.Tensor, unit_width: int, residual: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> None:
-        """Stores which units are open, `(units,)`, the columns per unit, and what leaves for good with an open one."""
+        """Stores which units are open, `(units,)`, the columns per unit, and what is lost for good with an open one."""
         self._open_units = open_units
         self._residual = residual
         self._unit_width = unit_width

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_headprune.anatomy import anatomy_of, base_model, family_of
+from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
 from hf_headprune.masking import UnitScale, attach
 from hf_headprune.search.evaluation.weight_slices import WeightSlices
 
@@ -46,15 +46,14 @@ class LayerStack:
         self.anatomy = anatomy_of(model)
         self._sites = self.anatomy.sites
         base = base_model(model)
-        present = {name for name, _ in base.named_modules()}
-        stacks = [stack for stack in family_of(model).stacks if stack.layers in present]  # a decoder may stand alone
-        parent, _, self._name = stacks[0].layers.rpartition(".")
+        lists = [path for stack in family_of(model).stacks for path in layer_lists(base, stack)]  # a decoder alone: one
+        parent, _, self._name = lists[0].rpartition(".")
         self._parent = base.get_submodule(parent)
         self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self._scales: dict[str, UnitScale] = {}
         self._kept: dict[str, tuple[int, ...]] = {}
         self._slices = WeightSlices(model, self._sites)
-        self.has_one_list = len(stacks) == 1
+        self.has_one_list = len(lists) == 1
         self.depth = len(self.layers) if self.has_one_list else 1 + max(site.layer for site in self._sites)
 
     @contextmanager
@@ -140,7 +139,8 @@ class LayerStack:
         base = base_model(self.model)
         last = [site for site in self._sites if site.layer == self.depth - 1]
         with ExitStack() as stack:
-            for path in [site.output if site.is_attention else site.inputs[0] for site in last if site.units]:
+            first = [(site.output,) if site.is_attention else site.inputs for site in last if site.units]
+            for path in (path for paths in first for path in paths):
                 stack.callback(base.get_submodule(path).register_forward_pre_hook(_first_token).remove)
             yield
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune.anatomy import base_model
+from hf_headprune.anatomy import base_model, transposed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
+    from hf_headprune._layouts import Entries
     from hf_headprune.anatomy import Site
     from hf_headprune.plan import PruningPlan
 
@@ -31,10 +32,14 @@ class WeightSlices:
             sites: Of that model.
         """
         base = base_model(model)
-        self._projections: list[tuple[Site, list[Any], Any]] = [
-            (site, [base.get_submodule(path) for path in site.inputs], base.get_submodule(site.output))
+        self._projections: list[tuple[Site, list[tuple[Entries, Any]], Any]] = [
+            (
+                site,
+                [(part.rows, base.get_submodule(part.path)) for part in site.parts],
+                base.get_submodule(site.output),
+            )
             for site in sites
-            if site.units
+            if site.units and not site.has_own_state
         ]
         self._whole: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
 
@@ -47,10 +52,16 @@ class WeightSlices:
                 continue
             taken.add(site.name)
             columns = torch.tensor(site.columns(kept), device=output.weight.device)
-            for projection in inputs:
+            for rows, projection in inputs:
+                entries = torch.tensor(rows.indices(kept), device=output.weight.device)
                 for parameter in projection.parameters(recurse=False):
-                    self._put(site, parameter, parameter.data[columns])
-            self._put(site, output.weight, output.weight.data[:, columns].contiguous())
+                    self._put(
+                        site,
+                        parameter,
+                        parameter.data.index_select(parameter.dim() - 1 if transposed(projection) else 0, entries),
+                    )
+            dim = 0 if transposed(output) else 1
+            self._put(site, output.weight, output.weight.data.index_select(dim, columns).contiguous())
         return taken
 
     def restore(self, site: str) -> None:
