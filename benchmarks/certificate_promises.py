@@ -42,7 +42,7 @@ RIGHT = 0.85  # answers of the dense model
 EXAMPLE_BY_EXAMPLE = 200  # runs in which the comparison itself gets labels of all, and of the changed
 HORIZON = 10_000  # live inputs
 DELAYS = 1000  # streams in which a rise is looked for
-SMOKE = {"RUNS": 200, "HORIZON": 300, "DELAYS": 20}
+SMOKE = {"RUNS": 200, "HORIZON": 300, "DELAYS": 20, "EXAMPLE_BY_EXAMPLE": 20}
 
 
 def passes(regressions: np.ndarray, improvements: np.ndarray, n: int, epsilon: float = DROP) -> np.ndarray:

@@ -45,7 +45,7 @@ DROPS = (0.01, 0.02, 0.03)
 REMOVED = range(2, 50, 4)
 ALPHA = 0.05
 LABELS_RESULT = RESULTS / "certificate_few_labels.json"
-DENSITY, CALIBRATION, LABELLED = 0.75, 512, 4000
+DENSITY, CALIBRATION, LABELLED = 0.75, 256, 1821
 SAME = ("verdict", "regressions", "improvements", "p_value", "upper_bound", "regressions_to_spare", "examples_needed")
 
 
@@ -118,13 +118,16 @@ def few_labels(task: Task, seed: int, work: Path, *, smoke: bool) -> dict[str, A
 
 
 def write_few_labels(work: Path, *, smoke: bool) -> None:
-    """Does so for every task and seed, and writes the result."""
-    rows = []
-    for name, seed in product(("sst2", "snli"), SEEDS[:1] if smoke else SEEDS):
+    """Does so for every task and seed that is not in the result yet, and writes it model by model."""
+    rows = [] if smoke else read_json(LABELS_RESULT).get("results", [])
+    known = {(row["task"], row["seed"]) for row in rows}
+    asked = [(name, seed) for seed in (SEEDS[:1] if smoke else SEEDS) for name in ("sst2", "snli")]
+    for name, seed in (it for it in asked if it not in known):
         rows.append(few_labels(load_task(name, limit=128 if smoke else None), seed, work, smoke=smoke))
         print(rows[-1], flush=True)
-    if not smoke:
-        write_json(LABELS_RESULT, {**environment(), "alpha": ALPHA, "calibration": CALIBRATION, "results": rows})
+        if not smoke:
+            setting = {"alpha": ALPHA, "calibration": CALIBRATION, "missing": len(asked) - len(rows)}
+            write_json(LABELS_RESULT, {**environment(), **setting, "results": rows})
 
 
 def main() -> None:

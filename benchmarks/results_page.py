@@ -489,8 +489,8 @@ def promises_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## Few labels, several promises, early stops, and the monitor"
     yield f"\nSimulated at level {content['alpha']}, {content['runs']:,} runs per row; delays of the monitor in 1,000."
     yield "Where the true drop is the one to be excluded, each certificate is wrong. In 200 runs per row that went"
-    yield "example by example, none of the certificates with labels for the changed answers alone differed from that"
-    yield "with labels for all. The last table is another method's p-value, at the border of its hypothesis."
+    yield "example by example, no certificate with labels for the changed answers alone differed from that with labels"
+    yield "for all. The last table is another method's p-value, at the border of its hypothesis."
     for name, (title, *numbers) in PROMISE_COLUMNS.items():
         rows = content["results"][name]
         keys = dict.fromkeys(key for row in rows for key in row)

@@ -56,6 +56,7 @@ def check_settings(certificate: Certificate, result: Verification) -> None:
         f"that the split was used {f'{claim.use} times' if claim.use > 1 else 'once'} until then",
         "the environment: versions, device and date, and the names of the models' classes",
     ]
+    result.on_trust += [f"that {record.name} is what was compared" for record in certificate.not_fingerprinted]
     if not certificate.steered_training:
         result.on_trust.append("that training did not choose by evaluations on the examples")
     if path is not None:

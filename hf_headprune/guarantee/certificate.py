@@ -114,16 +114,17 @@ class ModelRecord:
     """What identifies a model.
 
     Attributes:
-        name: Of the class.
-        weights: sha256 of all parameters and buffers that are saved.
-        config: sha256 of the configuration, without paths and versions.
-        parameters: Their number.
+        name: Of the class; else what it is, such as "the ONNX file a.onnx".
+        weights: sha256 of all parameters and buffers that are saved, or of a file or recorded answers; None where there
+            is nothing of which to take it, as for a function.
+        config: sha256 of the configuration, without paths and versions; None for what is no model of torch.
+        parameters: Their number, or None.
     """
 
     name: str
-    weights: str
-    config: str
-    parameters: int
+    weights: str | None
+    config: str | None
+    parameters: int | None
 
 
 @dataclass(frozen=True)
@@ -231,11 +232,17 @@ class Certificate:
             steered_training=self.steered_training,
             labelled=self.examples.labelled,
         )
+        worst += "".join(f" {it.name} has no fingerprint: it may have changed." for it in self.not_fingerprinted)
         if self.claim.stops_early:
             worst = f"{worst} {stop_in_words(self.evidence.examples, self.unused)}"
         if not self.promises:
             return worst
         return statement_of_several(worst, [(it.claim, it.evidence) for it in self.parts()])
+
+    @property
+    def not_fingerprinted(self) -> tuple[ModelRecord, ...]:
+        """What was compared, and can't be recognised again."""
+        return tuple(record for record in (self.dense, self.pruned) if record.weights is None)
 
     def parts(self) -> tuple[Certificate, ...]:
         """Returns a certificate for each promise, the worst first; this one where there is no other."""

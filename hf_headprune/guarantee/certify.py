@@ -17,6 +17,7 @@ from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DENSE, Certificate, ExampleRecord, Promise
 from hf_headprune.guarantee.claim import LONGEST_NAME, Claim, is_name
 from hf_headprune.guarantee.evidence import evidence_of
+from hf_headprune.guarantee.external import check_external, is_external
 from hf_headprune.guarantee.path import CertifiedPath, PathStep, certify_in_order
 from hf_headprune.guarantee.promises import are_several, promises_of
 from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
@@ -152,8 +153,8 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
 
 
 def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of the claim
-    dense: nn.Module,
-    pruned: nn.Module,
+    dense: nn.Module | Any,
+    pruned: nn.Module | Any,
     dataset: Any,
     metric: Any = None,
     max_drop: float = 0.01,
@@ -174,7 +175,9 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
 
     Args:
         dense: The model that it is compared with.
-        pruned: The model that the statement is about.
+        pruned: The model that the statement is about. What is deployed may be something else than a model of torch: a
+            function of the examples that returns the class of each, such as one that asks a service; the path of an
+            ONNX file; or a list of recorded classes. So may `dense`. The certificate names what has no fingerprint.
         dataset: Certification split that neither training nor search has seen, each example with its label unless
             `labels` are given; or `CertificationData`, which says how to read it and what to compare it with.
         metric: None for the first metric of the model's task, or its name (see `scorer_for`); a module of the package
@@ -214,6 +217,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
             f"certify: reference_name must be a text of 1 to {LONGEST_NAME} letters, received {shown(reference_name)}."
         )
     _check_ledger(ledger)
+    check_external((dense, pruned), "certify")
     if are_several(dataset, metric, each):
         if path is not None or ledger is not None or stop_early:
             raise InvalidSettingError(
@@ -314,8 +318,9 @@ def _check_stop(split: ScoredSplit, path: CertifiedPath | None, *, stop_early: b
         )
 
 
-def _attached(pruned: nn.Module, certificate: Certificate) -> Certificate:
-    attach_certificate_(pruned, certificate.to_json())
+def _attached(pruned: Any, certificate: Certificate) -> Certificate:
+    if not is_external(pruned):
+        attach_certificate_(pruned, certificate.to_json())
     return certificate
 
 

@@ -24,6 +24,7 @@ METHODS = {
     "bounded": "betting on paired differences, finite-sample",
     "corpus": "paired percentile bootstrap, approximate, not finite-sample",
 }
+RIGHT_ANSWER = "whether its answer is the label"
 BY_FUNCTION = "a score that a function of the user returned"
 LONGEST_NAME = 200
 
@@ -99,12 +100,23 @@ class Metric:
         """What the score of one example is, in words."""
         if self.score is _no_score:
             return SAME_ANSWER
+        if self.score is _by_answer:
+            return RIGHT_ANSWER
         return self.score.scored if isinstance(self.score, Scorer) else BY_FUNCTION
 
 
 def agreement() -> Metric:
     """Returns the metric of an agreement, which needs no labels: what changes no answer breaks none."""
     return Metric(AGREEMENT, AGREEMENT, _no_score)
+
+
+def accuracy_of_answers() -> Metric:
+    """Returns the metric of answers that come from elsewhere: the share that are the label."""
+    return Metric("accuracy", "binary", _by_answer)
+
+
+def _by_answer(model: Any, dataset: Any) -> Any:
+    raise NotImplementedError("answers are compared with the labels where they are read")
 
 
 def _no_score(model: Any, dataset: Any) -> Any:

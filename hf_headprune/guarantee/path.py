@@ -58,7 +58,7 @@ class CertifiedPath:
 
     _dense: ClassVar[Any] = None  # (weights, outcome) of this path in memory; no file holds it
 
-    def remember_dense(self, weights: str, outcome: Outcome) -> None:
+    def remember_dense(self, weights: str | None, outcome: Outcome) -> None:
         """Keeps how the dense model answered, so that `certify` need not run it again.
 
         Args:
@@ -67,9 +67,10 @@ class CertifiedPath:
         """
         object.__setattr__(self, "_dense", (weights, outcome))
 
-    def dense_outcome(self, weights: str) -> Outcome | None:
+    def dense_outcome(self, weights: str | None) -> Outcome | None:
         """Returns how the dense model answered, if it is one with these weights and known."""
-        return self._dense[1] if self._dense is not None and self._dense[0] == weights else None
+        is_known = self._dense is not None and weights is not None and self._dense[0] == weights
+        return self._dense[1] if is_known else None
 
     @property
     def planned(self) -> int:

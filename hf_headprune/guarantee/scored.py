@@ -13,7 +13,7 @@ from hf_headprune._seen_splits import seen_by
 from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DisjointnessRecord
-from hf_headprune.guarantee.claim import Claim, Metric, agreement
+from hf_headprune.guarantee.claim import RIGHT_ANSWER, Claim, Metric, accuracy_of_answers, agreement
 from hf_headprune.guarantee.evidence import checked_scores
 from hf_headprune.guarantee.examples import (
     ExampleFingerprints,
@@ -23,7 +23,8 @@ from hf_headprune.guarantee.examples import (
     groups_of,
     rows_of,
 )
-from hf_headprune.guarantee.labels import PartlyLabelled, labels_by_index
+from hf_headprune.guarantee.external import answers_of, is_external
+from hf_headprune.guarantee.labels import PartlyLabelled, labels_by_index, own_labels
 from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
 from hf_headprune.masking import evaluating, masked
@@ -133,9 +134,12 @@ class ScoredSplit:
         if data.groups is not None:
             self._groups = groups_of(data.dataset, data.groups, where="CertificationData(groups=...)")
         self.disjointness = self._compared((model,) if seen is None else seen)
-        self._examples = None
+        self._examples: ScoredExamples | None = None
         given = metric.score if isinstance(metric, Metric) else metric
-        if not isinstance(metric, Metric) or isinstance(given, Scorer):
+        self._gold: list[Any] | None = None
+        if _is_by_answers(metric, (model, *(seen or ()))):
+            metric = self._read_gold(rows, metric, (model, *(seen or ())), is_partial=labels is not None)
+        elif not isinstance(metric, Metric) or isinstance(given, Scorer):
             is_agreement = isinstance(given, str) and given == AGREEMENT
             asked = None if is_agreement else given
             scorer = scorer_for(model, asked, where="certify")
@@ -172,6 +176,8 @@ class ScoredSplit:
     def outcome_of(self, model: Any) -> Outcome:
         """Runs a model; returns its scores and answers in the order of the fingerprints."""
         found = None
+        if self._gold is not None:
+            return self._outcome_by_answers(model)
         if self._examples is None:
             scores: Any = self._scores_by_function(model, self.data.dataset)
         else:
@@ -183,6 +189,31 @@ class ScoredSplit:
         order = self.prints.order
         scores = checked_scores(scores, len(self.prints), self.metric.kind)[order]
         return Outcome(scores, None if found is None else found[order])
+
+    def _outcome_by_answers(self, given: Any) -> Outcome:
+        """Returns which classes something answers, and which of them are the label."""
+        order, gold = self.prints.order, np.asarray(self._gold)
+        if is_external(given):
+            found: Any = answers_of(given, self.data.dataset)
+        else:
+            examples: Any = self._examples
+            found = examples.scorer.answered(examples.answers_of(given).rows)
+        if found is None or found.shape[1] != 1:
+            raise InvalidSettingError(
+                "certify: what is no model of torch is compared with classifiers that give each example one class, "
+                f"received {type(given).__name__}."
+            )
+        return Outcome((found[:, 0] == gold).astype(np.float64)[order], found[order])
+
+    def _read_gold(self, rows: Any, metric: Any, models: Sequence[Any], *, is_partial: bool) -> Metric:
+        """Reads the labels, with which answers from elsewhere are compared; returns by which metric."""
+        self._gold = _gold(rows, metric, is_partial=is_partial)
+        model = next((it for it in models if not is_external(it)), None)
+        if model is not None:
+            known = {index: label for index, label in enumerate(self._gold) if label is not None}
+            filled = PartlyLabelled(rows, known, filler=0)
+            self._examples = ScoredExamples(model, filled, None, self.data.batching, where="certify")
+        return agreement() if isinstance(metric, str) and metric == AGREEMENT else accuracy_of_answers()
 
     def compared(self, dense: Outcome, pruned: Outcome) -> PairedScores:
         """Returns how two models compare on the split."""
@@ -269,6 +300,30 @@ def _labels_of(data: CertificationData, metric: Any) -> dict[int, Any] | None:
     if isinstance(metric, str) and metric == AGREEMENT:
         return {}
     return None if data.labels is None else labels_by_index(data.labels, data.dataset)
+
+
+def _is_by_answers(metric: Any, models: Sequence[Any]) -> bool:
+    """Tells whether answers are read, rather than scores."""
+    return any(map(is_external, models)) or (isinstance(metric, Metric) and metric.scored == RIGHT_ANSWER)
+
+
+def _gold(rows: Any, metric: Any, *, is_partial: bool) -> list[Any]:
+    """Returns the label of each example, None where it has none."""
+    if not (metric is None or (isinstance(metric, str) and metric in ("accuracy", AGREEMENT))) and not (
+        isinstance(metric, Metric) and metric.scored in (RIGHT_ANSWER, SAME_ANSWER)
+    ):
+        raise InvalidSettingError(
+            "certify: what is no model of torch is compared by 'accuracy' or 'agreement', received the metric "
+            f"{shown(metric)}. Pass one of these."
+        )
+    labels = own_labels(rows)
+    missing = [index for index in range(len(rows)) if index not in labels]
+    if missing and not is_partial:
+        raise InvalidSettingError(
+            f"certify: every example needs a label, received none for {len(missing)} (indices {missing[:5]}). Pass "
+            "labels= for those on which both disagree, or the metric 'agreement'."
+        )
+    return [labels.get(index) for index in range(len(rows))]
 
 
 def _any_label(scorer: Scorer, *, asked: Any) -> Any:

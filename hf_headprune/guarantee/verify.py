@@ -13,9 +13,10 @@ import numpy as np
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_promises, check_settings
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.claim import Metric, agreement
+from hf_headprune.guarantee.claim import RIGHT_ANSWER, Metric, accuracy_of_answers, agreement
 from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset, rows_of
+from hf_headprune.guarantee.external import is_external
 from hf_headprune.guarantee.labels import PartlyLabelled, own_labels, with_labels
 from hf_headprune.guarantee.promises import part_of
 from hf_headprune.guarantee.records import dtype_of, old_configs_of, record_of, turned_by_rounding
@@ -39,10 +40,10 @@ MODELS = ("dense", "pruned")
 
 def verify_certificate(
     certificate: Certificate | str | Path,
-    model: nn.Module | None = None,
+    model: nn.Module | Any = None,
     dataset: Any = None,
     *,
-    dense: nn.Module | None = None,
+    dense: nn.Module | Any = None,
     metric: Any = None,
 ) -> Verification:
     """Checks a certificate at up to four levels, as far as what is given reaches.
@@ -53,7 +54,7 @@ def verify_certificate(
 
     Args:
         certificate: The certificate, its file, or the folder that holds it.
-        model: The pruned model.
+        model: The pruned model, or what else was certified.
         dataset: The certification split, or `CertificationData` with what training and search have seen.
         dense: The model that the pruned one was compared with.
         metric: What the certificate was made with, where that was a `Metric` or a function.
@@ -165,6 +166,8 @@ def _built_in(claim: Claim, model: nn.Module) -> Metric | None:
     """Returns the metric of the model's task that a claim is about, or None where it is about a function."""
     if claim.scored == SAME_ANSWER:
         return agreement()
+    if claim.scored == RIGHT_ANSWER:
+        return accuracy_of_answers()
     for name in metrics_of(model):
         scorer = scorer_for(model, name)
         is_same = scorer.in_words == claim.metric and claim.kind in _kinds_of(scorer.kind)
@@ -280,12 +283,14 @@ def _run_again(
     metric: Metric | None,
     result: Verification,
 ) -> None:
-    given = next((model for model in models.values() if model is not None), None)
+    present = [model for model in models.values() if model is not None]
+    given = next(iter(sorted(present, key=is_external)), None)  # a model of torch first
     if metric is None or given is None:
         result.skipped.append("both models on the certification split: models or metric were not given")
         return
     asked = AGREEMENT if metric.scored == SAME_ANSWER else metric
-    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), asked, given, seen=())
+    others = tuple(filter(is_external, present))
+    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), asked, given, seen=others)
     if split.metric.scored != certificate.claim.scored:
         result.add("models", "scored", f"it is {split.metric.scored!r}, it was {certificate.claim.scored!r}")
         return

@@ -175,6 +175,13 @@ def test_the_head_costs_benchmark_runs_with_smoke(smoke):
     assert [line.split()[0] for line in lines] == ["108", "72", "36", "12", "0"]
 
 
+def test_the_simulation_of_few_labels_and_several_promises_runs_with_smoke(smoke):
+    lines = smoke("benchmarks.certificate_promises").splitlines()
+    parts = ("labels", "clusters", "promises", "stop", "monitor", "hoeffding_bentkus")
+    assert all(any(line.startswith(f"{part}: {{") for line in lines) for part in parts)
+    assert all("'differs_with_labels_of_all': 0" in line for line in lines if line.startswith("labels: {"))
+
+
 def test_the_certificate_benchmark_runs_with_smoke_and_finds_few_wrong_ones(smoke):
     lines = smoke("benchmarks.certificate_validity").splitlines()
     assert [line.split()[0] for line in lines] == ["path", "edge"]
