@@ -57,7 +57,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     All of it is one use of the certification split. Few, well separated plans are best: each must pass.
 
     Args:
-        model: The dense model; left as it is.
+        model: The dense model; it is unchanged afterwards.
         plans: Plans, or results that hold one with its refit, in an order that was fixed without looking at the
             certification split. The plans of one path may share one refit: it is computed for each as it is tested.
         dataset: Certification split, or `CertificationData`.
@@ -115,7 +115,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     plan that they chose.
 
     Args:
-        model: The dense model; left as it is.
+        model: The dense model; it is unchanged afterwards.
         plans: As in `certify_path`.
         dataset: Certification split, or `CertificationData`.
         metric: As in `certify`.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune.errors import CertificateError, InvalidSettingError, shown
+from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_promises, check_settings
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.claim import RIGHT_ANSWER, Metric, accuracy_of_answers, agreement
@@ -290,7 +290,13 @@ def _run_again(
         return
     asked = AGREEMENT if metric.scored == SAME_ANSWER else metric
     others = tuple(filter(is_external, present))
-    split = ScoredSplit(dataclasses.replace(data, train=None, search=None), asked, given, seen=others)
+    try:
+        split = ScoredSplit(dataclasses.replace(data, train=None, search=None), asked, given, seen=others)
+    except InvalidSettingError as error:
+        if certificate.examples.labelled is None:
+            raise  # of the data that were passed, not of what the certificate says
+        result.add("models", "labelled", str(error))
+        return
     if split.metric.scored != certificate.claim.scored:
         result.add("models", "scored", f"it is {split.metric.scored!r}, it was {certificate.claim.scored!r}")
         return

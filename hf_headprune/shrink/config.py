@@ -252,7 +252,9 @@ def _needs_depth(family: Family) -> bool:
 
 
 def _deepest(config: Any, family: Family) -> int:
-    return max(stack.number_of_layers(config) for stack in family.stacks)
+    # A depth that the configuration has yet to fill in is that of another stack.
+    depths = [stack.number_of_layers(config) for stack in family.stacks]
+    return max(depth for depth in depths if depth is not None)
 
 
 def _field_rules(config: Any) -> dict[str, _FieldRule]:

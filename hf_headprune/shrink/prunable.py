@@ -257,12 +257,17 @@ def __getattr__(name: str) -> Any:
     return prunable_named(name)
 
 
+# Heads around a whole model, with a configuration of their own: what they hold is pruned by itself.
+OF_OTHER_CONFIGS = ("MODEL_FOR_DECISION_MAPPING_NAMES",)
+
+
 @functools.cache
 def _dense_classes() -> dict[str, str]:
     """Returns the family of each class of Transformers that has a prunable counterpart."""
     found: dict[str, str] = {}
     for constant, names in vars(modeling_auto).items():
         is_of_models = constant.startswith("MODEL_") and constant.endswith("_MAPPING_NAMES")
+        is_of_models = is_of_models and constant not in OF_OTHER_CONFIGS
         for model_type in FAMILIES if is_of_models else ():
             if model_type in names:
                 listed = names[model_type]

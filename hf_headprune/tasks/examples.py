@@ -181,8 +181,14 @@ class PadRight:
         """Returns a batch of tensors: `(batch, longest)` of sequences, `(batch,)` of numbers such as a class.
 
         Raises:
-            InvalidSettingError: An entry is neither a number nor a list of numbers.
+            InvalidSettingError: An example has no tokens, or an entry is neither a number nor a list of numbers.
         """
+        lacking = next((example for example in examples if "input_ids" not in example), None)
+        if lacking is not None:
+            raise InvalidSettingError(
+                f"examples must hold 'input_ids', received {shown(sorted(lacking))}. Tokenize the data set first, or "
+                "pass a data collator that does so."
+            )
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
         return {name: self._tensor(name, [plain(row[name]) for row in rows]) for name in names}

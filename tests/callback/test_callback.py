@@ -258,7 +258,7 @@ def test_a_run_too_short_to_score_heads_is_refused_before_it_trains(tmp_path):
 def test_an_unknown_family_is_refused_when_the_trainer_is_built(tmp_path):
     model = tiny_bert()
     model.config.model_type = "unheard_of"
-    with pytest.raises(UnsupportedModelError, match=r"unheard_of.*Supported: bart, bert"):
+    with pytest.raises(UnsupportedModelError, match=r"unheard_of.*Supported: albert, bart, bert"):
         trainer_of(tmp_path, HeadPruneCallback(), model=model)
 
 
