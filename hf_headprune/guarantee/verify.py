@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune.errors import CertificateError, InvalidSettingError
+from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.arithmetic import check_counts, check_examples, check_promises, check_settings
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.claim import RIGHT_ANSWER, Metric, accuracy_of_answers, agreement
