@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, OPTConfig, OPTForSequenceClassification
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
@@ -289,8 +289,15 @@ def _without_head(folder):
 
 
 def _another_family(folder):
-    config = GPT2Config(vocab_size=80, n_positions=64, n_embd=32, n_layer=2, n_head=4, pad_token_id=0)
-    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+    }
+    config = OPTConfig(vocab_size=80, max_position_embeddings=64, pad_token_id=0, **sizes)
+    OPTForSequenceClassification(config).save_pretrained(folder)
     tokenizer_of_words().save_pretrained(folder)
 
 
@@ -313,7 +320,7 @@ def _translator(folder):
         (_nothing, "no model can be read from this folder"),
         (_damaged, "no model can be read from this folder"),
         (_without_head, "its checkpoint lacks 'classifier.bias', 'classifier.weight', so it is no fine-tuned"),
-        (_another_family, "gpt2"),
+        (_another_family, "opt"),
         (_without_tokenizer, "there is no tokenizer. Name one with --tokenizer"),
         (_large_tokenizer, "the model 20 embeddings"),
         (lambda folder: save_model(folder, "MaskedLM"), "this command prunes ...ForSequenceClassification"),
