@@ -90,7 +90,6 @@ from transformers import (
     GPTNeoXForSequenceClassification,
     GPTNeoXForTokenClassification,
     GPTNeoXModel,
-    JevForDecision,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForQuestionAnswering,
@@ -361,7 +360,6 @@ __all__ = [
     "PrunableGemma3TextConfig",
     "PrunableGemma3TextForSequenceClassification",
     "PrunableGemma3TextModel",
-    "PrunableJevForDecision",
     "PrunableLlamaConfig",
     "PrunableLlamaForCausalLM",
     "PrunableLlamaForQuestionAnswering",
@@ -835,10 +833,6 @@ class PrunableGemma3TextForSequenceClassification(PrunableModel, Gemma3TextForSe
 class PrunableGemma3TextModel(PrunableModel, Gemma3TextModel):
     config: PrunableGemma3TextConfig
     config_class: type[PrunableGemma3TextConfig]
-
-class PrunableJevForDecision(PrunableModel, JevForDecision):
-    config: PrunableQwen2Config
-    config_class: type[PrunableQwen2Config]
 
 class PrunableLlamaConfig(PrunableConfig, LlamaConfig): ...
 
