@@ -17,13 +17,12 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, TrainerCallback
 
-from benchmarks.results_file import RESULTS, environment, read_json, write_json
+from benchmarks.results_file import RESULTS, environment, over_seeds, read_json, write_json
 from benchmarks.run_queue import RunQueue
 from benchmarks.tasks import Task, copied, load_task
 from benchmarks.training import Recipe, build_trainer, score
@@ -152,13 +151,7 @@ def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
                     "way": way,
                     "task": task,
                     "seeds": len(mine),
-                    **{
-                        name: {
-                            "mean": mean(run[name] for run in mine),
-                            "spread": stdev(run[name] for run in mine) if len(mine) > 1 else None,
-                        }
-                        for name in ("drop", "density", "file", "cpu_ratio", "dense_test", "test")
-                    },
+                    **over_seeds(mine, "drop", "density", "file", "cpu_ratio", "dense_test", "test"),
                     "certified": len(passed),
                     "certified_wrongly": sum(run["drop"] >= allowed for run in passed),
                 }

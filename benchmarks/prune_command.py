@@ -20,14 +20,13 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.default_run import plain_run, recipe_of
-from benchmarks.results_file import RESULTS, environment, write_json
+from benchmarks.results_file import RESULTS, environment, over_seeds, write_json
 from benchmarks.run_queue import RunQueue
 from benchmarks.tasks import copied, data_folder, load_task, minilm_path
 from benchmarks.training import build_trainer, score
@@ -108,13 +107,7 @@ def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
         for task in TASKS:
             mine = [run for run in runs if (run["way"], run["task"]) == (way, task)]
             if mine:
-                numbers = {
-                    name: {
-                        "mean": mean(run[name] for run in mine),
-                        "spread": stdev(run[name] for run in mine) if len(mine) > 1 else None,
-                    }
-                    for name in ("drop", "density", "file", "cpu_ratio", "test", "dense_test")
-                }
+                numbers = over_seeds(mine, "drop", "density", "file", "cpu_ratio", "test", "dense_test")
                 passed = sum(run["verdict"] == "PASS" for run in mine)
                 summary.append({"way": way, "task": task, "seeds": len(mine), "passed": passed, **numbers})
     return {"missing": len(waiting.runs) - len(runs), "summary": summary, "runs": runs}

@@ -6,8 +6,10 @@ import datetime
 import json
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -29,6 +31,17 @@ def environment() -> dict[str, Any]:
         "bf16_is_faster": bf16_is_faster(torch.device("cpu")),
         "command": " ".join(["python", "-m", module.name if module else "?", *arguments]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def over_seeds(runs: Sequence[Mapping[str, Any]], *names: str) -> dict[str, Any]:
+    """Returns the mean of each number over runs, and its standard deviation; None of a single run."""
+    return {
+        name: {
+            "mean": mean(run[name] for run in runs),
+            "spread": stdev(run[name] for run in runs) if len(runs) > 1 else None,
+        }
+        for name in names
     }
 
 

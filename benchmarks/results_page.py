@@ -154,20 +154,21 @@ def default_section(content: dict[str, Any]) -> Iterator[str]:
     yield "on test is not below what was certified. *time*: CPU seconds of all over those of plain training.\n"
     yield from header("call", "task", "seeds", "dense", "kept (file)", "drop", "certified (not so on test)", "time")
     for row in content["summary"]:
-        density, file, drop = (row[name] for name in ("density", "file", "drop"))
-        spread = "" if drop["spread"] is None else f" ± {drop['spread']:.2f}"
         yield table_row(
             [
-                f"`{row['way']}`",
-                row["task"],
-                str(row["seeds"]),
-                f"{row['dense_test']['mean']:.2f}",
-                f"{density['mean']:.0%} ({file['mean']:.0%})",
-                f"{drop['mean']:.2f}{spread}",
+                *cells_of_way(row),
                 f"{row['certified']} of {row['seeds']} ({row['certified_wrongly']})",
                 f"{row['cpu_ratio']['mean']:.2f}",
             ]
         )
+
+
+def cells_of_way(row: dict[str, Any]) -> list[str]:
+    """Returns what was typed, on what, what it kept, and what that cost."""
+    drop = row["drop"]
+    spread = "" if drop["spread"] is None else f" ± {drop['spread']:.2f}"
+    cells = [f"`{row['way']}`", row["task"], str(row["seeds"]), f"{row['dense_test']['mean']:.2f}"]
+    return [*cells, f"{row['density']['mean']:.0%} ({row['file']['mean']:.0%})", f"{drop['mean']:.2f}{spread}"]
 
 
 def command_section(content: dict[str, Any]) -> Iterator[str]:
@@ -180,11 +181,8 @@ def command_section(content: dict[str, Any]) -> Iterator[str]:
     yield "training that made the model.\n"
     yield from header("options", "task", "seeds", "dense", "kept (file)", "drop", "passed", "time")
     for row in content["summary"]:
-        drop = row["drop"]
-        spread = "" if drop["spread"] is None else f" ± {drop['spread']:.2f}"
-        cells = [f"`{row['way']}`", row["task"], str(row["seeds"]), f"{row['dense_test']['mean']:.2f}"]
-        cells += [f"{row['density']['mean']:.0%} ({row['file']['mean']:.0%})", f"{drop['mean']:.2f}{spread}"]
-        yield table_row([*cells, f"{row['passed']} of {row['seeds']}", f"{row['cpu_ratio']['mean']:.2f}"])
+        passed, ratio = f"{row['passed']} of {row['seeds']}", f"{row['cpu_ratio']['mean']:.2f}"
+        yield table_row([*cells_of_way(row), passed, ratio])
 
 
 def import_section(content: dict[str, Any]) -> Iterator[str]:

@@ -178,14 +178,11 @@ def _held_back(
 
     Without a search all of them certify: what they test was put in order without looking at them.
     """
-    dataset, model = trainer.eval_dataset, trainer.model
+    dataset = trainer.eval_dataset
     if trainer_compat.is_stream(dataset) or isinstance(dataset, dict):
         return NotCertifiable("eval_dataset is no single data set with a length")
     prints = ExampleFingerprints.of(dataset)
-    seen = [
-        each if isinstance(each, ExampleFingerprints) else ExampleFingerprints.of(each) for _, each in seen_by(model)
-    ]
-    if any(map(prints.shares_with, seen)):
+    if any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer.model)):
         return NotCertifiable("an earlier search of this model has seen examples of eval_dataset")
     if train is not None and not prints.compared_with(train):
         return NotCertifiable("the examples of eval_dataset can't be compared with those of train_dataset")

@@ -86,17 +86,19 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
     dense = split.outcome_of_plan(model, reference)
 
-    def compared(plan: PlanOrResult) -> PairedScores:
-        with opened(model, plan) as pruned:
-            return split.compared(dense, split.outcome_of(pruned))
-
-    candidates = [(name_of(plan), partial(compared, plan)) for plan in plans]
+    candidates = [(name_of(plan), partial(_compared, split, dense, model, plan, opened)) for plan in plans]
     path = certify_in_order(
         split.compared(dense, dense), candidates, claim, split.prints.sha256(), split.metric.aggregate
     )
     if reference is None or refitted(reference) == RefittedPlan(PruningPlan.of(model)):
         path.remember_dense(record_of(model).weights, dense)
     return path
+
+
+def _compared(split: ScoredSplit, dense: Outcome, model: nn.Module, plan: PlanOrResult, opened: Opened) -> PairedScores:
+    """Returns how a plan compares with the dense model; what was opened for it is let go at the end."""
+    with opened(model, plan) as pruned:
+        return split.compared(dense, split.outcome_of(pruned))
 
 
 def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
@@ -143,8 +145,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     metrics = [float(value(pair.dense))]
     last = None
     for index, plan in enumerate(plans):
-        with opened(model, plan) as pruned:
-            pair = split.compared(whole, split.outcome_of(pruned))
+        pair = _compared(split, whole, model, plan, opened)
         metrics.append(float(value(pair.pruned)))
         if value(pair.dense) - metrics[-1] > max_drop + ROUND_OFF:
             break

@@ -45,16 +45,18 @@ class ExampleFingerprints:
 
     @classmethod
     def of(cls, dataset: Any, *, columns: Sequence[str] | None = None) -> ExampleFingerprints:
-        """Reads a split.
+        """Reads a split; fingerprints are returned as they were read.
 
         Args:
-            dataset: Sized and indexable; examples are mappings.
+            dataset: Sized and indexable; examples are mappings. Or the fingerprints of a split.
             columns: Text columns. None reads all whose values are texts, without those named after labels or numbers of
                 examples ("gold_label"; "id", "idx", "guid" and the like, also as the last word of a name).
 
         Raises:
             InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
         """
+        if isinstance(dataset, cls):
+            return dataset
         check_dataset(dataset)
         check_columns(columns)
         first = dataset[0]

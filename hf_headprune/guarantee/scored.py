@@ -158,15 +158,13 @@ class ScoredSplit:
         records = []
         for name, split in (("train", data.train), ("search", data.search)):
             if split is not None:
-                prints = split if isinstance(split, ExampleFingerprints) else None
-                prints = ExampleFingerprints.of(split, columns=data.columns) if prints is None else prints
+                prints = ExampleFingerprints.of(split, columns=data.columns)
                 check_disjoint(self.prints, prints, name=name)
                 records.append(
                     DisjointnessRecord(name, prints.sha256(), len(prints), self.prints.compared_with(prints))
                 )
         for name, dataset in seen_by(*models):
-            is_known = isinstance(dataset, ExampleFingerprints)
-            prints = dataset if is_known else ExampleFingerprints.of(dataset, columns=data.columns)
+            prints = ExampleFingerprints.of(dataset, columns=data.columns)
             if compared := self.prints.compared_with(prints):
                 check_disjoint(self.prints, prints, name=name)
                 if name == "search" and all(record.name != name for record in records):

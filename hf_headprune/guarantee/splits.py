@@ -125,7 +125,7 @@ def split_known(dataset: Any, prints: ExampleFingerprints, train: Any, settings:
 def _leaked(prints: ExampleFingerprints, train: Any, settings: SplitSettings) -> tuple[int, ...]:
     if train is None:
         return ()
-    known = train if isinstance(train, ExampleFingerprints) else ExampleFingerprints.of(train, columns=settings.columns)
+    known = ExampleFingerprints.of(train, columns=settings.columns)
     shared = prints.shared_with(known)
     if shared and settings.on_leak == "error":
         raise DataLeakError(

@@ -391,7 +391,7 @@ def _check_disjoint(
         if split is None:
             result.skipped.append(f"that the {name} split holds none of the examples: it was not given")
             continue
-        other = split if isinstance(split, ExampleFingerprints) else ExampleFingerprints.of(split, columns=data.columns)
+        other = ExampleFingerprints.of(split, columns=data.columns)
         shared = prints.shared_with(other)
         if shared:
             result.add("fingerprints", f"{name} split", f"it holds {len(shared)} of the certification examples too")

@@ -15,9 +15,9 @@ from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.holdout import Holdout
+from hf_headprune.pipeline.holdout import Holdout, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import WHOLE, certified, pruned_copy, unseen_change
+from hf_headprune.pipeline.run import WHOLE, certified, unseen_change
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +19,7 @@ from hf_headprune.refit.plans_between import plans_between
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import numpy as np
 
@@ -39,10 +39,14 @@ MEASURED = 20  # of the plans on the way, so that as many as CANDIDATES of them 
 SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the searched examples is optimistic
 
 
-@contextmanager
-def as_pruned(model: Any, plan: PlanOrResult) -> Iterator[Any]:
-    """Yields a copy of a model that is pruned to a plan: it runs as fast as the file that will be saved."""
-    yield prune_model_(plain_copy(model), plan)
+def pruned_copy(model: Any, plan: PlanOrResult) -> Any:
+    """Returns a copy of a model, pruned to a plan: it runs as fast as the file that will be saved."""
+    return prune_model_(plain_copy(model), plan)
+
+
+def as_pruned(model: Any, plan: PlanOrResult) -> AbstractContextManager[Any]:
+    """Opens a plan for a test as a pruned copy; see `certify_path`."""
+    return nullcontext(pruned_copy(model, plan))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.search.evaluation.rank_zero import lead_or_follow
 from hf_headprune.search.journal import set_aside
 from hf_headprune.search.plans import search_over_plans
-from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -200,11 +199,6 @@ def unseen_change(certificate: Certificate | None, reference: str) -> MetricChan
         after=seen.pruned_metric,
         reference=reference,
     )
-
-
-def pruned_copy(model: Any, pruned: RefittedPlan) -> Any:
-    """Returns a copy of a model, pruned."""
-    return prune_model_(plain_copy(model), pruned)
 
 
 def reference_in_words(plan: PruningPlan) -> str:

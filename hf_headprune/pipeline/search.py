@@ -15,9 +15,9 @@ from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can_decide, walk_down
-from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout
+from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, certified, find, pruned_copy, unseen_change
+from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport

@@ -32,7 +32,7 @@ def check_described(model: nn.Module) -> None:
     expected, found = _shapes(_skeleton(model).state_dict()), _shapes(_own_state(model))
     problems = [f"{name} has no place in it" for name in found if name not in expected]
     is_body = base_model(model) is model  # one without a pooler came out of a task class that has none
-    missing = [name for name in expected if name not in found and not (is_body and name.startswith("pooler."))]
+    missing = [name for name in expected if name not in found and not (is_body and is_pooler(name, model))]
     problems += [f"{name} is missing" for name in missing]
     problems += [
         f"{name} has shape {found[name]} instead of {shape}"
@@ -47,6 +47,11 @@ def check_described(model: nn.Module) -> None:
             "model is (num_hidden_layers after dropping layers, vocab_size, num_labels), or give a head of your own a "
             "class of its own, a subclass of the family's PreTrainedModel that builds it."
         )
+
+
+def is_pooler(key: str, model: Any) -> bool:
+    """Tells whether a weight, by its name in the state dict, is one of the pooler, which some classes lack."""
+    return key.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")
 
 
 def _own_state(model: nn.Module) -> Mapping[str, torch.Tensor]:

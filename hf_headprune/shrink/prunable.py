@@ -21,6 +21,7 @@ from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
 from hf_headprune.errors import InvalidConfigError, UnsupportedModelError, shown
 from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
+from hf_headprune.shrink.description import is_pooler
 from hf_headprune.shrink.resize import cut_site_
 from hf_headprune.shrink.saved_dtypes import codes_among
 from hf_headprune.shrink.saved_plan import attach_saved_plan_, write_plan_
@@ -300,7 +301,7 @@ def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head
             "by hf_headprune.register_prunable(<the dense class>).from_pretrained"
         )
     for key in info["missing_keys"]:
-        is_body = _is_body(key, model) or (heads and not has_new_head and _is_pooler(key, model))
+        is_body = _is_body(key, model) or (heads and not has_new_head and is_pooler(key, model))
         is_torn = any(key in names and not missing >= names for names in heads.values())
         if _in_layers(key, stacks) or ((is_body or is_torn) and not _is_computed(key, model)):
             yield f"{_where(key, sites)} is missing from the weights"
@@ -316,11 +317,7 @@ def _is_body(key: str, model: nn.Module) -> bool:
     """Tells whether a weight is one that every task needs: of the base model, but for a pooler, which some lack."""
     name = key.removeprefix(f"{model.base_model_prefix}.")
     is_in_base = name != key or base_model(model) is model
-    return is_in_base and not name.startswith("pooler.")
-
-
-def _is_pooler(key: str, model: nn.Module) -> bool:
-    return key.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")
+    return is_in_base and not is_pooler(key, model)
 
 
 def _modules_of_heads(model: nn.Module) -> dict[str, set[str]]:
