@@ -96,7 +96,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
 
 
 def _compared(split: ScoredSplit, dense: Outcome, model: nn.Module, plan: PlanOrResult, opened: Opened) -> PairedScores:
-    """Returns how a plan compares with the dense model; what was opened for it is let go at the end."""
+    """Returns how a plan compares with the dense model; what was opened for it is closed at the end."""
     with opened(model, plan) as pruned:
         return split.compared(dense, split.outcome_of(pruned))
 

@@ -153,11 +153,13 @@ def test_below_200_examples_a_search_sees_all_and_the_report_says_why(tmp_path):
 
 def test_the_examples_are_read_once_to_be_split(tmp_path, monkeypatch):
     read, of = [], ExampleFingerprints.of
-    monkeypatch.setattr(
-        ExampleFingerprints,
-        "of",
-        classmethod(lambda _, dataset, **options: read.append(len(dataset)) or of(dataset, **options)),
-    )
+
+    def counted(_, dataset, **options):
+        if not isinstance(dataset, ExampleFingerprints):
+            read.append(len(dataset))
+        return of(dataset, **options)
+
+    monkeypatch.setattr(ExampleFingerprints, "of", classmethod(counted))
     certifying(tmp_path, HeadPruneCallback(search=AStarSearch(**WIDE)))
     assert sorted(read) == [64, 200, 200, 400]  # the training set, both halves, and the evaluation set
 
