@@ -23,8 +23,8 @@ from hf_headprune.callback.final_checkpoint import (
 from hf_headprune.callback.gathering import make_whole_
 from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.latency import measure_latency
-from hf_headprune.masking import masked, plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, walk_down
+from hf_headprune.masking import plain_copy
+from hf_headprune.pipeline.cost_path import CALIBRATION, Decision, by_metric, by_test, walk_down
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
@@ -192,26 +192,47 @@ def _find(
     """
     if not settings.follows:
         return Found(RefittedPlan(learned.plan)), splits.holdout
-    search = settings.measured
-    is_tested = settings.search is None and isinstance(splits.holdout, Holdout)
-    own = None
-    if asked.metric is None or not is_tested:
-        own = own_number(trainer, search, learned.plan, is_one_point=settings.is_one_point)
+    if settings.search is None:
+        return _walk_down(trainer, settings, splits.holdout, asked, learned)
+    search = settings.search
+    own = own_number(trainer, search, learned.plan, is_one_point=settings.is_one_point)
     if own is not None and asked.metric is None and splits.holdout is not None:
         splits = Splits(holdout=NotCertifiable(own.reason))
-    if settings.search is not None:
-        return _search(trainer, search, splits, learned, is_own=own is not None), splits.holdout
-    batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
-    if isinstance(splits.holdout, Holdout):
-        decide = by_test(splits.holdout, plain_copy(trainer.model), learned.plan)
-    else:
-        allowed = search.max_drop if own is None else own.max_drop
-        decide = by_metric(metric_source(trainer, search, is_own=own is not None), allowed, learned.plan)
+    return _search(trainer, search, splits, learned, is_own=own is not None), splits.holdout
+
+
+def _walk_down(
+    trainer: Trainer,
+    settings: Settings,
+    holdout: Holdout | NotCertifiable | None,
+    asked: Certification,
+    learned: Learned,
+) -> tuple[Found, Holdout | NotCertifiable | None]:
+    """Returns what is pruned in the order of removal costs; see `_find`."""
+    search, before = settings.measured, learned.plan
+
+    def decide(plans: list[RefittedPlan]) -> Decision:
+        """Lets the examples of the certificate decide, unless the Trainer's own number says otherwise."""
+        nonlocal holdout
+        tested = by_test(holdout, plain_copy(trainer.model), before)(plans) if isinstance(holdout, Holdout) else None
+        if tested is not None and asked.metric is not None:
+            return tested
+        known = None
+        if isinstance(holdout, Holdout) and not holdout.is_separate and tested is not None and tested.measured:
+            known = tested.measured[0][1] if holdout.data_size == len(trainer.eval_dataset) else None
+        own = own_number(trainer, search, before, is_one_point=settings.is_one_point, ours=known)
+        if tested is not None and own is None:
+            return tested
+        if own is not None and asked.metric is None and holdout is not None:
+            holdout = NotCertifiable(own.reason)
+        source = metric_source(trainer, search, is_own=own is not None)
         _remember(trainer)
+        return by_metric(source, search.max_drop if own is None else own.max_drop, before)(plans)
+
+    batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
-    with masked(trainer.model, learned.plan):
-        found = walk_down(trainer.model, learned.plan, losses, decide, over_processes=number_of_processes() > 1)
-    return found, splits.holdout
+    found = walk_down(trainer.model, before, losses, decide, over_processes=number_of_processes() > 1)
+    return found, holdout
 
 
 def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Learned, *, is_own: bool) -> Found:

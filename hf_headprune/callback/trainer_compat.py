@@ -238,15 +238,24 @@ def chooses_by_evaluation(trainer: Trainer) -> bool:
 
 
 def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
-    """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state."""
+    """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state.
+
+    Texts come the longest first, so that little is padded.
+    """
     loader = trainer.callback_handler.train_dataloader
     size = trainer.state.train_batch_size  # smaller than set, with auto_find_batch_size
-    drawn = drawn_examples(loader.dataset, count, seed)
+    drawn: Any = drawn_examples(loader.dataset, count, seed)
+    if drawn is not None and hasattr(_tokens(drawn[0]), "__len__"):
+        drawn = sorted(drawn, key=lambda example: -len(_tokens(example)))
     examples: Iterator[Any] = islice(iter(loader.dataset if drawn is None else drawn), count)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         while chunk := list(islice(examples, size)):
             yield prepared(trainer, loader.collate_fn(chunk))
+
+
+def _tokens(example: Any) -> Any:
+    return example.get("input_ids") if isinstance(example, Mapping) else None
 
 
 def prepared(trainer: Trainer, batch: Any) -> Any:

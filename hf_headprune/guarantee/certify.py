@@ -85,20 +85,30 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     split = ScoredSplit(data_of(dataset), metric, model)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
     dense = split.outcome_of_plan(model, reference)
+    known: dict[str | None, Outcome] = {}
 
-    candidates = [(name_of(plan), partial(_compared, split, dense, model, plan, opened)) for plan in plans]
+    def compared(plan: PlanOrResult) -> PairedScores:
+        return split.compared(dense, _outcome_of(split, model, plan, opened, known))
+
+    candidates = [(name_of(plan), partial(compared, plan)) for plan in plans]
     path = certify_in_order(
         split.compared(dense, dense), candidates, claim, split.prints.sha256(), split.metric.aggregate
     )
     if reference is None or refitted(reference) == RefittedPlan(PruningPlan.of(model)):
-        path.remember_dense(record_of(model).weights, dense)
+        known[record_of(model).weights] = dense
+    path.remember(known)
     return path
 
 
-def _compared(split: ScoredSplit, dense: Outcome, model: nn.Module, plan: PlanOrResult, opened: Opened) -> PairedScores:
-    """Returns how a plan compares with the dense model; what was opened for it is closed at the end."""
+def _outcome_of(
+    split: ScoredSplit, model: nn.Module, plan: PlanOrResult, opened: Opened, known: dict[str | None, Outcome]
+) -> Outcome:
+    """Returns how a plan answers, and keeps that by the weights of its pruned copy, where there is one."""
     with opened(model, plan) as pruned:
-        return split.compared(dense, split.outcome_of(pruned))
+        outcome = split.outcome_of(pruned)
+        if pruned is not model:
+            known[record_of(pruned).weights] = outcome
+    return outcome
 
 
 def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
@@ -145,7 +155,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     metrics = [float(value(pair.dense))]
     last = None
     for index, plan in enumerate(plans):
-        pair = _compared(split, whole, model, plan, opened)
+        pair = split.compared(whole, _outcome_of(split, model, plan, opened, {}))
         metrics.append(float(value(pair.pruned)))
         if value(pair.dense) - metrics[-1] > max_drop + ROUND_OFF:
             break
@@ -246,7 +256,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         )
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
-    known = None if path is None else path.dense_outcome(dense_record.weights)
+    known = [None if path is None else path.outcome_of(each.weights) for each in (dense_record, pruned_record)]
     claim, scores = _scored(split, claim, dense, pruned, stop_early=stop_early, known=known)
     evidence = evidence_of(scores, claim, split.metric.aggregate)
     if path is not None:
@@ -298,11 +308,12 @@ def _scored(
     pruned: nn.Module,
     *,
     stop_early: bool,
-    known: Outcome | None,
+    known: Sequence[Outcome | None],
 ) -> tuple[Claim, PairedScores]:
-    """Runs both models, unless the dense one is known; returns the claim as it is tested, and how they compare."""
+    """Runs each model whose answers are not known; returns the claim as it is tested, and how they compare."""
     if not stop_early:
-        return claim, split.compared(known or split.outcome_of(dense), split.outcome_of(pruned))
+        models = dense, pruned
+        return claim, split.compared(*(it or split.outcome_of(model) for it, model in zip(known, models, strict=True)))
     bet = replace(claim, kind="bounded", stops_early=True)
     return bet, split.until(lambda pair: evidence_of(pair, bet).verdict != "INCONCLUSIVE", dense, pruned)
 

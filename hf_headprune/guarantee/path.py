@@ -12,7 +12,7 @@ from hf_headprune.guarantee.evidence import p_value_of
 from hf_headprune.guarantee.sequence import last_certified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 
@@ -56,21 +56,19 @@ class CertifiedPath:
     steps: tuple[PathStep, ...]
     untested: tuple[str, ...]
 
-    _dense: ClassVar[Any] = None  # (weights, outcome) of this path in memory; no file holds it
+    _outcomes: ClassVar[Any] = {}  # by weights, of this path in memory; no file holds it
 
-    def remember_dense(self, weights: str | None, outcome: Outcome) -> None:
-        """Keeps how the dense model answered, so that `certify` need not run it again.
+    def remember(self, outcomes: Mapping[str | None, Outcome]) -> None:
+        """Keeps how models answered, so that `certify` need not run them again.
 
         Args:
-            weights: sha256 of the model's.
-            outcome: On the whole split.
+            outcomes: On the whole split, by the sha256 of a model's weights.
         """
-        object.__setattr__(self, "_dense", (weights, outcome))
+        object.__setattr__(self, "_outcomes", outcomes)
 
-    def dense_outcome(self, weights: str | None) -> Outcome | None:
-        """Returns how the dense model answered, if it is one with these weights and known."""
-        is_known = self._dense is not None and weights is not None and self._dense[0] == weights
-        return self._dense[1] if is_known else None
+    def outcome_of(self, weights: str | None) -> Outcome | None:
+        """Returns how the model with these weights answered, if that is known."""
+        return None if weights is None else self._outcomes.get(weights)
 
     @property
     def planned(self) -> int:

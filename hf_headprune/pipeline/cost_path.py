@@ -19,6 +19,7 @@ from hf_headprune._distributed import from_first
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.masking import masked
 from hf_headprune.pipeline.holdout import Chosen, Holdout
 from hf_headprune.pipeline.result import MeasuredPlan
 from hf_headprune.pipeline.run import Found, reference_in_words
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
 
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
-DENSITIES = (0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
+DENSITIES = (0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 CALIBRATION = 2048  # training examples that costs and refit are computed from
 ROUND_OFF = 1e-9
 
@@ -76,9 +77,10 @@ def walk_down(
     """
     started = time.perf_counter()
     order = SecondOrder(density=min(DENSITIES))
-    plans, refit = from_first_unless(
-        plans_at(model, DENSITIES, order, before, losses, over_processes=over_processes), over_processes
-    )
+    with masked(model, before):
+        plans, refit = from_first_unless(
+            plans_at(model, DENSITIES, order, before, losses, over_processes=over_processes), over_processes
+        )
     decision = decide([RefittedPlan(plan, refit) for plan in plans])
     effort = Effort(
         search_seconds=time.perf_counter() - started,
