@@ -51,6 +51,7 @@ _MODULES = {
     "plans_between": "refit.plans_between",
     "power_of": "guarantee.power",
     "prune_model_": "shrink.surgery",
+    "prune_vocabulary_": "shrink.vocabulary",
     "register_prunable": "shrink.prunable",
     "scores_of": "tasks.scores",
     "search_plan": "pipeline",

@@ -252,6 +252,7 @@ from hf_headprune.shrink.latency_table import measure_latency_table as measure_l
 from hf_headprune.shrink.prunable import PrunableModel
 from hf_headprune.shrink.prunable import register_prunable as register_prunable
 from hf_headprune.shrink.surgery import prune_model_ as prune_model_
+from hf_headprune.shrink.vocabulary import prune_vocabulary_ as prune_vocabulary_
 from hf_headprune.tasks.batches import Batching as Batching
 from hf_headprune.tasks.scores import scores_of as scores_of
 
@@ -501,6 +502,7 @@ __all__ = [
     "plans_between",
     "power_of",
     "prune_model_",
+    "prune_vocabulary_",
     "register_prunable",
     "scores_of",
     "search_plan",

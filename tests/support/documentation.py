@@ -21,6 +21,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.settings import SearchTuning
 from hf_headprune.shrink.surgery import prune_model_
+from tests.support.command_line import sentences, tokenizer_of_words
 from tests.support.models import VOCAB_SIZE, tiny_bert
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,8 @@ def stand_ins(folder: Path, block: str) -> dict[str, Any]:
     )
     found = {"model": model, "teacher": tiny_bert(num_labels=2, seed=1), "train": train, "dev": dev, "test": test}
     found |= {"args": args, "Trainer": Trainer, "torch": torch, "copy": copy}
+    if "tokenizer" in names_used(block):
+        found |= {"tokenizer": tokenizer_of_words(), "texts": [row["sentence"] for row in sentences(20, seed=0)]}
     found["AutoModelForSequenceClassification"] = AutoModelForSequenceClassification
     if "trainer" in names_used(block):
         callbacks = [hf_headprune.HeadPruneCallback()]

@@ -76,14 +76,8 @@ def tiny_bert_decoder(*, seed: int = 0, **settings: Any) -> Any:
 
 
 def tiny_roberta(task: str | None = "SequenceClassification", *, seed: int = 0, **settings: Any) -> Any:
-    config = transformers.RobertaConfig(
-        **BERT_SIZES,
-        type_vocab_size=1,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        **settings,
-    )
+    own = {"type_vocab_size": 1, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    config = transformers.RobertaConfig(**{**BERT_SIZES, **own, **settings})
     return _seeded("RobertaModel" if task is None else f"RobertaFor{task}", config, seed)
 
 
