@@ -12,19 +12,16 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.default_run [--tasks sst2] [--seeds 
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, TrainerCallback
 
-from benchmarks.results_file import RESULTS, environment, over_seeds, read_json, write_json
-from benchmarks.run_queue import RunQueue
+from benchmarks.plain_models import parsed, parser_for, work_or_collect
+from benchmarks.results_file import RESULTS, over_seeds, read_json, write_json
 from benchmarks.tasks import Task, copied, load_task
 from benchmarks.training import Recipe, build_trainer, score
 from hf_headprune import AStarSearch, HeadPruneCallback, anatomy_of, linear_density
@@ -168,9 +165,8 @@ def same_training(task: Task, seed: int, work: Path, *, smoke: bool) -> bool:
     return all(torch.equal(expected[name], tensor) for name, tensor in weights.state.items())
 
 
-def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
+def summarised(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over seeds."""
-    runs = waiting.finished()
     summary = []
     for way in WAYS:
         for task in TASKS:
@@ -189,43 +185,30 @@ def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
                     "certified_wrongly": sum(run["drop"] >= allowed for run in passed),
                 }
             )
-    return {"missing": len(waiting.runs) - len(runs), "summary": summary, "runs": runs}
+    return summary
+
+
+def line(row: dict[str, Any]) -> str:
+    """Says what a row of the summary says."""
+    return (
+        f"{row['way']} {row['task']}: {100 * row['density']['mean']:.1f} % of the weights, drop "
+        f"{row['drop']['mean']:.2f}, {row['cpu_ratio']['mean']:.2f} x plain, certified {row['certified']}"
+    )
 
 
 def main() -> None:
     """Works through the runs, or collects."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/default"), help="cache of models and finished runs")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of these tasks alone")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of these seeds alone")
+    parser = parser_for(__doc__ or "", TASKS, SEEDS)
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="of these ways alone")
     parser.add_argument("--whole", action="store_true", help="check that the callback leaves training alone")
-    parser.add_argument("--collect", action="store_true", help="summarise what is finished")
-    parser.add_argument("--smoke", action="store_true", help="one task, four steps, 400 rows")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    if options.smoke:
-        options.tasks, options.seeds, options.ways = ("sst2",), (0,), tuple(WAYS)[:1]
-    runs = [Run(task, seed, way) for way in WAYS for seed in SEEDS for task in TASKS]
-    asked = [r for r in runs if r.task in options.tasks and r.seed in options.seeds and r.way in options.ways]
-    result = Path("no such file") if options.smoke else RESULT
+    options = parsed(parser)
     if options.whole:
         for name in options.tasks:
             task = load_task(name, limit=400 if options.smoke else None)
             print(name, "same weights:", same_training(task, 0, options.work, smoke=options.smoke), flush=True)
         return
-    if not options.collect:
-        queue = RunQueue(tuple(asked), options.work, result)
-        queue.work_through(partial(perform, work=options.work, smoke=options.smoke))
-    content = collect(RunQueue(tuple(asked if options.smoke else runs), options.work, result))
-    for row in content["summary"]:
-        print(
-            f"{row['way']} {row['task']}: {100 * row['density']['mean']:.1f} % of the weights, drop "
-            f"{row['drop']['mean']:.2f}, {row['cpu_ratio']['mean']:.2f} x plain, certified {row['certified']}"
-        )
-    if options.collect and not options.smoke:
-        write_json(RESULT, {**environment(), **content})
+    runs = [Run(task, seed, way) for way in WAYS for seed in SEEDS for task in TASKS]
+    work_or_collect(options, runs, smoke=runs[0], result=RESULT, perform=perform, summarise=summarised, line=line)
 
 
 if __name__ == "__main__":

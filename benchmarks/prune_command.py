@@ -10,24 +10,20 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.prune_command [--tasks sst2] [--seed
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import os
 import resource
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from benchmarks.default_run import plain_run, recipe_of
-from benchmarks.results_file import RESULTS, environment, over_seeds, write_json
-from benchmarks.run_queue import RunQueue
+from benchmarks.default_run import plain_run, plain_seconds, recipe_of
+from benchmarks.plain_models import parsed, parser_for, work_or_collect
+from benchmarks.results_file import RESULTS, over_seeds
 from benchmarks.tasks import copied, data_folder, load_task, minilm_path
 from benchmarks.training import build_trainer, score
 
@@ -73,6 +69,7 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
     data = data_folder(run.task)
     files = ["--train", str(data / "train.tsv"), "--validation", str(data / "dev.tsv")]
     command = [sys.executable, "-c", COMMAND, "prune", str(folder), str(output), *files, *WAYS[run.way]]
+    plain_cpu = plain_seconds(task, run.seed, work, smoke=smoke)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*command, "--overwrite", "--json"], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,13 +92,12 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
         "verdict": None if certificate is None else certificate["verdict"],
         "statement": None if certificate is None else certificate["statement"],
         "cpu_seconds": seconds,
-        "cpu_ratio": seconds / plain["cpu"],
+        "cpu_ratio": seconds / plain_cpu,
     }
 
 
-def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
+def summarised(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over seeds."""
-    runs = waiting.finished()
     summary = []
     for way in WAYS:
         for task in TASKS:
@@ -110,38 +106,33 @@ def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
                 numbers = over_seeds(mine, "drop", "density", "file", "cpu_ratio", "test", "dense_test")
                 passed = sum(run["verdict"] == "PASS" for run in mine)
                 summary.append({"way": way, "task": task, "seeds": len(mine), "passed": passed, **numbers})
-    return {"missing": len(waiting.runs) - len(runs), "summary": summary, "runs": runs}
+    return summary
+
+
+def line(row: dict[str, Any]) -> str:
+    """Says what a row of the summary says."""
+    return (
+        f"{row['way']} {row['task']}: {100 * row['density']['mean']:.1f} % of the weights, drop "
+        f"{row['drop']['mean']:.2f}, {row['cpu_ratio']['mean']:.2f} of plain training, passed {row['passed']}"
+    )
 
 
 def main() -> None:
     """Works through the runs, or collects."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/default"), help="the folder of benchmarks.default_run")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of these tasks alone")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of these seeds alone")
-    parser.add_argument("--collect", action="store_true", help="summarise what is finished")
-    parser.add_argument("--smoke", action="store_true", help="one call, four training steps")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    parser = parser_for(__doc__ or "", TASKS, SEEDS)
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="of these ways alone")
+    options = parsed(parser)
     runs = [Run(task, seed, way) for way in WAYS for seed in SEEDS for task in TASKS]
-    asked = [run for run in runs if run.task in options.tasks and run.seed in options.seeds]
-    result = RESULT
-    if options.smoke:
-        asked, runs, result = [runs[-2]], [runs[-2]], Path("no such file")
-    cache = options.work / "prune_command"
-    cache.mkdir(exist_ok=True)
-    if not options.collect:
-        queue = RunQueue(tuple(asked), cache, result)
-        queue.work_through(partial(perform, work=options.work, smoke=options.smoke))
-    content = collect(RunQueue(tuple(runs), cache, result))
-    for row in content["summary"]:
-        print(
-            f"{row['way']} {row['task']}: {100 * row['density']['mean']:.1f} % of the weights, drop "
-            f"{row['drop']['mean']:.2f}, {row['cpu_ratio']['mean']:.2f} of plain training, passed {row['passed']}"
-        )
-    if options.collect and not options.smoke:
-        write_json(RESULT, {**environment(), **content})
+    work_or_collect(
+        options,
+        runs,
+        smoke=runs[-2],
+        result=RESULT,
+        perform=perform,
+        summarise=summarised,
+        line=line,
+        cache="prune_command",
+    )
 
 
 if __name__ == "__main__":

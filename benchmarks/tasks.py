@@ -111,6 +111,17 @@ def data_folder(name: str) -> Path:
     return folder
 
 
+def read_rows(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Reads the splits of a classification: rows of one or two texts and, last, the name of a label."""
+    splits = {}
+    for split in ("train", "dev", "test"):
+        with (folder / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
+            splits[split] = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if folder.name == "snli":
+        splits["train"] = splits["train"][:SNLI_TRAIN_PAIRS]
+    return splits
+
+
 def load_task(name: str, *, limit: int | None = None) -> Task:
     """Reads a task from the folder of data sets (`HEADPRUNE_DATA`), tokenized.
 
@@ -121,12 +132,7 @@ def load_task(name: str, *, limit: int | None = None) -> Task:
     folder = data_folder(name)
     if (folder / "train.json").exists():
         return load_questions(folder, limit)
-    splits = {}
-    for split in ("train", "dev", "test"):
-        with (folder / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
-            splits[split] = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    if name == "snli":
-        splits["train"] = splits["train"][:SNLI_TRAIN_PAIRS]
+    splits = read_rows(folder)
     *text_columns, label_column = splits["train"][0]
     labels = sorted({row[label_column] for row in splits["train"]})
     tokenizer = AutoTokenizer.from_pretrained(minilm_path())

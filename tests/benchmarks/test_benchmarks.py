@@ -212,6 +212,10 @@ def test_the_benchmark_of_the_command_runs_with_smoke(smoke, tmp_path):
     assert "--density 0.5 sst2: 50" in smoke("benchmarks.prune_command", "--work", str(tmp_path))
 
 
+def test_the_benchmark_of_the_vocabulary_runs_with_smoke(smoke, tmp_path):
+    assert "sst2, density 0.5: " in smoke("benchmarks.vocabulary", "--work", str(tmp_path))
+
+
 def test_the_simulation_of_several_promises_runs_with_smoke(smoke):
     assert smoke("benchmarks.certificate_promises")
 
