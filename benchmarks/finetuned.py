@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.search_baselines import loss_effects
 from benchmarks.training import Recipe, build_trainer
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.callback.search_metric import CALIBRATION
@@ -65,7 +66,7 @@ def plans_by_gradient(model: Any, task: Task, removed: Iterable[int]) -> list[Pr
     """Returns the plans without so many heads each, those whose removal changes the loss on dev least leaving first."""
     full = PruningPlan.of(model)
     units = units_of_search(anatomy_of(model), full, AStarSearch(units=("heads",)))
-    effects = evaluator_on(model, task.dev).unit_effects(full, units, of="loss")
+    effects = loss_effects(model, evaluator_on(model, task.dev), units)
     order = np.abs(effects).mean(axis=1).argsort()
     heads = [(site, head) for site, count in full.num_heads.items() for head in range(count)]
     plans = []

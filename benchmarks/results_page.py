@@ -368,6 +368,9 @@ def ablation_section(content: dict[str, Any]) -> Iterator[str]:
     for row in content["rows"]:
         cells = [row["off"], f"{row['cpu_seconds']:.1f}", f"{row['ratio']:.2f}", f"{row['examples']:,}"]
         yield table_row([*cells, f"{row['gain']:,.0f}", row["plan"]])
+    if content.get("removed"):
+        yield f"\nBecause of this table, two shortcuts are gone since: {' and '.join(content['removed'])}."
+        yield "The other rows were measured while they were there."
 
 
 def optimum_section(content: dict[str, Any]) -> Iterator[str]:

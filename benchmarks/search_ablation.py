@@ -25,7 +25,6 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.search import plans
-from hf_headprune.search.evaluation import ordered_batches
 from hf_headprune.search.evaluation.capabilities import ModelCapabilities
 from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
@@ -55,11 +54,9 @@ ROWS: dict[str, tuple[Callable[[], Any], ...]] = {
     NOTHING: (),
     "states of parents": (lambda: switched_off(PrecisionRunner, "_state", lambda *_: (0, None)),),
     "early stop": (lambda: switched_off(EarlyStopper, "_verdict", lambda *_, **__: None),),
-    "batches made anew": (lambda: switched_off(ordered_batches, "can_be_taken_apart"),),
     "first token only": (lambda: switched_off(ModelCapabilities, "reads_first_token"),),
     "weight slices": (lambda: switched_off(ModelCapabilities, "can_take_out"),),
     "order of the costs": (lambda: switched_off(plans, "has_sensitivities"),),
-    "effects from gradients": (lambda: switched_off(ExampleEvaluator, "unit_effects", lambda *_, **__: None),),
     BF16: (),
     f"{NOTHING}, again": (),
 }

@@ -1,29 +1,37 @@
-"""Other ways to search, with the arguments of A*: what it has to beat.
+"""Other ways to search, with the arguments of A*: what it has to beat; and the gate gradients that orders come from.
 
-Each takes a `SearchProblem` and the settings of A*, of which the constraint, the objective, the budget and the seed
-apply, and returns a `SearchResult`. A journal makes each of them resumable, as it does A*.
+Each search takes a `SearchProblem` and the settings of A*, of which the constraint, the objective, the budget and the
+seed apply, and returns a `SearchResult`. A journal makes each of them resumable, as it does A*.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.masking import evaluating
 from hf_headprune.search.astar import opened_ledger
 from hf_headprune.search.claims import result_of
 from hf_headprune.search.ledger import BudgetSpent
 from hf_headprune.search.problem import Question, units_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from torch import nn
+
+    from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
     from hf_headprune.search.ledger import Evaluated, Ledger
     from hf_headprune.search.problem import OnProgress, SearchProblem, SearchResult
     from hf_headprune.search.settings import AStarSearch
+    from hf_headprune.search.units import Unit
 
 BEAM_WIDTH = 4
 
@@ -96,6 +104,39 @@ def at_random(
     return result_of(ledger)
 
 
+def loss_effects(model: nn.Module, evaluator: ExampleEvaluator, units: Sequence[Unit]) -> np.ndarray:
+    """Estimates by how much the removal of each unit raises the loss of each example, from one backward pass.
+
+    Args:
+        model: Whole.
+        evaluator: Of the model; its examples are used.
+        units: Heads or FFN units that are removed together.
+
+    Returns:
+        Minus the gradient with respect to the gates of a unit, `(num_units, num_examples)`.
+    """
+    gates: dict[str, torch.Tensor] = {}
+
+    def gated(name: str, width: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]  # (batch, length, units * width)
+        gates[name] = torch.ones(len(hidden), hidden.shape[-1] // width, device=hidden.device, requires_grad=True)
+        return (hidden * gates[name].repeat_interleave(width, dim=1)[:, None], *args[1:])
+
+    base, columns = base_model(model), []
+    sites = [site for site in anatomy_of(model).sites if any(part.site == site.name for unit in units for part in unit)]
+    with ExitStack() as stack, evaluating(model), torch.enable_grad():
+        for site in sites:
+            hook = partial(gated, site.name, site.unit_width)
+            stack.callback(base.get_submodule(site.output).register_forward_pre_hook(hook).remove)
+        for batch in evaluator._batches:
+            losses = evaluator.scorer.losses(*evaluator._run(batch)).sum()  # examples do not influence one another
+            found = torch.autograd.grad(losses, [gates[site.name] for site in sites])
+            slopes = {site.name: slope.T.cpu() for site, slope in zip(sites, found, strict=True)}  # (units, batch)
+            rows = [sum(slopes[part.site][list(part.indices)].sum(dim=0) for part in unit) for unit in units]
+            columns.append(-torch.stack(rows).numpy())  # type: ignore[arg-type]
+    return np.concatenate(columns, axis=1)
+
+
 def _beam(
     problem: SearchProblem,
     settings: AStarSearch,
@@ -134,7 +175,7 @@ def _race(ledger: Ledger, parent: Evaluated, floor: float) -> Question[frozenset
     if parent.measurement.margins is None:
         return None
     base = frozenset(units_of(parent.mask))
-    return Question(base, ledger.reference.evidence, parent.evidence, floor, tentative=False)
+    return Question(base, parent.evidence, floor, tentative=False)
 
 
 def _follow(ledger: Ledger, order: Iterable[int], *, bisect_only: bool = False) -> None:

@@ -29,7 +29,7 @@ import torch
 from benchmarks.finetuned import evaluator_on, fine_tuned
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of
-from benchmarks.search_baselines import at_random, beam, greedy, in_order
+from benchmarks.search_baselines import at_random, beam, greedy, in_order, loss_effects
 from benchmarks.tasks import SEARCH_EXAMPLES, load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, linear_density
 from hf_headprune.search.astar import search
@@ -112,7 +112,7 @@ def order_of(run: Run, evaluator: ExampleEvaluator, model: Any) -> Any:
     full, anatomy, settings = PruningPlan.of(model), anatomy_of(model), settings_of(run)
     recorded = evaluator.use_refit(full, ffn=run.units == BOTH, apply=False)
     units = units_of_search(anatomy, full, settings, order_by_costs(recorded, full, settings))
-    effects = evaluator.unit_effects(full, units, of="loss")
+    effects = loss_effects(model, evaluator, units)
     power = np.abs(effects) if run.strategy == "gradient" else np.square(effects)
     ranked = np.argsort(power.mean(axis=1) / gains_of(anatomy, units, settings), kind="stable")
     return [(part.site, part.indices) for (part,) in (units[number] for number in ranked)]

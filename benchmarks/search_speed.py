@@ -93,10 +93,6 @@ class Recorder(Evaluator):
         """Measures the start."""
         return self.evaluator(plan)
 
-    def unit_effects(self, plan: PruningPlan, units: Any) -> Any:
-        """Passes on."""
-        return self.evaluator.unit_effects(plan, units)
-
     def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Times a probe."""
         started = time.process_time()
@@ -205,7 +201,7 @@ def growth(shapes: Any) -> list[dict[str, Any]]:
         own, plain = [], []
         for child in [children[-1], *children]:  # the first one pays for the states of the parent
             started = time.process_time()
-            found = evaluator.probe(child, Question(base, margins, margins))  # type: ignore[arg-type]
+            found = evaluator.probe(child, Question(base, margins))  # type: ignore[arg-type]
             own.append(time.process_time() - started)
         for child in children[:: max(1, layers // 3)]:
             started = time.process_time()

@@ -43,7 +43,6 @@ class SplitSettings:
         certify_share: Share of the examples that certify, in (0, 1).
         seed: Another seed makes another split; the order of the examples does not matter.
         on_leak: What happens to examples that the training split holds too: "error", or "drop" to leave them out.
-        columns: Text columns; see `ExampleFingerprints.of`.
         group_column: Examples with the same value of this column stay together, such as questions on one paragraph.
 
     Raises:
@@ -53,13 +52,10 @@ class SplitSettings:
     certify_share: float = 0.5
     seed: int = 0
     on_leak: Literal["error", "drop"] = "error"
-    columns: tuple[str, ...] | None = None
     group_column: str | None = None
 
     def __post_init__(self) -> None:
         """Checks every setting."""
-        if isinstance(self.columns, list):
-            object.__setattr__(self, "columns", tuple(self.columns))
         if not (is_above(self.certify_share, 0) and self.certify_share < 1):
             raise InvalidSettingError(
                 f"SplitSettings: certify_share must be in (0, 1), received {shown(self.certify_share)}. Pass 0.5 for "
@@ -68,12 +64,6 @@ class SplitSettings:
         if not is_whole(self.seed, at_least=0):
             raise InvalidSettingError(
                 f"SplitSettings: seed must be a whole number of at least 0, received {shown(self.seed)}. Pass one."
-            )
-        if self.columns is not None and not (
-            isinstance(self.columns, tuple) and self.columns and all(isinstance(c, str) for c in self.columns)
-        ):
-            raise InvalidSettingError(
-                f"SplitSettings: columns must be a tuple of names, received {shown(self.columns)}. Pass one, or None."
             )
         if self.group_column is not None and not isinstance(self.group_column, str):
             raise InvalidSettingError(
@@ -102,7 +92,7 @@ def three_way_split(dataset: Any, train: Any = None, settings: SplitSettings = S
     """
     if not isinstance(settings, SplitSettings):
         raise InvalidSettingError(f"three_way_split: settings must be SplitSettings(...), received {shown(settings)}.")
-    return split_known(dataset, ExampleFingerprints.of(dataset, columns=settings.columns), train, settings)
+    return split_known(dataset, ExampleFingerprints.of(dataset), train, settings)
 
 
 def split_known(dataset: Any, prints: ExampleFingerprints, train: Any, settings: SplitSettings) -> ThreeWaySplit:
@@ -125,7 +115,7 @@ def split_known(dataset: Any, prints: ExampleFingerprints, train: Any, settings:
 def _leaked(prints: ExampleFingerprints, train: Any, settings: SplitSettings) -> tuple[int, ...]:
     if train is None:
         return ()
-    known = ExampleFingerprints.of(train, columns=settings.columns)
+    known = ExampleFingerprints.of(train)
     shared = prints.shared_with(known)
     if shared and settings.on_leak == "error":
         raise DataLeakError(

@@ -95,21 +95,6 @@ class Block:
         weight[:, stay] += change
         return weight, bias
 
-    def residual(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the map from an input to what no other open unit predicts of it, `(width, width)` and `(width,)`."""
-        width, count = self.site.unit_width, len(kept)
-        matrix = torch.eye(self.weight.shape[1] + 1, dtype=torch.float64)
-        if not count:
-            return matrix[:-1, :-1], matrix[:-1, -1]
-        columns = self.columns(kept, constant=True)
-        own = self.columns(kept, constant=False)
-        precision = torch.linalg.inv(self.regularised(columns))[: len(own)]
-        pivots = precision[:, : len(own)].reshape(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        rows = torch.linalg.solve(pivots, precision.reshape(count, width, -1)).reshape(len(own), -1)
-        matrix[own] = 0.0
-        matrix[own[:, None], columns] = rows
-        return matrix[:-1, :-1], matrix[:-1, -1]
-
 
 class Refit:
     """Output projections of one model, refitted to any plan.
@@ -192,15 +177,6 @@ class Refit:
         finally:
             for output in outputs:
                 _leave(output, layer)
-
-    def residual(self, site: str, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Returns the map from what an output projection is given to what is lost for good with each unit alone.
-
-        Returns:
-            Matrix `(width, width)` and constant `(width,)`, float64: units that are not kept map to themselves. None
-            where nothing is refitted.
-        """
-        return self.blocks[site].residual(tuple(kept)) if site in self.blocks else None
 
 
 # Of each output projection that is refitted now: who did so, and what was there before.

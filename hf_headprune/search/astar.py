@@ -138,10 +138,8 @@ class _Run:
         self._ledger = ledger
         self._order = problem.order
         self._rng = np.random.default_rng(settings.seed)
-        self._has_effects = problem.effects is not None
-        self._surrogate = Surrogate(ledger.gains, problem.order, self._rng, effects=problem.effects)
+        self._surrogate = Surrogate(ledger.gains, problem.order, self._rng)
         self._frontier = Frontier(ledger, self._tuning, [to_mask(group) for group in problem.groups])
-        self._hardness = ledger.reference.evidence
         self._floor = ledger.threshold - self._tuning.constraint_slack
         self._frontier.push(ledger.reference)
         self._leapt: set[int] = set()
@@ -194,7 +192,7 @@ class _Run:
 
     def _singles(self) -> list[int]:
         """Returns the units to remove one at a time where nothing is known of them, on at most half of the budget."""
-        if self._has_effects or self._order is not None:
+        if self._order is not None:
             return []
         limit = self._settings.max_evaluations
         units = self._surrogate.prior_order(self._ledger.reference.mask)
@@ -271,7 +269,7 @@ class _Run:
             is_near = (mask ^ base.mask).bit_count() <= TENTATIVE_REACH
             expected = self._surrogate.expected(base, mask)
             removed = frozenset(units_of(base.mask))
-            question = Question(removed, self._hardness, expected, self._floor, tentative=is_near)
+            question = Question(removed, expected, self._floor, tentative=is_near)
         evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)
@@ -322,7 +320,6 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch, algorithm: str) 
             "algorithm": algorithm,
             "probe": problem.probe is not None,
             "start": sorted(problem.start),
-            "effects": problem.effects is not None,  # they follow from the weights and the data
             "order": problem.order,
             "settings": course,
             "measured": problem.fingerprint,

@@ -17,7 +17,7 @@ from hf_headprune.search.problem import Measurement, to_mask, units_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-JOURNAL_FORMAT = "hf_headprune.search/2"
+JOURNAL_FORMAT = "hf_headprune.search/3"
 
 
 def fingerprint_of(content: Any) -> str:

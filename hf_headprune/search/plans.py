@@ -160,7 +160,6 @@ def _problem(
         measure=lambda removed: evaluator(plan_of(removed)),
         probe=probe,
         start=removed_at(start, units),
-        effects=evaluator.unit_effects(start, units),
         groups=groups_of_layers(anatomy, units) if search.units[-1:] == ("layers",) and len(search.units) > 1 else (),
         facts=evaluator.facts,
     )

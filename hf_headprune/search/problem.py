@@ -49,15 +49,12 @@ class Question(Generic[Removed]):
 
     Attributes:
         base: A measured set that differs from it in few units.
-        hardness: Margins of the start, shape `(num_examples,)`: the lower, the harder is an example. They are the same
-            in all questions of a search, so that sets share batches.
         expected: Margins predicted for the set itself, shape `(num_examples,)`.
         floor: A metric below it need not be known, only that it is below; None asks for the exact metric.
         tentative: Whether an estimate that reaches the floor is enough.
     """
 
     base: Removed
-    hardness: np.ndarray
     expected: np.ndarray
     floor: float | None = None
     tentative: bool = True
@@ -106,8 +103,6 @@ class SearchProblem:
         measure: Evaluates a set of removed units, exactly.
         start: Units that are removed in the reference. The search may restore them.
         order: Units in the order in which they are removed first, the cheapest first, or None. Others follow.
-        effects: Estimated change of each example's margin when a unit is removed, `(num_units, num_examples)`, or
-            None. They spare the single removals that such changes are otherwise learned from.
         fingerprint: Identifies what `measure` measures, weights and data, in a journal.
         probe: Evaluates a set as far as a question needs, or None. It must answer the same question alike each time.
         groups: Sets of units that one step may remove together, such as a layer.
@@ -119,7 +114,6 @@ class SearchProblem:
     measure: Measure
     start: frozenset[int] = frozenset()
     order: tuple[int, ...] | None = None
-    effects: np.ndarray | None = None
     fingerprint: str = ""
     probe: Probe | None = None
     groups: tuple[frozenset[int], ...] = ()

@@ -31,29 +31,20 @@ class Surrogate:
     are ranked by the order given, or in a random one, and take turns with the others.
     """
 
-    def __init__(
-        self,
-        gains: ExactGains,
-        order: Sequence[int] | None,
-        rng: np.random.Generator,
-        *,
-        effects: np.ndarray | None = None,
-    ) -> None:
-        """Starts with estimated effects, or without any.
+    def __init__(self, gains: ExactGains, order: Sequence[int] | None, rng: np.random.Generator) -> None:
+        """Starts without effects.
 
         Args:
             gains: Gain of each unit.
             order: Units in the order in which they are removed first; others follow. None for a random order.
             rng: Source of that order.
-            effects: Estimates, `(num_units, num_examples)`; each holds until the unit's effect is seen.
         """
         num_units = len(gains.weights)
         self._gains = gains
         self._prior = np.full(num_units, float(num_units))
         places = list(rng.permutation(num_units) if order is None else order)  # none where the start keeps nothing
         self._prior[places] = np.arange(len(places))
-        known = () if effects is None else np.asarray(effects, dtype=np.float32)
-        self._effects: dict[int, np.ndarray] = dict(enumerate(known))
+        self._effects: dict[int, np.ndarray] = {}
 
     def learn(self, parent: Evaluated, child: Evaluated) -> None:
         """Takes the effect of a unit from two sets that differ in it alone. Others, and forgotten ones, teach none."""

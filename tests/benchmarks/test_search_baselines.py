@@ -4,14 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.search_baselines import at_random, beam, greedy, in_order
+from benchmarks.search_baselines import at_random, beam, greedy, in_order, loss_effects
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.masking import UnitScale, attach, masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement, SearchProblem
+from hf_headprune.search.units import Part
 from tests.support.classifiers import batches_of, classifier, own_examples, searched
 from tests.support.search_problems import PROOF, Counting, brute_force, margin_problem, with_probe
 from tests.support.searches import over_heads
@@ -109,3 +112,26 @@ def test_other_strategies_search_plans_too(strategy):
     assert evaluator(result.plan).metric == result.metric >= result.threshold - 1e-9
     assert result.reference_metric == evaluator(full).metric
     assert result.evaluations <= 40
+
+
+def test_loss_effects_are_the_slopes_of_the_losses_in_each_gate():
+    model = classifier().double()
+    anatomy, full = anatomy_of(model), PruningPlan.of(model)
+    evaluator = ExampleEvaluator(model, batches_of(own_examples(model)))
+    units = [(Part(site.name, 0, (0, 2)),) for site in anatomy.sites]
+    effects = loss_effects(model, evaluator, units)
+
+    def losses(site, change):
+        gates = torch.ones(site.units, dtype=torch.float64)
+        gates[[0, 2]] += change
+        handle = attach(model, site, UnitScale(site.unit_width, gates))
+        with masked(model, full), torch.no_grad():
+            found = [evaluator.scorer.losses(*evaluator._run(batch)).numpy() for batch in evaluator._batches]
+        handle.remove()
+        return np.concatenate(found)
+
+    for row, site in enumerate(anatomy.sites):
+        slope = (losses(site, 1e-2) - losses(site, -1e-2)) / 2e-2
+        np.testing.assert_allclose(effects[row], -slope, rtol=1e-2, atol=1e-4)
+    assert np.abs(effects).max() > 1e-3
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -55,7 +55,7 @@ def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
     model = CLASSIFIERS[name]()
     batches = batches_of(decided(model, examples(40)))
     plain = ExampleEvaluator(model, batches)
-    fast = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4))
+    fast = ExampleEvaluator(model, batches)
     rng = np.random.default_rng(0)
     full = PruningPlan.of(model)
     kinds = []
@@ -90,25 +90,25 @@ def test_what_stands_within_round_off_of_a_tie_is_decided_as_a_plain_evaluation_
         model.classifier.bias[1:] = model.classifier.bias[0]
     batches = batches_of([{**row, "label": i % 2} for i, row in enumerate(rows)], batch_size=13)
     plain = ExampleEvaluator(model, batches)
-    fast = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4, bf16_screening=False))
+    fast = ExampleEvaluator(model, batches, settings=EvaluatorSettings(bf16_screening=False))
     base = PruningPlan.of(model)
     margins = plain(base).margins
     for seed in range(4):
         plan = random_plan(model, seed)
-        assert fast.probe(plan, Question(base, margins, margins)).metric == plain(plan).metric
+        assert fast.probe(plan, Question(base, margins)).metric == plain(plan).metric
 
 
 def test_early_verdicts_look_at_fewer_examples():
     model = classifier()
     batches = batches_of(decided(model, examples(64)))
-    fast = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4))
+    fast = ExampleEvaluator(model, batches)
     base = PruningPlan.of(model)
     margins, rng = fast(base).margins, np.random.default_rng(1)
     nothing = base.replace(kept_heads=dict.fromkeys(base.kept_heads, ()))
-    rejected = fast.probe(nothing, Question(base, margins, margins, floor=0.99))
+    rejected = fast.probe(nothing, Question(base, margins, floor=0.99))
     assert rejected.kind == "bound"
     assert 0 < (~np.isnan(rejected.margins)).sum() < 64
-    accepted = fast.probe(base, Question(base, margins, margins, floor=0.9))
+    accepted = fast.probe(base, Question(base, margins, floor=0.9))
     assert accepted.kind == "estimate"
     assert (~np.isnan(accepted.margins)).sum() == 16
     assert fast.probe(base, asked(base, margins, rng, floor=0.9, tentative=False)).kind == "exact"
@@ -117,11 +117,11 @@ def test_early_verdicts_look_at_fewer_examples():
 def test_what_is_measured_to_the_end_is_no_estimate():
     model = classifier()
     fast = ExampleEvaluator(
-        model, batches_of(decided(model, examples(24))), settings=EvaluatorSettings(4, 4, tentative_share=1)
+        model, batches_of(decided(model, examples(24))), settings=EvaluatorSettings(4, tentative_share=1)
     )
     base = PruningPlan.of(model)
     margins = fast(base).margins
-    assert fast.probe(base, Question(base, margins, margins, floor=0.9)).kind == "exact"
+    assert fast.probe(base, Question(base, margins, floor=0.9)).kind == "exact"
 
 
 def test_a_floor_that_is_met_but_for_round_off_rejects_nothing():
@@ -129,27 +129,25 @@ def test_a_floor_that_is_met_but_for_round_off_rejects_nothing():
     rows = [
         {**row, "label": (row["label"] + (i < 12)) % NUM_LABELS} for i, row in enumerate(decided(model, examples()))
     ]
-    fast = ExampleEvaluator(model, batches_of(rows), settings=EvaluatorSettings(batch_size=4))
+    fast = ExampleEvaluator(model, batches_of(rows))
     base = PruningPlan.of(model)
     whole = fast(base)
     for excess, kind in ((0.5, "exact"), (2.0, "bound")):
-        question = Question(
-            base, whole.margins, whole.margins, floor=whole.metric + excess * ROUND_OFF, tentative=False
-        )
+        question = Question(base, whole.margins, floor=whole.metric + excess * ROUND_OFF, tentative=False)
         assert fast.probe(base, question).kind == kind
 
 
 def test_a_confirmation_computes_only_the_examples_that_the_estimate_left_out():
     model = classifier()
-    fast = ExampleEvaluator(model, batches_of(decided(model, examples(64))), settings=EvaluatorSettings(batch_size=4))
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(64))))
     base = PruningPlan.of(model)
     margins = fast(base).margins
-    question = Question(base, margins, margins, floor=0.5)
+    question = Question(base, margins, floor=0.5)
     estimate = fast.probe(base, question)
     seen = fast._stopper.examples_seen
     assert estimate.kind == "estimate"
     assert seen == (~np.isnan(estimate.margins)).sum()
-    fast.probe(base, Question(base, margins, margins))
+    fast.probe(base, Question(base, margins))
     assert fast._stopper.examples_seen == 64
 
 
@@ -158,7 +156,7 @@ def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
     model = classifier(num_hidden_layers=4)
     batches = batches_of(decided(model, examples(40)))
     roomy, bounded = (
-        ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4, activation_cache_mib=mib))
+        ExampleEvaluator(model, batches, settings=EvaluatorSettings(activation_cache_mib=mib))
         for mib in (64, cache_mib)
     )
     rng = np.random.default_rng(2)
@@ -181,13 +179,13 @@ def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
 def test_a_fresh_evaluator_measures_the_bits_of_one_that_has_measured_before():
     model = classifier()
     batches = batches_of(decided(model, examples(40)))
-    used = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4))
+    used = ExampleEvaluator(model, batches)
     base, rng = PruningPlan.of(model), np.random.default_rng(3)
     margins = used(base).margins
     for _ in range(10):
         plan = near(base, rng)
         question = asked(base, margins, rng, floor=0.8)
-        fresh = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4))
+        fresh = ExampleEvaluator(model, batches)
         np.testing.assert_array_equal(used.probe(plan, question).margins, fresh.probe(plan, question).margins)
 
 
@@ -206,18 +204,18 @@ def layers_run(model, call):
 
 def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
     model = classifier(num_hidden_layers=4)
-    fast = ExampleEvaluator(model, batches_of(decided(model, examples(40))), settings=EvaluatorSettings(batch_size=4))
+    fast = ExampleEvaluator(model, batches_of(decided(model, examples(40))))
     base = PruningPlan.of(model)
     margins = fast(base).margins
-    fast.probe(base, Question(base, margins, margins))  # the first probe also tries what the model allows
+    fast.probe(base, Question(base, margins))  # the first probe also tries what the model allows
     third, last = list(base.kept_heads)[2:]
-    question = Question(base, margins, margins)
+    question = Question(base, margins)
     # The first child of a plan computes the states of the layers that they share; its siblings enter above them.
     for site, kept, run in ((third, [0], [40] * 4), (third, [1], [0, 0, 40, 40]), (last, [1], [0, 0, 40, 40])):
         assert layers_run(model, partial(fast.probe, base.replace(kept_heads={site: kept}), question)) == run
     assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={last: [2]}), question)) == [0, 0, 0, 40]
     child = base.replace(kept_heads={third: [1]})  # shares two layers with its parent, whose states are there
-    further = Question(child, margins, margins)
+    further = Question(child, margins)
     for kept, run in (([1], [0, 0, 40, 40]), ([2], [0, 0, 0, 40])):
         assert layers_run(model, partial(fast.probe, child.replace(kept_heads={last: kept}), further)) == run
 
@@ -257,7 +255,7 @@ def test_near_ties_are_decided_by_the_batches_given():
         model.classifier.weight[1] = model.classifier.weight[0]
         model.classifier.bias[1] = model.classifier.bias[0]
     dataset = [{**example, "label": index % 2} for index, example in enumerate(examples(40))]
-    evaluator = ExampleEvaluator(model, batches_of(dataset), settings=EvaluatorSettings(batch_size=4))
+    evaluator = ExampleEvaluator(model, batches_of(dataset))
     base, rng = PruningPlan.of(model), np.random.default_rng(6)
     margins = evaluator(base).margins
     assert (np.abs(margins) < 1e-4).any()
@@ -283,7 +281,7 @@ def no_mask(rows):
 
 
 def odd_mask(rows):
-    """A mask of two dimensions per example, which can't be put together anew."""
+    """A mask of two dimensions per example."""
     batch = wide_inputs(rows)
     mask = batch["attention_mask"][:, None, None, :].bool()
     return {**batch, "attention_mask": mask.expand(-1, 1, mask.shape[-1], -1)}
@@ -305,7 +303,7 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
 
 def plain_and_rounded(model, batches, **chosen):
     """An evaluator that is only called, and one that probes with a twin in bf16."""
-    chosen = EvaluatorSettings(batch_size=4, bf16_screening=True, **chosen)
+    chosen = EvaluatorSettings(bf16_screening=True, **chosen)
     return ExampleEvaluator(model, batches), ExampleEvaluator(model, batches, settings=chosen)
 
 
@@ -402,7 +400,7 @@ def test_closed_units_are_taken_out_of_the_products_and_put_back(name, refits):
     model = CLASSIFIERS[name]()
     batches = batches_of(decided(model, examples(60)))
     plain = ExampleEvaluator(model, batches)
-    narrow = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=4, bf16_screening=False))
+    narrow = ExampleEvaluator(model, batches, settings=EvaluatorSettings(bf16_screening=False))
     base, rng = PruningPlan.of(model), np.random.default_rng(13)
     if refits:
         plain.use_refit(base, ffn=True)
@@ -464,11 +462,11 @@ def test_small_models_and_other_precisions_have_no_rounded_twin():
     for chosen in (EvaluatorSettings(), EvaluatorSettings(bf16_screening=False)):
         evaluator = ExampleEvaluator(model, batches_of(examples()), settings=chosen)
         full = PruningPlan.of(model)
-        evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
+        evaluator.probe(full, Question(full, evaluator(full).margins))
         assert evaluator._stopper._screening is None
     rounded = classifier().to(torch.bfloat16)
     evaluator = ExampleEvaluator(rounded, batches_of(examples()), settings=EvaluatorSettings(bf16_screening=True))
-    evaluator.probe(full, Question(full, evaluator(full).margins, evaluator(full).margins))
+    evaluator.probe(full, Question(full, evaluator(full).margins))
     assert evaluator._stopper._screening is None
 
 
@@ -582,8 +580,7 @@ def test_memory_holds_what_is_at_work_and_drops_what_was_used_longest_ago():
     assert memory.has_room
     memory.add("d", 0, torch.zeros(2000))
     assert (memory.get("a", 0), memory.num_bytes) == (None, 8000)
-    memory.clear()
-    assert (memory.get("d", 0), memory.num_bytes, memory.peak_bytes) == (None, 0, 12000)
+    assert memory.peak_bytes == 12000
 
 
 @pytest.mark.parametrize(
@@ -591,16 +588,13 @@ def test_memory_holds_what_is_at_work_and_drops_what_was_used_longest_ago():
     [
         {"activation_cache_mib": -1},
         {"activation_cache_mib": "1"},
-        {"batch_size": 0},
-        {"batch_size": 2.5},
-        {"batch_size": True},
         {"tentative_share": 0},
         {"tentative_share": 2},
         {"tentative_share": None},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong):
-    EvaluatorSettings(activation_cache_mib=0, batch_size=1, tentative_share=1)
+    EvaluatorSettings(activation_cache_mib=0, tentative_share=1)
     with pytest.raises(InvalidSettingError, match=f"EvaluatorSettings: {next(iter(wrong))} must be"):
         EvaluatorSettings(**wrong)
 

@@ -8,20 +8,14 @@ from hypothesis import strategies as st
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, UnsupportedModelError
-from hf_headprune.masking import UnitScale, attach, evaluating, masked
+from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
-from hf_headprune.search.units import Part
 from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS
 from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, random_plan
 from tests.support.models import tiny_bert, tiny_distilbert
-
-
-def margins_of(logits, gold):
-    """Gold logits minus the best other ones, one example after the other."""
-    return np.array([row[label] - max(np.delete(row, label)) for row, label in zip(logits, gold, strict=True)])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -54,46 +48,6 @@ def test_every_example_counts_also_in_the_last_partial_batch():
     measured = ExampleEvaluator(model, batches_of(dataset, batch_size=4))
     assert measured.num_examples == 9
     assert measured(PruningPlan.of(model)).margins.shape == (9,)
-
-
-@pytest.mark.parametrize("make", [classifier, lambda: tiny_distilbert(num_labels=NUM_LABELS)])
-def test_estimated_effects_are_the_slope_of_the_margins_in_each_gate(make):
-    model = make().double()
-    plan = random_plan(model, 3)
-    plan = plan.replace(kept_ffn={next(iter(plan.kept_ffn)): range(20)})
-    anatomy, batches = anatomy_of(model), batches_of(examples())
-    rows = [(site, head) for site in anatomy.attention_sites for head in range(site.units)]
-    units = [(Part(site.name, head, (head,)),) for site, head in rows]
-    effects = ExampleEvaluator(model, batches).unit_effects(plan, units)
-    assert effects.shape == (len(rows), 24)
-
-    def margins(site, head, change):
-        open_heads = torch.zeros(site.units, dtype=torch.float64)
-        open_heads[list(plan.kept(site.name))] = 1.0
-        open_heads[head] += change
-        others_open = plan.replace(kept_heads={site.name: range(site.units)})
-        handle = attach(model, site, UnitScale(site.unit_width, open_heads))
-        with masked(model, others_open), torch.no_grad():
-            logits = [model(**{k: v for k, v in b.items() if k != "labels"}).logits.numpy() for b in batches]
-        handle.remove()
-        return margins_of(np.concatenate(logits), np.concatenate([b["labels"].numpy() for b in batches]))
-
-    for row, (site, head) in enumerate(rows):
-        slope = (margins(site, head, 1e-5) - margins(site, head, -1e-5)) / 2e-5
-        np.testing.assert_allclose(effects[row], -slope, rtol=1e-4, atol=1e-6)
-
-
-def test_estimating_effects_leaves_the_model_and_its_gradients_as_they_were():
-    model = classifier().train()
-    model.requires_grad_(False)
-    evaluator = ExampleEvaluator(model, batches_of(examples()))
-    full = PruningPlan.of(model)
-    units = [(Part(site, 0, tuple(kept)),) for site, kept in {**full.kept_heads, **full.kept_ffn}.items()]
-    effects = evaluator.unit_effects(full, units)
-    assert np.abs(effects).max() > 0
-    assert model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_model_is_left_as_it_was_after_an_error_too():
@@ -207,7 +161,7 @@ def test_metrics_equal_their_slow_definitions(pairs):
     [
         (lambda batches: [], "at least one labelled example"),
         (lambda batches: [{"input_ids": torch.ones(2, 3)}], r"received \['input_ids'\]"),
-        (lambda batches: [*batches, {"input_ids": torch.ones(2, 3)}], "batch 4: labels must be whole numbers"),
+        (lambda batches: [*batches, {"input_ids": torch.ones(2, 3)}], "batch 6: labels must be whole numbers"),
         (lambda batches: [{**batches[0], "labels": batches[0]["labels"].float()}], "whole numbers"),
         (lambda batches: [{**batches[0], "labels": batches[0]["input_ids"]}], "whole numbers"),
         (lambda batches: [{**batches[0], "labels": batches[0]["labels"] - 1}], r"labels must be 0\.\.2, received"),

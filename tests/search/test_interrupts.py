@@ -13,7 +13,6 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.problem import Question
-from hf_headprune.search.units import Part
 from tests.support.classifiers import batches_of, classifier, decided, examples
 
 FOLDER = str(Path(hf_headprune.search.evaluation.__file__).parent)
@@ -61,14 +60,12 @@ def test_an_interrupt_at_any_line_of_an_evaluation_leaves_the_model_as_it_was(re
     full = PruningPlan.of(model)
     margins = ExampleEvaluator(model, batches)(full).margins
     plan = full.replace(kept_heads={site: [0, 2] for site in full.kept_heads})
-    units = [(Part(site, 0, (0,)),) for site in full.kept_heads]
 
     def measure():
-        evaluator = ExampleEvaluator(model, batches, settings=EvaluatorSettings(batch_size=8, bf16_screening=False))
+        evaluator = ExampleEvaluator(model, batches, settings=EvaluatorSettings(bf16_screening=False))
         if refits:
             evaluator.use_refit(full)
-        evaluator.unit_effects(full, units)
-        evaluator.probe(plan, Question(full, margins, margins))
+        evaluator.probe(plan, Question(full, margins))
 
     before, weights = state_of(model), {name: value.clone() for name, value in model.state_dict().items()}
     lines = interrupted(measure)

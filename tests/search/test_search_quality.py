@@ -56,7 +56,7 @@ def test_sets_far_from_a_known_one_are_not_believed_by_an_estimate():
         margins = base - 2.5 * (len(removed) > 25) * (base > 1)
         return Measurement(float((margins > 0).mean()), margins)
 
-    problem = SearchProblem((1.0,) * 40, measure, order=tuple(range(40)), effects=np.zeros((40, 200)))
+    problem = SearchProblem((1.0,) * 40, measure, order=tuple(range(40)))
     assert search(with_probe(problem), over_heads(max_evaluations=7, max_drop=0.01)).gain == 25
 
 

@@ -16,7 +16,7 @@ from hf_headprune.search.latency import latency_gains
 from hf_headprune.search.plans import order_by_costs, search_over_plans
 from hf_headprune.search.problem import Measurement
 from hf_headprune.search.units import layers_of, plan_without, removed_at, units_of_search
-from tests.support.classifiers import batches_of, classifier, examples, own_examples, searched
+from tests.support.classifiers import batches_of, classifier, own_examples, searched
 from tests.support.models import tiny_marian
 from tests.support.searches import Given, changed, over_heads
 
@@ -220,23 +220,6 @@ def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
     assert {site: [len(chunk) for chunk in chunks] for site, chunks in content["ffn_chunks"].items()} == {
         anatomy.ffn_sites[0].name: [32, 32]
     }
-
-
-# --- effects ---
-
-
-def test_effect_of_a_chunk_is_the_sum_of_those_of_its_units():
-    model = classifier()
-    evaluator = ExampleEvaluator(model, batches_of(examples()))
-    full = PruningPlan.of(model)
-    units = units_of_search(anatomy_of(model), full, BOTH, some_order(full))
-    effects = evaluator.unit_effects(full, units)
-    assert effects.shape == (8 + 4, 24)
-    chunk = units[-1][0]
-    alone = [(dataclasses.replace(chunk, indices=(unit,)),) for unit in chunk.indices]
-    np.testing.assert_allclose(evaluator.unit_effects(full, alone).sum(axis=0), effects[-1], rtol=1e-3, atol=1e-4)
-    layer = [tuple(part for (part,) in units)]
-    np.testing.assert_allclose(evaluator.unit_effects(full, layer)[0], effects.sum(axis=0), rtol=1e-3, atol=1e-4)
 
 
 # --- latency ---

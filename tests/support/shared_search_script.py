@@ -22,7 +22,7 @@ SETTINGS = AStarSearch(max_evaluations=30, max_drop=0.1)
 
 def evaluator_of(model, *, batch_size=7):
     """An evaluator that shares its batches wherever there are several processes."""
-    settings = EvaluatorSettings(batch_size=4, share_processes=True)
+    settings = EvaluatorSettings(share_processes=True)
     batches = batches_of(decided(model, examples(60)), batch_size=batch_size)
     evaluator = ExampleEvaluator(model, batches, settings=settings)
     evaluator.use_refit(PruningPlan.of(model))

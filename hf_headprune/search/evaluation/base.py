@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING
 from hf_headprune.search.problem import MetricFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
     from hf_headprune.search.problem import Measurement, Question
-    from hf_headprune.search.units import Unit
 
 
 class Evaluator:
@@ -46,11 +41,6 @@ class Evaluator:
             apply: Whether to refit; else the costs are recorded alone.
         """
         del start, ffn, apply
-        return None
-
-    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray | None:
-        """Estimates what the removal of each unit does to each margin, `(num_units, num_examples)`; here unknown."""
-        del plan, units
         return None
 
     def fingerprint(self) -> str:

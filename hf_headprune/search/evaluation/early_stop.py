@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_headprune._checks import check, is_ratio, is_rising, is_whole
+from hf_headprune._checks import check, is_ratio, is_rising
 from hf_headprune._distributed import over_processes, sharing
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import RefittedPlan
@@ -51,7 +51,6 @@ class EvaluatorSettings:
 
     Attributes:
         activation_cache_mib: Bound on the memory for hidden states that plans share.
-        batch_size: Examples per batch, where they may be put together anew.
         tentative_share: Share of the examples, the hardest, that an estimate is made from.
         bf16_screening: Whether answers far from a tie may come from a twin of the model in bf16; verdicts before the
             end are not certain then. None leaves it to the hardware and to the size of the model.
@@ -63,7 +62,6 @@ class EvaluatorSettings:
     """
 
     activation_cache_mib: float = 1024
-    batch_size: int = 16
     tentative_share: float = 0.25
     bf16_screening: bool | None = None
     share_processes: bool = False
@@ -72,7 +70,6 @@ class EvaluatorSettings:
         """Checks every setting."""
         rules = {
             "activation_cache_mib must be a number of at least 0": is_rising(0, self.activation_cache_mib),
-            "batch_size must be an integer of at least 1": is_whole(self.batch_size, at_least=1),
             "tentative_share must be above 0 and at most 1": is_ratio(self.tentative_share),
             "bf16_screening must be True, False, or None": self.bf16_screening in (None, True, False),
             "share_processes must be True or False": self.share_processes in (True, False),
@@ -121,17 +118,12 @@ class EarlyStopper:
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
         runner = partial(PrecisionRunner, scorer=scorer, memory=self.memory, sample=sample, refit=refit)
         exact = runner(model, is_exact=True)
-        recompose = exact.in_full_precision and not scorer.is_continuous
-        self._batches = OrderedBatches(
-            batches,
-            np.concatenate([scorer.weights(batch) for batch in batches]),
-            model,
-            batch_size=settings.batch_size,
-            recompose=recompose,
-        )
+        weights = np.concatenate([scorer.weights(batch) for batch in batches])
+        self._batches = OrderedBatches(batches, weights, device=device)
         self._own = OwnPrecision(exact)
         self._screening: Screening | None = None
-        if settings.rounds(model) and recompose and scorer.is_mean:
+        may_round = exact.in_full_precision and scorer.is_mean and not scorer.is_continuous
+        if may_round and settings.rounds(model):
             twin = runner(half_precision_twin(model), is_exact=False)
             self._screening = Screening(twin, exact, self._batches, scorer, share=self._share_processes)
 
@@ -148,8 +140,6 @@ class EarlyStopper:
         """
         for given in (question.base, plan):
             self._own.runner.check_fits(given)
-        if self._batches.sort(question.hardness):
-            self.memory.clear()
         if self._screening is not None:
             try:
                 return self._measured(self._screening, plan, question)
@@ -221,8 +211,8 @@ class EarlyStopper:
         def plainly(batch: Batch) -> Answers:
             return self._scorer.answers(self._model(**self._scorer.inputs(batch.entries)), batch.entries)
 
-        given = self._batches.given() if self._batches.are_recomposed else ()
-        near = [batch for batch in given if (answers.gaps[batch.indices] < TIE_BAND).any()]
+        rounds_otherwise = self._own.runner.is_shortened or self._screening is not None
+        near = self._batches.some(answers.gaps < TIE_BAND) if rounds_otherwise else []
         with masked(self._model, RefittedPlan(plan, self._refit)), evaluating(self._model):
             for batch, found in zip(near, over_processes(plainly, near, share=self._share_processes), strict=True):
                 answers.put(batch.indices, found)

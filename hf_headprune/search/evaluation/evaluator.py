@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,25 +17,22 @@ from hf_headprune.refit.moments import record_moments, record_moments_by_gradien
 from hf_headprune.refit.projections import Refit
 from hf_headprune.search.evaluation.base import Evaluator
 from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSettings
-from hf_headprune.search.evaluation.effects import GateGradients, owners_of
 from hf_headprune.search.problem import Measurement, MetricFacts
 from hf_headprune.tasks.answers import Answers
 from hf_headprune.tasks.classification import ClassScorer
 from hf_headprune.tasks.registry import scorer_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
     from hf_headprune.anatomy import Site
     from hf_headprune.plan import PruningPlan
     from hf_headprune.search.problem import Question
-    from hf_headprune.search.units import Unit
     from hf_headprune.tasks.scorer import Scorer
 
 LABELS = "labels"
-Scalar = Literal["margin", "loss"]
 
 
 class ExampleEvaluator(Evaluator):
@@ -133,47 +130,6 @@ class ExampleEvaluator(Evaluator):
         refit = Refit(self._model, start, recorded)
         self.refit = refit if apply else None
         return refit
-
-    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit], of: Scalar = "margin") -> np.ndarray:
-        """Estimates what the removal of each unit does to each example, from one backward pass.
-
-        A prediction to order a search by: the first-order change when the gates of a unit close.
-
-        Args:
-            plan: What is open.
-            units: Parts of the model that are removed together.
-            of: The "margin" or the "loss" of each example, see `Scorer`.
-
-        Returns:
-            Shape `(num_units, num_examples)`.
-
-        Raises:
-            InvalidPlanError: The plan does not fit the model.
-        """
-        owners = owners_of(units, {**plan.num_heads, **plan.num_ffn})
-        columns = []
-        for gradients in self._gate_gradients(plan, tuple(owners), of):
-            column = torch.zeros(len(units), next(iter(gradients.values())).shape[1])
-            for site, gradient in gradients.items():
-                column.index_add_(0, owners[site][owners[site] >= 0], gradient.cpu()[owners[site] >= 0])
-            columns.append(-column.numpy())
-        return np.concatenate(columns, axis=1)
-
-    def _gate_gradients(self, plan: PruningPlan, sites: Iterable[str], of: Scalar) -> Iterator[dict[str, torch.Tensor]]:
-        named = set(sites)
-        opened = plan.replace(
-            kept_heads={site: range(units) for site, units in plan.num_heads.items() if site in named},
-            kept_ffn={site: range(units) for site, units in plan.num_ffn.items() if site in named},
-        )
-        with (
-            evaluating(self._model),
-            torch.enable_grad(),
-            masked(self._model, opened),
-            GateGradients(self._model, plan, named, self.refit).attached() as gradients,
-        ):
-            for batch in self._batches:
-                read = self.scorer.losses if of == "loss" else self.scorer.margins
-                yield gradients.of(read(*self._run(batch)))
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights, the data, the metric and the precision, also that of most answers."""

@@ -55,10 +55,6 @@ class StateMemory:
             self.num_bytes += size
             self.peak_bytes = max(self.peak_bytes, self.num_bytes)
 
-    def clear(self) -> None:
-        """Forgets all states."""
-        self._held, self.num_bytes = {}, 0
-
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()

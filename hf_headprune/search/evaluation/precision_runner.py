@@ -46,6 +46,7 @@ class PrecisionRunner:
     Attributes:
         is_exact: Whether it is the model itself, rather than a rounded twin.
         in_full_precision: Whether products are computed in fp32 or fp64.
+        is_shortened: Whether products have other shapes than in a plain evaluation, and so other rounding.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class PrecisionRunner:
             may_skip = self._is_resumable and not scorer.is_continuous and (self.in_full_precision or not is_exact)
             self._takes_out = may_skip and allows.can_take_out(inputs)
             self._reads_first = may_skip and allows.reads_first_token(inputs)
+        self.is_shortened = self._takes_out or self._reads_first
 
     def check_fits(self, plan: PruningPlan) -> None:
         """Checks that a plan was made for this model.

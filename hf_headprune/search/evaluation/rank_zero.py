@@ -10,14 +10,11 @@ from hf_headprune._distributed import from_first, number_of_processes
 from hf_headprune.search.evaluation.base import Evaluator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy as np
+    from collections.abc import Callable
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
     from hf_headprune.search.problem import Measurement, Question
-    from hf_headprune.search.units import Unit
 
 Result = TypeVar("Result")
 FOUND, FAILED = "found", "failed"
@@ -82,9 +79,6 @@ class _Leading(Evaluator):
 
     def use_refit(self, start: PruningPlan, *, ffn: bool = False, apply: bool = True) -> Refit | None:
         return self._all("use_refit", start, ffn, apply)
-
-    def unit_effects(self, plan: PruningPlan, units: Sequence[Unit]) -> np.ndarray | None:
-        return self._evaluator.unit_effects(plan, units)  # shares nothing
 
     def _all(self, name: str, *args: Any) -> Any:
         from_first((name, args))

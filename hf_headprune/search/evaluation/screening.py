@@ -129,7 +129,9 @@ class Screening(OwnPrecision):
     def _answer_again(self, doubtful: np.ndarray, answers: Answers, plan: PruningPlan, band: float) -> None:
         """Has the model itself give answers; raises an error where the twin had moved or turned one too far."""
         with self._exact.open():
-            some = list(self._batches.some(doubtful))
+            marked = np.zeros(len(answers.gaps), dtype=bool)
+            marked[doubtful] = True
+            some = [batch.only(marked) for batch in self._batches.some(marked)]
             again = over_processes(
                 lambda batch: self._exact.answers_alone(batch.entries, plan), some, share=self._share
             )
