@@ -54,7 +54,7 @@ class ScoredExamples:
     ) -> None:
         """Reads all examples and their labels; the model is not run. See `scores_of` for arguments and errors."""
         examples = ModelExamples(dataset, model, where=where, collate=batching.data_collator)
-        scorer = scorer_for(model, metric, where=where)
+        scorer = scorer_for(model, metric, where=where, tokenizer=batching.processing_class)
         self._batches, self._order = ordered_batches(
             examples, batching.collate_for(model), batch_size=batching.batch_size
         )
@@ -98,4 +98,4 @@ class ScoredExamples:
     def _answers(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Answers:
         device = next(model.parameters()).device
         entries = {name: tensor.to(device) for name, tensor in batch.items()}
-        return self.scorer.answers(model(**self.scorer.inputs(entries)), entries)
+        return self.scorer.answers_of(model, entries)
