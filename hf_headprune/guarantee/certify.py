@@ -243,7 +243,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         return _of_several(promises, dense, pruned, dataset, reference_name)
     split = ScoredSplit(data_of(dataset, labels), metric, dense, seen=(dense, pruned))
     _check_stop(split, path, stop_early=stop_early)
-    dense_record, pruned_record = record_of(dense), record_of(pruned)
+    dense_record, pruned_record = record_of(dense), record_of(pruned)  # what has none is refused before it is run
     if path is None:
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
     elif not isinstance(path, CertifiedPath) or num_candidates != 1:

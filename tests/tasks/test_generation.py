@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 import torch
 from sacrebleu.metrics import CHRF
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from hf_headprune.errors import InvalidSettingError, MissingExtraError
 from hf_headprune.guarantee.certify import certify
@@ -21,19 +17,9 @@ from hf_headprune.tasks.batches import Batching
 from hf_headprune.tasks.registry import metrics_of, scorer_for
 from hf_headprune.tasks.scores import scores_of
 from tests.guarantee.test_tasks import smaller
-from tests.support.models import VOCAB_SIZE
-from tests.support.tasks import task_of
+from tests.support.tasks import task_of, word_tokenizer
 
 COUNT = 40
-
-
-def word_tokenizer():
-    """One in which every token is a word, but for the special ones."""
-    words = {f"w{number}" if number > 2 else f"<{number}>": number for number in range(VOCAB_SIZE)}
-    made = Tokenizer(WordLevel(words, unk_token="<0>"))
-    made.pre_tokenizer = Whitespace()
-    special = {"unk_token": "<0>", "pad_token": "<1>", "eos_token": "<2>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
 
 
 def generated(model, example, longest):
