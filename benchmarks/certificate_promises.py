@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import time
 from importlib.metadata import version
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,7 @@ def _alarms(  # noqa: PLR0913, PLR0917 - a setting
 def hoeffding_bentkus(generator: np.random.Generator) -> list[dict[str, Any]]:
     """Its p-value, made for risks in [0, 1], of paired differences at the border."""
     rows = []
-    for n, drop, disagreement in ((1000, 0.025, 0.10), (1000, 0.05, 0.10), (2000, 0.025, 0.10)):
+    for n, drop, disagreement in product((1000, 2000), (0.025, 0.05), (0.10, 0.20)):
         chances = [(disagreement + drop) / 2, (disagreement - drop) / 2, 1 - disagreement]
         drawn = generator.multinomial(n, chances, RUNS)
         risk = np.clip((drawn[:, 0] - drawn[:, 1]) / n, 1e-12, None)
