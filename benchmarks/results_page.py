@@ -534,11 +534,11 @@ def few_labels_section(content: dict[str, Any]) -> Iterator[str]:
     yield from missing_runs(content)
     same = all(row[key]["same_with_few_labels"] for row in content["results"] for key in row if key.startswith("at_"))
     density = content["results"][0]["density"]
-    yield f"\nMiniLM pruned one-shot to {density:.0%} of its linear weights, on n test examples; labelled are those that"
-    yield "`disagreements` names. *Largest drop*: in points at 95 %, with labels, and without any, by the share of changed"
-    yield "answers. *Verdicts*: for drops of 1, 2 and 3 points. In verdict, counts, p-value and bound the certificates"
+    yield f"\nMiniLM pruned one-shot to {density:.0%} of its linear weights, on n test examples. Labelled are the"
+    yield "examples that `disagreements` names. *Largest drop*: in points at 95 %, with labels, and without them by the"
+    yield "share of changed answers. *Verdicts*: for drops of 1, 2 and 3 points. In verdict, counts, p-value and bound,"
     words = "equal" if same else "DIFFER FROM"
-    yield f"with few labels {words} those with the labels of all examples.\n"
+    yield f"the certificates with few labels {words} those with the labels of all examples.\n"
     yield from header("task", "seed", "n", "labels", "worse", "better", "largest drop", "without labels", "verdicts")
     for row in content["results"]:
         cells = [row["task"], str(row["seed"]), f"{row['examples']:,}", f"{row['labels_used']:,}"]
