@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import time
 from importlib.metadata import version
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from scipy.special import bdtr
 
 from benchmarks.results_file import RESULTS, environment, write_json
 from hf_headprune.guarantee.betting import LARGEST_BET, NUM_BETS, SMALLEST_BET
-from hf_headprune.guarantee.monitor import Bets, upper_share
+from hf_headprune.guarantee.monitor import Alarms
 from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 from hf_headprune.guarantee.paired import critical_value, level_of, score_statistic
 
@@ -223,14 +224,12 @@ def _alarms(  # noqa: PLR0913, PLR0917 - a setting
     before: int = 0,
 ) -> np.ndarray:
     """Returns the number of the input at which each stream raises its alarm; steps + 1 where none is."""
-    seen = generator.binomial(n, rate, streams)
-    bounds = {int(count): upper_share(int(count), n, ALPHA / 2) for count in np.unique(seen)}
-    bets, first = Bets(np.array([bounds[int(count)] for count in seen]), streams), np.full(streams, steps + 1)
+    alarms, first = Alarms(generator.binomial(n, rate, streams).tolist(), n, ALPHA), np.full(streams, steps + 1)
     for step in range(1, steps + 1):
-        bets.place(generator.random(streams) < live[step > before])
-        now = bets.wealth >= 2 / ALPHA
+        alarms.place(generator.random(streams) < live[step > before])
+        now = alarms.raised
         first[now & (first > steps)] = step
-        if step % 1000 == 0 and (first <= steps).all():
+        if step % 1000 == 0 and now.all():
             break
     return first
 
@@ -238,7 +237,7 @@ def _alarms(  # noqa: PLR0913, PLR0917 - a setting
 def hoeffding_bentkus(generator: np.random.Generator) -> list[dict[str, Any]]:
     """Its p-value, made for risks in [0, 1], of paired differences at the border."""
     rows = []
-    for n, drop, disagreement in ((1000, 0.025, 0.10), (1000, 0.05, 0.10), (2000, 0.025, 0.10)):
+    for n, drop, disagreement in product((1000, 2000), (0.025, 0.05), (0.10, 0.20)):
         chances = [(disagreement + drop) / 2, (disagreement - drop) / 2, 1 - disagreement]
         drawn = generator.multinomial(n, chances, RUNS)
         risk = np.clip((drawn[:, 0] - drawn[:, 1]) / n, 1e-12, None)

@@ -47,6 +47,7 @@ _MODULES = {
     "masked": "masking",
     "measure_latency": "latency",
     "measure_latency_table": "shrink.latency_table",
+    "nearest_neighbours": "guarantee.neighbours",
     "plan_for_budget": "pipeline",
     "plans_between": "refit.plans_between",
     "power_of": "guarantee.power",

@@ -222,6 +222,7 @@ from hf_headprune.guarantee.certify import certify_path as certify_path
 from hf_headprune.guarantee.claim import Metric as Metric
 from hf_headprune.guarantee.disagreements import disagreements as disagreements
 from hf_headprune.guarantee.monitor import Monitor as Monitor
+from hf_headprune.guarantee.neighbours import nearest_neighbours as nearest_neighbours
 from hf_headprune.guarantee.power import PowerAssumptions as PowerAssumptions
 from hf_headprune.guarantee.power import describe_power as describe_power
 from hf_headprune.guarantee.power import detectable_drop as detectable_drop
@@ -498,6 +499,7 @@ __all__ = [
     "masked",
     "measure_latency",
     "measure_latency_table",
+    "nearest_neighbours",
     "plan_for_budget",
     "plans_between",
     "power_of",

@@ -19,7 +19,14 @@ WRITE_EVERY = 100
 Case = tuple[str, Callable[[], dict[str, Any]]]
 
 
-def main(name: str, cases: Callable[[int, Path], Iterable[Case]], *, count: int, smoke: int) -> None:
+def main(
+    name: str,
+    cases: Callable[[int, Path], Iterable[Case]],
+    *,
+    count: int,
+    smoke: int,
+    shorten: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> None:
     """Runs the cases of a campaign that are not in its result file yet.
 
     Args:
@@ -27,6 +34,7 @@ def main(name: str, cases: Callable[[int, Path], Iterable[Case]], *, count: int,
         cases: Yields names and functions, given how many and a scratch folder.
         count: Cases by default.
         smoke: Cases with `--smoke`.
+        shorten: Makes of all results those that are kept, once all cases are done; None keeps all.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=count)
@@ -35,12 +43,16 @@ def main(name: str, cases: Callable[[int, Path], Iterable[Case]], *, count: int,
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "results.json") if given.smoke else RESULTS / f"faults_{name}.json"
         content = run(file, cases(smoke if given.smoke else given.count, Path(scratch)))
+        if shorten is not None:
+            write_json(file, shorten(content))
         sys.stdout.write(f"{name}: {json.dumps(content['summary'])}\n")
 
 
 def run(file: Path, cases: Iterable[Case]) -> dict[str, Any]:
     """Runs cases, writes each result, and returns the file's content with a summary: how often each outcome came."""
-    content: dict[str, Any] = read_json(file) or {"cases": {}}
+    content: dict[str, Any] = read_json(file)
+    if "cases" not in content:  # nothing, or what is left of a campaign that is complete
+        content = {"cases": {}}
     content |= {"environment": environment()}
     started = _cpu_seconds()
     for number, (name, function) in enumerate(cases):

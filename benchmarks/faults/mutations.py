@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -193,5 +194,15 @@ def _characters(text: str, draws: random.Random) -> tuple[str, str]:
     return text[:place] + inserted + text[place:], f"{kind} at {place}"
 
 
+def shortened(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns how often each outcome came, by format, and each case with another outcome than those expected."""
+    counts: dict[str, Counter[str]] = {}
+    for name, result in content["cases"].items():
+        counts.setdefault(name.rpartition(" ")[0], Counter())[result["outcome"]] += 1
+    others = {name: result for name, result in content["cases"].items() if result["outcome"] not in EXPECTED}
+    kept = {key: value for key, value in content.items() if key != "cases"}
+    return kept | {"count": len(content["cases"]), "formats": counts, "failing": others}
+
+
 if __name__ == "__main__":
-    main("mutations", cases, count=3000, smoke=40)
+    main("mutations", cases, count=3000, smoke=40, shorten=shortened)

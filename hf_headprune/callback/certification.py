@@ -166,7 +166,7 @@ def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:
         data = replace(data, train=ExampleFingerprints.of(trainer.train_dataset))
     if data.batching == Batching() and trainer.eval_dataset is not None:
         collate = trainer.get_eval_dataloader().collate_fn
-        batching = Batching(data_collator=collate, batch_size=trainer.args.per_device_eval_batch_size)
+        batching = Batching(trainer.processing_class, collate, trainer.args.per_device_eval_batch_size)
         data = replace(data, batching=batching)
     return data
 

@@ -15,6 +15,7 @@ import torch
 from hf_headprune.callback.evaluation import first_batch
 from hf_headprune.callback.trainer_compat import has_own_numbers, is_stream
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.tasks.generation import CHRF
 from hf_headprune.tasks.registry import metrics_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def metric_of(trainer: Trainer, metric: str | None) -> DecidingMetric:
     known = metrics_of(trainer.model)
     if known and metric is None and name == "loss":
         name = known[0]
-    return DecidingMetric(name, name in known and problem_with_examples(trainer) is None)
+    is_theirs = name == CHRF and has_own_numbers(trainer)  # of that name, there are several
+    return DecidingMetric(name, name in known and not is_theirs and problem_with_examples(trainer) is None)
 
 
 def problem_with_examples(trainer: Trainer) -> str | None:

@@ -141,7 +141,7 @@ def _by_example(trainer: Trainer, name: str, search: AStarSearch, examples: Any 
     evaluator = ExampleEvaluator(
         model,
         _batches(trainer, loader.dataset, loader.collate_fn),
-        metric=name,
+        metric=scorer_for(model, name, where="HeadPruneCallback", tokenizer=trainer.processing_class),
         settings=_evaluator_settings(trainer, search),
         calibration=_calibration(trainer, loader.collate_fn),
     )
@@ -259,7 +259,8 @@ def _checked_batches(trainer: Trainer, name: str) -> list[dict[str, torch.Tensor
     loader = trainer.get_eval_dataloader()
     batches = _batches(trainer, loader.dataset, loader.collate_fn)
     try:
-        scorer_for(trainer.model, name, where="HeadPruneCallback").check(batches, where="HeadPruneCallback")
+        scorer = scorer_for(trainer.model, name, where="HeadPruneCallback", tokenizer=trainer.processing_class)
+        scorer.check(batches, where="HeadPruneCallback")
     except InvalidSettingError as error:
         raise InvalidSettingError(
             f"HeadPruneCallback scores the examples of eval_dataset by {name}. {error} Or let the loss decide: "

@@ -25,6 +25,7 @@ CLASSES = ("label", "labels")
 SCORES = ("label", "labels", "score")
 TOKENS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels")
+SOURCES, REFERENCES = ("source", "text", "document", "article"), ("target", "reference", "summary", "highlights")
 QUESTIONS, CONTEXTS, ANSWERS = ("question",), ("context",), ("answers",)
 _SHOWN = 12
 _STRINGS = ("string", "large_string")

@@ -1,4 +1,4 @@
-"""Rows of text to tokenized examples: texts and pairs with a class or a score, tagged tokens, questions."""
+"""Rows of text to tokenized examples: with a class or a score, tagged tokens, questions, references."""
 
 from __future__ import annotations
 
@@ -206,14 +206,50 @@ class QuestionReader:
         return Encoded(windows.remove_columns(list(WINDOW_COLUMNS)), 0, tuple(found.values()))
 
 
-Reader = TextReader | TokenReader | QuestionReader
+@dataclass(frozen=True)
+class ReferenceReader:
+    """Reads texts, each with the text that is to be generated from it, such as its translation or summary.
+
+    Attributes:
+        tokenizer: Of the model.
+        max_length: Tokens; longer texts are cut.
+        named: Columns that the user named.
+    """
+
+    tokenizer: Any
+    max_length: int
+    named: NamedColumns
+
+    def encode(self, split: Dataset, where: str) -> Encoded:
+        """Tokenizes a split.
+
+        Raises:
+            InvalidSettingError: Columns can't be found, or hold no text.
+        """
+        source = one_column(split, self.named.text, columns.SOURCES, option=TEXT_OPTION, where=where)
+        target = one_column(split, self.named.label, columns.REFERENCES, option=LABEL_OPTION, where=where)
+        split, unlabelled = _labelled(split, (target,), where, is_score=False)
+        for column in (source, target):
+            _check_texts(split, column, where)
+
+        def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            limits = {"truncation": True, "max_length": self.max_length}
+            encoded = self.tokenizer(batch[source], text_target=batch[target], **limits)
+            kept = ("input_ids", "attention_mask", "labels")
+            return {**{name: encoded[name] for name in kept}, TEXT_NAMES[0]: batch[source]}
+
+        encoded = split.map(rows, remove_columns=split.column_names, desc=where, **_MAP)
+        return Encoded(encoded, unlabelled, (source, target))
+
+
+Reader = TextReader | TokenReader | QuestionReader | ReferenceReader
 
 
 def reader_for(model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None) -> Reader:
     """Returns what reads the examples of a model's task.
 
     Args:
-        model: Classifier of sequences or tokens, regression, or question answering.
+        model: Classifier of sequences or tokens, regression, question answering, or sequence-to-sequence.
         tokenizer: Of the model.
         named: Columns that the user named.
         max_length: Tokens of an example; None for what the model reads, 384 for windows on a context.
@@ -241,10 +277,12 @@ def reader_for(model: Any, tokenizer: Any, named: NamedColumns, max_length: int 
         if model.config.problem_type == "multi_label_classification":
             return TextReader(tokenizer, length, named, SeveralLabels(classes))
         return TextReader(tokenizer, length, named, None if model.config.num_labels == 1 else classes)
+    if model.config.is_encoder_decoder and model.can_generate():
+        return ReferenceReader(tokenizer, length, named)
     raise UnsupportedModelError(
-        f"{type(model).__name__}: this command prunes ...ForSequenceClassification, ...ForTokenClassification and "
-        "...ForQuestionAnswering models: it reads labels, tags and answers from files, no texts to be generated. For "
-        "others use search_plan or plan_for_budget in Python."
+        f"{type(model).__name__}: this command prunes ...ForSequenceClassification, ...ForTokenClassification, "
+        "...ForQuestionAnswering and sequence-to-sequence models: it reads labels, tags, answers and references from "
+        "files. For others use search_plan or plan_for_budget in Python."
     )
 
 

@@ -54,7 +54,8 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
 ) -> CertifiedPath:
     """Tests plans from the least pruned to the most on a model, and stops at the first that can't be certified.
 
-    All of it is one use of the certification split. Few, well separated plans are best: each must pass.
+    All of it is one use of the certification split. Few, well separated plans are best: each must pass. Each is tested
+    for one promise and on all examples, so that the plans are compared by the same.
 
     Args:
         model: The dense model; it is unchanged afterwards.
@@ -81,6 +82,12 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         UnsupportedModelError: The model can't be scored.
     """
     _check_plans(plans, "certify_path")
+    if are_several(dataset, metric, None):
+        raise InvalidSettingError(
+            "certify_path: plans are tested for one promise, on one data set by one metric, received "
+            f"{type(dataset).__name__} and {shown(metric)}. Test them for the strictest promise, and certify several "
+            "of the pruned model on examples that the path has not looked at: certify(dense, pruned, test, each=...)."
+        )
     _check_ledger(ledger)
     split = ScoredSplit(data_of(dataset), metric, model)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
@@ -246,7 +253,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         return _of_several(promises, dense, pruned, dataset, reference_name)
     split = ScoredSplit(data_of(dataset, labels), metric, dense, seen=(dense, pruned))
     _check_stop(split, path, stop_early=stop_early)
-    dense_record, pruned_record = record_of(dense), record_of(pruned)
+    dense_record, pruned_record = record_of(dense), record_of(pruned)  # what has none is refused before it is run
     if path is None:
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
     elif not isinstance(path, CertifiedPath) or num_candidates != 1:

@@ -12,7 +12,7 @@ from hf_headprune._checks import is_number, is_whole
 from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.paired import level_of
-from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
+from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER, SAME_NEIGHBOUR
 from hf_headprune.tasks.registry import scorer_for
 from hf_headprune.tasks.scorer import Kind as ScoreKind
 from hf_headprune.tasks.scorer import Scorer
@@ -98,16 +98,16 @@ class Metric:
     @property
     def scored(self) -> str:
         """What the score of one example is, in words."""
-        if self.score is _no_score:
-            return SAME_ANSWER
+        if self.score in (_no_score, _no_neighbour):
+            return SAME_ANSWER if self.score is _no_score else SAME_NEIGHBOUR
         if self.score is _by_answer:
             return RIGHT_ANSWER
         return self.score.scored if isinstance(self.score, Scorer) else BY_FUNCTION
 
 
-def agreement() -> Metric:
+def agreement(*, of_neighbours: bool = False) -> Metric:
     """Returns the metric of an agreement, which needs no labels: what changes no answer breaks none."""
-    return Metric(AGREEMENT, AGREEMENT, _no_score)
+    return Metric(AGREEMENT, AGREEMENT, _no_neighbour if of_neighbours else _no_score)
 
 
 def accuracy_of_answers() -> Metric:
@@ -121,6 +121,10 @@ def _by_answer(model: Any, dataset: Any) -> Any:
 
 def _no_score(model: Any, dataset: Any) -> Any:
     raise NotImplementedError("an agreement is between two models")
+
+
+def _no_neighbour(model: Any, dataset: Any) -> Any:
+    return _no_score(model, dataset)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import nn
 from hf_headprune._checks import is_whole
 from hf_headprune._strict_json import path_of
 from hf_headprune.errors import InvalidSettingError, MissingExtraError, shown
+from hf_headprune.guarantee.neighbours import Neighbours
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def fingerprint_of(given: Any) -> tuple[str, str | None]:
         name = getattr(given, "__qualname__", type(given).__qualname__)
         return f"the function {name}"[:200], None
     content = repr(given.tolist() if hasattr(given, "tolist") else list(given))
-    return "recorded answers", hashlib.sha256(content.encode()).hexdigest()
+    name = "recorded nearest neighbours" if isinstance(given, Neighbours) else "recorded answers"
+    return name, hashlib.sha256(content.encode()).hexdigest()
 
 
 def _answers_of_onnx(file: Path, dataset: Any) -> list[int]:

@@ -1,18 +1,26 @@
 """Watches a deployed model: whether it answers otherwise than the dense one more often than its certificate saw.
 
-Each live input on which both models are run gives one number: 1 where their answers differ. No label is needed. Let r
-be the upper confidence bound, by Clopper and Pearson, on the rate of such changes that the certificate saw. A gambler
-bets that the live rate is above r. Under a rate of at most r, the wealth
+Each live input on which both models are run gives one number: 1 where their answers differ. No label is needed. A
+gambler bets that the live rate is above r. Under a rate of at most r, the wealth
 
-    W_t = sum over starts s <= t of w_s mean over bets q of prod_{s <= i <= t} f_q(x_i),    f_q(1) = q / r
+    W_t(r) = sum over starts s <= t of w_s mean over bets q of prod_{s <= i <= t} f_q(x_i),    f_q(1) = q / r
 
 with f_q(0) = (1 - q) / (1 - r), q > r and weights of the starts that sum to 1, is a non-negative supermartingale from
-1, so that it ever exceeds 1 / alpha with a probability of at most alpha (Ville), however long and however often one
-looks. New starts find a change that comes late. Half of alpha goes to the bound, half to the bets.
+1, so that one over its largest value is a p-value (Ville), however long and however often one looks. New starts find a
+change that comes late.
+
+The rate r of the data that the certificate is about is not known. That so few answers changed among its examples has
+the exact binomial p-value p(r), independent of the live inputs. The alarm is raised where the product of both p-values
+is at most c for every r (Fisher's combination, c (1 - ln c) = alpha): a low rate is refuted by the bets, a high one
+by the certificate. Rates are treated in cells between the bounds of Clopper and Pearson at levels
+1 = u_0 > u_1 > ... > u_m = c: in each, the bets are against its highest rate, and must reach u_(j-1) / c, as if p(r)
+were the largest there. That sums to a chance of false alarms of c + c sum_j (u_(j-1) - u_j) / u_(j-1), which is set
+to alpha.
 
 Source:
     Shin, Ramdas and Rinaldo, E-detectors, New England Journal of Statistics in Data Science 2 (2024), arXiv 2203.03532;
-    with weights of the starts in place of their sum, which bounds the chance of any false alarm.
+    with weights of the starts in place of their sum, which bounds the chance of any false alarm. Fisher, Statistical
+    Methods for Research Workers (1932), section 21.1, for the product of p-values.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import betaincinv
 
 from hf_headprune._checks import is_number
@@ -33,7 +42,9 @@ if TYPE_CHECKING:
 
 RISES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # of the rate of changes, that are bet on
 START_EVERY = 250  # live inputs
+NUM_LEVELS = 12
 _LARGEST_WEALTH = 1e100
+_LARGEST_RATE = 1 - 1e-9
 
 
 def upper_share(count: int, examples: int, alpha: float) -> float:
@@ -41,27 +52,37 @@ def upper_share(count: int, examples: int, alpha: float) -> float:
     return float(betaincinv(count + 1, examples - count, 1 - alpha)) if count < examples else 1.0
 
 
+def levels_of(alpha: float) -> np.ndarray:
+    """Returns the levels between which rates are treated alike, `(NUM_LEVELS + 1,)`, from 1 down to c."""
+
+    def false_alarms(level: float) -> float:
+        return level * (1 + NUM_LEVELS * (1 - level ** (1 / NUM_LEVELS)))
+
+    smallest = brentq(lambda level: false_alarms(level) - alpha, alpha * 1e-6, alpha, xtol=alpha * 1e-12)
+    return np.geomspace(1.0, smallest * (1 - 1e-9), NUM_LEVELS + 1)
+
+
 class Bets:
     """Wealth of the gambler, for any number of streams side by side.
 
     Attributes:
         seen: Inputs so far, the same of each stream.
-        wealth: Shape `(num_streams,)`; never less than it takes for the alarm again, once it was reached.
+        wealth: Shape `(num_streams, num_rates)`; from 1e100 on it is not counted further.
     """
 
-    def __init__(self, rate: float | np.ndarray, num_streams: int = 1) -> None:
-        """Starts with a wealth of 1 in each stream.
+    def __init__(self, rates: np.ndarray) -> None:
+        """Starts with a wealth of 1 at each rate.
 
         Args:
-            rate: The live rate is at most this under the hypothesis, in [0, 1); one, or one of each stream.
-            num_streams: Streams.
+            rates: The live rate is at most this under the hypothesis, in [0, 1], `(num_streams, num_rates)`.
         """
-        base = np.broadcast_to(np.maximum(rate, 1e-12), num_streams)[:, None]  # (num_streams, 1)
+        base = np.clip(rates, 1 - _LARGEST_RATE, _LARGEST_RATE)[:, :, None]  # (num_streams, num_rates, 1)
         bets = base + (1 - base) * np.array(RISES)
-        self._factors = ((1 - bets) / (1 - base), bets / base)  # (num_streams, num_bets) each
+        self._same = (1 - bets) / (1 - base)  # (num_streams, num_rates, num_bets)
+        self._turned = bets / base / self._same
         self._stakes = np.zeros(bets.shape)
         self.seen = 0
-        self.wealth = np.ones(num_streams)
+        self.wealth = np.ones(rates.shape)
 
     def place(self, changed: np.ndarray) -> None:
         """Goes on by one input of each stream.
@@ -72,11 +93,43 @@ class Bets:
         block, inside = divmod(self.seen, START_EVERY)
         if not inside:
             self._stakes += 1.0 / ((block + 1) * (block + 2))
-        same, other = self._factors
-        self._stakes *= np.where(np.asarray(changed, dtype=bool)[:, None], other, same)
-        np.minimum(self._stakes, _LARGEST_WEALTH, out=self._stakes)
+        where = np.flatnonzero(changed)
+        self._stakes *= self._same
+        self._stakes[where] = np.minimum(self._stakes[where] * self._turned[where], _LARGEST_WEALTH)
         self.seen += 1
-        self.wealth = self._stakes.mean(axis=1) + 1.0 / (block + 2)
+        self.wealth = self._stakes.mean(axis=2) + 1.0 / (block + 2)
+
+
+class Alarms:
+    """Alarms of any number of streams side by side, each with a certificate of its own."""
+
+    def __init__(self, changed: Sequence[int], examples: int, alpha: float) -> None:
+        """Starts without an alarm.
+
+        Args:
+            changed: Changed answers that each certificate saw, `(num_streams,)`.
+            examples: Examples of each certificate.
+            alpha: Chance that an alarm is ever raised though the rate is still that of the certificate's data.
+        """
+        levels = levels_of(alpha)
+        self._needed = levels[:-1] / levels[-1]  # (NUM_LEVELS,)
+        bounds = {count: [upper_share(count, examples, level) for level in levels[1:]] for count in {*changed}}
+        self._bets = Bets(np.array([bounds[count] for count in changed]))
+        self._reached = np.zeros(self._bets.wealth.shape, dtype=bool)
+
+    def place(self, changed: np.ndarray) -> None:
+        """Goes on by one input of each stream.
+
+        Args:
+            changed: Whether the answers differ, `(num_streams,)`.
+        """
+        self._bets.place(changed)
+        self._reached |= self._bets.wealth >= self._needed
+
+    @property
+    def raised(self) -> np.ndarray:
+        """Whether the alarm was raised, `(num_streams,)`."""
+        return np.asarray(self._reached.all(axis=1))
 
 
 class Monitor:
@@ -84,7 +137,6 @@ class Monitor:
 
     Attributes:
         rate: Of changed answers on the certification split.
-        bound: Upper confidence bound on that rate; the live rate is compared with it.
         alpha: Chance of a false alarm, over any length.
         examples: Live inputs so far.
         changed: Live inputs on which the answers differed.
@@ -115,11 +167,10 @@ class Monitor:
             )
         self.alpha = 1.0 - float(confidence)
         self.rate = seen.changed / seen.examples
-        self.bound = upper_share(seen.changed, seen.examples, self.alpha / 2)
         self.examples = self.changed = 0
         self.alarm_at: int | None = None
         self._certified_on = seen.examples
-        self._bets = Bets(min(self.bound, 1 - 1e-9))
+        self._alarms = Alarms([seen.changed], seen.examples, self.alpha)
 
     def update(self, dense: Sequence[Any], pruned: Sequence[Any]) -> bool:
         """Adds the answers of both models to the same live inputs, in the order in which they came.
@@ -142,16 +193,14 @@ class Monitor:
             is_changed = bool(before != after)
             self.examples += 1
             self.changed += is_changed
-            self._bets.place(np.array([is_changed]))
-            if self.alarm_at is None and self._bets.wealth[0] >= 2 / self.alpha:
+            self._alarms.place(np.array([is_changed]))
+            if self.alarm_at is None and self._alarms.raised[0]:
                 self.alarm_at = self.examples
         return self.alarm_at is not None
 
     def to_text(self) -> str:
         """Returns in words what was seen."""
-        certified = (
-            f"{percent(self.rate)} of {self._certified_on:,} when it was certified (at most {percent(self.bound)})"
-        )
+        certified = f"{percent(self.rate)} of {self._certified_on:,} when it was certified"
         live = percent(self.changed / self.examples) if self.examples else "none"
         seen = f"The models answer {live} of {self.examples:,} live inputs differently, {certified}."
         if self.alarm_at is not None:

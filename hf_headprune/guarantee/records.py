@@ -38,7 +38,7 @@ def record_of(model: Any) -> ModelRecord:
     Of what is no model of torch: its name, and the sha256 of its file or its answers where it has these.
 
     Raises:
-        UnsupportedModelError: Its state is not made of tensors alone.
+        UnsupportedModelError: Its state is not made of tensors alone, or not in memory.
     """
     if is_external(model):
         return ModelRecord(*fingerprint_of(model), None, None)
@@ -48,6 +48,12 @@ def record_of(model: Any) -> ModelRecord:
         raise UnsupportedModelError(
             f"certify: {packed[0]} of a {type(model).__name__} is no tensor, as in models that torch has quantized; "
             "their weights have no fingerprint. Certify the model before it is quantized."
+        )
+    if offloaded := [name for name, value in state.items() if value.is_meta]:
+        raise UnsupportedModelError(
+            f"certify: {len(offloaded)} weights of a {type(model).__name__} are offloaded ({offloaded[0]}), so they "
+            "have no fingerprint. Load it without device_map, in bf16 if memory is short, or certify its answers: pass "
+            "a function of the examples."
         )
     return ModelRecord(
         name=type(model).__name__,

@@ -25,8 +25,9 @@ from hf_headprune.guarantee.examples import (
 )
 from hf_headprune.guarantee.external import answers_of, is_external
 from hf_headprune.guarantee.labels import PartlyLabelled, labels_by_index, own_labels
+from hf_headprune.guarantee.neighbours import Neighbours
 from hf_headprune.guarantee.outcomes import Outcome, PairedScores
-from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
+from hf_headprune.guarantee.wording import AGREEMENT, WITHOUT_LABELS
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.tasks.batches import Batching
 from hf_headprune.tasks.registry import scorer_for
@@ -181,7 +182,7 @@ class ScoredSplit:
         else:
             scorer, answers = self._examples.scorer, self._examples.answers_of(model)
             scores = answers.scores if scorer.is_mean else answers.rows
-            if self.metric.scored == SAME_ANSWER:
+            if self.metric.scored in WITHOUT_LABELS:
                 scores = np.zeros(len(scores))  # nothing of it is right or wrong
             found = scorer.answered(answers.rows)
         order = self.prints.order
@@ -211,12 +212,20 @@ class ScoredSplit:
             known = {index: label for index, label in enumerate(self._gold) if label is not None}
             filled = PartlyLabelled(rows, known, filler=0)
             self._examples = ScoredExamples(model, filled, None, self.data.batching, where="certify")
-        return agreement() if isinstance(metric, str) and metric == AGREEMENT else accuracy_of_answers()
+        are_neighbours = [isinstance(it, Neighbours) for it in models]
+        is_agreement = isinstance(metric, str) and metric == AGREEMENT
+        if any(are_neighbours) and not (is_agreement and all(are_neighbours)):
+            raise InvalidSettingError(
+                "certify: nearest neighbours are compared with those of another model, by 'agreement', received the "
+                f"metric {shown(metric)} and {', '.join(type(it).__name__ for it in models)}. Pass what "
+                "nearest_neighbours returned for both, and 'agreement'."
+            )
+        return agreement(of_neighbours=any(are_neighbours)) if is_agreement else accuracy_of_answers()
 
     def compared(self, dense: Outcome, pruned: Outcome) -> PairedScores:
         """Returns how two models compare on the split."""
         pair = PairedScores.of(dense, pruned, self.groups(), self.labelled)
-        if self.metric.scored != SAME_ANSWER or pair.changed is None:
+        if self.metric.scored not in WITHOUT_LABELS or pair.changed is None:
             return pair
         return replace(pair, dense=np.ones(len(pair.dense)), pruned=1.0 - pair.changed)
 
@@ -308,7 +317,7 @@ def _is_by_answers(metric: Any, models: Sequence[Any]) -> bool:
 def _gold(rows: Any, metric: Any, *, is_partial: bool) -> list[Any]:
     """Returns the label of each example, None where it has none."""
     if not (metric is None or (isinstance(metric, str) and metric in ("accuracy", AGREEMENT))) and not (
-        isinstance(metric, Metric) and metric.scored in (RIGHT_ANSWER, SAME_ANSWER)
+        isinstance(metric, Metric) and metric.scored in (RIGHT_ANSWER, *WITHOUT_LABELS)
     ):
         raise InvalidSettingError(
             "certify: what is no model of torch is compared by 'accuracy' or 'agreement', received the metric "

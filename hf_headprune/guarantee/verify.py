@@ -22,7 +22,7 @@ from hf_headprune.guarantee.promises import part_of
 from hf_headprune.guarantee.records import dtype_of, old_configs_of, record_of, turned_by_rounding
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, data_of, numbered
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
-from hf_headprune.guarantee.wording import AGREEMENT, SAME_ANSWER
+from hf_headprune.guarantee.wording import AGREEMENT, SAME_NEIGHBOUR, WITHOUT_LABELS
 from hf_headprune.tasks.registry import metrics_of, scorer_for
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def _metric(certificate: Certificate, metric: Any, model: nn.Module | None) -> M
 
 def _built_in(claim: Claim, model: nn.Module) -> Metric | None:
     """Returns the metric of the model's task that a claim is about, or None where it is about a function."""
-    if claim.scored == SAME_ANSWER:
-        return agreement()
+    if claim.scored in WITHOUT_LABELS:
+        return agreement(of_neighbours=claim.scored == SAME_NEIGHBOUR)
     if claim.scored == RIGHT_ANSWER:
         return accuracy_of_answers()
     for name in metrics_of(model):
@@ -199,7 +199,7 @@ def _as_certified(certificate: Certificate, dataset: Any, result: Verification) 
     data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
     check_dataset(data.dataset)
     if certificate.examples.labelled is not None and data.labels is None:  # the examples hold those that are known
-        labels = {} if certificate.claim.scored == SAME_ANSWER else own_labels(data.dataset)
+        labels = {} if certificate.claim.scored in WITHOUT_LABELS else own_labels(data.dataset)
         data = dataclasses.replace(data, dataset=PartlyLabelled(data.dataset, {}), labels=labels)
     if data.columns or certificate.examples.kind != TEXT:
         return data
@@ -288,7 +288,7 @@ def _run_again(
     if metric is None or given is None:
         result.skipped.append("both models on the certification split: models or metric were not given")
         return
-    asked = AGREEMENT if metric.scored == SAME_ANSWER else metric
+    asked = AGREEMENT if metric.scored in WITHOUT_LABELS else metric
     others = tuple(filter(is_external, present))
     try:
         split = ScoredSplit(dataclasses.replace(data, train=None, search=None), asked, given, seen=others)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 AGREEMENT: Literal["agreement"] = "agreement"  # name and kind of the metric that needs no labels
 SAME_ANSWER = "whether the pruned model gives the same answer as the dense one"
+SAME_NEIGHBOUR = "whether both models find the same nearest neighbour of it in the collection"
+WITHOUT_LABELS = (SAME_ANSWER, SAME_NEIGHBOUR)
 DRAWN = "The certification examples are drawn independently, from where the model will be used."
 OF_LABELS = "Their labels are right."
 OF_STEERING = (
@@ -140,7 +142,9 @@ def _of_the_test(claim: Claim, evidence: Evidence) -> Iterator[str]:
 
 
 def _of_the_labels(claim: Claim, evidence: Evidence, labelled: str | None) -> Iterator[str]:
-    if claim.scored == SAME_ANSWER:
+    if claim.scored == SAME_NEIGHBOUR:
+        yield "No label was used: another neighbour may serve as well. It is about this collection alone."
+    elif claim.scored == SAME_ANSWER:
         yield (
             "No label was used: the accuracy drops at most by the share of changed answers, whatever the right ones "
             "are. A certificate with labels excludes smaller drops."
@@ -160,8 +164,9 @@ def _of_the_labels(claim: Claim, evidence: Evidence, labelled: str | None) -> It
 def _verdict_in_words(claim: Claim, evidence: Evidence, reference: str) -> str:
     drops = f"the {claim.metric} of the pruned model drops by"
     drop, confidence = points(claim.max_drop), f"with {percent(1 - claim.alpha)} confidence"
-    if claim.scored == SAME_ANSWER:
-        drops, drop = "the share of answers that the pruned model changes is", percent(claim.max_drop)
+    if claim.scored in WITHOUT_LABELS:
+        of_texts = "of texts whose nearest neighbour" if claim.scored == SAME_NEIGHBOUR else "of answers that"
+        drops, drop = f"the share {of_texts} the pruned model changes is", percent(claim.max_drop)
     scope = f" {claim.scope}" if claim.scope else ""
     if evidence.verdict == "INCONCLUSIVE":
         return (
@@ -175,9 +180,10 @@ def _verdict_in_words(claim: Claim, evidence: Evidence, reference: str) -> str:
 
 def _seen(claim: Claim, evidence: Evidence) -> str:
     excluded = f"drops above {points(evidence.upper_bound)} are" if evidence.upper_bound < 1 else "no drop is"
-    if claim.scored == SAME_ANSWER:
+    if claim.scored in WITHOUT_LABELS:
         excluded = f"shares above {percent(evidence.upper_bound)} are" if evidence.upper_bound < 1 else "no share is"
-        changed = f"the answers to {evidence.regressions:,} changed"
+        what = "nearest neighbours of" if claim.scored == SAME_NEIGHBOUR else "answers to"
+        changed = f"the {what} {evidence.regressions:,} changed"
         return f"Of {evidence.examples:,} examples {changed}; {excluded} excluded (p = {evidence.p_value:.4f})."
     bound = f"{excluded} excluded (p = {evidence.p_value:.4f})"
     if claim.kind == "corpus":

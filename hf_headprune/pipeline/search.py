@@ -83,8 +83,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             and nothing is searched, `dataset` certifies: the order of plans comes from `calibration` alone.
         confidence: With which the drop on unseen data must be shown to be below the one allowed. "auto" is 0.75, and
             lets the drop that is seen decide where there are too few examples to show anything.
-        processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
-            padded on the right.
+        processing_class: Tokenizer that pads the batches of a sequence classifier, and decodes what is generated for
+            "chrf"; any other batches, and without one, are padded on the right.
         data_collator: Makes the batches instead.
         batch_size: Examples per batch.
         head_scores: For a search, importance per head, `(num_heads,)`, in the order of the sites; the lowest are tried
@@ -104,9 +104,14 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     drop = _allowed(search, max_drop)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop))
     collate = data_collator or _collate(model, processing_class)
-    reading = {"calibration": calibration, "collate": collate, "batch_size": batch_size, "own_collate": data_collator}
+    reading = {
+        "collate": collate,
+        "own_collate": data_collator,
+        "batch_size": batch_size,
+        "tokenizer": processing_class,
+    }
     settings = search or AStarSearch(max_drop=drop)
-    source = _source(model, dataset, metric, settings, searches=search is not None, **reading)
+    source = _source(model, dataset, metric, settings, searches=search is not None, calibration=calibration, **reading)
     if _measures_models(metric) and search is None and calibration is None:
         raise InvalidSettingError(
             "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
@@ -196,6 +201,7 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     collate: Callable[[list[Any]], Any],
     own_collate: Callable[[list[Any]], Any] | None,
     batch_size: int,
+    tokenizer: Any,
 ) -> MetricSource:
     """Returns what measures plans: a scorer of single examples, or the user's function."""
     if _measures_models(metric):
@@ -207,7 +213,7 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
                 f"{', '.join(name for name, value in given.items() if value is not None)} besides. Pass None for them."
             )
         return MetricSource(MetricEvaluator(partial(metric, model), model), "metric", 1, "the examples of the metric")
-    scorer = scorer_for(model, search.metric or metric, where="search_plan")
+    scorer = scorer_for(model, search.metric or metric, where="search_plan", tokenizer=tokenizer)
     check_drop(scorer.metric, search.max_drop, where="search_plan")
     batched, tuning = partial(length_sorted_batches, collate=collate, batch_size=batch_size), search.tuning
     twin = plain_copy(model)  # whatever interrupts the search leaves the model of the user as it was

@@ -7,6 +7,7 @@ A class builds the skeleton of its dense class and resizes it to its configurati
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from transformers.models.auto import modeling_auto
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
-from hf_headprune.errors import InvalidConfigError, UnsupportedModelError, shown
+from hf_headprune.errors import LONGEST_VALUE, HeadPruneError, InvalidConfigError, UnsupportedModelError, shown
 from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
 from hf_headprune.shrink.description import is_pooler
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Site
 
+WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token")  # arguments of `from_pretrained`
 ALIGNMENT = 64  # bytes, as torch allocates on CPUs
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
 _CLASSES: dict[str, type[Any]] = {}
@@ -79,13 +81,21 @@ class PrunableModel:
                 don't match would otherwise be initialised at random without a word.
 
         Raises:
-            InvalidConfigError: A weight is missing, left over, or of another shape; the message names it.
+            InvalidConfigError: A weight is missing, left over, or of another shape, or the configuration can't be read;
+                the message names what is wrong.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         accepts_new_head = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+            )
+        except HeadPruneError:
+            raise
+        except Exception:
+            if kwargs.get("config") is None:
+                check_config(cls, pretrained_model_name_or_path, kwargs)
+            raise  # the configuration is not what failed
         codes = [*codes_among(model, pretrained_model_name_or_path, kwargs)]
         problems = sorted([*_weight_problems(model, info, accepts_new_head=accepts_new_head), *codes])
         if problems:
@@ -127,6 +137,35 @@ class PrunableModel:
                 "model.push_to_hub, which uploads them too.",
                 save_directory,
             )
+
+
+def check_config(kind: type[Any], source: Any, given: dict[str, Any]) -> None:
+    """Reads a configuration and builds a model of it without memory; Transformers has many errors for a wrong one.
+
+    Args:
+        kind: Class of the model.
+        source: Folder, or name on the Hub.
+        given: Arguments of `from_pretrained`, of which those that say where to look are used.
+
+    Raises:
+        InvalidConfigError: That fails, for another reason than that there is no configuration.
+    """
+    try:
+        config = kind.config_class.from_pretrained(source, **{name: given[name] for name in WHERE if name in given})
+        if not isinstance(config.dtype, torch.dtype | str | None):
+            raise TypeError(f"dtype is {config.dtype!r}")
+        with torch.device("meta"):
+            kind(config)
+    except HeadPruneError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error.__context__, (UnicodeDecodeError, json.JSONDecodeError)):
+            return  # there is no file, or it can't be opened
+        words = " ".join(str(error).split())[:LONGEST_VALUE] or "no reason"
+        raise InvalidConfigError(
+            f"{kind.__name__}: config.json of {shown(str(source))} must be JSON of which Transformers builds a model, "
+            f"received one that it refuses: {type(error).__name__}: {words}. {SOURCE_OF_SIZES}"
+        ) from error
 
 
 def resize_to_config_(model: nn.Module) -> None:

@@ -23,8 +23,8 @@ class Batching:
     """How examples become batches.
 
     Attributes:
-        processing_class: Tokenizer that pads the batches of a sequence classifier; any other, and without one, are
-            padded on the right.
+        processing_class: Tokenizer that pads the batches of a sequence classifier, and decodes what is generated for
+            "chrf"; any other batches, and without one, are padded on the right.
         data_collator: Makes the batches instead.
         batch_size: Examples per batch.
 

@@ -8,6 +8,7 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, show
 from hf_headprune.tasks.classification import ClassScorer
 from hf_headprune.tasks.examples import is_sequence_classifier, predicts_next_token
 from hf_headprune.tasks.functions import scorer_by_function
+from hf_headprune.tasks.generation import CHRF, ChrfScorer
 from hf_headprune.tasks.likelihood import CausalScorer, LikelihoodScorer
 from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS, is_prediction_metric
 from hf_headprune.tasks.multi_label import MultiLabelScorer
@@ -31,11 +32,16 @@ REGRESSION: Task = ((CLOSENESS, SQUARED, *REGRESSION_METRICS), lambda model, met
 SEVERAL_LABELS: Task = (("accuracy",), lambda model, metric: MultiLabelScorer(model.config.num_labels))
 TOKENS: Task = (("accuracy",), lambda model, metric: TokenScorer(model.config.num_labels))
 SPANS: Task = (("f1", "exact_match"), lambda model, metric: SpanScorer(metric))  # type: ignore[arg-type]
-REFERENCES: Task = (("likelihood",), lambda model, metric: LikelihoodScorer(_target_vocabulary(model.config)))
+REFERENCES: Task = (
+    ("likelihood", CHRF),
+    lambda model, metric: (ChrfScorer if metric == CHRF else LikelihoodScorer)(_target_vocabulary(model.config)),
+)
 TEXTS: Task = (("likelihood",), lambda model, metric: CausalScorer(model.config.vocab_size))
 
 
-def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEvaluator") -> Scorer:
+def scorer_for(
+    model: nn.Module, metric: Any = None, *, where: str = "ExampleEvaluator", tokenizer: Any = None
+) -> Scorer:
     """Returns what scores the examples of a model.
 
     Args:
@@ -43,17 +49,18 @@ def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEva
             sequence-to-sequence or a causal language model.
         metric: A name: "accuracy", "macro_f1", "f1" (of two classes) or "matthews_correlation" of classes; "closeness",
             "mse", "pearson" or "spearman" of numbers; "accuracy" of several labels or of tokens; "f1" or "exact_match"
-            of spans; "likelihood" of references or texts. None takes the first of the task. Or a function
-            `(predictions, references) -> number`, or a module of the package `evaluate`; or a `Scorer`, returned as it
-            is.
+            of spans; "likelihood" of references or texts; "chrf" of generated texts, by their references. None takes
+            the first of the task. Or a function `(predictions, references) -> number`, or a module of the package
+            `evaluate`; or a `Scorer`, returned as it is but for the tokenizer.
         where: Name of the caller, for errors.
+        tokenizer: Of the model, for what it generates.
 
     Raises:
         InvalidSettingError: The task has no such metric.
         UnsupportedModelError: The model has none of these tasks.
     """
     if isinstance(metric, Scorer):
-        return metric
+        return metric.with_tokenizer(tokenizer)
     task = _task_of(model)
     if task is None:
         raise UnsupportedModelError(
@@ -69,7 +76,7 @@ def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEva
             f"{where}: metric must be one of {', '.join(metrics)} for a {type(model).__name__}, received "
             f"{shown(metric)}. {_advice(metric, metrics)}"
         )
-    return score(model, metric or metrics[0])
+    return score(model, metric or metrics[0]).with_tokenizer(tokenizer)
 
 
 def metrics_of(model: Any) -> tuple[str, ...]:

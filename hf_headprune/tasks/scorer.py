@@ -59,6 +59,15 @@ class Scorer(ABC):
         return False
 
     @property
+    def generates(self) -> bool:
+        """Whether the model generates its answers, token by token; they can't be read from one forward pass."""
+        return False
+
+    def with_tokenizer(self, tokenizer: Any) -> Scorer:
+        """Returns the scorer with the tokenizer of the model, where it reads texts."""
+        return self
+
+    @property
     def num_rows(self) -> int:
         """Columns of `Answers.rows`."""
         return 0
@@ -123,6 +132,10 @@ class Scorer(ABC):
     @abstractmethod
     def _problem(self, batch: Mapping[str, torch.Tensor]) -> str | None:
         """Says what is wrong with the labels of a batch."""
+
+    def answers_of(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Answers:
+        """Runs a model on a batch, which is on its device, and reads the answers."""
+        return self.answers(model(**self.inputs(batch)), batch)
 
     @abstractmethod
     def answers(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> Answers:

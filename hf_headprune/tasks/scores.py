@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating
@@ -16,7 +17,6 @@ from hf_headprune.tasks.registry import scorer_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
     from torch import nn
 
 
@@ -54,7 +54,7 @@ class ScoredExamples:
     ) -> None:
         """Reads all examples and their labels; the model is not run. See `scores_of` for arguments and errors."""
         examples = ModelExamples(dataset, model, where=where, collate=batching.data_collator)
-        scorer = scorer_for(model, metric, where=where)
+        scorer = scorer_for(model, metric, where=where, tokenizer=batching.processing_class)
         self._batches, self._order = ordered_batches(
             examples, batching.collate_for(model), batch_size=batching.batch_size
         )
@@ -96,6 +96,7 @@ class ScoredExamples:
             self._answers(model, self._batches[-1])
 
     def _answers(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Answers:
-        device = next(model.parameters()).device
+        # Weights that are offloaded are nowhere; hooks then move the inputs to where they are needed.
+        device = next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
         entries = {name: tensor.to(device) for name, tensor in batch.items()}
-        return self.scorer.answers(model(**self.scorer.inputs(entries)), entries)
+        return self.scorer.answers_of(model, entries)

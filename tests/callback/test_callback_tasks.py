@@ -19,7 +19,9 @@ from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.callback.search_metric import metric_source
 from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.tasks.batches import Batching
 from hf_headprune.tasks.examples import IGNORED_LABEL
+from hf_headprune.tasks.scores import scores_of
 from tests.support.models import tiny_bert, tiny_marian
 from tests.support.rows import (
     batch_of,
@@ -33,6 +35,7 @@ from tests.support.rows import (
     tagged,
 )
 from tests.support.settings import gates
+from tests.support.tasks import word_tokenizer
 from tests.support.trainers import GATES, labelled_rows, trainer_of
 
 SHORT = AStarSearch(max_evaluations=4)
@@ -131,6 +134,18 @@ def test_the_loss_is_searched_where_it_is_named(tmp_path):
     trainer = trained(tmp_path, "translation", callback := HeadPruneCallback(search=search, latency=None))
     assert callback.report.metric.name == "loss"
     assert callback.report.metric.after == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
+
+
+def test_what_is_generated_is_searched_and_certified_where_chrf_is_named(tmp_path):
+    search = AStarSearch(max_evaluations=2, metric="chrf", max_drop=0.5)
+    callback = HeadPruneCallback(search=search, certification_dataset=reversals(20, 3), latency=None)
+    trainer = trained(tmp_path, "translation", callback, processing_class=word_tokenizer())
+    batching = Batching(word_tokenizer())
+    report = callback.report.metric
+    assert report.name == callback.certificate.claim.metric == "sentence chrF"
+    assert report.after == pytest.approx(scores_of(trainer.model, reversals(24, 1), "chrf", batching).mean())
+    with pytest.raises(InvalidSettingError, match="chrF needs the tokenizer"):
+        trained(tmp_path / "without", "translation", HeadPruneCallback(search=search, latency=None))
 
 
 OTHERS = {

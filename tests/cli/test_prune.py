@@ -25,7 +25,7 @@ from tests.support.command_line import (
     tokenizer_of_words,
     write,
 )
-from tests.support.models import tiny_bert, tiny_marian
+from tests.support.models import tiny_bart, tiny_bert, tiny_bert_decoder
 
 SEVERAL = {"labels": ("good", "about a film", "long"), "problem_type": "multi_label_classification"}
 
@@ -309,9 +309,37 @@ def _large_tokenizer(folder):
     save_model(folder, vocab_size=20)
 
 
+def translated(size, *, seed):
+    """Sentences with the last words of each as its reference."""
+    return [
+        {"source": row["sentence"], "target": " ".join(row["sentence"].split()[3:])}
+        for row in sentences(size, seed=seed)
+    ]
+
+
 def _translator(folder):
-    tiny_marian().save_pretrained(folder)
+    model = tiny_bart()
+    model.save_pretrained(folder)
     tokenizer_of_words().save_pretrained(folder)
+    return model
+
+
+def save_decoder(folder):
+    tiny_bert_decoder(add_cross_attention=False).save_pretrained(folder)
+    tokenizer_of_words().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("metric", ["likelihood", "chrf"])
+def test_a_translator_is_pruned_and_certified_by_its_references(capsys, tmp_path, metric):
+    _translator(tmp_path / "dense")
+    train, test = (write(tmp_path / f"{size}.csv", translated(size, seed=size)) for size in (24, 30))
+    words = ("--train", train, "--test", test, "--kept-heads", "0.5", "--metric", metric, "--json")
+    said = called(capsys, "prune", tmp_path / "dense", tmp_path / "out", *words)
+    assert said.code == 0, said.err
+    name = {"likelihood": "likelihood of references", "chrf": "sentence chrF"}[metric]
+    assert f"the {name} of the pruned model" in json.loads(said.out)["report"]["certificate"]
+    again = ("--data", test, "--metric", metric, "--max-drop", "0.9")
+    assert called(capsys, "certify", tmp_path / "dense", tmp_path / "out", *again).code in (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +352,7 @@ def _translator(folder):
         (_without_tokenizer, "there is no tokenizer. Name one with --tokenizer"),
         (_large_tokenizer, "the model 20 embeddings"),
         (lambda folder: save_model(folder, "MaskedLM"), "this command prunes ...ForSequenceClassification"),
-        (_translator, "it reads labels, tags and answers from files, no texts to be generated"),
+        (save_decoder, "it reads labels, tags, answers and references from files"),
     ],
 )
 def test_a_model_that_can_not_be_pruned_is_refused_in_one_line(capsys, classifier, tmp_path, make, message):

@@ -11,7 +11,7 @@ from benchmarks.faults.campaign import forked, run
 
 GOOD = {
     "kills": {"ended as the unbroken run"},
-    "mutations": {"a result or a refusal in words", "an error of our own", "an error of the host"},
+    "mutations": {"a result or a refusal in words", "an error of our own"},
     "disks": {"the trained model was pruned and saved", "the same answers", "refused"},
     "endurance": {"read as it was saved", "ran to its end", "flat"},
 }
@@ -41,6 +41,18 @@ def test_a_child_that_is_killed_or_fails_is_told_from_one_that_ends():
     assert forked(lambda: {"a": 1}) == (0, {"a": 1})
     assert forked(fails) == (1, None)
     assert forked(sleeps, kill_after=0.01) == (-9, None)
+
+
+def test_of_a_complete_campaign_counts_and_failing_cases_are_kept(tmp_path):
+    outcomes = {"plan 0": "a hang", "plan 8": "an error of our own", "config.json 1": "an error of our own"}
+    content = {"cases": {name: {"outcome": outcome} for name, outcome in outcomes.items()}, "summary": {}}
+    kept = mutations.shortened(content)
+    assert kept == {
+        "summary": {},
+        "count": 3,
+        "formats": {"plan": {"a hang": 1, "an error of our own": 1}, "config.json": {"an error of our own": 1}},
+        "failing": {"plan 0": {"outcome": "a hang"}},
+    }
 
 
 def test_mutations_change_what_they_are_given():

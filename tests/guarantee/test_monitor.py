@@ -7,7 +7,7 @@ import pytest
 
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.monitor import Bets, Monitor, upper_share
+from hf_headprune.guarantee.monitor import Alarms, Bets, Monitor, levels_of, upper_share
 from tests.cli.test_certify import read
 from tests.guarantee.test_format_2 import FILE
 from tests.support.command_line import called, write
@@ -27,7 +27,7 @@ def answers(changes):
 def test_an_alarm_is_raised_by_a_rise_and_by_nothing_else(certificate):
     generator = np.random.default_rng(0)
     monitor = Monitor(certificate)
-    assert (monitor.rate, monitor.bound) == (0.03, pytest.approx(upper_share(60, 2000, 0.025)))
+    assert (monitor.rate, monitor.alpha) == (0.03, pytest.approx(0.05))
     assert "Covered so far. The models answer none of 0 live inputs" in monitor.to_text()
     assert not monitor.update(*answers(generator.random(3000) < 0.03))
     assert monitor.update(*answers(generator.random(3000) < 0.12))
@@ -37,29 +37,55 @@ def test_an_alarm_is_raised_by_a_rise_and_by_nothing_else(certificate):
     assert monitor.examples == 6500
 
 
-def test_the_wealth_is_that_of_a_slow_sum_over_starts_and_bets():
-    rate, changes = 0.04, np.random.default_rng(1).random(600) < 0.1
-    bets = Bets(rate)
-    for change in changes:
-        bets.place(np.array([change]))
+def slow_wealth(rate, changes):
     wealth, left = 0.0, 1.0
-    for block, start in enumerate(range(0, 600, 250)):
+    for block, start in enumerate(range(0, len(changes), 250)):
         weight = 1 / ((block + 1) * (block + 2))
         left -= weight
         for rise in (0.005, 0.01, 0.02, 0.04, 0.08, 0.16):
             q = rate + (1 - rate) * rise
             factors = [q / rate if change else (1 - q) / (1 - rate) for change in changes[start:]]
             wealth += weight * np.prod(factors) / 6
-    assert bets.wealth[0] == pytest.approx(wealth + left)
+    return wealth + left
+
+
+def test_the_wealth_is_that_of_a_slow_sum_over_starts_and_bets():
+    rates, changes = np.array([[0.04, 0.06], [0.0, 1.0]]), np.random.default_rng(1).random(600) < 0.1
+    bets = Bets(rates)
+    for change in changes:
+        bets.place(np.array([change, False]))
+    assert bets.wealth[0] == pytest.approx([slow_wealth(0.04, changes), slow_wealth(0.06, changes)])
+    assert np.isfinite(bets.wealth).all()
+    assert (bets.wealth[1] < 1).all()  # no answer changed
+
+
+def test_levels_spend_alpha_between_them():
+    for alpha in (0.01, 0.05, 0.4):
+        levels = levels_of(alpha)
+        spent = levels[-1] * (1 + ((levels[:-1] - levels[1:]) / levels[:-1]).sum())
+        assert (levels[0], spent) == (1.0, pytest.approx(alpha, rel=1e-6))
+        assert spent <= alpha
+
+
+def test_an_alarm_needs_bets_against_every_rate_that_the_certificate_leaves_open():
+    alarms, levels = Alarms([60], 2000, 0.05), levels_of(0.05)
+    rates = np.array([upper_share(60, 2000, level) for level in levels[1:]])
+    assert (np.diff(rates) > 0).all()
+    bets, reached = Bets(rates[None]), np.zeros(len(rates), dtype=bool)
+    for change in np.random.default_rng(4).random(1500) < 0.06:
+        alarms.place(np.array([change]))
+        bets.place(np.array([change]))
+        reached |= bets.wealth[0] * levels[-1] >= levels[:-1]
+        assert alarms.raised[0] == reached.all()
+    assert alarms.raised[0]
 
 
 def test_false_alarms_are_rare_in_many_streams():
     generator = np.random.default_rng(2)
-    bets, raised = Bets(0.04, 2000), np.zeros(2000, dtype=bool)
-    for _ in range(1500):
-        bets.place(generator.random(2000) < 0.04)
-        raised |= bets.wealth >= 20
-    assert 0 < raised.mean() <= 0.05
+    alarms = Alarms(generator.binomial(400, 0.04, 300).tolist(), 400, 0.3)
+    for _ in range(1000):
+        alarms.place(generator.random(300) < 0.04)
+    assert 0 < alarms.raised.mean() <= 0.3
 
 
 def test_what_can_not_be_watched_is_refused(certificate):

@@ -445,6 +445,38 @@ def edit_config(folder, layer, field, number):
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[" * 50_000 + text,
+        lambda text: text.replace('"hidden_size": ', '"hidden_size": ' + "9" * 6000),
+        lambda text: text.replace('"hidden_act": "gelu"', '"hidden_act": "é"'),
+        lambda text: text.replace('"hidden_dropout_prob": ', '"hidden_dropout_prob": 7'),
+        lambda text: text.replace('"dtype": "float32"', '"dtype": 4611686018427387904'),
+        lambda text: text.replace('"use_cache": true', '"use_cache": -1'),
+    ],
+    ids=["cut", "deep", "digits", "activation", "dropout", "dtype", "type"],
+)
+def test_a_configuration_that_transformers_refuses_is_an_error_of_ours(folder, edit):
+    path = folder / "config.json"
+    text = path.read_text()
+    assert edit(text) != text
+    path.write_text(edit(text))
+    with pytest.raises(InvalidConfigError, match=r"config\.json of .*received one that it refuses: \w+: "):
+        prunable_named("PrunableBertForSequenceClassification").from_pretrained(folder)
+
+
+def test_errors_that_the_configuration_did_not_cause_stay_as_they_are(folder):
+    kind = prunable_named("PrunableBertForSequenceClassification")
+    with pytest.raises(OSError, match="nowhere"):
+        kind.from_pretrained(folder / "nowhere", local_files_only=True)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(Exception, match="header") as caught:  # of safetensors
+        kind.from_pretrained(folder)
+    assert not isinstance(caught.value, InvalidConfigError)
+
+
 def edit_weights(folder, change):
     path = folder / "model.safetensors"
     tensors = load_file(path)

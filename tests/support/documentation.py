@@ -23,6 +23,7 @@ from hf_headprune.search.settings import SearchTuning
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.command_line import sentences, tokenizer_of_words
 from tests.support.models import VOCAB_SIZE, tiny_bert
+from tests.support.tasks import task_of, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,6 +31,13 @@ LENGTH = 6  # tokens of each example: equal ones need no padding
 VARIES = "…"
 TUNINGS: dict[str, Any] = {
     kind.__name__: kind for kind in (DistillationTuning, GateTuning, MovementTuning, SearchTuning, SecondOrderTuning)
+}
+EXAMPLES_OF_TASKS = {  # names of examples in blocks
+    "rows_with_several_labels": "several labels",
+    "tagged_texts": "tokens",
+    "questions": "spans",
+    "rows_with_a_number": "regression",
+    "translations": "references",
 }
 PRUNED = "bert-pruned"  # folder of a pruned model, which blocks may read
 
@@ -104,7 +112,29 @@ def stand_ins(folder: Path, block: str) -> dict[str, Any]:
     if "trainer" in names_used(block):
         callbacks = [hf_headprune.HeadPruneCallback()]
         found["trainer"] = Trainer(model, args, train_dataset=train, eval_dataset=dev, callbacks=callbacks)
-    return found
+    return found | of_task(names_used(block))
+
+
+def of_task(used: set[str]) -> dict[str, Any]:
+    """Stand-ins for a block about a task: examples of the task, and a dense and a pruned model of it."""
+    if "queries" in used:
+        texts = [{"text": f"text {number}"} for number in range(30)]
+
+        def embedded(rows: list[dict[str, Any]]) -> torch.Tensor:
+            return torch.randn(len(rows), 8, generator=torch.Generator().manual_seed(len(rows)))
+
+        found = {"queries": texts[:20], "collection": texts[20:]}
+        return {**found, "embedded_by_dense": embedded, "embedded_by_pruned": lambda rows: embedded(rows) + 0.01}
+    task = next((task for name, task in EXAMPLES_OF_TASKS.items() if name in used), None)
+    if task is None:
+        return {}
+    dense, rows, _ = task_of(task)
+    rows = [{**row, "context": f"context {place // 2}"} for place, row in enumerate(rows)]
+    plan = PruningPlan.of(dense)
+    site = next(iter(plan.kept_heads))
+    pruned = prune_model_(copy.deepcopy(dense), plan.replace(kept_heads={site: plan.kept_heads[site][1:]}))
+    names = {name for name, known in EXAMPLES_OF_TASKS.items() if known == task}
+    return {**dict.fromkeys(names, rows), "dense": dense, "pruned": pruned, "tokenizer": word_tokenizer()}
 
 
 def save_pruned(folder: Path) -> None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from tests.support.classifiers import decided, decisive
 from tests.support.classifiers import examples as sentences
-from tests.support.models import tiny_bert, tiny_bert_decoder, tiny_distilbert, tiny_marian
+from tests.support.models import VOCAB_SIZE, tiny_bert, tiny_bert_decoder, tiny_distilbert, tiny_marian
 
 NUM_TAGS = 4
 LONGEST_ANSWER = 30
@@ -259,3 +263,12 @@ def task_of(name: str, count: int = 30) -> tuple[Any, list[dict[str, Any]], Tiny
     task = TASKS[name]
     model = task.model()
     return model, task.dataset(model, count), task
+
+
+def word_tokenizer():
+    """One in which every token is a word, but for the special ones."""
+    words = {f"w{number}" if number > 2 else f"<{number}>": number for number in range(VOCAB_SIZE)}
+    made = Tokenizer(WordLevel(words, unk_token="<0>"))
+    made.pre_tokenizer = Whitespace()
+    special = {"unk_token": "<0>", "pad_token": "<1>", "eos_token": "<2>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)

@@ -70,6 +70,9 @@ class InterruptAt(TrainerCallback):
             raise self.error
 
 
+DATA = ("train_dataset", "eval_dataset", "compute_metrics", "optimizers", "data_collator", "processing_class")
+
+
 class CountSteps(TrainerCallback):
     """Counts the optimizer steps that it sees."""
 
@@ -95,11 +98,7 @@ def trainer_of(
         "report_to": "none",
     } | settings
     data = {"train_dataset": labelled_rows(64, 0), "eval_dataset": labelled_rows(24, 1)}
-    data |= {
-        key: arguments.pop(key)
-        for key in ("train_dataset", "eval_dataset", "compute_metrics", "optimizers", "data_collator")
-        if key in arguments
-    }
+    data |= {key: arguments.pop(key) for key in DATA if key in arguments}
     chosen = [*([] if callback is None else [callback]), *callbacks]
     return trainer_class(model=model or tiny_bert(), args=TrainingArguments(**arguments), callbacks=chosen, **data)
 

@@ -100,7 +100,7 @@ class ExampleEvaluator(Evaluator):
         opened = masked(self._model, RefittedPlan(plan, self.refit))
         with opened, evaluating(self._model):
             found = over_processes(
-                lambda batch: self.scorer.answers(*self._run(batch)),
+                lambda batch: self.scorer.answers_of(self._model, self._moved(batch)),
                 self._batches,
                 share=self._settings.share_processes,
             )
@@ -115,6 +115,8 @@ class ExampleEvaluator(Evaluator):
         Raises:
             InvalidPlanError: The plan does not fit the model.
         """
+        if self.scorer.generates:
+            return self(plan)
         return self._opened()(plan, question)
 
     def use_refit(self, start: PruningPlan, *, ffn: bool = False, apply: bool = True) -> Refit:
@@ -140,9 +142,13 @@ class ExampleEvaluator(Evaluator):
 
     def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Returns the outputs for a batch, and the batch on the device of the model."""
-        device = next(self._model.parameters()).device
-        entries = {name: tensor.to(device) for name, tensor in batch.items()}
+        entries = self._moved(batch)
         return self._model(**self.scorer.inputs(entries)), entries
+
+    def _moved(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns a batch on the device of the model."""
+        device = next(self._model.parameters()).device
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def _opened(self) -> EarlyStopper:
         if self._stopper is None:
