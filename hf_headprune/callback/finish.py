@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME, attach_certificate_
-from hf_headprune._distributed import number_of_processes
+from hf_headprune._distributed import by_first, number_of_processes
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.certification import Certification, Splits
@@ -24,7 +25,7 @@ from hf_headprune.callback.gathering import make_whole_
 from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, Decision, by_metric, by_test, walk_down
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, walk_down
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
@@ -209,26 +210,21 @@ def _walk_down(
     learned: Learned,
 ) -> tuple[Found, Holdout | NotCertifiable | None]:
     """Returns what is pruned in the order of removal costs; see `_find`."""
-    search, before = settings.measured, learned.plan
-
-    def decide(plans: list[RefittedPlan]) -> Decision:
-        """Lets the examples of the certificate decide, unless the Trainer's own number says otherwise."""
-        nonlocal holdout
-        tested = by_test(holdout, plain_copy(trainer.model), before)(plans) if isinstance(holdout, Holdout) else None
-        if tested is not None and asked.metric is not None:
-            return tested
-        known = None
-        if isinstance(holdout, Holdout) and not holdout.is_separate and tested is not None and tested.measured:
-            known = tested.measured[0][1] if holdout.data_size == len(trainer.eval_dataset) else None
-        own = own_number(trainer, search, before, is_one_point=settings.is_one_point, ours=known)
-        if tested is not None and own is None:
-            return tested
-        if own is not None and asked.metric is None and holdout is not None:
-            holdout = NotCertifiable(own.reason)
-        source = metric_source(trainer, search, is_own=own is not None)
+    search, before, own, ours = settings.measured, learned.plan, None, None
+    decide: Any = None
+    if isinstance(holdout, Holdout):
+        twin, split = plain_copy(trainer.model), holdout.read(trainer.model)
+        decide = by_test(holdout, twin, before, split)
+        if not holdout.is_separate and holdout.data_size == len(trainer.eval_dataset) and asked.metric is None:
+            ours = by_first(partial(split.value_of_plan, twin, before))
+    if decide is None or asked.metric is None:
+        own = own_number(trainer, search, before, is_one_point=settings.is_one_point, ours=ours)
+    if own is not None and asked.metric is None and holdout is not None:
+        decide, holdout = None, NotCertifiable(own.reason)
+    if decide is None:
+        allowed = search.max_drop if own is None else own.max_drop
+        decide = by_metric(metric_source(trainer, search, is_own=own is not None), allowed, before)
         _remember(trainer)
-        return by_metric(source, search.max_drop if own is None else own.max_drop, before)(plans)
-
     batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
     found = walk_down(trainer.model, before, losses, decide, over_processes=number_of_processes() > 1)

@@ -61,7 +61,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         model: The dense model; it is unchanged afterwards.
         plans: Plans, or results that hold one with its refit, in an order that was fixed without looking at the
             certification split. The plans of one path may share one refit: it is computed for each as it is tested.
-        dataset: Certification split, or `CertificationData`.
+        dataset: Certification split, `CertificationData`, or a `ScoredSplit` that was read already.
         metric: As in `certify`.
         max_drop: Drop that is to be excluded for each plan.
         confidence: Of the statement.
@@ -89,7 +89,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
             "of the pruned model on examples that the path has not looked at: certify(dense, pruned, test, each=...)."
         )
     _check_ledger(ledger)
-    split = ScoredSplit(data_of(dataset), metric, model)
+    split = dataset if isinstance(dataset, ScoredSplit) else ScoredSplit(data_of(dataset), metric, model)
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
     dense = split.outcome_of_plan(model, reference)
     known: dict[str | None, Outcome] = {}
@@ -136,7 +136,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     Args:
         model: The dense model; it is unchanged afterwards.
         plans: As in `certify_path`.
-        dataset: Certification split, or `CertificationData`.
+        dataset: Certification split, `CertificationData`, or a `ScoredSplit` that was read already.
         metric: As in `certify`.
         max_drop: Drop that may be seen, absolute.
         reference: What of the model the plans are compared with: a plan or a result; None for all.
@@ -155,11 +155,10 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     _check_plans(plans, "furthest_within")
     if not (is_number(max_drop) and 0 <= max_drop < 1):
         raise InvalidSettingError(f"furthest_within: max_drop must be in [0, 1), received {shown(max_drop)}.")
-    split = ScoredSplit(data_of(dataset), metric, model)
+    split = dataset if isinstance(dataset, ScoredSplit) else ScoredSplit(data_of(dataset), metric, model)
     value = split.metric.aggregate or np.mean
     whole = split.outcome_of_plan(model, reference)
-    pair = split.compared(whole, whole)
-    metrics = [float(value(pair.dense))]
+    metrics = [split.value_of_plan(model, reference)]
     last = None
     for index, plan in enumerate(plans):
         pair = split.compared(whole, _outcome_of(split, model, plan, opened, {}))

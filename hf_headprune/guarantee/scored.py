@@ -136,6 +136,7 @@ class ScoredSplit:
             self._groups = groups_of(data.dataset, data.groups, where="CertificationData(groups=...)")
         self.disjointness = self._compared((model,) if seen is None else seen)
         self._examples: ScoredExamples | None = None
+        self._last: tuple[nn.Module, PlanOrResult | None, Outcome] | None = None
         given = metric.score if isinstance(metric, Metric) else metric
         self._gold: list[Any] | None = None
         if _is_by_answers(metric, (model, *(seen or ()))):
@@ -243,9 +244,19 @@ class ScoredSplit:
         checked_scores(self._scores_by_function(model, few), len(few), self.metric.kind)
 
     def outcome_of_plan(self, model: nn.Module, plan: PlanOrResult | None) -> Outcome:
-        """Runs what a plan, or a result with its refit, keeps of a model; None for the whole model."""
-        with nullcontext() if plan is None else masked(model, plan):
-            return self.outcome_of(model)
+        """Runs what a plan, or a result with its refit, keeps of a model; None for the whole model.
+
+        Asked for the same plan of the same model again, it is not run again: the model must not have changed.
+        """
+        if self._last is None or self._last[0] is not model or self._last[1] != plan:
+            with nullcontext() if plan is None else masked(model, plan):
+                self._last = model, plan, self.outcome_of(model)
+        return self._last[2]
+
+    def value_of_plan(self, model: nn.Module, plan: PlanOrResult | None) -> float:
+        """Returns the metric of what `outcome_of_plan` runs."""
+        outcome = self.outcome_of_plan(model, plan)
+        return float((self.metric.aggregate or np.mean)(self.compared(outcome, outcome).dense))
 
     def _scores_by_function(self, model: Any, dataset: Any) -> Any:
         score: Any = self.metric.score

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hf_headprune.guarantee.scored import ScoredSplit
     from hf_headprune.pipeline.run import MetricSource
     from hf_headprune.plan import PruningPlan
 
@@ -97,11 +98,11 @@ def from_first_unless(found: Any, over_processes: bool) -> Any:  # noqa: FBT001 
     return from_first(found) if over_processes else found
 
 
-def by_test(holdout: Holdout, model: nn.Module, before: PruningPlan) -> Any:
+def by_test(holdout: Holdout, model: nn.Module, before: PruningPlan, split: ScoredSplit | None = None) -> Any:
     """Returns the decision by an exact test of each plan, or by the drop that is seen where examples are too few."""
 
     def decide(plans: list[RefittedPlan]) -> Decision:
-        allowed = holdout.last_allowed(model, plans, before)
+        allowed = holdout.last_allowed(model, plans, before, split)
         plan = before if allowed.index is None else plans[allowed.index].plan
         chosen = Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
         tried = [before, *(found.plan for found in plans)]

@@ -194,17 +194,24 @@ class Holdout:
         plan = reference if allowed.index is None else plans[allowed.index]
         return Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
 
-    def last_allowed(self, model: Any, plans: list[RefittedPlan], reference: PruningPlan) -> Allowed:
+    def read(self, model: Any) -> ScoredSplit:
+        """Returns the examples as they are scored: reading them, and what they are compared with, is done once."""
+        return ScoredSplit(self.data, self.metric, model)
+
+    def last_allowed(
+        self, model: Any, plans: list[RefittedPlan], reference: PruningPlan, split: ScoredSplit | None = None
+    ) -> Allowed:
         """Tests plans in their order until one fails; the first process does so, the others wait.
 
         Args:
             model: The model before pruning; left unchanged.
             plans: The largest first.
             reference: What they are compared with.
+            split: The examples, where they were read already.
         """
 
         def test() -> Allowed:
-            claim = self.data, self.metric, self.max_drop
+            claim = self.data if split is None else split, self.metric, self.max_drop
             if not plans:
                 return Allowed(None, ())
             if not self.is_condition:
