@@ -232,7 +232,7 @@ def _walk_down(
 
 
 def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Learned, *, is_own: bool) -> Found:
-    source = metric_source(trainer, search, splits.searched, is_own=is_own)
+    source = metric_source(trainer, search, splits.searched, is_own=is_own, refits=True)
     _remember(trainer, splits.searched)
     job = Job(
         trainer.model,

@@ -100,7 +100,9 @@ def own_number(
     return OwnNumber(reason, max_drop)
 
 
-def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None, *, is_own: bool = False) -> MetricSource:
+def metric_source(
+    trainer: Trainer, search: AStarSearch, examples: Any = None, *, is_own: bool = False, refits: bool = False
+) -> MetricSource:
     """Makes the function that measures a plan on `eval_dataset`.
 
     Unless another metric is named, a model is measured by the first one of its task (`metrics_of`), example by example,
@@ -113,13 +115,14 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None, *
             work.
         examples: Scored in place of `eval_dataset`.
         is_own: Whether the Trainer's own number decides, also where ours has its name; see `own_number`.
+        refits: Whether what measures is to record moments of training examples, too, as a search lets it.
 
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns.
     """
     name, is_scored = metric_of(trainer, search.metric)
     if is_scored and not is_own:
-        return _by_example(trainer, name, search, examples)
+        return _by_example(trainer, name, search, examples, refits=refits)
     higher = higher_is_better(trainer, name, search)
     read, count = contents(trainer)
     evaluator = MetricEvaluator(
@@ -134,8 +137,10 @@ def metric_source(trainer: Trainer, search: AStarSearch, examples: Any = None, *
     return MetricSource(evaluator, name, count, split, 1.0 if higher else -1.0)
 
 
-def _by_example(trainer: Trainer, name: str, search: AStarSearch, examples: Any = None) -> MetricSource:
-    """Returns what scores examples one by one; training examples refit output projections."""
+def _by_example(
+    trainer: Trainer, name: str, search: AStarSearch, examples: Any = None, *, refits: bool = False
+) -> MetricSource:
+    """Returns what scores examples one by one; training examples are read only where they refit projections."""
     loader = trainer.get_eval_dataloader(examples)
     model = plain_copy(trainer.model)
     evaluator = ExampleEvaluator(
@@ -143,7 +148,7 @@ def _by_example(trainer: Trainer, name: str, search: AStarSearch, examples: Any 
         _batches(trainer, loader.dataset, loader.collate_fn),
         metric=scorer_for(model, name, where="HeadPruneCallback", tokenizer=trainer.processing_class),
         settings=_evaluator_settings(trainer, search),
-        calibration=_calibration(trainer, loader.collate_fn),
+        calibration=_calibration(trainer, loader.collate_fn) if refits else None,
     )
     return MetricSource(evaluator, evaluator.scorer.in_words, len(loader.dataset), "searched examples", model=model)
 

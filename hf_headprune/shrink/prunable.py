@@ -15,6 +15,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
@@ -297,22 +298,27 @@ def __getattr__(name: str) -> Any:
     return prunable_named(name)
 
 
-# Heads around a whole model, with a configuration of their own: what they hold is pruned by itself.
-OF_OTHER_CONFIGS = ("MODEL_FOR_DECISION_MAPPING_NAMES",)
-
-
 @functools.cache
 def _dense_classes() -> dict[str, str]:
     """Returns the family of each class of Transformers that has a prunable counterpart."""
     found: dict[str, str] = {}
     for constant, names in vars(modeling_auto).items():
         is_of_models = constant.startswith("MODEL_") and constant.endswith("_MAPPING_NAMES")
-        is_of_models = is_of_models and constant not in OF_OTHER_CONFIGS
         for model_type in FAMILIES if is_of_models else ():
-            if model_type in names:
-                listed = names[model_type]
-                found |= dict.fromkeys((listed,) if isinstance(listed, str) else listed, model_type)
+            listed = names.get(model_type, ())
+            for name in (listed,) if isinstance(listed, str) else listed:
+                if _is_named_after(model_type, name):
+                    found[name] = model_type
     return found
+
+
+def _is_named_after(model_type: str, name: str) -> bool:
+    """Tells whether a class belongs to a model type, as its name says without an import.
+
+    A head around a whole model, with a configuration of its own, is listed for every model that it can hold, but has
+    another name. Prune the model that it holds.
+    """
+    return name.startswith(CONFIG_MAPPING_NAMES[model_type].removesuffix("Config").removesuffix("Text"))
 
 
 def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:

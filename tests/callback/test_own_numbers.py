@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import Trainer
 
-from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.callback import HeadPruneCallback, search_metric
 from hf_headprune.callback.metric_choice import metric_of
 from hf_headprune.callback.search_metric import metric_source
 from hf_headprune.errors import InvalidSettingError
@@ -38,6 +38,16 @@ def test_a_number_that_equals_ours_changes_nothing(tmp_path):
         assert callback.certificate.claim.metric == "accuracy"
         plans.append(callback.plan)
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "times"), [({}, 0), ({"confidence": None}, 0), ({"search": AStarSearch(**SHORT)}, 1)]
+)
+def test_training_examples_are_read_again_only_for_a_search(tmp_path, monkeypatch, parts, times):
+    calls, read = [], search_metric._calibration
+    monkeypatch.setattr(search_metric, "_calibration", lambda *given: calls.append(1) or read(*given))
+    trainer_of(tmp_path, HeadPruneCallback(**parts, latency=None), compute_metrics=accuracy_of).train()
+    assert len(calls) == times
 
 
 @pytest.mark.parametrize("parts", [{"max_drop": 1.0}, {"search": AStarSearch(max_drop=1.0, max_evaluations=3)}])
