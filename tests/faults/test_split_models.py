@@ -61,15 +61,22 @@ class Partitions:
             parameter.data = torch.empty(0)
 
     @contextmanager
-    def GatheredParameters(self, parameters):  # noqa: N802 - as DeepSpeed calls it
-        self._now += len(parameters)
+    def GatheredParameters(self, params, modifier_rank=None, fwd_module=None, enabled=True):  # noqa: N802 - its name
+        """As DeepSpeed's: what was gathered is freed at the end, and changes are lost unless a rank modifies."""
+        assert (modifier_rank, fwd_module, enabled) == (None, None, True)
+        assert all(parameter.numel() == 0 for parameter in params)
+        self._now += len(params)
         self.at_once = max(self.at_once, self._now)
-        for parameter in parameters:
-            parameter.data = self.whole[parameter.ds_id]
-        yield
-        self._now -= len(parameters)
-        for parameter in parameters:
-            parameter.data = torch.empty(0)
+        gathered = [self.whole[parameter.ds_id].clone() for parameter in params]
+        for parameter, whole in zip(params, gathered, strict=True):
+            parameter.data = whole
+        try:
+            yield
+        finally:
+            self._now -= len(params)
+            for parameter, whole in zip(params, gathered, strict=True):
+                parameter.data = torch.empty(0)
+                whole.fill_(torch.nan)  # whoever kept it sees that it is gone
 
 
 @pytest.fixture
