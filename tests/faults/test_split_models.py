@@ -132,7 +132,7 @@ def test_a_trainer_has_a_whole_model_once_training_has_ended(tmp_path, partition
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["a part", "all"])
-def test_a_model_that_is_offloaded_is_refused_before_it_is_run_and_scored_all_the_same(tmp_path, whole):
+def test_an_offloaded_model_is_scored_and_refused_for_anything_else(tmp_path, whole):
     model, rows = tiny_bert(num_labels=2).eval(), examples(20, 1)
     expected = scores_of(model, rows)
     if whole:
