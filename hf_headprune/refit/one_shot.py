@@ -159,10 +159,11 @@ def _loss(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> torch
             f"{where}: labels must be 0..{classes - 1}, received {sorted(set(wrong))[:5]}. Remove unlabelled "
             "examples, or map the labels to the classes of the model."
         )
-    loss = getattr(model(**batch), "loss", None)
+    outputs = model(**batch)
+    loss = getattr(outputs, "loss", None)
     if loss is None:
-        raise UnsupportedModelError(
-            f"{where}: a {type(model).__name__} returns no loss for {sorted(batch)}. Pass a model with the "
-            "head of its task."
-        )
+        advice = "Pass a model with the head of its task"
+        if isinstance(outputs, tuple):
+            advice = "Its outputs are a tuple: set model.config.return_dict = True"
+        raise UnsupportedModelError(f"{where}: a {type(model).__name__} returns no loss for {sorted(batch)}. {advice}.")
     return loss

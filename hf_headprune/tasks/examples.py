@@ -187,7 +187,8 @@ class PadRight:
         if lacking is not None:
             raise InvalidSettingError(
                 f"examples must hold 'input_ids', received {shown(sorted(lacking))}. Tokenize the data set first, or "
-                "pass a data collator that does so."
+                "pass a data collator that does so. A Trainer removes columns that the model's forward does not name: "
+                "TrainingArguments(remove_unused_columns=False) keeps them."
             )
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]

@@ -143,6 +143,13 @@ def test_the_certificate_benchmark_on_real_answers_runs_with_smoke(smoke, tmp_pa
     assert all(float(line.split("wrong ")[1].split(",")[0]) <= 0.05 for line in lines)
 
 
+def test_certificates_with_few_labels_equal_those_with_all_in_a_smoke(smoke, tmp_path):
+    out = smoke("benchmarks.certificate_real_data", "--labels", "--work", str(tmp_path))
+    lines = [line for line in out.splitlines() if "labels_used" in line]
+    assert len(lines) == 2
+    assert all(line.count("'same_with_few_labels': True") == 3 for line in lines)
+
+
 def test_the_certified_pruning_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
     out = smoke("benchmarks.certified_pruning", "--work", str(tmp_path))
     assert sum(" test " in line for line in out.splitlines()) == len(list(tmp_path.glob("*.json"))) == 5

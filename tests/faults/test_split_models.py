@@ -9,13 +9,23 @@ from typing import ClassVar
 
 import pytest
 import torch
+from accelerate import disk_offload, dispatch_model
 from accelerate.state import AcceleratorState
 from transformers import Trainer
 
-from hf_headprune import HeadPruneCallback
+from hf_headprune import (
+    HeadPruneCallback,
+    PruningPlan,
+    certify,
+    plan_for_budget,
+    prune_model_,
+    scores_of,
+    search_plan,
+)
 from hf_headprune.callback.gathering import is_split, make_whole_, whole_copy
-from hf_headprune.errors import TrainingStateError
+from hf_headprune.errors import TrainingStateError, UnsupportedModelError
 from tests.callback.test_distributed import both
+from tests.support.documentation import examples
 from tests.support.models import tiny_bart, tiny_bert
 from tests.support.trainers import logits_of, trainer_of
 
@@ -51,15 +61,22 @@ class Partitions:
             parameter.data = torch.empty(0)
 
     @contextmanager
-    def GatheredParameters(self, parameters):  # noqa: N802 - as DeepSpeed calls it
-        self._now += len(parameters)
+    def GatheredParameters(self, params, modifier_rank=None, fwd_module=None, enabled=True):  # noqa: N802 - its name
+        """As DeepSpeed's: what was gathered is freed at the end, and changes are lost unless a rank modifies."""
+        assert (modifier_rank, fwd_module, enabled) == (None, None, True)
+        assert all(parameter.numel() == 0 for parameter in params)
+        self._now += len(params)
         self.at_once = max(self.at_once, self._now)
-        for parameter in parameters:
-            parameter.data = self.whole[parameter.ds_id]
-        yield
-        self._now -= len(parameters)
-        for parameter in parameters:
-            parameter.data = torch.empty(0)
+        gathered = [self.whole[parameter.ds_id].clone() for parameter in params]
+        for parameter, whole in zip(params, gathered, strict=True):
+            parameter.data = whole
+        try:
+            yield
+        finally:
+            self._now -= len(params)
+            for parameter, whole in zip(params, gathered, strict=True):
+                parameter.data = torch.empty(0)
+                whole.fill_(torch.nan)  # whoever kept it sees that it is gone
 
 
 @pytest.fixture
@@ -112,6 +129,31 @@ def test_a_trainer_has_a_whole_model_once_training_has_ended(tmp_path, partition
     del sys.modules["deepspeed"]
     trainer.save_model(tmp_path / "saved")  # as any other
     assert (tmp_path / "saved" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["a part", "all"])
+def test_an_offloaded_model_is_scored_and_refused_for_anything_else(tmp_path, whole):
+    model, rows = tiny_bert(num_labels=2).eval(), examples(20, 1)
+    expected = scores_of(model, rows)
+    if whole:
+        disk_offload(model, tmp_path, execution_device="cpu")
+    else:
+        parts = {name: "cpu" for name, _ in model.named_children()} | {"bert.encoder.layer.0": "disk"}
+        del parts["bert"]
+        parts |= {f"bert.{name}": "cpu" for name, _ in model.bert.named_children() if name != "encoder"}
+        dispatch_model(model, parts | {"bert.encoder.layer.1": "cpu"}, main_device="cpu", offload_dir=tmp_path)
+    assert any(weight.is_meta for weight in model.parameters())
+    assert scores_of(model, rows).tolist() == expected.tolist()
+    cuts = (
+        lambda: prune_model_(model, PruningPlan.of(model)),
+        lambda: search_plan(model, rows, calibration=examples(20, 2)),
+        lambda: plan_for_budget(model, rows, density=0.5),
+    )
+    for cut in cuts:
+        with pytest.raises(UnsupportedModelError, match="it is spread over devices"):
+            cut()
+    with pytest.raises(UnsupportedModelError, match=r"weights of a BertForSequenceClassification are offloaded"):
+        certify(tiny_bert(num_labels=2), model, rows)
 
 
 class Sharding(Trainer):

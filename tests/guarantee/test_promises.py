@@ -8,13 +8,14 @@ import pytest
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.certify import certify
+from hf_headprune.guarantee.certify import certify, certify_path
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.disagreements import disagreements
 from hf_headprune.guarantee.evidence import evidence_of_counts
 from hf_headprune.guarantee.outcomes import Counts
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.plan import PruningPlan
 from hf_headprune.tasks.scores import scores_of
 from tests.guarantee.test_certificate import names
 from tests.guarantee.test_labels import label_of, without_labels
@@ -177,3 +178,11 @@ def test_the_test_stops_as_soon_as_the_verdict_is_certain(case):
 
 def more(rows):
     return [{**row, "input_ids": [*row["input_ids"], token]} for row in rows for token in (5, 6)]
+
+
+def test_a_path_is_tested_for_one_promise(case):
+    model, _, rows = case
+    for dataset, metric in (({"dev": rows[:30], "test": rows[30:]}, None), (rows, ["accuracy", "macro_f1"])):
+        with pytest.raises(InvalidSettingError, match="plans are tested for one promise, on one data set"):
+            certify_path(model, [PruningPlan.of(model)], dataset, metric)
+    assert certify_path(model, [PruningPlan.of(model)], rows, max_drop=DROP).certified_index == 0
