@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import transformers
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -18,24 +18,26 @@ from transformers.models.auto import modeling_auto
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
-from hf_headprune.errors import InvalidConfigError, UnsupportedModelError, shown
+from hf_headprune.errors import InvalidConfigError, InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
 from hf_headprune.shrink.description import is_pooler
+from hf_headprune.shrink.remote_code import attach_auto_map_, write_code_
 from hf_headprune.shrink.resize import cut_site_
 from hf_headprune.shrink.saved_dtypes import codes_among
 from hf_headprune.shrink.saved_plan import attach_saved_plan_, write_plan_
+from hf_headprune.shrink.self_contained import align_weights_
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import torch
     from torch import nn
 
     from hf_headprune.anatomy import Site
 
-ALIGNMENT = 64  # bytes, as torch allocates on CPUs
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
 _CLASSES: dict[str, type[Any]] = {}
 OWN = "headprune_prunable"  # attribute of a class of the user's that holds its prunable sibling
@@ -56,8 +58,10 @@ class PrunableModel:
         if not isinstance(config, self.config_class):
             raise InvalidConfigError(
                 f"{type(self).__name__}: the configuration must be a {self.config_class.__name__}, received a "
-                f"{type(config).__name__}. Build the dense model and call prune_model_, or pass a "
-                f"{self.config_class.__name__} with per_layer_config."
+                f"{type(config).__name__} of {type(config).__module__}. Build the dense model and call prune_model_, "
+                f"or pass a {self.config_class.__name__} with per_layer_config: AutoConfig reads one after `import "
+                "hf_headprune`. Before that, trust_remote_code=True reads the code of the checkpoint, whose classes "
+                "go together."
             )
         check_dense_numbers(config)
         checked_entries(config, config.to_dict().get("per_layer_config") or {})
@@ -104,29 +108,54 @@ class PrunableModel:
         save_directory: Any,
         is_main_process: bool = True,  # noqa: FBT001, FBT002 - as in Transformers
         state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,  # noqa: FBT001, FBT002
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Saves as Transformers does, with the plan of the model, and with the certificate of its weights if any.
+        """Saves as Transformers does, with the plan of the model, the certificate of its weights if any, and code.
+
+        The code loads the checkpoint where this package is not installed, by `trust_remote_code=True`. A class of your
+        own has none.
 
         Weights keep the names and shapes that the model has. Transformers would give some families those of the
         checkpoint that the dense model came from, which it can't read back for blocks of different sizes.
 
-        With `push_to_hub=True` both stay behind, which is logged; `model.push_to_hub(...)` uploads them too.
+        With `push_to_hub=True` the model is uploaded as its `push_to_hub` does it, and no other file of the folder.
+
+        Raises:
+            InvalidSettingError: A `state_dict` is to be uploaded.
         """
+        if push_to_hub and state_dict is not None:
+            raise InvalidSettingError(
+                f"{type(self).__name__}.save_pretrained: push_to_hub=True uploads the weights of the model, received a "
+                "state_dict in place of them. Save it here, load the folder, and call push_to_hub on what was loaded."
+            )
+        model: Any = self
+        options = _options_of_upload(kwargs)
         kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
-        super().save_pretrained(save_directory, is_main_process, saved, *args, **kwargs)  # type: ignore[misc]
+        attach_auto_map_(model)
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory, is_main_process, saved, False, *args, **kwargs
+        )
         if not is_main_process:
             return
-        model: Any = self
-        written = (write_plan_(model, save_directory), write_certificate_(model, save_directory, state_dict))
-        if any(written) and kwargs.get("push_to_hub"):
-            logger.warning(
-                "The plan and the certificate were written into %s after the upload. Upload the folder, or call "
-                "model.push_to_hub, which uploads them too.",
-                save_directory,
-            )
+        write_plan_(model, save_directory)
+        write_certificate_(model, save_directory, state_dict)
+        write_code_(model, save_directory)
+        if push_to_hub:
+            model.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Does nothing: each checkpoint is saved with the code that the Auto classes need, for all of them."""
+
+
+def _options_of_upload(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes what only an upload needs out of the options of `save_pretrained`, in place, and returns it."""
+    own = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+    found = {name: kwargs.pop(name) for name in own if name in kwargs}
+    return found | {name: kwargs[name] for name in ("token", "max_shard_size") if name in kwargs}
 
 
 def resize_to_config_(model: nn.Module) -> None:
@@ -136,17 +165,6 @@ def resize_to_config_(model: nn.Module) -> None:
     for site in anatomy_of(model).sites:
         numbers = config.per_layer_config[site.layer] if config.is_heterogeneous else config
         cut_site_(base, site, range(getattr(numbers, site.field)))
-
-
-def align_weights_(model: nn.Module) -> None:
-    """Moves weights, in place, to where a fresh tensor would lie in memory, if they don't.
-
-    Loaded weights are views of the file, at any offset; matrix products then sum in another order, by a last bit, and
-    take longer. A saved and reloaded model thus computes bit by bit what it computed before.
-    """
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def adopt_classes_(model: nn.Module) -> None:
