@@ -43,6 +43,7 @@ _MODULES = {
     "disagreements": "guarantee.disagreements",
     "evenly_spaced": "guarantee.sequence",
     "examples_needed": "guarantee.power",
+    "export_model": "shrink.export",
     "linear_density": "budgets",
     "masked": "masking",
     "measure_latency": "latency",

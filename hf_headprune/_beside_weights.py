@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+
+logger = logging.getLogger(__name__)
 
 
-def file_beside(name: str, source: Any, options: dict[str, Any]) -> Path | None:
+OF_DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")  # options that `from_pretrained` shares
+
+
+def file_beside(name: str, source: Any, options: dict[str, Any], *, commit: str | None = None) -> Path | None:
     """Returns a file that lies beside loaded weights, or None where there is none.
 
     Args:
         name: Of the file.
         source: What the weights were loaded from: a folder, or a name on the Hub, of which the cache is looked at.
         options: Of `from_pretrained`: where in the source.
+        commit: Of the source on the Hub from which the weights came: a file that the cache lacks is downloaded from it.
     """
     if source is None:
         return None
@@ -22,10 +30,24 @@ def file_beside(name: str, source: Any, options: dict[str, Any]) -> Path | None:
     if Path(source).exists():  # a file of weights has no folder of its own
         file = Path(source, inside)
         return file if Path(source).is_dir() and file.is_file() else None
-    cached = try_to_load_from_cache(
-        str(source), inside.as_posix(), cache_dir=options.get("cache_dir"), revision=options.get("revision")
-    )
+    found = str(source), inside.as_posix()
+    revision = commit or options.get("revision")
+    cached = try_to_load_from_cache(*found, cache_dir=options.get("cache_dir"), revision=revision)
+    if cached is None and commit is not None:
+        cached = _downloaded(*found, commit, options)
     return Path(cached) if isinstance(cached, str) else None
+
+
+def _downloaded(source: str, name: str, commit: str, options: dict[str, Any]) -> str | None:
+    """Returns where a file of the Hub is now, or None where there is none, or no network."""
+    given = {key: options[key] for key in OF_DOWNLOAD if options.get(key) is not None}
+    try:
+        return hf_hub_download(source, name, revision=commit, **given)
+    except (EntryNotFoundError, OfflineModeIsEnabled):
+        return None
+    except (HfHubHTTPError, OSError) as error:
+        logger.warning("%s of %s could not be downloaded (%s), so it is not with the model.", name, source, error)
+        return None
 
 
 def read_text(file: Path) -> str:

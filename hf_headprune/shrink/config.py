@@ -76,8 +76,8 @@ class PrunedConfig:
         Transformers leaves out two labels without names. Read again, a class like BART's would take its own three.
         """
         content = super().to_diff_dict()  # type: ignore[misc]
-        if "id2label" not in content and self.dense_class().num_labels != self.num_labels:  # type: ignore[attr-defined]
-            content |= {"id2label": self.id2label, "label2id": self.label2id}  # type: ignore[attr-defined]
+        if "id2label" not in content and self.dense_class().num_labels != self.num_labels:
+            content |= {"id2label": self.id2label, "label2id": self.label2id}
         return content
 
     def __getattribute__(self, name: str) -> Any:

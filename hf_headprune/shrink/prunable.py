@@ -9,14 +9,18 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import transformers
+from huggingface_hub import create_branch, create_repo, upload_folder
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
+from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
 from hf_headprune.errors import InvalidConfigError, InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.families import FAMILIES
@@ -33,7 +37,6 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    import torch
     from torch import nn
 
     from hf_headprune.anatomy import Site
@@ -101,6 +104,7 @@ class PrunableModel:
         align_weights_(model)
         attach_saved_plan_(model, pretrained_model_name_or_path, kwargs)
         attach_saved_certificate_(model, pretrained_model_name_or_path, kwargs)
+        attach_saved_card_(model, pretrained_model_name_or_path, kwargs)
         return (model, info) if wants_info else model
 
     def save_pretrained(
@@ -142,9 +146,40 @@ class PrunableModel:
             return
         write_plan_(model, save_directory)
         write_certificate_(model, save_directory, state_dict)
+        write_card_(model, save_directory, state_dict)
         write_code_(model, save_directory)
         if push_to_hub:
             model.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
+
+    def push_to_hub(self, repo_id: str, *, revision: str | None = None, **options: Any) -> Any:
+        """Uploads what `save_pretrained` writes: weights, configuration, plan, certificate, code and card.
+
+        A card that is on the Hub already is kept, with our section in place of an earlier one.
+
+        Args:
+            repo_id: Name on the Hub.
+            revision: Branch; it is made where there is none.
+            **options: As in Transformers: `commit_message`, `commit_description`, `private`, `token`, `create_pr`,
+                `max_shard_size`, `tags`.
+
+        Returns:
+            The commit.
+        """
+        model: Any = self
+        made = {name: options.pop(name) for name in ("private", "token") if name in options}
+        token = made.get("token")
+        repo_id = create_repo(repo_id, exist_ok=True, **made).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+        saved = {name: options.pop(name) for name in ("max_shard_size",) if name in options}
+        tags = options.pop("tags", None) or []
+        with TemporaryDirectory() as folder:
+            write_text(Path(folder, CARD_NAME), card_on_hub(repo_id, token=token, revision=revision))
+            model.save_pretrained(folder, **saved)
+            write_card_(model, folder, name=repo_id)
+            tag_card_(folder, tags)
+            options.setdefault("commit_message", "Upload model")
+            return upload_folder(repo_id=repo_id, folder_path=folder, token=token, revision=revision, **options)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:

@@ -6,11 +6,9 @@ declaration of the family, a class per task, and below them `self_contained`, th
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import inspect
-import logging
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +21,27 @@ from hf_headprune.anatomy import KEPT_HEADS, family_of
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX
 from hf_headprune.shrink import hollow, self_contained, shared_bias
 from hf_headprune.shrink.config import PrunedConfig, added_fields, mapped_fields
+from hf_headprune.shrink.own_numbers import LayerNumbers
 from hf_headprune.shrink.registration import AUTO_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hf_headprune.families import Block, Family
-
-logger = logging.getLogger(__name__)
+    from hf_headprune.families import Block
 
 AUTO_MAP = "auto_map"  # field of a configuration: which class of which file an Auto class makes
+PIECES = (  # beside the functions of `self_contained`
+    hollow.BiasOnly,
+    hollow.NoUnits,
+    hollow.HeadlessAttention,
+    hollow.headless_class,
+    hollow._blank_headless,
+    shared_bias.OwnHeadsOfBias,
+    shared_bias.own_heads_class,
+    shared_bias.signature_of,
+    shared_bias._blank,
+    LayerNumbers,
+)
 HEADER = '''\
 """Pruned {name}: the classes of Transformers, whose layers have the heads and FFN units that config.json says.
 
@@ -56,8 +65,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import EncoderDecoderCache, PretrainedConfig
-from transformers import {imports}
+from transformers import (
+{imports}
+)
 
 ALIGNMENT = {alignment}  # bytes, as torch allocates on CPUs
 KEPT_HEADS = "{kept_heads}"  # buffer of a block that takes its heads of a bias of all heads
@@ -71,11 +81,11 @@ class {name}(PrunedConfig, {dense}):
     dense_class = {dense}
     attribute_map = {attribute_map}
 '''
-MODEL = '''\
+MODEL = """\
 class {name}(PrunedModel, {dense}):
     config_class = {config}
     stacks = STACKS
-'''
+"""
 HOST = '''\
 def returns_attentions(config: Any) -> bool:
     """Tells whether the attention of a model returns its probabilities."""
@@ -99,6 +109,13 @@ def travels(model: Any) -> bool:
     named = {f"Prunable{dense.__name__}" for dense in _dense_classes(family.model_type).values()}
     is_ours = type(model).__module__ == "hf_headprune.shrink.prunable"
     return is_ours and type(model).__name__ in named
+
+
+def auto_class_of(model: Any) -> str:
+    """Returns the name of the Auto class that loads a pruned model; that of the body where no task's does."""
+    dense = type(model).__name__.removeprefix("Prunable")
+    found = [auto for auto, made in _dense_classes(family_of(model).model_type).items() if made.__name__ == dense]
+    return next(iter([name for name in found if name != "AutoModelForPreTraining"] or found), "AutoModel")
 
 
 def attach_auto_map_(model: Any) -> None:
@@ -134,11 +151,11 @@ def code_of(model_type: str) -> str:
     family, dense_config = FAMILIES[model_type], _dense_config(model_type)
     dense = list(dict.fromkeys(found.__name__ for found in _dense_classes(model_type).values()))
     config = f"Prunable{dense_config.__name__}"
-    imports = ", ".join([dense_config.__name__, *dense])
+    imported = ["EncoderDecoderCache", "PretrainedConfig", dense_config.__name__, *dense]
     header = HEADER.format(
         name=dense_config.__name__.removesuffix("Config"),
         prunable_type=family.prunable_type,
-        imports=imports if len(imports) < 80 else f"(\n    {imports.replace(', ', ',{0}    ')},\n)".format("\n"),
+        imports="\n".join(f"    {name}," for name in imported),
         alignment=self_contained.ALIGNMENT,
         kept_heads=KEPT_HEADS,
     )
@@ -158,7 +175,7 @@ def code_of(model_type: str) -> str:
         + fields,
         *(MODEL.format(name=f"Prunable{name}", dense=name, config=config) for name in dense),
     ]
-    return "\n\n".join([*top, *_builder(), HOST, *map(_source, self_contained.PIECES), *_helpers()])
+    return "\n\n".join([*top, *_builder(), HOST, *map(_source, PIECES)])
 
 
 def _builder() -> Iterator[str]:
@@ -168,15 +185,6 @@ def _builder() -> Iterator[str]:
 
 def _is_own_function(found: Any) -> bool:
     return inspect.isfunction(found) and found.__module__ == self_contained.__name__
-
-
-def _helpers() -> Iterator[str]:
-    """Yields what the classes among the pieces call."""
-    for module in (hollow, shared_bias):
-        for name in ("signature_of", "_blank_headless", "_blank"):
-            found = vars(module).get(name)
-            if getattr(found, "__module__", None) == module.__name__:
-                yield _source(found)
 
 
 def _source(found: Any) -> str:
@@ -192,12 +200,9 @@ def _shown_stack(stack: Any) -> str:
 
 def _shown(block: Block) -> str:
     """Returns the declaration of a block as code, without what is left at its default."""
-    given = {
-        field.name: getattr(block, field.name)
-        for field in dataclasses.fields(self_contained.Block)
-        if field.name not in ("core",) or block.is_attention
-    }
-    defaults = {field.name: _default(field) for field in dataclasses.fields(self_contained.Block)}
+    fields = dataclasses.fields(self_contained.Block)
+    given = {field.name: getattr(block, field.name, None) for field in fields} | {"number": block.field}
+    defaults = {field.name: _default(field) for field in fields}
     lines = [f"{name}={_shown_value(value)}" for name, value in given.items() if _plain(value) != defaults[name]]
     return "Block(\n" + "".join(f"            {line},\n" for line in lines) + "        )"
 

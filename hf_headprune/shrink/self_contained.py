@@ -1,7 +1,7 @@
 """What the code that travels with a checkpoint is made of: it needs torch and Transformers alone.
 
-`remote_code` writes the classes and functions of this file, with those that `PIECES` names, below the declaration of
-one family. A model is built by the dense class and resized, layer by layer, before its weights are read.
+`remote_code` writes the classes and functions of this file below the declaration of one family. A model is built by the
+dense class and resized, layer by layer, before its weights are read.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from hf_headprune.anatomy import KEPT_HEADS
-from hf_headprune.shrink.hollow import BiasOnly, HeadlessAttention, NoUnits, headless_class
+from hf_headprune.shrink.hollow import BiasOnly, NoUnits, headless_class
 from hf_headprune.shrink.own_numbers import LayerNumbers
-from hf_headprune.shrink.shared_bias import OwnHeadsOfBias, own_heads_class
+from hf_headprune.shrink.shared_bias import own_heads_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PIECES = (BiasOnly, NoUnits, HeadlessAttention, headless_class, OwnHeadsOfBias, own_heads_class, LayerNumbers)
 ALIGNMENT = 64  # bytes, as torch allocates on CPUs
 
 
@@ -31,7 +30,7 @@ class Block:
     """Heads, or FFN units, in each layer of a stack. Paths are below the layer; `u` in a layout is the unit.
 
     Attributes:
-        field: Of the layer's entry in `per_layer_config`: how many units there are.
+        number: Field of the layer's entry in `per_layer_config` that says how many units there are.
         inputs: Layout of the rows of each linear module that makes the units.
         output: Linear module whose columns belong to the units.
         columns: Layout of these columns.
@@ -45,7 +44,7 @@ class Block:
         runs_empty: Whether the forward pass of `core` runs without heads, too.
     """
 
-    field: str
+    number: str
     inputs: Mapping[str, str]
     output: str
     columns: str = "u"
@@ -66,7 +65,7 @@ class PrunedModel:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Takes what the dense class takes."""
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_to_config_(self)
 
     @classmethod
@@ -92,7 +91,7 @@ def resize_to_config_(model: Any) -> None:
             numbers = config.per_layer_config[index] if config.is_heterogeneous else config
             for block in blocks:
                 if has(layer, block.output) and has(layer, next(iter(block.inputs))):
-                    resize_block_(layer, block, getattr(numbers, block.field))
+                    resize_block_(layer, block, getattr(numbers, block.number))
 
 
 def resize_block_(layer: nn.Module, block: Block, units: int) -> None:
@@ -100,6 +99,7 @@ def resize_block_(layer: nn.Module, block: Block, units: int) -> None:
     core: Any = layer.get_submodule(block.core)
     sizes = {letter: getattr(core, name) for letter, name in block.sizes.items()}
     output: Any = layer.get_submodule(block.output)
+    dense_class: Any = type(core)
     inputs = {path: layout for path, layout in block.inputs.items() if has(layer, path)}
     if length(block.columns, sizes, units) == width(output, "in"):
         return
@@ -120,12 +120,13 @@ def resize_block_(layer: nn.Module, block: Block, units: int) -> None:
         core.config = LayerNumbers.over(core.config, numbers)
     if block.shared_bias is not None:
         core.register_buffer(KEPT_HEADS, torch.arange(units))  # the checkpoint says which
-        core.__class__ = own_heads_class(type(core), block.shared_bias)
+        core.__class__ = own_heads_class(dense_class, block.shared_bias)
 
 
 def empty_block_(layer: nn.Module, block: Block, inputs: Mapping[str, str]) -> None:
     """Takes all units out of a block, in place."""
     core, output = layer.get_submodule(block.core), layer.get_submodule(block.output)
+    dense_class: Any = type(core)
     replace_(layer, block.output, BiasOnly(width(output, "out"), output.bias))  # type: ignore[arg-type]
     if not block.is_attention or block.runs_empty:
         for path in inputs:
@@ -136,7 +137,7 @@ def empty_block_(layer: nn.Module, block: Block, inputs: Mapping[str, str]) -> N
         delattr(core, path.removeprefix(prefix))
     vars(core)["_output_name"] = block.output.removeprefix(prefix) if block.output.startswith(prefix) else None
     vars(core)["_shared_bias"] = block.shared_bias
-    core.__class__ = headless_class(type(core))
+    core.__class__ = headless_class(dense_class)
 
 
 def length(layout: str, sizes: Mapping[str, int], units: int) -> int:
