@@ -12,17 +12,18 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineMo
 logger = logging.getLogger(__name__)
 
 
+CONFIG_NAME = "config.json"
 OF_DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")  # options that `from_pretrained` shares
 
 
-def file_beside(name: str, source: Any, options: dict[str, Any], *, commit: str | None = None) -> Path | None:
+def file_beside(name: str, source: Any, options: dict[str, Any], *, downloads: bool = False) -> Path | None:
     """Returns a file that lies beside loaded weights, or None where there is none.
 
     Args:
         name: Of the file.
         source: What the weights were loaded from: a folder, or a name on the Hub, of which the cache is looked at.
         options: Of `from_pretrained`: where in the source.
-        commit: Of the source on the Hub from which the weights came: a file that the cache lacks is downloaded from it.
+        downloads: Whether a file that the cache lacks is downloaded, from the commit that the weights came from.
     """
     if source is None:
         return None
@@ -30,15 +31,17 @@ def file_beside(name: str, source: Any, options: dict[str, Any], *, commit: str 
     if Path(source).exists():  # a file of weights has no folder of its own
         file = Path(source, inside)
         return file if Path(source).is_dir() and file.is_file() else None
-    found = str(source), inside.as_posix()
-    revision = commit or options.get("revision")
-    cached = try_to_load_from_cache(*found, cache_dir=options.get("cache_dir"), revision=revision)
-    if cached is None and commit is not None:
-        cached = _downloaded(*found, commit, options)
+    place = {"cache_dir": options.get("cache_dir"), "revision": options.get("revision")}
+    config = try_to_load_from_cache(str(source), inside.with_name(CONFIG_NAME).as_posix(), **place)
+    if downloads and isinstance(config, str):
+        place["revision"] = Path(config).parents[len(inside.parts) - 1].name  # the cache has a folder for each commit
+    cached = try_to_load_from_cache(str(source), inside.as_posix(), **place)
+    if cached is None and downloads and isinstance(config, str):
+        cached = _downloaded(str(source), inside.as_posix(), place["revision"], options)
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _downloaded(source: str, name: str, commit: str, options: dict[str, Any]) -> str | None:
+def _downloaded(source: str, name: str, commit: str | None, options: dict[str, Any]) -> str | None:
     """Returns where a file of the Hub is now, or None where there is none, or no network."""
     given = {key: options[key] for key in OF_DOWNLOAD if options.get(key) is not None}
     try:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._beside_weights import file_beside, read_text, write_text
-from hf_headprune._compat import commit_of
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune._strict_json import parse
 from hf_headprune.errors import CertificateError
@@ -43,7 +42,7 @@ def attach_saved_certificate_(model: nn.Module, source: Any, options: dict[str, 
         source: What it was loaded from: a folder, or a name on the Hub, from which the file is downloaded.
         options: Of `from_pretrained`: where in the source.
     """
-    file = file_beside(CERTIFICATE_NAME, source, options, commit=commit_of(model))
+    file = file_beside(CERTIFICATE_NAME, source, options, downloads=True)
     if file is not None:
         attach_certificate_(model, read_text(file).strip())
 

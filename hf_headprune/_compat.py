@@ -26,7 +26,6 @@ SUPPORTED_TRANSFORMERS = "5.14 to 5.24"
 NOT_SAVED = "_keys_to_ignore_on_save"
 NOT_LOADED = "_keys_to_ignore_on_load_missing"
 LOADED_FROM = "_name_or_path"  # a field of configurations; without it, there is nothing to leave out of a fingerprint
-COMMIT = "_commit_hash"
 ATTENTION = "_attn_implementation"
 RECORDABLE = "_can_record_outputs"
 RECORDABLE_OF_ALL = "_CAN_RECORD_REGISTRY"
@@ -73,11 +72,6 @@ def names_not_loaded(model: nn.Module) -> frozenset[str] | None:
     Without the list of Transformers: None, for unknown.
     """
     return frozenset(getattr(model, NOT_LOADED) or ()) if hasattr(model, NOT_LOADED) else None
-
-
-def commit_of(model: Any) -> str | None:
-    """Returns the commit on the Hub that a model was loaded from. Without the name of Transformers: None."""
-    return getattr(model.config, COMMIT, None)
 
 
 def returns_attentions(config: Any) -> bool:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from yaml import YAMLError
 
 from hf_headprune._beside_weights import file_beside, read_text, write_text
 from hf_headprune._certificate_file import weights_sha256
-from hf_headprune._compat import commit_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +52,7 @@ def attach_card_(model: nn.Module, text: str) -> None:
 
 def attach_saved_card_(model: nn.Module, source: Any, options: dict[str, Any]) -> None:
     """Attaches the card that lies beside loaded weights, if it has a section of ours; see `attach_saved_plan_`."""
-    file = file_beside(CARD_NAME, source, options, commit=commit_of(model))
+    file = file_beside(CARD_NAME, source, options, downloads=True)
     text = "" if file is None else read_text(file)
     if _OURS.search(text):
         holder: Any = model
@@ -124,7 +124,7 @@ def merged(card: str, ours: str) -> str:
         return ours
     try:
         theirs, own = ModelCard(card, ignore_metadata_errors=True), ModelCard(ours)
-    except ValueError as error:
+    except (ValueError, YAMLError) as error:
         logger.warning("%s has metadata that can't be read (%s); nothing is added to it.", CARD_NAME, error)
         return card
     metadata = {**own.data.to_dict(), **theirs.data.to_dict()}

@@ -71,14 +71,6 @@ def _(folder):
     assert sum(map(torch.Tensor.nbytes.__get__, positions)) >= more > 0  # counted although they are not saved
 
 
-@without("COMMIT")
-def _(folder):
-    model = prune_first_head(tiny_bert())
-    assert _compat.commit_of(model) is None  # so nothing is downloaded beside the weights
-    model.save_pretrained(folder)
-    assert type(model).from_pretrained(folder).headprune_plan == model.base_model.headprune_plan
-
-
 @without("LOOKED_UP_IN")
 def _(folder):
     model = prune_first_head(tiny_bert())

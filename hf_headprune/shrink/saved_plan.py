@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._beside_weights import file_beside, write_text
-from hf_headprune._compat import commit_of
 from hf_headprune._strict_json import read_text
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.errors import InvalidPlanError
@@ -70,7 +69,7 @@ def attach_saved_plan_(model: nn.Module, source: Any, options: dict[str, Any]) -
         source: What it was loaded from: a folder, or a name on the Hub, from which the file is downloaded.
         options: Of `from_pretrained`: where in the source.
     """
-    file = file_beside(PLAN_NAME, source, options, commit=commit_of(model))
+    file = file_beside(PLAN_NAME, source, options, downloads=True)
     if file is None:
         return
     found = _read(file, model)

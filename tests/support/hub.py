@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = f"{content.get('organization') or OWNER}/{content['name']}"
         status = 409 if repo in self.hub.commits else 200
         self.hub.commits.setdefault(repo, [{}])
-        if content.get("private"):
+        if content.get("private") or content.get("visibility") == "private":
             self.hub.private.add(repo)
         self._json({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo}, status)
 
