@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 
 from hf_headprune._certificate_file import (
     CERTIFICATE_NAME,
@@ -996,18 +996,10 @@ def test_other_weights_that_are_saved_in_place_of_the_model_s_own_get_no_certifi
     assert not (tmp_path / "zeros" / CERTIFICATE_NAME).exists()
 
 
-def test_an_upload_that_leaves_the_certificate_behind_says_so(certificate, pruned, tmp_path, caplog, monkeypatch):
-    model = copy.deepcopy(pruned)
-    attach_certificate_(model, certificate.to_json())
-    save = PreTrainedModel.save_pretrained
-
-    def saved_and_not_pushed(*args, push_to_hub=False, **others):  # there is no Hub here
-        assert push_to_hub
-        save(*args, **others)
-
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", saved_and_not_pushed)
-    model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
-    assert "after the upload. Upload the folder, or call model.push_to_hub" in caplog.text
+def test_other_weights_than_the_model_s_own_are_not_uploaded(pruned, tmp_path):
+    with pytest.raises(InvalidSettingError, match="uploads the weights of the model, received a state_dict"):
+        pruned.save_pretrained(tmp_path / "pushed", state_dict=pruned.state_dict(), push_to_hub=True)
+    assert not (tmp_path / "pushed").exists()
 
 
 def test_a_model_loads_from_a_file_of_weights_alone(pruned, tmp_path):
