@@ -1024,18 +1024,21 @@ def test_weights_that_are_not_in_memory_are_saved_without_a_certificate(certific
 
 
 def test_a_model_of_the_hub_takes_its_certificate_from_the_cache(certificate, pruned, tmp_path, monkeypatch):
-    pruned.save_pretrained(tmp_path / "cached")
-    file = certificate.save(tmp_path / "cached")
+    pruned.save_pretrained(tmp_path / "commit" / "small")
+    certificate.save(tmp_path / "commit" / "small")
     asked = []
 
     def cached(repository, name, **options):
         asked.append((repository, name, options))
-        return str(file)
+        return str(tmp_path / "commit" / name)
 
     monkeypatch.setattr("hf_headprune._beside_weights.try_to_load_from_cache", cached)
     model = copy.deepcopy(pruned)
     attach_saved_certificate_(model, "someone/bert-pruned", {"revision": "v1", "subfolder": "small"})
-    assert asked == [("someone/bert-pruned", f"small/{CERTIFICATE_NAME}", {"cache_dir": None, "revision": "v1"})]
+    assert asked == [
+        ("someone/bert-pruned", "small/config.json", {"cache_dir": None, "revision": "v1"}),
+        ("someone/bert-pruned", f"small/{CERTIFICATE_NAME}", {"cache_dir": None, "revision": "commit"}),
+    ]
     write_certificate_(model, tmp_path)
     assert Certificate.load(tmp_path) == certificate
     monkeypatch.undo()
