@@ -43,6 +43,8 @@ _MODULES = {
     "disagreements": "guarantee.disagreements",
     "evenly_spaced": "guarantee.sequence",
     "examples_needed": "guarantee.power",
+    "export_model": "shrink.export",
+    "export_onnx": "publish.onnx",
     "linear_density": "budgets",
     "masked": "masking",
     "measure_latency": "latency",

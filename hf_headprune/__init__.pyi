@@ -245,10 +245,12 @@ from hf_headprune.pipeline import plan_for_budget as plan_for_budget
 from hf_headprune.pipeline import search_plan as search_plan
 from hf_headprune.plan import PruningPlan as PruningPlan
 from hf_headprune.plan import RefittedPlan as RefittedPlan
+from hf_headprune.publish.onnx import export_onnx as export_onnx
 from hf_headprune.refit.plans_between import plans_between as plans_between
 from hf_headprune.refit.settings import SecondOrder as SecondOrder
 from hf_headprune.search.settings import AStarSearch as AStarSearch
 from hf_headprune.shrink.config import PrunableConfig
+from hf_headprune.shrink.export import export_model as export_model
 from hf_headprune.shrink.latency_table import measure_latency_table as measure_latency_table
 from hf_headprune.shrink.prunable import PrunableModel
 from hf_headprune.shrink.prunable import register_prunable as register_prunable
@@ -495,6 +497,8 @@ __all__ = [
     "errors",
     "evenly_spaced",
     "examples_needed",
+    "export_model",
+    "export_onnx",
     "linear_density",
     "masked",
     "measure_latency",

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+
+logger = logging.getLogger(__name__)
 
 
-def file_beside(name: str, source: Any, options: dict[str, Any]) -> Path | None:
+CONFIG_NAME = "config.json"
+OF_DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")  # options that `from_pretrained` shares
+
+
+def file_beside(name: str, source: Any, options: dict[str, Any], *, downloads: bool = False) -> Path | None:
     """Returns a file that lies beside loaded weights, or None where there is none.
 
     Args:
         name: Of the file.
         source: What the weights were loaded from: a folder, or a name on the Hub, of which the cache is looked at.
         options: Of `from_pretrained`: where in the source.
+        downloads: Whether a file that the cache lacks is downloaded, from the commit that the weights came from.
     """
     if source is None:
         return None
@@ -22,10 +31,26 @@ def file_beside(name: str, source: Any, options: dict[str, Any]) -> Path | None:
     if Path(source).exists():  # a file of weights has no folder of its own
         file = Path(source, inside)
         return file if Path(source).is_dir() and file.is_file() else None
-    cached = try_to_load_from_cache(
-        str(source), inside.as_posix(), cache_dir=options.get("cache_dir"), revision=options.get("revision")
-    )
+    place = {"cache_dir": options.get("cache_dir"), "revision": options.get("revision")}
+    config = try_to_load_from_cache(str(source), inside.with_name(CONFIG_NAME).as_posix(), **place)
+    if downloads and isinstance(config, str):
+        place["revision"] = Path(config).parents[len(inside.parts) - 1].name  # the cache has a folder for each commit
+    cached = try_to_load_from_cache(str(source), inside.as_posix(), **place)
+    if cached is None and downloads and isinstance(config, str):
+        cached = _downloaded(str(source), inside.as_posix(), place["revision"], options)
     return Path(cached) if isinstance(cached, str) else None
+
+
+def _downloaded(source: str, name: str, commit: str | None, options: dict[str, Any]) -> str | None:
+    """Returns where a file of the Hub is now, or None where there is none, or no network."""
+    given = {key: options[key] for key in OF_DOWNLOAD if options.get(key) is not None}
+    try:
+        return hf_hub_download(source, name, revision=commit, **given)
+    except (EntryNotFoundError, OfflineModeIsEnabled):
+        return None
+    except (HfHubHTTPError, OSError) as error:
+        logger.warning("%s of %s could not be downloaded (%s), so it is not with the model.", name, source, error)
+        return None
 
 
 def read_text(file: Path) -> str:

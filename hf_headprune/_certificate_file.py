@@ -39,10 +39,10 @@ def attach_saved_certificate_(model: nn.Module, source: Any, options: dict[str, 
 
     Args:
         model: Loaded model.
-        source: What it was loaded from: a folder, or a name on the Hub, of which the cache is looked at.
+        source: What it was loaded from: a folder, or a name on the Hub, from which the file is downloaded.
         options: Of `from_pretrained`: where in the source.
     """
-    file = file_beside(CERTIFICATE_NAME, source, options)
+    file = file_beside(CERTIFICATE_NAME, source, options, downloads=True)
     if file is not None:
         attach_certificate_(model, read_text(file).strip())
 
@@ -66,7 +66,7 @@ def write_certificate_(
     text, file = getattr(model, "headprune_certificate", None), Path(folder, CERTIFICATE_NAME)
     if text is None and not file.exists():
         return False
-    weights = _sha256_of(model.state_dict() if state_dict is None else state_dict)
+    weights = weights_sha256(model.state_dict() if state_dict is None else state_dict)
     if text is not None and weights is not None and _certified_weights(text) == weights:
         write_text(file, text)
         return True
@@ -83,7 +83,7 @@ def write_certificate_(
     return False
 
 
-def _sha256_of(state: Mapping[str, torch.Tensor]) -> str | None:
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str | None:
     """Returns the sha256 of weights, or None where they are quantized, sharded or not in memory."""
     are_plain = all(type(tensor) is torch.Tensor and not tensor.is_meta for tensor in state.values())
     return sha256_of("", dict(state)) if are_plain else None

@@ -30,6 +30,7 @@ ATTENTION = "_attn_implementation"
 RECORDABLE = "_can_record_outputs"
 RECORDABLE_OF_ALL = "_CAN_RECORD_REGISTRY"
 REGISTERED = "_extra_content"
+LOOKED_UP_IN = "_model_mapping"
 # accelerate
 DISPATCHED = "_hf_hook"
 UNWRAPPED_FORWARD = "_original_forward"
@@ -179,3 +180,21 @@ def drop_hooks_(model: nn.Module) -> None:
                 owner = getattr(hook, "__module__", None) or type(hook).__module__
                 if owner.partition(".")[0] not in LIBRARIES:
                     del hooks[key]
+
+
+def classes_by_auto_class(auto: Any, config_class: type[Any]) -> dict[str, type[Any]]:
+    """Returns, by the name of each Auto class, the class of models that it makes from a configuration.
+
+    Without the mappings in which the Auto classes look: none, and then no code can be written that they would run.
+
+    Args:
+        auto: The module of the Auto classes.
+        config_class: Of the configuration.
+    """
+    found: dict[str, type[Any]] = {}
+    for name, auto_class in vars(auto).items():
+        mapping = getattr(auto_class, LOOKED_UP_IN, None) if name.startswith("Auto") else None
+        if mapping is not None and config_class in mapping:
+            classes = mapping[config_class]
+            found[name] = classes[0] if isinstance(classes, tuple | list) else classes
+    return found

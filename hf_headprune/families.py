@@ -45,6 +45,7 @@ class Block:
         shared_bias: Argument of the forward pass with a bias of all heads of the dense model, which the first layer
             makes for all.
         runs_empty: Whether the forward pass of `core` does more than attention, and so has to run without heads, too.
+        implied: Fields of the configuration that follow from the number of units, as products of sizes.
     """
 
     site: str
@@ -64,6 +65,7 @@ class Block:
     tables: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     shared_bias: str | None = None
     runs_empty: bool = False
+    implied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_attention(self) -> bool:
@@ -226,7 +228,8 @@ _IMAGE_FFN = _ffn("mlp", "mlp.fc1", "mlp.fc2", "intermediate_size")
 def _grouped(kind: SiteKind, **more: Any) -> Block:
     """Returns attention in which query heads share keys and values by groups, which are the units."""
     projections = {"self_attn.q_proj": "u r d", "self_attn.k_proj": "u d", "self_attn.v_proj": "u d"}
-    settings: dict[str, Any] = {"core": "self_attn", "sizes": {"d": "head_dim", "r": "num_key_value_groups"}} | more
+    settings: dict[str, Any] = {"core": "self_attn", "sizes": {"d": "head_dim", "r": "num_key_value_groups"}}
+    settings |= {"implied": {"num_attention_heads": "u r"}} | more
     inputs = settings.pop("inputs", projections)
     return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_key_value_heads", columns="u r d", **settings)
 

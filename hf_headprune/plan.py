@@ -304,6 +304,9 @@ class RefittedPlan:
     plan: PruningPlan
     refit: WeightUpdate | None = field(default=None, repr=False, compare=False)
 
+    def card(self, model: Any, *, dataset: str | None = None) -> str | None:
+        """Returns the model card of the model that was pruned by this; None where no report says anything about it."""
+
 
 PlanOrResult = PruningPlan | RefittedPlan
 

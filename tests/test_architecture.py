@@ -29,6 +29,7 @@ FOUNDATION = {
     "_unit_ranges": {"errors"},
     "_beside_weights": set(),
     "_certificate_file": {"errors", "_beside_weights", "_fingerprints", "_strict_json"},
+    "_model_card": {"_beside_weights", "_certificate_file"},
     "_compat": {"errors"},
     "families": set(),
     "_layouts": set(),

@@ -71,6 +71,15 @@ def _(folder):
     assert sum(map(torch.Tensor.nbytes.__get__, positions)) >= more > 0  # counted although they are not saved
 
 
+@without("LOOKED_UP_IN")
+def _(folder):
+    model = prune_first_head(tiny_bert())
+    model.save_pretrained(folder)
+    assert not list(folder.glob("*.py"))
+    assert "auto_map" not in (folder / "config.json").read_text()
+    assert torch.equal(type(model).from_pretrained(folder)(**text_inputs()).logits, model(**text_inputs()).logits)
+
+
 @without("NOT_LOADED")
 def _(folder):
     model = prune_first_head(tiny_marian())

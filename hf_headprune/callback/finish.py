@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME, attach_certificate_
 from hf_headprune._distributed import by_first, number_of_processes
+from hf_headprune._model_card import attach_card_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.certification import Certification, Splits
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-JOURNAL_NAME = "headprune_search.jsonl"
+JOURNAL_NAME = "_headprune_search.jsonl"  # the Trainer uploads no name with an underscore
 REPORT_NAME = "headprune_report.json"
 
 
@@ -149,7 +150,9 @@ def _latency(dense: Any, model: Any, settings: Settings) -> LatencyChange | None
 
 
 def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool = False) -> None:
-    """Prints the report and writes it and the certificate into `output_dir`; then the spare checkpoint may go.
+    """Prints the report, attaches it to the model as its card, and writes it and the certificate into `output_dir`.
+
+    Then the spare checkpoint may go.
 
     What can't be written is logged as an error: it must not cost the training that is over.
 
@@ -159,6 +162,8 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
         keeps_spare: Whether the spare checkpoint is needed on, since the pruned model is still to be trained.
     """
     if trainer.is_world_process_zero():
+        model: Any = trainer.model
+        attach_card_(model, result.card(model))
         tqdm.write(result.report.to_text())
         texts = {REPORT_NAME: result.report.to_json()}
         if result.certificate is not None:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import metric_choice, search_metric, trainer_compat
 from hf_headprune.callback.announcement import announcement
+from hf_headprune.callback.card import let_card_tell_of_pruning
 from hf_headprune.callback.certification import Certification, Splits, known_when_training_begins, splits_of
 from hf_headprune.callback.distillation import distil
 from hf_headprune.callback.final_checkpoint import let_resume_skip_halves
@@ -178,6 +179,7 @@ class HeadPruneCallback(TrainerCallback):
         take_off_earlier(trainer.model)
         trainer_compat.let_finished_runs_end(trainer)
         let_resume_skip_halves(trainer)
+        let_card_tell_of_pruning(trainer)
         self.settings = self._checked(trainer)
         self._parts = LearnedParts(trainer, anatomy_of(trainer.model), self.settings)
         trainer_compat.let_training_end_idle(trainer, self._parts.idle)

@@ -14,6 +14,7 @@ import transformers
 import typer
 
 from hf_headprune.cli.certify import certify, disagreements
+from hf_headprune.cli.export import export
 from hf_headprune.cli.inspect import power, show, verify
 from hf_headprune.cli.monitor import monitor
 from hf_headprune.cli.prune import prune
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 100},
     help="Prunes fine-tuned Transformers, inspects pruned ones, and verifies their certificates.",
 )
-for command in (prune, show, disagreements, certify, verify, monitor, power):
+for command in (prune, show, export, disagreements, certify, verify, monitor, power):
     app.command()(command)
 
 

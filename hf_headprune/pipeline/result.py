@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_headprune.budgets import linear_density
 from hf_headprune.plan import RefittedPlan
+from hf_headprune.publish.card import model_card
+from hf_headprune.shrink.remote_code import auto_class_of
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
@@ -71,6 +73,23 @@ class PruningResult(RefittedPlan):
             if not found or measured.metric > found[-1].metric:
                 found.append(measured)
         return tuple(reversed(found))
+
+    def card(self, model: Any, *, dataset: str | None = None) -> str:
+        """Returns the model card, `README.md`: metadata and Markdown, every number of which is in the report.
+
+        `prune_model_(model, result)` attaches it to the model, which writes it whenever it is saved with these weights.
+
+        Args:
+            model: The pruned model.
+            dataset: Name on the Hub of the data set of the metric, for the metadata.
+        """
+        return model_card(
+            self.report,
+            class_name=type(model).__name__,
+            auto_class=auto_class_of(model),
+            base_model=model.config.name_or_path,
+            dataset=dataset,
+        )
 
     def to_json(self) -> str:
         """Returns plan, report, certificate, search and history as JSON text."""

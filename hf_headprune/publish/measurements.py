@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
+
 from hf_headprune.errors import InvalidSettingError
+
+CONFIDENCE = 0.95
+_SHARES = ("accuracy",)  # metrics that are a share of right answers
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,18 @@ class MetricChange:
                 f"MetricChange: num_examples must be at least 1, received {self.num_examples}. Leave the metric out of "
                 "the report when nothing was measured."
             )
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the value after pruning lies on unseen data, at `CONFIDENCE`; None of what is no share of examples.
+
+        Source: Clopper and Pearson 1934, the exact interval of a binomial share.
+        """
+        right = round(self.after * self.num_examples)
+        if self.name not in _SHARES or abs(right - self.after * self.num_examples) > 1e-6 * self.num_examples:
+            return None
+        found = binomtest(right, self.num_examples).proportion_ci(CONFIDENCE, method="exact")
+        return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.latency import LatencyChange, LatencySample
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.layout import groups_of
-from hf_headprune.publish.measurements import Effort, MetricChange
+from hf_headprune.publish.measurements import CONFIDENCE, Effort, MetricChange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,42 +120,49 @@ class PruningReport:
 
     def to_text(self) -> str:
         """Returns a table for people: at most 100 columns, one column per layer, a dozen layers a row."""
-        blocks = [self._headline(), [*self._totals()], [*self._layers()], [*self._notes()]]
+        totals = [_row("", "before", "after", "change"), *(_row(*row) for row in self.rows())]
+        blocks = [[self.headline()], totals, [*self.layers()], [*self._wrapped_notes()]]
         return "\n\n".join("\n".join(block) for block in blocks if block)
 
-    def _headline(self) -> list[str]:
+    def headline(self) -> str:
+        """Returns in one line what was removed."""
         plan = self.plan
         heads, ffn = sum(plan.num_heads.values()), sum(plan.num_ffn.values())
         removed = f"{plan.num_removed_heads:,} of {heads:,} heads and {plan.num_removed_ffn:,} of {ffn:,} FFN units"
-        return [f"{plan.model_type}: {removed} removed"]
+        return f"{plan.model_type}: {removed} removed"
 
-    def _totals(self) -> Iterator[str]:
-        yield _row("", "before", "after", "change")
+    def rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yields what was counted and measured, as text: its name, before, after, and the change."""
         for name, counts in (
             ("heads", (sum(self.plan.num_heads.values()), self.plan.num_kept_heads)),
             ("FFN units", (sum(self.plan.num_ffn.values()), self.plan.num_kept_ffn)),
             ("parameters", (self.before.parameters, self.after.parameters)),
             (f"million MACs at length {self.seq_len}", (self.before.macs / 1e6, self.after.macs / 1e6)),
         ):
-            yield _row(name, f"{counts[0]:,.0f}", f"{counts[1]:,.0f}", _percent(*counts))
+            yield name, f"{counts[0]:,.0f}", f"{counts[1]:,.0f}", _percent(*counts)
         if self.linear_density is not None:
-            yield _row("attention and FFN weights", "100 %", f"{100 * self.linear_density:.1f} %")
+            yield "attention and FFN weights", "100 %", f"{100 * self.linear_density:.1f} %", ""
         sizes = self.before.size_bytes / 1e6, self.after.size_bytes / 1e6
-        yield _row("file, MB (embeddings included)", f"{sizes[0]:.1f}", f"{sizes[1]:.1f}", _percent(*sizes))
+        yield "file, MB (embeddings included)", f"{sizes[0]:.1f}", f"{sizes[1]:.1f}", _percent(*sizes)
         if self.latency:
-            before, after = self.latency.before, self.latency.after
-            medians = f"{before.median_ms:.2f}", f"{after.median_ms:.2f}"
-            yield _row("latency, ms (median)", *medians, self.latency.verdict)
-            yield _row(
-                "  quartiles", *(f"{s.lower_quartile_ms:.2f} .. {s.upper_quartile_ms:.2f}" for s in (before, after))
-            )
+            samples = self.latency.before, self.latency.after
+            before, after = (f"{sample.median_ms:.2f}" for sample in samples)
+            yield "latency, ms (median)", before, after, self.latency.verdict
+            before, after = (f"{s.lower_quartile_ms:.2f} .. {s.upper_quartile_ms:.2f}" for s in samples)
+            yield "  quartiles", before, after, ""
         for metric in (self.unseen, self.metric):
             if metric:
                 name = f"{metric.name} ({metric.split})"
                 name = name if len(name) < _NAME_WIDTH else metric.name
-                yield _row(name, f"{metric.before:.4f}", f"{metric.after:.4f}", f"{metric.after - metric.before:+.4f}")
+                yield name, f"{metric.before:.4f}", f"{metric.after:.4f}", f"{metric.after - metric.before:+.4f}"
 
-    def _layers(self) -> Iterator[str]:
+    def notes(self) -> list[str]:
+        """Returns what is certified, where the numbers come from and under which conditions, as paragraphs."""
+        notes = self.certificate, self._interval_note(), self._metric_note(), self._latency_note(), self._effort_note()
+        return [note for note in notes if note]
+
+    def layers(self) -> Iterator[str]:
+        """Yields how many heads and FFN units each layer keeps, as lines of a table."""
         for group in groups_of(self.plan):
             sizes = self.plan.num_heads if group.is_attention else self.plan.num_ffn
             totals = {sizes[site] for site in group.sites}
@@ -167,9 +174,18 @@ class PruningReport:
                 label = f"kept {group.title}{uniform}{span}" if start == 0 else f"  {span.strip(', ')}"
                 yield f"{label:<{_NAME_WIDTH}}" + "".join(f"{cell:>5}" for cell in row)
 
-    def _notes(self) -> Iterator[str]:
-        for note in (self.certificate, self._metric_note(), self._latency_note(), self._effort_note()):
+    def _wrapped_notes(self) -> Iterator[str]:
+        for note in self.notes():
             yield from textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
+
+    def _interval_note(self) -> str:
+        interval = None if self.unseen is None else self.unseen.interval
+        if self.unseen is None or interval is None:
+            return ""
+        return (
+            f"On unseen data the {self.unseen.name} of the pruned model lies between {interval[0]:.4f} and "
+            f"{interval[1]:.4f} (exact {CONFIDENCE:.0%} interval, {self.unseen.num_examples:,} examples)."
+        )
 
     def _metric_note(self) -> str:
         if not self.metric:

@@ -59,24 +59,16 @@ def __getattr__(name: str) -> Any:
 _LAST_CLASS: type = PretrainedConfig.__mro__[-2]  # before `object`: nothing of Transformers comes after it
 
 
-class PrunableConfig:
-    """What all generated configurations share; mixed into the dense configuration class of each family.
+class PrunedConfig:
+    """What a configuration of a pruned model needs to be read and written, with this package or without it.
 
     Attributes:
         dense_class: Configuration class of the dense model.
-        head_dim: Width of one head, which the numbers of heads no longer imply.
     """
 
     dense_class: ClassVar[type[Any]]
     # The modeling code reads the dense numbers while it builds the skeleton that is then resized, layer by layer.
     allow_global_per_layer_attribute_access = True
-    head_dim: int | None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fills in the numbers that the dense configuration implies, then checks all."""
-        complete_config_(self)
-        check_dense_numbers(self)
-        super().__post_init__(**kwargs)  # type: ignore[misc] # every class that this is mixed into has it
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Returns what differs from a default configuration, and two labels where the dense class takes another number.
@@ -92,6 +84,26 @@ class PrunableConfig:
         """Reads a field without the warning that its number may differ between layers, which is the point here."""
         plain = super(_LAST_CLASS, self)  # `torch.compile` traces this, and no call of `object.__getattribute__`
         return plain.__getattribute__(plain.__getattribute__("attribute_map").get(name, name))
+
+
+class PrunableConfig(PrunedConfig):
+    """What all generated configurations share; mixed into the dense configuration class of each family.
+
+    Attributes:
+        head_dim: Width of one head, which the numbers of heads no longer imply.
+    """
+
+    head_dim: int | None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fills in the numbers that the dense configuration implies, then checks all."""
+        complete_config_(self)
+        check_dense_numbers(self)
+        super().__post_init__(**kwargs)  # type: ignore[misc] # every class that this is mixed into has it
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: `save_pretrained` of a model writes the code that the Auto classes need, for all of them."""
 
     @property
     def per_layer_config(self) -> Any:
@@ -293,14 +305,24 @@ def _entry_problems(layer: int, entry: Mapping[str, Any], rules: Mapping[str, _F
             )
 
 
+def added_fields(family: Family) -> list[str]:
+    """Returns the fields that the configuration of a family's pruned models has besides those of the dense class."""
+    found = ["head_dim"] if _implies_head_dim(family) else []
+    found += [block.field for block in _own_fields(family)]
+    return list(dict.fromkeys([*found, *(["num_hidden_layers"] if _needs_depth(family) else [])]))
+
+
+def mapped_fields(family: Family, dense: type[Any]) -> dict[str, str]:
+    """Returns the other names of fields: those of the dense class, but for the depth where it is a field of its own.
+
+    Transformers lets that field bound the layers of `per_layer_config`; the dense class maps it to one stack.
+    """
+    return {name: field for name, field in dense.attribute_map.items() if name not in added_fields(family)}
+
+
 def _config_class(family: Family) -> type[Any]:
     dense = CONFIG_MAPPING[family.model_type]
-    optional = [*(["head_dim"] if _implies_head_dim(family) else []), *(block.field for block in _own_fields(family))]
-    attribute_map = dict(dense.attribute_map)
-    if _needs_depth(family):
-        # Transformers lets this field bound the layers of `per_layer_config`; the dense class maps it to one stack.
-        attribute_map.pop("num_hidden_layers", None)
-        optional.append("num_hidden_layers")
+    optional = added_fields(family)
     name = f"Prunable{dense.__name__}"
     fields: dict[str, Any] = dict.fromkeys(optional)
     namespace = {
@@ -310,7 +332,7 @@ def _config_class(family: Family) -> type[Any]:
         "__annotations__": dict.fromkeys(optional, int | None),
         "model_type": family.prunable_type,
         "dense_class": dense,
-        "attribute_map": attribute_map,
+        "attribute_map": mapped_fields(family, dense),
         **fields,
     }
     return strict(type(name, (PrunableConfig, dense), namespace))

@@ -9,24 +9,38 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from huggingface_hub import create_branch, create_repo, upload_folder
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
+from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
-from hf_headprune.errors import LONGEST_VALUE, HeadPruneError, InvalidConfigError, UnsupportedModelError, shown
+from hf_headprune.errors import (
+    LONGEST_VALUE,
+    HeadPruneError,
+    InvalidConfigError,
+    InvalidSettingError,
+    UnsupportedModelError,
+    shown,
+)
 from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
 from hf_headprune.shrink.description import is_pooler
+from hf_headprune.shrink.remote_code import attach_auto_map_, write_code_
 from hf_headprune.shrink.resize import cut_site_
 from hf_headprune.shrink.saved_dtypes import codes_among
 from hf_headprune.shrink.saved_plan import attach_saved_plan_, write_plan_
+from hf_headprune.shrink.self_contained import align_weights_
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +52,6 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Site
 
 WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token")  # arguments of `from_pretrained`
-ALIGNMENT = 64  # bytes, as torch allocates on CPUs
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
 _CLASSES: dict[str, type[Any]] = {}
 OWN = "headprune_prunable"  # attribute of a class of the user's that holds its prunable sibling
@@ -59,8 +72,10 @@ class PrunableModel:
         if not isinstance(config, self.config_class):
             raise InvalidConfigError(
                 f"{type(self).__name__}: the configuration must be a {self.config_class.__name__}, received a "
-                f"{type(config).__name__}. Build the dense model and call prune_model_, or pass a "
-                f"{self.config_class.__name__} with per_layer_config."
+                f"{type(config).__name__} of {type(config).__module__}. Build the dense model and call prune_model_, "
+                f"or pass a {self.config_class.__name__} with per_layer_config: AutoConfig reads one after `import "
+                "hf_headprune`. Before that, trust_remote_code=True reads the code of the checkpoint, whose classes "
+                "go together."
             )
         check_dense_numbers(config)
         checked_entries(config, config.to_dict().get("per_layer_config") or {})
@@ -108,6 +123,7 @@ class PrunableModel:
         align_weights_(model)
         attach_saved_plan_(model, pretrained_model_name_or_path, kwargs)
         attach_saved_certificate_(model, pretrained_model_name_or_path, kwargs)
+        attach_saved_card_(model, pretrained_model_name_or_path, kwargs)
         return (model, info) if wants_info else model
 
     def save_pretrained(
@@ -115,29 +131,85 @@ class PrunableModel:
         save_directory: Any,
         is_main_process: bool = True,  # noqa: FBT001, FBT002 - as in Transformers
         state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,  # noqa: FBT001, FBT002
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Saves as Transformers does, with the plan of the model, and with the certificate of its weights if any.
+        """Saves as Transformers does, with the plan of the model, the certificate of its weights if any, and code.
+
+        The code loads the checkpoint where this package is not installed, by `trust_remote_code=True`. A class of your
+        own has none.
 
         Weights keep the names and shapes that the model has. Transformers would give some families those of the
         checkpoint that the dense model came from, which it can't read back for blocks of different sizes.
 
-        With `push_to_hub=True` both stay behind, which is logged; `model.push_to_hub(...)` uploads them too.
+        With `push_to_hub=True` the model is uploaded as its `push_to_hub` does it, and no other file of the folder.
+
+        Raises:
+            InvalidSettingError: A `state_dict` is to be uploaded.
         """
+        if push_to_hub and state_dict is not None:
+            raise InvalidSettingError(
+                f"{type(self).__name__}.save_pretrained: push_to_hub=True uploads the weights of the model, received a "
+                "state_dict in place of them. Save it here, load the folder, and call push_to_hub on what was loaded."
+            )
+        model: Any = self
+        options = _options_of_upload(kwargs)
         kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
-        super().save_pretrained(save_directory, is_main_process, saved, *args, **kwargs)  # type: ignore[misc]
+        attach_auto_map_(model)
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory, is_main_process, saved, False, *args, **kwargs
+        )
         if not is_main_process:
             return
+        write_plan_(model, save_directory)
+        write_certificate_(model, save_directory, state_dict)
+        write_card_(model, save_directory, state_dict)
+        write_code_(model, save_directory)
+        if push_to_hub:
+            model.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
+
+    def push_to_hub(self, repo_id: str, *, revision: str | None = None, **options: Any) -> Any:
+        """Uploads what `save_pretrained` writes: weights, configuration, plan, certificate, code and card.
+
+        A card that is on the Hub already is kept, with our section in place of an earlier one.
+
+        Args:
+            repo_id: Name on the Hub.
+            revision: Branch; it is made where there is none.
+            **options: As in Transformers: `commit_message`, `commit_description`, `private`, `token`, `create_pr`,
+                `max_shard_size`, `tags`.
+
+        Returns:
+            The commit.
+        """
         model: Any = self
-        written = (write_plan_(model, save_directory), write_certificate_(model, save_directory, state_dict))
-        if any(written) and kwargs.get("push_to_hub"):
-            logger.warning(
-                "The plan and the certificate were written into %s after the upload. Upload the folder, or call "
-                "model.push_to_hub, which uploads them too.",
-                save_directory,
-            )
+        made = {name: options.pop(name) for name in ("private", "token") if name in options}
+        token = made.get("token")
+        repo_id = create_repo(repo_id, exist_ok=True, **made).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+        saved = {name: options.pop(name) for name in ("max_shard_size",) if name in options}
+        tags = options.pop("tags", None) or []
+        with TemporaryDirectory() as folder:
+            write_text(Path(folder, CARD_NAME), card_on_hub(repo_id, token=token, revision=revision))
+            model.save_pretrained(folder, **saved)
+            write_card_(model, folder, name=repo_id)
+            tag_card_(folder, tags)
+            options.setdefault("commit_message", "Upload model")
+            return upload_folder(repo_id=repo_id, folder_path=folder, token=token, revision=revision, **options)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Does nothing: each checkpoint is saved with the code that the Auto classes need, for all of them."""
+
+
+def _options_of_upload(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes what only an upload needs out of the options of `save_pretrained`, in place, and returns it."""
+    own = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+    found = {name: kwargs.pop(name) for name in own if name in kwargs}
+    return found | {name: kwargs[name] for name in ("token", "max_shard_size") if name in kwargs}
 
 
 def check_config(kind: type[Any], source: Any, given: dict[str, Any]) -> None:
@@ -176,17 +248,6 @@ def resize_to_config_(model: nn.Module) -> None:
     for site in anatomy_of(model).sites:
         numbers = config.per_layer_config[site.layer] if config.is_heterogeneous else config
         cut_site_(base, site, range(getattr(numbers, site.field)))
-
-
-def align_weights_(model: nn.Module) -> None:
-    """Moves weights, in place, to where a fresh tensor would lie in memory, if they don't.
-
-    Loaded weights are views of the file, at any offset; matrix products then sum in another order, by a last bit, and
-    take longer. A saved and reloaded model thus computes bit by bit what it computed before.
-    """
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def adopt_classes_(model: nn.Module) -> None:

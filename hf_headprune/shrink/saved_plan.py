@@ -66,10 +66,10 @@ def attach_saved_plan_(model: nn.Module, source: Any, options: dict[str, Any]) -
 
     Args:
         model: Loaded model.
-        source: What it was loaded from: a folder, or a name on the Hub, of which the cache is looked at.
+        source: What it was loaded from: a folder, or a name on the Hub, from which the file is downloaded.
         options: Of `from_pretrained`: where in the source.
     """
-    file = file_beside(PLAN_NAME, source, options)
+    file = file_beside(PLAN_NAME, source, options, downloads=True)
     if file is None:
         return
     found = _read(file, model)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from hf_headprune._model_card import attach_card_
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import HeadPruneError
@@ -54,8 +55,13 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
         ModelInUseError: The model is masked, or another thread changes it.
         HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
     """
+    found = refitted(plan)
     with owned(model, "prune_model_", alone=True):
-        return _pruned(model, refitted(plan))
+        _pruned(model, found)
+    card = found.card(model)
+    if card is not None:
+        attach_card_(model, card)
+    return model
 
 
 def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:

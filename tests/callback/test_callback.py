@@ -378,7 +378,7 @@ def test_a_search_of_another_run_in_the_same_folder_is_set_aside(tmp_path):
         trainer = trainer_of(tmp_path, callback, seed=seed)
         trainer.train()
         assert callback.search_result.evaluations > 0
-    assert len([*tmp_path.glob("headprune_search.jsonl*")]) == 2
+    assert len([*tmp_path.glob("_headprune_search.jsonl*")]) == 2
 
 
 def test_scoring_follows_the_batch_size_that_the_trainer_found(tmp_path, monkeypatch):

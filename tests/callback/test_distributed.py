@@ -56,7 +56,7 @@ def test_two_processes_take_the_same_decisions(trained, mode):
     assert sum(map(len, first["kept"])) < 8 + 128
     searches = mode in ("gates", "movement", "second_order")
     assert len(set(first["scores"])) > 1 or mode not in ("gates", "movement")
-    assert [path.name for path in (folder / mode).glob("headprune_search*")] == ["headprune_search.jsonl"] * searches
+    assert [path.name for path in (folder / mode).glob("_headprune_search*")] == ["_headprune_search.jsonl"] * searches
 
 
 def test_two_processes_share_the_examples_of_a_search_and_find_what_one_finds(shared):

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 
 from hf_headprune._certificate_file import (
     CERTIFICATE_NAME,
@@ -996,18 +996,10 @@ def test_other_weights_that_are_saved_in_place_of_the_model_s_own_get_no_certifi
     assert not (tmp_path / "zeros" / CERTIFICATE_NAME).exists()
 
 
-def test_an_upload_that_leaves_the_certificate_behind_says_so(certificate, pruned, tmp_path, caplog, monkeypatch):
-    model = copy.deepcopy(pruned)
-    attach_certificate_(model, certificate.to_json())
-    save = PreTrainedModel.save_pretrained
-
-    def saved_and_not_pushed(*args, push_to_hub=False, **others):  # there is no Hub here
-        assert push_to_hub
-        save(*args, **others)
-
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", saved_and_not_pushed)
-    model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
-    assert "after the upload. Upload the folder, or call model.push_to_hub" in caplog.text
+def test_other_weights_than_the_model_s_own_are_not_uploaded(pruned, tmp_path):
+    with pytest.raises(InvalidSettingError, match="uploads the weights of the model, received a state_dict"):
+        pruned.save_pretrained(tmp_path / "pushed", state_dict=pruned.state_dict(), push_to_hub=True)
+    assert not (tmp_path / "pushed").exists()
 
 
 def test_a_model_loads_from_a_file_of_weights_alone(pruned, tmp_path):
@@ -1032,18 +1024,21 @@ def test_weights_that_are_not_in_memory_are_saved_without_a_certificate(certific
 
 
 def test_a_model_of_the_hub_takes_its_certificate_from_the_cache(certificate, pruned, tmp_path, monkeypatch):
-    pruned.save_pretrained(tmp_path / "cached")
-    file = certificate.save(tmp_path / "cached")
+    pruned.save_pretrained(tmp_path / "commit" / "small")
+    certificate.save(tmp_path / "commit" / "small")
     asked = []
 
     def cached(repository, name, **options):
         asked.append((repository, name, options))
-        return str(file)
+        return str(tmp_path / "commit" / name)
 
     monkeypatch.setattr("hf_headprune._beside_weights.try_to_load_from_cache", cached)
     model = copy.deepcopy(pruned)
     attach_saved_certificate_(model, "someone/bert-pruned", {"revision": "v1", "subfolder": "small"})
-    assert asked == [("someone/bert-pruned", f"small/{CERTIFICATE_NAME}", {"cache_dir": None, "revision": "v1"})]
+    assert asked == [
+        ("someone/bert-pruned", "small/config.json", {"cache_dir": None, "revision": "v1"}),
+        ("someone/bert-pruned", f"small/{CERTIFICATE_NAME}", {"cache_dir": None, "revision": "commit"}),
+    ]
     write_certificate_(model, tmp_path)
     assert Certificate.load(tmp_path) == certificate
     monkeypatch.undo()

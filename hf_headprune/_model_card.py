@@ -1,0 +1,146 @@
+"""The model card, `README.md`: what is said there of a pruning is about certain weights, and is kept with them.
+
+A section between two comments is ours; all else in a card is its author's.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from yaml import YAMLError
+
+from hf_headprune._beside_weights import file_beside, read_text, write_text
+from hf_headprune._certificate_file import weights_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+CARD_NAME = "README.md"
+TAGS = ("hf-headprune", "pruned")
+THIS_MODEL = "<this model>"  # stands for the model's name on the Hub until it has one
+_BEGIN, _END = "<!-- hf_headprune: about weights", "<!-- hf_headprune: end -->"
+_OURS = re.compile(rf"{_BEGIN} (?P<weights>\w*) -->\n(?P<section>.*?){_END}\n?", re.DOTALL)
+
+
+def card_of(metadata: Mapping[str, Any], title: str, section: str) -> str:
+    """Returns a card that has a section of ours alone; which weights it is about is said when it is attached."""
+    return _with_metadata(metadata, f"# {title}\n\n{_BEGIN} unknown -->\n{section.strip()}\n{_END}\n")
+
+
+def attach_card_(model: nn.Module, text: str) -> None:
+    """Lets a pruned model write a card beside its weights whenever it is saved, as long as they are the same.
+
+    Args:
+        model: Pruned model.
+        text: Of the card, with a section of ours.
+    """
+    weights = weights_sha256(model.state_dict())
+    if weights is not None:
+        holder: Any = model
+        holder.headprune_card = _OURS.sub(lambda found: _section(found["section"], weights), text)
+
+
+def attach_saved_card_(model: nn.Module, source: Any, options: dict[str, Any]) -> None:
+    """Attaches the card that lies beside loaded weights, if it has a section of ours; see `attach_saved_plan_`."""
+    file = file_beside(CARD_NAME, source, options, downloads=True)
+    text = "" if file is None else read_text(file)
+    if _OURS.search(text):
+        holder: Any = model
+        holder.headprune_card = text
+
+
+def write_card_(
+    model: nn.Module,
+    folder: str | Path,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    *,
+    name: str | None = None,
+) -> None:
+    """Writes what the model's card says of its weights into the card that lies in a folder, or writes a new one.
+
+    A section about other weights is removed.
+
+    Args:
+        model: Pruned model.
+        folder: Where its weights are saved.
+        state_dict: What is saved in place of the model's own weights.
+        name: Of the model on the Hub, if it is known.
+    """
+    ours, file = getattr(model, "headprune_card", None), Path(folder, CARD_NAME)
+    present = read_text(file) if file.exists() else ""
+    if ours is None and not _OURS.search(present):
+        return
+    weights = weights_sha256(model.state_dict() if state_dict is None else state_dict)
+    if ours is not None and _weights_of(ours) != weights:
+        holder: Any = model
+        ours = holder.headprune_card = None
+        logger.warning("The model card is about other weights than those which are saved, and is not written.")
+    if ours is not None:
+        write_text(file, merged(present, ours.replace(THIS_MODEL, name or THIS_MODEL)).rstrip())
+    elif _weights_of(present) not in (None, weights):
+        write_text(file, _OURS.sub("", present).rstrip())
+
+
+def card_on_hub(repo_id: str, *, token: Any = None, revision: str | None = None) -> str:
+    """Returns the card of a repository; an empty text where there is none."""
+    try:
+        file = hf_hub_download(repo_id, CARD_NAME, token=token, revision=revision)
+    except EntryNotFoundError:
+        return ""
+    return read_text(Path(file))
+
+
+def tag_card_(folder: str | Path, tags: list[str]) -> None:
+    """Adds tags to the card in a folder, which is made where there is none."""
+    file = Path(folder, CARD_NAME)
+    present = read_text(file) if file.exists() else ""
+    if not present.strip():
+        present = _with_metadata({"library_name": "transformers", "tags": list(TAGS)}, "")
+    card = ModelCard(present, ignore_metadata_errors=True)
+    wanted = list(dict.fromkeys([*(card.data.tags or []), *tags]))
+    if wanted != (card.data.tags or []) or not file.exists():
+        write_text(file, _with_metadata({**card.data.to_dict(), "tags": wanted}, card.text.strip()))
+
+
+def merged(card: str, ours: str) -> str:
+    """Returns a card with our section, in place of an earlier one, and with our metadata where it has none.
+
+    Args:
+        card: Any card; an empty one becomes ours.
+        ours: Card with a section of ours.
+    """
+    found = _OURS.search(ours)
+    if not card.strip() or found is None:
+        return ours
+    try:
+        theirs, own = ModelCard(card, ignore_metadata_errors=True), ModelCard(ours)
+    except (ValueError, YAMLError) as error:
+        logger.warning("%s has metadata that can't be read (%s); nothing is added to it.", CARD_NAME, error)
+        return card
+    metadata = {**own.data.to_dict(), **theirs.data.to_dict()}
+    tags = [*(theirs.data.tags or []), *(own.data.tags or [])]
+    body = _OURS.sub("", theirs.text).strip()
+    return _with_metadata({**metadata, "tags": list(dict.fromkeys(tags))}, f"{body}\n\n{found.group().strip()}\n")
+
+
+def _section(text: str, weights: str) -> str:
+    return f"{_BEGIN} {weights} -->\n{text}{_END}\n"
+
+
+def _weights_of(card: str) -> str | None:
+    found = _OURS.search(card)
+    return None if found is None else found["weights"]
+
+
+def _with_metadata(metadata: Mapping[str, Any], body: str) -> str:
+    return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}"

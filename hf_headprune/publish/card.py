@@ -1,0 +1,86 @@
+"""The model card: what the report of a run says, for those who find the model on the Hub."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult
+from jinja2 import Environment, StrictUndefined
+
+from hf_headprune._model_card import TAGS, THIS_MODEL, card_of
+
+if TYPE_CHECKING:
+    from hf_headprune.publish.measurements import MetricChange
+    from hf_headprune.publish.report import PruningReport
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+PIPELINES = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForImageClassification": "image-classification",
+    "ForAudioClassification": "audio-classification",
+}
+
+
+def model_card(
+    report: PruningReport,
+    *,
+    class_name: str,
+    auto_class: str = "AutoModel",
+    base_model: str | None = None,
+    dataset: str | None = None,
+) -> str:
+    """Returns the card of a pruned model: metadata and Markdown, every number of which is in the report.
+
+    Args:
+        report: Of the run.
+        class_name: Of the pruned model, which says what pipeline it serves.
+        auto_class: That loads it.
+        base_model: Name on the Hub of the model that was fine-tuned or pruned; what is no such name is left out.
+        dataset: Name on the Hub of the data set of the metric; without one, no metric is among the metadata.
+    """
+    base = base_model if base_model is not None and is_hub_name(base_model) else None
+    pipeline = next((kind for end, kind in PIPELINES.items() if class_name.endswith(end)), None)
+    title = f"{base.rpartition('/')[2] if base else report.plan.model_type}, pruned"
+    about: dict[str, Any] = {"library_name": "transformers", "tags": list(TAGS)}
+    optional = {"base_model": base, "pipeline_tag": pipeline, "datasets": None if dataset is None else [dataset]}
+    about |= {name: value for name, value in optional.items() if value is not None}
+    if report.unseen is not None and dataset is not None:
+        about |= {"model_name": title, "eval_results": [_result(report.unseen, dataset, pipeline)]}
+    environment = Environment(undefined=StrictUndefined)
+    section = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        version=metadata.version("hf-headprune"),
+        base="the dense model" if base is None else f"[{base}](https://huggingface.co/{base})",
+        headline=report.headline(),
+        rows=[[cell.strip() for cell in row] for row in report.rows()],
+        layers="\n".join(report.layers()),
+        notes=report.notes(),
+        certified=bool(report.certificate) and report.unseen is not None,
+        auto_class=auto_class,
+        this_model=THIS_MODEL,
+    )
+    return card_of(about, title, section)
+
+
+def is_hub_name(name: str) -> bool:
+    """Tells whether a text can be the name of a model on the Hub, and is no folder of this machine."""
+    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not name.startswith(".") and not Path(name).exists()
+
+
+def _result(found: MetricChange, dataset: str, pipeline: str | None) -> EvalResult:
+    """Returns the metric on unseen examples as the Hub reads it."""
+    return EvalResult(
+        task_type=pipeline or "other",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        metric_type=found.name,
+        metric_name=found.name,
+        metric_value=found.after,
+    )

@@ -1,0 +1,178 @@
+"""Write a pruned model for one way of loading it: with this package, with code of its own, or by Transformers alone."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+
+from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
+from hf_headprune.shrink.config import added_fields
+from hf_headprune.shrink.prunable import PrunableModel
+from hf_headprune.shrink.remote_code import AUTO_MAP, file_name, travels
+from hf_headprune.shrink.surgery import probe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_headprune.anatomy import Site
+
+SHOWN = 2
+Mode = Literal["remote", "native", "plain"]
+
+
+def export_model(model: nn.Module, path: str | Path, *, mode: Mode = "remote") -> Path:
+    """Saves a pruned model in a folder for one way of loading it.
+
+    `save_pretrained` writes what "remote" does, where it can: such a folder is also loaded by this package.
+
+    Args:
+        model: Pruned model, as `prune_model_` leaves it.
+        path: Folder; it is made where there is none.
+        mode: "remote" writes the code of the model, and `from_pretrained(path, trust_remote_code=True)` needs neither
+            this package nor its import. "native" writes no code; the folder is loaded after `import hf_headprune`.
+            "plain" writes a checkpoint of the dense class, which any Transformers loads: possible where all layers
+            have equally many heads and FFN units, and the family's configuration can say that number. A plain folder
+            holds neither plan nor certificate, which are about the pruned class.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InvalidSettingError: The mode is unknown.
+        UnsupportedModelError: The model is not pruned, is of a class of your own ("remote"), or differs between its
+            layers or from what a configuration can say ("plain"); the message lists every reason.
+    """
+    if mode not in get_args(Mode):
+        raise InvalidSettingError(
+            f"export_model: mode must be one of {', '.join(map(repr, get_args(Mode)))}, received {shown(mode)}."
+        )
+    if not isinstance(model, PrunableModel):
+        raise UnsupportedModelError(
+            f"export_model: the model must be a pruned one, received a {type(model).__name__}. Call prune_model_ "
+            "first; a dense model is saved by its save_pretrained."
+        )
+    folder = Path(path)
+    {"remote": _save_with_code, "native": _save_without_code, "plain": _save_plain}[mode](model, folder)
+    return folder
+
+
+def _save_with_code(model: Any, folder: Path) -> None:
+    if not travels(model):
+        raise UnsupportedModelError(
+            f"export_model: {type(model).__name__} is of a class of your own, whose code is not ours to write. Pass "
+            'mode="native", and load it by hf_headprune.register_prunable(<the dense class>).from_pretrained.'
+        )
+    model.save_pretrained(folder)
+
+
+def _save_without_code(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    Path(folder, file_name(family_of(model).model_type)).unlink(missing_ok=True)
+    config = copy.deepcopy(model.config)
+    vars(config).pop(AUTO_MAP, None)
+    config.save_pretrained(folder)
+
+
+def _save_plain(model: Any, folder: Path) -> None:
+    plain = plain_model(model)
+    plain.save_pretrained(folder)
+    probed, reread = probe(model), probe(type(plain).from_pretrained(folder))
+    if probed is not None and reread is not None and not torch.allclose(probed, reread, rtol=1e-4, atol=1e-5):
+        raise UnsupportedModelError(
+            f'export_model(mode="plain"): {type(plain).__name__} loaded from {folder} computes something else than the '
+            'pruned model. Do not use the folder; pass mode="remote".'
+        )
+
+
+def plain_model(model: Any) -> Any:
+    """Returns a model of the dense class that has the numbers and, in the same memory, the weights of a pruned one.
+
+    Args:
+        model: Pruned model; it is not changed.
+
+    Raises:
+        UnsupportedModelError: No configuration of the dense class says these numbers.
+    """
+    problems = [*_problems_of_numbers(model)]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            plain = None if problems else _dense_class(model)(_plain_config(model))
+    except ValueError as error:  # such as heads that must divide the hidden size
+        problems, plain = [str(error)], None
+    if plain is not None:
+        problems += _misfits(plain, model)
+    if plain is None or problems:
+        raise UnsupportedModelError(
+            f"{_dense_class(model).__name__} can't be what this {type(model).__name__} is: {'; '.join(problems)}. Pass "
+            'mode="remote" to export_model; or prune to equal numbers in all layers, where the configuration of the '
+            "family can say them."
+        )
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    if hasattr(model, "generation_config"):
+        plain.generation_config = copy.deepcopy(model.generation_config)
+    return plain.train(model.training)
+
+
+def _problems_of_numbers(model: Any) -> list[str]:
+    """Returns, in words, why one number per field can't say what the layers have."""
+    sites, problems = anatomy_of(model).sites, []
+    fields = dict.fromkeys(site.block.units if isinstance(site.block.units, str) else site.field for site in sites)
+    for field in fields:
+        found = [site for site in sites if field in (site.block.units, site.field)]
+        numbers = sorted({site.units for site in found})
+        if len(numbers) > 1:
+            problems.append(f"its layers have {numbers[0]} to {numbers[-1]} {field}, and one number says all")
+        elif numbers == [0]:
+            problems.append(f"{field} is 0")
+        elif not isinstance(found[0].block.units, str) and numbers != [found[0].block.dense_units(model.config)]:
+            problems.append(f"no field of the configuration says {numbers[0]} {field}")
+    if any(name.endswith(KEPT_HEADS) for name, _ in model.named_buffers()):
+        problems.append("its heads take their parts of a bias that has an entry for each head of the dense model")
+    return problems
+
+
+def _plain_config(model: Any) -> Any:
+    """Returns the configuration of the dense class with the numbers of a model, which are the same in all layers."""
+    family, dense_class = family_of(model), model.config_class.dense_class
+    content = model.config.to_dict()
+    for name in ("per_layer_config", "model_type", "architectures", AUTO_MAP, *added_fields(family)):
+        content.pop(name, None)
+    config = dense_class.from_dict(content)
+    for site in _changed(model):
+        setattr(config, str(site.block.units), site.units)
+        for name, layout in site.block.implied.items():
+            setattr(config, name, site.number(layout, site.units))
+        if site.is_attention and family.head_dim is None:
+            config.head_dim = site.unit_width  # some families read it; where they do not, the shapes differ
+    return config
+
+
+def _misfits(plain: Any, model: Any) -> list[str]:
+    """Returns, in words, the first weights that a model of the dense class has in another shape."""
+    wanted, found = plain.state_dict(), model.state_dict()
+    problems = [f"{name} is in one of them alone" for name in sorted(wanted.keys() ^ found.keys())]
+    problems += [
+        f"{name} would have shape {tuple(wanted[name].shape)} and has {tuple(found[name].shape)}"
+        for name in found
+        if name in wanted and wanted[name].shape != found[name].shape
+    ]
+    follows = family_of(model).head_dim is None and any(site.is_attention for site in _changed(model))
+    if problems and follows:
+        problems.insert(0, "the width of a head follows from the number of heads there")
+    return problems[:SHOWN]
+
+
+def _changed(model: Any) -> list[Site]:
+    """Returns the sites that have other numbers of units than the dense model, by fields of its configuration."""
+    sites = [site for site in anatomy_of(model).sites if isinstance(site.block.units, str)]
+    return [site for site in sites if site.units != site.block.dense_units(model.config)]
+
+
+def _dense_class(model: Any) -> Any:
+    """Returns the class that a pruned model's own is made from."""
+    return next(base for base in type(model).__mro__ if not issubclass(base, PrunableModel))

@@ -1,0 +1,48 @@
+"""`headprune export`: a pruned folder in, a folder for one way of loading out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.surgery import prune_model_
+from tests.support.command_line import called
+from tests.support.models import tiny_bert
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pruned BERT whose layers have equal numbers."""
+    model, path = tiny_bert(num_labels=2), tmp_path_factory.mktemp("export") / "pruned"
+    kept = {f"encoder.layer.{i}.intermediate": range(8) for i in (0, 1)}
+    prune_model_(model, PruningPlan.of(model).replace(kept_ffn=kept)).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mode", "model_type", "has_code"),
+    [("remote", "prunable_bert", True), ("native", "prunable_bert", False), ("plain", "bert", False)],
+)
+def test_a_folder_is_written_for_each_mode(mode, model_type, has_code, folder, tmp_path, capsys):
+    said = called(capsys, "export", folder, tmp_path / "out", "--mode", mode)
+    assert (said.code, f"mode {mode}" in said.out) == (0, True), said.err
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == model_type
+    assert bool(list((tmp_path / "out").glob("modeling_*.py"))) is has_code
+    assert "No tokenizer was saved" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--int8",), "--int8 is for ONNX files"),
+        (("--onnx", "--mode", "plain"), "an ONNX file has no --mode"),
+        (("--mode", "torchscript"), "mode must be one of 'remote', 'native', 'plain'"),
+    ],
+)
+def test_words_that_do_not_fit_end_with_one_line_and_write_nothing(words, message, folder, tmp_path, capsys):
+    said = called(capsys, "export", folder, tmp_path / "out", *words)
+    assert (said.code, said.out) == (2, "")
+    assert message in said.problem
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,125 @@
+"""Pruned models on a Hub, by its real client: uploaded by the model and by the Trainer, and read in each mode."""
+
+import json
+
+import pytest
+import torch
+
+from tests.support.fresh_process import fresh
+from tests.support.hub import local_hub
+from tests.support.models import text_inputs
+
+UPLOAD = """
+import logging, torch
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+import hf_headprune
+from hf_headprune import HeadPruneCallback, LatencySettings, PruningPlan, certify, export_model, prune_model_
+from tests.support.documentation import examples
+from tests.support.models import text_inputs, tiny_bert
+root = sys.argv[1]
+
+dense, pruned = tiny_bert(num_labels=2), tiny_bert(num_labels=2)
+prune_model_(pruned, PruningPlan.of(pruned).replace(kept_heads={"encoder.layer.1.attention": (0, 3)}))
+certify(dense, pruned, examples(60, 1), max_drop=0.9)
+pruned.push_to_hub("first", tags=["mine"], private=True)
+pruned.save_pretrained(root + "/second", push_to_hub=True)  # beside something private
+ffn = tiny_bert(num_labels=2)
+prune_model_(ffn, PruningPlan.of(ffn).replace(kept_ffn={f"encoder.layer.{i}.intermediate": range(9) for i in (0, 1)}))
+plain = AutoModelForSequenceClassification.from_pretrained(export_model(ffn, root + "/plain", mode="plain"))
+plain.push_to_hub("plain")
+with torch.no_grad():
+    torch.save({"remote": pruned(**text_inputs()).logits, "plain": ffn(**text_inputs()).logits}, root + "/logits.pt")
+
+args = TrainingArguments(root + "/trained", max_steps=4, save_steps=2, use_cpu=True, disable_tqdm=True,
+    report_to="none", push_to_hub=True, hub_model_id="me/trained", hub_strategy="every_save")
+callback = HeadPruneCallback(density=0.5, latency=None)
+trainer = Trainer(tiny_bert(num_labels=2), args, train_dataset=examples(48, 0), eval_dataset=examples(60, 1),
+    callbacks=[callback])
+trainer.train()
+with open(root + "/trained/_headprune_search.jsonl", "w") as journal:
+    journal.write("private")
+trainer.push_to_hub()
+out["report"] = callback.report.to_text()
+native = AutoModelForSequenceClassification.from_pretrained("me/first")
+out["native"] = type(native).__name__
+with torch.no_grad():
+    out["difference"] = float((native(**text_inputs()).logits - pruned(**text_inputs()).logits).abs().max())
+native.save_pretrained(root + "/from-hub")
+"""
+ELSEWHERE = """
+sys.modules["hf_headprune"] = None
+import torch
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+expected = torch.load(sys.argv[1] + "/logits.pt")
+inputs = torch.load(sys.argv[1] + "/inputs.pt")
+remote = AutoModelForSequenceClassification.from_pretrained("me/first", trust_remote_code=True)
+plain = BertForSequenceClassification.from_pretrained("me/plain")
+trained = AutoModelForSequenceClassification.from_pretrained("me/trained", trust_remote_code=True)
+with torch.no_grad():
+    out["remote"] = float((remote(**inputs).logits - expected["remote"]).abs().max())
+    out["plain"] = float((plain(**inputs).logits - expected["plain"]).abs().max())
+out["module"] = type(remote).__module__.split(".")[0]
+out["heads"] = sum(len(layer.attention.self.value.weight) for layer in trained.bert.encoder.layer)
+"""
+
+
+@pytest.fixture(scope="module")
+def uploaded(tmp_path_factory):
+    """What is on the Hub after two processes, and what they have found."""
+    root = tmp_path_factory.mktemp("hub")
+    torch.save(text_inputs(), root / "inputs.pt")
+    (root / "second").mkdir()
+    (root / "second" / "ledger.jsonl").write_text("private")
+    with local_hub() as hub, pytest.MonkeyPatch.context() as patch:
+        for name, value in hub.environment(root / "home").items():
+            patch.setenv(name, value)
+        here = fresh(UPLOAD, str(root))
+        patch.setenv("HF_HOME", str(root / "elsewhere"))
+        there = fresh(ELSEWHERE, str(root))
+    return hub, here, there, root
+
+
+MODEL_FILES = {"config.json", "model.safetensors", "headprune_plan.json", "modeling_prunable_bert.py"}
+
+
+def test_a_model_uploads_weights_plan_certificate_code_and_card(uploaded):
+    hub, *_ = uploaded
+    assert hub.files("me/first").keys() == MODEL_FILES | {"headprune_certificate.json", "README.md"}
+    assert hub.private == {"me/first"}
+    assert b"- mine" in hub.files("me/first")["README.md"]
+
+
+def test_saving_with_an_upload_leaves_other_files_of_the_folder_where_they_are(uploaded):
+    hub, *_ = uploaded
+    assert hub.files("me/second").keys() == MODEL_FILES | {"headprune_certificate.json", "README.md"}
+
+
+def test_a_model_is_read_from_the_hub_in_each_mode_with_equal_outputs(uploaded):
+    _, here, there, _ = uploaded
+    assert (here["native"], here["difference"]) == ("PrunableBertForSequenceClassification", 0.0)
+    assert (there["module"], there["remote"]) == ("transformers_modules", 0.0)
+    assert there["plain"] == 0.0
+
+
+def test_the_certificate_and_the_plan_come_with_a_model_from_the_hub(uploaded):
+    hub, _, _, root = uploaded
+    for name in ("headprune_certificate.json", "headprune_plan.json"):
+        assert (root / "from-hub" / name).read_bytes() == hub.files("me/first")[name]
+
+
+def test_the_trainer_uploads_the_pruned_model_and_no_private_file(uploaded):
+    hub, _, there, _ = uploaded
+    files = hub.files("me/trained")
+    assert files.keys() >= MODEL_FILES | {"README.md"}
+    assert not [name for name in files if name.endswith("jsonl") or "checkpoint" in name]
+    assert json.loads(files["config.json"])["model_type"] == "prunable_bert"
+    assert 0 < there["heads"] < 64
+
+
+def test_the_card_of_the_trainer_is_kept_and_tells_of_the_pruning(uploaded):
+    hub, here, _, _ = uploaded
+    card = hub.files("me/trained")["README.md"].decode()
+    assert "generated_from_trainer" in card
+    assert "### Training hyperparameters" in card
+    assert here["report"].splitlines()[0] in card
+    assert 'from_pretrained("me/trained", trust_remote_code=True)' in card

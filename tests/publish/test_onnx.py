@@ -1,0 +1,93 @@
+"""ONNX files of pruned models: what they compute, where they lie, and that a certificate is about them."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from hf_headprune.errors import HeadPruneError, MissingExtraError
+from hf_headprune.guarantee.certify import certify
+from hf_headprune.plan import PruningPlan
+from hf_headprune.publish import onnx
+from hf_headprune.publish.onnx import export_onnx
+from hf_headprune.shrink.surgery import prune_model_
+from tests.support.models import tiny_bert
+from tests.support.trainers import labelled_rows
+
+NEEDS = ("onnx", "onnxruntime", "onnxscript")
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    model = tiny_bert(num_labels=2)
+    heads = {"encoder.layer.0.attention": (1,), "encoder.layer.1.attention": ()}
+    ffn = {"encoder.layer.1.intermediate": range(7)}
+    return prune_model_(model, PruningPlan.of(model).replace(kept_heads=heads, kept_ffn=ffn))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's exporter names what it will change
+def test_the_file_computes_what_torch_computes_and_is_what_is_certified(pruned, tmp_path):
+    for name in NEEDS:
+        pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    found = export_onnx(pruned, tmp_path)
+    assert found.path == tmp_path / "onnx" / "model.onnx"
+    assert found.difference < 1e-5
+    assert {file.name for file in (tmp_path / "onnx").iterdir()} == {"model.onnx"}  # weights included
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("bert", ["BertForSequenceClassification"])
+    assert "per_layer_config" not in config
+    certificate = certify(tiny_bert(num_labels=2), found.path, labelled_rows(40, 0), max_drop=0.9)
+    assert certificate.pruned.weights == hashlib.sha256(found.path.read_bytes()).hexdigest()
+    small = export_onnx(pruned, tmp_path / "int8", int8=True)
+    assert small.path.stat().st_size < found.path.stat().st_size
+    assert 0 < small.difference < 0.5
+
+
+def test_without_the_extra_the_error_names_it(pruned, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "import_module", _missing)
+    with pytest.raises(MissingExtraError, match=r"pip install 'hf-headprune\[onnx\]'"):
+        export_onnx(pruned, tmp_path)
+
+
+def _missing(name):
+    raise ImportError(f"No module named {name!r}")
+
+
+class Runtime:
+    """Answers with zeros, as a wrong export would."""
+
+    def InferenceSession(self, *args, **kwargs):  # noqa: N802 - as onnxruntime calls it
+        return self
+
+    def get_inputs(self):
+        return []
+
+    def run(self, *args):
+        return [torch.zeros(3, 2).numpy()]
+
+
+class Exporters:
+    """Writes nothing that can be run."""
+
+    OnnxConfig = dict
+
+    class OnnxExporter:
+        program = b"a program"
+
+        def export(self, *args, **kwargs):
+            return self
+
+
+class Ir:
+    def save(self, program, path):
+        with open(path, "wb") as file:  # noqa: PTH123 - as onnx_ir is called
+            file.write(program)
+
+
+def test_a_file_that_computes_something_else_is_not_left_behind(pruned, tmp_path, monkeypatch):
+    stand_ins = {"transformers.exporters": Exporters, "onnxruntime": Runtime(), "onnx_ir": Ir()}
+    monkeypatch.setattr(onnx, "import_module", stand_ins.get)
+    with pytest.raises(HeadPruneError, match="differs from the model by 1 of its largest output"):
+        export_onnx(pruned, tmp_path)
+    assert not (tmp_path / "onnx" / "model.onnx").exists()
