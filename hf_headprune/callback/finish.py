@@ -22,6 +22,7 @@ from hf_headprune.callback.final_checkpoint import (
 )
 from hf_headprune.callback.gathering import make_whole_
 from hf_headprune.callback.search_metric import metric_source, own_number
+from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import masked, plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, walk_down
@@ -75,7 +76,7 @@ def finish(
         save_trained(trainer)
     else:
         save_spare_checkpoint(trainer, parts)
-    model: Any = trainer.model
+    model: Any = model_of(trainer)
     learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)
     found, holdout = _find(trainer, settings, splits, asked, learned)
@@ -126,7 +127,7 @@ def with_certificate(
         dense: What the pruned model is compared with, where no reference was passed.
         chosen: What the holdout allowed.
     """
-    model: Any = trainer.model
+    model: Any = model_of(trainer)
     is_other = asked.reference is not None
     name = asked.reference_name if is_other else _name_of(result.reference)
     pruned = plain_copy(model) if isinstance(holdout, Holdout) else None
@@ -203,14 +204,14 @@ def _find(
         return _search(trainer, search, splits, learned, is_own=own is not None), splits.holdout
     batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     if isinstance(splits.holdout, Holdout):
-        decide = by_test(splits.holdout, plain_copy(trainer.model), learned.plan)
+        decide = by_test(splits.holdout, plain_copy(model_of(trainer)), learned.plan)
     else:
         allowed = search.max_drop if own is None else own.max_drop
         decide = by_metric(metric_source(trainer, search, is_own=own is not None), allowed, learned.plan)
         _remember(trainer)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
-    with masked(trainer.model, learned.plan):
-        found = walk_down(trainer.model, learned.plan, losses, decide, over_processes=number_of_processes() > 1)
+    with masked(model_of(trainer), learned.plan):
+        found = walk_down(model_of(trainer), learned.plan, losses, decide, over_processes=number_of_processes() > 1)
     return found, splits.holdout
 
 
@@ -218,7 +219,7 @@ def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Lear
     source = metric_source(trainer, search, splits.searched, is_own=is_own)
     _remember(trainer, splits.searched)
     job = Job(
-        trainer.model,
+        model_of(trainer),
         learned.plan,
         source,
         search,
@@ -236,7 +237,7 @@ def _remember(trainer: Trainer, searched: Any = None) -> None:
     """Lets the model remember the examples that it is chosen by: they can certify nothing from now on."""
     for dataset in trainer_compat.evaluation_sets(trainer) if searched is None else [searched]:
         if not trainer_compat.is_stream(dataset):
-            remember_examples_(trainer.model, search=dataset)
+            remember_examples_(model_of(trainer), search=dataset)
 
 
 def _name_of(reference: PruningPlan) -> str:

@@ -26,7 +26,8 @@ class ModelExamples:
     """View of a data set that holds only what a model's forward takes, and its labels.
 
     Labels are "labels", under which name "label" goes too, or for question answering the two positions of the answer.
-    An example of a causal language model may have none: it is its own label. A data collator of the user's is given
+    An example of a causal language model may have none: it is its own label; one of an embedding model needs none, and
+    may be a pair of texts, each entry a list of two. A data collator of the user's is given
     what the data set holds, under its own names.
     """
 
@@ -59,7 +60,7 @@ class ModelExamples:
             )
         self._inputs = tuple(name for name in accepted if name not in LABEL_NAMES)
         self._has_spans = all(name in accepted for name in SPAN_NAMES)
-        self._is_causal = predicts_next_token(model)
+        self._is_causal, self._embeds = predicts_next_token(model), embeds_texts(model)
         self._view = self._as_given if collate is not None else self._named
         first = dataset[0]
         if collate is not None and hasattr(first, "keys"):
@@ -70,6 +71,11 @@ class ModelExamples:
         if not hasattr(first, "keys") or not self._is_labelled(first):
             raise InvalidSettingError(
                 f"{where}: examples must hold {wanted}, received {present}. Pass a labelled split."
+            )
+        if is_pair(first) and not self._embeds:
+            raise InvalidSettingError(
+                f"{where}: a {type(model).__name__} reads one list of tokens per example, received several as "
+                "'input_ids'. Pass a data_collator that makes its batches."
             )
         if "input_ids" not in first:
             raise InvalidSettingError(
@@ -126,11 +132,15 @@ class ModelExamples:
         if self._has_spans:
             return inputs
         named = [example[name] for name in LABEL_NAMES if example.get(name) is not None]
-        return {**inputs, "labels": named[0] if named else _own_label(example)}
+        if not named:
+            return {**inputs, "labels": _own_label(example)} if self._is_causal else inputs
+        return {**inputs, "labels": named[0]}
 
     def _is_labelled(self, example: Mapping[str, Any]) -> bool:
         if self._has_spans:
             return all(example.get(name) is not None for name in SPAN_NAMES)
+        if self._embeds and not any(name in example for name in LABEL_NAMES):
+            return True
         return self._is_causal or any(example.get(name) is not None for name in LABEL_NAMES)
 
 
@@ -189,9 +199,28 @@ class PadRight:
                 f"examples must hold 'input_ids', received {shown(sorted(lacking))}. Tokenize the data set first, or "
                 "pass a data collator that does so."
             )
+        if any(map(is_pair, examples)):
+            return self._paired(examples)
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
         return {name: self._tensor(name, [plain(row[name]) for row in rows]) for name in names}
+
+    def _paired(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Returns a batch of pairs of texts, `(batch, 2, longest)`, with the numbers of each pair, `(batch,)`."""
+        rows = [{name: plain(value) for name, value in example.items()} for example in examples]
+        pair = next(filter(is_pair, rows))
+        count = len(pair["input_ids"])
+        wrong = next((row for row in rows if not is_pair(row) or len(row["input_ids"]) != count), None)
+        if wrong is not None:
+            raise InvalidSettingError(
+                f"examples must all hold the tokens of {count} texts, received {shown(wrong['input_ids'])}. Tokenize "
+                "the texts of an example in one call: tokenizer([first, second])."
+            )
+        nested = [name for name, value in pair.items() if isinstance(value, list) and isinstance(value[0], list)]
+        texts = [{name: row[name][place] for name in nested} for row in rows for place in range(count)]
+        found = {name: tensor.unflatten(0, (-1, count)) for name, tensor in self(texts).items()}
+        others = [name for name in pair if name not in nested]
+        return found | {name: self._tensor(name, [row[name] for row in rows]) for name in others}
 
     def _tensor(self, name: str, values: Sequence[Any]) -> torch.Tensor:
         are_lists = isinstance(values[0], list)
@@ -208,6 +237,14 @@ class PadRight:
         padded = [[*row, *[filler] * (longest - len(row))] for row in rows]
         batch = torch.tensor(padded, dtype=torch.float32 if is_float else torch.long)
         return batch if are_lists else batch[:, 0]
+
+
+def is_pair(example: Mapping[str, Any]) -> bool:
+    """Tells whether an example holds the tokens of several texts."""
+    tokens: Any = example.get("input_ids")
+    if hasattr(tokens, "ndim"):
+        return tokens.ndim > 1
+    return bool(tokens) and (isinstance(tokens[0], (list, tuple)) or getattr(tokens[0], "ndim", 0) > 0)
 
 
 def plain(value: Any, *, depth: int = 0) -> Any:
@@ -230,6 +267,12 @@ def plain(value: Any, *, depth: int = 0) -> Any:
 def predicts_next_token(model: Any) -> bool:
     """Tells whether the logits at a position belong to the label of the next one."""
     return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and not model.config.is_encoder_decoder
+
+
+def embeds_texts(model: Any) -> bool:
+    """Tells whether a model of texts has no head: its hidden states are what is used of it, as embeddings."""
+    is_body = getattr(model, "base_model", None) is model and type(model).__name__.endswith(("Model", "Encoder"))
+    return is_body and not model.config.is_encoder_decoder and "input_ids" in forward_arguments(model)
 
 
 def counted_labels(model: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.tasks.classification import ClassScorer
-from hf_headprune.tasks.examples import is_sequence_classifier, predicts_next_token
+from hf_headprune.tasks.embeddings import SIMILARITY, PairScorer, SimilarityScorer
+from hf_headprune.tasks.examples import embeds_texts, is_sequence_classifier, predicts_next_token
 from hf_headprune.tasks.functions import scorer_by_function
 from hf_headprune.tasks.likelihood import CausalScorer, LikelihoodScorer
 from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS, is_prediction_metric
@@ -32,6 +33,10 @@ SEVERAL_LABELS: Task = (("accuracy",), lambda model, metric: MultiLabelScorer(mo
 TOKENS: Task = (("accuracy",), lambda model, metric: TokenScorer(model.config.num_labels))
 SPANS: Task = (("f1", "exact_match"), lambda model, metric: SpanScorer(metric))  # type: ignore[arg-type]
 REFERENCES: Task = (("likelihood",), lambda model, metric: LikelihoodScorer(_target_vocabulary(model.config)))
+EMBEDDINGS: Task = (
+    (SIMILARITY, *REGRESSION_METRICS),
+    lambda model, metric: SimilarityScorer() if metric == SIMILARITY else PairScorer(metric),
+)
 TEXTS: Task = (("likelihood",), lambda model, metric: CausalScorer(model.config.vocab_size))
 
 
@@ -40,10 +45,11 @@ def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEva
 
     Args:
         model: A classifier of sequences (one class, several labels, or a number) or of tokens, a question answering, a
-            sequence-to-sequence or a causal language model.
+            sequence-to-sequence or a causal language model, or a model of texts without a head, which embeds them.
         metric: A name: "accuracy", "macro_f1", "f1" (of two classes) or "matthews_correlation" of classes; "closeness",
             "mse", "pearson" or "spearman" of numbers; "accuracy" of several labels or of tokens; "f1" or "exact_match"
-            of spans; "likelihood" of references or texts. None takes the first of the task. Or a function
+            of spans; "likelihood" of references or texts; "similarity" of embeddings to those of the dense model, or
+            "spearman" and "pearson" of pairs of texts with a number. None takes the first of the task. Or a function
             `(predictions, references) -> number`, or a module of the package `evaluate`; or a `Scorer`, returned as it
             is.
         where: Name of the caller, for errors.
@@ -57,9 +63,9 @@ def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEva
     task = _task_of(model)
     if task is None:
         raise UnsupportedModelError(
-            f"{where}: {type(model).__name__} is no classifier of sequences or tokens, no question answering and no "
-            "language model whose examples can be scored. Pass the Transformers model itself rather than a wrapper, or "
-            "a function that measures it."
+            f"{where}: {type(model).__name__} is no classifier of sequences or tokens, no question answering, no "
+            "embedding and no language model whose examples can be scored. Pass the Transformers model itself rather "
+            "than a wrapper, or a function that measures it."
         )
     metrics, score = task
     if is_prediction_metric(metric):
@@ -91,6 +97,8 @@ def _task_of(model: Any) -> Task | None:
         return _task_of_sequences(model.config)
     if predicts_next_token(model):
         return TEXTS
+    if embeds_texts(model):
+        return EMBEDDINGS
     return REFERENCES if getattr(model, "can_generate", bool)() and model.config.is_encoder_decoder else None
 
 
