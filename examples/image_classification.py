@@ -6,7 +6,7 @@
         --dataset_name uoft-cs/cifar10 --image_column img --density 0.6 --output_dir out
     python examples/image_classification.py --smoke
 
-Plans are compared by the accuracy that `compute_metrics` returns. An .npz file holds `x_train`, `y_train`, `x_test` and
+Plans are compared by accuracy. An .npz file holds `x_train`, `y_train`, `x_test` and
 `y_test`, images as (height, width) or (height, width, channels) of 0 to 255; a part of the training images then becomes
 the validation split. Without --model_name_or_path, a small model is trained from scratch.
 """

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 LABEL_NAMES = ("labels", "label")
 SPAN_NAMES = ("start_positions", "end_positions")
+INPUT_NAMES = ("input_ids", "pixel_values", "input_features", "input_values")  # tokens, images, spectrograms, sound
 IGNORED_LABEL = -100
 DEEPEST = 20  # lists in lists, of an example
 _LARGEST = 2**63 - 1
@@ -42,7 +44,7 @@ class ModelExamples:
 
         Raises:
             InvalidSettingError: The data set is not sized and indexable, is empty, or has no labels or inputs.
-            UnsupportedModelError: The model takes no tokens.
+            UnsupportedModelError: The model takes neither tokens nor images or sound.
         """
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (dict, str)):
             raise InvalidSettingError(
@@ -53,7 +55,7 @@ class ModelExamples:
             raise InvalidSettingError(f"{where}: dataset is empty. Pass a split with labelled examples.")
         self._dataset, self._where = dataset, where
         accepted = forward_arguments(model)
-        if "input_ids" not in accepted:
+        if not set(INPUT_NAMES) & set(accepted):
             raise UnsupportedModelError(
                 f"{where}: the forward pass of a {type(model).__name__} takes {[*accepted]}, no 'input_ids'. Pass the "
                 "Transformers model itself, not a wrapper around it such as torch.compile's."
@@ -77,9 +79,10 @@ class ModelExamples:
                 f"{where}: a {type(model).__name__} reads one list of tokens per example, received several as "
                 "'input_ids'. Pass a data_collator that makes its batches."
             )
-        if "input_ids" not in first:
+        if not any(name in first for name in INPUT_NAMES if name in accepted):
+            wanted = next(name for name in INPUT_NAMES if name in accepted)
             raise InvalidSettingError(
-                f"{where}: examples must hold 'input_ids', received {present}. Tokenize the data set first, for "
+                f"{where}: examples must hold {wanted!r}, received {present}. Tokenize the data set first, for "
                 "example with dataset.map(lambda example: tokenizer(example['text'], truncation=True))."
             )
 
@@ -180,7 +183,10 @@ def _is_tensor_entry(entry: Any, name: str) -> bool:
 
 
 class PadRight:
-    """Collates tokenized examples without a tokenizer: pads on the right and masks what was added."""
+    """Collates tokenized examples without a tokenizer: pads on the right and masks what was added.
+
+    Examples without tokens, such as images of one size, are stacked.
+    """
 
     def __init__(self, pad_token_id: int | None) -> None:
         """Stores the id that fills "input_ids"; labels are filled with -100, other sequences with zeros."""
@@ -193,6 +199,8 @@ class PadRight:
         Raises:
             InvalidSettingError: An example has no tokens, or an entry is neither a number nor a list of numbers.
         """
+        if "input_ids" not in examples[0] and set(INPUT_NAMES) & examples[0].keys():
+            return {name: _stacked(name, [example[name] for example in examples]) for name in examples[0]}
         lacking = next((example for example in examples if "input_ids" not in example), None)
         if lacking is not None:
             raise InvalidSettingError(
@@ -237,6 +245,22 @@ class PadRight:
         padded = [[*row, *[filler] * (longest - len(row))] for row in rows]
         batch = torch.tensor(padded, dtype=torch.float32 if is_float else torch.long)
         return batch if are_lists else batch[:, 0]
+
+
+def _stacked(name: str, values: Sequence[Any]) -> torch.Tensor:
+    """Returns images or sound of one size in one tensor, `(batch, ...)`, float32, or numbers such as a class.
+
+    Raises:
+        InvalidSettingError: Their sizes differ.
+    """
+    arrays = [np.asarray(value) for value in values]
+    if len({array.shape for array in arrays}) != 1:
+        raise InvalidSettingError(
+            f"{name!r} must be of one size in all examples, received {sorted({array.shape for array in arrays})[:5]}. "
+            "Resize or pad them first, or pass a data_collator that makes the batches."
+        )
+    stacked = torch.from_numpy(np.stack(arrays))
+    return stacked.float() if name in INPUT_NAMES or stacked.is_floating_point() else stacked.long()
 
 
 def is_pair(example: Mapping[str, Any]) -> bool:

@@ -44,8 +44,9 @@ def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEva
     """Returns what scores the examples of a model.
 
     Args:
-        model: A classifier of sequences (one class, several labels, or a number) or of tokens, a question answering, a
-            sequence-to-sequence or a causal language model, or a model of texts without a head, which embeds them.
+        model: A classifier of sequences or images (one class, several labels, or a number) or of tokens, a question
+            answering, a sequence-to-sequence or a causal language model, or a model of texts without a head, which
+            embeds them.
         metric: A name: "accuracy", "macro_f1", "f1" (of two classes) or "matthews_correlation" of classes; "closeness",
             "mse", "pearson" or "spearman" of numbers; "accuracy" of several labels or of tokens; "f1" or "exact_match"
             of spans; "likelihood" of references or texts; "similarity" of embeddings to those of the dense model, or
@@ -63,9 +64,9 @@ def scorer_for(model: nn.Module, metric: Any = None, *, where: str = "ExampleEva
     task = _task_of(model)
     if task is None:
         raise UnsupportedModelError(
-            f"{where}: {type(model).__name__} is no classifier of sequences or tokens, no question answering, no "
-            "embedding and no language model whose examples can be scored. Pass the Transformers model itself rather "
-            "than a wrapper, or a function that measures it."
+            f"{where}: {type(model).__name__} is no classifier of sequences, tokens or images, no question answering, "
+            "no embedding and no language model whose examples can be scored. Pass the Transformers model itself "
+            "rather than a wrapper, or a function that measures it."
         )
     metrics, score = task
     if is_prediction_metric(metric):
@@ -93,7 +94,7 @@ def _task_of(model: Any) -> Task | None:
     for name, task in (("ForQuestionAnswering", SPANS), ("ForTokenClassification", TOKENS)):
         if _is_a(model, name):
             return task
-    if is_sequence_classifier(model):
+    if is_sequence_classifier(model) or _is_a(model, "ForImageClassification"):
         return _task_of_sequences(model.config)
     if predicts_next_token(model):
         return TEXTS
