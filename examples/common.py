@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,9 @@ from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast, T
 from hf_headprune import AStarSearch, HeadPruneCallback, SubsetGates
 from hf_headprune.cli.files import DataSource
 
+logger = logging.getLogger("examples")
 DEFAULT_DROP = 0.01
+TextMetric = Callable[[list[str], list[str]], float]
 
 
 @dataclass
@@ -101,21 +107,86 @@ class PruningArguments:
         return [HeadPruneCallback(**budgets, **others, confidence=level)]
 
 
+def lines_of(path: Path) -> list[str]:
+    """Returns the lines of a text file, perhaps compressed."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        return [line.strip() for line in file]
+
+
+def encoded(splits: dict[str, Dataset], encode: Callable[[dict[str, list[Any]]], dict[str, Any]]) -> dict[str, Dataset]:
+    """Returns the splits as a model reads them, without the columns that they had."""
+    return {
+        name: split.map(encode, batched=True, remove_columns=split.column_names, keep_in_memory=True)
+        for name, split in splits.items()
+    }
+
+
+def journey(
+    trainer: Trainer, splits: dict[str, Dataset], load: Callable[[str], PreTrainedModel], *, num_compared: int = 4
+) -> dict[str, Any]:
+    """Trains, prunes, saves, reloads and tests; returns the results, which it also writes to `results.json`.
+
+    Args:
+        trainer: With the callback, or without for comparison.
+        splits: What it reads: "train", "validation", and "test" where there is one.
+        load: Reads the saved model.
+        num_compared: Examples on which the model in memory and the reloaded one are compared.
+    """
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    trainer.save_model()
+    model: Any = trainer.model
+    results: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    for name in ("validation", "test"):
+        if name in splits:
+            results |= trainer.evaluate(splits[name], metric_key_prefix=name)
+    results |= before_and_after(trainer)
+    few = splits["validation"].select(range(min(num_compared, len(splits["validation"]))))
+    results["reload_difference"] = reload_difference(trainer, few, load)
+    write_results(trainer.args.output_dir, results)
+    return results
+
+
+def before_and_after(trainer: Trainer) -> dict[str, float]:
+    """Returns the metric that the callback has measured before and after pruning, where it did."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, HeadPruneCallback) and callback.report is not None:
+            change = callback.report.unseen or callback.report.metric
+            return {} if change is None else {"before_pruning": change.before, "after_pruning": change.after}
+    return {}
+
+
+def write_results(folder: str, results: dict[str, Any]) -> None:
+    """Writes results beside the model, and says them."""
+    text = json.dumps(results, indent=2)
+    (Path(folder) / "results.json").write_text(text, encoding="utf-8")
+    logger.info("%s", text)
+
+
+def load_metric(name: str, stand_in: Callable[..., Any], of: str = "scikit-learn") -> Callable[..., Any]:
+    """Returns `compute` of a module of `evaluate`, or a stand-in with its arguments where that can't be loaded."""
+    try:
+        module = import_module("evaluate").load(name)
+    except (ImportError, OSError) as error:
+        logger.warning("%s is that of %s: evaluate can't load it (%s)", name, of, str(error).partition("\n")[0])
+        return stand_in
+    return module.compute
+
+
 def reload_difference(
     trainer: Trainer, examples: Dataset, load: Callable[[str], PreTrainedModel], outputs: tuple[str, ...] = ("logits",)
 ) -> float:
     """Returns the largest difference between the outputs of the model in memory and of the one that was saved."""
     # Mixed precision wraps the forward pass of the model that was trained, not of one that is loaded.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    batch = trainer.data_collator(list(examples)).to(model.device)
+    batch = {name: tensor.to(model.device) for name, tensor in trainer.data_collator(list(examples)).items()}
     reloaded = load(trainer.args.output_dir).to(model.device).eval()
     with torch.no_grad():
         here, there = model(**batch), reloaded(**batch)
     return max(float((here[name] - there[name]).abs().max()) for name in outputs)
 
 
-def save_tiny_model(folder: Path, words: list[str], model_class: type[PreTrainedModel]) -> None:
-    """Saves a tiny BERT with random weights, and a tokenizer that knows a few words."""
+def save_tiny_model(folder: Path, words: list[str], model_class: type[PreTrainedModel], **settings: Any) -> None:
+    """Saves a tiny BERT with random weights, and a tokenizer that knows a few words; settings are of its config."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -126,5 +197,7 @@ def save_tiny_model(folder: Path, words: list[str], model_class: type[PreTrained
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.1, **sizes)
+    config = BertConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.1, **sizes, **settings
+    )
     model_class(config).save_pretrained(folder)

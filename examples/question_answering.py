@@ -28,7 +28,7 @@ from typing import Any
 
 import common
 import numpy as np
-from common import reload_difference, save_tiny_model
+from common import reload_difference, save_tiny_model, write_results
 from datasets import Dataset
 from squad_format import QuestionScorer, SquadMetrics, split_off
 from transformers import (
@@ -175,8 +175,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         AutoModelForQuestionAnswering.from_pretrained,
         ("start_logits", "end_logits"),
     )
-    (folder / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-    logger.info("%s", json.dumps(results, indent=2))
+    write_results(training_args.output_dir, results)
     return results
 
 

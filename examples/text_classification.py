@@ -13,20 +13,18 @@ files are .csv, .tsv (without quoting), .json, .jsonl or .parquet. Columns are f
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
-from common import PruningArguments, reload_difference, save_tiny_model
+from common import PruningArguments, load_metric, reload_difference, save_tiny_model, write_results
 from datasets import ClassLabel, Dataset
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import (
@@ -96,10 +94,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         encoded = tokenizer(*texts, truncation=True, max_length=model_args.max_seq_length)
         return {**encoded, "labels": [ids[label] for label in batch["label"]]}
 
-    encoded = {
-        name: split.map(encode, batched=True, remove_columns=split.column_names, keep_in_memory=True)
-        for name, split in splits.items()
-    }
+    encoded = common.encoded(splits, encode)
     trainer = Trainer(
         model=model,
         args=training_args,
@@ -119,9 +114,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
             results |= trainer.evaluate(encoded[name], metric_key_prefix=name)
     few = encoded["validation"].take(4).remove_columns("labels")
     results["reload_difference"] = reload_difference(trainer, few, AutoModelForSequenceClassification.from_pretrained)
-    path = Path(training_args.output_dir) / "results.json"
-    path.write_text(json.dumps(results, indent=2), encoding="utf-8")
-    logger.info("%s", json.dumps(results, indent=2))
+    write_results(training_args.output_dir, results)
     return results
 
 
@@ -171,24 +164,19 @@ class Metrics:
 
     def __init__(self) -> None:
         """Takes them from `evaluate`, or from scikit-learn if they can't be loaded."""
-        self.functions = {name: load_metric(name, stand_in) for name, stand_in in STAND_INS.items()}
+        self.functions = {name: load_metric(name, _as_module(name, it)) for name, it in STAND_INS.items()}
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Returns their values; what a Trainer takes as `compute_metrics`."""
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
         options = {"f1": {"average": "binary" if logits.shape[-1] == BINARY else "macro"}}
-        both = prediction.label_ids, logits.argmax(axis=-1)
-        return {name: float(function(*both, **options.get(name, {}))) for name, function in self.functions.items()}
+        both = {"references": prediction.label_ids, "predictions": logits.argmax(axis=-1)}
+        return {name: float(it(**both, **options.get(name, {}))[name]) for name, it in self.functions.items()}
 
 
-def load_metric(name: str, stand_in: Callable[..., float]) -> Callable[..., float]:
-    """Returns a function of true and predicted classes: `evaluate`'s, or scikit-learn's, which is said."""
-    try:
-        module = import_module("evaluate").load(name)
-    except (ImportError, OSError) as error:
-        logger.warning("%s is scikit-learn's: evaluate can't load it (%s)", name, str(error).partition("\n")[0])
-        return stand_in
-    return lambda gold, predicted, **options: module.compute(predictions=predicted, references=gold, **options)[name]
+def _as_module(name: str, function: Callable[..., float]) -> Callable[..., dict[str, float]]:
+    """Returns a function of scikit-learn as `evaluate` calls its own."""
+    return lambda references, predictions, **options: {name: function(references, predictions, **options)}
 
 
 def smoke_arguments(folder: Path) -> list[str]:

@@ -195,7 +195,7 @@ def try_latency(model: nn.Module, settings: LatencySettings) -> None:
 
 
 def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torch.Tensor]:
-    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all of them attended to.
+    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all of them attended to, or of random images.
 
     An encoder-decoder gets as many tokens on the decoder's side, and its texts end; a model of multiple choice gets two
     choices per example, `(batch_size, 2, seq_len)`.
@@ -204,6 +204,8 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
         InvalidSettingError: The model's configuration has no vocabulary, or the sequence is longer than its positions.
     """
     config: Any = model.config
+    if getattr(model, "main_input_name", None) == "pixel_values" and getattr(config, "image_size", None):
+        return _random_images(model, settings.batch_size)
     vocab_size = getattr(config, "vocab_size", None)
     if not vocab_size:
         raise InvalidSettingError(
@@ -234,6 +236,15 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = tokens
     return inputs
+
+
+def _random_images(model: Any, batch_size: int) -> dict[str, torch.Tensor]:
+    """Makes images of the size that the configuration names, `(batch_size, channels, height, width)`."""
+    size, first = model.config.image_size, next(model.parameters())
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (batch_size, model.config.num_channels, height, width)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return {"pixel_values": drawn.to(device=first.device, dtype=first.dtype)}
 
 
 def _positions(model: nn.Module) -> int | None:

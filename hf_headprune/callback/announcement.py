@@ -82,6 +82,8 @@ def _measured(settings: Settings, trainer: Trainer) -> str:
 def _examples(splits: Splits, trainer: Trainer) -> str:
     """Says how many examples plans are measured on."""
     sets: list[Any] = evaluation_sets(trainer) if splits.searched is None else [splits.searched]
+    if not sets:
+        return "the examples of the evaluator"
     return "eval_dataset" if any(map(is_stream, sets)) else f"{sum(map(len, sets)):,} examples"
 
 

@@ -95,14 +95,16 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
     decides = settings.follows and can_decide(len(data.dataset), drop, settings.confidence, required_by=required)
     holdout = Holdout(
         data,
-        Metric.of(asked.metric or _scored(trainer, settings), trainer.model, where="HeadPruneCallback"),
+        Metric.of(
+            asked.metric or _scored(trainer, settings), trainer_compat.model_of(trainer), where="HeadPruneCallback"
+        ),
         drop,
         settings.confidence,
         is_condition=decides,
         is_separate=asked.dataset is not None,
         num_candidates=_candidates(settings),
     )
-    holdout.rehearse(trainer.model, asked.reference)
+    holdout.rehearse(trainer_compat.model_of(trainer), asked.reference)
     return Splits(searched, holdout)
 
 
@@ -182,7 +184,7 @@ def _held_back(
     if trainer_compat.is_stream(dataset) or isinstance(dataset, dict):
         return NotCertifiable("eval_dataset is no single data set with a length")
     prints = ExampleFingerprints.of(dataset)
-    if any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer.model)):
+    if any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer_compat.model_of(trainer))):
         return NotCertifiable("an earlier search of this model has seen examples of eval_dataset")
     if train is not None and not prints.compared_with(train):
         return NotCertifiable("the examples of eval_dataset can't be compared with those of train_dataset")

@@ -4,33 +4,72 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from hf_headprune.callback import trainer_compat
+from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.learn.distillation.distiller import Distiller
+from hf_headprune.learn.distillation.embeddings import EmbeddingDistiller
 from hf_headprune.learn.distillation.loss import LossScaling, distilled
+from hf_headprune.tasks.embeddings import embedded, texts_of
+from hf_headprune.tasks.examples import embeds_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    import torch
+    from torch import nn
     from transformers import Trainer
 
     from hf_headprune.learn.distillation.settings import Distillation
 
 
-def distil(trainer: Trainer, settings: Distillation) -> Distiller:
-    """Lets a Trainer's model learn from a teacher, in training alone.
+def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDistiller:
+    """Lets a Trainer's model learn from a teacher, in training alone; an embedding model has no other loss.
 
     Raises:
         InvalidSettingError: The teacher does not fit the model.
     """
+    if embeds_texts(model_of(trainer)):
+        return _distil_embeddings(trainer, settings)
     # The student's forward pass brings its mixed precision along; the teacher's would not.
     distiller = Distiller(settings, trainer.model, trainer.label_names, partial(_autocast, trainer))
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
     trainer.compute_loss = wrapped
     return distiller
+
+
+def _distil_embeddings(trainer: Trainer, settings: Distillation) -> EmbeddingDistiller:
+    """Puts the distance to the teacher's embeddings in the place of the Trainer's loss."""
+    owner: Any = trainer
+    is_inside = model_of(trainer) is not trainer.model
+    distiller = EmbeddingDistiller(settings, trainer.model, _embedded_inside if is_inside else _embedded)
+
+    def compute_loss(
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - signature of the Trainer
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        texts = owner.collect_features(inputs)[0] if is_inside else [texts_of(inputs)]
+        with _autocast(trainer):
+            loss = distiller(model, texts)
+        if model.training:
+            loss = loss * _scaling(trainer, num_items_in_batch).share(torch.tensor(1), None)
+        return (loss, {}) if return_outputs else loss
+
+    owner.compute_loss = compute_loss
+    return distiller
+
+
+def _embedded(model: Any, texts: dict[str, torch.Tensor]) -> torch.Tensor:
+    return embedded(model(**texts), texts)
+
+
+def _embedded_inside(model: Any, texts: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(dict(texts))["sentence_embedding"]
 
 
 def _autocast(trainer: Trainer) -> AbstractContextManager[None]:

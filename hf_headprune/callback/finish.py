@@ -24,6 +24,7 @@ from hf_headprune.callback.final_checkpoint import (
 )
 from hf_headprune.callback.gathering import make_whole_
 from hf_headprune.callback.search_metric import metric_source, own_number
+from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, walk_down
@@ -77,7 +78,7 @@ def finish(
         save_trained(trainer)
     else:
         save_spare_checkpoint(trainer, parts)
-    model: Any = trainer.model
+    model: Any = model_of(trainer)
     learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)
     found, holdout = _find(trainer, settings, splits, asked, learned)
@@ -128,7 +129,7 @@ def with_certificate(
         dense: What the pruned model is compared with, where no reference was passed.
         chosen: What the holdout allowed.
     """
-    model: Any = trainer.model
+    model: Any = model_of(trainer)
     is_other = asked.reference is not None
     name = asked.reference_name if is_other else _name_of(result.reference)
     pruned = plain_copy(model) if isinstance(holdout, Holdout) else None
@@ -218,7 +219,8 @@ def _walk_down(
     search, before, own, ours = settings.measured, learned.plan, None, None
     decide: Any = None
     if isinstance(holdout, Holdout):
-        twin, split = plain_copy(trainer.model), holdout.read(trainer.model)
+        model = model_of(trainer)
+        twin, split = plain_copy(model), holdout.read(model)
         decide = by_test(holdout, twin, before, split)
         if not holdout.is_separate and holdout.data_size == len(trainer.eval_dataset) and asked.metric is None:
             ours = by_first(partial(split.value_of_plan, twin, before))
@@ -232,7 +234,7 @@ def _walk_down(
         _remember(trainer)
     batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
-    found = walk_down(trainer.model, before, losses, decide, over_processes=number_of_processes() > 1)
+    found = walk_down(model_of(trainer), before, losses, decide, over_processes=number_of_processes() > 1)
     return found, holdout
 
 
@@ -240,7 +242,7 @@ def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Lear
     source = metric_source(trainer, search, splits.searched, is_own=is_own, refits=True)
     _remember(trainer, splits.searched)
     job = Job(
-        trainer.model,
+        model_of(trainer),
         learned.plan,
         source,
         search,
@@ -258,7 +260,7 @@ def _remember(trainer: Trainer, searched: Any = None) -> None:
     """Lets the model remember the examples that it is chosen by: they can certify nothing from now on."""
     for dataset in trainer_compat.evaluation_sets(trainer) if searched is None else [searched]:
         if not trainer_compat.is_stream(dataset):
-            remember_examples_(trainer.model, search=dataset)
+            remember_examples_(model_of(trainer), search=dataset)
 
 
 def _name_of(reference: PruningPlan) -> str:

@@ -21,6 +21,7 @@ from hf_headprune.callback.parts import LearnedParts, take_off_earlier
 from hf_headprune.callback.refill_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.rehearsal import rehearse
 from hf_headprune.callback.settings import AUTO, Settings
+from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.latency import LatencySettings, try_latency
 from hf_headprune.pipeline.holdout import Holdout
@@ -176,12 +177,12 @@ class HeadPruneCallback(TrainerCallback):
         trainer = trainer_compat.calling_trainer(self)
         if sum(isinstance(callback, HeadPruneCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise TrainingStateError("A Trainer takes one HeadPruneCallback. Pass all that it should do to one.")
-        take_off_earlier(trainer.model)
+        take_off_earlier(model_of(trainer))
         trainer_compat.let_finished_runs_end(trainer)
         let_resume_skip_halves(trainer)
         let_card_tell_of_pruning(trainer)
         self.settings = self._checked(trainer)
-        self._parts = LearnedParts(trainer, anatomy_of(trainer.model), self.settings)
+        self._parts = LearnedParts(trainer, anatomy_of(model_of(trainer)), self.settings)
         trainer_compat.let_training_end_idle(trainer, self._parts.idle)
         if self.settings.distillation is not None:
             distil(trainer, self.settings.distillation)
@@ -193,11 +194,11 @@ class HeadPruneCallback(TrainerCallback):
         """Returns the settings for the Trainer's model, after every check that needs no training."""
         in_training = self.settings.prunes_in_training or self.settings.distillation is not None
         trainer_compat.require_whole_model(trainer, in_training=in_training)
-        anatomy = anatomy_of(trainer.model)
-        check_can_prune(trainer.model)
-        settings = self.settings.resolved(anatomy, trainer.model)
+        anatomy = anatomy_of(model_of(trainer))
+        check_can_prune(model_of(trainer))
+        settings = self.settings.resolved(anatomy, model_of(trainer))
         if settings.latency is not None:
-            try_latency(trainer.model, settings.latency)  # what the model can't take fails now
+            try_latency(model_of(trainer), settings.latency)  # what the model can't take fails now
         if settings.follows:
             metric_choice.require_search_data(trainer, settings.search)
         self._splits = splits_of(trainer, settings, self._asked)
@@ -233,7 +234,7 @@ class HeadPruneCallback(TrainerCallback):
                 "HeadPruneCallback was added after the Trainer was built, too late to add its scores to the optimizer. "
                 "Pass it at construction: Trainer(..., callbacks=[HeadPruneCallback()])."
             )
-        if self.result is not None or self._parts.were_pruned(self._trainer.model):
+        if self.result is not None or self._parts.were_pruned(model_of(self._trainer)):
             raise TrainingStateError(
                 "This Trainer's model was already pruned; its optimizer still holds the weights before. To train on, "
                 "build a new Trainer around the pruned model (with a new HeadPruneCallback to prune it further)."

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from hf_headprune.callback.evaluation import first_batch
+from hf_headprune.callback.evaluation import evaluate, first_batch
 from hf_headprune.callback.trainer_compat import has_own_numbers, is_stream
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.tasks.examples import embeds_texts
 from hf_headprune.tasks.generation import CHRF
 from hf_headprune.tasks.registry import metrics_of
 
@@ -43,18 +44,29 @@ class DecidingMetric(NamedTuple):
 
 
 def metric_of(trainer: Trainer, metric: str | None) -> DecidingMetric:
-    """Returns the metric that is named, that of `metric_for_best_model`, the first one of the task, or the loss.
+    """Returns the metric that is named, that of `metric_for_best_model` or of an evaluator, the task's, or the loss.
 
     Args:
         trainer: Of the run.
         metric: Of the search; None where it names none.
     """
-    name = (metric or trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
-    known = metrics_of(trainer.model)
-    if known and metric is None and name == "loss":
+    name = (metric or trainer.args.metric_for_best_model or _of_evaluator(trainer) or "loss").removeprefix("eval_")
+    known = metrics_of(trainer.model)  # none of a model in a wrapper, whose batches are its own
+    problem = problem_with_examples(trainer) if known else None
+    if known and metric is None and name == "loss" and not (problem and embeds_texts(trainer.model)):
         name = known[0]
     is_theirs = name == CHRF and has_own_numbers(trainer)  # of that name, there are several
-    return DecidingMetric(name, name in known and not is_theirs and problem_with_examples(trainer) is None)
+    return DecidingMetric(name, name in known and not is_theirs and problem is None)
+
+
+def _of_evaluator(trainer: Trainer) -> str | None:
+    """Returns the metric that an evaluator of sentence-transformers names, or None; some name it once they have run."""
+    evaluator: Any = getattr(trainer, "evaluator", None)
+    if evaluator is None:
+        return None
+    if getattr(evaluator, "primary_metric", None) is None:
+        evaluate(trainer)
+    return getattr(evaluator, "primary_metric", None) or "evaluator"
 
 
 def problem_with_examples(trainer: Trainer) -> str | None:
@@ -68,10 +80,25 @@ def problem_with_examples(trainer: Trainer) -> str | None:
         return f"it is a {type(dataset).__name__} without a length or an index"
     if len(dataset) == 0:
         return "it is empty"
-    labels, example = {*trainer.label_names, "label", "label_ids"}, dataset[0]
+    return _problem_with_example(trainer, dataset[0])
+
+
+def _problem_with_example(trainer: Trainer, example: Any) -> str | None:
+    if embeds_texts(trainer.model):
+        return _problem_with_texts(first_batch(trainer))
+    labels = {*trainer.label_names, "label", "label_ids"}
     if isinstance(example, Mapping) and not labels & (example.keys() | first_batch(trainer).keys()):
         return f"its examples hold {sorted(example)}, but none of {sorted(labels)}"
     return None
+
+
+def _problem_with_texts(batch: Mapping[str, Any]) -> str | None:
+    """Says what keeps a batch from being texts that are compared by their embeddings."""
+    found = batch.get("labels", batch.get("label"))
+    if "input_ids" not in batch:
+        return f"its batches hold {sorted(batch)}, no 'input_ids'"
+    is_known = found is None or found.is_floating_point() or batch["input_ids"].ndim > 2  # noqa: PLR2004
+    return None if is_known else "its labels are those of a loss"
 
 
 def require_search_data(trainer: Trainer, search: AStarSearch | None) -> None:
@@ -85,7 +112,7 @@ def require_search_data(trainer: Trainer, search: AStarSearch | None) -> None:
             it is a stream, a mapping of several, or unlabelled.
     """
     problem = problem_with_examples(trainer)
-    if problem is None:
+    if problem is None or (embeds_texts(trainer.model) and trainer.eval_dataset):
         return
     name, dataset = metric_of(trainer, None if search is None else search.metric).name, trainer.eval_dataset
     is_ours = name in metrics_of(trainer.model)
@@ -113,6 +140,8 @@ def higher_is_better(trainer: Trainer, name: str, search: AStarSearch) -> bool:
     Raises:
         InvalidSettingError: It is called like an error, and nothing says so: that it got worse would pass for a gain.
     """
+    if name == _of_evaluator(trainer):
+        return bool(getattr(trainer.evaluator, "greater_is_better", True))
     is_best_metric = name == (trainer.args.metric_for_best_model or "").removeprefix("eval_")
     said = trainer.args.greater_is_better if is_best_metric else None
     if search.tuning.greater_is_better is not None:

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast, gather_object
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.gathering import is_split, local_part
+from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.registry import PRUNERS, detach_pruners
 from hf_headprune.learn.training_loop import TrainingLoop
@@ -75,7 +76,7 @@ class LearnedParts:
         if any(PRUNERS[type(value)].learns_scores for value in given):
             trainer_compat.require_trainable_scores(trainer)
             trainer_compat.let_ddp_miss_scores(trainer)
-        model: Any = trainer.model
+        model: Any = model_of(trainer)
         for value in given:
             self.banks.append(PRUNERS[type(value)].of(model, anatomy, value, self._loop))
 
@@ -106,7 +107,7 @@ class LearnedParts:
 
     def begin_step(self, trainer: Trainer) -> None:
         """Sets what the coming optimizer step needs: gates, masks, and the second-order rounds that are due."""
-        model: Any = trainer.model
+        model: Any = model_of(trainer)
         for pruner in self.banks:
             pruner.begin_step(model, trainer.state.global_step, self._loop)
 
@@ -185,7 +186,7 @@ class LearnedParts:
         Raises:
             TrainingStateError: A choice is not what was asked for.
         """
-        model: Any = trainer.model
+        model: Any = model_of(trainer)
         plan = restorable = PruningPlan.full(self._anatomy)
         scores, wrote_zeros = None, False
         for pruner in self.banks:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune.callback.final_checkpoint import drop_spare_checkpoint, spare_folder
+from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.shrink.folding import refill_zeros_
 
@@ -65,7 +66,7 @@ def let_second_run_follow(
         train_once(resume_from_checkpoint, *args, **kwargs)
         steps = second_run_steps(refill_ratio, trainer.state.max_steps)
         first_end = spare_folder(trainer)
-        count = refill_zeros_(trainer.model, seed=trainer.args.seed)
+        count = refill_zeros_(model_of(trainer), seed=trainer.args.seed)
         if trainer.is_world_process_zero():
             tqdm.write(f"Second run: {count:,} zeros inside the pruned model refilled; {steps} optimizer steps.")
         with _as_second_run(trainer, callback, steps) as folder:

@@ -10,6 +10,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.evaluation import same_randomness
 from hf_headprune.callback.gathering import is_split, whole_copy
+from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.registry import freed_copy
 from hf_headprune.masking import evaluating
@@ -35,7 +36,7 @@ def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
     Raises:
         TrainingStateError: Something fails that would fail after training; the message holds what.
     """
-    model: Any = trainer.model
+    model: Any = model_of(trainer)
     with same_randomness(trainer):
         try:
             twin = whole_copy(model) if is_split(model) else freed_copy(model)

@@ -12,7 +12,7 @@ from hf_headprune._fingerprints import sha256_of
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.evaluation import contents, evaluate
 from hf_headprune.callback.metric_choice import agree, higher_is_better, metric_of
-from hf_headprune.callback.trainer_compat import drawn_examples, has_own_numbers, prepared
+from hf_headprune.callback.trainer_compat import drawn_examples, has_own_numbers, model_of, prepared
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION
@@ -80,7 +80,7 @@ def own_number(
     name, is_scored = metric_of(trainer, search.metric)
     if not (is_scored and has_own_numbers(trainer)):
         return None
-    with masked(trainer.model, reference):
+    with masked(model_of(trainer), reference):
         theirs = from_first(evaluate(trainer).get(name))
     if theirs is None:
         return None
@@ -127,14 +127,14 @@ def metric_source(
     read, count = contents(trainer)
     evaluator = MetricEvaluator(
         lambda: _own(trainer, name),
-        trainer.model,
+        model_of(trainer),
         higher_is_better=higher,
         data_fingerprint=sha256_of(name, read),
         share_processes=number_of_processes() > 1,
     )
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else None
-    split = "searched examples" + ("" if precision is None else f", in {precision}")
-    return MetricSource(evaluator, name, count, split, 1.0 if higher else -1.0)
+    split = ("searched examples" if count else "of the evaluator") + ("" if precision is None else f", in {precision}")
+    return MetricSource(evaluator, name, count or None, split, 1.0 if higher else -1.0)
 
 
 def _by_example(
@@ -142,7 +142,7 @@ def _by_example(
 ) -> MetricSource:
     """Returns what scores examples one by one; training examples are read only where they refit projections."""
     loader = trainer.get_eval_dataloader(examples)
-    model = plain_copy(trainer.model)
+    model = plain_copy(model_of(trainer))
     evaluator = ExampleEvaluator(
         model,
         _batches(trainer, loader.dataset, loader.collate_fn),
@@ -175,7 +175,7 @@ def _evaluator_settings(trainer: Trainer, search: AStarSearch) -> EvaluatorSetti
     settings = EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening)
     if number_of_processes() == 1:
         return settings
-    rounds = from_first(settings.rounds(trainer.model))  # a process tries how fast bf16 is by itself
+    rounds = from_first(settings.rounds(model_of(trainer)))  # a process tries how fast bf16 is by itself
     return replace(settings, bf16_screening=rounds, share_processes=True)
 
 
@@ -216,7 +216,7 @@ def require_searchable(
             error; or an example has no tokens, or a label that is no class; or the drop allowed allows anything; or the
             settings do not fit the model.
     """
-    check_searchable(anatomy_of(trainer.model), search, start_cuts_ffn=start_cuts_ffn)
+    check_searchable(anatomy_of(model_of(trainer)), search, start_cuts_ffn=start_cuts_ffn)
     name, is_scored = metric_of(trainer, search.metric)
     value, seconds = None, 0.0
     if not is_scored:
@@ -264,8 +264,9 @@ def _checked_batches(trainer: Trainer, name: str) -> list[dict[str, torch.Tensor
     loader = trainer.get_eval_dataloader()
     batches = _batches(trainer, loader.dataset, loader.collate_fn)
     try:
-        scorer = scorer_for(trainer.model, name, where="HeadPruneCallback", tokenizer=trainer.processing_class)
-        scorer.check(batches, where="HeadPruneCallback")
+        model = model_of(trainer)
+        scorer = scorer_for(model, name, where="HeadPruneCallback", tokenizer=trainer.processing_class)
+        scorer.check(scorer.with_references(model, batches), where="HeadPruneCallback")
     except InvalidSettingError as error:
         raise InvalidSettingError(
             f"HeadPruneCallback scores the examples of eval_dataset by {name}. {error} Or let the loss decide: "
@@ -277,7 +278,7 @@ def _checked_batches(trainer: Trainer, name: str) -> list[dict[str, torch.Tensor
 def _seconds_per_plan(trainer: Trainer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float:
     """Times a forward pass of the middle batch, once to warm up, for the length of all."""
     inputs = prepared(trainer, dict(batches[len(batches) // 2]))
-    with evaluating(trainer.model) as model:
+    with evaluating(model_of(trainer)) as model:
         model(**inputs)
         started = time.perf_counter()
         model(**inputs)

@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
-from transformers import EarlyStoppingCallback, SchedulerType, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, SchedulerType, Trainer
 
 from hf_headprune._ownership import TRAINING, owned
 from hf_headprune.errors import TrainingStateError, shown
@@ -62,6 +62,20 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
         f"{type(callback).__name__} was called by no Trainer that holds it. "
         "Pass it to the Trainer: Trainer(..., callbacks=[HeadPruneCallback()])."
     )
+
+
+def model_of(trainer: Trainer) -> Any:
+    """Returns the Transformers model that a Trainer trains, also inside of what saves it, as SentenceTransformer does.
+
+    A module with `save_pretrained` around one model saves that model as it is then, so it may be pruned inside.
+    """
+    model: Any = trainer.model
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "save_pretrained"):
+        return model
+    inside: list[Any] = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    parts = {id(part) for whole in inside for part in whole.modules() if part is not whole}
+    outermost = [module for module in inside if id(module) not in parts]
+    return outermost[0] if len(outermost) == 1 else model
 
 
 def require_whole_model(trainer: Trainer, *, in_training: bool) -> None:
@@ -166,7 +180,7 @@ def let_training_end_idle(trainer: Trainer, idle: Callable[[], None]) -> None:
 
     @wraps(train)
     def train_then_idle(*args: Any, **kwargs: Any) -> Any:
-        with owned(trainer.model, TRAINING):
+        with owned(model_of(trainer), TRAINING):
             try:
                 return train(*args, **kwargs)
             finally:
@@ -218,7 +232,7 @@ def is_stream(dataset: Any) -> bool:
 def evaluation_sets(trainer: Trainer) -> list[Any]:
     """Returns the data sets that the Trainer evaluates on: none, one, or those of a mapping."""
     dataset: Any = trainer.eval_dataset
-    if dataset is None:
+    if dataset is None or isinstance(dataset, str):  # the name that sentence-transformers gives to none
         return []
     return list(dataset.values()) if isinstance(dataset, dict) else [dataset]
 

@@ -288,6 +288,10 @@ def _run_again(
     if metric is None or given is None:
         result.skipped.append("both models on the certification split: models or metric were not given")
         return
+    is_relative = getattr(metric.score, "compares_models", False) and "labels" not in data.dataset[0]
+    if is_relative and models["dense"] is None:
+        result.skipped.append(f"both models on the certification split: {metric.name} needs the dense model")
+        return
     asked = AGREEMENT if metric.scored in WITHOUT_LABELS else metric
     others = tuple(filter(is_external, present))
     try:

@@ -49,7 +49,7 @@ class MetricSource:
     Attributes:
         evaluator: Function of a plan, with a `fingerprint()` of what it measures.
         metric: Name of the metric.
-        num_examples: Examples that it is computed on.
+        num_examples: Examples that it is computed on; None where nothing says so.
         split: What these examples are, in words.
         sign: -1 where the evaluator returns the metric negated, because lower is better.
         model: Copy of the model, on which the evaluator measures; None where it measures the model itself.
@@ -57,7 +57,7 @@ class MetricSource:
 
     evaluator: ExampleEvaluator | MetricEvaluator
     metric: str
-    num_examples: int
+    num_examples: int | None
     split: str
     sign: float = 1.0
     model: Any = None

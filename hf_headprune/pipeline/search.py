@@ -67,9 +67,10 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
 
     Args:
         model: Of a supported family: a classifier of sequences (one class, several labels, or a number) or of tokens, a
-            question answering or a language model.
+            question answering, a language model, or a model of texts without a head.
         dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
-            "start_positions" and "end_positions". Other columns are ignored. None beside a function as metric.
+            "start_positions" and "end_positions"; for a model without a head, texts without labels, or pairs of them.
+            Other columns are ignored. None beside a function as metric.
         metric: Name of a metric of the model's task, see `scorer_for`; None takes the first, and `search.metric` wins
             where it is set. Or a module of the package `evaluate`, or a function `(predictions, references) -> number`.
             Or any function of the model that returns one number, higher is better; it must be deterministic, and each

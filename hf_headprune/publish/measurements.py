@@ -19,7 +19,7 @@ class MetricChange:
     Attributes:
         name: Name of the metric, such as "accuracy".
         split: What the examples are, such as "search split".
-        num_examples: Examples that both values were computed on.
+        num_examples: Examples that both values were computed on; None where only an evaluator of the user's knows.
         before: Value of the reference.
         after: Value with what the plan keeps.
         reference: What the reference had open, as a phrase, such as "the heads that training kept".
@@ -27,7 +27,7 @@ class MetricChange:
 
     name: str
     split: str
-    num_examples: int
+    num_examples: int | None
     before: float
     after: float
     reference: str = "all heads"
@@ -38,7 +38,7 @@ class MetricChange:
         Raises:
             InvalidSettingError: The metric was computed on no example.
         """
-        if self.num_examples < 1:
+        if self.num_examples is not None and self.num_examples < 1:
             raise InvalidSettingError(
                 f"MetricChange: num_examples must be at least 1, received {self.num_examples}. Leave the metric out of "
                 "the report when nothing was measured."
@@ -50,8 +50,10 @@ class MetricChange:
 
         Source: Clopper and Pearson 1934, the exact interval of a binomial share.
         """
+        if self.name not in _SHARES or self.num_examples is None:
+            return None
         right = round(self.after * self.num_examples)
-        if self.name not in _SHARES or abs(right - self.after * self.num_examples) > 1e-6 * self.num_examples:
+        if abs(right - self.after * self.num_examples) > 1e-6 * self.num_examples:
             return None
         found = binomtest(right, self.num_examples).proportion_ci(CONFIDENCE, method="exact")
         return float(found.low), float(found.high)

@@ -190,8 +190,9 @@ class PruningReport:
     def _metric_note(self) -> str:
         if not self.metric:
             return "" if self.unseen else "Metric: not measured."
+        count = "" if self.metric.num_examples is None else f"{self.metric.num_examples:,} "
         return (
-            f"Metric: {self.metric.name} on {self.metric.num_examples:,} examples ({self.metric.split}); before: "
+            f"Metric: {self.metric.name} on {count}examples ({self.metric.split}); before: "
             f"{self.metric.reference}. Measured on the examples used to choose what to prune, so it is optimistic; "
             "see the certificate for unseen data."
         )

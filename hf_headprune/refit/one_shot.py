@@ -15,7 +15,15 @@ from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import check_budget, choose
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.tasks.batches import collated
-from hf_headprune.tasks.examples import IGNORED_LABEL, ModelExamples, PadRight, counted_labels, plain
+from hf_headprune.tasks.embeddings import projected
+from hf_headprune.tasks.examples import (
+    IGNORED_LABEL,
+    ModelExamples,
+    PadRight,
+    counted_labels,
+    embeds_texts,
+    plain,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,6 +78,8 @@ def second_order_plan(
 class ExampleLosses:
     """Losses of drawn examples, summed over each batch; each is computed when it is asked for.
 
+    A model without a head has none: its embeddings are projected on random directions in their place.
+
     Attributes:
         drawn: The examples, as they are in the data set.
     """
@@ -99,7 +109,7 @@ class ExampleLosses:
         Raises:
             InvalidSettingError: The data set is empty, unlabelled or not tokenized.
         """
-        self._model, self._batch_size, self._where = model, batch_size, where
+        self._model, self._batch_size, self._where, self._seed = model, batch_size, where, seed
         examples = ModelExamples(dataset, model, where=where, collate=data_collator)
         order = [index for index in _drawn(examples, count, seed) if _has_label(examples[index])]
         if not order:
@@ -118,9 +128,13 @@ class ExampleLosses:
             UnsupportedModelError: The model returns no loss.
         """
         device = next(self._model.parameters()).device
+        drawn = torch.Generator().manual_seed(self._seed)  # directions, for embeddings
         for first in range(0, len(self._examples), self._batch_size):
             chosen = self._examples[first : first + self._batch_size]
             batch = {name: value.to(device) for name, value in collated(self._collate, chosen).items()}
+            if embeds_texts(self._model):
+                yield projected(self._model, batch, drawn)
+                continue
             items = _items(self._model, batch, len(chosen))
             if items:  # else the mean over none is no number
                 yield _loss(self._model, batch, self._where) * items

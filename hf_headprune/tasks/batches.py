@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding
 
 from hf_headprune._checks import is_whole
 from hf_headprune.errors import InvalidSettingError, shown
-from hf_headprune.tasks.examples import PadRight, is_sequence_classifier
+from hf_headprune.tasks.examples import INPUT_NAMES, PadRight, is_pair, is_sequence_classifier
 from hf_headprune.tasks.scorer import LABELS
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def ordered_batches(
     batches = []
     for first in range(0, len(order), batch_size):
         batches.append(collated(collate, [examples[index] for index in order[first : first + batch_size]]))
-        if "input_ids" not in batches[-1]:
+        if not set(INPUT_NAMES) & batches[-1].keys():
             raise InvalidSettingError(
                 f"length_sorted_batches: batches must hold 'input_ids', received {sorted(batches[-1])} of examples "
                 f"with {shown(sorted(examples[0]))}. Tokenize the data set first, or let the data collator do so."
@@ -118,4 +118,8 @@ def _lengths(examples: list[Any]) -> list[int]:
         raise InvalidSettingError(
             f"examples must hold lists of tokens as 'input_ids', received {received} for example {lacking[0]}."
         )
-    return [int(sum(example.get("attention_mask", [1] * len(example["input_ids"])))) for example in examples]
+    return [sum(map(len, example["input_ids"])) if is_pair(example) else _real(example) for example in examples]
+
+
+def _real(example: Mapping[str, Any]) -> int:
+    return int(sum(example.get("attention_mask", [1] * len(example["input_ids"]))))

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 LABEL_NAMES = ("labels", "label")
 SPAN_NAMES = ("start_positions", "end_positions")
+INPUT_NAMES = ("input_ids", "pixel_values", "input_features", "input_values")  # tokens, images, spectrograms, sound
 IGNORED_LABEL = -100
 DEEPEST = 20  # lists in lists, of an example
 _LARGEST = 2**63 - 1
@@ -26,7 +28,8 @@ class ModelExamples:
     """View of a data set that holds only what a model's forward takes, and its labels.
 
     Labels are "labels", under which name "label" goes too, or for question answering the two positions of the answer.
-    An example of a causal language model may have none: it is its own label. A data collator of the user's is given
+    An example of a causal language model may have none: it is its own label; one of an embedding model needs none, and
+    may be a pair of texts, each entry a list of two. A data collator of the user's is given
     what the data set holds, under its own names.
     """
 
@@ -41,7 +44,7 @@ class ModelExamples:
 
         Raises:
             InvalidSettingError: The data set is not sized and indexable, is empty, or has no labels or inputs.
-            UnsupportedModelError: The model takes no tokens.
+            UnsupportedModelError: The model takes neither tokens nor images or sound.
         """
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (dict, str)):
             raise InvalidSettingError(
@@ -52,14 +55,14 @@ class ModelExamples:
             raise InvalidSettingError(f"{where}: dataset is empty. Pass a split with labelled examples.")
         self._dataset, self._where = dataset, where
         accepted = forward_arguments(model)
-        if "input_ids" not in accepted:
+        if not set(INPUT_NAMES) & set(accepted):
             raise UnsupportedModelError(
                 f"{where}: the forward pass of a {type(model).__name__} takes {[*accepted]}, no 'input_ids'. Pass the "
                 "Transformers model itself, not a wrapper around it such as torch.compile's."
             )
         self._inputs = tuple(name for name in accepted if name not in LABEL_NAMES)
         self._has_spans = all(name in accepted for name in SPAN_NAMES)
-        self._is_causal = predicts_next_token(model)
+        self._is_causal, self._embeds = predicts_next_token(model), embeds_texts(model)
         self._view = self._as_given if collate is not None else self._named
         first = dataset[0]
         if collate is not None and hasattr(first, "keys"):
@@ -71,9 +74,15 @@ class ModelExamples:
             raise InvalidSettingError(
                 f"{where}: examples must hold {wanted}, received {present}. Pass a labelled split."
             )
-        if "input_ids" not in first:
+        if is_pair(first) and not self._embeds:
             raise InvalidSettingError(
-                f"{where}: examples must hold 'input_ids', received {present}. Tokenize the data set first, for "
+                f"{where}: a {type(model).__name__} reads one list of tokens per example, received several as "
+                "'input_ids'. Pass a data_collator that makes its batches."
+            )
+        if not any(name in first for name in INPUT_NAMES if name in accepted):
+            wanted = next(name for name in INPUT_NAMES if name in accepted)
+            raise InvalidSettingError(
+                f"{where}: examples must hold {wanted!r}, received {present}. Tokenize the data set first, for "
                 "example with dataset.map(lambda example: tokenizer(example['text'], truncation=True))."
             )
 
@@ -126,11 +135,15 @@ class ModelExamples:
         if self._has_spans:
             return inputs
         named = [example[name] for name in LABEL_NAMES if example.get(name) is not None]
-        return {**inputs, "labels": named[0] if named else _own_label(example)}
+        if not named:
+            return {**inputs, "labels": _own_label(example)} if self._is_causal else inputs
+        return {**inputs, "labels": named[0]}
 
     def _is_labelled(self, example: Mapping[str, Any]) -> bool:
         if self._has_spans:
             return all(example.get(name) is not None for name in SPAN_NAMES)
+        if self._embeds and not any(name in example for name in LABEL_NAMES):
+            return True
         return self._is_causal or any(example.get(name) is not None for name in LABEL_NAMES)
 
 
@@ -170,7 +183,10 @@ def _is_tensor_entry(entry: Any, name: str) -> bool:
 
 
 class PadRight:
-    """Collates tokenized examples without a tokenizer: pads on the right and masks what was added."""
+    """Collates tokenized examples without a tokenizer: pads on the right and masks what was added.
+
+    Examples without tokens, such as images of one size, are stacked.
+    """
 
     def __init__(self, pad_token_id: int | None) -> None:
         """Stores the id that fills "input_ids"; labels are filled with -100, other sequences with zeros."""
@@ -183,6 +199,8 @@ class PadRight:
         Raises:
             InvalidSettingError: An example has no tokens, or an entry is neither a number nor a list of numbers.
         """
+        if "input_ids" not in examples[0] and set(INPUT_NAMES) & examples[0].keys():
+            return {name: _stacked(name, [example[name] for example in examples]) for name in examples[0]}
         lacking = next((example for example in examples if "input_ids" not in example), None)
         if lacking is not None:
             raise InvalidSettingError(
@@ -190,9 +208,28 @@ class PadRight:
                 "pass a data collator that does so. A Trainer removes columns that the model's forward does not name: "
                 "TrainingArguments(remove_unused_columns=False) keeps them."
             )
+        if any(map(is_pair, examples)):
+            return self._paired(examples)
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
         return {name: self._tensor(name, [plain(row[name]) for row in rows]) for name in names}
+
+    def _paired(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Returns a batch of pairs of texts, `(batch, 2, longest)`, with the numbers of each pair, `(batch,)`."""
+        rows = [{name: plain(value) for name, value in example.items()} for example in examples]
+        pair = next(filter(is_pair, rows))
+        count = len(pair["input_ids"])
+        wrong = next((row for row in rows if not is_pair(row) or len(row["input_ids"]) != count), None)
+        if wrong is not None:
+            raise InvalidSettingError(
+                f"examples must all hold the tokens of {count} texts, received {shown(wrong['input_ids'])}. Tokenize "
+                "the texts of an example in one call: tokenizer([first, second])."
+            )
+        nested = [name for name, value in pair.items() if isinstance(value, list) and isinstance(value[0], list)]
+        texts = [{name: row[name][place] for name in nested} for row in rows for place in range(count)]
+        found = {name: tensor.unflatten(0, (-1, count)) for name, tensor in self(texts).items()}
+        others = [name for name in pair if name not in nested]
+        return found | {name: self._tensor(name, [row[name] for row in rows]) for name in others}
 
     def _tensor(self, name: str, values: Sequence[Any]) -> torch.Tensor:
         are_lists = isinstance(values[0], list)
@@ -209,6 +246,30 @@ class PadRight:
         padded = [[*row, *[filler] * (longest - len(row))] for row in rows]
         batch = torch.tensor(padded, dtype=torch.float32 if is_float else torch.long)
         return batch if are_lists else batch[:, 0]
+
+
+def _stacked(name: str, values: Sequence[Any]) -> torch.Tensor:
+    """Returns images or sound of one size in one tensor, `(batch, ...)`, float32, or numbers such as a class.
+
+    Raises:
+        InvalidSettingError: Their sizes differ.
+    """
+    arrays = [np.asarray(value) for value in values]
+    if len({array.shape for array in arrays}) != 1:
+        raise InvalidSettingError(
+            f"{name!r} must be of one size in all examples, received {sorted({array.shape for array in arrays})[:5]}. "
+            "Resize or pad them first, or pass a data_collator that makes the batches."
+        )
+    stacked = torch.from_numpy(np.stack(arrays))
+    return stacked.float() if name in INPUT_NAMES or stacked.is_floating_point() else stacked.long()
+
+
+def is_pair(example: Mapping[str, Any]) -> bool:
+    """Tells whether an example holds the tokens of several texts."""
+    tokens: Any = example.get("input_ids")
+    if hasattr(tokens, "ndim"):
+        return tokens.ndim > 1
+    return bool(tokens) and (isinstance(tokens[0], (list, tuple)) or getattr(tokens[0], "ndim", 0) > 0)
 
 
 def plain(value: Any, *, depth: int = 0) -> Any:
@@ -231,6 +292,12 @@ def plain(value: Any, *, depth: int = 0) -> Any:
 def predicts_next_token(model: Any) -> bool:
     """Tells whether the logits at a position belong to the label of the next one."""
     return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and not model.config.is_encoder_decoder
+
+
+def embeds_texts(model: Any) -> bool:
+    """Tells whether a model of texts has no head: its hidden states are what is used of it, as embeddings."""
+    is_body = getattr(model, "base_model", None) is model and type(model).__name__.endswith(("Model", "Encoder"))
+    return is_body and not model.config.is_encoder_decoder and "input_ids" in forward_arguments(model)
 
 
 def counted_labels(model: Any, labels: torch.Tensor) -> torch.Tensor:

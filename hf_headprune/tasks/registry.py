@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.tasks.classification import ClassScorer
-from hf_headprune.tasks.examples import is_sequence_classifier, predicts_next_token
+from hf_headprune.tasks.embeddings import SIMILARITY, PairScorer, SimilarityScorer
+from hf_headprune.tasks.examples import embeds_texts, is_sequence_classifier, predicts_next_token
 from hf_headprune.tasks.functions import scorer_by_function
 from hf_headprune.tasks.generation import CHRF, ChrfScorer
 from hf_headprune.tasks.likelihood import CausalScorer, LikelihoodScorer
@@ -36,6 +37,10 @@ REFERENCES: Task = (
     ("likelihood", CHRF),
     lambda model, metric: (ChrfScorer if metric == CHRF else LikelihoodScorer)(_target_vocabulary(model.config)),
 )
+EMBEDDINGS: Task = (
+    (SIMILARITY, *REGRESSION_METRICS),
+    lambda model, metric: SimilarityScorer() if metric == SIMILARITY else PairScorer(metric),
+)
 TEXTS: Task = (("likelihood",), lambda model, metric: CausalScorer(model.config.vocab_size))
 
 
@@ -45,12 +50,14 @@ def scorer_for(
     """Returns what scores the examples of a model.
 
     Args:
-        model: A classifier of sequences (one class, several labels, or a number) or of tokens, a question answering, a
-            sequence-to-sequence or a causal language model.
+        model: A classifier of sequences or images (one class, several labels, or a number) or of tokens, a question
+            answering, a sequence-to-sequence or a causal language model, or a model of texts without a head, which
+            embeds them.
         metric: A name: "accuracy", "macro_f1", "f1" (of two classes) or "matthews_correlation" of classes; "closeness",
             "mse", "pearson" or "spearman" of numbers; "accuracy" of several labels or of tokens; "f1" or "exact_match"
-            of spans; "likelihood" of references or texts; "chrf" of generated texts, by their references. None takes
-            the first of the task. Or a function `(predictions, references) -> number`, or a module of the package
+            of spans; "likelihood" of references or texts; "chrf" of generated texts, by their references; "similarity"
+            of embeddings to those of the dense model, or "spearman" and "pearson" of pairs of texts with a number. None
+            takes the first of the task. Or a function `(predictions, references) -> number`, or a module of the package
             `evaluate`; or a `Scorer`, returned as it is but for the tokenizer.
         where: Name of the caller, for errors.
         tokenizer: Of the model, for what it generates.
@@ -64,9 +71,9 @@ def scorer_for(
     task = _task_of(model)
     if task is None:
         raise UnsupportedModelError(
-            f"{where}: {type(model).__name__} is no classifier of sequences or tokens, no question answering and no "
-            "language model whose examples can be scored. Pass the Transformers model itself rather than a wrapper, or "
-            "a function that measures it."
+            f"{where}: {type(model).__name__} is no classifier of sequences, tokens or images, no question answering, "
+            "no embedding and no language model whose examples can be scored. Pass the Transformers model itself "
+            "rather than a wrapper, or a function that measures it."
         )
     metrics, score = task
     if is_prediction_metric(metric):
@@ -94,10 +101,12 @@ def _task_of(model: Any) -> Task | None:
     for name, task in (("ForQuestionAnswering", SPANS), ("ForTokenClassification", TOKENS)):
         if _is_a(model, name):
             return task
-    if is_sequence_classifier(model):
+    if is_sequence_classifier(model) or _is_a(model, "ForImageClassification"):
         return _task_of_sequences(model.config)
     if predicts_next_token(model):
         return TEXTS
+    if embeds_texts(model):
+        return EMBEDDINGS
     return REFERENCES if getattr(model, "can_generate", bool)() and model.config.is_encoder_decoder else None
 
 

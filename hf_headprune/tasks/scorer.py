@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
+    from torch import nn
 
     from hf_headprune.tasks.answers import Answers
 
@@ -76,6 +77,22 @@ class Scorer(ABC):
     def is_mean(self) -> bool:
         """Whether the metric is the weighted mean of the scores, so that the scores seen so far bound it."""
         return self.kind != "corpus"
+
+    @property
+    def compares_models(self) -> bool:
+        """Whether the model before pruning makes the labels, so that without it nothing can be scored."""
+        return False
+
+    def with_references(
+        self, model: nn.Module, batches: Sequence[Mapping[str, torch.Tensor]]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Returns the batches with the labels that only the model before pruning can give, where a task has such.
+
+        Args:
+            model: Before pruning.
+            batches: Without or with labels.
+        """
+        return [dict(batch) for batch in batches]
 
     def check(self, batches: Sequence[Mapping[str, torch.Tensor]], *, where: str = "ExampleEvaluator") -> Scorer:
         """Refuses batches without proper labels; returns the scorer that knows these labels.

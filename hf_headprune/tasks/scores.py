@@ -52,12 +52,14 @@ class ScoredExamples:
     def __init__(
         self, model: nn.Module, dataset: Any, metric: Any = None, batching: Batching = Batching(), *, where: str
     ) -> None:
-        """Reads all examples and their labels; the model is not run. See `scores_of` for arguments and errors."""
+        """Reads all examples and their labels. See `scores_of` for arguments and errors.
+
+        The model is not run, unless it is what others are compared with: then it comes before pruning.
+        """
         examples = ModelExamples(dataset, model, where=where, collate=batching.data_collator)
         scorer = scorer_for(model, metric, where=where, tokenizer=batching.processing_class)
-        self._batches, self._order = ordered_batches(
-            examples, batching.collate_for(model), batch_size=batching.batch_size
-        )
+        batches, self._order = ordered_batches(examples, batching.collate_for(model), batch_size=batching.batch_size)
+        self._batches = scorer.with_references(model, batches)
         self.scorer = scorer.check(self._batches, where=where)
         weights = np.concatenate([self.scorer.weights(batch) for batch in self._batches])
         empty = self._order[weights == 0]

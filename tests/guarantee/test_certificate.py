@@ -590,8 +590,8 @@ def test_examples_without_a_class_are_refused(dense, pruned, rows, row, message)
 
 
 def test_models_of_other_tasks_or_with_other_outputs_are_refused(dense, pruned, rows):
-    with pytest.raises(UnsupportedModelError, match="BertModel is no classifier of sequences or tokens"):
-        certify(tiny_bert(None, num_labels=NUM_LABELS), pruned, rows)
+    with pytest.raises(UnsupportedModelError, match="BertForMaskedLM is no classifier of sequences"):
+        certify(tiny_bert("MaskedLM", num_labels=NUM_LABELS), pruned, rows)
     with pytest.raises(UnsupportedModelError, match=r"must return logits of shape \(32, 3\), received .* \(32, 2\)"):
         certify(dense, tiny_bert(num_labels=2), rows)
 

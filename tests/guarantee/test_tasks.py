@@ -31,6 +31,7 @@ WORDS = {
     "spans by match": "whether the predicted span is the right one, each window for itself",
     "references": "the geometric mean of the probabilities of its reference's tokens (1 / perplexity)",
     "texts": "the geometric mean of the probabilities of its tokens, each given those before it (1 / perplexity)",
+    "embeddings": "the cosine similarity of its embedding to that of the dense model",
 }
 
 

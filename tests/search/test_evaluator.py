@@ -174,9 +174,9 @@ def test_data_without_proper_labels_is_refused(change, message):
         ExampleEvaluator(classifier(), change(batches))
 
 
-def test_a_model_without_a_head_is_refused():
-    with pytest.raises(UnsupportedModelError, match="BertModel is no classifier of sequences or tokens"):
-        ExampleEvaluator(tiny_bert(None, num_labels=3), batches_of(examples()))
+def test_a_model_of_another_task_is_refused():
+    with pytest.raises(UnsupportedModelError, match="BertForMaskedLM is no classifier of sequences"):
+        ExampleEvaluator(tiny_bert("MaskedLM", num_labels=3), batches_of(examples()))
 
 
 def test_unknown_metric_is_refused_with_the_known_ones():

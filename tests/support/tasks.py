@@ -188,6 +188,24 @@ def likelihood(model, example):
     return float(torch.exp(-outputs_of(model, example, labels=labels).loss))
 
 
+def embedding(model, tokens):
+    """The mean of the last hidden states of one text, at length 1."""
+    mean = model(input_ids=torch.tensor([tokens])).last_hidden_state[0].mean(dim=0)
+    return mean / mean.norm()
+
+
+def similarity(model, example):
+    return float(embedding(model, example["input_ids"]) @ torch.tensor(example["labels"]))
+
+
+def own_embeddings(model, dataset):
+    with torch.no_grad():
+        near = [embedding(model, example["input_ids"]) for example in dataset]
+    other = [near[0], *near[:-1]]  # a part of another text's, so that not all are the model's own
+    labels = [(own + 0.2 * (place % 3) * more) for place, (own, more) in enumerate(zip(near, other, strict=True))]
+    return [{**e, "labels": (it / it.norm()).tolist()} for e, it in zip(dataset, labels, strict=True)]
+
+
 def own_spans(model, dataset):
     with torch.no_grad():
         for example in dataset[::2]:
@@ -254,8 +272,9 @@ TASKS = {
     "texts": TinyTask(
         "likelihood", lambda: tiny_bert_decoder(add_cross_attention=False, **UNTIED), texts, likelihood, as_given
     ),
+    "embeddings": TinyTask("similarity", lambda: tiny_distilbert(None), texts, similarity, own_embeddings),
 }
-ROUNDED = ("regression", "regression by mse", "references", "texts")  # scores that rounding changes
+ROUNDED = ("regression", "regression by mse", "references", "texts", "embeddings")  # scores that rounding changes
 
 
 def task_of(name: str, count: int = 30) -> tuple[Any, list[dict[str, Any]], TinyTask]:

@@ -86,8 +86,8 @@ def test_one_shot_refuses_a_label_that_is_no_class(label):
 
 
 def test_one_shot_refuses_a_model_without_a_loss():
-    with pytest.raises(UnsupportedModelError, match="BertModel returns no loss"):
-        second_order_plan(tiny_bert(None, num_labels=3), examples(8), HALF)
+    with pytest.raises(UnsupportedModelError, match="BertForPreTraining returns no loss"):
+        second_order_plan(tiny_bert("PreTraining", num_labels=3), examples(8), HALF)
     with pytest.raises(UnsupportedModelError, match=r"outputs are a tuple: set model\.config\.return_dict = True"):
         second_order_plan(tiny_bert(num_labels=3, return_dict=False), examples(8), HALF)
 

@@ -96,9 +96,10 @@ def test_each_kind_of_model_has_its_metrics():
     assert metrics_of(tiny_bert(num_labels=2)) == (*found["classes"], "f1")
     assert found["regression"] == ("closeness", "mse", "pearson", "spearman")
     assert found["texts"] == found["references"] == ("likelihood",)
-    others = [tiny_bert(None), tiny_bert("MultipleChoice"), tiny_bert("MaskedLM"), torch.nn.Linear(2, 2)]
+    assert found["embeddings"] == ("similarity", "pearson", "spearman")
+    others = [tiny_bert("MultipleChoice"), tiny_bert("MaskedLM"), torch.nn.Linear(2, 2)]
     others.append(tiny_bert(num_labels=2, problem_type="regression"))
-    assert [metrics_of(model) for model in others] == [()] * 5
+    assert [metrics_of(model) for model in others] == [()] * 4
     for model in others:
         with pytest.raises(UnsupportedModelError, match="whose examples can be scored"):
             scorer_for(model)

@@ -48,6 +48,9 @@ class DistillationTuning:
 class Distillation:
     """How a student learns from a teacher: `alpha_task * task + alpha_teacher * logits + alpha_hidden * hidden`.
 
+    A student without a head, such as a `BertModel` or a `SentenceTransformer`, learns from the teacher's embeddings
+    alone, by their squared distance at length 1, without labels; pass the teacher and no other setting then.
+
     Attributes:
         teacher: A trained model of the student's task, with its tokenizer and its labels. It is put into evaluation
             mode and moved to the student's device; it is neither trained nor saved, and does not run in evaluation.

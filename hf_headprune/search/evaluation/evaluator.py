@@ -67,11 +67,13 @@ class ExampleEvaluator(Evaluator):
             UnsupportedModelError: The model has none of these tasks.
         """
         self._model = model
-        self._batches = [dict(batch) for batch in batches]
-        self._calibration = self._batches if calibration is None else [dict(batch) for batch in calibration]
+        self.scorer = scorer_for(model, metric)
+        self._batches = self.scorer.with_references(model, batches)
+        self._calibration = self._batches
+        if calibration is not None:
+            self._calibration = self.scorer.with_references(model, calibration)
         self._settings = EvaluatorSettings() if settings is None else settings
         self._stopper: EarlyStopper | None = None
-        self.scorer = scorer_for(model, metric)
         if not sum(len(next(iter(batch.values()))) for batch in self._batches):
             raise InvalidSettingError(
                 "ExampleEvaluator: at least one labelled example is needed, received none. Pass a non-empty data set."

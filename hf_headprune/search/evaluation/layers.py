@@ -170,10 +170,13 @@ def digests_of(kept: Sequence[Kept]) -> tuple[str, ...]:
 
 
 def logits_in(outputs: Any) -> torch.Tensor:
-    """Returns all logits of a model's output in one tensor: those of classes or tokens, or of both ends of spans."""
+    """Returns all logits of a model's output in one tensor: those of classes or tokens, or of both ends of spans.
+
+    Without a head: its last hidden states.
+    """
     if "start_logits" in outputs:
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
-    return outputs.logits
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,0 +1,112 @@
+"""Train and prune a model that summarises texts: from a checkpoint, or a small one from scratch; ROUGE.
+
+    python examples/summarization.py --model_name_or_path facebook/bart-base --train_file scitldr/train.jsonl \
+        --validation_file scitldr/dev.jsonl --test_file scitldr/test.jsonl --density 0.6 --output_dir out
+    python examples/summarization.py --dataset_name EdinburghNLP/xsum --text_column document --summary_column summary \
+        --model_name_or_path facebook/bart-base --output_dir out
+    python examples/summarization.py --smoke
+
+A column may hold a text or a list of sentences; of several summaries the first one counts. Plans are compared by the
+likelihood of the summaries, and ROUGE is measured with what the model writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import text_pairs
+from datasets import Dataset
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments, set_seed
+
+ROUGES = ("rouge1", "rouge2", "rougeL")
+
+
+@dataclass
+class DataArguments(common.DataArguments):
+    """Which data, and which columns of it."""
+
+    text_column: str = field(default="source", metadata={"help": "Column of the text."})
+    summary_column: str = field(default="target", metadata={"help": "Column of the summary."})
+
+    def pairs(self) -> dict[str, Dataset]:
+        """Returns splits with the columns "source" and "target"."""
+        named = {"source": self.text_column, "target": self.summary_column}
+        splits = {}
+        for name, split in self.read().items():
+            missing = set(named.values()) - set(split.column_names)
+            if missing:
+                raise ValueError(
+                    f"{name}: no column {sorted(missing)} among {split.column_names}. Name them with --text_column and "
+                    "--summary_column."
+                )
+            whole = {"source": " ".join, "target": lambda parts: parts[0]}
+            splits[name] = Dataset.from_dict(
+                {
+                    ours: [value if isinstance(value, str) else whole[ours](value) for value in split[theirs]]
+                    for ours, theirs in named.items()
+                }
+            )
+        return self.complete(splits)
+
+
+class Rouge:
+    """One ROUGE, the mean F of all pairs, 0 to 1."""
+
+    def __init__(self, name: str) -> None:
+        """Keeps the name: rouge1, rouge2 or rougeL."""
+        self._name = name
+
+    def __call__(self, predicted: list[str], gold: list[str]) -> float:
+        """Returns the mean of all pairs."""
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer([self._name], use_stemmer=True)
+        pairs = zip(gold, predicted, strict=True)
+        return float(np.mean([scorer.score(*pair)[self._name].fmeasure for pair in pairs]))
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+    parser = HfArgumentParser(
+        (text_pairs.ModelArguments, DataArguments, common.PruningArguments, Seq2SeqTrainingArguments)
+    )
+    model_args, data_args, pruning_args, training_args = parser.parse_args_into_dataclasses(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    set_seed(training_args.seed)
+    metrics = {name: Rouge(name) for name in ROUGES}
+    return text_pairs.run(data_args.pairs(), model_args, pruning_args, training_args, metrics)
+
+
+TOPICS = ["cats", "ships", "tea", "maps"]
+FILLERS = ["We looked long.", "There were many.", "It was late."]
+
+
+def smoke_arguments(folder: Path) -> list[str]:
+    """Writes toy texts, whose first sentence names what they are about, and returns the arguments of a short run."""
+    rng = np.random.default_rng(0)
+
+    def pair() -> tuple[Any, Any]:
+        topic = str(rng.choice(TOPICS))
+        return [f"This text is about {topic}.", *map(str, rng.choice(FILLERS, 2))], [f"On {topic}"]
+
+    rows = {name: [pair() for _ in range(size)] for name, size in (("train", 128), ("validation", 24), ("test", 24))}
+    files = text_pairs.smoke_files(folder, ("source", "target"), rows)
+    model = "--layers 2 --hidden_size 32 --heads 4 --vocab_size 90 --max_source_length 32 --max_target_length 8"
+    training = "--num_train_epochs 6 --learning_rate 5e-3 --per_device_train_batch_size 16 --report_to none --use_cpu"
+    how = "--save_strategy no --logging_steps 50 --density 0.6 --output_dir"
+    return [*files, *model.split(), *training.split(), *how.split(), str(folder / "out")]
+
+
+if __name__ == "__main__":
+    if "--smoke" in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(smoke_arguments(Path(temporary)))
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,191 @@
+"""The callback in the Trainers of sentence-transformers, unchanged: their losses, batches and evaluators."""
+
+from __future__ import annotations
+
+import copy
+import json
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModel, Trainer, TrainingArguments
+
+from hf_headprune import Distillation, HeadPruneCallback
+from hf_headprune.callback.trainer_compat import model_of
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.tasks.examples import PadRight
+from hf_headprune.tasks.scores import ScoredExamples
+from tests.support.models import tiny_bert, tiny_distilbert
+from tests.support.tasks import texts
+from tests.support.texts import WORDS, save_text_model
+
+st = pytest.importorskip("sentence_transformers", reason="sentence-transformers comes with the extra `demo`")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def embedder(tmp_path):
+    folder = save_text_model(tmp_path / "text", "BertModel")
+    return st.SentenceTransformer(str(folder), device="cpu")
+
+
+def sentences(count, seed):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 6)) for _ in range(count)]
+
+
+def scored_pairs(count=32, seed=0):
+    scores = np.random.default_rng(seed).random(count).tolist()
+    both = {"sentence1": sentences(count, seed + 10), "sentence2": sentences(count, seed + 20)}
+    return Dataset.from_dict({**both, "score": scores})
+
+
+def arguments(kind, folder, **settings):
+    common = {"per_device_train_batch_size": 8, "max_steps": 3, "save_strategy": "no", "report_to": "none"}
+    return kind(str(folder), use_cpu=True, disable_tqdm=True, learning_rate=1e-3, **common, **settings)
+
+
+def trained(model, tmp_path, callback, **others):
+    names = {"SentenceTransformer": "SentenceTransformer", "CrossEncoder": "CrossEncoder"}
+    name = names[type(model).__name__]
+    kind = getattr(st, f"{name}TrainingArguments", None) or getattr(st.cross_encoder, f"{name}TrainingArguments")
+    trainer_class = getattr(st, f"{name}Trainer", None) or getattr(st.cross_encoder, f"{name}Trainer")
+    given = {"train_dataset": scored_pairs(), "eval_dataset": scored_pairs(seed=1)} | others
+    trainer = trainer_class(model=model, args=arguments(kind, tmp_path / "run"), callbacks=[callback], **given)
+    trainer.train()
+    return trainer
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def assert_reads_again(model, folder, read):
+    """What was saved is one pruned model that computes the same."""
+    model.save_pretrained(str(folder))
+    again = type(model)(str(folder), device="cpu")
+    assert json.loads((folder / "config.json").read_text())["model_type"].startswith("prunable_")
+    assert parameters(again) == parameters(model)
+    np.testing.assert_array_equal(read(again), read(model))
+
+
+@pytest.mark.parametrize("loss", ["CoSENTLoss", "MultipleNegativesRankingLoss"])
+def test_a_budget_is_met_under_losses_that_run_the_model_twice(embedder, tmp_path, loss):
+    before = parameters(embedder)
+    data = scored_pairs() if loss == "CoSENTLoss" else scored_pairs().remove_columns("score")
+    made = getattr(st.sentence_transformer.losses, loss)(embedder)
+    callback = HeadPruneCallback(density=0.5)
+    trained(embedder, tmp_path, callback, train_dataset=data, eval_dataset=data, loss=made)
+    assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
+    assert parameters(embedder) < before
+    assert_reads_again(embedder, tmp_path / "saved", lambda model: model.encode(sentences(5, 3)))
+
+
+def test_the_evaluators_own_metric_decides_without_an_eval_dataset(embedder, tmp_path):
+    rows = scored_pairs(24, seed=5)
+    evaluation = import_module("sentence_transformers.sentence_transformer.evaluation")
+    evaluator = evaluation.EmbeddingSimilarityEvaluator(*(rows[name] for name in rows.column_names), name="dev")
+    callback = HeadPruneCallback(max_drop=0.9)
+    trained(embedder, tmp_path, callback, eval_dataset=None, evaluator=evaluator)
+    assert callback.report.metric.name == "dev_spearman_cosine"
+    assert "Metric: dev_spearman_cosine on examples (of the evaluator); before: " in callback.report.to_text()
+    assert callback.report.metric.after == pytest.approx(evaluator(embedder)["dev_spearman_cosine"], abs=1e-6)
+    assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
+    assert "nothing scores single examples of a SentenceTransformer" in callback.report.certificate
+
+
+def test_without_an_evaluator_the_loss_decides(embedder, tmp_path):
+    callback = HeadPruneCallback(max_drop=0.5, confidence=None)
+    trained(embedder, tmp_path, callback)
+    assert callback.report.metric.name == "loss"
+    assert callback.report.metric.after - callback.report.metric.before <= 0.5 + 1e-6
+
+
+def test_a_cross_encoder_is_pruned_saved_and_read_as_one(tmp_path):
+    folder = save_text_model(tmp_path / "text", "BertForSequenceClassification", num_labels=1)
+    model = st.CrossEncoder(str(folder), num_labels=1, device="cpu")
+    callback = HeadPruneCallback(kept_heads=3)
+    trained(model, tmp_path, callback)
+    assert callback.plan.num_kept_heads == 3
+    pairs = list(zip(sentences(5, 3), sentences(5, 4), strict=True))
+    assert_reads_again(model, tmp_path / "saved", lambda it: it.predict(pairs))
+
+
+def test_a_sentence_transformer_learns_from_the_dense_embeddings_without_labels(embedder, tmp_path):
+    dense = copy.deepcopy(embedder)
+    callback = HeadPruneCallback(density=0.5, distillation=Distillation(dense))
+    data = Dataset.from_dict({"sentence": sentences(64, 0)})
+    trained(embedder, tmp_path, callback, train_dataset=data, eval_dataset=data)
+    unseen = sentences(20, 7)
+    near = np.sum([it.encode(unseen, normalize_embeddings=True) for it in (embedder, dense)], axis=0)
+    near = np.square(near).sum(axis=1) / 2 - 1  # cosine similarity of unit vectors
+    assert 0.5 < near.min() < near.mean() < 0.99999
+    assert parameters(embedder) < parameters(dense)
+
+
+def plain(folder, model, callback, **settings):
+    given = {"max_steps": 12, "learning_rate": 1e-3, "save_strategy": "no", "report_to": "none"} | settings
+    args = TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, per_device_train_batch_size=8, **given)
+    data = {"train_dataset": texts(64), "eval_dataset": texts(40, seed=1), "data_collator": PadRight(0)}
+    return Trainer(model=model, args=args, callbacks=[] if callback is None else [callback], **data)
+
+
+def test_a_model_without_a_head_is_cut_and_distilled_in_a_plain_trainer(tmp_path):
+    model = tiny_distilbert(None)
+    dense = copy.deepcopy(model)
+    callback = HeadPruneCallback(density=0.5, distillation=Distillation(dense))
+    trainer = plain(tmp_path, model, callback)
+    trainer.train()
+    claim = callback.certificate.claim
+    assert (claim.metric, callback.certificate.reference) == ("similarity to the dense embeddings", "the teacher")
+    assert 0 < callback.certificate.evidence.pruned_metric < 1
+    trainer.save_model(str(tmp_path / "saved"))
+    again = AutoModel.from_pretrained(tmp_path / "saved")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(again.eval()(ids).last_hidden_state, model.eval()(ids).last_hidden_state)
+
+
+def test_distillation_brings_a_pruned_model_nearer_to_the_dense_embeddings(tmp_path):
+    dense, model = (tiny_distilbert(None, dropout=0.0, attention_dropout=0.0) for _ in range(2))
+    first = HeadPruneCallback(density=0.4, distillation=Distillation(dense), confidence=None)
+    plain(tmp_path, model, first, max_steps=1).train()
+
+    def distance():
+        return float(1 - ScoredExamples(dense, texts(64), where="test").scores_of(model).mean())
+
+    before = distance()
+    second = HeadPruneCallback(density=1.0, distillation=Distillation(dense), confidence=None)
+    plain(tmp_path, model, second, max_steps=30, learning_rate=1e-4).train()
+    assert distance() < 0.7 * before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 3.0}, "learns from the teacher's embeddings alone"),
+        ({"alpha_hidden": 1.0}, "without other settings"),
+    ],
+)
+def test_other_losses_beside_the_embeddings_are_refused(tmp_path, settings, message):
+    callback = HeadPruneCallback(density=0.5, distillation=Distillation(tiny_bert(None), **settings))
+    with pytest.raises(InvalidSettingError, match=message):
+        plain(tmp_path, tiny_bert(None), callback)
+
+
+def test_a_teacher_that_shares_weights_with_the_embedding_student_is_refused(tmp_path):
+    model = tiny_bert(None)
+    with pytest.raises(InvalidSettingError, match="shares weights"):
+        plain(tmp_path, model, HeadPruneCallback(density=0.5, distillation=Distillation(model)))
+
+
+def test_a_module_that_cannot_save_what_is_in_it_is_not_looked_into(tmp_path):
+    class Holder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = tiny_bert(None)
+
+    trainer = plain(tmp_path, tiny_bert(None), None)
+    trainer.model = Holder()
+    assert model_of(trainer) is trainer.model
