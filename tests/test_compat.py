@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModelForSequenceClassification, BertModel
+from transformers import MODEL_MAPPING, AutoModel, AutoModelForSequenceClassification, BertModel
 
 from hf_headprune import _compat
 from hf_headprune.anatomy import anatomy_of
@@ -220,6 +220,7 @@ def test_the_names_are_those_of_the_installed_versions(tmp_path):
         "RECORDABLE": model,
         "RECORDABLE_OF_ALL": pytest.importorskip("transformers.utils.output_capturing"),
         "REGISTERED": MODEL_MAPPING,
+        "LOOKED_UP_IN": AutoModel,
         "COMPILED_IN_PLACE": model,
         "HOOKS_BEFORE_FORWARD": model,
         "LOSS_SCALER": trainer.accelerator,

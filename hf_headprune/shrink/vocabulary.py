@@ -219,7 +219,7 @@ def _configs_of(model: Any) -> list[Any]:
 
 def _named_tokens(config: Any) -> Iterator[tuple[str, Any]]:
     for name, value in vars(config).items():
-        is_token = name.endswith(("_token_id", "_tokens"))
+        is_token = name.endswith(("token_id", "_tokens"))
         values = value if isinstance(value, list) else [value]
         if is_token and values and all(isinstance(each, int) and not isinstance(each, bool) for each in values):
             yield name, value
@@ -290,7 +290,7 @@ def _keep_rows_(model: Any, kept: list[int]) -> None:
         for name, value in list(_named_tokens(config)):
             if isinstance(value, list):
                 setattr(config, name, [new[old] for old in value if old in new])
-            elif name.endswith("_token_id") and value in new:
+            elif name.endswith("token_id") and value in new:
                 setattr(config, name, new[value])
 
 
