@@ -151,8 +151,8 @@ def test_the_pages_state_the_numbers_of_the_code():
     assert f'`confidence="auto"` is {DECIDING:g} if' in said["docs/guarantee.md"]
     assert f"and {REPORTING:g} if it only reports" in said["docs/guarantee.md"]
     largest, smallest = (f"{100 * share:g} %" for share in (max(DENSITIES), min(DENSITIES)))
-    words = dict(zip(range(7, 13), ("seven", "eight", "nine", "ten", "eleven", "twelve"), strict=True))
-    plans = f"{words[len(DENSITIES)]} plans are made, from {largest} of the weights down to {smallest}"
+    words = "eleven twelve thirteen fourteen fifteen sixteen seventeen".split()
+    plans = f"{words[len(DENSITIES) - 11]} plans are made, from {largest} of the weights down to {smallest}"
     assert plans in said["docs/choose.md"]
     assert f"{CALIBRATION:,}\ntraining examples" in said["docs/choose.md"]
     few = next(count for count in range(1, 1000) if can_decide(count, DEFAULT_DROP, DECIDING))

@@ -195,7 +195,7 @@ def test_ffn_chunks_of_other_tasks_are_searched_too():
     [
         (lambda: tiny_bert("QuestionAnswering"), "accuracy", "must be one of f1, exact_match for a BertForQuestion"),
         (lambda: tiny_bert("TokenClassification"), "f1", "must be one of accuracy for a BertForToken"),
-        (tiny_marian, "bleu", "must be one of likelihood for a MarianMTModel, received 'bleu'"),
+        (tiny_marian, "bleu", "must be one of likelihood, chrf for a MarianMTModel, received 'bleu'"),
         (tiny_marian, "perplexity", "The likelihood of an example is 1 / perplexity: pass 'likelihood'"),
         (lambda: tiny_bert(num_labels=3), "f1", "must be one of accuracy, macro_f1, matthews_correlation for a Bert"),
         (lambda: tiny_bert(num_labels=1), "accuracy", "must be one of closeness, mse, pearson, spearman for a Bert"),
