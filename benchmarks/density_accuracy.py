@@ -256,7 +256,8 @@ def model_of(run: Run, work: Path) -> Path | None:
 def queue(options: argparse.Namespace) -> RunQueue[Run]:
     """Builds the queue; of a smoke run, one of each method on few rows."""
     only, smoke, work = options.only, options.smoke, options.work
-    runs = [run for run in all_runs() if only in (None, run.group) or (only == "published" and run.group == "teacher")]
+    sources = {"published": ("teacher", DENSE), "layers": ("budget", DENSE)}  # what others start from
+    runs = [run for run in all_runs() if only in (None, run.group) or (run.group, run.method) == sources.get(only)]
     runs = [run for run in runs if options.methods is None or run.method in (DENSE, *options.methods)]
     runs = [run for run in runs if run.seed in options.seeds and (options.tasks is None or run.task in options.tasks)]
     if smoke:

@@ -151,7 +151,7 @@ def test_the_pages_state_the_numbers_of_the_code():
     assert f'`confidence="auto"` is {DECIDING:g} if' in said["docs/guarantee.md"]
     assert f"and {REPORTING:g} if it only reports" in said["docs/guarantee.md"]
     largest, smallest = (f"{100 * share:g} %" for share in (max(DENSITIES), min(DENSITIES)))
-    words = "eleven twelve thirteen fourteen fifteen sixteen seventeen".split()
+    words = ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"]
     plans = f"{words[len(DENSITIES) - 11]} plans are made, from {largest} of the weights down to {smallest}"
     assert plans in said["docs/choose.md"]
     assert f"{CALIBRATION:,}\ntraining examples" in said["docs/choose.md"]
