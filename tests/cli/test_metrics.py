@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,8 @@ def test_a_module_on_disk_is_loaded_offline(model, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "cache")
     for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
         monkeypatch.delitem(sys.modules, name)  # of a cache that another test made
+    own = [folder for folder in sys.path if not Path(folder, "evaluate_modules").exists()]
+    monkeypatch.setattr(sys, "path", own)
     (tmp_path / "share").mkdir()
     (tmp_path / "share" / "share.py").write_text(MODULE, encoding="utf-8")
     metric, note = metric_named(str(tmp_path / "share"), model)
