@@ -24,7 +24,7 @@ def sentences(count=40):
 
 @pytest.mark.parametrize("budget", [{"density": 0.6}, {"max_drop": 0.2}], ids=["a size", "a drop"])
 def test_trl_fine_tunes_and_prunes_a_language_model(tmp_path, budget):
-    trl = pytest.importorskip("trl", reason="TRL comes with the extra `test`")
+    trl = pytest.importorskip("trl", reason="TRL comes with the extra `dev`")
     folder = save_text_model(tmp_path / "text", "BertModel")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, eos_token="[SEP]")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -46,7 +46,7 @@ def test_trl_fine_tunes_and_prunes_a_language_model(tmp_path, budget):
 
 
 def test_setfit_trains_its_head_on_the_pruned_body(tmp_path):
-    setfit = pytest.importorskip("setfit", reason="SetFit comes with the extra `test`")
+    setfit = pytest.importorskip("setfit", reason="SetFit comes with the extra `dev`")
     model = setfit.SetFitModel.from_pretrained(str(save_text_model(tmp_path / "text", "BertModel")), device="cpu")
     texts = sentences()
     data = Dataset.from_dict({"text": texts, "label": [int("kite" in text) for text in texts]})
