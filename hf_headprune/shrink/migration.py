@@ -19,7 +19,7 @@ import transformers
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from hf_headprune._beside_weights import CONFIG_NAME
-from hf_headprune.anatomy import anatomy_of, family_of
+from hf_headprune.anatomy import anatomy_of, attention_by_layer, family_of
 from hf_headprune.errors import HeadPruneError, InvalidConfigError, InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.config import to_prunable
@@ -31,8 +31,6 @@ from hf_headprune.shrink.surgery import probe, prune_model_
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from hf_headprune.anatomy import Site
 
 PRUNED_HEADS = "pruned_heads"  # of the configurations of Transformers 4
 _OWN_CLASSES = "CoFi"  # what the CoFi repository puts before the names of its classes
@@ -208,21 +206,6 @@ def _sizes(model: Any, shapes: Mapping[str, Any]) -> dict[int, dict[str, int]]:
     return found
 
 
-def _self_attention(model: Any) -> dict[int, Site]:
-    """Returns the site that `pruned_heads` means by each layer, of a dense or a pruned model."""
-    found: dict[int, Site] = {}
-    for site in anatomy_of(model).attention_sites:
-        if site.kind == "cross":
-            continue
-        if site.layer in found:
-            raise UnsupportedModelError(
-                f"{type(model).__name__}: encoder and decoder both have a layer {site.layer}, and {PRUNED_HEADS} does "
-                "not say which is meant. It can't be migrated."
-            )
-        found[site.layer] = site
-    return found
-
-
 def _check_sizes(model: Any, entries: Mapping[int, Mapping[str, int]], listed: Mapping[int, tuple[int, ...]]) -> None:
     """Checks that smaller matrices and the list of pruned heads say the same."""
     for site in anatomy_of(model).attention_sites:
@@ -246,7 +229,7 @@ def _plan(
     model: Any, entries: Mapping[int, Mapping[str, int]], listed: Mapping[int, tuple[int, ...]]
 ) -> PruningPlan | None:
     """Returns what smaller matrices have kept of the dense model, or None where the source does not say which."""
-    sites, plan = _self_attention(model) if listed else {}, PruningPlan.of(model)
+    sites, plan = attention_by_layer(model) if listed else {}, PruningPlan.of(model)
     kept = {}
     for layer, heads in listed.items():
         site = sites.get(layer)
@@ -262,7 +245,7 @@ def _plan(
 
 def _check_listed(model: Any, plan: PruningPlan, listed: Mapping[int, tuple[int, ...]]) -> None:
     """Checks that heads listed as pruned contribute nothing where the weights still have all of them."""
-    sites = _self_attention(model) if listed else {}
+    sites = attention_by_layer(model) if listed else {}
     for layer, heads in listed.items():
         site = sites.get(layer)
         dense = 0 if site is None else site.block.dense_units(model.config)

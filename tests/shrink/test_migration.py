@@ -1,4 +1,4 @@
-"""Checkpoints that were pruned elsewhere: made here in each format; they must compute what its source computes."""
+"""Checkpoints that were pruned elsewhere: made here in each format; they must compute what their source computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.migration import migrate_checkpoint
 from hf_headprune.shrink.saved_plan import plan_from_dense
 from tests.support.foreign_checkpoints import cut_heads_, cut_units_, save_config, weights_of
-from tests.support.models import TINY_FAMILIES, text_inputs, tiny_bert, tiny_distilbert, tiny_roberta
+from tests.support.models import TINY_FAMILIES, amplified, text_inputs, tiny_bert, tiny_distilbert, tiny_roberta
 
 HEADS = {0: [1, 2], 1: [3]}  # pruned ones
 SITES = {layer: f"encoder.layer.{layer}.attention" for layer in (0, 1)}
@@ -29,7 +29,7 @@ def logits(model):
 def expect(folder, outputs, **options):
     """Migrates, and checks the outputs before and after the model is saved and read again."""
     model = migrate_checkpoint(folder, **options)
-    torch.testing.assert_close(logits(model), outputs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits(model), outputs, rtol=1e-4, atol=1e-5)
     model.save_pretrained(folder / "ours")
     reread = AutoModelForSequenceClassification.from_pretrained(folder / "ours")
     assert type(reread) is type(model)
@@ -59,7 +59,7 @@ def masked_by_hand(model, head_mask):
 
 @pytest.mark.parametrize("make", [tiny_bert, tiny_roberta])
 def test_a_checkpoint_of_transformers_4_is_read_with_the_plan_that_it_lists(make, tmp_path):
-    dense = make(num_labels=2)
+    dense = amplified(make(num_labels=2))
     mask = torch.ones(2, 4)
     mask[0, [1, 2]] = mask[1, 3] = 0
     outputs = masked_by_hand(dense, mask)
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_transformers_4_is_read_with_the_plan_that_it_lists(make
 
 
 def test_a_layer_without_heads_is_read_although_transformers_4_could_not_run_it(tmp_path):
-    dense = tiny_bert(num_labels=2)
+    dense = amplified(tiny_bert(num_labels=2))
     mask = torch.tensor([[0.0, 0, 0, 0], [1, 1, 1, 1]])
     save_config(tmp_path, dense, pruned_heads={0: [0, 1, 2, 3]})
     save_file(cut_heads_(weights_of(dense), "bert", {0: [0, 1, 2, 3]}), tmp_path / "model.safetensors")
@@ -82,7 +82,7 @@ def test_a_layer_without_heads_is_read_although_transformers_4_could_not_run_it(
 
 
 def test_other_paths_and_transposed_matrices_are_read(tmp_path):
-    dense = tiny_distilbert(num_labels=2)
+    dense = amplified(tiny_distilbert(num_labels=2))
     save_config(tmp_path / "distilbert", dense, pruned_heads={1: [0]})
     layers, names = "distilbert.transformer.layer", ("q_lin", "k_lin", "v_lin", "out_lin")
     cut = cut_heads_(weights_of(dense), "", {1: [0]}, site=f"{layers}.{{}}.attention", names=names)
@@ -91,7 +91,7 @@ def test_other_paths_and_transposed_matrices_are_read(tmp_path):
         dense.distilbert.transformer.layer[1].attention.out_lin.weight[:, :8] = 0
     expect(tmp_path / "distilbert", logits(dense))
 
-    gpt2 = TINY_FAMILIES["gpt2"].make()
+    gpt2 = amplified(TINY_FAMILIES["gpt2"].make())
     weights = weights_of(gpt2)
     kept = torch.tensor([head * 8 + column for head in (0, 2, 3) for column in range(8)])
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_other_paths_and_transposed_matrices_are_read(tmp_path):
     save_config(tmp_path / "gpt2", gpt2, pruned_heads={0: [1]})
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "gpt2" / "model.safetensors")
     migrated = migrate_checkpoint(tmp_path / "gpt2")
-    torch.testing.assert_close(logits(migrated), logits(gpt2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits(migrated), logits(gpt2), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_other_paths_and_transposed_matrices_are_read(tmp_path):
     ],
 )
 def test_a_list_that_contradicts_the_weights_is_refused(pruned_heads, message, tmp_path):
-    dense = tiny_bert(num_labels=2)
+    dense = amplified(tiny_bert(num_labels=2))
     save_config(tmp_path, dense, pruned_heads=pruned_heads)
     save_file(cut_heads_(weights_of(dense), "bert", HEADS), tmp_path / "model.safetensors")
     with pytest.raises(InvalidConfigError, match=message):
@@ -123,7 +123,7 @@ def test_a_list_that_contradicts_the_weights_is_refused(pruned_heads, message, t
 
 
 def test_listed_heads_that_the_weights_still_have_are_refused(tmp_path):
-    dense = tiny_bert(num_labels=2)
+    dense = amplified(tiny_bert(num_labels=2))
     save_config(tmp_path, dense, pruned_heads=HEADS)
     save_file(weights_of(dense), tmp_path / "model.safetensors")
     with pytest.raises(InvalidConfigError, match=r"layer 0: pruned_heads lists heads \[1, 2\], and the weights have"):
@@ -135,7 +135,7 @@ def test_listed_heads_that_the_weights_still_have_are_refused(tmp_path):
 
 def textpruner_folder(folder):
     """What TextPruner saves: a pickle, heads as Transformers 4 cuts them, one narrower FFN width for all layers."""
-    dense = tiny_bert(num_labels=2)
+    dense = amplified(tiny_bert(num_labels=2))
     with torch.no_grad():
         for layer, heads in HEADS.items():
             own = dense.bert.encoder.layer[layer]
@@ -154,7 +154,7 @@ def test_a_textpruner_folder_is_read(tmp_path):
 
 
 def test_ffn_widths_that_differ_by_layer_are_read_without_a_plan(tmp_path):
-    dense = tiny_bert(num_labels=2)
+    dense = amplified(tiny_bert(num_labels=2))
     weights = cut_units_(weights_of(dense), 24, layers=(1,))
     with torch.no_grad():
         dense.bert.encoder.layer[1].output.dense.weight[:, 24:] = 0
@@ -182,7 +182,7 @@ def zero_(model):
 
 @pytest.mark.parametrize("listed", [None, {0: [1]}])
 def test_zeros_of_nn_pruning_are_cut_and_what_their_biases_add_is_kept(listed, tmp_path):
-    dense = zero_(tiny_bert(num_labels=2))
+    dense = zero_(amplified(tiny_bert(num_labels=2)))
     save_config(tmp_path, dense, **({} if listed is None else {"pruned_heads": listed}))
     save_file(weights_of(dense), tmp_path / "model.safetensors")
     model = expect(tmp_path, logits(dense))
@@ -192,7 +192,7 @@ def test_zeros_of_nn_pruning_are_cut_and_what_their_biases_add_is_kept(listed, t
 
 
 def test_cut_heads_beside_zeros_of_full_size_are_read(tmp_path):
-    dense = tiny_bert(num_labels=2)
+    dense = amplified(tiny_bert(num_labels=2))
     with torch.no_grad():
         dense.bert.encoder.layer[0].attention.output.dense.weight[:, 8:24] = 0
         dense.bert.encoder.layer[0].intermediate.dense.weight[:20] = 0
@@ -214,7 +214,7 @@ def test_layers_without_layer_norm_are_refused(tmp_path):
 @pytest.fixture
 def dense_folder(tmp_path):
     """A saved BERT, and the model."""
-    model = tiny_bert(num_labels=2)
+    model = amplified(tiny_bert(num_labels=2))
     model.save_pretrained(tmp_path)
     return tmp_path, model
 
@@ -317,13 +317,13 @@ def test_an_allowed_pickle_is_read_as_weights_only(dense_folder, tmp_path):
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(InvalidConfigError, match=r"there is no config\.json"):
         migrate_checkpoint(tmp_path)
-    save_config(tmp_path, tiny_bert(num_labels=2))
+    save_config(tmp_path, amplified(tiny_bert(num_labels=2)))
     with pytest.raises(InvalidSettingError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         migrate_checkpoint(tmp_path)
     save_file({"bert.pooler.dense.bias": torch.zeros(32)}, tmp_path / "model.safetensors")
     with pytest.raises(InvalidConfigError, match="its weights lack"):
         migrate_checkpoint(tmp_path)
-    save_config(tmp_path, tiny_bert(num_labels=2), architectures=None)
+    save_config(tmp_path, amplified(tiny_bert(num_labels=2)), architectures=None)
     with pytest.raises(UnsupportedModelError, match=r"architectures in config\.json must name a model class"):
         migrate_checkpoint(tmp_path)
 
