@@ -15,12 +15,16 @@ PYTEST := -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 # Pins that belong to one version of Transformers; another version brings its own.
 UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transformers|setfit|trl)==
 
-.PHONY: demo test check static format install test-oldest test-newest contracts-oldest clean help
+# Where the documentation is built.
+SITE := build/site
+
+.PHONY: demo test check static format install docs test-oldest test-newest contracts-oldest clean help
 
 help:
 	@echo "make demo         fine-tune, prune, search, save and reload a real BERT; a few minutes on 2 cores"
 	@echo "make test         the whole test suite"
 	@echo "make check        formatting, lint, types and the tests; what CI runs"
+	@echo "make docs         the documentation site, in $(SITE); a warning is an error"
 	@echo "make test-oldest  the suite on the oldest supported Transformers ($(OLDEST))"
 	@echo "make test-newest  the suite on the newest Transformers of the registry"
 
@@ -33,6 +37,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python examples/demo.py $(ARGS)
+
+docs: install
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . $(SITE)
 
 test: install
 	$(TEST_ENV) $(BIN)/python $(PYTEST) $(TESTS)

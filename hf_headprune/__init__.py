@@ -49,6 +49,7 @@ _MODULES = {
     "masked": "masking",
     "measure_latency": "latency",
     "measure_latency_table": "shrink.latency_table",
+    "migrate_checkpoint": "shrink.migration",
     "nearest_neighbours": "guarantee.neighbours",
     "plan_for_budget": "pipeline",
     "plans_between": "refit.plans_between",

@@ -252,6 +252,7 @@ from hf_headprune.search.settings import AStarSearch as AStarSearch
 from hf_headprune.shrink.config import PrunableConfig
 from hf_headprune.shrink.export import export_model as export_model
 from hf_headprune.shrink.latency_table import measure_latency_table as measure_latency_table
+from hf_headprune.shrink.migration import migrate_checkpoint as migrate_checkpoint
 from hf_headprune.shrink.prunable import PrunableModel
 from hf_headprune.shrink.prunable import register_prunable as register_prunable
 from hf_headprune.shrink.surgery import prune_model_ as prune_model_
@@ -503,6 +504,7 @@ __all__ = [
     "masked",
     "measure_latency",
     "measure_latency_table",
+    "migrate_checkpoint",
     "nearest_neighbours",
     "plan_for_budget",
     "plans_between",

@@ -230,6 +230,25 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     )
 
 
+def attention_by_layer(model: nn.Module) -> dict[int, Site]:
+    """Returns the self-attention of each layer by its number, as Transformers 4 counted them to prune heads.
+
+    Raises:
+        UnsupportedModelError: The family is unknown, or a number stands for a layer of the encoder and of the decoder.
+    """
+    found: dict[int, Site] = {}
+    for site in anatomy_of(model).attention_sites:
+        if site.kind == "cross":
+            continue
+        if site.layer in found:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: encoder and decoder both have a layer {site.layer}, so that a number does "
+                "not say which layer is meant. Name the sites in a PruningPlan, for masked or prune_model_."
+            )
+        found[site.layer] = site
+    return found
+
+
 def layer_lists(base: nn.Module, stack: Stack) -> list[str]:
     """Returns the paths of the lists of layers of a stack that a model has; several where stages follow one another."""
     pattern = re.compile(re.escape(stack.layers).replace(r"\*", r"\d+"))

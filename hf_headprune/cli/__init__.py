@@ -15,7 +15,8 @@ import typer
 
 from hf_headprune.cli.certify import certify, disagreements
 from hf_headprune.cli.export import export
-from hf_headprune.cli.inspect import power, show, verify
+from hf_headprune.cli.inspect import bench, power, show, verify
+from hf_headprune.cli.migrate import migrate
 from hf_headprune.cli.monitor import monitor
 from hf_headprune.cli.prune import prune
 from hf_headprune.errors import HeadPruneError
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 100},
     help="Prunes fine-tuned Transformers, inspects pruned ones, and verifies their certificates.",
 )
-for command in (prune, show, export, disagreements, certify, verify, monitor, power):
+for command in (prune, show, bench, export, migrate, disagreements, certify, verify, monitor, power):
     app.command()(command)
 
 

@@ -37,11 +37,11 @@ def export(
         else:
             export_model(loaded, staging, mode=mode)  # type: ignore[arg-type] # checked there
             said = f"mode {mode}"
-        _copy_tokenizer(model, loaded, staging)
+        copy_tokenizer(model, loaded, staging)
     typer.echo(f"Saved in {output}; {said}.")
 
 
-def _copy_tokenizer(source: str, model: object, folder: Path) -> None:
+def copy_tokenizer(source: str, model: object, folder: Path) -> None:
     """Saves the tokenizer beside the model, if there is one."""
     try:
         load_tokenizer(source, model).save_pretrained(folder)

@@ -1,7 +1,9 @@
-"""`headprune show`, `verify` and `power`: what a saved model holds, and what examples can certify."""
+"""`headprune show`, `bench`, `verify` and `power`: what a saved model holds, and what examples can certify."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,34 +12,77 @@ import typer
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune._strict_json import parse
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli.explanation import in_words, sites_of
 from hf_headprune.cli.gate import Junit, Summary, cases_of_verification, report
-from hf_headprune.cli.models import load_model
+from hf_headprune.cli.models import load_model, to_accelerator_
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.power import PowerAssumptions, describe_labels, describe_power
 from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.plan import PruningPlan
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True, file_okay=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
 
-def show(folder: Folder, length: Annotated[int, typer.Option(help="Tokens for counting MACs.")] = 128) -> None:
-    """Prints the heads and FFN units of a saved model, its size, and its certificate."""
+def show(
+    folder: Folder,
+    length: Annotated[int, typer.Option(help="Tokens for counting MACs.")] = 128,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Says what a saved model has kept, its size, and its certificate."""
     model = load_model(folder)
     anatomy, plan = anatomy_of(model), PruningPlan.of(model)
     cost = cost_of(plan, anatomy, seq_len=length)
+    certificate = Certificate.load(folder) if (folder / CERTIFICATE_NAME).exists() else None
+    is_about_these = certificate is not None and certificate.pruned.weights == record_of(model).weights
+    statement = certificate.statement if certificate is not None and is_about_these else None
+    if as_json:
+        content = {"class": type(model).__name__, "parameters": cost.parameters, "size_bytes": cost.size_bytes}
+        content |= {"macs": cost.macs, "length": length, "sites": sites_of(model), "certificate": statement}
+        typer.echo(json.dumps(content))
+        return
     typer.echo(type(model).__name__)
     for title, kept in (("heads", plan.kept_heads), ("FFN units", plan.kept_ffn)):
         typer.echo(f"{title}: {' '.join(str(len(units)) for units in kept.values())}")
+    for sentence in in_words(model):
+        typer.echo(sentence)
     typer.echo(f"{cost.parameters:,} parameters, {cost.macs / 1e6:,.0f} million MACs at length {length}")
-    if not (folder / CERTIFICATE_NAME).exists():
-        typer.echo("No certificate.")
+    other = "No certificate." if certificate is None else "The certificate in this folder is about other weights."
+    typer.echo(statement or other)
+
+
+def bench(
+    model: Annotated[Path, typer.Argument(help="Folder of the pruned model.", exists=True, file_okay=False)],
+    dense: Annotated[Path, typer.Option(help="Folder of the dense model.", exists=True, file_okay=False)],
+    batch_size: Annotated[int, typer.Option(help="Sequences per batch.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU.")] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Measures the latency of a pruned model against the dense one, in turns."""
+    pruned, whole = (to_accelerator_(load_model(folder)) for folder in (model, dense))
+    settings = LatencySettings(batch_size=batch_size, seq_len=length, threads=threads)
+    change = measure_latency(whole, pruned, settings)
+    macs = [cost_of(PruningPlan.of(each), anatomy_of(each), seq_len=length).macs for each in (whole, pruned)]
+    bound = macs[0] / macs[1] if macs[1] else None
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(change), "speed_up": change.speed_up, "mac_bound": bound}))
         return
-    certificate = Certificate.load(folder)
-    is_about_these = certificate.pruned.weights == record_of(model).weights
-    typer.echo(certificate.statement if is_about_these else "The certificate in this folder is about other weights.")
+    for name, sample in (("dense", change.before), ("pruned", change.after)):
+        spread = f"half of the runs between {sample.lower_quartile_ms:.2f} and {sample.upper_quartile_ms:.2f}"
+        typer.echo(f"{name}: {sample.median_ms:.2f} ms per batch, {spread}")
+    typer.echo(
+        f"{change.verdict}: {change.batch_size} x {change.seq_len} tokens, {change.device}, {change.dtype}, "
+        f"{change.threads} threads, {change.runs} runs"
+    )
+    if bound is not None:
+        typer.echo(
+            f"The attention and FFN blocks have {bound:.2f}x fewer MACs, a bound on what their removal can give."
+        )
 
 
 def verify(

@@ -1,6 +1,7 @@
 """`headprune show`, `verify` and `power`, on saved models of a real certificate."""
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -87,6 +88,41 @@ def test_show_tells_sizes_and_the_certificate(saved, certificate, capsys):
     assert "No certificate." in called(capsys, "show", saved / "dense").out
 
 
+def test_show_says_in_words_which_heads_went(saved, capsys):
+    output = called(capsys, "show", saved / "pruned").out
+    assert "7 of 8 heads are kept (88%)." in output
+    assert "encoder.layer.0.attention lost head 1 of 4." in output
+    (saved / "pruned" / "headprune_plan.json").unlink()
+    assert "Which heads of the dense model went is not known" in called(capsys, "show", saved / "pruned").out
+
+
+def test_show_names_blocks_of_which_nothing_is_kept(dense, tmp_path, capsys):
+    site = "encoder.layer.1.attention"
+    prune_model_(copy.deepcopy(dense), PruningPlan.of(dense).replace(kept_heads={site: ()})).save_pretrained(tmp_path)
+    output = called(capsys, "show", tmp_path).out
+    assert f"Nothing is kept of {site}; the bias of each still counts." in output
+    assert f"{site} lost heads 0-3 of 4." in output
+
+
+def test_show_prints_one_json_object(saved, certificate, pruned, capsys):
+    content = json.loads(called(capsys, "show", saved / "pruned", "--json").out)
+    assert content["parameters"] == pruned.num_parameters()
+    assert content["certificate"] == certificate.statement
+    assert [site["kept"] for site in content["sites"] if site["kind"] == "encoder"] == [3, 4]
+    assert content["sites"][0]["removed_heads"] == [1]
+
+
+def test_bench_measures_both_models_and_names_the_bound(saved, capsys):
+    words = ("bench", saved / "pruned", "--dense", saved / "dense", "--batch-size", "2", "--length", "8")
+    output = called(capsys, *words).out.splitlines()
+    assert [line.partition(":")[0] for line in output[:2]] == ["dense", "pruned"]
+    assert "2 x 8 tokens, cpu, float32" in output[2]
+    assert "fewer MACs" in output[3]
+    content = json.loads(called(capsys, *words, "--json").out)
+    assert content["mac_bound"] > 1
+    assert content["before"]["median_ms"] > 0
+
+
 def test_show_does_not_repeat_a_certificate_about_other_weights(saved, tmp_path, capsys):
     shutil.copytree(saved / "dense", tmp_path / "other")
     shutil.copy(saved / "pruned" / "headprune_certificate.json", tmp_path / "other")
@@ -106,6 +142,8 @@ def test_power_is_known_before_the_search(capsys):
         (["power", "872", "--max-drop", "2"], "--max-drop must be above 0 and below 1, received 2.0"),
         (["power", "872", "--confidence", "0.4"], "--confidence must be above 0.5 and below 1, received 0.4"),
         (["power", "872", "--disagreement", "0"], "disagreement must be in (0, 1), received 0.0"),
+        (["bench", "{0}/pruned"], "Missing option '--dense'"),
+        (["bench", "{0}/pruned", "--dense", "{0}/dense", "--length", "999"], "seq_len must be at most"),
         (["power"], "Missing argument 'examples'"),
         (["power", "many"], "Invalid value for"),
         (["promise", "872"], "No such command 'promise'"),

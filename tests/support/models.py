@@ -110,6 +110,15 @@ def tiny_bart(class_name: str = "BartForConditionalGeneration", *, seed: int = 0
     return _seeded(class_name, config, seed)
 
 
+@torch.no_grad()
+def amplified(model: Any, factor: float = 10.0) -> Any:
+    """Makes what heads and FFN units add to the outputs far larger than rounding, in place."""
+    for name, parameter in model.base_model.named_parameters():
+        if parameter.dim() == 2 and "embedding" not in name:
+            parameter.mul_(factor)
+    return model
+
+
 def text_inputs(*, seed: int = 1, batch: int = 3, length: int = 9) -> dict[str, torch.Tensor]:
     """Token ids `(batch, length)` without special ones, the last sequence padded by a third."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,30 @@
+"""`headprune migrate`: a checkpoint that was pruned elsewhere, as one of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_headprune.cli.export import copy_tokenizer
+from hf_headprune.cli.output import OutputFolder
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.migration import migrate_checkpoint
+
+
+def migrate(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", hidden=True, exists=True, file_okay=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", hidden=True)],
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin and .pt files")] = False,  # noqa: FBT002
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
+) -> None:
+    """Writes SOURCE, pruned by Transformers 4, TextPruner, nn_pruning, CoFi or a head mask, into OUTPUT."""
+    folder = OutputFolder(output, overwrite)
+    folder.check([str(source)])
+    model = migrate_checkpoint(source, allow_pickle=allow_pickle)
+    with folder.staged() as staging:
+        model.save_pretrained(staging)
+        copy_tokenizer(str(source), model, staging)
+    plan = PruningPlan.of(model)
+    typer.echo(f"Saved in {output}; {plan.num_kept_heads:,} heads and {plan.num_kept_ffn:,} FFN units are kept.")

@@ -1,0 +1,276 @@
+"""Read what Transformers 4 and other libraries saved of a pruned model, and make it a pruned model of this package.
+
+Four things say what is gone: smaller matrices, `pruned_heads` in the configuration, zeros in matrices of full size, and
+masks beside a dense model. They may come together.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+import transformers
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from hf_headprune._beside_weights import CONFIG_NAME
+from hf_headprune.anatomy import anatomy_of, attention_by_layer, family_of
+from hf_headprune.errors import HeadPruneError, InvalidConfigError, InvalidSettingError, UnsupportedModelError, shown
+from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink.config import to_prunable
+from hf_headprune.shrink.folding import fold_dead_units_
+from hf_headprune.shrink.foreign_masks import MASK_FILES, apply_masks_
+from hf_headprune.shrink.prunable import PrunableModel, prunable_of
+from hf_headprune.shrink.saved_plan import attach_plan_
+from hf_headprune.shrink.surgery import probe, prune_model_
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PRUNED_HEADS = "pruned_heads"  # of the configurations of Transformers 4
+_OWN_CLASSES = "CoFi"  # what the CoFi repository puts before the names of its classes
+_WEIGHTS = {SAFE_WEIGHTS_NAME: SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME: WEIGHTS_INDEX_NAME}
+
+
+def migrate_checkpoint(source: str | Path, *, allow_pickle: bool = False) -> Any:
+    """Reads a checkpoint that was pruned by Transformers 4 or by another library, as a pruned model of this package.
+
+    Read are: checkpoints of `prune_heads` (`pruned_heads` in the configuration, smaller matrices), of TextPruner (the
+    same, and narrower FFNs), of nn_pruning (heads and FFN units whose weights are zero), and dense checkpoints with a
+    mask beside them: `head_mask.pt`, a tensor `(layers, heads)`, or `zs.pt` of CoFi. The model that is returned
+    computes what the source computes. What a removed unit adds by its bias is folded into the next bias.
+
+    Args:
+        source: Folder with `config.json`, the weights, and a mask if there is one. It is not changed.
+        allow_pickle: Whether `.bin` and `.pt` files are read. They are pickles; torch reads them as weights only.
+
+    Returns:
+        A `Prunable...` model in evaluation mode, ready for `save_pretrained`. It knows its plan in the numbering of the
+        dense model where the source says it.
+
+    Raises:
+        InvalidSettingError: A file is a pickle, which was not allowed, or can't be read.
+        InvalidConfigError: Configuration, weights and mask contradict each other, or nothing is pruned.
+        UnsupportedModelError: The family is not supported, or the source computes what no model of it can.
+    """
+    folder = Path(source)
+    config = _config(folder)
+    listed = _listed_heads(config)
+    weights, masks = _weights(folder, allow_pickle=allow_pickle), _masks(folder, allow_pickle=allow_pickle)
+    model = _loaded(folder, config, weights, listed)
+    if masks is not None:
+        apply_masks_(model, *masks)
+    expected = probe(model)
+    plan = fold_dead_units_(model)
+    _check_listed(model, plan, listed)
+    if plan == PruningPlan.of(model) and not isinstance(model, PrunableModel):
+        raise InvalidConfigError(
+            f"{folder}: nothing is pruned in it: no {PRUNED_HEADS}, no smaller matrix, no unit whose weights are zero, "
+            f"and no mask ({' or '.join(MASK_FILES)}). Load it with Transformers, and prune it with this package."
+        )
+    prune_model_(model, plan)
+    _check_same(expected, probe(model), folder)
+    return model
+
+
+def _config(folder: Path) -> Any:
+    if not (folder / CONFIG_NAME).is_file():
+        raise InvalidConfigError(
+            f"{folder}: there is no {CONFIG_NAME}. Pass the folder of a saved model; one of the Hub is downloaded "
+            "first: huggingface_hub.snapshot_download(name)."
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise InvalidConfigError(f"{folder}: Transformers can't read its {CONFIG_NAME}: {shown(str(error))}") from error
+    family_of(config)  # refuses one that is not declared
+    if getattr(config, "layer_norm_type", "layer_norm") != "layer_norm":
+        raise UnsupportedModelError(
+            f"{folder}: layer_norm_type is {config.layer_norm_type!r}, so its layers have no layer norm, which those "
+            "of Transformers have. It can't be migrated."
+        )
+    return config
+
+
+def _listed_heads(config: Any) -> dict[int, tuple[int, ...]]:
+    """Takes `pruned_heads` out of a configuration, in place; an entry without heads says nothing."""
+    found = vars(config).pop(PRUNED_HEADS, None) or {}
+    try:
+        return {int(layer): tuple(sorted(map(int, heads))) for layer, heads in found.items() if heads}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidConfigError(
+            f"config.json: {PRUNED_HEADS} must map layers to lists of heads, received {shown(found)}."
+        ) from error
+
+
+def _weights(folder: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a checkpoint, those of safetensors first."""
+    for name, index in _WEIGHTS.items():
+        files = [folder / name] if (folder / name).is_file() else []
+        if not files and (folder / index).is_file():
+            parts = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+            files = [folder / Path(part).name for part in sorted(set(parts))]
+        if files:
+            return {key: tensor for file in files for key, tensor in _read(file, allow_pickle=allow_pickle).items()}
+    raise InvalidSettingError(f"{folder}: there is neither {' nor '.join(_WEIGHTS)}. Pass the folder of a saved model.")
+
+
+def _masks(folder: Path, *, allow_pickle: bool) -> tuple[str, Any] | None:
+    """Returns the name of the mask beside a checkpoint, and its content."""
+    present = [name for name in MASK_FILES if (folder / name).is_file()]
+    if len(present) > 1:
+        raise InvalidSettingError(f"{folder}: it has {' and '.join(present)}. Leave the one that applies.")
+    return (present[0], _read(folder / present[0], allow_pickle=allow_pickle)) if present else None
+
+
+def _read(file: Path, *, allow_pickle: bool) -> Any:
+    if file.suffix == ".safetensors":
+        return safetensors.torch.load_file(file)
+    if not allow_pickle:
+        raise InvalidSettingError(
+            f"{file}: it is a pickle, a format that can run code while it is read. If you trust its author, pass "
+            "allow_pickle=True (--allow-pickle): torch then reads it as weights only."
+        )
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidSettingError(f"{file}: torch can't read it as weights only: {shown(reason)}") from error
+
+
+def _loaded(folder: Path, config: Any, weights: dict[str, torch.Tensor], listed: Mapping[int, tuple[int, ...]]) -> Any:
+    """Returns the model that has the sizes of the weights: a dense one, or a pruned one that knows its plan."""
+    kind = _class_of(folder, config)
+    dense_config = copy.deepcopy(config)
+    with _quiet():
+        model, info = kind.from_pretrained(
+            None,
+            config=dense_config,
+            state_dict=dict(weights),  # Transformers empties what it is given
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    entries = _sizes(model, {key: shape for key, shape, _ in info["mismatched_keys"]})
+    if not entries:
+        lacking = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+        if lacking:
+            raise InvalidConfigError(
+                f"{folder}: its weights lack {shown(lacking)}, or have them in another shape, so they are not those of "
+                f"a {kind.__name__} of this config.json."
+            )
+        return model.eval()
+    _check_sizes(model, entries, listed)
+    filled = {name: tensor for name, tensor in weights.items() if tensor.numel()}  # a block without units has none
+    prunable: Any = prunable_of(kind)
+    with _quiet():
+        pruned = prunable.from_pretrained(None, config=to_prunable(config, entries), state_dict=filled)
+    attach_plan_(pruned, _plan(model, entries, listed))
+    return pruned.eval()
+
+
+def _class_of(folder: Path, config: Any) -> Any:
+    names = config.architectures or ["none"]
+    kind = getattr(transformers, names[0].removeprefix(_OWN_CLASSES), None)
+    if not isinstance(kind, type) or prunable_of(kind) is None:
+        raise UnsupportedModelError(
+            f"{folder}: architectures in config.json must name a model class of Transformers of a supported family, "
+            f"received {shown(config.architectures)}. Write the class that the weights belong to there."
+        )
+    return kind
+
+
+def _sizes(model: Any, shapes: Mapping[str, Any]) -> dict[int, dict[str, int]]:
+    """Returns, layer by layer, the numbers of units that differ from the configuration.
+
+    Args:
+        model: As the configuration has it.
+        shapes: Shape in the checkpoint of each tensor that differs, by its name in the model.
+    """
+    found: dict[int, dict[str, int]] = {}
+    named = {name.removeprefix(f"{model.base_model_prefix}."): tuple(shape) for name, shape in shapes.items()}
+    for site in anatomy_of(model).sites:
+        shape = named.get(f"{site.output}.weight")
+        if shape is not None:
+            columns = shape[0 if site.block.transposed else 1]
+            if columns % site.unit_width or columns > site.units * site.unit_width:
+                raise InvalidConfigError(
+                    f"{site.output}: it has {columns} columns, which are no number of units of {site.unit_width} up to "
+                    f"{site.units}, the number in config.json."
+                )
+            found.setdefault(site.layer, {})[site.field] = columns // site.unit_width
+    return found
+
+
+def _check_sizes(model: Any, entries: Mapping[int, Mapping[str, int]], listed: Mapping[int, tuple[int, ...]]) -> None:
+    """Checks that smaller matrices and the list of pruned heads say the same."""
+    for site in anatomy_of(model).attention_sites:
+        smaller = entries.get(site.layer, {}).get(site.field)
+        if smaller is None or site.kind == "cross":
+            continue
+        if site.block.shared_bias is not None:
+            raise UnsupportedModelError(
+                f"{site.name}: it has {smaller} of {site.units} heads, and takes them of a bias that one layer makes "
+                "for all heads. Such a checkpoint can't be migrated. Cut the dense model with prune_model_."
+            )
+        heads = listed.get(site.layer, ())
+        if heads and site.units - len(heads) != smaller:
+            raise InvalidConfigError(
+                f"layer {site.layer}: {PRUNED_HEADS} lists {len(heads)} of {site.units} heads, and the weights have "
+                f"{smaller}. Pass config.json and weights that were saved together."
+            )
+
+
+def _plan(
+    model: Any, entries: Mapping[int, Mapping[str, int]], listed: Mapping[int, tuple[int, ...]]
+) -> PruningPlan | None:
+    """Returns what smaller matrices have kept of the dense model, or None where the source does not say which."""
+    sites, plan = attention_by_layer(model) if listed else {}, PruningPlan.of(model)
+    kept = {}
+    for layer, heads in listed.items():
+        site = sites.get(layer)
+        if site is not None and site.field in entries.get(layer, {}):
+            kept[site.name] = [head for head in range(site.units) if head not in heads]
+    plan = plan.replace(kept_heads=kept)
+    known = all(
+        len(plan.kept(site.name)) == entries.get(site.layer, {}).get(site.field, site.units)
+        for site in anatomy_of(model).sites
+    )
+    return plan if known else None
+
+
+def _check_listed(model: Any, plan: PruningPlan, listed: Mapping[int, tuple[int, ...]]) -> None:
+    """Checks that heads listed as pruned contribute nothing where the weights still have all of them."""
+    sites = attention_by_layer(model) if listed else {}
+    for layer, heads in listed.items():
+        site = sites.get(layer)
+        dense = 0 if site is None else site.block.dense_units(model.config)
+        if site is None or max(heads) >= dense:
+            raise InvalidConfigError(f"{PRUNED_HEADS} lists head {max(heads)} of layer {layer}, which has {dense}.")
+        alive = sorted({*heads} & {*plan.kept(site.name)}) if site.units == dense else []
+        if alive:
+            raise InvalidConfigError(
+                f"layer {layer}: {PRUNED_HEADS} lists heads {alive}, and the weights have them, with values that are "
+                "not zero. Pass config.json and weights that were saved together."
+            )
+
+
+def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, folder: Path) -> None:
+    if expected is None or received is None or torch.allclose(expected, received, rtol=1e-3, atol=1e-4):
+        return
+    raise HeadPruneError(f"{folder}: the migrated model computes something else than the source. Please report it.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the report of a loading: what differs in shape is looked at here."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)

@@ -1,0 +1,85 @@
+"""The wheel: it holds all that the package needs, and works where there is no checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+
+import pytest
+
+import hf_headprune
+from tests.support.fresh_process import ROOT
+
+BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
+NOT_CODE = {"hf_headprune/py.typed", "hf_headprune/__init__.pyi", "hf_headprune/publish/model_card.md"}
+WITHOUT_CHECKOUT = """
+import sys
+from pathlib import Path
+checkout, unpacked = sys.argv[1:]
+sys.path = [place for place in sys.path if Path(place).resolve() != Path(checkout)]
+import hf_headprune
+import transformers
+from hf_headprune import cli, compat
+from hf_headprune.publish.card import TEMPLATE
+assert "{{ version }}" in TEMPLATE.read_text()
+config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+model = transformers.BertModel(config)
+compat.prune_heads(model, {0: [1]})
+model.save_pretrained("pruned")  # with code that is made from files of the package
+assert Path("pruned", "modeling_prunable_bert.py").exists()
+names = [name for name in hf_headprune.__all__ if not name.startswith("Prunable")]
+for name in names:
+    getattr(hf_headprune, name)
+files = [Path(module.__file__) for name, module in sys.modules.items() if name.partition(".")[0] == "hf_headprune"]
+assert len(names) > 40 and len(files) > 100, (names, files)
+assert all(file.is_relative_to(unpacked) for file in files), files
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of a copy of the checkout, since building leaves files beside the source."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in BUILT_FROM:
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "hf_headprune", source / "hf_headprune", ignore=shutil.ignore_patterns("__pycache__"))
+    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir"]
+    done = subprocess.run([sys.executable, *words, str(out), str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = out.glob("*.whl")
+    return zipfile.ZipFile(file)
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    present = [file for file in (ROOT / "hf_headprune").rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    assert packed == {file.relative_to(ROOT).as_posix() for file in present}
+    assert packed >= NOT_CODE
+
+
+def test_version_and_command_come_from_the_package_and_its_settings(wheel):
+    (place,) = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    metadata = Parser().parsestr(wheel.read(f"{place}/METADATA").decode())
+    assert metadata["Version"] == hf_headprune.__version__
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert {"plot", "onnx", "docs"} <= set(metadata.get_all("Provides-Extra"))
+    assert "headprune = hf_headprune.cli:main" in wheel.read(f"{place}/entry_points.txt").decode()
+    assert f"{place}/licenses/LICENSE" in wheel.namelist()
+
+
+def test_an_unpacked_wheel_works_without_the_checkout(wheel, tmp_path):
+    unpacked = tmp_path / "unpacked"
+    wheel.extractall(unpacked)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_CHECKOUT, str(ROOT), str(unpacked)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(unpacked)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
