@@ -163,7 +163,7 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
         keeps_spare: Whether the spare checkpoint is needed on, since the pruned model is still to be trained.
     """
     if trainer.is_world_process_zero():
-        model: Any = trainer.model
+        model = model_of(trainer)
         attach_card_(model, result.card(model))
         tqdm.write(result.report.to_text())
         texts = {REPORT_NAME: result.report.to_json()}
