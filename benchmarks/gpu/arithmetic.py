@@ -8,7 +8,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-LENGTH, CALIBRATION, HELD_OUT, PLANS = 128, 2048, 2000, 11
+from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
+
+LENGTH, HELD_OUT = 128, 2000
+PLANS = 1 + len(DENSITIES)  # the whole model is measured, too
 FLOAT32, GIB = 4, 2**30
 RATE = 20e12  # floating-point operations per second that a device reaches in practice, not its peak
 

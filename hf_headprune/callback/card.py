@@ -6,6 +6,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._model_card import write_card_
+from hf_headprune.callback.trainer_compat import model_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -22,8 +23,7 @@ def let_card_tell_of_pruning(trainer: Trainer) -> None:
     @wraps(create)
     def create_with_section(*args: Any, **kwargs: Any) -> None:
         create(*args, **kwargs)
-        model: Any = trainer.model
         if trainer.is_world_process_zero():
-            write_card_(model, str(trainer.args.output_dir), name=getattr(trainer, "hub_model_id", None))
+            write_card_(model_of(trainer), str(trainer.args.output_dir), name=getattr(trainer, "hub_model_id", None))
 
     trainer.create_model_card = create_with_section

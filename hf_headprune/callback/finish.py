@@ -163,7 +163,7 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
         keeps_spare: Whether the spare checkpoint is needed on, since the pruned model is still to be trained.
     """
     if trainer.is_world_process_zero():
-        model: Any = trainer.model
+        model = model_of(trainer)
         attach_card_(model, result.card(model))
         tqdm.write(result.report.to_text())
         texts = {REPORT_NAME: result.report.to_json()}
@@ -219,8 +219,8 @@ def _walk_down(
     search, before, own, ours = settings.measured, learned.plan, None, None
     decide: Any = None
     if isinstance(holdout, Holdout):
-        model = model_of(trainer)
-        twin, split = plain_copy(model), holdout.read(model)
+        twin = plain_copy(model_of(trainer))
+        split = holdout.read(twin, before)
         decide = by_test(holdout, twin, before, split)
         if not holdout.is_separate and holdout.data_size == len(trainer.eval_dataset) and asked.metric is None:
             ours = by_first(partial(split.value_of_plan, twin, before))

@@ -15,7 +15,7 @@ from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune._checks import is_number
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DENSE, Certificate, ExampleRecord, Promise
-from hf_headprune.guarantee.claim import LONGEST_NAME, Claim, is_name
+from hf_headprune.guarantee.claim import LONGEST_NAME, Claim, Metric, is_name
 from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.external import check_external, is_external
 from hf_headprune.guarantee.path import CertifiedPath, PathStep, certify_in_order
@@ -89,7 +89,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
             "of the pruned model on examples that the path has not looked at: certify(dense, pruned, test, each=...)."
         )
     _check_ledger(ledger)
-    split = dataset if isinstance(dataset, ScoredSplit) else ScoredSplit(data_of(dataset), metric, model)
+    split = _read(model, dataset, metric, reference, "certify_path")
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
     dense = split.outcome_of_plan(model, reference)
     known: dict[str | None, Outcome] = {}
@@ -105,6 +105,22 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         known[record_of(model).weights] = dense
     path.remember(known)
     return path
+
+
+def _read(model: nn.Module, dataset: Any, metric: Any, reference: PlanOrResult | None, where: str) -> ScoredSplit:
+    """Returns a split as it is scored, unless it was read already, and by the metric that is asked for.
+
+    A score that compares a model with another one compares it with the reference.
+    """
+    if not isinstance(dataset, ScoredSplit):
+        return ScoredSplit.of_plan(data_of(dataset), metric, model, reference)
+    given = dataset.metric.name
+    if metric not in (None, given) and Metric.of(metric, model, where=where).name != given:
+        raise InvalidSettingError(
+            f"{where}: the split was read to be scored by {given!r}, received the metric {shown(metric)}. Leave metric "
+            "out, or read the split by it."
+        )
+    return dataset
 
 
 def _outcome_of(
@@ -155,7 +171,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     _check_plans(plans, "furthest_within")
     if not (is_number(max_drop) and 0 <= max_drop < 1):
         raise InvalidSettingError(f"furthest_within: max_drop must be in [0, 1), received {shown(max_drop)}.")
-    split = dataset if isinstance(dataset, ScoredSplit) else ScoredSplit(data_of(dataset), metric, model)
+    split = _read(model, dataset, metric, reference, "furthest_within")
     value = split.metric.aggregate or np.mean
     whole = split.outcome_of_plan(model, reference)
     metrics = [split.value_of_plan(model, reference)]
@@ -263,6 +279,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
     known = [None if path is None else path.outcome_of(each.weights) for each in (dense_record, pruned_record)]
+    if known[0] is None and getattr(split.metric.score, "compares_models", False):
+        known = [None, None]  # the path compared the pruned model with another one
     claim, scores = _scored(split, claim, dense, pruned, stop_early=stop_early, known=known)
     evidence = evidence_of(scores, claim, split.metric.aggregate)
     if path is not None:

@@ -155,6 +155,12 @@ class ScoredSplit:
         is_grouped = data.groups is not None and metric.kind in ("binary", AGREEMENT)
         self.metric: Metric = replace(metric, kind="bounded") if is_grouped else metric
 
+    @classmethod
+    def of_plan(cls, data: CertificationData, metric: Any, model: nn.Module, plan: PlanOrResult | None) -> ScoredSplit:
+        """Reads the examples; scores that compare models compare them with what a plan keeps of a model."""
+        with nullcontext() if plan is None else masked(model, plan):
+            return cls(data, metric, model)
+
     def _compared(self, models: Sequence[Any]) -> tuple[DisjointnessRecord, ...]:
         data = self.data
         records = []

@@ -194,9 +194,9 @@ class Holdout:
         plan = reference if allowed.index is None else plans[allowed.index]
         return Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
 
-    def read(self, model: Any) -> ScoredSplit:
+    def read(self, model: Any, reference: PruningPlan) -> ScoredSplit:
         """Returns the examples as they are scored: reading them, and what they are compared with, is done once."""
-        return ScoredSplit(self.data, self.metric, model)
+        return ScoredSplit.of_plan(self.data, self.metric, model, reference)
 
     def last_allowed(
         self, model: Any, plans: list[RefittedPlan], reference: PruningPlan, split: ScoredSplit | None = None

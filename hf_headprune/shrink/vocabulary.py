@@ -44,13 +44,15 @@ def prune_vocabulary_(model: nn.Module, tokenizer: Any, texts: Iterable[str]) ->
 
     Raises:
         InvalidSettingError: There is no text, or one is no string; or the tokenizer is not the model's.
-        UnsupportedModelError: The tokenizer is of another kind, or the model holds tokens in further places.
+        UnsupportedModelError: The tokenizer is of another kind; or the model holds tokens in further places, or counts
+            positions from a padding token that would get another number.
         HeadPruneError: The model computes something else afterwards; it is then unusable.
     """
     backend = _backend_of(tokenizer)
     content = json.loads(backend.to_str())
+    _check_table(model, len(tokenizer))
     kept, probed = _kept(tokenizer, content, texts, _ids_of_configs(model))
-    _check_model(model, len(tokenizer), kept)
+    _check_model(model, kept)
     smaller = _tokenizer_of(tokenizer, _renumbered(content, kept))
     for text in probed:
         before, after = (it.convert_ids_to_tokens(it(text)["input_ids"]) for it in (tokenizer, smaller))
@@ -242,17 +244,21 @@ def _ids_of_configs(model: Any) -> set[int]:
     return found
 
 
-def _check_model(model: Any, pieces: int, kept: list[int]) -> None:
+def _check_table(model: Any, pieces: int) -> None:
     table = model.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise UnsupportedModelError(
+            f"prune_vocabulary_: the embeddings must be an nn.Embedding, received {type(table).__name__}."
+        )
     if pieces > table.num_embeddings:
         raise InvalidSettingError(
             f"prune_vocabulary_: the tokenizer has {pieces:,} pieces, and the model embeds {table.num_embeddings:,}. "
             "Pass the model's own tokenizer."
         )
-    if not isinstance(table, nn.Embedding):
-        raise UnsupportedModelError(
-            f"prune_vocabulary_: the embeddings must be an nn.Embedding, received {type(table).__name__}."
-        )
+
+
+def _check_model(model: Any, kept: list[int]) -> None:
+    table = model.get_input_embeddings()
     others = [
         name
         for name, module in model.named_modules()
@@ -269,6 +275,21 @@ def _check_model(model: Any, pieces: int, kept: list[int]) -> None:
         raise InvalidSettingError(
             f"prune_vocabulary_: token {kept[-1]} has no embedding among {table.num_embeddings:,}."
         )
+    _check_padding(model, kept)
+
+
+def _check_padding(model: Any, kept: list[int]) -> None:
+    """Refuses another number of the padding token where a module, such as RoBERTa's, counts positions from it."""
+    table = model.get_input_embeddings()
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        positions = [it for it in module.children() if isinstance(it, nn.Embedding) and it.weight is not table.weight]
+        counts = padding is not None and any(it.padding_idx == padding for it in positions)
+        if counts and kept[padding : padding + 1] != [padding]:
+            raise UnsupportedModelError(
+                f"prune_vocabulary_: {name} counts positions from the padding token, number {padding}, which would get "
+                "another number. It is supported where the padding token is among the first."
+            )
 
 
 @torch.no_grad()

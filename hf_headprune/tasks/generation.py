@@ -64,7 +64,8 @@ class ChrfScorer(LikelihoodScorer):
                 "Batching(processing_class=tokenizer) to CertificationData."
             )
         _sentence_chrf(["a"], ["a"])
-        return replace(self, longest=max(int(_targets(batch).ge(0).sum(dim=1).max()) for batch in batches))
+        longest = max(int(_targets(batch).ge(0).sum(dim=1).max()) for batch in batches)
+        return replace(self, longest=max(longest, self.longest))  # of a part of the examples: as for all of them
 
     def answers_of(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Answers:
         """Lets the model generate, and scores the texts; nothing is a tie."""

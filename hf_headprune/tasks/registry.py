@@ -92,11 +92,6 @@ def metrics_of(model: Any) -> tuple[str, ...]:
     return () if task is None else task[0]
 
 
-def classifies(model: Any) -> bool:
-    """Tells whether a pretrained model gives each sequence one class."""
-    return _task_of(model) in (CLASSES, TWO_CLASSES)
-
-
 def _task_of(model: Any) -> Task | None:
     for name, task in (("ForQuestionAnswering", SPANS), ("ForTokenClassification", TOKENS)):
         if _is_a(model, name):

@@ -107,8 +107,10 @@ def test_a_cross_encoder_is_pruned_saved_and_read_as_one(tmp_path):
     folder = save_text_model(tmp_path / "text", "BertForSequenceClassification", num_labels=1)
     model = st.CrossEncoder(str(folder), num_labels=1, device="cpu")
     callback = HeadPruneCallback(kept_heads=3)
-    trained(model, tmp_path, callback)
+    trainer = trained(model, tmp_path, callback)
     assert callback.plan.num_kept_heads == 3
+    model_of(trainer).save_pretrained(tmp_path / "inside")  # the card is about the model inside
+    assert "AutoModelForSequenceClassification.from_pretrained" in (tmp_path / "inside" / "README.md").read_text()
     pairs = list(zip(sentences(5, 3), sentences(5, 4), strict=True))
     assert_reads_again(model, tmp_path / "saved", lambda it: it.predict(pairs))
 

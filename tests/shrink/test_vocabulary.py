@@ -19,7 +19,7 @@ from transformers import (
 
 from hf_headprune import PruningPlan, anatomy_of, prune_model_, prune_vocabulary_
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from tests.support.models import tiny_bart, tiny_bert, tiny_marian, tiny_roberta
+from tests.support.models import TINY_FAMILIES, tiny_bart, tiny_bert, tiny_marian, tiny_roberta
 
 SYLLABLES = ("ba", "ke", "lo", "mi", "nu", "po", "ra", "si", "tu", "ve")
 
@@ -171,6 +171,11 @@ def test_what_can_not_be_cut_is_refused_before_anything_changes():
     apart = tiny_marian(vocab_size=size, decoder_vocab_size=size, share_encoder_decoder_embeddings=False)
     with pytest.raises(UnsupportedModelError, match="second table"):
         prune_vocabulary_(apart, tokenizer, OWN)
+    counting = tiny_roberta(vocab_size=size, pad_token_id=size - 1, max_position_embeddings=size + 100)
+    with pytest.raises(UnsupportedModelError, match=f"counts positions from the padding token, number {size - 1}"):
+        prune_vocabulary_(counting, tokenizer, OWN)
+    with pytest.raises(UnsupportedModelError, match=r"must be an nn\.Embedding, received"):
+        prune_vocabulary_(TINY_FAMILIES["vit"].make(), tokenizer, OWN)
     speaker = decoder(size)
     speaker.generation_config.bad_words_ids = [[5]]
     with pytest.raises(UnsupportedModelError, match="bad_words_ids"):

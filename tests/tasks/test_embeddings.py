@@ -6,7 +6,7 @@ import torch
 from scipy.stats import spearmanr
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.guarantee.certify import certify
+from hf_headprune.guarantee.certify import certify, certify_path
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.masking import masked, plain_copy
 from hf_headprune.pipeline.budget import plan_for_budget
@@ -111,6 +111,20 @@ def test_the_smallest_model_with_near_embeddings_is_found_and_certified_without_
     alone = verify_certificate(certificate, pruned, unseen)
     assert alone.holds
     assert any("needs the dense model" in words for words in alone.skipped)
+
+
+def test_a_path_and_its_certificate_compare_with_the_same_embeddings(model):
+    full = PruningPlan.of(model)
+    first, second = full.kept_heads
+    part, plan = (full.replace(kept_heads=kept) for kept in ({first: [0, 1]}, {first: [0], second: [1, 2]}))
+    rows = texts(60)
+    path = certify_path(model, [plan], rows, max_drop=0.45, reference=part)
+    dense, pruned = (prune_model_(plain_copy(model), each) for each in (part, plan))
+    assert path.dense_metric == pytest.approx(1, abs=1e-6)
+    assert path.steps[0].metric == pytest.approx(np.mean(similarities(dense, pruned, rows)), abs=1e-5)
+    for other in (dense, model):  # of another model than the path's, nothing is taken from the path
+        found = certify(other, pruned, rows, max_drop=0.45, path=path).evidence.pruned_metric
+        assert found == pytest.approx(np.mean(similarities(other, pruned, rows)), abs=1e-5)
 
 
 def test_pairs_certify_their_correlation_by_a_bootstrap(model):
