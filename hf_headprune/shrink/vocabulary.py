@@ -282,9 +282,11 @@ def _check_padding(model: Any, kept: list[int]) -> None:
     """Refuses another number of the padding token where a module, such as RoBERTa's, counts positions from it."""
     table = model.get_input_embeddings()
     for name, module in model.named_modules():
-        padding = getattr(module, "padding_idx", None)
+        padding: int | None = getattr(module, "padding_idx", None)
+        if padding is None:
+            continue
         positions = [it for it in module.children() if isinstance(it, nn.Embedding) and it.weight is not table.weight]
-        counts = padding is not None and any(it.padding_idx == padding for it in positions)
+        counts = any(it.padding_idx == padding for it in positions)
         if counts and kept[padding : padding + 1] != [padding]:
             raise UnsupportedModelError(
                 f"prune_vocabulary_: {name} counts positions from the padding token, number {padding}, which would get "
