@@ -86,18 +86,13 @@ def require_whole_model(trainer: Trainer, *, in_training: bool) -> None:
         in_training: Whether the model is pruned, or learns from a teacher, while it trains.
 
     Raises:
-        TrainingStateError: The Trainer re-makes the model (`model_init`), has a loss for each of several data sets, or
-            splits weights over processes in a way that can't be gathered, or while they are needed whole.
+        TrainingStateError: The Trainer re-makes the model (`model_init`), or splits weights over processes in a way
+            that can't be gathered, or while they are needed whole.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
             "Trainer(model_init=...) makes a new model at every train(), and HeadPruneCallback serves the one that the "
             "Trainer was built with. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
-        )
-    if isinstance(getattr(trainer, "loss", None), dict):  # of sentence-transformers; a batch has but one of them
-        raise TrainingStateError(
-            "The Trainer has a loss for each of several data sets, and removal costs come from batches that mix them. "
-            "Prune in a Trainer with one data set and one loss, or with the same loss for all: loss=..."
         )
     if (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled) and in_training:
         raise TrainingStateError(
@@ -110,6 +105,19 @@ def require_whole_model(trainer: Trainer, *, in_training: bool) -> None:
         raise TrainingStateError(
             "FSDP of version 1 flattens the weights of a block into one, which is not gathered here. Use version 2: "
             "fsdp_config={'version': 2}, or fsdp_version: 2 in the configuration of accelerate."
+        )
+
+
+def require_one_loss(trainer: Trainer) -> None:
+    """Refuses losses of which each belongs to one of several data sets: what is scored mixes their examples.
+
+    Raises:
+        TrainingStateError: A Trainer of sentence-transformers has them; it knows them once it is built.
+    """
+    if isinstance(getattr(trainer, "loss", None), dict):
+        raise TrainingStateError(
+            "The Trainer has a loss for each of several data sets, and units are scored on batches that mix them. "
+            "Prune in a Trainer with one data set and one loss, or with the same loss for all: loss=..."
         )
 
 
