@@ -209,6 +209,7 @@ class HeadPruneCallback(TrainerCallback):
     ) -> None:
         """Refuses what would train without scores or past pruning; says what is going to happen."""
         trainer, parts = self._ready()
+        trainer_compat.require_one_loss(trainer)
         self._started = time.perf_counter()
         parts.begin_run(state.max_steps, state.global_step, kwargs["optimizer"])
         if self.settings.movement is not None and self.settings.trains_twice:

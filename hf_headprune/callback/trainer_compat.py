@@ -108,6 +108,19 @@ def require_whole_model(trainer: Trainer, *, in_training: bool) -> None:
         )
 
 
+def require_one_loss(trainer: Trainer) -> None:
+    """Refuses losses of which each belongs to one of several data sets: what is scored mixes their examples.
+
+    Raises:
+        TrainingStateError: A Trainer of sentence-transformers has them; it knows them once it is built.
+    """
+    if isinstance(getattr(trainer, "loss", None), dict):
+        raise TrainingStateError(
+            "The Trainer has a loss for each of several data sets, and units are scored on batches that mix them. "
+            "Prune in a Trainer with one data set and one loss, or with the same loss for all: loss=..."
+        )
+
+
 def require_plain_passes(trainer: Trainer) -> None:
     """Refuses ways to train in which what was added to the model would get lost.
 

@@ -250,6 +250,11 @@ def _check_table(model: Any, pieces: int) -> None:
         raise UnsupportedModelError(
             f"prune_vocabulary_: the embeddings must be an nn.Embedding, received {type(table).__name__}."
         )
+    if getattr(model.config, "encoder", None) is not None and getattr(model.config, "decoder", None) is not None:
+        raise UnsupportedModelError(
+            f"prune_vocabulary_: a {type(model).__name__} is made of two models with a vocabulary each. Prune that of "
+            "each part, before they are put together."
+        )
     if pieces > table.num_embeddings:
         raise InvalidSettingError(
             f"prune_vocabulary_: the tokenizer has {pieces:,} pieces, and the model embeds {table.num_embeddings:,}. "

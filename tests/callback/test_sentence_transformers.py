@@ -9,12 +9,12 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from hf_headprune import Distillation, HeadPruneCallback
 from hf_headprune.callback.trainer_compat import model_of
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.scores import ScoredExamples
 from tests.support.models import tiny_bert, tiny_distilbert
@@ -81,6 +81,13 @@ def test_a_budget_is_met_under_losses_that_run_the_model_twice(embedder, tmp_pat
     assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
     assert parameters(embedder) < before
     assert_reads_again(embedder, tmp_path / "saved", lambda model: model.encode(sentences(5, 3)))
+
+
+def test_a_loss_for_each_of_several_data_sets_is_refused(embedder, tmp_path):
+    losses = {name: st.sentence_transformer.losses.CoSENTLoss(embedder) for name in ("a", "b")}
+    data = DatasetDict({name: scored_pairs(seed=seed) for seed, name in enumerate(losses)})
+    with pytest.raises(TrainingStateError, match="a loss for each of several data sets"):
+        trained(embedder, tmp_path, HeadPruneCallback(density=0.5), train_dataset=data, eval_dataset=data, loss=losses)
 
 
 def test_the_evaluators_own_metric_decides_without_an_eval_dataset(embedder, tmp_path):

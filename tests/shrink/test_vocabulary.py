@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
@@ -176,6 +178,9 @@ def test_what_can_not_be_cut_is_refused_before_anything_changes():
         prune_vocabulary_(counting, tokenizer, OWN)
     with pytest.raises(UnsupportedModelError, match=r"must be an nn\.Embedding, received"):
         prune_vocabulary_(TINY_FAMILIES["vit"].make(), tokenizer, OWN)
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(tiny_bert(None).config, tiny_bert(None).config)
+    with pytest.raises(UnsupportedModelError, match="two models with a vocabulary each"):
+        prune_vocabulary_(EncoderDecoderModel(config), tokenizer, OWN)
     speaker = decoder(size)
     speaker.generation_config.bad_words_ids = [[5]]
     with pytest.raises(UnsupportedModelError, match="bad_words_ids"):

@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 def fresh(script: str, *arguments: str) -> dict[str, Any]:
     """Runs a script in a process of its own; returns what it puts into `out`."""
-    lines = ["import json, sys", "out = {}", script, "print()", "print(json.dumps(out))"]  # a question may be left on the line
+    lines = [
+        "import json, sys",
+        "out = {}",
+        script,
+        "print()",
+        "print(json.dumps(out))",
+    ]  # a question may be left on the line
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
