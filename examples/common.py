@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -25,6 +27,14 @@ from hf_headprune.cli.files import DataSource
 logger = logging.getLogger("examples")
 DEFAULT_DROP = 0.01
 TextMetric = Callable[[list[str], list[str]], float]
+
+
+@dataclass
+class CheckpointArguments:
+    """Which model."""
+
+    model_name_or_path: str = field(metadata={"help": "Checkpoint of a supported family: a Hub name or a folder."})
+    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut."})
 
 
 @dataclass
@@ -105,6 +115,20 @@ class PruningArguments:
         levels: dict[str, Any] = {"auto": "auto", "none": None}
         level = levels[self.confidence] if self.confidence in levels else float(self.confidence)
         return [HeadPruneCallback(**budgets, **others, confidence=level)]
+
+
+def run(main: Callable[[list[str]], Any], smoke_arguments: Callable[[Path], list[str]]) -> None:
+    """Runs a script on what was typed, or with `--smoke` for a few seconds on data that it makes itself.
+
+    Args:
+        main: Takes the arguments.
+        smoke_arguments: Writes data into a folder, and returns the arguments of a run on them.
+    """
+    if "--smoke" not in sys.argv[1:]:
+        main(sys.argv[1:])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        main(smoke_arguments(Path(folder)))
 
 
 def lines_of(path: Path) -> list[str]:

@@ -14,8 +14,6 @@ the validation split. Without --model_name_or_path, a small model is trained fro
 from __future__ import annotations
 
 import logging
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,8 +159,4 @@ def smoke_arguments(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if "--smoke" in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(smoke_arguments(Path(temporary)))
-    else:
-        main(sys.argv[1:])
+    common.run(main, smoke_arguments)

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,8 +121,4 @@ def smoke_arguments(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if "--smoke" in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(smoke_arguments(Path(temporary)))
-    else:
-        main(sys.argv[1:])
+    common.run(main, smoke_arguments)

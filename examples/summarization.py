@@ -13,8 +13,6 @@ likelihood of the summaries, and ROUGE is measured with what the model writes.
 from __future__ import annotations
 
 import logging
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,17 +94,9 @@ def smoke_arguments(folder: Path) -> list[str]:
         topic = str(rng.choice(TOPICS))
         return [f"This text is about {topic}.", *map(str, rng.choice(FILLERS, 2))], [f"On {topic}"]
 
-    rows = {name: [pair() for _ in range(size)] for name, size in (("train", 128), ("validation", 24), ("test", 24))}
-    files = text_pairs.smoke_files(folder, ("source", "target"), rows)
-    model = "--layers 2 --hidden_size 32 --heads 4 --vocab_size 90 --max_source_length 32 --max_target_length 8"
-    training = "--num_train_epochs 6 --learning_rate 5e-3 --per_device_train_batch_size 16 --report_to none --use_cpu"
-    how = "--save_strategy no --logging_steps 50 --density 0.6 --output_dir"
-    return [*files, *model.split(), *training.split(), *how.split(), str(folder / "out")]
+    own = "--vocab_size 90 --max_source_length 32 --max_target_length 8 --num_train_epochs 6 --density 0.6"
+    return text_pairs.smoke_arguments(folder, ("source", "target"), pair, own)
 
 
 if __name__ == "__main__":
-    if "--smoke" in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(smoke_arguments(Path(temporary)))
-    else:
-        main(sys.argv[1:])
+    common.run(main, smoke_arguments)

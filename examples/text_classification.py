@@ -14,8 +14,6 @@ files are .csv, .tsv (without quoting), .json, .jsonl or .parquet. Columns are f
 from __future__ import annotations
 
 import logging
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,14 +49,6 @@ STAND_INS = {
 
 
 @dataclass
-class ModelArguments:
-    """Which model."""
-
-    model_name_or_path: str = field(metadata={"help": "Checkpoint of a supported family: a Hub name or a folder."})
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut."})
-
-
-@dataclass
 class DataArguments(common.DataArguments):
     """Which data, and which columns of it."""
 
@@ -69,7 +59,7 @@ class DataArguments(common.DataArguments):
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, PruningArguments, TrainingArguments))
+    parser = HfArgumentParser((common.CheckpointArguments, DataArguments, PruningArguments, TrainingArguments))
     model_args, data_args, pruning_args, training_args = parser.parse_args_into_dataclasses(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     set_seed(training_args.seed)
@@ -198,8 +188,4 @@ def smoke_arguments(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if "--smoke" in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(smoke_arguments(Path(temporary)))
-    else:
-        main(sys.argv[1:])
+    common.run(main, smoke_arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,22 @@ def run(
     return common.journey(trainer, encoded, AutoModelForSeq2SeqLM.from_pretrained)
 
 
-def smoke_files(folder: Path, names: tuple[str, str], rows: dict[str, list[tuple[str, str]]]) -> list[str]:
-    """Writes toy pairs as .jsonl files and returns the arguments that name them."""
+def smoke_arguments(folder: Path, names: tuple[str, str], pair: Callable[[], tuple[Any, Any]], own: str) -> list[str]:
+    """Writes toy pairs as .jsonl files, and returns the arguments of a run of a few seconds on them.
+
+    Args:
+        folder: Of the files, and of what the run writes.
+        names: Columns of source and target.
+        pair: Makes a source and its target.
+        own: Arguments that belong to one script.
+    """
     arguments = []
-    for split, pairs in rows.items():
+    for split, size in (("train", 128), ("validation", 24), ("test", 24)):
         path = folder / f"{split}.jsonl"
-        lines = [json.dumps(dict(zip(names, pair, strict=True))) for pair in pairs]
+        lines = [json.dumps(dict(zip(names, pair(), strict=True))) for _ in range(size)]
         path.write_text("\n".join(lines), encoding="utf-8")
         arguments += [f"--{split}_file", str(path)]
-    return arguments
+    model = "--layers 2 --hidden_size 32 --heads 4"
+    training = "--learning_rate 5e-3 --per_device_train_batch_size 16 --report_to none --use_cpu --save_strategy no"
+    how = f"--logging_steps 50 {own} --output_dir"
+    return [*arguments, *model.split(), *training.split(), *how.split(), str(folder / "out")]

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,14 +36,6 @@ from transformers import (
 
 IGNORED = -100
 OUTSIDE = "O"
-
-
-@dataclass
-class ModelArguments:
-    """Which model."""
-
-    model_name_or_path: str = field(metadata={"help": "Checkpoint of a supported family: a Hub name or a folder."})
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut."})
 
 
 @dataclass
@@ -87,7 +77,7 @@ def names_of(train: Dataset, column: str) -> list[str]:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, common.PruningArguments, TrainingArguments))
+    parser = HfArgumentParser((common.CheckpointArguments, DataArguments, common.PruningArguments, TrainingArguments))
     model_args, data_args, pruning_args, training_args = parser.parse_args_into_dataclasses(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     set_seed(training_args.seed)
@@ -153,8 +143,4 @@ def smoke_arguments(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if "--smoke" in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(smoke_arguments(Path(temporary)))
-    else:
-        main(sys.argv[1:])
+    common.run(main, smoke_arguments)

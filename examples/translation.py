@@ -16,8 +16,6 @@ training texts.
 from __future__ import annotations
 
 import logging
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,17 +88,9 @@ def smoke_arguments(folder: Path) -> list[str]:
         (one, other), verb = rng.choice(list(NOUNS), 2), rng.choice(list(VERBS))
         return f"{one} {verb} {other}", f"{NOUNS[one]} {VERBS[verb]} {NOUNS[other]}"
 
-    rows = {name: [pair() for _ in range(size)] for name, size in (("train", 128), ("validation", 24), ("test", 24))}
-    files = text_pairs.smoke_files(folder, ("de", "en"), rows)
-    model = "--layers 2 --hidden_size 32 --heads 4 --vocab_size 80 --max_source_length 16 --max_target_length 16"
-    training = "--num_train_epochs 12 --learning_rate 5e-3 --per_device_train_batch_size 16 --report_to none --use_cpu"
-    how = "--save_strategy no --logging_steps 50 --max_drop 0.1 --output_dir"
-    return [*files, *model.split(), *training.split(), *how.split(), str(folder / "out")]
+    own = "--vocab_size 80 --max_source_length 16 --max_target_length 16 --num_train_epochs 12 --max_drop 0.1"
+    return text_pairs.smoke_arguments(folder, ("de", "en"), pair, own)
 
 
 if __name__ == "__main__":
-    if "--smoke" in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(smoke_arguments(Path(temporary)))
-    else:
-        main(sys.argv[1:])
+    common.run(main, smoke_arguments)

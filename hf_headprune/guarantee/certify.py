@@ -124,12 +124,16 @@ def _read(model: nn.Module, dataset: Any, metric: Any, reference: PlanOrResult |
 
 
 def _outcome_of(
-    split: ScoredSplit, model: nn.Module, plan: PlanOrResult, opened: Opened, known: dict[str | None, Outcome]
+    split: ScoredSplit,
+    model: nn.Module,
+    plan: PlanOrResult,
+    opened: Opened,
+    known: dict[str | None, Outcome] | None = None,
 ) -> Outcome:
-    """Returns how a plan answers, and keeps that by the weights of its pruned copy, where there is one."""
+    """Returns how a plan answers; keeps that in `known` by the weights of its pruned copy, where there is one."""
     with opened(model, plan) as pruned:
         outcome = split.outcome_of(pruned)
-        if pruned is not model:
+        if known is not None and pruned is not model:
             known[record_of(pruned).weights] = outcome
     return outcome
 
@@ -177,7 +181,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     metrics = [split.value_of_plan(model, reference)]
     last = None
     for index, plan in enumerate(plans):
-        pair = split.compared(whole, _outcome_of(split, model, plan, opened, {}))
+        pair = split.compared(whole, _outcome_of(split, model, plan, opened))
         metrics.append(float(value(pair.pruned)))
         if value(pair.dense) - metrics[-1] > max_drop + ROUND_OFF:
             break

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import DataCollatorWithPadding
-
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
@@ -28,7 +26,7 @@ from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching, length_sorted_batches
-from hf_headprune.tasks.examples import ModelExamples, PadRight
+from hf_headprune.tasks.examples import ModelExamples
 from hf_headprune.tasks.metrics import is_prediction_metric
 from hf_headprune.tasks.registry import scorer_for
 
@@ -104,7 +102,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     check_can_prune(model)
     drop = _allowed(search, max_drop)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop))
-    collate = data_collator or _collate(model, processing_class)
+    collate = Batching(processing_class, data_collator).collate_for(model)
     reading = {
         "collate": collate,
         "own_collate": data_collator,
@@ -247,9 +245,3 @@ def _holdout(
     confidence = DECIDING if confidence == "auto" else confidence
     decides = can_decide(len(tested.dataset), max_drop, confidence, required_by=required)
     return Holdout(tested, metric, max_drop, confidence, is_condition=decides)
-
-
-def _collate(model: Any, processing_class: Any) -> Callable[[list[Any]], Any]:
-    if processing_class is not None and "ForSequenceClassification" in type(model).__name__:
-        return DataCollatorWithPadding(processing_class)
-    return PadRight(getattr(model.config, "pad_token_id", None))

@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hf_headprune.cli import main
 from tests.support.models import tiny_bert
+from tests.support.texts import tokenizer_of
 
 SUBJECTS, GOOD, BAD = ["film", "play", "book", "song", "tale"], ["good", "fine", "great"], ["bad", "dull", "poor"]
 FILLERS = [f"w{number}" for number in range(40)]
@@ -54,15 +51,7 @@ def called(capsys: Any, *words: Any) -> Said:
 
 
 def tokenizer_of_words() -> PreTrainedTokenizerFast:
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    return tokenizer_of(WORDS)
 
 
 def sentences(size: int, *, seed: int) -> list[dict[str, str]]:
