@@ -56,6 +56,8 @@ class Site:
         parameters_per_unit: Parameters that leave with one unit, biases included.
         bytes_per_unit: Bytes of those parameters at their present dtype.
         bytes_per_index: Bytes that a unit costs which stays where others leave: the checkpoint then says which.
+        tower: Field of the configuration with the configuration of its tower; None where the model is of one piece.
+        tokens: How many tokens it sees, and how many of them each attends to, where the configuration says that.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Site:
     parameters_per_unit: int
     bytes_per_unit: int
     bytes_per_index: int
+    tower: str | None = None
+    tokens: tuple[int, int] | None = None
 
     @property
     def is_attention(self) -> bool:
@@ -110,6 +114,14 @@ class Site:
         """Whether a cut changes more than linear modules, such as numbers that the forward pass reads."""
         block = self.block
         return bool(block.attributes or block.own_numbers or block.tables or block.shared_bias)
+
+    def config_of(self, config: Any) -> Any:
+        """Returns the configuration that holds the numbers of the site, by that of the model."""
+        return getattr(config, self.tower) if self.tower else config
+
+    def dense_units(self, config: Any) -> int:
+        """Returns the number of units that the dense model has here, by the configuration of the model."""
+        return self.block.dense_units(self.config_of(config), self.layer)
 
     def columns(self, units: Iterable[int]) -> list[int]:
         """Returns the columns of the output projection that belong to units.
@@ -168,10 +180,10 @@ def family_of(model_or_config: Any) -> Family:
     Raises:
         UnsupportedModelError: No family of that `model_type` is declared.
     """
-    config = getattr(model_or_config, "config", model_or_config)
-    model_type = getattr(config, "model_type", None)
-    name = model_type.removeprefix(PRUNABLE_PREFIX) if isinstance(model_type, str) else model_type
-    if name not in FAMILIES:
+    family = declaration_of(model_or_config)
+    if family is None:
+        model_type = getattr(getattr(model_or_config, "config", model_or_config), "model_type", None)
+        name = _dense_type(model_type)
         if name in REFUSED:
             raise UnsupportedModelError(f"{type(model_or_config).__name__} can't be pruned: {REFUSED[name]}.")
         raise UnsupportedModelError(
@@ -179,7 +191,24 @@ def family_of(model_or_config: Any) -> Family:
             f"Supported: {', '.join(sorted(FAMILIES))}. A further family is one more entry in "
             "hf_headprune.families.FAMILIES."
         )
-    return FAMILIES[name]
+    return family
+
+
+def declaration_of(model_or_config: Any) -> Family | None:
+    """Returns the declaration of a model's family, or None where there is none."""
+    return FAMILIES.get(_dense_type(getattr(getattr(model_or_config, "config", model_or_config), "model_type", None)))
+
+
+def _dense_type(model_type: Any) -> Any:
+    """Returns the model type of the dense model."""
+    return model_type.removeprefix(PRUNABLE_PREFIX) if isinstance(model_type, str) else None
+
+
+def towers_of(model: nn.Module) -> list[Any]:
+    """Returns the towers that a model has, models themselves; none of a model that is not declared."""
+    family, present = declaration_of(model), dict(base_model(model).named_modules())
+    paths = {stack.tower: None for stack in family.stacks if stack.tower} if family is not None else {}
+    return [present[path] for path in paths if path in present]
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -269,16 +298,19 @@ def _sites(family: Family, base: nn.Module, config: Any) -> Iterator[Site]:
     present = dict(base.named_modules())
     is_decoder = bool(getattr(config, "is_decoder", False)) and not getattr(config, "is_encoder_decoder", False)
     for stack in family.stacks:
+        own = getattr(config, stack.config) if stack.config else config
         in_decoder = is_decoder or any(block.kind == "decoder" for block in stack.blocks)
         lists: list[tuple[str, Any]] = [(path, present[path]) for path in layer_lists(base, stack)]
         paths = [f"{path}.{index}" for path, layers in lists for index in range(len(layers))]
         for index, prefix in enumerate(paths):
-            uses = 1 if stack.uses is None else stack.uses(config, index)
+            uses = 1 if stack.uses is None else stack.uses(own, index)
             for block in stack.blocks:
                 shown_by = block.site if block.is_attention else next(iter(block.inputs))
                 if block.enabled_by is not None and f"{prefix}.{shown_by}" not in present:
                     continue
-                yield _Reader(present, prefix, block).site(layer=index, in_decoder=in_decoder, uses=uses)
+                found = _Reader(present, prefix, block).site(layer=index, in_decoder=in_decoder, uses=uses)
+                tokens = block.tokens(own, index) if block.tokens else None
+                yield dataclasses.replace(found, tower=stack.config, tokens=tokens)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
     Args:
         plan: What is kept; made for a model of this anatomy.
         anatomy: Of the model before the plan is applied.
-        seq_len: Tokens of one (source) sequence.
+        seq_len: Tokens of one (source) sequence. Images have as many as the configuration says, whatever it is.
         target_len: Tokens of a decoder's sequence; equal to `seq_len` when left out. In a model that is nothing but a
             decoder they are what counts, and those of the source are what its cross-attention looks at.
 
@@ -76,11 +76,15 @@ def macs_per_unit(site: Site, seq_len: int, target_len: int | None = None) -> in
     target_len = seq_len if target_len is None else target_len
     queries = target_len if site.in_decoder else seq_len
     keys = seq_len if site.kind in ("encoder", "cross") else queries
+    seen = keys
+    if site.tokens is not None:  # a token of a Swin sees its window; all are projected
+        queries, seen = site.tokens
+        keys = queries
     if not site.is_attention:
         return site.uses * queries * weights_per_unit(site)
     read_queries = site.parts[0].rows.per_unit + site.unit_width  # of cross-attention, the others read the source
     projections = (queries * read_queries + keys * (_rows_per_unit(site) - read_queries)) * site.hidden_size
-    products = 2 * queries * keys * site.unit_width
+    products = 2 * queries * seen * site.unit_width
     return site.uses * (projections + products)
 
 

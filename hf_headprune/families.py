@@ -11,12 +11,12 @@ each layout against its matrix when it reads a model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 SiteKind = Literal["encoder", "decoder", "cross", "ffn"]
-Probe = Literal["tokens", "pixels", "spectrogram", "waveform"]
+Probe = Literal["tokens", "pixels", "tokens and pixels", "spectrogram", "waveform"]
 PRUNABLE_PREFIX = "prunable_"
 
 
@@ -30,7 +30,8 @@ class Block:
         inputs: Layout of the rows of each linear module that makes the units, those that read queries first. Two
             modules of a gated FFN are two entries; what carries the values comes last.
         output: Linear module whose columns belong to the units.
-        units: Field of the configuration that holds the number of units of the dense model, or what computes it.
+        units: Field of the configuration that holds the number of units of the dense model, or what computes it: one
+            number, or one for each layer.
         own_field: Field of the pruned configuration, where `units` is no field or another block uses it, too.
         columns: Layout of the columns of `output`, unit by unit.
         core: Module that computes the heads; of an FFN, nothing.
@@ -46,13 +47,15 @@ class Block:
             makes for all.
         runs_empty: Whether the forward pass of `core` does more than attention, and so has to run without heads, too.
         implied: Fields of the configuration that follow from the number of units, as products of sizes.
+        tokens: Where the configuration says it, and not the length of the input: how many tokens the block sees in a
+            layer, by the configuration and the layer's index, and how many of them each attends to.
     """
 
     site: str
     kind: SiteKind
     inputs: Mapping[str, str]
     output: str
-    units: str | Callable[[Any], int]
+    units: str | Callable[[Any], int | Sequence[int]]
     own_field: str | None = None
     columns: str = "u d"
     core: str = ""
@@ -66,6 +69,7 @@ class Block:
     shared_bias: str | None = None
     runs_empty: bool = False
     implied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tokens: Callable[[Any, int], tuple[int, int]] | None = None
 
     @property
     def is_attention(self) -> bool:
@@ -89,8 +93,17 @@ class Block:
         word, _, name = self.enabled_by.rpartition(" ")
         return bool(getattr(config, name, False)) != (word == "not")
 
-    def dense_units(self, config: Any) -> int:
-        """Returns the number of units of the dense model by its configuration."""
+    def dense_units(self, config: Any, layer: int) -> int:
+        """Returns the number of units of a layer of the dense model by its configuration."""
+        found = self._dense_numbers(config)
+        return found[layer] if isinstance(found, Sequence) else found
+
+    def dense_number(self, config: Any) -> int | None:
+        """Returns the number of units of every layer of the dense model, or None where the layers differ."""
+        found = self._dense_numbers(config)
+        return None if isinstance(found, Sequence) else found
+
+    def _dense_numbers(self, config: Any) -> int | Sequence[int]:
         return getattr(config, self.units) if isinstance(self.units, str) else self.units(config)
 
 
@@ -103,12 +116,19 @@ class Stack:
         blocks: Of each layer, in the order of the forward pass.
         depth: Field of the configuration that holds the number of layers, or what computes it.
         uses: How often a forward pass runs a layer, by the configuration and the layer's index.
+        config: Field of the configuration with the configuration of these layers, where a model is made of towers.
     """
 
     layers: str
     blocks: tuple[Block, ...]
     depth: str | Callable[[Any], int] = "num_hidden_layers"
     uses: Callable[[Any, int], int] | None = None
+    config: str | None = None
+
+    @property
+    def tower(self) -> str:
+        """Path of the tower that the layers belong to; empty where the base model itself is all there is."""
+        return self.layers.partition(".")[0] if self.config else ""
 
     @property
     def runner(self) -> str:
@@ -138,6 +158,7 @@ class Family:
         probe: What a forward pass is given.
         left_out: Why units that the family has are not pruned, if so.
         since: The first version of Transformers whose models fit the declaration, where it is not the oldest supported.
+        body: Class of its models, where no Auto class makes it.
     """
 
     model_type: str
@@ -147,6 +168,12 @@ class Family:
     probe: Probe = "tokens"
     left_out: str | None = None
     since: str | None = None
+    body: str | None = None
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Fields of the configuration with the configurations of towers, in the order of the forward pass."""
+        return tuple(dict.fromkeys(stack.config for stack in self.stacks if stack.config))
 
     @property
     def prunable_type(self) -> str:
@@ -225,6 +252,27 @@ _GATED_FFN = _ffn("mlp", "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "intermed
 _IMAGE_FFN = _ffn("mlp", "mlp.fc1", "mlp.fc2", "intermediate_size")
 
 
+def _patches(more: int) -> Callable[[Any, int], tuple[int, int]]:
+    """Returns what counts the patches of an image of the configuration's size, and so many tokens more."""
+
+    def count(config: Any, layer: int) -> tuple[int, int]:
+        image, patch = (_pair_of(size) for size in (config.image_size, config.patch_size))
+        tokens = (image[0] // patch[0]) * (image[1] // patch[1]) + more
+        return tokens, tokens
+
+    return count
+
+
+def _pair_of(size: Any) -> tuple[int, int]:
+    """Returns height and width of an image or patch."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _seeing(tokens: Callable[[Any, int], tuple[int, int]], *blocks: Block) -> tuple[Block, ...]:
+    """Returns blocks whose configuration says how many tokens they see."""
+    return tuple(dataclasses.replace(block, tokens=tokens) for block in blocks)
+
+
 def _grouped(kind: SiteKind, **more: Any) -> Block:
     """Returns attention in which query heads share keys and values by groups, which are the units."""
     projections = {"self_attn.q_proj": "u r d", "self_attn.k_proj": "u d", "self_attn.v_proj": "u d"}
@@ -238,14 +286,30 @@ def _llama(model_type: str, kind: SiteKind = "decoder") -> Family:
     return Family(model_type, (Stack("layers", (_grouped(kind), _GATED_FFN)),), head_dim="head_dim")
 
 
-def _image(model_type: str, layers: str = "layers") -> Family:
+def _image(model_type: str, more_tokens: int) -> Family:
     attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj")
-    return Family(model_type, (Stack(layers, (attention, _IMAGE_FFN)),), probe="pixels")
+    blocks = _seeing(_patches(more_tokens), attention, _IMAGE_FFN)
+    return Family(model_type, (Stack("layers", blocks),), probe="pixels")
 
 
-def _tower(model_type: str, probe: Probe) -> Family:
+def _tower(model_type: str, more_tokens: int | None = None, **more: Any) -> Family:
+    """Returns a tower of images, which have so many tokens beside their patches, or of texts."""
     attention = _self_attention("self_attn", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"})
-    return Family(model_type, (Stack("encoder.layers", (attention, _IMAGE_FFN)),), probe=probe)
+    blocks = attention, _IMAGE_FFN
+    if more_tokens is None:
+        return Family(model_type, (Stack("encoder.layers", blocks),), **more)
+    blocks = _seeing(_patches(more_tokens), *blocks)
+    return Family(model_type, (Stack("encoder.layers", blocks),), probe="pixels", **more)
+
+
+def _towers(model_type: str, **towers: Family) -> Family:
+    """Returns a model of towers, by their names, whose configuration holds the configuration of each."""
+    stacks = (
+        dataclasses.replace(stack, layers=f"{name}_model.{stack.layers}", config=f"{name}_config")
+        for name, tower in towers.items()
+        for stack in tower.stacks
+    )
+    return Family(model_type, tuple(stacks), probe="tokens and pixels", since="5.24")
 
 
 def _t5(model_type: str) -> Family:
@@ -395,7 +459,8 @@ _DINOV2 = Family(
     (
         Stack(
             "encoder.layer",
-            (
+            _seeing(
+                _patches(1),
                 _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj"),
                 dataclasses.replace(
                     _IMAGE_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="not use_swiglu_ffn"
@@ -515,6 +580,69 @@ _WAV2VEC2 = Family(
     since="5.24",
 )
 
+_CLIP_TOWERS = {"vision": _tower("clip_vision_model", 1), "text": _tower("clip_text_model")}
+_SIGLIP_TOWERS = {
+    "vision": _tower("siglip_vision_model", 0),
+    "text": _tower("siglip_text_model", body="SiglipTextModel"),
+}
+
+
+def _of_stages(number: Callable[[Any, int], int]) -> Callable[[Any], list[int]]:
+    """Returns what lists a number of each stage of a Swin layer by layer."""
+    return lambda config: [number(config, stage) for stage, depth in enumerate(config.depths) for _ in range(depth)]
+
+
+def _swin_tokens(config: Any, layer: int) -> tuple[tuple[int, int], int]:
+    """Returns height and width of what a layer of a Swin sees of an image, and how wide its windows are."""
+    image, patch = (_pair_of(size) for size in (config.image_size, config.patch_size))
+    size = (-(-image[0] // patch[0]), -(-image[1] // patch[1]))
+    for _ in range(_of_stages(lambda _, stage: stage)(config)[layer]):  # each stage merges two by two
+        size = (-(-size[0] // 2), -(-size[1] // 2))
+    return size, min(config.window_size, *size)
+
+
+def _swin_windows(config: Any, layer: int) -> tuple[int, int]:
+    """Returns the tokens that attention computes, those that fill up windows too, and those of a window."""
+    size, window = _swin_tokens(config, layer)
+    height, width = (-(-side // window) * window for side in size)
+    return height * width, window**2
+
+
+def _swin_pixels(config: Any, layer: int) -> tuple[int, int]:
+    """Returns the tokens that the FFN of a layer sees, twice."""
+    (height, width), _ = _swin_tokens(config, layer)
+    return height * width, height * width
+
+
+_SWIN = Family(
+    "swin",
+    (
+        Stack(
+            "encoder.layers.*.blocks",
+            (
+                _self_attention(
+                    "attention",
+                    "encoder",
+                    "q_proj k_proj v_proj o_proj",
+                    units=_of_stages(lambda config, stage: config.num_heads[stage]),
+                    own_field="num_layer_heads",
+                    tables={"attention.relative_position_bias.relative_position_bias_table": (1, "u")},
+                    tokens=_swin_windows,
+                ),
+                dataclasses.replace(
+                    _IMAGE_FFN,
+                    units=_of_stages(lambda config, stage: int(config.mlp_ratio * config.embed_dim * 2**stage)),
+                    own_field="num_ffn_units",
+                    tokens=_swin_pixels,
+                ),
+            ),
+            depth=lambda config: sum(config.depths),
+        ),
+    ),
+    probe="pixels",
+    since="5.24",
+)
+
 _OLMO2 = Family(
     "olmo2",
     (Stack("layers", (_GATED_FFN,)),),
@@ -534,12 +662,14 @@ FAMILIES: dict[str, Family] = {
         _MODERNBERT,
         _NOMIC_BERT,
         _llama("eurobert", "encoder"),
-        _image("vit"),
-        _image("deit"),
+        _image("vit", 1),
+        _image("deit", 2),
         _DINOV2,
-        _tower("clip_text_model", "tokens"),
-        _tower("clip_vision_model", "pixels"),
-        _tower("siglip_vision_model", "pixels"),
+        _SWIN,
+        *_CLIP_TOWERS.values(),
+        _towers("clip", **_CLIP_TOWERS),
+        *_SIGLIP_TOWERS.values(),
+        _towers("siglip", **_SIGLIP_TOWERS),
         *map(_llama, ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")),
         _PHI3,
         _GPT2,
@@ -553,8 +683,5 @@ FAMILIES: dict[str, Family] = {
 
 # What is asked for and not declared, with the reason.
 REFUSED = {
-    "clip": "it is a pair of towers. Prune the image tower alone: load it as a clip_vision_model",
-    "siglip": "it is a pair of towers. Prune the image tower alone: load it as a siglip_vision_model",
     "gemma3": "it is a text model beside an image model. Prune the text model alone: load it as a gemma3_text",
-    "swin": "each of its stages has another number of heads, which a configuration per layer can't say yet",
 }

@@ -177,7 +177,7 @@ def _readers_of(model: nn.Module) -> dict[str, _Reader]:
     if len(stacks) == 1:
         return {"": _Reader(base)}
     modules = dict(base.named_modules())
-    runners = [stack.runner for stack in stacks]
+    runners = [stack.tower or stack.runner for stack in stacks]
     return {path: _Reader(modules[path]) for path in runners if path in modules}
 
 

@@ -124,8 +124,7 @@ def layers_of(anatomy: Anatomy) -> dict[str, list[str]]:
     """Returns the sites of each layer by the layer's path."""
     layers: dict[str, list[str]] = {}
     for site in anatomy.sites:
-        stack, number, _ = site.name.partition(f".{site.layer}.")
-        layers.setdefault(stack + number[:-1], []).append(site.name)
+        layers.setdefault(site.prefix, []).append(site.name)
     return layers
 
 

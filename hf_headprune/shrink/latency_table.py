@@ -65,7 +65,8 @@ def measure_latency_table(
     alike: dict[tuple[str, int], list[Site]] = {}
     for site in anatomy.sites:
         if site.units:
-            alike.setdefault((site.name.replace(f".{site.layer}.", ".*.", 1), site.units), []).append(site)
+            block = f"{site.prefix.rpartition('.')[0]}.*.{site.block.site}"
+            alike.setdefault((block, site.units), []).append(site)
     numbers = {key: _spread(key[1], points) for key in alike}
     whole: list[float] = []  # ms of the whole model, once per measurement
     shares: dict[tuple[str, int], dict[int, float]] = {key: {} for key in alike}

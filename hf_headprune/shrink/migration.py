@@ -22,7 +22,7 @@ from hf_headprune._beside_weights import CONFIG_NAME
 from hf_headprune.anatomy import anatomy_of, attention_by_layer, family_of
 from hf_headprune.errors import HeadPruneError, InvalidConfigError, InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.plan import PruningPlan
-from hf_headprune.shrink.config import to_prunable
+from hf_headprune.shrink.config import entries_of, to_prunable
 from hf_headprune.shrink.folding import fold_dead_units_
 from hf_headprune.shrink.foreign_masks import MASK_FILES, apply_masks_
 from hf_headprune.shrink.prunable import PrunableModel, prunable_of
@@ -191,7 +191,7 @@ def _sizes(model: Any, shapes: Mapping[str, Any]) -> dict[int, dict[str, int]]:
         model: As the configuration has it.
         shapes: Shape in the checkpoint of each tensor that differs, by its name in the model.
     """
-    found: dict[int, dict[str, int]] = {}
+    found: list[tuple[Site, int]] = []
     named = {name.removeprefix(f"{model.base_model_prefix}."): tuple(shape) for name, shape in shapes.items()}
     for site in anatomy_of(model).sites:
         shape = named.get(f"{site.output}.weight")
@@ -202,8 +202,8 @@ def _sizes(model: Any, shapes: Mapping[str, Any]) -> dict[int, dict[str, int]]:
                     f"{site.output}: it has {columns} columns, which are no number of units of {site.unit_width} up to "
                     f"{site.units}, the number in config.json."
                 )
-            found.setdefault(site.layer, {})[site.field] = columns // site.unit_width
-    return found
+            found.append((site, columns // site.unit_width))
+    return entries_of(found)
 
 
 def _check_sizes(model: Any, entries: Mapping[int, Mapping[str, int]], listed: Mapping[int, tuple[int, ...]]) -> None:
@@ -248,7 +248,7 @@ def _check_listed(model: Any, plan: PruningPlan, listed: Mapping[int, tuple[int,
     sites = attention_by_layer(model) if listed else {}
     for layer, heads in listed.items():
         site = sites.get(layer)
-        dense = 0 if site is None else site.block.dense_units(model.config)
+        dense = 0 if site is None else site.dense_units(model.config)
         if site is None or max(heads) >= dense:
             raise InvalidConfigError(f"{PRUNED_HEADS} lists head {max(heads)} of layer {layer}, which has {dense}.")
         alive = sorted({*heads} & {*plan.kept(site.name)}) if site.units == dense else []

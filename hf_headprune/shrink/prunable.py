@@ -24,7 +24,7 @@ from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
-from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
+from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists, towers_of
 from hf_headprune.errors import (
     LONGEST_VALUE,
     HeadPruneError,
@@ -34,7 +34,7 @@ from hf_headprune.errors import (
     shown,
 )
 from hf_headprune.families import FAMILIES
-from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
+from hf_headprune.shrink.config import check_numbers, config_names, prunable_config
 from hf_headprune.shrink.description import is_pooler
 from hf_headprune.shrink.remote_code import attach_auto_map_, write_code_
 from hf_headprune.shrink.resize import cut_site_
@@ -77,8 +77,7 @@ class PrunableModel:
                 "hf_headprune`. Before that, trust_remote_code=True reads the code of the checkpoint, whose classes "
                 "go together."
             )
-        check_dense_numbers(config)
-        checked_entries(config, config.to_dict().get("per_layer_config") or {})
+        check_numbers(config)
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_to_config_(self)  # type: ignore[arg-type] # every class that this is mixed into is a model
         adopt_classes_(self)  # type: ignore[arg-type]
@@ -246,13 +245,15 @@ def resize_to_config_(model: nn.Module) -> None:
     config: Any = model.config
     base = base_model(model)
     for site in anatomy_of(model).sites:
-        numbers = config.per_layer_config[site.layer] if config.is_heterogeneous else config
-        cut_site_(base, site, range(getattr(numbers, site.field)))
+        own = site.config_of(config)
+        numbers = own.per_layer_config[site.layer] if own.is_heterogeneous else own
+        kept = getattr(numbers, site.field)  # None where the layers of the dense model differ: all
+        cut_site_(base, site, range(site.units if kept is None else kept))
 
 
 def adopt_classes_(model: nn.Module) -> None:
-    """Turns a model and its base model, in place, into their `Prunable*` classes where they are dense ones."""
-    for module in (model, base_model(model)):
+    """Turns a model, its base model and its towers, in place, into their `Prunable*` classes where they are dense."""
+    for module in (model, base_model(model), *towers_of(model)):
         module.__class__ = prunable_of(type(module)) or type(module)
 
 
@@ -370,7 +371,7 @@ def _dense_classes() -> dict[str, str]:
             for name in (listed,) if isinstance(listed, str) else listed:
                 if _is_named_after(model_type, name):
                     found[name] = model_type
-    return found
+    return found | {family.body: family.model_type for family in FAMILIES.values() if family.body}
 
 
 def _is_named_after(model_type: str, name: str) -> bool:

@@ -73,9 +73,10 @@ def _empty_(base: nn.Module, site: Site) -> None:
         return
     prefix = f"{site.core}."
     is_part = site.output.startswith(prefix)
+    tables = (f"{site.prefix}.{name.rpartition('.')[0]}" for name in site.block.tables)
     hollow_attention_(
         base.get_submodule(site.core),
-        projections=tuple(path.removeprefix(prefix) for path in site.inputs),
+        parts=tuple(path.removeprefix(prefix) for path in (*site.inputs, *tables)),
         output_name=site.output.removeprefix(prefix) if is_part else None,
         shared_bias=site.block.shared_bias,
     )

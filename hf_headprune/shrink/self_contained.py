@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +63,7 @@ class PrunedModel:
     """Builds the dense model and resizes it to its configuration; mixed into the dense class of each task."""
 
     stacks: Mapping[str, tuple[Block, ...]]
+    towers: Mapping[str, str] = MappingProxyType({})  # field with the configuration of a stack, if it is a tower's
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Takes what the dense class takes."""
@@ -83,15 +85,17 @@ class PrunedModel:
 
 def resize_to_config_(model: Any) -> None:
     """Cuts a freshly built dense model, in place, to the numbers of its configuration."""
-    base, config = getattr(model, "base_model", model), model.config
+    base = getattr(model, "base_model", model)
     for layers, blocks in model.stacks.items():
+        config = getattr(model.config, model.towers[layers]) if layers in model.towers else model.config
         lists = re.compile(re.escape(layers).replace(r"\*", r"\d+"))
         found = [(path, module) for path, module in base.named_modules() if lists.fullmatch(path)]
         for index, layer in enumerate(layer for _, stack in found for layer in stack):
             numbers = config.per_layer_config[index] if config.is_heterogeneous else config
             for block in blocks:
-                if has(layer, block.output) and has(layer, next(iter(block.inputs))):
-                    resize_block_(layer, block, getattr(numbers, block.number))
+                units = getattr(numbers, block.number)  # None where the layers of the dense model differ: all
+                if units is not None and has(layer, block.output) and has(layer, next(iter(block.inputs))):
+                    resize_block_(layer, block, units)
 
 
 def resize_block_(layer: nn.Module, block: Block, units: int) -> None:
@@ -133,7 +137,7 @@ def empty_block_(layer: nn.Module, block: Block, inputs: Mapping[str, str]) -> N
             replace_(layer, path, NoUnits(width(layer.get_submodule(path), "in")))
         return
     prefix = f"{block.core}."
-    for path in inputs:
+    for path in (*inputs, *(name.rpartition(".")[0] for name in block.tables)):
         delattr(core, path.removeprefix(prefix))
     vars(core)["_output_name"] = block.output.removeprefix(prefix) if block.output.startswith(prefix) else None
     vars(core)["_shared_bias"] = block.shared_bias

@@ -79,7 +79,7 @@ def test_masked_equals_pruned_equals_reloaded(name, attention, tmp_path):
         model, inputs = made(name, seed=seed)
         if dtype != torch.float32:  # what is no parameter gets the precision that loading gives it
             model.save_pretrained(tmp_path)
-            model = getattr(transformers, TINY_FAMILIES[name].auto).from_pretrained(tmp_path, dtype=dtype)
+            model = type(model).from_pretrained(tmp_path, dtype=dtype)
         inputs = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
         model.set_attn_implementation(attention)
         assert_contract(model, random_plan(model, seed=seed), inputs, auto=TINY_FAMILIES[name].auto)

@@ -31,11 +31,6 @@ GENERATING = [name for name in FAMILIES if TINY_FAMILIES[name].generates]
 # What a layer's own forward pass multiplies beyond the units: DeBERTa's scores of positions.
 MULTIPLY_MORE = {"deberta-v2"}
 TOKENS = {  # that the layers see of what is no text: (encoder, decoder)
-    "vit": (5, 5),
-    "deit": (6, 6),
-    "dinov2": (5, 5),
-    "clip_vision_model": (5, 5),
-    "siglip_vision_model": (4, 4),
     "whisper": (10, 7),
     "wav2vec2": (19, 19),
 }
