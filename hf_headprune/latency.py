@@ -197,7 +197,7 @@ def try_latency(model: nn.Module, settings: LatencySettings) -> None:
 
 
 def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torch.Tensor]:
-    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all of them attended to, of random images, or both.
+    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all attended to, of random images, or of both.
 
     An encoder-decoder gets as many tokens on the decoder's side, and its texts end; a model of multiple choice gets two
     choices per example, `(batch_size, 2, seq_len)`.

@@ -240,7 +240,14 @@ def check_numbers(config: Any) -> None:
     check_dense_numbers(config)
     checked_entries(config, config.to_dict().get("per_layer_config") or {})
     for tower in family_of(config).towers:
-        check_numbers(getattr(config, tower))
+        own = getattr(config, tower)
+        if not isinstance(own, PrunedConfig):
+            expected = tower_configs(family_of(config))[tower].__name__
+            raise InvalidConfigError(
+                f"{type(config).__name__}: {tower} must be a {expected}, received a {type(own).__name__}. Build the "
+                "dense model and call prune_model_."
+            )
+        check_numbers(own)
 
 
 def entries_of(numbers: Iterable[tuple[Site, int]]) -> Entries:

@@ -32,6 +32,8 @@ from hf_headprune.shrink.surgery import probe, prune_model_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from hf_headprune.anatomy import Site
+
 PRUNED_HEADS = "pruned_heads"  # of the configurations of Transformers 4
 _OWN_CLASSES = "CoFi"  # what the CoFi repository puts before the names of its classes
 _WEIGHTS = {SAFE_WEIGHTS_NAME: SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME: WEIGHTS_INDEX_NAME}

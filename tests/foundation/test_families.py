@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cost import cost_of
+from hf_headprune.errors import InvalidConfigError
 from hf_headprune.families import FAMILIES
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
@@ -100,6 +101,7 @@ VARIANTS = [
     ("albert", {"num_hidden_groups": 1, "inner_group_num": 2}),
     ("modernbert", {"attention_bias": True, "mlp_bias": True}),
     ("wav2vec2", {"do_stable_layer_norm": True}),
+    ("swin", {"use_absolute_embeddings": True, "qkv_bias": False, "depths": [1, 1], "mlp_ratio": 3.0}),
 ]
 
 
@@ -114,6 +116,66 @@ def test_gpt2_with_cross_attention_keeps_the_same_contract():
     inputs["encoder_hidden_states"] = torch.randn(3, 5, 32)
     assert {site.kind for site in anatomy_of(model).sites} == {"decoder", "cross", "ffn"}
     assert_contract(model, random_plan(model, seed=0), inputs, auto="AutoModelForCausalLM")
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_classifier_with_the_image_tower_alone_keeps_the_same_contract(name):
+    towers, inputs = made(name, num_labels=3)
+    model = getattr(transformers, type(towers).__name__.replace("Model", "ForImageClassification"))(towers.config)
+    assert {site.tower for site in anatomy_of(model).sites} == {"vision_config"}
+    images = {"pixel_values": inputs["pixel_values"]}
+    assert_contract(model.eval(), random_plan(model, seed=0), images, auto="AutoModelForImageClassification")
+
+
+def test_the_layers_of_each_tower_are_in_its_own_configuration(tmp_path):
+    model, _ = made("siglip")
+    heads = {"vision_model.encoder.layers.1.self_attn": (2,), "text_model.encoder.layers.2.self_attn": (0, 1, 3)}
+    prune_model_(model, PruningPlan.of(model).replace(kept_heads=heads)).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert [type(found).__name__ for found in (config, config.text_config, config.vision_config)] == [
+        "PrunableSiglipConfig",
+        "PrunableSiglipTextConfig",
+        "PrunableSiglipVisionConfig",
+    ]
+    assert config.text_config.to_dict()["per_layer_config"] == {"2": {"num_attention_heads": 3}}
+    assert config.vision_config.to_dict()["per_layer_config"] == {"1": {"num_attention_heads": 1}}
+    config.vision_config = transformers.SiglipVisionConfig()
+    with pytest.raises(InvalidConfigError, match="vision_config must be a PrunableSiglipVisionConfig"):
+        type(model)(config)
+
+
+def test_a_tower_is_pruned_alone_and_the_whole_says_so(tmp_path):
+    model, inputs = made("clip")
+    tower = model.vision_model
+    plan = random_plan(tower, seed=1)
+    prefixed = {f"vision_model.{site}": units for site, units in {**plan.kept_heads, **plan.kept_ffn}.items()}
+    full = PruningPlan.of(model)
+    same = full.replace(
+        kept_heads={site: units for site, units in prefixed.items() if site in full.kept_heads},
+        kept_ffn={site: units for site, units in prefixed.items() if site in full.kept_ffn},
+    )
+    with masked(model, same):
+        expected = logits_of(model, inputs)
+    prune_model_(tower, plan)
+    assert type(model).__name__ == "PrunableCLIPModel"
+    assert model.config.vision_config is tower.config
+    torch.testing.assert_close(logits_of(model, inputs), expected)
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(logits_of(reloaded, inputs), logits_of(model, inputs))
+
+
+def test_stages_of_a_swin_have_numbers_of_their_own(tmp_path):
+    model, _ = made("swin")
+    kept = {"encoder.layers.0.blocks.1.attention": (1,), "encoder.layers.1.blocks.0.attention": (0, 2, 3)}
+    prune_model_(model, PruningPlan.of(model).replace(kept_heads=kept)).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    entries = config.to_dict()["per_layer_config"]
+    assert [entries[str(layer)]["num_layer_heads"] for layer in range(4)] == [2, 1, 3, 4]
+    assert [entries[str(layer)]["num_ffn_units"] for layer in range(4)] == [32, 32, 64, 64]
+    assert (config.num_heads, config.num_hidden_layers) == ([2, 4], 4)
+    with pytest.raises(InvalidConfigError, match=r"layer 1: num_layer_heads must be an integer from 0 to 2, "):
+        config.per_layer_config = {1: {"num_layer_heads": 3}}
 
 
 def assert_contract(model, plan, inputs, *, auto):
