@@ -33,6 +33,9 @@ from transformers import (
     CamembertForSequenceClassification,
     CamembertForTokenClassification,
     CamembertModel,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPVisionConfig,
@@ -174,8 +177,18 @@ from transformers import (
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
     RobertaModel,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipTextModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SwinBackbone,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinForMaskedImageModeling,
+    SwinModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -300,6 +313,9 @@ __all__ = [
     "PrunableBertForTokenClassification",
     "PrunableBertLMHeadModel",
     "PrunableBertModel",
+    "PrunableCLIPConfig",
+    "PrunableCLIPForImageClassification",
+    "PrunableCLIPModel",
     "PrunableCLIPTextConfig",
     "PrunableCLIPTextModel",
     "PrunableCLIPVisionConfig",
@@ -449,8 +465,18 @@ __all__ = [
     "PrunableRobertaForSequenceClassification",
     "PrunableRobertaForTokenClassification",
     "PrunableRobertaModel",
+    "PrunableSiglipConfig",
+    "PrunableSiglipForImageClassification",
+    "PrunableSiglipModel",
+    "PrunableSiglipTextConfig",
+    "PrunableSiglipTextModel",
     "PrunableSiglipVisionConfig",
     "PrunableSiglipVisionModel",
+    "PrunableSwinBackbone",
+    "PrunableSwinConfig",
+    "PrunableSwinForImageClassification",
+    "PrunableSwinForMaskedImageModeling",
+    "PrunableSwinModel",
     "PrunableT5Config",
     "PrunableT5EncoderModel",
     "PrunableT5ForConditionalGeneration",
@@ -607,6 +633,16 @@ class PrunableBertLMHeadModel(PrunableModel, BertLMHeadModel):
 class PrunableBertModel(PrunableModel, BertModel):
     config: PrunableBertConfig
     config_class: type[PrunableBertConfig]
+
+class PrunableCLIPConfig(PrunableConfig, CLIPConfig): ...
+
+class PrunableCLIPForImageClassification(PrunableModel, CLIPForImageClassification):
+    config: PrunableCLIPConfig
+    config_class: type[PrunableCLIPConfig]
+
+class PrunableCLIPModel(PrunableModel, CLIPModel):
+    config: PrunableCLIPConfig
+    config_class: type[PrunableCLIPConfig]
 
 class PrunableCLIPTextConfig(PrunableConfig, CLIPTextConfig): ...
 
@@ -1150,11 +1186,45 @@ class PrunableRobertaModel(PrunableModel, RobertaModel):
     config: PrunableRobertaConfig
     config_class: type[PrunableRobertaConfig]
 
+class PrunableSiglipConfig(PrunableConfig, SiglipConfig): ...
+
+class PrunableSiglipForImageClassification(PrunableModel, SiglipForImageClassification):
+    config: PrunableSiglipConfig
+    config_class: type[PrunableSiglipConfig]
+
+class PrunableSiglipModel(PrunableModel, SiglipModel):
+    config: PrunableSiglipConfig
+    config_class: type[PrunableSiglipConfig]
+
+class PrunableSiglipTextConfig(PrunableConfig, SiglipTextConfig): ...
+
+class PrunableSiglipTextModel(PrunableModel, SiglipTextModel):
+    config: PrunableSiglipTextConfig
+    config_class: type[PrunableSiglipTextConfig]
+
 class PrunableSiglipVisionConfig(PrunableConfig, SiglipVisionConfig): ...
 
 class PrunableSiglipVisionModel(PrunableModel, SiglipVisionModel):
     config: PrunableSiglipVisionConfig
     config_class: type[PrunableSiglipVisionConfig]
+
+class PrunableSwinBackbone(PrunableModel, SwinBackbone):
+    config: PrunableSwinConfig
+    config_class: type[PrunableSwinConfig]
+
+class PrunableSwinConfig(PrunableConfig, SwinConfig): ...
+
+class PrunableSwinForImageClassification(PrunableModel, SwinForImageClassification):
+    config: PrunableSwinConfig
+    config_class: type[PrunableSwinConfig]
+
+class PrunableSwinForMaskedImageModeling(PrunableModel, SwinForMaskedImageModeling):
+    config: PrunableSwinConfig
+    config_class: type[PrunableSwinConfig]
+
+class PrunableSwinModel(PrunableModel, SwinModel):
+    config: PrunableSwinConfig
+    config_class: type[PrunableSwinConfig]
 
 class PrunableT5Config(PrunableConfig, T5Config): ...
 

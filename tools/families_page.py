@@ -19,7 +19,8 @@ HEAD = """# Model families
 This page is written by `python -m tools.families_page` from the declarations in `hf_headprune/families.py`. The
 contract tests run on each: masked, pruned, saved and reloaded models compute the same, with blocks that have no units,
 in fp32 and bf16, with eager and SDPA attention where the classes have both. Gates, movement, second-order costs, refit,
-parameters, bytes and MACs are tested on each, generation where a family generates.
+parameters, bytes and MACs are tested on each, generation where a family generates, and that a certificate stays with
+the weights it was made for.
 
 | family (`model_type`) | heads | unit of attention | FFN | movement | input | generates | Transformers |
 |---|---|---|---|---|---|---|---|
@@ -33,6 +34,12 @@ NOTES = """
   "units" only: `BlockMovement(attention_block="unit", tuning=MovementTuning(score_gradient="unit"))`, or not at all:
   `attention_block=None`.
 - **Transformers**: the oldest version, where it is not the oldest that the package supports.
+
+CLIP and SigLIP have a text and an image tower. `prune_model_` takes the whole model, or one of its towers
+(`model.vision_model`); the whole then says so when it is saved. Each tower has a configuration of its own, with the
+`per_layer_config` of its layers. The pooling head of SigLIP's image tower is not pruned. Swin has another number of heads
+and FFN units in each stage: its layers are numbered through all stages, each with `num_layer_heads` and `num_ffn_units`.
+An image model sees the tokens of an image of the configuration's size, and its MACs are counted for these.
 
 ALBERT shares its layers: a head is saved once, and costs as many multiply-accumulates as its layer is used. In
 `per_layer_config`, its layers are numbered as they are stored. T5 and MPNet make one bias of relative positions for

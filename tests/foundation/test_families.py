@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel
 
+from hf_headprune._certificate_file import attach_certificate_, weights_sha256
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import InvalidConfigError
@@ -179,7 +181,9 @@ def test_stages_of_a_swin_have_numbers_of_their_own(tmp_path):
 
 
 def assert_contract(model, plan, inputs, *, auto):
-    """Checks that masked, pruned and reloaded models compute the same, and that the file is what the plan costs."""
+    """Checks that masked, pruned and reloaded models compute the same, that the file is what the plan costs, and that a
+    certificate of the weights stays with them.
+    """
     cost, dtype, attention = cost_of(plan, anatomy_of(model), seq_len=9), model.dtype, model.config._attn_implementation
     with masked(model, plan):
         expected = logits_of(model, inputs)
@@ -187,6 +191,8 @@ def assert_contract(model, plan, inputs, *, auto):
     received = logits_of(model, inputs)
     scale = max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(received / scale, expected / scale, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    certificate = json.dumps({"pruned": {"weights": weights_sha256(model.state_dict())}})
+    attach_certificate_(model, certificate)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         assert_saved_as_planned(folder, cost, model)
@@ -195,6 +201,8 @@ def assert_contract(model, plan, inputs, *, auto):
     assert reloaded.dtype == dtype
     assert torch.equal(logits_of(reloaded, inputs), received)
     assert PruningPlan.of(reloaded) == PruningPlan.of(model)
+    assert reloaded.headprune_certificate == certificate
+    assert weights_sha256(reloaded.state_dict()) == json.loads(certificate)["pruned"]["weights"]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
