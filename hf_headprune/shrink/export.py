@@ -145,8 +145,8 @@ def _plain_config(model: Any) -> Any:
     config = dense_class.from_dict(content)
     for site in _changed(model):
         setattr(config, str(site.block.units), site.units)
-        for name, layout in site.block.implied.items():
-            setattr(config, name, site.number(layout, site.units))
+        if site.block.groups is not None:
+            setattr(config, site.block.groups, site.groups)
         if site.is_attention and family.head_dim is None:
             config.head_dim = site.unit_width  # some families read it; where they do not, the shapes differ
     return config

@@ -247,7 +247,7 @@ def resize_to_config_(model: nn.Module) -> None:
     base = base_model(model)
     for site in anatomy_of(model).sites:
         numbers = config.per_layer_config[site.layer] if config.is_heterogeneous else config
-        cut_site_(base, site, range(getattr(numbers, site.field)))
+        cut_site_(base, site, site.first(numbers))
 
 
 def adopt_classes_(model: nn.Module) -> None:

@@ -97,7 +97,7 @@ def _pruned_configs(model: nn.Module, plan: PruningPlan, anatomy: Anatomy) -> di
     """Returns the new configuration for each one that a module holds, by the identity of the old one."""
     entries: dict[int, dict[str, int]] = {}
     for site in anatomy.sites:
-        entries.setdefault(site.layer, {})[site.field] = len(plan.kept(site.name))
+        entries.setdefault(site.layer, {}).update(site.numbers(plan.kept(site.name)))
     held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_config(value)}
     return {key: to_prunable(config, entries) for key, config in held.items()}
 
