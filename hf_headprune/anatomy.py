@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._compat import is_older_than, names_not_saved
-from hf_headprune._layouts import Entries
+from hf_headprune._layouts import HEADS, UNIT, Entries
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX, REFUSED
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -36,6 +36,23 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Price:
+    """What units of a site cost, in whatever is counted.
+
+    Attributes:
+        per_unit: Of each unit.
+        per_group: Of what the query heads of a group share, once for all of them; zero where heads share nothing.
+    """
+
+    per_unit: int
+    per_group: int = 0
+
+    def of(self, units: int, groups: int) -> int:
+        """Returns the price of some units, which lie in so many groups."""
+        return self.per_unit * units + self.per_group * groups
+
+
+@dataclass(frozen=True)
 class Site:
     """One prunable block of a live model. All paths are relative to the base model.
 
@@ -43,8 +60,10 @@ class Site:
         name: Path of the block, such as "encoder.layer.3.attention".
         kind: "encoder", "decoder" or "cross" for attention, "ffn" for a feed-forward block.
         layer: Zero-based index in its stack.
-        units: Number of heads (or groups of heads that share a key) or FFN units that the live model has.
+        units: Number of heads or FFN units that the live model has.
         unit_width: Columns of the output projection per unit: `head_dim`, or 1 for FFN units.
+        group: Query heads that share a key and a value, and follow one another; 1 where each has its own. Equally many
+            of each group that is there.
         parts: The linear modules whose rows are cut: query, key and value, or the first FFN matrix.
         output: Path of the linear module whose columns are cut.
         core: Path of the module that computes the heads.
@@ -53,8 +72,8 @@ class Site:
         hidden_size: Width of the residual stream.
         in_decoder: Whether it runs over the tokens of a decoder, be that half of a model or all of it.
         uses: How often a forward pass runs the block.
-        parameters_per_unit: Parameters that leave with one unit, biases included.
-        bytes_per_unit: Bytes of those parameters at their present dtype.
+        parameters: Parameters that leave with units, biases included.
+        bytes: Bytes of those parameters at their present dtype.
         bytes_per_index: Bytes that a unit costs which stays where others leave: the checkpoint then says which.
         tower: Field of the configuration with the configuration of its tower; None where the model is of one piece.
         tokens: How many tokens it sees, and how many of them each attends to, where the configuration says that.
@@ -65,6 +84,7 @@ class Site:
     layer: int
     units: int
     unit_width: int
+    group: int
     parts: tuple[Part, ...]
     output: str
     core: str
@@ -73,8 +93,8 @@ class Site:
     hidden_size: int
     in_decoder: bool
     uses: int
-    parameters_per_unit: int
-    bytes_per_unit: int
+    parameters: Price
+    bytes: Price
     bytes_per_index: int
     tower: str | None = None
     tokens: tuple[int, int] | None = None
@@ -83,6 +103,16 @@ class Site:
     def is_attention(self) -> bool:
         """Whether the units are attention heads."""
         return self.kind != "ffn"
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of heads; of units where each is one of its own."""
+        return self.units // self.group
+
+    @property
+    def group_width(self) -> int:
+        """Columns of the output projection per group."""
+        return self.unit_width * self.group
 
     @property
     def prefix(self) -> str:
@@ -132,9 +162,45 @@ class Site:
         width = self.unit_width
         return [column for unit in units for column in range(unit * width, (unit + 1) * width)]
 
-    def number(self, layout: str, units: int) -> int:
-        """Returns a product of sizes, such as "u d", for a number of units."""
-        return Entries.of(layout, {**self.sizes, "u": units}).total
+    def rows(self, part: Part, units: Iterable[int]) -> list[int]:
+        """Returns the rows of one of `parts` that belong to units, and those that their groups share.
+
+        Args:
+            part: The module.
+            units: Ascending.
+        """
+        return part.rows.indices_of_heads(units, self.group)
+
+    def groups_of(self, units: Iterable[int]) -> tuple[int, ...]:
+        """Returns the groups that units lie in."""
+        return tuple(dict.fromkeys(unit // self.group for unit in units))
+
+    def units_of(self, groups: Iterable[int]) -> list[int]:
+        """Returns the units of whole groups."""
+        return [unit for group in groups for unit in range(group * self.group, (group + 1) * self.group)]
+
+    def price(self, price: Price, units: Sequence[int] | None = None) -> int:
+        """Returns what some units cost, or all of them."""
+        units = range(self.units) if units is None else units
+        return price.of(len(units), len(self.groups_of(units)))
+
+    def numbers(self, kept: Sequence[int]) -> dict[str, int]:
+        """Returns the layer's entry in `per_layer_config` when some units are kept."""
+        found = {self.field: len(kept)}
+        return found if self.block.groups is None else found | {self.block.groups: len(self.groups_of(kept))}
+
+    def first(self, numbers: Any) -> list[int]:
+        """Returns the first units, as many as a configuration says, equally many of each of the first groups."""
+        units = getattr(numbers, self.field)
+        if self.group == 1:  # None where the layers of the dense model differ: all
+            return list(range(self.units if units is None else units))
+        groups = getattr(numbers, str(self.block.groups))
+        return [group * self.group + head for group in range(groups) for head in range(units // groups)]
+
+    def number(self, layout: str, kept: Sequence[int]) -> int:
+        """Returns a product of sizes, such as "u d", when some units are kept."""
+        groups = len(self.groups_of(kept))
+        return Entries.of(layout, {**self.sizes, HEADS: len(kept) // max(groups, 1), UNIT: groups}).total
 
 
 @dataclass(frozen=True)
@@ -340,16 +406,19 @@ class _Reader:
         width = output.nx if transposed(output) else output.in_features
         if width % unit_width:
             raise self.misfit(f"{block.output} has {width} columns, no multiple of {block.columns} with {sizes}")
-        units = width // unit_width
-        parts = tuple(self.parts({**sizes, "u": units}))
-        owned = self.tensors(parts, output, {**sizes, "u": units}) if units else []
+        groups = width // unit_width
+        group = sizes.get(HEADS, 1) if groups else 1
+        sized = {**sizes, UNIT: groups}
+        parts = tuple(self.parts(sized))
+        owned = [*self.tensors(parts, output, sized)] if groups else []
         index = getattr(self.present.get(core), KEPT_HEADS, None)
         return Site(
             name=name,
             kind="decoder" if block.kind == "encoder" and in_decoder else block.kind,
             layer=layer,
-            units=units,
-            unit_width=unit_width,
+            units=groups * group,
+            unit_width=unit_width // group,
+            group=group,
             parts=parts,
             output=self.path(block.output),
             core=core,
@@ -358,9 +427,13 @@ class _Reader:
             hidden_size=output.nf if transposed(output) else output.out_features,
             in_decoder=in_decoder,
             uses=uses,
-            parameters_per_unit=sum(tensor.numel() for tensor in owned) // max(units, 1),
-            bytes_per_unit=sum(tensor.numel() * tensor.element_size() for tensor in owned) // max(units, 1)
-            + (0 if index is None else BYTES_PER_INDEX),
+            parameters=_price([(tensor.numel(), rows) for tensor, rows in owned], groups, group),
+            bytes=_price(
+                [(tensor.numel() * tensor.element_size(), rows) for tensor, rows in owned]
+                + [(BYTES_PER_INDEX * groups * group, None)] * (index is not None),
+                groups,
+                group,
+            ),
             bytes_per_index=BYTES_PER_INDEX if block.shared_bias and index is None else 0,
         )
 
@@ -394,9 +467,10 @@ class _Reader:
                 "units. Prune a model of the family's original layout."
             )
 
-    def tensors(self, parts: tuple[Part, ...], output: Any, sizes: Mapping[str, int]) -> list[Any]:
-        """Returns the tensors of which each unit owns an equal share, with the layouts checked."""
-        found = []
+    def tensors(
+        self, parts: tuple[Part, ...], output: Any, sizes: Mapping[str, int]
+    ) -> Iterator[tuple[Any, Entries | None]]:
+        """Yields the tensors of which each unit owns an equal share, and the layout of rows, which is checked."""
         for part in parts:
             linear = self.present[part.path]
             if not hasattr(linear.weight, "numel"):
@@ -407,8 +481,8 @@ class _Reader:
             rows = linear.nf if transposed(linear) else linear.out_features
             if rows != part.rows.total:
                 raise self.misfit(f"{part.path} has {rows} rows, but {part.rows.text!r} makes {part.rows.total}")
-            found += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
-        return [*found, output.weight, *self.tables(sizes)]
+            yield from ((tensor, part.rows) for tensor in (linear.weight, linear.bias) if tensor is not None)
+        yield from ((tensor, None) for tensor in (output.weight, *self.tables(sizes)))
 
     def tables(self, sizes: Mapping[str, int]) -> Iterator[Any]:
         """Yields the parameters beside the linear modules."""
@@ -425,3 +499,18 @@ class _Reader:
             f"{self.path(self.block.site)}: {what}. The layer differs from what is declared for its family; prune a "
             "model of the family's original layout."
         )
+
+
+def _price(sizes: Iterable[tuple[int, Entries | None]], groups: int, group: int) -> Price:
+    """Returns what a unit and a group own of tensors.
+
+    Args:
+        sizes: Of each tensor, what is counted of it, and the layout of its rows; None where heads share nothing of it.
+        groups: Number of groups.
+        group: Heads of each.
+    """
+    own = shared = 0
+    for size, rows in sizes:
+        of_heads = size if rows is None or group == 1 else size * rows.of_heads // rows.total
+        own, shared = own + of_heads, shared + size - of_heads
+    return Price(own // max(groups * group, 1), shared // max(groups, 1))

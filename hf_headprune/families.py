@@ -3,9 +3,9 @@
 The only file with module paths. A further family is one more entry in `FAMILIES`; no other file changes.
 
 A declaration says in the notation of the field which entries of which matrices belong to a unit. `u` is the unit (a
-head or an FFN unit), `d` the width of a head, `r` the query heads of one group, a number is itself, and `+` joins
-sections: `{"q_proj": "u d"}`, `{"Wqkv": "3 u d"}`, `{"qkv_proj": "u r d + u d + u d"}`. `hf_headprune.anatomy` checks
-each layout against its matrix when it reads a model.
+head or an FFN unit), `d` the width of a head, a number is itself, and `+` joins sections: `{"q_proj": "u d"}`,
+`{"Wqkv": "3 u d"}`. Where query heads share keys and values by groups, `u` is the group and `r` the query heads of one:
+`{"qkv_proj": "u r d + u d + u d"}`. `hf_headprune.anatomy` checks each layout against its matrix when it reads a model.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Block:
         units: Field of the configuration that holds the number of units of the dense model, or what computes it: one
             number, or one for each layer.
         own_field: Field of the pruned configuration, where `units` is no field or another block uses it, too.
+        groups: Field of the configuration that holds the number of groups of heads that share a key and a value.
         columns: Layout of the columns of `output`, unit by unit.
         core: Module that computes the heads; of an FFN, nothing.
         sizes: Attribute of `core` for each letter of the layouts but `u`.
@@ -46,7 +47,6 @@ class Block:
         shared_bias: Argument of the forward pass with a bias of all heads of the dense model, which the first layer
             makes for all.
         runs_empty: Whether the forward pass of `core` does more than attention, and so has to run without heads, too.
-        implied: Fields of the configuration that follow from the number of units, as products of sizes.
         tokens: Where the configuration says it, and not the length of the input: how many tokens the block sees in a
             layer, by the configuration and the layer's index, and how many of them each attends to.
     """
@@ -57,6 +57,7 @@ class Block:
     output: str
     units: str | Callable[[Any], int | Sequence[int]]
     own_field: str | None = None
+    groups: str | None = None
     columns: str = "u d"
     core: str = ""
     sizes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -68,12 +69,11 @@ class Block:
     tables: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     shared_bias: str | None = None
     runs_empty: bool = False
-    implied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokens: Callable[[Any, int], tuple[int, int]] | None = None
 
     @property
     def is_attention(self) -> bool:
-        """Whether the units are attention heads, or groups of them."""
+        """Whether the units are attention heads."""
         return self.kind != "ffn"
 
     @property
@@ -274,12 +274,12 @@ def _seeing(tokens: Callable[[Any, int], tuple[int, int]], *blocks: Block) -> tu
 
 
 def _grouped(kind: SiteKind, **more: Any) -> Block:
-    """Returns attention in which query heads share keys and values by groups, which are the units."""
+    """Returns attention in which query heads share keys and values by groups."""
     projections = {"self_attn.q_proj": "u r d", "self_attn.k_proj": "u d", "self_attn.v_proj": "u d"}
     settings: dict[str, Any] = {"core": "self_attn", "sizes": {"d": "head_dim", "r": "num_key_value_groups"}}
-    settings |= {"implied": {"num_attention_heads": "u r"}} | more
+    settings |= {"groups": "num_key_value_heads"} | more
     inputs = settings.pop("inputs", projections)
-    return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_key_value_heads", columns="u r d", **settings)
+    return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_attention_heads", columns="u r d", **settings)
 
 
 def _llama(model_type: str, kind: SiteKind = "decoder") -> Family:
@@ -295,7 +295,7 @@ def _image(model_type: str, more_tokens: int) -> Family:
 def _tower(model_type: str, more_tokens: int | None = None, **more: Any) -> Family:
     """Returns a tower of images, which have so many tokens beside their patches, or of texts."""
     attention = _self_attention("self_attn", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"})
-    blocks = attention, _IMAGE_FFN
+    blocks: tuple[Block, ...] = attention, _IMAGE_FFN
     if more_tokens is None:
         return Family(model_type, (Stack("encoder.layers", blocks),), **more)
     blocks = _seeing(_patches(more_tokens), *blocks)

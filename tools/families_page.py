@@ -27,8 +27,11 @@ the weights it was made for.
 """
 NOTES = """
 - **heads**: the kinds of attention, as `kept_heads={"cross": 12}` names them.
-- **unit of attention**: under grouped heads, query heads share keys and values. The unit is then the group: its query
-  heads, its key and its value. `kept_heads` counts groups.
+- **unit of attention**: under grouped heads, query heads share keys and values. A plan then keeps any query heads, but
+  equally many of each group that remains, since a layer has one number for all its groups. The key and the value of a
+  group, and its part of the KV cache, go with its last head. Removal costs choose both: whole groups, or one head of
+  each; `SecondOrderTuning(whole_groups=True)` removes whole groups alone. So do gates, movement, a search, and each
+  budget `kept_heads`, which counts groups.
 - **FFN**: a unit of a gated FFN has two rows and a column.
 - **movement**: "blocks" are rectangles of each matrix. Where several matrices are stored as one, attention is scored in
   "units" only: `BlockMovement(attention_block="unit", tuning=MovementTuning(score_gradient="unit"))`, or not at all:
@@ -63,7 +66,7 @@ def page() -> str:
 
 def _row(family: Family) -> str:
     heads = ", ".join(dict.fromkeys(_kind(block) for block in family.attentions)) or "none"
-    unit = "group of query heads" if any("r" in block.sizes for block in family.attentions) else "head"
+    unit = "query head, in groups" if any(block.groups for block in family.attentions) else "head"
     cells = [
         f"`{family.model_type}`",
         heads,

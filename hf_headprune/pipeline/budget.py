@@ -172,7 +172,7 @@ def second_order_of(
 
 def _density_of_size(size_mb: Any, anatomy: Anatomy, model: nn.Module, *, where: str) -> float:
     """Returns the share of the bytes of all heads and FFN units that fits into a file of some size."""
-    prunable = sum(site.units * site.bytes_per_unit for site in anatomy.sites)
+    prunable = sum(site.price(site.bytes) for site in anatomy.sites)
     fixed = anatomy.num_bytes - prunable + header_bytes(model)
     smallest, largest = fixed / MB, (fixed + prunable) / MB
     if not (is_above(size_mb, smallest) and size_mb <= largest):

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budget_groups
-from hf_headprune.cost import check_latency_table, latency_of, macs_per_unit, ms_with, weights_per_unit
+from hf_headprune.cost import check_latency_table, latency_of, macs_price, ms_with, weights_price
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.moments import record_moments_by_gradient
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hf_headprune.anatomy import Anatomy, Site
+    from hf_headprune.anatomy import Anatomy, Price, Site
     from hf_headprune.refit.removal_costs import Removal
     from hf_headprune.refit.settings import SecondOrder
 
@@ -152,15 +152,20 @@ def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: Second
             f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
             f"{site.output}. Check that it comes from the model's forward pass and is finite."
         )
-    saved, multiple = saved_per_unit(site, settings), settings.tuning.width_multiple
-    return elimination(block, before.kept(site.name), width_multiple=multiple, saved_per_unit=saved)
+    return elimination(
+        block,
+        before.kept(site.name),
+        width_multiple=settings.tuning.width_multiple,
+        whole_groups=settings.tuning.whole_groups or settings.kept_heads is not None,
+        price=price_of(site, settings),
+    )
 
 
-def saved_per_unit(site: Site, settings: SecondOrder) -> int:
-    """Returns what the density counts of one unit; of latency, which no single unit has, its weights."""
+def price_of(site: Site, settings: SecondOrder) -> Price:
+    """Returns what the density counts of units; of latency, which no single unit has, their weights."""
     if settings.counts == "macs":
-        return macs_per_unit(site, settings.tuning.seq_len, settings.tuning.target_len)
-    return site.bytes_per_unit if settings.counts == "bytes" else weights_per_unit(site)
+        return macs_price(site, settings.tuning.seq_len, settings.tuning.target_len)
+    return site.bytes if settings.counts == "bytes" else weights_price(site)
 
 
 def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share: float = 1.0) -> str | None:
@@ -180,11 +185,10 @@ def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share
             PruningPlan.full(anatomy), settings.tuning.latency_ms
         )
         return None if of_whole <= aim + 1e-9 else f"{of_whole:.4f} of the ms is kept, where {aim:.4f} was to be"
-    saved = {site.name: saved_per_unit(site, settings) for site in anatomy.sites}
-    total = sum(site.units * saved[site.name] for site in anatomy.sites)
-    kept = sum(len(plan.kept(site.name)) * saved[site.name] for site in anatomy.sites)
-    multiples = {site.name: 1 if site.is_attention else settings.tuning.width_multiple for site in anatomy.sites}
-    largest = max(saved[site.name] * multiples[site.name] for site in scored_sites(anatomy, settings))
+    prices = [(site, price_of(site, settings)) for site in anatomy.sites]
+    total = sum(site.price(price) for site, price in prices)
+    kept = sum(site.price(price, plan.kept(site.name)) for site, price in prices)
+    largest = max(_largest_step(site, price, settings) for site, price in prices if site.units)
     over, rounding = kept - aim * total, 1e-9 * total
     if settings.counts == "bytes" and -largest - rounding <= over <= rounding:  # a file may not be larger
         return None
@@ -193,10 +197,18 @@ def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share
     return f"{kept / total:.4f} of the {settings.counts} is kept, where {aim:.4f} was to be"
 
 
+def _largest_step(site: Site, price: Price, settings: SecondOrder) -> int:
+    """Returns the most that a step of `elimination` saves: a chunk, a head, a group of heads, or a head of each."""
+    if not site.is_attention:
+        return price.of(settings.tuning.width_multiple, settings.tuning.width_multiple)
+    return max(price.of(site.group, 1), price.of(site.groups, 0) if site.group > 1 else 0)
+
+
 def _heads_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share: float) -> str | None:
-    places = [(site.name, head) for site in anatomy.attention_sites for head in range(site.units)]
+    kept_groups = {site.name: site.groups_of(plan.kept(site.name)) for site in anatomy.attention_sites}
+    places = [(site.name, group) for site in anatomy.attention_sites for group in range(site.groups)]
     for group in budget_groups(settings.kept_heads or 0, anatomy):
-        kept = sum(places[at][1] in plan.kept(places[at][0]) for at in group.positions)
+        kept = sum(places[at][1] in kept_groups[places[at][0]] for at in group.positions)
         aim = len(group.positions) - round(share * (len(group.positions) - group.kept))
         if kept != aim:
             return f"{kept} of {len(group.positions)} heads are kept, where {aim} were to be"
@@ -209,7 +221,7 @@ def _up_to_density(
     """Returns the removals that reach a share of what a density removes: to the nearest one, and of bytes at least."""
     if settings.tuning.latency_ms is not None:
         return _up_to_latency(paths, anatomy, settings, share)
-    total = sum(site.units * saved_per_unit(site, settings) for site in anatomy.sites)
+    total = sum(site.price(price_of(site, settings)) for site in anatomy.sites)
     now = sum(removal.saved for path in paths.values() for removal in path)
     aim = share * (1.0 - (settings.density or 0.0)) * total - (total - now)
     found, saved = [], 0.0
@@ -256,7 +268,7 @@ def _up_to_heads(
     paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
 ) -> list[Removal]:
     """Returns the removals that reach a share of what the budgets of heads remove, of each group its cheapest."""
-    owners = [site.name for site in anatomy.attention_sites for _ in range(site.units)]
+    owners = [site.name for site in anatomy.attention_sites for _ in range(site.groups)]
     found: list[Removal] = []
     for group in budget_groups(settings.kept_heads or 0, anatomy):
         names = dict.fromkeys(owners[position] for position in group.positions)

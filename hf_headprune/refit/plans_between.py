@@ -26,9 +26,10 @@ def plans_between(
 ) -> list[PruningPlan]:
     """Returns plans from the least pruned to `end`: each removes one head or chunk of an FFN more.
 
-    What costs least leaves first, where projections are refitted; else the least important heads, and then all that
-    `end` removes of each FFN. What `start` has removed and `end` keeps is there in all of them. No example is looked
-    at, so that `certify_path` may test them, or `milestones` of them, in this order.
+    What costs least leaves first, where projections are refitted; else the least important heads, of grouped ones all
+    that `end` removes of a layer, and then all that `end` removes of each FFN. What `start` has removed and `end` keeps
+    is there in all of them. No example is looked at, so that `certify_path` may test them, or `milestones` of them, in
+    this order.
 
     Args:
         start: What is there at first, such as `PruningPlan.of(model)`.
@@ -55,7 +56,10 @@ def plans_between(
     heads = [(site, head) for site, count in start.num_heads.items() for head in range(count)]
     rank = dict(zip(heads, range(len(heads)) if scores is None else scores, strict=True))
     others = [(site, head) for site, head in heads if site not in listed and head in gone[site]]
-    steps += [(site, {head}) for site, head in sorted(others, key=rank.__getitem__)]
+    ordered = sorted(others, key=rank.__getitem__)
+    whole = dict.fromkeys(site for site, _ in ordered if site in start.heads_per_group)
+    steps += [(site, {head}) for site, head in ordered if site not in whole]
+    steps += [(site, gone[site]) for site in whole]
     steps += [(site, gone[site]) for site in start.num_ffn if site not in listed and gone[site]]
     kept = {site: {*start.kept(site), *end.kept(site)} for site in gone}
     plans = []
@@ -82,7 +86,7 @@ def _check(start: Any, end: Any, refit: Any, scores: Any) -> None:
                 f"plans_between: {name} must be a {getattr(kind, '__name__', 'Refit or None')}, received "
                 f"{type(received).__name__}. Pass the .plan and the .refit of what found them."
             )
-    if (dict(start.num_heads), dict(start.num_ffn)) != (dict(end.num_heads), dict(end.num_ffn)):
+    if any(getattr(start, name) != getattr(end, name) for name in ("num_heads", "num_ffn", "heads_per_group")):
         raise InvalidPlanError(
             f"plans_between: both plans must be of one model, received one of {_sizes(start)}, and one of "
             f"{_sizes(end)}. Make both from the same model, before it is cut."

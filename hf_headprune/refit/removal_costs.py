@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_headprune.cost import weights_per_unit
+from hf_headprune.cost import weights_price
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from hf_headprune.anatomy import Price, Site
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Block, Refit
 
@@ -47,21 +48,25 @@ def elimination(
     *,
     removable: Iterable[int] | None = None,
     width_multiple: int = 32,
-    saved_per_unit: int | None = None,
+    whole_groups: bool = False,
+    price: Price | None = None,
 ) -> list[Removal]:
     """Returns the removals of one site, greedily the cheapest next, each priced after those before it.
+
+    FFN units leave in chunks, heads one by one. Of heads that share keys and values by groups, either one group leaves
+    as a whole, or one head of each group that is there, whichever costs less for what it saves: so groups keep equally
+    many.
 
     Args:
         block: With moments that were recorded with exactly the `kept` units open. Where no loss was recorded with them,
             the price is the lost share of what the block adds.
         kept: Units that are still there, in order.
         removable: Those of them that may leave; None for all.
-        width_multiple: FFN units leave in such numbers, the first so that a multiple stays; heads leave one by one.
-        saved_per_unit: What each unit's removal saves; the entries of its weight matrices when left out.
+        width_multiple: FFN units leave in such numbers, the first so that a multiple stays.
+        whole_groups: Whether groups of heads leave as a whole alone.
+        price: What units save; the entries of their weight matrices when left out.
     """
-    width = block.site.unit_width
-    per_unit = weights_per_unit(block.site) if saved_per_unit is None else saved_per_unit
-    multiple = 1 if block.site.is_attention else width_multiple
+    site, price = block.site, weights_price(block.site) if price is None else price
     columns = block.columns(kept, constant=True)
     augmented = block.weight if block.bias is None else torch.cat([block.weight, block.bias[:, None]], dim=1)
     weight = _root(_metric(block)) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
@@ -69,24 +74,64 @@ def elimination(
     left, found = list(kept), []
     may_leave = set(left) if removable is None else set(left) & set(removable)
     while may_leave:
-        costs = _costs(weight, precision, len(left), width)
-        costs[[place for place, unit in enumerate(left) if unit not in may_leave]] = torch.inf
-        count = min(len(left) % multiple or multiple, len(may_leave))
-        places = costs.argsort(stable=True)[:count].sort().values
-        gone = tuple(left[place] for place in places.tolist())
-        own = (places[:, None] * width + torch.arange(width)).flatten()
-        pivot = torch.linalg.inv(precision[own][:, own])
+        stays = torch.tensor([unit not in may_leave for unit in left])
+        if site.group > 1:
+            groups = len(site.groups_of(left))
+            choices = _choices_of_groups(weight, precision, stays, groups, site.unit_width, whole=whole_groups)
+        else:
+            multiple = 1 if site.is_attention else width_multiple
+            costs = _costs(weight, precision, len(left), site.unit_width).masked_fill(stays, torch.inf)
+            choices = [
+                costs.argsort(stable=True)[: min(len(left) % multiple or multiple, len(may_leave))].sort().values
+            ]
+        options = [_priced(weight, precision, site, left, places, price) for places in choices]
+        removal, own, pivot = min(options, key=lambda option: option[0].cost / option[0].saved)
+        found.append(removal)
         change = pivot @ precision[own]
-        cost = float(((weight[:, own] @ pivot) * weight[:, own]).sum())
-        found.append(Removal(block.site.name, gone, cost, count * per_unit))
-        stays = torch.ones(len(precision), dtype=torch.bool)
-        stays[own] = False
-        rest = stays.nonzero().flatten()
+        rest = torch.ones(len(precision), dtype=torch.bool).index_fill(0, own, value=False).nonzero().flatten()
         weight = weight.addmm_(weight[:, own], change, alpha=-1)[:, rest]
         precision = precision.addmm_(precision[:, own], change, alpha=-1)[rest[:, None], rest]
-        may_leave.difference_update(gone)
-        left = [unit for unit in left if unit not in gone]
+        may_leave.difference_update(removal.units)
+        left = [unit for unit in left if unit not in removal.units]
     return found
+
+
+def _choices_of_groups(
+    weight: torch.Tensor, precision: torch.Tensor, stays: torch.Tensor, groups: int, width: int, *, whole: bool
+) -> list[torch.Tensor]:
+    """Returns the places of the heads that leave in each of the ways that groups of equal size may take.
+
+    Args:
+        weight: Of the heads that are there.
+        precision: Of the same.
+        stays: Marks heads that may not leave.
+        groups: Number of groups.
+        width: Of a head.
+        whole: Whether groups leave as a whole alone.
+    """
+    size = len(stays) // groups
+    places = torch.arange(len(stays)).view(groups, size)
+    found = []
+    closed = stays.view(groups, size)
+    if not bool(closed.any(1).all()):
+        costs = _costs(weight, precision, groups, width * size).masked_fill(closed.any(1), torch.inf)
+        found.append(places[costs.argmin()])
+    if not whole and size > 1 and not bool(closed.all(1).any()):
+        costs = _costs(weight, precision, len(stays), width).masked_fill(stays, torch.inf)
+        found.append(places.gather(1, costs.view(groups, size).argmin(1, keepdim=True)).flatten())
+    return found
+
+
+def _priced(
+    weight: torch.Tensor, precision: torch.Tensor, site: Site, left: Sequence[int], places: torch.Tensor, price: Price
+) -> tuple[Removal, torch.Tensor, torch.Tensor]:
+    """Returns the removal of some places of those left, its entries, and the inverse of their part of the precision."""
+    units = tuple(left[place] for place in places.tolist())
+    own = (places[:, None] * site.unit_width + torch.arange(site.unit_width)).flatten()
+    pivot = torch.linalg.inv(precision[own][:, own])
+    cost = float(((weight[:, own] @ pivot) * weight[:, own]).sum())
+    groups = len(site.groups_of(left)) - len(site.groups_of([unit for unit in left if unit not in units]))
+    return Removal(site.name, units, cost, price.of(len(units), groups)), own, pivot
 
 
 def removals_between(refit: Refit, start: PruningPlan, end: PruningPlan, *, width_multiple: int = 32) -> list[Removal]:

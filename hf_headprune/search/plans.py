@@ -109,8 +109,8 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
 
 def order_by_costs(refit: Refit, start: PruningPlan, search: AStarSearch) -> Order:
     """Returns heads and chunks of FFN units in the order in which their removal costs least for what it saves."""
-    width = search.tuning.ffn_chunk
-    paths = [elimination(block, start.kept(name), width_multiple=width) for name, block in refit.blocks.items()]
+    how: Any = {"width_multiple": search.tuning.ffn_chunk, "whole_groups": True}
+    paths = [elimination(block, start.kept(name), **how) for name, block in refit.blocks.items()]
     return [(removal.site, removal.units) for removal in cheapest_first(paths)]
 
 
@@ -131,10 +131,12 @@ def _heads_by_scores(start: PruningPlan, removals: Order | None, scores: np.ndar
             f"search_over_plans: head_scores must be {len(heads)} finite numbers, received shape {np.shape(scores)}. "
             "Give one score per head, in the order of anatomy.attention_sites, or None."
         )
-    ranked = iter([heads[place] for place in np.argsort(scores, kind="stable")])
     if removals is None:
-        return list(ranked)
-    kept = iter([(site, head) for site, head in ranked if head[0] in start.kept(site)])
+        return [heads[place] for place in np.argsort(scores, kind="stable")]
+    score = dict(zip(heads, map(float, scores), strict=True))
+    groups = [(site, group) for site in start.num_heads for group in start.groups(site)]
+    worth = [np.mean([score[site, (head,)] for head in group]) for site, group in groups]
+    kept = iter([groups[place] for place in np.argsort(worth, kind="stable")])
     return [next(kept) if site in start.num_heads else (site, indices) for site, indices in removals]
 
 

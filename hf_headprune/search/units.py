@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_headprune.cost import macs_per_unit
+from hf_headprune.anatomy import Price
+from hf_headprune.cost import macs_price
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from hf_headprune.anatomy import Anatomy, Site
     from hf_headprune.search.settings import AStarSearch
@@ -24,11 +25,11 @@ Order = Sequence[tuple[str, tuple[int, ...]]]  # (site, units of that site remov
 
 @dataclass(frozen=True)
 class Part:
-    """A head, or a chunk of FFN units.
+    """A head, a group of query heads that share a key and a value, or a chunk of FFN units.
 
     Attributes:
         site: Where.
-        index: Of the head, or of the chunk within its site.
+        index: Of the head, the group, or the chunk within its site.
         indices: Of the heads or FFN units of the site that belong to it.
     """
 
@@ -68,7 +69,7 @@ def units_of_search(
         if search.units == (("ffn",) if site.is_attention else ("heads",)):
             continue
         if site.is_attention:
-            parts[site.name] = [Part(site.name, head, (head,)) for head in alive.kept(site.name)]
+            parts[site.name] = list(_heads(site, start, alive))
         else:
             whole = search.units == ("layers",)
             together = [] if whole else [units for name, units in order or () if name == site.name]
@@ -84,6 +85,19 @@ def units_of_search(
             f"search_over_plans: the model has no {' and '.join(search.units)} left. Search on a model that has some."
         )
     return units
+
+
+def _heads(site: Site, start: PruningPlan, alive: PruningPlan) -> Iterator[Part]:
+    """Yields each head alone, and of grouped heads what the start keeps of a group.
+
+    Groups that the start has removed are restorable where it has taken no head out of the others.
+    """
+    present = {heads[0] // site.group: heads for heads in start.groups(site.name)}
+    restorable = {heads[0] // site.group: heads for heads in alive.groups(site.name)}
+    sizes = set(map(len, present.values()))
+    for group, heads in sorted({**restorable, **present}.items()):
+        if group in present or not sizes or len(heads) in sizes:
+            yield Part(site.name, group, heads)
 
 
 def _chunks(
@@ -171,9 +185,10 @@ def removed_at(start: PruningPlan, units: Sequence[Unit]) -> frozenset[int]:
 def gains_of(anatomy: Anatomy, units: Sequence[Unit], search: AStarSearch) -> tuple[float, ...]:
     """Returns what the removal of each unit saves, in heads, parameters, or MACs of one sequence."""
     sites = {site.name: site for site in anatomy.sites}
-    per_unit = {
-        "heads": lambda site: 1.0,
-        "parameters": lambda site: float(site.parameters_per_unit),
-        "macs": lambda site: float(macs_per_unit(site, search.tuning.seq_len, search.tuning.target_len)),
-    }[search.objective]
-    return tuple(sum(per_unit(sites[part.site]) * len(part.indices) for part in unit) for unit in units)
+    price_of: dict[str, Callable[[Site], Price]] = {
+        "heads": lambda site: Price(1),
+        "parameters": lambda site: site.parameters,
+        "macs": lambda site: macs_price(site, search.tuning.seq_len, search.tuning.target_len),
+    }
+    prices = {site.name: price_of[search.objective](site) for site in anatomy.sites}
+    return tuple(float(sum(sites[part.site].price(prices[part.site], part.indices) for part in unit)) for unit in units)

@@ -146,7 +146,8 @@ def complete_config_(config: Any) -> None:
         InvalidConfigError: A number of heads is invalid.
     """
     family = _without_towers(family_of(config))
-    for field in {block.units: None for block in family.attentions if isinstance(block.units, str)}:
+    fields = [field for block in family.attentions for field in (block.units, block.groups)]
+    for field in [field for field in dict.fromkeys(fields) if isinstance(field, str)]:
         number = getattr(config, field)
         if number is None and getattr(type(config), field, 1) is None:  # the dense class fills it in later
             continue
@@ -222,7 +223,8 @@ def checked_entries(config: Any, entries: Any) -> dict[int, dict[str, int]]:
             problems.append(f"layer {layer}: the entry must map fields to numbers, received {entry!r}")
         else:
             checked[layer] = {field: number for field, number in entry.items() if field != "skip"}
-            problems += _entry_problems(layer, entry, rules)
+            wrong = [*_entry_problems(layer, entry, rules)]
+            problems += wrong or _group_problems(layer, entry, config)
     if problems:
         raise InvalidConfigError(
             f"{type(config).__name__}: per_layer_config: {'; '.join(problems)}. Use the configuration that was saved "
@@ -250,12 +252,12 @@ def check_numbers(config: Any) -> None:
         check_numbers(own)
 
 
-def entries_of(numbers: Iterable[tuple[Site, int]]) -> Entries:
-    """Returns what `to_prunable` takes of numbers of units, site by site."""
+def entries_of(numbers: Iterable[tuple[Site, Mapping[str, int]]]) -> Entries:
+    """Returns what `to_prunable` takes of the entries of sites; see `Site.numbers`."""
     found: dict[Any, Any] = {}
-    for site, number in numbers:
+    for site, entry in numbers:
         layers = found.setdefault(site.tower, {}) if site.tower else found
-        layers.setdefault(site.layer, {})[site.field] = number
+        layers.setdefault(site.layer, {}).update(entry)
     return found
 
 
@@ -324,6 +326,8 @@ def _field_rules(config: Any) -> dict[str, _FieldRule]:
             place = stack.layers if enabled else f"{stack.layers} without {block.enabled_by}"
             numbers = tuple(block.dense_units(config, layer) for layer in range(depth if enabled else 0))
             rules[block.field] = _FieldRule(numbers, place)
+            if block.groups is not None:
+                rules[block.groups] = _FieldRule((getattr(config, block.groups),) * depth, place)
     return rules
 
 
@@ -347,6 +351,21 @@ def _entry_problems(layer: int, entry: Mapping[str, Any], rules: Mapping[str, _F
             yield (
                 f"layer {layer}: {field} must be an integer from 0 to {most}, the number of the dense model; received "
                 f"{number!r}"
+            )
+
+
+def _group_problems(layer: int, entry: Mapping[str, Any], config: Any) -> Iterator[str]:
+    """Yields where a layer's heads are not equally many for each of its groups, or more than in the dense model."""
+    for block in family_of(config).attentions:
+        if block.groups is None:
+            continue
+        dense, groups_before = block.dense_units(config, layer), getattr(config, block.groups)
+        heads, groups = entry.get(block.field, dense), entry.get(block.groups, groups_before)
+        each = heads // max(groups, 1)
+        if heads != each * groups or each * groups_before > dense or bool(heads) != bool(groups):
+            yield (
+                f"layer {layer}: {block.field} must be a multiple of {block.groups}, at most {dense // groups_before} "
+                f"for each and none for 0; received {heads} and {groups}"
             )
 
 

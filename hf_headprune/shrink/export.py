@@ -144,8 +144,8 @@ def _plain_config(model: Any) -> Any:
     for site in _changed(model):
         own = site.config_of(config)
         setattr(own, str(site.block.units), site.units)
-        for name, layout in site.block.implied.items():
-            setattr(own, name, site.number(layout, site.units))
+        if site.block.groups is not None:
+            setattr(own, site.block.groups, site.groups)
         if site.is_attention and family.head_dim is None:
             own.head_dim = site.unit_width  # some families read it; where they do not, the shapes differ
     return config

@@ -193,7 +193,7 @@ def _sizes(model: Any, shapes: Mapping[str, Any]) -> Entries:
         model: As the configuration has it.
         shapes: Shape in the checkpoint of each tensor that differs, by its name in the model.
     """
-    found: list[tuple[Site, int]] = []
+    found: list[tuple[Site, dict[str, int]]] = []
     named = {name.removeprefix(f"{model.base_model_prefix}."): tuple(shape) for name, shape in shapes.items()}
     for site in anatomy_of(model).sites:
         shape = named.get(f"{site.output}.weight")
@@ -204,7 +204,7 @@ def _sizes(model: Any, shapes: Mapping[str, Any]) -> Entries:
                     f"{site.output}: it has {columns} columns, which are no number of units of {site.unit_width} up to "
                     f"{site.units}, the number in config.json."
                 )
-            found.append((site, columns // site.unit_width))
+            found.append((site, {site.field: columns // site.unit_width}))
     return entries_of(found)
 
 

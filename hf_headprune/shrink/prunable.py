@@ -247,8 +247,7 @@ def resize_to_config_(model: nn.Module) -> None:
     for site in anatomy_of(model).sites:
         own = site.config_of(config)
         numbers = own.per_layer_config[site.layer] if own.is_heterogeneous else own
-        kept = getattr(numbers, site.field)  # None where the layers of the dense model differ: all
-        cut_site_(base, site, range(site.units if kept is None else kept))
+        cut_site_(base, site, site.first(numbers))
 
 
 def adopt_classes_(model: nn.Module) -> None:

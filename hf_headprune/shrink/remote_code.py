@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING
 
 from hf_headprune._beside_weights import write_text
 from hf_headprune._compat import classes_by_auto_class
+from hf_headprune._layouts import HEADS
 from hf_headprune.anatomy import KEPT_HEADS, family_of
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX
 from hf_headprune.shrink import hollow, self_contained, shared_bias
@@ -215,6 +216,8 @@ def _shown(block: Block) -> str:
     """Returns the declaration of a block as code, without what is left at its default."""
     fields = dataclasses.fields(self_contained.Block)
     given = {field.name: getattr(block, field.name, None) for field in fields} | {"number": block.field}
+    if block.groups is not None:
+        given["attributes"] = {**block.attributes, block.sizes[HEADS]: HEADS}
     defaults = {field.name: _default(field) for field in fields}
     lines = [f"{name}={_shown_value(value)}" for name, value in given.items() if _plain(value) != defaults[name]]
     return "Block(\n" + "".join(f"            {line},\n" for line in lines) + "        )"

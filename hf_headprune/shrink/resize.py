@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_headprune._compat import hooks_before_forward, is_dispatched
-from hf_headprune._layouts import Entries
+from hf_headprune._layouts import HEADS, Entries
 from hf_headprune.anatomy import anatomy_of, base_model, transposed
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.masking import UnitScale, temporary_parts
@@ -45,7 +45,7 @@ def cut_site_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
 
 def _keep_units_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
     for part in site.parts:
-        _keep_rows_(base.get_submodule(part.path), torch.tensor(part.rows.indices(kept), device="cpu"))
+        _keep_rows_(base.get_submodule(part.path), torch.tensor(site.rows(part, kept), device="cpu"))
     _keep_columns_(base.get_submodule(site.output), torch.tensor(site.columns(kept), device="cpu"))
     core: Any = base.get_submodule(site.core)
     for name, (dim, layout) in site.block.tables.items():
@@ -54,10 +54,12 @@ def _keep_units_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
         rows = Entries.of(layout, {**site.sizes, "u": site.units}).indices(kept)
         setattr(owner, attribute, _selected(getattr(owner, attribute), dim, torch.tensor(rows, device="cpu")))
     for attribute, layout in site.block.attributes.items():
-        setattr(core, attribute, site.number(layout, len(kept)))
+        setattr(core, attribute, site.number(layout, kept))
+    if site.group > 1:
+        setattr(core, site.block.sizes[HEADS], len(kept) // len(site.groups_of(kept)))
     if site.block.own_numbers:
         core.config = LayerNumbers.over(
-            core.config, {name: site.number(layout, len(kept)) for name, layout in site.block.own_numbers.items()}
+            core.config, {name: site.number(layout, kept) for name, layout in site.block.own_numbers.items()}
         )
     if site.block.shared_bias is not None:
         take_heads_of_bias_(core, kept, argument=site.block.shared_bias)

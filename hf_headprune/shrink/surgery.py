@@ -97,7 +97,7 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
 
 def _pruned_configs(model: nn.Module, plan: PruningPlan, anatomy: Anatomy) -> dict[int, Any]:
     """Returns the new configuration for each one that a module holds, by the identity of the old one."""
-    entries = entries_of((site, len(plan.kept(site.name))) for site in anatomy.sites)
+    entries = entries_of((site, site.numbers(plan.kept(site.name))) for site in anatomy.sites)
     held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_config(value)}
     towers = {getattr(model.config, tower).model_type: tower for tower in family_of(model).towers}
     return {

@@ -61,6 +61,7 @@ class SecondOrderPruner(Pruner[SecondOrder]):
             int(settings.tuning.width_multiple),
         )
         how = how if table is None else (*how, str(table))
+        how = (*how, "whole groups") if settings.tuning.whole_groups else how
         super().__init__(settings, num_kept=sum(site.units for site in sites), budget=how)
         self.seed = seed
         self._sites, self._anatomy = sites, anatomy
@@ -199,7 +200,10 @@ class SecondOrderPruner(Pruner[SecondOrder]):
 
     def problems(self) -> Iterable[str]:
         """Yields what is wrong with the state, in words."""
-        yield from super().problems()
+        problems = [*super().problems()]
+        yield from problems
+        if problems:  # there may be no such plan
+            return
         if not 0 <= self.rounds_done <= self.settings.rounds:
             yield f"{self.rounds_done} rounds are done, of {self.settings.rounds}"
         elif self.rounds_done == 0 and not bool(self.kept.all()):

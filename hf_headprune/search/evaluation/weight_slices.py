@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from hf_headprune._layouts import Entries
-    from hf_headprune.anatomy import Site
+    from hf_headprune.anatomy import Part, Site
     from hf_headprune.plan import PruningPlan
 
 
@@ -32,10 +31,10 @@ class WeightSlices:
             sites: Of that model.
         """
         base = base_model(model)
-        self._projections: list[tuple[Site, list[tuple[Entries, Any]], Any]] = [
+        self._projections: list[tuple[Site, list[tuple[Part, Any]], Any]] = [
             (
                 site,
-                [(part.rows, base.get_submodule(part.path)) for part in site.parts],
+                [(part, base.get_submodule(part.path)) for part in site.parts],
                 base.get_submodule(site.output),
             )
             for site in sites
@@ -50,10 +49,12 @@ class WeightSlices:
             kept = plan.kept(site.name)
             if not 0 < len(kept) < site.units or site.name in self._whole:
                 continue
+            if len(kept) < site.group * len(site.groups_of(kept)):  # a number that the forward pass reads would change
+                continue
             taken.add(site.name)
             columns = torch.tensor(site.columns(kept), device=output.weight.device)
-            for rows, projection in inputs:
-                entries = torch.tensor(rows.indices(kept), device=output.weight.device)
+            for part, projection in inputs:
+                entries = torch.tensor(site.rows(part, kept), device=output.weight.device)
                 for parameter in projection.parameters(recurse=False):
                     self._put(
                         site,
