@@ -182,7 +182,7 @@ class Site:
     def price(self, price: Price, units: Sequence[int] | None = None) -> int:
         """Returns what some units cost, or all of them."""
         units = range(self.units) if units is None else units
-        return price.of(len(units), len(self.groups_of(units)))
+        return price.of(len(units), len(self.groups_of(units)) if price.per_group else 0)
 
     def numbers(self, kept: Sequence[int]) -> dict[str, int]:
         """Returns the layer's entry in `per_layer_config` when some units are kept."""

@@ -273,7 +273,7 @@ def _group_problems(sizes: Mapping[str, int], kept: Mapping[str, Iterable[int]],
         elif len(set(Counter(unit // group for unit in kept[site]).values())) > 1:
             problems.append(
                 f"kept_heads: {site} must keep equally many of the {group} query heads of each group that stays, "
-                f"since a layer has one number for all its groups, received {shown(list(kept[site]))}"
+                f"since a layer has one number for all its groups, received {shown(sorted(kept[site]))}"
             )
     return problems
 

@@ -20,7 +20,7 @@ from hf_headprune.cost import weights_price
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from hf_headprune.anatomy import Price, Site
+    from hf_headprune.anatomy import Price
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Block, Refit
 
@@ -72,66 +72,65 @@ def elimination(
     weight = _root(_metric(block)) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
     precision = _inverse(block.regularised(columns))
     left, found = list(kept), []
+    multiple = 1 if site.is_attention else width_multiple
     may_leave = set(left) if removable is None else set(left) & set(removable)
     while may_leave:
         stays = torch.tensor([unit not in may_leave for unit in left])
         if site.group > 1:
             groups = len(site.groups_of(left))
-            choices = _choices_of_groups(weight, precision, stays, groups, site.unit_width, whole=whole_groups)
+            ways = _ways_of_groups(weight, precision, stays, groups, site.unit_width, whole=whole_groups)
         else:
-            multiple = 1 if site.is_attention else width_multiple
-            costs = _costs(weight, precision, len(left), site.unit_width).masked_fill(stays, torch.inf)
-            choices = [
-                costs.argsort(stable=True)[: min(len(left) % multiple or multiple, len(may_leave))].sort().values
-            ]
-        options = [_priced(weight, precision, site, left, places, price) for places in choices]
-        removal, own, pivot = min(options, key=lambda option: option[0].cost / option[0].saved)
+            count = min(len(left) % multiple or multiple, len(may_leave))
+            ways = [(_cheapest(weight, precision, stays, site.unit_width, count), 0)]
+        steps = []
+        for places, emptied in ways:
+            own = (places[:, None] * site.unit_width + torch.arange(site.unit_width)).flatten()
+            pivot = torch.linalg.inv(precision[own][:, own])
+            cost = float(((weight[:, own] @ pivot) * weight[:, own]).sum())
+            units = tuple(left[place] for place in places.tolist())
+            steps.append((Removal(site.name, units, cost, price.of(len(units), emptied)), own, pivot @ precision[own]))
+        removal, own, change = min(steps, key=lambda step: step[0].cost / step[0].saved)
         found.append(removal)
-        change = pivot @ precision[own]
         rest = torch.ones(len(precision), dtype=torch.bool).index_fill(0, own, value=False).nonzero().flatten()
         weight = weight.addmm_(weight[:, own], change, alpha=-1)[:, rest]
         precision = precision.addmm_(precision[:, own], change, alpha=-1)[rest[:, None], rest]
         may_leave.difference_update(removal.units)
-        left = [unit for unit in left if unit not in removal.units]
+        gone = {*removal.units}
+        left = [unit for unit in left if unit not in gone]
     return found
 
 
-def _choices_of_groups(
+def _cheapest(
+    weight: torch.Tensor, precision: torch.Tensor, stays: torch.Tensor, width: int, count: int
+) -> torch.Tensor:
+    """Returns the places of the units whose removal costs least, each alone."""
+    costs = _costs(weight, precision, len(stays), width).masked_fill(stays, torch.inf)
+    return costs.argsort(stable=True)[:count].sort().values
+
+
+def _ways_of_groups(
     weight: torch.Tensor, precision: torch.Tensor, stays: torch.Tensor, groups: int, width: int, *, whole: bool
-) -> list[torch.Tensor]:
-    """Returns the places of the heads that leave in each of the ways that groups of equal size may take.
+) -> list[tuple[torch.Tensor, int]]:
+    """Returns the places of the heads that leave in each of the ways that are open, and the groups that it empties.
 
     Args:
         weight: Of the heads that are there.
         precision: Of the same.
         stays: Marks heads that may not leave.
-        groups: Number of groups.
+        groups: Number of groups, of equal size.
         width: Of a head.
         whole: Whether groups leave as a whole alone.
     """
-    size = len(stays) // groups
-    places = torch.arange(len(stays)).view(groups, size)
+    closed = stays.view(groups, -1)
+    places = torch.arange(len(stays)).view_as(closed)
     found = []
-    closed = stays.view(groups, size)
     if not bool(closed.any(1).all()):
-        costs = _costs(weight, precision, groups, width * size).masked_fill(closed.any(1), torch.inf)
-        found.append(places[costs.argmin()])
-    if not whole and size > 1 and not bool(closed.all(1).any()):
-        costs = _costs(weight, precision, len(stays), width).masked_fill(stays, torch.inf)
-        found.append(places.gather(1, costs.view(groups, size).argmin(1, keepdim=True)).flatten())
+        costs = _costs(weight, precision, groups, width * closed.shape[1]).masked_fill(closed.any(1), torch.inf)
+        found.append((places[costs.argmin()], 1))
+    if not whole and closed.shape[1] > 1 and not bool(closed.all(1).any()):
+        costs = _costs(weight, precision, len(stays), width).masked_fill(stays, torch.inf).view_as(closed)
+        found.append((places.gather(1, costs.argmin(1, keepdim=True)).flatten(), 0))
     return found
-
-
-def _priced(
-    weight: torch.Tensor, precision: torch.Tensor, site: Site, left: Sequence[int], places: torch.Tensor, price: Price
-) -> tuple[Removal, torch.Tensor, torch.Tensor]:
-    """Returns the removal of some places of those left, its entries, and the inverse of their part of the precision."""
-    units = tuple(left[place] for place in places.tolist())
-    own = (places[:, None] * site.unit_width + torch.arange(site.unit_width)).flatten()
-    pivot = torch.linalg.inv(precision[own][:, own])
-    cost = float(((weight[:, own] @ pivot) * weight[:, own]).sum())
-    groups = len(site.groups_of(left)) - len(site.groups_of([unit for unit in left if unit not in units]))
-    return Removal(site.name, units, cost, price.of(len(units), groups)), own, pivot
 
 
 def removals_between(refit: Refit, start: PruningPlan, end: PruningPlan, *, width_multiple: int = 32) -> list[Removal]:
