@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._compat import is_older_than, names_not_saved
+from hf_headprune._compat import is_dispatched, is_older_than, names_not_saved
 from hf_headprune._layouts import Entries
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX, REFUSED
@@ -215,16 +215,19 @@ def anatomy_of(model: nn.Module) -> Anatomy:
             f"{type(model).__name__}: none of the stacks {[stack.layers for stack in family.stacks]} exists in "
             f"{type(base).__name__}. Pass the Transformers model itself, not a wrapper around it."
         )
-    not_saved = names_not_saved(model)
+    # Weights that are offloaded are tied by name alone: each use makes them other objects.
+    tied = set(getattr(model, "all_tied_weights_keys", {})) if is_dispatched(model) else set()
+    not_saved = names_not_saved(model) | tied
     saved = {
         tensor.data_ptr() or id(tensor): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name not in not_saved
     }
+    parameters = {id(it): it for name, it in model.named_parameters(remove_duplicate=False) if name not in tied}
     return Anatomy(
         model_type=family.model_type,
         sites=sites,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in parameters.values()),
         num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in saved.values()),
         left_out=family.left_out,
     )

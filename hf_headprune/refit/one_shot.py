@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._offloaded import device_of
 from hf_headprune._checks import is_whole
 from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
@@ -127,7 +128,7 @@ class ExampleLosses:
             InvalidSettingError: A label is no class.
             UnsupportedModelError: The model returns no loss.
         """
-        device = next(self._model.parameters()).device
+        device = device_of(self._model)
         drawn = torch.Generator().manual_seed(self._seed)  # directions, for embeddings
         for first in range(0, len(self._examples), self._batch_size):
             chosen = self._examples[first : first + self._batch_size]

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from hf_headprune._model_card import attach_card_
+from hf_headprune._offloaded import device_of, let_go_
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import HeadPruneError
@@ -81,6 +82,7 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
         expected = probe(model)
 
     base = base_model(model)
+    let_go_(model)
     for site in anatomy.sites:
         cut_site_(base, site, plan.kept(site.name))
     for whole in (*around, model):  # what the part says of itself, the whole must say too
@@ -123,7 +125,7 @@ def _is_config(value: Any) -> bool:
 def probe(model: nn.Module) -> torch.Tensor | None:
     """Returns the last hidden state of a small random batch, `(batch, tokens, hidden)`; None on the meta device."""
     base: Any = base_model(model)
-    if next(model.parameters()).is_meta:
+    if device_of(model).type == "meta":
         return None
     with evaluating(model):
         output = base(**probe_inputs(model), return_dict=True)
