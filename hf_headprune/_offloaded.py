@@ -141,6 +141,15 @@ def let_go_(model: nn.Module) -> None:
         keeper.weights_map = _Replaced(rest, {name: state[prefix + name] for name in own})
 
 
+def tie_again_(model: nn.Module) -> None:
+    """Ties the weights of a model that each use has made other objects, in place, so that they are saved once."""
+    present = dict(model.named_parameters(remove_duplicate=False))
+    for name, source in getattr(model, "all_tied_weights_keys", {}).items():
+        if name in present and source in present and present[name].is_meta and present[source].is_meta:
+            owner, _, own = name.rpartition(".")
+            setattr(model.get_submodule(owner), own, present[source])
+
+
 def shared_by_copies(model: nn.Module) -> dict[int, Any]:
     """Returns, by identity as `deepcopy` takes it, what a copy of a model spread over devices shares with it.
 

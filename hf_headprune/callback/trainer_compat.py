@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, PreTrainedModel, SchedulerType, Trainer
 
+from hf_headprune._compat import is_dispatched
 from hf_headprune._ownership import TRAINING, owned
 from hf_headprune.errors import TrainingStateError, shown
 from hf_headprune.masking import evaluating
@@ -87,12 +88,18 @@ def require_whole_model(trainer: Trainer, *, in_training: bool) -> None:
 
     Raises:
         TrainingStateError: The Trainer re-makes the model (`model_init`), or splits weights over processes in a way
-            that can't be gathered, or while they are needed whole.
+            that can't be gathered, or while they are needed whole; or accelerate has spread the model over devices.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
             "Trainer(model_init=...) makes a new model at every train(), and HeadPruneCallback serves the one that the "
             "Trainer was built with. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
+        )
+    if is_dispatched(model_of(trainer)):
+        raise TrainingStateError(
+            "The model is spread over devices (device_map, or offloading), and a training that prunes needs it in one "
+            "place. Train it without the callback, or not at all, and prune it afterwards: search_plan and "
+            "plan_for_budget take such a model."
         )
     if (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled) and in_training:
         raise TrainingStateError(

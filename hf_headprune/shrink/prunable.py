@@ -26,7 +26,7 @@ from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
-from hf_headprune._offloaded import is_offloaded
+from hf_headprune._offloaded import is_offloaded, tie_again_
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
 from hf_headprune.errors import (
     LONGEST_VALUE,
@@ -221,6 +221,7 @@ def _saved_in_parts(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return
     if not args:
         kwargs.setdefault("max_shard_size", SHARD_OF_OFFLOADED)
+    tie_again_(model)
     known = vars(model).get(DEVICE_MAP)
     # Transformers looks here for what is offloaded; accelerate's cpu_offload and disk_offload leave no map.
     model.hf_device_map = {"": "disk", **(known or {})}
