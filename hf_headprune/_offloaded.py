@@ -168,7 +168,10 @@ def shared_by_copies(model: nn.Module) -> dict[int, Any]:
 
 @contextmanager
 def reloading(model: nn.Module) -> Iterator[None]:
-    """Lets backward passes load weights again, for the length of a `with` block, in place of holding all of them."""
+    """Lets backward passes load weights again, for the length of a `with` block, in place of holding all of them.
+
+    Weights that are offloaded get no gradient meanwhile: the graph would hold those that do.
+    """
     keepers = {module: keeper for module in model.modules() if (keeper := keeper_of(module)) is not None}
     if not keepers:
         yield
@@ -187,12 +190,25 @@ def reloading(model: nn.Module) -> Iterator[None]:
     def unpack(saved: Any) -> torch.Tensor:
         return saved if isinstance(saved, torch.Tensor) else saved()
 
+    learning = [(module, name) for module in keepers for name in _learning(module)]
     with ExitStack() as stack:
+        stack.callback(_set_learning_, learning, True)
+        _set_learning_(learning, False)
         for module in keepers:
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, unpack))
         yield
+
+
+def _learning(module: nn.Module) -> list[str]:
+    """Returns the names of a module's own parameters that get a gradient."""
+    return [name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad]
+
+
+def _set_learning_(parameters: list[tuple[nn.Module, str]], value: bool) -> None:  # noqa: FBT001 - the value itself
+    for module, name in parameters:
+        getattr(module, name).requires_grad_(value)
 
 
 def _again(module: nn.Module, saved: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:

@@ -131,9 +131,7 @@ class Refit:
             if bias is not None:
                 put_(output, "bias", bias)
 
-    def _projection(
-        self, site: str, kept: tuple[int, ...], output: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _projection(self, site: str, kept: tuple[int, ...], output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns weight and bias of a site that is in `blocks`, refitted to the units that stay, not to be changed.
 
         Args:
@@ -144,7 +142,9 @@ class Refit:
         key = site, kept, output.weight.dtype, output.weight.device
         found = self._refitted.pop(key, None)
         if found is None:
-            weight, bias = (None if it is None else it.to(output.weight.dtype) for it in self.blocks[site].refitted(kept))
+            weight, bias = (
+                None if it is None else it.to(output.weight.dtype) for it in self.blocks[site].refitted(kept)
+            )
             weight = weight.T.contiguous() if transposed(output) else weight
             found = as_kept(output, weight), None if bias is None else as_kept(output, bias)
         self._refitted[key] = found
