@@ -2,7 +2,7 @@
 
 Between uses they are on the meta device. Here they are read, replaced and copied one at a time, so that no more of a
 model is in memory than one of its modules. What takes the place of a weight on disk is on disk, too: a mapped file,
-whose pages the operating system drops when memory is short.
+whose pages the operating system drops when memory is short. What FSDP2 has split over processes is read and replaced here, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hf_headprune._compat import accelerate_hooks
+from hf_headprune._distributed import is_part, part_like, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,14 +45,17 @@ def keeper_of(module: nn.Module) -> Any:
 
 
 def tensor_of(module: nn.Module, name: str) -> torch.Tensor:
-    """Returns a weight of a module, to be read only, from where it is kept."""
+    """Returns a weight of a module, to be read only, from where it is kept; what FSDP has split, all processes ask for."""
     here, keeper = getattr(module, name), keeper_of(module)
-    return here.detach() if keeper is None or not here.is_meta else keeper.weights_map[name].to(here.dtype)
+    return whole(here).detach() if keeper is None or not here.is_meta else keeper.weights_map[name].to(here.dtype)
 
 
 def put_(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     """Gives a weight of a module another value, in place, where it is kept; also one of another shape."""
     here, keeper = getattr(module, name), keeper_of(module)
+    if is_part(here):
+        here.data.copy_(part_like(tensor, here))
+        return
     if keeper is not None:
         keeper.weights_map = _Replaced(keeper.weights_map, {name: as_kept(module, tensor)})
         tensor = torch.empty_like(tensor, device="meta")

@@ -174,12 +174,28 @@ def family_of(model_or_config: Any) -> Family:
     if name not in FAMILIES:
         if name in REFUSED:
             raise UnsupportedModelError(f"{type(model_or_config).__name__} can't be pruned: {REFUSED[name]}.")
+        inside = _supported_inside(model_or_config)
+        if inside is not None:
+            raise UnsupportedModelError(
+                f"{type(model_or_config).__name__} is no Transformers model, but holds one: pass its .{inside}. Prune, "
+                "save and load that part; the rest of the weights is yours to save."
+            )
         raise UnsupportedModelError(
             f"{type(model_or_config).__name__}: no declaration says where its heads are (model_type {model_type!r}). "
             f"Supported: {', '.join(sorted(FAMILIES))}. A further family is one more entry in "
             "hf_headprune.families.FAMILIES."
         )
     return FAMILIES[name]
+
+
+def _supported_inside(wrapper: Any) -> str | None:
+    """Returns the path of a Transformers model of a declared family in a module without a configuration of its own."""
+    modules = getattr(wrapper, "named_modules", None)
+    if modules is None or getattr(getattr(wrapper, "config", None), "model_type", None) is not None:
+        return None
+    kinds = ((path, getattr(getattr(it, "config", None), "model_type", None)) for path, it in modules())
+    names = ((path, kind.removeprefix(PRUNABLE_PREFIX)) for path, kind in kinds if isinstance(kind, str) and path)
+    return next((path for path, name in names if name in FAMILIES), None)
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -31,7 +31,7 @@ FOUNDATION = {
     "_certificate_file": {"errors", "_beside_weights", "_fingerprints", "_offloaded", "_strict_json"},
     "_model_card": {"_beside_weights", "_certificate_file", "_offloaded"},
     "_compat": {"errors"},
-    "_offloaded": {"_compat"},
+    "_offloaded": {"_compat", "_distributed"},
     "families": set(),
     "_layouts": set(),
     "anatomy": {"errors", "_compat", "_layouts", "families"},
