@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from hf_headprune._beside_weights import file_beside, read_text, write_text
 from hf_headprune._certificate_file import weights_sha256
+from hf_headprune._offloaded import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +45,7 @@ def attach_card_(model: nn.Module, text: str) -> None:
         model: Pruned model.
         text: Of the card, with a section of ours.
     """
-    weights = weights_sha256(model.state_dict())
+    weights = weights_sha256(Weights(model))
     if weights is not None:
         holder: Any = model
         holder.headprune_card = _OURS.sub(lambda found: _section(found["section"], weights), text)
@@ -80,7 +81,7 @@ def write_card_(
     present = read_text(file) if file.exists() else ""
     if ours is None and not _OURS.search(present):
         return
-    weights = weights_sha256(model.state_dict() if state_dict is None else state_dict)
+    weights = weights_sha256(Weights(model) if state_dict is None else state_dict)
     if ours is not None and _weights_of(ours) != weights:
         holder: Any = model
         ours = holder.headprune_card = None

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._compat import is_older_than, names_not_saved
+from hf_headprune._compat import is_dispatched, is_older_than, names_not_saved
 from hf_headprune._layouts import HEADS, UNIT, Entries
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX, REFUSED
@@ -252,6 +252,12 @@ def family_of(model_or_config: Any) -> Family:
         name = _dense_type(model_type)
         if name in REFUSED:
             raise UnsupportedModelError(f"{type(model_or_config).__name__} can't be pruned: {REFUSED[name]}.")
+        inside = _supported_inside(model_or_config)
+        if inside is not None:
+            raise UnsupportedModelError(
+                f"{type(model_or_config).__name__} is no Transformers model, but holds one: pass its .{inside}. Prune, "
+                "save and load that part; the rest of the weights is yours to save."
+            )
         raise UnsupportedModelError(
             f"{type(model_or_config).__name__}: no declaration says where its heads are (model_type {model_type!r}). "
             f"Supported: {', '.join(sorted(FAMILIES))}. A further family is one more entry in "
@@ -275,6 +281,16 @@ def towers_of(model: nn.Module) -> list[Any]:
     family, present = declaration_of(model), dict(base_model(model).named_modules())
     paths = {stack.tower: None for stack in family.stacks if stack.tower} if family is not None else {}
     return [present[path] for path in paths if path in present]
+
+
+def _supported_inside(wrapper: Any) -> str | None:
+    """Returns the path of a Transformers model of a declared family in a module without a configuration of its own."""
+    modules = getattr(wrapper, "named_modules", None)
+    if modules is None or getattr(getattr(wrapper, "config", None), "model_type", None) is not None:
+        return None
+    kinds = ((path, getattr(getattr(it, "config", None), "model_type", None)) for path, it in modules())
+    names = ((path, kind.removeprefix(PRUNABLE_PREFIX)) for path, kind in kinds if isinstance(kind, str) and path)
+    return next((path for path, name in names if name in FAMILIES), None)
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -310,16 +326,19 @@ def anatomy_of(model: nn.Module) -> Anatomy:
             f"{type(model).__name__}: none of the stacks {[stack.layers for stack in family.stacks]} exists in "
             f"{type(base).__name__}. Pass the Transformers model itself, not a wrapper around it."
         )
-    not_saved = names_not_saved(model)
+    # Weights that are offloaded are tied by name alone: each use makes them other objects.
+    tied = set(getattr(model, "all_tied_weights_keys", {})) if is_dispatched(model) else set()
+    not_saved = names_not_saved(model) | tied
     saved = {
         tensor.data_ptr() or id(tensor): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name not in not_saved
     }
+    parameters = {id(it): it for name, it in model.named_parameters(remove_duplicate=False) if name not in tied}
     return Anatomy(
         model_type=family.model_type,
         sites=sites,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in parameters.values()),
         num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in saved.values()),
         left_out=family.left_out,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.benchmark import Timer
 
+from hf_headprune._offloaded import device_of
 from hf_headprune._checks import is_whole
 from hf_headprune.anatomy import declaration_of
 from hf_headprune.errors import InvalidSettingError
@@ -239,7 +240,7 @@ def _random_tokens(model: nn.Module, config: Any, settings: LatencySettings) -> 
             f"random_inputs: seq_len must be at most {positions}, the positions of {type(model).__name__}, received "
             f"{seq_len}. Measure a shorter sequence."
         )
-    device = next(model.parameters()).device
+    device = device_of(model)
     generator = torch.Generator().manual_seed(0)
     shape = (settings.batch_size, seq_len)
     tokens = torch.randint(vocab_size, shape, generator=generator)

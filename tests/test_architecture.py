@@ -28,9 +28,10 @@ FOUNDATION = {
     "_strict_json": {"errors"},
     "_unit_ranges": {"errors"},
     "_beside_weights": set(),
-    "_certificate_file": {"errors", "_beside_weights", "_fingerprints", "_strict_json"},
-    "_model_card": {"_beside_weights", "_certificate_file"},
+    "_certificate_file": {"errors", "_beside_weights", "_fingerprints", "_offloaded", "_strict_json"},
+    "_model_card": {"_beside_weights", "_certificate_file", "_offloaded"},
     "_compat": {"errors"},
+    "_offloaded": {"_compat", "_distributed"},
     "families": set(),
     "_layouts": set(),
     "anatomy": {"errors", "_compat", "_layouts", "families"},
@@ -38,8 +39,8 @@ FOUNDATION = {
     "cost": {"errors", "_checks", "anatomy", "plan"},
     "budgets": {"errors", "_checks", "anatomy", "plan", "cost"},
     "_ownership": {"errors", "anatomy"},
-    "masking": {"errors", "_compat", "_ownership", "anatomy", "plan"},
-    "latency": {"errors", "_checks", "masking"},
+    "masking": {"errors", "_compat", "_offloaded", "_ownership", "anatomy", "plan"},
+    "latency": {"errors", "_checks", "_offloaded", "masking"},
 }
 # What a wing may import besides the foundation; rooms may import both wings, and never a room.
 WINGS = {"tasks": set(), "refit": {"tasks"}}

@@ -10,6 +10,7 @@ import torch
 
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.trainer_compat import model_of
+from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.distillation.distiller import Distiller
 from hf_headprune.learn.distillation.embeddings import EmbeddingDistiller
 from hf_headprune.learn.distillation.loss import LossScaling, distilled
@@ -30,10 +31,16 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDis
     """Lets a Trainer's model learn from a teacher, in training alone; an embedding model has no other loss.
 
     Raises:
-        InvalidSettingError: The teacher does not fit the model.
+        InvalidSettingError: The teacher does not fit the model, or the model's loss shows no outputs to compare.
     """
     if embeds_texts(model_of(trainer)):
         return _distil_embeddings(trainer, settings)
+    if model_of(trainer) is not trainer.model:
+        raise InvalidSettingError(
+            f"Distillation(teacher=...): the loss of a {type(trainer.model).__name__} runs the model by itself, so that "
+            "its outputs can't be compared with the teacher's. Let the teacher score the training pairs, and pass these "
+            "scores as labels with a loss that learns them, such as MSELoss; prune without distillation."
+        )
     # The student's forward pass brings its mixed precision along; the teacher's would not.
     distiller = Distiller(settings, trainer.model, trainer.label_names, partial(_autocast, trainer))
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))

@@ -75,6 +75,7 @@ def finish(
     parts.check_finite()
     parts.warn_of_early_end(trainer.state.max_steps)  # before a spare checkpoint says that all steps were seen
     if make_whole_(trainer):
+        parts.move(trainer)
         save_trained(trainer)
     else:
         save_spare_checkpoint(trainer, parts)

@@ -193,7 +193,10 @@ class HeadPruneCallback(TrainerCallback):
     def _checked(self, trainer: Trainer) -> Settings:
         """Returns the settings for the Trainer's model, after every check that needs no training."""
         in_training = self.settings.prunes_in_training or self.settings.distillation is not None
-        trainer_compat.require_whole_model(trainer, in_training=in_training)
+        learns_scores = self.settings.gates is not None or self.settings.movement is not None
+        trainer_compat.require_whole_model(
+            trainer, in_training=in_training, trains_twice=self.settings.trains_twice, learns_scores=learns_scores
+        )
         anatomy = anatomy_of(model_of(trainer))
         check_can_prune(model_of(trainer))
         settings = self.settings.resolved(anatomy, model_of(trainer))
@@ -263,6 +266,7 @@ class HeadPruneCallback(TrainerCallback):
         """
         if self._parts is None or self._trainer is None:
             return
+        self._parts.end_step()
         if not self._is_rehearsed:
             self._is_rehearsed = True
             rehearse(self._trainer, self.settings, self._splits)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from hf_headprune._offloaded import device_of
 from hf_headprune.masking import evaluating
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
 from hf_headprune.pipeline.holdout import CANDIDATES
@@ -95,6 +96,6 @@ def shown(model: Any, work: tuple[float, float]) -> Iterator[None]:
 
 
 def _run(model: Any, batch: dict[str, Any]) -> None:
-    device = next(model.parameters()).device
+    device = device_of(model)
     outputs = model(**{name: tensor.to(device) for name, tensor in batch.items()})
     float(outputs.loss)  # waits for the device

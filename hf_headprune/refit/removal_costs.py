@@ -184,8 +184,9 @@ def _metric(block: Block) -> torch.Tensor:
     """Returns what an error in the outputs of a block costs, `(hidden_size, hidden_size)`."""
     if block.sensitivity is not None:
         return block.sensitivity.double()
-    added = float(((block.weight @ block.moments.dense()[:-1, :-1].double()) * block.weight).sum())
-    return torch.eye(len(block.weight), dtype=torch.float64) / (added or 1.0)
+    weight = block.weight
+    added = float(((weight @ block.moments.dense()[:-1, :-1].double()) * weight).sum())
+    return torch.eye(len(weight), dtype=torch.float64) / (added or 1.0)
 
 
 def _root(sensitivity: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._offloaded import device_of
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class _Maker:
     def __init__(self, model: Any) -> None:
         self._configs = [model.config, *(getattr(model.config, tower) for tower in family_of(model).towers)]
         first = next(model.parameters())
-        self._device, self._dtype = first.device, first.dtype
+        self._device, self._dtype = device_of(model), first.dtype
         self._generator = torch.Generator().manual_seed(0)
         anatomy = anatomy_of(model)
         self.reads_source = any(site.kind == "cross" for site in anatomy.sites)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
+from hf_headprune._offloaded import is_offloaded, tie_again_
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists, towers_of
 from hf_headprune.errors import (
     LONGEST_VALUE,
@@ -55,6 +58,8 @@ WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token")  # a
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
 _CLASSES: dict[str, type[Any]] = {}
 OWN = "headprune_prunable"  # attribute of a class of the user's that holds its prunable sibling
+DEVICE_MAP = "hf_device_map"  # attribute with which Transformers notes where parts of a model are
+SHARD_OF_OFFLOADED = "2GB"
 NEW_HEAD = "For a fresh head, for another task, pass ignore_mismatched_sizes=True."
 
 
@@ -142,6 +147,8 @@ class PrunableModel:
         Weights keep the names and shapes that the model has. Transformers would give some families those of the
         checkpoint that the dense model came from, which it can't read back for blocks of different sizes.
 
+        Of a model that is offloaded, one file of at most 2 GB after the other is in memory (`max_shard_size`).
+
         With `push_to_hub=True` the model is uploaded as its `push_to_hub` does it, and no other file of the folder.
 
         Raises:
@@ -157,9 +164,10 @@ class PrunableModel:
         kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
         attach_auto_map_(model)
-        super().save_pretrained(  # type: ignore[misc]
-            save_directory, is_main_process, saved, False, *args, **kwargs
-        )
+        with _saved_in_parts(model, args, kwargs):
+            super().save_pretrained(  # type: ignore[misc]
+                save_directory, is_main_process, saved, False, *args, **kwargs
+            )
         if not is_main_process:
             return
         write_plan_(model, save_directory)
@@ -202,6 +210,29 @@ class PrunableModel:
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
         """Does nothing: each checkpoint is saved with the code that the Auto classes need, for all of them."""
+
+
+@contextmanager
+def _saved_in_parts(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Lets Transformers load one file of an offloaded model after the other; its options are changed in place."""
+    if not is_offloaded(model):
+        yield
+        return
+    if not args:
+        kwargs.setdefault("max_shard_size", SHARD_OF_OFFLOADED)
+    tie_again_(model)
+    known = vars(model).get(DEVICE_MAP)
+    # Transformers looks here for what is offloaded; accelerate's cpu_offload and disk_offload leave no map.
+    model.hf_device_map = {"": "disk", **(known or {})}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")  # of 50 GB
+            yield
+    finally:
+        if known is None:
+            del model.hf_device_map
+        else:
+            model.hf_device_map = known
 
 
 def _options_of_upload(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from hf_headprune._model_card import attach_card_
+from hf_headprune._offloaded import device_of, let_go_
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, declaration_of, family_of
 from hf_headprune.errors import HeadPruneError
@@ -83,6 +84,7 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
         expected = probe(model)
 
     base = base_model(model)
+    let_go_(model)
     for site in anatomy.sites:
         cut_site_(base, site, plan.kept(site.name))
     for whole in (*around, model):  # what the part says of itself, the whole must say too
@@ -144,7 +146,7 @@ def probe(model: nn.Module) -> torch.Tensor | None:
     Those of towers are returned in one row.
     """
     base: Any = base_model(model)
-    if next(model.parameters()).is_meta:
+    if device_of(model).type == "meta":
         return None
     with evaluating(model):
         output = base(**probe_inputs(model), return_dict=True)

@@ -122,6 +122,14 @@ def test_a_cross_encoder_is_pruned_saved_and_read_as_one(tmp_path):
     assert_reads_again(model, tmp_path / "saved", lambda it: it.predict(pairs))
 
 
+def test_a_teacher_of_a_cross_encoder_is_refused_when_the_trainer_is_built(tmp_path):
+    folder = save_text_model(tmp_path / "text", "BertForSequenceClassification", num_labels=3)
+    model, teacher = (st.CrossEncoder(str(folder), device="cpu") for _ in range(2))
+    callback = HeadPruneCallback(density=0.5, distillation=Distillation(teacher))
+    with pytest.raises(InvalidSettingError, match="loss of a CrossEncoder runs the model by itself"):
+        trained(model, tmp_path, callback)
+
+
 def test_a_sentence_transformer_learns_from_the_dense_embeddings_without_labels(embedder, tmp_path):
     dense = copy.deepcopy(embedder)
     callback = HeadPruneCallback(density=0.5, distillation=Distillation(dense))

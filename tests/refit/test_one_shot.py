@@ -49,6 +49,29 @@ def token_rows(count):
     return [{"input_ids": ids, "labels": [-100, *[int(i > 50) for i in ids[1:-1]], -100]} for ids in texts]
 
 
+def choice_rows(count):
+    """Examples of four choices each: their labels are choices, of which the configuration knows no number."""
+    texts = [row["input_ids"] for row in examples(4 * count)]
+    return [{"input_ids": texts[4 * i : 4 * i + 4], "labels": i % 4} for i in range(count)]
+
+
+def as_they_are(rows):
+    ids = [torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in row["input_ids"]], batch_first=True) for row in rows]
+    length = max(each.shape[1] for each in ids)
+    padded = [torch.nn.functional.pad(each, (0, length - each.shape[1])) for each in ids]
+    return {"input_ids": torch.stack(padded), "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def test_labels_of_a_multiple_choice_are_choices_and_no_classes():
+    model, rows = tiny_bert("MultipleChoice"), choice_rows(16)
+    assert model.config.num_labels == 2
+    found = plan_for_budget(model, rows, density=0.5, data_collator=as_they_are)
+    assert linear_density(found.plan, anatomy_of(model)) < 0.75
+    wrong = [{**row, "labels": 4} for row in rows]
+    with pytest.raises(InvalidSettingError, match=r"labels must be 0\.\.3, received \[4\]"):
+        plan_for_budget(model, wrong, density=0.5, data_collator=as_they_are)
+
+
 ROWS = {
     "classes": (classifier, examples),
     "tokens": (lambda: decisive(tiny_bert("TokenClassification", num_labels=2)), token_rows),

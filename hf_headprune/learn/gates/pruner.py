@@ -243,13 +243,13 @@ class GatePruner(ScorePruner[SubsetGates]):
 
     def add_penalty_grad(self, *, loss_scale: float = 1.0) -> None:
         """See `ScorePruner.add_penalty_grad`; nothing for estimators that have none."""
-        grad = self.importance_bias.grad
-        if not self.has_penalty or self.phase != "learn" or grad is None:
+        if not self.has_penalty or self.phase != "learn":
             return
+        scores = self.scores.detach()
+        slope, strength = torch.zeros_like(scores), self.settings.tuning.penalty * loss_scale
         for positions, kept in self.budgets():
-            scores = self.scores.detach()[positions]
-            strength = self.settings.tuning.penalty * loss_scale
-            grad[positions] += hard_concrete_penalty_grad(scores, kept=kept, strength=strength)
+            slope[positions] = hard_concrete_penalty_grad(scores[positions], kept=kept, strength=strength)
+        self.add_grad(slope)
 
     def refresh(self) -> None:
         """Computes the gates of a forward pass once and hands each site its slice."""

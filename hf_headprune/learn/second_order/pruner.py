@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_headprune._distributed import is_part, reshard_
 from hf_headprune.anatomy import base_model
 from hf_headprune.budgets import budget_groups
 from hf_headprune.errors import TrainingStateError
@@ -142,9 +143,11 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         self.remove(model, (loop.summed_loss(batch) for batch in batches), rounds)
         # What was evaluated before was the model with more units: no checkpoint of it is the best one.
         loop.forget_best_model()
-        # Processes that stream have seen different examples, and rounding may differ between devices.
+        # Processes that stream have seen different examples, and rounding may differ between devices. What FSDP has
+        # split was written as the first process has it.
         for values in (self.kept, *self.refitted(model)):
-            values.data.copy_(loop.from_first(values.data))
+            if not is_part(values):
+                values.data.copy_(loop.from_first(values.data))
         self.seal()
 
     def remove(self, model: nn.Module, losses: Iterable[torch.Tensor], number: int) -> None:
@@ -159,7 +162,8 @@ class SecondOrderPruner(Pruner[SecondOrder]):
             TrainingStateError: The losses gave no gradient, or one that is not finite.
         """
         refit = self.choose(model, losses, number, over_processes=True)
-        before = [(parameter, parameter.data) for parameter in self.refitted(model)]
+        reshard_(model)
+        before = [(parameter, parameter.data) for parameter in self.refitted(model) if not is_part(parameter)]
         refit.apply_(model, self.plan())
         for parameter, data in before:  # weights stay where whoever else holds them expects them
             parameter.data = data.copy_(parameter.data)

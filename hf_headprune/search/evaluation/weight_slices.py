@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._offloaded import is_offloaded
 from hf_headprune.anatomy import base_model, transposed
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class WeightSlices:
                 base.get_submodule(site.output),
             )
             for site in sites
-            if site.units and not site.has_own_state
+            if site.units and not site.has_own_state and not _is_loaded_anew(base, site)
         ]
         self._whole: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
 
@@ -73,3 +74,8 @@ class WeightSlices:
     def _put(self, site: Site, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
         self._whole.setdefault(site.name, []).append((parameter, parameter.data))
         parameter.data = tensor
+
+
+def _is_loaded_anew(base: nn.Module, site: Site) -> bool:
+    """Tells whether weights of a site are loaded at each pass, so that slices of them would not last."""
+    return any(is_offloaded(base.get_submodule(path)) for path in (*site.inputs, site.output))
