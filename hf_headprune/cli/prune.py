@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.output import OutputFolder
 from hf_headprune.cli.splits import encoded_splits, held_back
+from hf_headprune.cli.vocabulary import SmallerVocabulary
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.pipeline import plan_for_budget, search_plan
@@ -114,6 +115,9 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     kept_heads: Annotated[
         str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
     ] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keep the pieces of these texts alone; train: of the examples")
+    ] = None,
     confidence: Annotated[
         float | None, typer.Option(metavar="X", help="Level at which a drop must be certified, such as 0.95")
     ] = None,
@@ -141,6 +145,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         columns=NamedColumns(text_column, text_pair_column, label_column, question_column),
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
         measured=measured,
+        vocabulary=vocabulary,
         searches=search,
         metric=metric,
         tokenizer=tokenizer or model,
@@ -161,6 +166,7 @@ class Run:
     columns: NamedColumns
     budget: Budget
     measured: bool
+    vocabulary: str | None
     searches: bool
     metric: str | None
     tokenizer: str
@@ -174,18 +180,25 @@ class Run:
             HeadPruneError: The input can't be used.
             OSError: The folder can't be written.
         """
-        self.output.check([self.model, self.tokenizer, *self.source.names()])
+        corpus = [] if self.vocabulary is None else [self.vocabulary]
+        self.output.check([self.model, self.tokenizer, *self.source.names(), *corpus])
         model = to_accelerator_(load_model(self.model))
         anatomy_of(model)  # refuses other families before anything is read
-        self.budget.check(model)
-        if self.searches and not self.budget.is_drop:
-            raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
-        if self.measured and self.budget.name != "speedup":
-            raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
+        self._check(model)
         tokenizer = load_tokenizer(self.tokenizer, model)
         reader = reader_for(model, tokenizer, self.columns, self.max_length)
         metric, note = metric_named(self.metric, model)
-        splits = self._splits(reader)
+        reference = None
+        if self.vocabulary is None:
+            splits = self._splits(self._read(), reader)
+        else:
+            read = self._read()
+            smaller = SmallerVocabulary.of(self.vocabulary, model, reader, read["train"])
+            splits = self._splits(read, reader_for(smaller.model, smaller.tokenizer, self.columns, self.max_length))
+            splits = replace(splits, notes=(smaller.note, *splits.notes))
+            reference = smaller.reference(splits.certify)
+            model, tokenizer = smaller.model, smaller.tokenizer
+            self.budget.check(model)
         batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
         tests = self.budget.is_drop and not self.searches
         work = duration.examples_of_work(splits, searches=self.searches, tests=tests)
@@ -198,7 +211,7 @@ class Run:
             result = self._result(model, batching, splits, metric, groups)
         else:
             with duration.shown(model, work):
-                result = self._result(model, batching, splits, metric, groups)
+                result = self._result(model, batching, splits, metric, groups, reference)
         holds = self.budget.is_met(result)
         content: dict[str, Any] = {
             "model": self.model,
@@ -215,7 +228,21 @@ class Run:
         closing = f"Saved in {self.output.path}: {size:.1f} MB; loaded again, it differs by {difference:g}."
         return Outcome(holds, result, closing, content)
 
-    def _splits(self, reader: Any) -> Splits:
+    def _check(self, model: Any) -> None:
+        """Refuses options that don't go together, and a size that the model can't have."""
+        if self.vocabulary is None:
+            self.budget.check(model)
+        elif self.searches:
+            raise InvalidSettingError(
+                "prune: --search measures plans against the model that it prunes, and --vocabulary makes another one "
+                "of it first. Leave one of the two out."
+            )
+        if self.searches and not self.budget.is_drop:
+            raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
+        if self.measured and self.budget.name != "speedup":
+            raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
+
+    def _read(self) -> dict[str, Any]:
         read = self.source.read()
         missing = {"train"} - read.keys()
         if self.searches or (self.budget.is_drop and "test" not in read):
@@ -225,6 +252,9 @@ class Run:
             raise InvalidSettingError(
                 f"prune: there are no examples for {' and '.join(sorted(missing))}. Pass {options}, or --dataset."
             )
+        return read
+
+    def _splits(self, read: dict[str, Any], reader: Any) -> Splits:
         splits = encoded_splits(read, reader, from_hub=self.source.dataset is not None)
         splits = held_back(splits, searches=self.searches)
         asked = {"confidence": self.budget.confidence, "metric": None if self.budget.is_drop else self.metric}
@@ -249,8 +279,16 @@ class Run:
             f"Computed: {work}."
         )
 
-    def _result(self, model: Any, batching: Batching, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
-        options: dict[str, Any] = {"batch_size": self.batch_size}
+    def _result(  # noqa: PLR0913, PLR0917 - a model, its examples, and how both are compared
+        self,
+        model: Any,
+        batching: Batching,
+        splits: Splits,
+        metric: Any,
+        groups: str | None,
+        reference: Any = None,
+    ) -> PruningResult:
+        options: dict[str, Any] = {"batch_size": self.batch_size, "reference": reference}
         if splits.certify is not None:
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(
