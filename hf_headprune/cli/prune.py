@@ -9,36 +9,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cli import duration
 from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.examples import QuestionReader, reader_for
 from hf_headprune.cli.files import DataSource
+from hf_headprune.cli.ladder import saved_ladder
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.output import OutputFolder
+from hf_headprune.cli.saving import save_pruned
 from hf_headprune.cli.splits import encoded_splits, held_back
 from hf_headprune.cli.vocabulary import SmallerVocabulary
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
-from hf_headprune.pipeline import plan_for_budget, search_plan
-from hf_headprune.pipeline.budget import MB
+from hf_headprune.pipeline import plan_for_budget, plan_ladder, search_plan
 from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.latency_table import measure_latency_table
-from hf_headprune.shrink.surgery import probe, prune_model_
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hf_headprune.cli.ladder import LadderOutcome
     from hf_headprune.cli.splits import Splits
     from hf_headprune.pipeline import PruningResult
 
-REPORT_NAME = "headprune_report.json"
 OUTCOME_FORMAT = "hf_headprune.prune/1"
 
 
@@ -103,7 +102,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         float | None, typer.Option(metavar="X", help="Smallest model that loses at most this  [default: 0.01, a point]")
     ] = None,
     density: Annotated[
-        float | None, typer.Option(metavar="X", help="Or: share of the attention and FFN weights that is kept")
+        str | None, typer.Option(metavar="X", help="Or: share of the attention and FFN weights kept; 0.5,0.25 for each")
     ] = None,
     speedup: Annotated[
         float | None, typer.Option(metavar="X", help="Or: multiply-accumulates before, over those after")
@@ -173,7 +172,7 @@ class Run:
     max_length: int | None
     batch_size: int
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Outcome | LadderOutcome:
         """Reads, prunes and saves.
 
         Raises:
@@ -201,26 +200,31 @@ class Run:
             self.budget.check(model)
         batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
         tests = self.budget.is_drop and not self.searches
-        work = duration.examples_of_work(splits, searches=self.searches, tests=tests)
+        work = duration.examples_of_work(splits, searches=self.searches, tests=tests, sizes=self.budget.sizes)
         _say([note, *splits.notes, self._announced(model, splits)])
         _say(
             [f"It takes {duration.in_words(duration.seconds_of(model, splits, batching, work))}, if nothing else runs."]
         )
-        groups = "context" if isinstance(reader, QuestionReader) else None
-        if self.searches:  # has a bar of its own
-            result = self._result(model, batching, splits, metric, groups)
-        else:
-            with duration.shown(model, work):
-                result = self._result(model, batching, splits, metric, groups, reference)
-        holds = self.budget.is_met(result)
         content: dict[str, Any] = {
             "model": self.model,
-            "output": str(self.output.path) if holds else None,
             "budget": {self.budget.name: self.budget.value, "confidence": self.budget.confidence},
             "examples": splits.counts(),
             "columns": splits.columns,
             "notes": splits.notes,
         }
+        options = self._options(splits, batching, reader, reference)
+        if self.budget.is_ladder:
+            with duration.shown(model, work):
+                ladder = plan_ladder(model, splits.train, self.budget.value, metric=metric, **options)
+            only = self.budget.confidence is not None
+            return saved_ladder(ladder, model, tokenizer, self.output, certified_only=only, content=content)
+        if self.searches:  # has a bar of its own
+            result = self._result(model, batching, splits, metric, options)
+        else:
+            with duration.shown(model, work):
+                result = self._result(model, batching, splits, metric, options)
+        holds = self.budget.is_met(result)
+        content["output"] = str(self.output.path) if holds else None
         if not holds:
             return Outcome(holds, result, f"{self._why_not(result)} Nothing was saved.", content)
         size, difference = self._saved(model, tokenizer, result)
@@ -279,29 +283,28 @@ class Run:
             f"Computed: {work}."
         )
 
-    def _result(  # noqa: PLR0913, PLR0917 - a model, its examples, and how both are compared
-        self,
-        model: Any,
-        batching: Batching,
-        splits: Splits,
-        metric: Any,
-        groups: str | None,
-        reference: Any = None,
-    ) -> PruningResult:
+    def _options(self, splits: Splits, batching: Batching, reader: Any, reference: Any) -> dict[str, Any]:
+        """Returns what says on which examples the result is certified, and with which confidence."""
         options: dict[str, Any] = {"batch_size": self.batch_size, "reference": reference}
         if splits.certify is not None:
             searched = splits.seen if splits.validation is None else splits.validation
+            groups = "context" if isinstance(reader, QuestionReader) else None
             options["certify"] = CertificationData(
                 splits.certify, train=splits.seen, search=searched, groups=groups, batching=batching
             )
         if self.budget.confidence is not None:
             options["confidence"] = self.budget.confidence
+        return options
+
+    def _result(
+        self, model: Any, batching: Batching, splits: Splits, metric: Any, options: dict[str, Any]
+    ) -> PruningResult:
         value = self.budget.value
         if not self.budget.is_drop:
             if self.measured:
-                options["latency_ms"] = measure_latency_table(model, progress=_is_watched())
+                options = {**options, "latency_ms": measure_latency_table(model, progress=_is_watched())}
             return plan_for_budget(model, splits.train, metric=metric, **{self.budget.name: value}, **options)
-        options |= {"calibration": splits.train, "processing_class": batching.processing_class}
+        options = options | {"calibration": splits.train, "processing_class": batching.processing_class}
         if not self.searches:
             return search_plan(model, splits.certify, metric, max_drop=value, **options)
         search = AStarSearch(max_drop=value)
@@ -316,16 +319,8 @@ class Run:
 
     def _saved(self, model: Any, tokenizer: Any, result: PruningResult) -> tuple[float, float]:
         """Prunes the model, in place, and saves it; returns the megabytes of its weights and what reloading changes."""
-        prune_model_(model, result)
-        if result.certificate is not None:
-            attach_certificate_(model, result.certificate.to_json())
         with self.output.staged() as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            (folder / REPORT_NAME).write_text(result.report.to_json(), encoding="utf-8")
-            size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MB
-            reloaded = load_model(folder).to(model.device)
-            difference = float((probe(model) - probe(reloaded)).abs().max())  # type: ignore[operator]
+            size, difference = save_pruned(folder, model, tokenizer, result)
             if self.budget.name == "size_mb" and size > self.budget.value:
                 raise HeadPruneError(f"prune: the saved file has {size:.3f} MB, more than {self.budget.value}.")
         return size, difference

@@ -71,25 +71,24 @@ class SmallerVocabulary:
         return cls(smaller, tokenizer, note, model, reader)
 
 
-def as_it_reads(model: Any, source: str | Path, rows: Dataset, tokenizer: Any, max_length: int | None) -> Any:
-    """Returns a model, as a pair with rows of its own where the tokenizer beside it has another vocabulary.
+def own_reader(model: Any, source: str | Path, tokenizer: Any, max_length: int | None) -> TextReader | None:
+    """Returns what encodes examples anew for a model, if the tokenizer beside it has another vocabulary; else None.
 
     Args:
         model: Pruned.
         source: Where it was loaded from.
-        rows: Examples, with their texts.
-        tokenizer: That encoded them.
+        tokenizer: That the examples are encoded with.
         max_length: Tokens of an example; None for as many as the model reads.
 
     Raises:
-        UnsupportedModelError: The vocabulary is another one, and the rows hold no texts.
+        UnsupportedModelError: The vocabulary is another one, and the examples of the task are no texts.
     """
     try:
         own = load_tokenizer(source, model)
     except InvalidSettingError:  # there is none beside it
-        return model
+        return None
     if own.get_vocab() == tokenizer.get_vocab():
-        return model
+        return None
     reader = reader_for(model, own, NamedColumns(), max_length)
     if not isinstance(reader, TextReader):
         raise UnsupportedModelError(
@@ -97,7 +96,7 @@ def as_it_reads(model: Any, source: str | Path, rows: Dataset, tokenizer: Any, m
             f"be encoded for each model, received {type(model).__name__}. Certify it in Python, with the examples "
             "beside each model."
         )
-    return model, reader.encode_again(rows)
+    return reader
 
 
 def _texts(corpus: str, reader: TextReader, train: Dataset) -> list[str]:

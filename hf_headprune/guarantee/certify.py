@@ -181,7 +181,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     split = _read(model, dataset, metric, reference, "furthest_within")
     value = split.metric.aggregate or np.mean
     whole = split.outcome_of_reference(model, reference)
-    metrics = [float(value(split.compared(whole, whole).dense))]
+    metrics = [split.value_of(whole)]
     last = None
     for index, plan in enumerate(plans):
         pair = split.compared(whole, _outcome_of(split, model, plan, opened))

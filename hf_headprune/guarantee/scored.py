@@ -315,7 +315,10 @@ class ScoredSplit:
 
     def value_of_plan(self, model: nn.Module, plan: PlanOrResult | None) -> float:
         """Returns the metric of what `outcome_of_plan` runs."""
-        outcome = self.outcome_of_plan(model, plan)
+        return self.value_of(self.outcome_of_plan(model, plan))
+
+    def value_of(self, outcome: Outcome) -> float:
+        """Returns the metric of a model that gave these answers."""
         return float((self.metric.aggregate or np.mean)(self.compared(outcome, outcome).dense))
 
     def _scores_by_function(self, model: Any, dataset: Any) -> Any:

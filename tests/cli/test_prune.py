@@ -209,6 +209,27 @@ def test_the_vocabulary_is_cut_and_certified_with_the_rest(capsys, classifier, t
     assert PruningPlan.of(AutoModelForSequenceClassification.from_pretrained(tmp_path / "sized")).num_kept_ffn > 64
 
 
+def test_several_densities_give_a_folder_each_and_one_table(capsys, classifier, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    words = ["prune", classifier / "model", out, "--train", classifier / "train.csv", "--density", "0.25,0.75"]
+    said = called(capsys, *words, "--test", classifier / "dev.csv", "--vocabulary", "train")
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["weights", "whole"]
+    assert lines[-1] == f"Saved in {out}: 0.75, 0.25."
+    kept = [PruningPlan.of(AutoModelForSequenceClassification.from_pretrained(out / it)) for it in ("0.75", "0.25")]
+    assert kept[0].num_kept_ffn > kept[1].num_kept_ffn
+    assert len(AutoTokenizer.from_pretrained(out / "0.25")) == len(WORDS) - 1 + 4
+    rungs = json.loads((out / "headprune_ladder.json").read_text())["rungs"]
+    assert [rung["density"] for rung in rungs] == [0.75, 0.25]
+    for rung in rungs:
+        assert (out / f"{rung['density']:g}" / "headprune_certificate.json").exists() == rung["certified"]
+    said = called(capsys, *words, "--test", classifier / "few.csv", "--confidence", "0.99", "--overwrite", "--json")
+    assert said.code == 1, said.err
+    assert json.loads(said.out)["saved"] == []
+    assert (out / "headprune_ladder.json").exists()
+
+
 def encoded(tokenizer, rows):
     labels = [int(row["label"] == "positive") for row in rows]
     texts = [row["sentence"] for row in rows]
@@ -287,6 +308,8 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--density", "0.5", "--speedup", "2"], "takes one budget, received density=0.5 and speedup=2.0"),
         (None, ["--density", "0.5", "--max-drop", "0.02"], "takes one budget, received max_drop=0.02 and"),
         (None, ["--density", "1.5"], "density must be"),
+        (None, ["--density", "0.5,half"], "--density must be a number such as 0.5, or several with commas"),
+        (None, ["--density", "0.5,1.5"], "densities must be different numbers above 0 and below 1"),
         (None, ["--size-mb", "5"], "Pass a size above"),
         (None, ["--kept-heads", "many"], "--kept-heads must be a number of heads, or a share such as 0.5"),
         (None, ["--kept-heads", "9"], "9"),

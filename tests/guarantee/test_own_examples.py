@@ -79,6 +79,13 @@ def test_few_labels_are_enough_for_a_pair(case):
     assert certify((twin, own_texts), pruned, texts, max_drop=DROP, labels=labels).evidence == plain.evidence
 
 
+def test_tokens_that_a_model_lacks_are_refused_in_words(case):
+    model, pruned, rows, _ = case
+    wrong = [{**row, "input_ids": [*row["input_ids"], 1000]} for row in rows]
+    with pytest.raises(InvalidSettingError, match="hold token 1,000, .* another tokenizer has encoded them"):
+        certify(model, pruned, wrong, max_drop=DROP)
+
+
 def test_rows_of_other_examples_are_refused(case):
     _, pruned, rows, (twin, own) = case
     other = [{**own[0], "label": 3 - own[0]["label"]}, *own[1:]]
