@@ -85,7 +85,7 @@ def bench(
         )
 
 
-def verify(
+def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     certificate: Annotated[Path, typer.Argument(help="Certificate, or the folder of its model.")],
     model: Annotated[
         Path | None,

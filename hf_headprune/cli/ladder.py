@@ -73,7 +73,7 @@ def saved_ladder(
     ]
     content = {**content, "output": str(output.path) if rungs else None, "saved": [name for name, _ in rungs]}
     if not rungs:
-        return LadderOutcome(False, ladder, "No rung could be certified. Nothing was saved.", content)  # noqa: FBT003
+        return LadderOutcome(False, ladder, "No rung could be certified. Nothing was saved.", content)
     with output.staged() as folder:
         for name, result in rungs:
             (folder / name).mkdir()
@@ -82,4 +82,4 @@ def saved_ladder(
         if plots.Figure is not None and ladder.rungs[0].report.unseen is not None:
             ladder.plot((folder / LADDER_NAME).with_suffix(".png"))
     closing = f"Saved in {output.path}: {', '.join(name for name, _ in rungs)}."
-    return LadderOutcome(True, ladder, closing, content)  # noqa: FBT003
+    return LadderOutcome(True, ladder, closing, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -155,6 +156,29 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     raise typer.Exit(0 if outcome.holds else 1)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What is pruned, and on which examples.
+
+    Attributes:
+        model: The model, with the vocabulary that was asked for.
+        batching: How examples become batches, with the model's tokenizer.
+        splits: Of the examples.
+        metric: That was named.
+        note: Where the metric is from, in words.
+        groups: Column of the groups of examples, or None.
+        reference: The model with its whole vocabulary, and the examples as it reads them; None where it is the same.
+    """
+
+    model: Any
+    batching: Batching
+    splits: Splits
+    metric: Any
+    note: str
+    groups: str | None
+    reference: Any
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One call of the command, as its options say."""
@@ -184,24 +208,11 @@ class Run:
         model = to_accelerator_(load_model(self.model))
         anatomy_of(model)  # refuses other families before anything is read
         self._check(model)
-        tokenizer = load_tokenizer(self.tokenizer, model)
-        reader = reader_for(model, tokenizer, self.columns, self.max_length)
-        metric, note = metric_named(self.metric, model)
-        reference = None
-        if self.vocabulary is None:
-            splits = self._splits(self._read(), reader)
-        else:
-            read = self._read()
-            smaller = SmallerVocabulary.of(self.vocabulary, model, reader, read["train"])
-            splits = self._splits(read, reader_for(smaller.model, smaller.tokenizer, self.columns, self.max_length))
-            splits = replace(splits, notes=(smaller.note, *splits.notes))
-            reference = smaller.reference(splits.certify)
-            model, tokenizer = smaller.model, smaller.tokenizer
-            self.budget.check(model)
-        batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
+        inputs = self._inputs(model)
+        model, splits, batching, metric = inputs.model, inputs.splits, inputs.batching, inputs.metric
         tests = self.budget.is_drop and not self.searches
         work = duration.examples_of_work(splits, searches=self.searches, tests=tests, sizes=self.budget.sizes)
-        _say([note, *splits.notes, self._announced(model, splits)])
+        _say([inputs.note, *splits.notes, self._announced(model, splits)])
         _say(
             [f"It takes {duration.in_words(duration.seconds_of(model, splits, batching, work))}, if nothing else runs."]
         )
@@ -212,25 +223,45 @@ class Run:
             "columns": splits.columns,
             "notes": splits.notes,
         }
-        options = self._options(splits, batching, reader, reference)
+        options = self._options(inputs)
         if self.budget.is_ladder:
             with duration.shown(model, work):
                 ladder = plan_ladder(model, splits.train, self.budget.value, metric=metric, **options)
             only = self.budget.confidence is not None
+            tokenizer = batching.processing_class
             return saved_ladder(ladder, model, tokenizer, self.output, certified_only=only, content=content)
-        if self.searches:  # has a bar of its own
+        with nullcontext() if self.searches else duration.shown(model, work):  # a search has a bar of its own
             result = self._result(model, batching, splits, metric, options)
-        else:
-            with duration.shown(model, work):
-                result = self._result(model, batching, splits, metric, options)
+        return self._finished(inputs, result, content)
+
+    def _finished(self, inputs: Inputs, result: PruningResult, content: dict[str, Any]) -> Outcome:
+        """Saves the model, if what was asked for holds."""
         holds = self.budget.is_met(result)
         content["output"] = str(self.output.path) if holds else None
         if not holds:
             return Outcome(holds, result, f"{self._why_not(result)} Nothing was saved.", content)
-        size, difference = self._saved(model, tokenizer, result)
+        size, difference = self._saved(inputs.model, inputs.batching.processing_class, result)
         content |= {"size_mb": size, "reload_difference": difference}
         closing = f"Saved in {self.output.path}: {size:.1f} MB; loaded again, it differs by {difference:g}."
         return Outcome(holds, result, closing, content)
+
+    def _inputs(self, model: Any) -> Inputs:
+        """Reads the examples, as the tokenizer splits them that the pruned model will have."""
+        tokenizer = load_tokenizer(self.tokenizer, model)
+        reader = reader_for(model, tokenizer, self.columns, self.max_length)
+        metric, note = metric_named(self.metric, model)
+        groups = "context" if isinstance(reader, QuestionReader) else None
+        read, smaller = self._read(), None
+        if self.vocabulary is not None:
+            smaller = SmallerVocabulary.of(self.vocabulary, model, reader, read["train"])
+            model, tokenizer = smaller.model, smaller.tokenizer
+            self.budget.check(model)
+            reader = reader_for(model, tokenizer, self.columns, self.max_length)
+        splits = self._splits(read, reader)
+        if smaller is not None:
+            splits = replace(splits, notes=(smaller.note, *splits.notes))
+        reference = None if smaller is None else smaller.reference(splits.certify)
+        return Inputs(model, Batching(tokenizer, batch_size=self.batch_size), splits, metric, note, groups, reference)
 
     def _check(self, model: Any) -> None:
         """Refuses options that don't go together, and a size that the model can't have."""
@@ -283,14 +314,13 @@ class Run:
             f"Computed: {work}."
         )
 
-    def _options(self, splits: Splits, batching: Batching, reader: Any, reference: Any) -> dict[str, Any]:
+    def _options(self, inputs: Inputs) -> dict[str, Any]:
         """Returns what says on which examples the result is certified, and with which confidence."""
-        options: dict[str, Any] = {"batch_size": self.batch_size, "reference": reference}
+        splits, options = inputs.splits, {"batch_size": self.batch_size, "reference": inputs.reference}
         if splits.certify is not None:
             searched = splits.seen if splits.validation is None else splits.validation
-            groups = "context" if isinstance(reader, QuestionReader) else None
             options["certify"] = CertificationData(
-                splits.certify, train=splits.seen, search=searched, groups=groups, batching=batching
+                splits.certify, train=splits.seen, search=searched, groups=inputs.groups, batching=inputs.batching
             )
         if self.budget.confidence is not None:
             options["confidence"] = self.budget.confidence

@@ -1,4 +1,4 @@
-"""`--vocabulary`: a copy of the model with the pieces that a corpus uses, and each model's own reading of the examples."""
+"""`--vocabulary`: a copy of the model with the pieces that a corpus uses; each model reads the examples by its own."""
 
 from __future__ import annotations
 

@@ -396,14 +396,15 @@ def _check_same_examples(prints: ExampleFingerprints, own: CertificationData, da
     rows = own.dataset if data.labels is None else PartlyLabelled(own.dataset, {})
     found = ExampleFingerprints.of(rows, columns=data.columns)
     compared = [(found.kinds.get(TEXT), prints.kinds.get(TEXT))] if found.columns == prints.columns else []
-    if data.labels is None and not isinstance(plain(_label_of(own.dataset[0])), list):  # tokens have labels of their own
+    is_of_tokens = isinstance(plain(_label_of(own.dataset[0])), list)  # other tokens have other labels
+    if data.labels is None and not is_of_tokens:
         compared.append((found.labels, prints.labels))
     differ = [n for n in range(min(len(found), len(prints))) if any(a and b and a[n] != b[n] for a, b in compared)]
     if differ or len(found) != len(prints):
         raise InvalidSettingError(
             f"certify: a model with rows of its own must come with the same examples in the same order, received "
-            f"{len(found)} for {len(prints)}, of which {len(differ)} have another text or label (indices {differ[:5]}). "
-            "Encode the certification split with the tokenizer of each model."
+            f"{len(found)} for {len(prints)}, of which {len(differ)} have another text or label (indices "
+            f"{differ[:5]}). Encode the certification split with the tokenizer of each model."
         )
 
 

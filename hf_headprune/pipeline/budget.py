@@ -105,7 +105,12 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         batching = Batching(data_collator=data_collator, batch_size=batch_size)
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
         holdout = Holdout(
-            data, Metric.of(metric, model, where="plan_for_budget"), max_drop, confidence, is_condition=False, reference=reference
+            data,
+            Metric.of(metric, model, where="plan_for_budget"),
+            max_drop,
+            confidence,
+            is_condition=False,
+            reference=reference,
         )
         holdout.rehearse(model)
     twin = plain_copy(model)  # another thread may run the model meanwhile

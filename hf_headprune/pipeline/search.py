@@ -104,7 +104,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """
     anatomy = anatomy_of(model)
     check_can_prune(model)
-    drop = _allowed(search, max_drop)
+    drop = _allowed(search, max_drop, reference)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop))
     collate = Batching(processing_class, data_collator).collate_for(model)
     reading = {
@@ -120,11 +120,6 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
             "or search=AStarSearch(...), which refits on what the function runs."
         )
-    if reference is not None and search is not None:
-        raise InvalidSettingError(
-            "search_plan(reference=..., search=...): a search measures plans against the model that it prunes. Leave "
-            "one of the two out."
-        )
     measures_models = _measures_models(metric)
     is_ordered = search is None and calibration is not None  # without a look at `dataset`
     tested = dataset if is_ordered and certify is None and not measures_models else certify
@@ -134,8 +129,10 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     if tested is not None:
         batching = Batching(processing_class, data_collator, batch_size)
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
-        holdout = _holdout(tested, calibration if is_ordered else dataset, batching, compared, drop, confidence)
-        holdout = replace(holdout, reference=reference)
+        holdout = replace(
+            _holdout(tested, calibration if is_ordered else dataset, batching, compared, drop, confidence),
+            reference=reference,
+        )
         holdout.rehearse(model)
     full = PruningPlan.full(anatomy)
     if search is not None:
@@ -157,12 +154,17 @@ def _measures_models(metric: Any) -> bool:
     return callable(metric) and not is_prediction_metric(metric)
 
 
-def _allowed(search: AStarSearch | None, max_drop: float | None) -> float:
+def _allowed(search: AStarSearch | None, max_drop: float | None, reference: Any) -> float:
     """Returns the drop that is allowed.
 
     Raises:
-        InvalidSettingError: It is stated twice.
+        InvalidSettingError: It is stated twice, or a search would measure it against another model.
     """
+    if reference is not None and search is not None:
+        raise InvalidSettingError(
+            "search_plan(reference=..., search=...): a search measures plans against the model that it prunes. Leave "
+            "one of the two out."
+        )
     if search is not None and max_drop is not None:
         raise InvalidSettingError(
             f"search_plan(max_drop={max_drop!r}, search=...): the search has a max_drop of its own. Pass "

@@ -203,7 +203,9 @@ def test_the_vocabulary_is_cut_and_certified_with_the_rest(capsys, classifier, t
         certificate = Certificate.load(out)
         assert certificate.dense.weights == record_of(dense).weights
         assert verify_certificate(certificate, model, own, dense=pair).holds
-    said = called(capsys, "prune", *words[1:2], tmp_path / "sized", *words[3:], "--vocabulary", "train", "--size-mb", "0.07")
+    said = called(
+        capsys, "prune", *words[1:2], tmp_path / "sized", *words[3:], "--vocabulary", "train", "--size-mb", "0.07"
+    )
     assert said.code == 0, said.err
     assert json.loads(said.out)["size_mb"] <= 0.07
     assert PruningPlan.of(AutoModelForSequenceClassification.from_pretrained(tmp_path / "sized")).num_kept_ffn > 64
@@ -322,7 +324,11 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--tokenizer", "./nowhere"], "./nowhere: there is no such folder"),
         (None, ["--metric", "nonsense"], "--metric nonsense: evaluate can't load it"),
         (None, ["--measured", "--density", "0.5"], "--measured says what --speedup counts"),
-        (None, ["--vocabulary", "nowhere.txt", "--density", "0.5"], "--vocabulary nowhere.txt: there is no such file. Pass a text file"),
+        (
+            None,
+            ["--vocabulary", "nowhere.txt", "--density", "0.5"],
+            "--vocabulary nowhere.txt: there is no such file. Pass a text file",
+        ),
         (None, ["--vocabulary", "train", "--search"], "--vocabulary makes another one of it first"),
         (None, ["--search", "--density", "0.5"], "--search is for --max-drop, which measures plans"),
         (

@@ -62,7 +62,10 @@ def _answers(model, rows):
 def test_a_path_is_compared_with_another_model(case):
     model, _, rows, pair = case
     full = PruningPlan.of(model)
-    plans = [full.replace(kept_heads={next(iter(full.kept_heads)): [0]}), full.replace(kept_ffn=dict.fromkeys(full.kept_ffn, []))]
+    plans = [
+        full.replace(kept_heads={next(iter(full.kept_heads)): [0]}),
+        full.replace(kept_ffn={site: [] for site in full.kept_ffn}),
+    ]
     plain, found = (certify_path(model, plans, rows, max_drop=DROP, reference=it) for it in (None, pair))
     assert (found.steps, found.dense_metric) == (plain.steps, plain.dense_metric)
     own = furthest_within(model, plans, rows, max_drop=DROP, reference=pair)
@@ -82,7 +85,7 @@ def test_few_labels_are_enough_for_a_pair(case):
 def test_tokens_that_a_model_lacks_are_refused_in_words(case):
     model, pruned, rows, _ = case
     wrong = [{**row, "input_ids": [*row["input_ids"], 1000]} for row in rows]
-    with pytest.raises(InvalidSettingError, match="hold token 1,000, .* another tokenizer has encoded them"):
+    with pytest.raises(InvalidSettingError, match=r"hold token 1,000, .* another tokenizer has encoded them"):
         certify(model, pruned, wrong, max_drop=DROP)
 
 
