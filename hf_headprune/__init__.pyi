@@ -253,8 +253,10 @@ from hf_headprune.learn.distillation.settings import Distillation as Distillatio
 from hf_headprune.learn.gates.settings import SubsetGates as SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement as BlockMovement
 from hf_headprune.masking import masked as masked
+from hf_headprune.pipeline import PruningLadder as PruningLadder
 from hf_headprune.pipeline import PruningResult as PruningResult
 from hf_headprune.pipeline import plan_for_budget as plan_for_budget
+from hf_headprune.pipeline import plan_ladder as plan_ladder
 from hf_headprune.pipeline import search_plan as search_plan
 from hf_headprune.plan import PruningPlan as PruningPlan
 from hf_headprune.plan import RefittedPlan as RefittedPlan
@@ -508,6 +510,7 @@ __all__ = [
     "PrunableXLMRobertaForSequenceClassification",
     "PrunableXLMRobertaForTokenClassification",
     "PrunableXLMRobertaModel",
+    "PruningLadder",
     "PruningPlan",
     "PruningResult",
     "RefittedPlan",
@@ -533,6 +536,7 @@ __all__ = [
     "migrate_checkpoint",
     "nearest_neighbours",
     "plan_for_budget",
+    "plan_ladder",
     "plans_between",
     "power_of",
     "prune_model_",

@@ -11,7 +11,7 @@ import sys
 
 import hf_headprune
 
-RETURNED = {"Certificate", "Cost", "PruningPlan", "PruningResult", "RefittedPlan"}
+RETURNED = {"Certificate", "Cost", "PruningLadder", "PruningPlan", "PruningResult", "RefittedPlan"}
 
 
 def settings() -> dict[str, list[str]]:

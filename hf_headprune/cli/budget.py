@@ -20,7 +20,7 @@ class Budget:
 
     Attributes:
         name: "max_drop", "density", "speedup", "size_mb" or "kept_heads".
-        value: Of it.
+        value: Of it; several densities in a tuple.
         confidence: Level at which the drop must be certified; None for the library's.
     """
 
@@ -39,16 +39,29 @@ class Budget:
             raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
         if given["kept_heads"] is not None:
             given = {**given, "kept_heads": _heads(given["kept_heads"])}
+        densities = () if given["density"] is None else _densities(given["density"])
+        if densities:
+            given = {**given, "density": densities[0]}
         name = one_budget(given, where="prune") or "max_drop"
         value: Any = DEFAULT_DROP if given[name] is None else given[name]
         if name == "max_drop" and not 0 < value < 1:
             raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {value}. A point is 0.01.")
-        return cls(name, value, confidence)
+        return cls(name, densities if len(densities) > 1 else value, confidence)
 
     @property
     def is_drop(self) -> bool:
         """Whether the smallest model is asked for, rather than one of a given size."""
         return self.name == "max_drop"
+
+    @property
+    def is_ladder(self) -> bool:
+        """Whether several models are asked for."""
+        return isinstance(self.value, tuple)
+
+    @property
+    def sizes(self) -> int:
+        """How many models are asked for."""
+        return len(self.value) if self.is_ladder else 1
 
     def check(self, model: Any) -> None:
         """Refuses a size that the model can't have.
@@ -56,14 +69,24 @@ class Budget:
         Raises:
             InvalidSettingError: It can't.
         """
-        if not self.is_drop:
+        if not self.is_drop and not self.is_ladder:
             second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune")
 
     def is_met(self, result: PruningResult) -> bool:
         """Tells whether a result is what was asked for."""
         if self.confidence is not None:
             return result.certificate is not None and result.certificate.verdict == "PASS"
-        return not self.is_drop or result.plan != result.reference
+        tested = () if result.search is not None else result.history[1:]  # the first is what they are compared with
+        return not self.is_drop or result.plan != result.reference or any(it.passed for it in tested)
+
+
+def _densities(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidSettingError(
+            f"--density must be a number such as 0.5, or several with commas between them, received {text!r}."
+        ) from error
 
 
 def _heads(text: str) -> int | float:

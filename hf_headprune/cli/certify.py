@@ -14,6 +14,7 @@ from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.texts import read_labels, read_texts, write_to_label
+from hf_headprune.cli.vocabulary import own_reader
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import certify as certify_models
 from hf_headprune.guarantee.disagreements import disagreements as disagreements_of
@@ -45,7 +46,10 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
     split = CertificationData(texts, batching=Batching(processing_class=reading))
     found: dict[int, set[Any]] = {}
     for name in pruned:
-        for index, answers in disagreements_of(model, to_accelerator_(load_model(name)), split).items():
+        other = to_accelerator_(load_model(name))
+        own = own_reader(other, name, reading, max_length)
+        other = other if own is None else (other, own.encode_again(texts))
+        for index, answers in disagreements_of(model, other, split).items():
             found.setdefault(index, set()).update(answers)
     count = write_to_label(out, texts, {index: tuple(sorted(found[index])) for index in sorted(found)}, model)
     typer.echo(
@@ -90,8 +94,12 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     known = None if labels is None else read_labels(labels, rows, models[0])
     chosen = (metric, "") if metric == AGREEMENT else metric_named(metric, models[0])
     seen = None if train is None else _rows(train, models[0], reading, named, max_length, is_labelled=False)
+    whole, own = models[0], own_reader(models[1], pruned, reading, max_length)
+    if own is not None:
+        whole, reading = (models[0], rows), own.tokenizer
+        rows, seen = own.encode_again(rows), None if seen is None else own.encode_again(seen)
     split = CertificationData(rows, train=seen, labels=known, batching=Batching(processing_class=reading))
-    certificate = certify_models(models[0], models[1], split, chosen[0], max_drop, confidence)
+    certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
     report(f"Certificate of {pruned.name}", cases_of_certificate(certificate), junit, summary)
     typer.echo(f"{certificate.statement}\nWritten: {certificate.save(pruned)}")
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)

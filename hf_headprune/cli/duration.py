@@ -30,13 +30,14 @@ TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: m
 CERTIFIED = 2  # models that the certificate runs: the whole and the pruned one
 
 
-def examples_of_work(splits: Splits, *, searches: bool, tests: bool) -> tuple[float, float]:
+def examples_of_work(splits: Splits, *, searches: bool, tests: bool, sizes: int = 1) -> tuple[float, float]:
     """Returns how many examples pass forward through the model, at most, and how many backward too.
 
     Args:
         splits: As they will be used.
         searches: Whether an A* search measures plans.
-        tests: Whether the plans of the default are tested, rather than one of a given size.
+        tests: Whether the plans of the default are tested, rather than those of given sizes.
+        sizes: How many sizes are given.
     """
     counts = splits.counts()
     certify, seen = counts.get("certify", 0), SecondOrderTuning().scoring_examples
@@ -46,7 +47,7 @@ def examples_of_work(splits: Splits, *, searches: bool, tests: bool) -> tuple[fl
         return searched + (CANDIDATES + 1 + CERTIFIED) * certify, counts["train"]
     if tests:
         return (1 + len(DENSITIES) + CERTIFIED) * certify, min(CALIBRATION, counts["train"])
-    return CERTIFIED * certify, min(seen, counts["train"])
+    return (CERTIFIED + sizes - 1) * certify, min(seen, counts["train"])
 
 
 def seconds_of(model: Any, splits: Splits, batching: Batching, work: tuple[float, float]) -> float:

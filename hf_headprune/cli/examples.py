@@ -77,11 +77,21 @@ class TextReader:
 
         def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             found = [batch[column] for column in texts]
-            encoded = self.tokenizer(*found, truncation=True, max_length=self.max_length)
-            return {**encoded, **dict(zip(TEXT_NAMES, found, strict=False)), "labels": [targets[i] for i in indices]}
+            return {**self.encoded(found), "labels": [targets[i] for i in indices]}
 
         encoded = split.map(rows, with_indices=True, remove_columns=split.column_names, desc=where, **_MAP)
         return Encoded(encoded, unlabelled, (*texts, *labels))
+
+    def encode_again(self, rows: Dataset) -> Dataset:
+        """Tokenizes the texts of rows that another reader has encoded."""
+        texts = [name for name in TEXT_NAMES if name in rows.column_names]
+        others = [name for name in rows.column_names if name not in (*texts, "labels")]
+        return rows.map(lambda batch: self.encoded([batch[name] for name in texts]), remove_columns=others, **_MAP)
+
+    def encoded(self, texts: list[list[str]]) -> dict[str, list[Any]]:
+        """Returns columns of tokens beside those of the texts, the first and the second of pairs."""
+        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        return {**encoded, **dict(zip(TEXT_NAMES, texts, strict=False))}
 
     def _label_columns(self, split: Dataset, where: str) -> tuple[str, ...]:
         if isinstance(self.classes, SeveralLabels):

@@ -85,7 +85,7 @@ def bench(
         )
 
 
-def verify(
+def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     certificate: Annotated[Path, typer.Argument(help="Certificate, or the folder of its model.")],
     model: Annotated[
         Path | None,
@@ -95,6 +95,9 @@ def verify(
         Path | None, typer.Option(exists=True, file_okay=False, help="Model that it was compared with.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Certification split, tokenized, one JSON object a line.")] = None,
+    dense_data: Annotated[
+        Path | None, typer.Option(help="The same, as the dense model reads it, if its tokenizer is another one.")
+    ] = None,
     junit: Junit = None,
     summary: Summary = None,
 ) -> None:
@@ -102,11 +105,12 @@ def verify(
     beside = certificate if certificate.is_dir() else certificate.parent
     if model is None and (beside / "config.json").exists():
         model = beside
+    whole = None if dense is None else load_model(dense)
     result = verify_certificate(
         certificate,
         None if model is None else load_model(model),
         None if data is None else _examples(data),
-        dense=None if dense is None else load_model(dense),
+        dense=whole if whole is None or dense_data is None else (whole, _examples(dense_data)),
     )
     report(f"Verification of {certificate.name}", cases_of_verification(result), junit, summary)
     typer.echo(result.to_text())
@@ -135,5 +139,5 @@ def _examples(file: Path) -> list[dict[str, Any]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise CertificateError(f"--data {file} must hold one JSON object per line: {error}") from error
-    return [parse(line, f"--data {file}, line {number}") for number, line in enumerate(lines, start=1)]
+        raise CertificateError(f"{file} must hold one JSON object per line: {error}") from error
+    return [parse(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]

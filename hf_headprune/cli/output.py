@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 CONFIG_NAME = "config.json"
+LADDER_NAME = "headprune_ladder.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class OutputFolder:
             return
         if not self.overwrite:
             raise InvalidSettingError(f"{self.path}: the folder is not empty. Choose another, or pass --overwrite.")
-        if not (here / CONFIG_NAME).exists():
+        if not any((here / name).exists() for name in (CONFIG_NAME, LADDER_NAME)):
             raise InvalidSettingError(
                 f"{self.path}: --overwrite replaces the folder of a saved model, and this one has no {CONFIG_NAME}. "
                 "Choose another output folder."

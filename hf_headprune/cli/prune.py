@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cli import duration
 from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.examples import QuestionReader, reader_for
 from hf_headprune.cli.files import DataSource
+from hf_headprune.cli.ladder import saved_ladder
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.output import OutputFolder
+from hf_headprune.cli.saving import save_pruned
 from hf_headprune.cli.splits import encoded_splits, held_back
+from hf_headprune.cli.vocabulary import SmallerVocabulary
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
-from hf_headprune.pipeline import plan_for_budget, search_plan
-from hf_headprune.pipeline.budget import MB
+from hf_headprune.pipeline import plan_for_budget, plan_ladder, search_plan
 from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.latency_table import measure_latency_table
-from hf_headprune.shrink.surgery import probe, prune_model_
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hf_headprune.cli.ladder import LadderOutcome
     from hf_headprune.cli.splits import Splits
     from hf_headprune.pipeline import PruningResult
 
-REPORT_NAME = "headprune_report.json"
 OUTCOME_FORMAT = "hf_headprune.prune/1"
 
 
@@ -102,7 +103,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         float | None, typer.Option(metavar="X", help="Smallest model that loses at most this  [default: 0.01, a point]")
     ] = None,
     density: Annotated[
-        float | None, typer.Option(metavar="X", help="Or: share of the attention and FFN weights that is kept")
+        str | None, typer.Option(metavar="X", help="Or: share of the attention and FFN weights kept; 0.5,0.25 for each")
     ] = None,
     speedup: Annotated[
         float | None, typer.Option(metavar="X", help="Or: multiply-accumulates before, over those after")
@@ -113,6 +114,9 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     size_mb: Annotated[float | None, typer.Option(metavar="X", help="Or: size of model.safetensors, in MB")] = None,
     kept_heads: Annotated[
         str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
+    ] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keep the pieces of these texts alone; train: of the examples")
     ] = None,
     confidence: Annotated[
         float | None, typer.Option(metavar="X", help="Level at which a drop must be certified, such as 0.95")
@@ -141,6 +145,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         columns=NamedColumns(text_column, text_pair_column, label_column, question_column),
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
         measured=measured,
+        vocabulary=vocabulary,
         searches=search,
         metric=metric,
         tokenizer=tokenizer or model,
@@ -149,6 +154,29 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     ).outcome()
     typer.echo(outcome.to_json() if as_json else outcome.to_text())
     raise typer.Exit(0 if outcome.holds else 1)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is pruned, and on which examples.
+
+    Attributes:
+        model: The model, with the vocabulary that was asked for.
+        batching: How examples become batches, with the model's tokenizer.
+        splits: Of the examples.
+        metric: That was named.
+        note: Where the metric is from, in words.
+        groups: Column of the groups of examples, or None.
+        reference: The model with its whole vocabulary, and the examples as it reads them; None where it is the same.
+    """
+
+    model: Any
+    batching: Batching
+    splits: Splits
+    metric: Any
+    note: str
+    groups: str | None
+    reference: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,61 +189,95 @@ class Run:
     columns: NamedColumns
     budget: Budget
     measured: bool
+    vocabulary: str | None
     searches: bool
     metric: str | None
     tokenizer: str
     max_length: int | None
     batch_size: int
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Outcome | LadderOutcome:
         """Reads, prunes and saves.
 
         Raises:
             HeadPruneError: The input can't be used.
             OSError: The folder can't be written.
         """
-        self.output.check([self.model, self.tokenizer, *self.source.names()])
+        corpus = [] if self.vocabulary is None else [self.vocabulary]
+        self.output.check([self.model, self.tokenizer, *self.source.names(), *corpus])
         model = to_accelerator_(load_model(self.model))
         anatomy_of(model)  # refuses other families before anything is read
-        self.budget.check(model)
-        if self.searches and not self.budget.is_drop:
-            raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
-        if self.measured and self.budget.name != "speedup":
-            raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
-        tokenizer = load_tokenizer(self.tokenizer, model)
-        reader = reader_for(model, tokenizer, self.columns, self.max_length)
-        metric, note = metric_named(self.metric, model)
-        splits = self._splits(reader)
-        batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
+        self._check(model)
+        inputs = self._inputs(model)
+        model, splits, batching, metric = inputs.model, inputs.splits, inputs.batching, inputs.metric
         tests = self.budget.is_drop and not self.searches
-        work = duration.examples_of_work(splits, searches=self.searches, tests=tests)
-        _say([note, *splits.notes, self._announced(model, splits)])
+        work = duration.examples_of_work(splits, searches=self.searches, tests=tests, sizes=self.budget.sizes)
+        _say([inputs.note, *splits.notes, self._announced(model, splits)])
         _say(
             [f"It takes {duration.in_words(duration.seconds_of(model, splits, batching, work))}, if nothing else runs."]
         )
-        groups = "context" if isinstance(reader, QuestionReader) else None
-        if self.searches:  # has a bar of its own
-            result = self._result(model, batching, splits, metric, groups)
-        else:
-            with duration.shown(model, work):
-                result = self._result(model, batching, splits, metric, groups)
-        holds = self.budget.is_met(result)
         content: dict[str, Any] = {
             "model": self.model,
-            "output": str(self.output.path) if holds else None,
             "budget": {self.budget.name: self.budget.value, "confidence": self.budget.confidence},
             "examples": splits.counts(),
             "columns": splits.columns,
             "notes": splits.notes,
         }
+        options = self._options(inputs)
+        if self.budget.is_ladder:
+            with duration.shown(model, work):
+                ladder = plan_ladder(model, splits.train, self.budget.value, metric=metric, **options)
+            only = self.budget.confidence is not None
+            tokenizer = batching.processing_class
+            return saved_ladder(ladder, model, tokenizer, self.output, certified_only=only, content=content)
+        with nullcontext() if self.searches else duration.shown(model, work):  # a search has a bar of its own
+            result = self._result(model, batching, splits, metric, options)
+        return self._finished(inputs, result, content)
+
+    def _finished(self, inputs: Inputs, result: PruningResult, content: dict[str, Any]) -> Outcome:
+        """Saves the model, if what was asked for holds."""
+        holds = self.budget.is_met(result)
+        content["output"] = str(self.output.path) if holds else None
         if not holds:
             return Outcome(holds, result, f"{self._why_not(result)} Nothing was saved.", content)
-        size, difference = self._saved(model, tokenizer, result)
+        size, difference = self._saved(inputs.model, inputs.batching.processing_class, result)
         content |= {"size_mb": size, "reload_difference": difference}
         closing = f"Saved in {self.output.path}: {size:.1f} MB; loaded again, it differs by {difference:g}."
         return Outcome(holds, result, closing, content)
 
-    def _splits(self, reader: Any) -> Splits:
+    def _inputs(self, model: Any) -> Inputs:
+        """Reads the examples, as the tokenizer splits them that the pruned model will have."""
+        tokenizer = load_tokenizer(self.tokenizer, model)
+        reader = reader_for(model, tokenizer, self.columns, self.max_length)
+        metric, note = metric_named(self.metric, model)
+        groups = "context" if isinstance(reader, QuestionReader) else None
+        read, smaller = self._read(), None
+        if self.vocabulary is not None:
+            smaller = SmallerVocabulary.of(self.vocabulary, model, reader, read["train"])
+            model, tokenizer = smaller.model, smaller.tokenizer
+            self.budget.check(model)
+            reader = reader_for(model, tokenizer, self.columns, self.max_length)
+        splits = self._splits(read, reader)
+        if smaller is not None:
+            splits = replace(splits, notes=(smaller.note, *splits.notes))
+        reference = None if smaller is None else smaller.reference(splits.certify)
+        return Inputs(model, Batching(tokenizer, batch_size=self.batch_size), splits, metric, note, groups, reference)
+
+    def _check(self, model: Any) -> None:
+        """Refuses options that don't go together, and a size that the model can't have."""
+        if self.vocabulary is None:
+            self.budget.check(model)
+        elif self.searches:
+            raise InvalidSettingError(
+                "prune: --search measures plans against the model that it prunes, and --vocabulary makes another one "
+                "of it first. Leave one of the two out."
+            )
+        if self.searches and not self.budget.is_drop:
+            raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
+        if self.measured and self.budget.name != "speedup":
+            raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
+
+    def _read(self) -> dict[str, Any]:
         read = self.source.read()
         missing = {"train"} - read.keys()
         if self.searches or (self.budget.is_drop and "test" not in read):
@@ -225,6 +287,9 @@ class Run:
             raise InvalidSettingError(
                 f"prune: there are no examples for {' and '.join(sorted(missing))}. Pass {options}, or --dataset."
             )
+        return read
+
+    def _splits(self, read: dict[str, Any], reader: Any) -> Splits:
         splits = encoded_splits(read, reader, from_hub=self.source.dataset is not None)
         splits = held_back(splits, searches=self.searches)
         asked = {"confidence": self.budget.confidence, "metric": None if self.budget.is_drop else self.metric}
@@ -249,21 +314,27 @@ class Run:
             f"Computed: {work}."
         )
 
-    def _result(self, model: Any, batching: Batching, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
-        options: dict[str, Any] = {"batch_size": self.batch_size}
+    def _options(self, inputs: Inputs) -> dict[str, Any]:
+        """Returns what says on which examples the result is certified, and with which confidence."""
+        splits, options = inputs.splits, {"batch_size": self.batch_size, "reference": inputs.reference}
         if splits.certify is not None:
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(
-                splits.certify, train=splits.seen, search=searched, groups=groups, batching=batching
+                splits.certify, train=splits.seen, search=searched, groups=inputs.groups, batching=inputs.batching
             )
         if self.budget.confidence is not None:
             options["confidence"] = self.budget.confidence
+        return options
+
+    def _result(
+        self, model: Any, batching: Batching, splits: Splits, metric: Any, options: dict[str, Any]
+    ) -> PruningResult:
         value = self.budget.value
         if not self.budget.is_drop:
             if self.measured:
-                options["latency_ms"] = measure_latency_table(model, progress=_is_watched())
+                options = {**options, "latency_ms": measure_latency_table(model, progress=_is_watched())}
             return plan_for_budget(model, splits.train, metric=metric, **{self.budget.name: value}, **options)
-        options |= {"calibration": splits.train, "processing_class": batching.processing_class}
+        options = options | {"calibration": splits.train, "processing_class": batching.processing_class}
         if not self.searches:
             return search_plan(model, splits.certify, metric, max_drop=value, **options)
         search = AStarSearch(max_drop=value)
@@ -278,16 +349,8 @@ class Run:
 
     def _saved(self, model: Any, tokenizer: Any, result: PruningResult) -> tuple[float, float]:
         """Prunes the model, in place, and saves it; returns the megabytes of its weights and what reloading changes."""
-        prune_model_(model, result)
-        if result.certificate is not None:
-            attach_certificate_(model, result.certificate.to_json())
         with self.output.staged() as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            (folder / REPORT_NAME).write_text(result.report.to_json(), encoding="utf-8")
-            size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MB
-            reloaded = load_model(folder).to(model.device)
-            difference = float((probe(model) - probe(reloaded)).abs().max())  # type: ignore[operator]
+            size, difference = save_pruned(folder, model, tokenizer, result)
             if self.budget.name == "size_mb" and size > self.budget.value:
                 raise HeadPruneError(f"prune: the saved file has {size:.3f} MB, more than {self.budget.value}.")
         return size, difference

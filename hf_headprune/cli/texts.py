@@ -47,9 +47,7 @@ def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_
     columns = text_columns(split, named, (named.label or LABEL,), where=str(file))
 
     def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        found = [[text or "" for text in batch[column]] for column in columns]
-        encoded = tokenizer(*found, truncation=True, max_length=reader.max_length)
-        return {**encoded, **dict(zip(TEXT_NAMES, found, strict=False))}
+        return reader.encoded([[text or "" for text in batch[column]] for column in columns])
 
     options: dict[str, Any] = {"batched": True, "keep_in_memory": True, "load_from_cache_file": False}
     return split.map(rows, remove_columns=split.column_names, **options)

@@ -17,7 +17,7 @@ from hf_headprune.errors import CertificateError, InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DENSE, Certificate, ExampleRecord, Promise
 from hf_headprune.guarantee.claim import LONGEST_NAME, Claim, Metric, is_name
 from hf_headprune.guarantee.evidence import evidence_of
-from hf_headprune.guarantee.external import check_external, is_external
+from hf_headprune.guarantee.external import bare, check_external, first_reader, is_external, is_model
 from hf_headprune.guarantee.path import CertifiedPath, PathStep, certify_in_order
 from hf_headprune.guarantee.promises import are_several, promises_of
 from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
@@ -47,7 +47,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     max_drop: float = 0.01,
     confidence: float = 0.95,
     *,
-    reference: PlanOrResult | None = None,
+    reference: PlanOrResult | Any = None,
     ledger: AlphaLedger | None = None,
     seed: int = 0,
     opened: Opened = masked,
@@ -65,7 +65,8 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
         metric: As in `certify`.
         max_drop: Drop that is to be excluded for each plan.
         confidence: Of the statement.
-        reference: What of the model the plans are compared with: a plan or a result; None for all.
+        reference: What of the model the plans are compared with: a plan or a result; None for all. Or another model,
+            alone or with rows of its own, as in `certify`.
         ledger: Of the uses of certification splits; without one this must be the only use.
         seed: Of the bootstrap.
         opened: Context manager that takes the model and a plan, and yields what is scored: the model with masks, or a
@@ -91,7 +92,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     _check_ledger(ledger)
     split = _read(model, dataset, metric, reference, "certify_path")
     claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed)
-    dense = split.outcome_of_plan(model, reference)
+    dense = split.outcome_of_reference(model, reference)
     known: dict[str | None, Outcome] = {}
 
     def compared(plan: PlanOrResult) -> PairedScores:
@@ -101,7 +102,9 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     path = certify_in_order(
         split.compared(dense, dense), candidates, claim, split.prints.sha256(), split.metric.aggregate
     )
-    if reference is None or refitted(reference) == RefittedPlan(PruningPlan.of(model)):
+    if is_model(reference):
+        known[record_of(reference).weights] = dense
+    elif reference is None or refitted(reference) == RefittedPlan(PruningPlan.of(model)):
         known[record_of(model).weights] = dense
     path.remember(known)
     return path
@@ -113,7 +116,7 @@ def _read(model: nn.Module, dataset: Any, metric: Any, reference: PlanOrResult |
     A score that compares a model with another one compares it with the reference.
     """
     if not isinstance(dataset, ScoredSplit):
-        return ScoredSplit.of_plan(data_of(dataset), metric, model, reference)
+        return ScoredSplit.of_plan(data_of(dataset), metric, model, None if is_model(reference) else reference)
     given = dataset.metric.name
     if metric not in (None, given) and Metric.of(metric, model, where=where).name != given:
         raise InvalidSettingError(
@@ -145,7 +148,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
     metric: Any = None,
     max_drop: float = 0.01,
     *,
-    reference: PlanOrResult | None = None,
+    reference: PlanOrResult | Any = None,
     opened: Opened = masked,
 ) -> tuple[int | None, tuple[float, ...]]:
     """Goes from the least pruned plan on while the metric of the certification split drops by at most `max_drop`.
@@ -159,7 +162,7 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
         dataset: Certification split, `CertificationData`, or a `ScoredSplit` that was read already.
         metric: As in `certify`.
         max_drop: Drop that may be seen, absolute.
-        reference: What of the model the plans are compared with: a plan or a result; None for all.
+        reference: As in `certify_path`.
         opened: As in `certify_path`.
 
     Returns:
@@ -177,8 +180,8 @@ def furthest_within(  # noqa: PLR0913 - the arguments of `certify_path`
         raise InvalidSettingError(f"furthest_within: max_drop must be in [0, 1), received {shown(max_drop)}.")
     split = _read(model, dataset, metric, reference, "furthest_within")
     value = split.metric.aggregate or np.mean
-    whole = split.outcome_of_plan(model, reference)
-    metrics = [split.value_of_plan(model, reference)]
+    whole = split.outcome_of_reference(model, reference)
+    metrics = [split.value_of(whole)]
     last = None
     for index, plan in enumerate(plans):
         pair = split.compared(whole, _outcome_of(split, model, plan, opened))
@@ -214,7 +217,9 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         dense: The model that it is compared with.
         pruned: The model that the statement is about. What is deployed may be something else than a model of torch: a
             function of the examples that returns the class of each, such as one that asks a service; the path of an
-            ONNX file; or a list of recorded classes. So may `dense`. The certificate names what has no fingerprint.
+            ONNX file; or a list of recorded classes. So may `dense`. The certificate names what has no fingerprint. A
+            model whose tokenizer is another one comes with the same examples as that encodes them, as a pair:
+            `certify((dense, its_examples), pruned, examples)`.
         dataset: Certification split that neither training nor search has seen, each example with its label unless
             `labels` are given; or `CertificationData`, which says how to read it and what to compare it with.
         metric: None for the first metric of the model's task, or its name (see `scorer_for`); a module of the package
@@ -270,7 +275,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         )
         promises = promises_of((dense, pruned), dataset, metric, each, asked, labels=labels)
         return _of_several(promises, dense, pruned, dataset, reference_name)
-    split = ScoredSplit(data_of(dataset, labels), metric, dense, seen=(dense, pruned))
+    split = ScoredSplit(data_of(dataset, labels), metric, first_reader((dense, pruned)), seen=(dense, pruned))
     _check_stop(split, path, stop_early=stop_early)
     dense_record, pruned_record = record_of(dense), record_of(pruned)  # what has none is refused before it is run
     if path is None:
@@ -360,7 +365,7 @@ def _check_stop(split: ScoredSplit, path: CertifiedPath | None, *, stop_early: b
 
 def _attached(pruned: Any, certificate: Certificate) -> Certificate:
     if not is_external(pruned):
-        attach_certificate_(pruned, certificate.to_json())
+        attach_certificate_(bare(pruned), certificate.to_json())
     return certificate
 
 

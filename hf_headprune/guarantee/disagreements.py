@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_headprune.guarantee.external import bare, first_reader, has_own_rows
 from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.wording import AGREEMENT
 
@@ -40,9 +41,9 @@ def disagreements(
         InvalidSettingError: The data set is malformed, or a plan is none.
         UnsupportedModelError: The models' task has no answers that can be compared.
     """
-    split = ScoredSplit(data_of(dataset), AGREEMENT, dense, seen=(dense,))
+    split = ScoredSplit(data_of(dataset), AGREEMENT, first_reader((dense, pruned)), seen=(bare(dense),))
     first = split.outcome_of(dense)
-    if isinstance(pruned, (list, tuple)):
+    if isinstance(pruned, (list, tuple)) and not has_own_rows(pruned):
         others = [split.outcome_of_plan(dense, plan) for plan in pruned]
     else:
         others = [split.outcome_of(pruned)]

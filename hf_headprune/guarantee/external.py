@@ -1,4 +1,4 @@
-"""Answers of what is deployed, whatever it is: a function, an ONNX file, or answers that were recorded."""
+"""What is compared, whatever it is: a model, one that reads rows of its own, a function, an ONNX file, or answers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,49 @@ if TYPE_CHECKING:
 
 ONNX = ".onnx"
 BATCH = 32
+PAIR = 2  # a model, and its rows
+
+
+def has_own_rows(given: Any) -> bool:
+    """Tells whether something is a pair of a model and the same examples as its own tokenizer encodes them."""
+    return isinstance(given, tuple) and len(given) == PAIR and isinstance(given[0], nn.Module)
+
+
+def bare(given: Any) -> Any:
+    """Returns a model without the rows of its own; all else as it is."""
+    return given[0] if has_own_rows(given) else given
+
+
+def is_model(given: Any) -> bool:
+    """Tells whether something is a model of torch, alone or with rows of its own."""
+    return isinstance(bare(given), nn.Module)
 
 
 def is_external(given: Any) -> bool:
     """Tells whether something is no model of torch."""
-    return not isinstance(given, nn.Module)
+    return not is_model(given)
+
+
+def first_reader(models: Sequence[Any]) -> Any:
+    """Returns the first model of torch that reads the rows of the split; where there is none, the first of any rows."""
+    found = [it for it in models if not is_external(it)]
+    return bare(next((it for it in found if not has_own_rows(it)), found[0] if found else models[0]))
 
 
 def check_external(models: Sequence[Any], where: str) -> None:
     """Refuses what can't answer.
 
     Raises:
-        InvalidSettingError: One is no model, no function, no path of an ONNX file and no list of answers.
+        InvalidSettingError: One is no model, alone or with rows of its own, no function, no path of an ONNX file and no
+            list of answers.
     """
     for given in filter(is_external, models):
         is_file = isinstance(given, (str, Path)) and str(given).endswith(ONNX) and path_of(given, where).is_file()
         if not (callable(given) or is_file or isinstance(given, (list, tuple, np.ndarray))):
             raise InvalidSettingError(
-                f"{where}: dense and pruned must be a model, a function of the examples that returns their answers, "
-                f"the path of an ONNX file, or a list with the answer to each example; received {shown(given)}."
+                f"{where}: dense and pruned must be a model, a pair of a model and the examples as its own tokenizer "
+                "encodes them, a function of the examples that returns their answers, the path of an ONNX file, or a "
+                f"list with the answer to each example; received {shown(given)}."
             )
 
 

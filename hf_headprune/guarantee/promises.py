@@ -20,6 +20,7 @@ from hf_headprune.guarantee.arithmetic import RANK
 from hf_headprune.guarantee.certificate import ExampleRecord, Promise
 from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.examples import groups_of, rows_of
+from hf_headprune.guarantee.external import first_reader
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, data_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def promises_of(
     found = []
     for name, data in splits.items():
         for asked in metrics:
-            split = ScoredSplit(data, asked, models[0], seen=models)
+            split = ScoredSplit(data, asked, first_reader(models), seen=models)
             pair = split.compared(*(split.outcome_of(model) for model in models))
             claim = replace(claim_of(split), dataset=name)
             found += [(split, pair, claim, places) for claim, places in _parts(split, claim, columns)]

@@ -17,7 +17,7 @@ from hf_headprune._compat import LOADED_FROM
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
-from hf_headprune.guarantee.external import fingerprint_of, is_external
+from hf_headprune.guarantee.external import bare, fingerprint_of, is_external
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +43,7 @@ def record_of(model: Any) -> ModelRecord:
     """
     if is_external(model):
         return ModelRecord(*fingerprint_of(model), None, None)
+    model = bare(model)
     state, keeps = model.state_dict(), is_offloaded(model)
     packed = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if packed:
@@ -67,7 +68,7 @@ def old_configs_of(model: Any) -> set[str]:
     """Returns each sha256 that the configuration may have in format 2, which counted what the host writes."""
     if is_external(model):
         return set()
-    content = _own_config(model)
+    content = _own_config(bare(model))
     present = [name for name in WRITTEN_BY_HOST if name in content]
     written = product(*(WRITTEN_BY_HOST[name] for name in present))
     return {_sha256_of(content | dict(zip(present, values, strict=True))) for values in written}
@@ -90,7 +91,7 @@ def turned_by_rounding(model: Any, examples: int) -> int:
     """
     if is_external(model):
         return max(1, int(0.001 * examples))
-    share = 0.005 if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else 0.001
+    share = 0.005 if next(bare(model).parameters()).dtype in (torch.bfloat16, torch.float16) else 0.001
     return max(1, int(share * examples))
 
 
@@ -98,14 +99,14 @@ def dtype_of(model: Any) -> str:
     """Returns the name of the dtype of a model's weights; "unknown" of what is no model of torch."""
     if is_external(model):
         return "unknown"
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+    return str(next(bare(model).parameters()).dtype).removeprefix("torch.")
 
 
 def environment_of(model: Any) -> Environment:
     """Returns what a model was run with, and when."""
     return Environment(
         versions=(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)),
-        device="unknown" if is_external(model) else device_of(model).type,
+        device="unknown" if is_external(model) else device_of(bare(model)).type,
         dtype=dtype_of(model),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )

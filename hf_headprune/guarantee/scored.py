@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import RIGHT_ANSWER, Claim, Metric, accuracy_of_answers, agreement
 from hf_headprune.guarantee.evidence import checked_scores
 from hf_headprune.guarantee.examples import (
+    TEXT,
     ExampleFingerprints,
     check_columns,
     check_dataset,
@@ -23,13 +24,14 @@ from hf_headprune.guarantee.examples import (
     groups_of,
     rows_of,
 )
-from hf_headprune.guarantee.external import answers_of, is_external
+from hf_headprune.guarantee.external import answers_of, bare, first_reader, has_own_rows, is_external, is_model
 from hf_headprune.guarantee.labels import PartlyLabelled, labels_by_index, own_labels
 from hf_headprune.guarantee.neighbours import Neighbours
 from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 from hf_headprune.guarantee.wording import AGREEMENT, WITHOUT_LABELS
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.tasks.batches import Batching
+from hf_headprune.tasks.examples import LABEL_NAMES, plain
 from hf_headprune.tasks.registry import scorer_for
 from hf_headprune.tasks.scorer import Scorer
 from hf_headprune.tasks.scores import ScoredExamples
@@ -116,7 +118,7 @@ class ScoredSplit:
         Args:
             data: The split, and what it is to be compared with.
             metric: What models are scored by, see `Metric.of`.
-            model: One of the models that are scored.
+            model: One of the models that are scored, which reads the rows of the split.
             seen: Models that remember on what `search_plan` has searched them: that is compared too. None: the model.
 
         Raises:
@@ -136,6 +138,8 @@ class ScoredSplit:
             self._groups = groups_of(data.dataset, data.groups, where="CertificationData(groups=...)")
         self.disjointness = self._compared((model,) if seen is None else seen)
         self._examples: ScoredExamples | None = None
+        self._known, self._filler = labels, None  # labels that are held apart, and that of all other examples
+        self._scorer: Any = None
         self._last: tuple[nn.Module, PlanOrResult | None, Outcome] | None = None
         given = metric.score if isinstance(metric, Metric) else metric
         self._gold: list[Any] | None = None
@@ -145,9 +149,9 @@ class ScoredSplit:
             is_agreement = isinstance(given, str) and given == AGREEMENT
             asked = None if is_agreement else given
             scorer = scorer_for(model, asked, where="certify")
-            if labels is not None:
-                rows = PartlyLabelled(data.dataset, labels, filler=_any_label(scorer, asked=given))
-            self._examples = ScoredExamples(model, rows, scorer, data.batching, where="certify")
+            self._filler = None if labels is None else _any_label(scorer, asked=given)
+            self._scorer = scorer
+            self._examples = self._read(model, data)
             metric = agreement() if is_agreement else Metric.of(self._examples.scorer, model)
         elif labels is not None:
             raise _needs_all_labels(metric.name)
@@ -171,7 +175,7 @@ class ScoredSplit:
                 records.append(
                     DisjointnessRecord(name, prints.sha256(), len(prints), self.prints.compared_with(prints))
                 )
-        for name, dataset in seen_by(*models):
+        for name, dataset in seen_by(*map(bare, models)):
             prints = ExampleFingerprints.of(dataset, columns=data.columns)
             if compared := self.prints.compared_with(prints):
                 check_disjoint(self.prints, prints, name=name)
@@ -179,15 +183,24 @@ class ScoredSplit:
                     records.append(DisjointnessRecord(name, prints.sha256(), len(prints), compared))
         return tuple(records)
 
-    def outcome_of(self, model: Any) -> Outcome:
-        """Runs a model; returns its scores and answers in the order of the fingerprints."""
+    def outcome_of(self, given: Any) -> Outcome:
+        """Runs a model; returns its scores and answers in the order of the fingerprints.
+
+        Args:
+            given: What answers; a model may come with the same examples as its own tokenizer encodes them, as a pair.
+
+        Raises:
+            InvalidSettingError: The rows of a pair are not the same examples.
+        """
         found = None
         if self._gold is not None:
-            return self._outcome_by_answers(model)
+            return self._outcome_by_answers(given)
+        model, data = bare(given), self._data_of(given)
         if self._examples is None:
-            scores: Any = self._scores_by_function(model, self.data.dataset)
+            scores: Any = self._scores_by_function(model, data.dataset)
         else:
-            scorer, answers = self._examples.scorer, self._examples.answers_of(model)
+            examples = self._examples_of(given)
+            scorer, answers = examples.scorer, examples.answers_of(model)
             scores = answers.scores if scorer.is_mean else answers.rows
             if self.metric.scored in WITHOUT_LABELS:
                 scores = np.zeros(len(scores))  # nothing of it is right or wrong
@@ -202,8 +215,8 @@ class ScoredSplit:
         if is_external(given):
             found: Any = answers_of(given, self.data.dataset)
         else:
-            examples: Any = self._examples
-            found = examples.scorer.answered(examples.answers_of(given).rows)
+            examples = self._examples_of(given)
+            found = examples.scorer.answered(examples.answers_of(bare(given)).rows)
         if found is None or found.shape[1] != 1:
             raise InvalidSettingError(
                 "certify: what is no model of torch is compared with classifiers that give each example one class, "
@@ -211,14 +224,43 @@ class ScoredSplit:
             )
         return Outcome((found[:, 0] == gold).astype(np.float64)[order], found[order])
 
+    def _data_of(self, given: Any) -> CertificationData:
+        """Returns the examples as something reads them: those of the split, or its own of a pair."""
+        if not has_own_rows(given):
+            return self.data
+        data = data_of(given[1])
+        _check_same_examples(self.prints, data, self.data)
+        return data
+
+    def _examples_of(self, given: Any) -> ScoredExamples:
+        """Returns the examples in batches, as a model reads them."""
+        if not has_own_rows(given):
+            return cast("ScoredExamples", self._examples)
+        examples = self._read(bare(given), self._data_of(given))
+        if examples.scorer.compares_models:
+            raise self._needs_neighbours()
+        return examples
+
+    def _needs_neighbours(self) -> InvalidSettingError:
+        return InvalidSettingError(
+            f"certify: {self.metric.name} compares embeddings with those of the model before pruning, of the same "
+            "rows; received another model, or rows of its own. Pass what nearest_neighbours returned for both models, "
+            "and 'agreement'."
+        )
+
+    def _read(self, model: Any, data: CertificationData) -> ScoredExamples:
+        """Reads examples for a model, with the labels of the split where it holds them apart."""
+        labels = self._known
+        rows = data.dataset if labels is None else PartlyLabelled(data.dataset, labels, filler=self._filler)
+        return ScoredExamples(model, rows, self._scorer, data.batching, where="certify")
+
     def _read_gold(self, rows: Any, metric: Any, models: Sequence[Any], *, is_partial: bool) -> Metric:
         """Reads the labels, with which answers from elsewhere are compared; returns by which metric."""
         self._gold = _gold(rows, metric, is_partial=is_partial)
-        model = next((it for it in models if not is_external(it)), None)
+        self._known, self._filler = {n: label for n, label in enumerate(self._gold) if label is not None}, 0
+        model = next((it for it in models if not is_external(it) and not has_own_rows(it)), None)
         if model is not None:
-            known = {index: label for index, label in enumerate(self._gold) if label is not None}
-            filled = PartlyLabelled(rows, known, filler=0)
-            self._examples = ScoredExamples(model, filled, None, self.data.batching, where="certify")
+            self._examples = self._read(model, self.data)
         are_neighbours = [isinstance(it, Neighbours) for it in models]
         is_agreement = isinstance(metric, str) and metric == AGREEMENT
         if any(are_neighbours) and not (is_agreement and all(are_neighbours)):
@@ -244,10 +286,10 @@ class ScoredSplit:
             UnsupportedModelError: The model can't be scored.
         """
         if self._examples is not None:
-            self._examples.rehearse(model)
+            self._examples_of(model).rehearse(bare(model))
             return
-        few = rows_of(self.data.dataset, range(min(REHEARSED, len(self.prints))))
-        checked_scores(self._scores_by_function(model, few), len(few), self.metric.kind)
+        few = rows_of(self._data_of(model).dataset, range(min(REHEARSED, len(self.prints))))
+        checked_scores(self._scores_by_function(bare(model), few), len(few), self.metric.kind)
 
     def outcome_of_plan(self, model: nn.Module, plan: PlanOrResult | None) -> Outcome:
         """Runs what a plan, or a result with its refit, keeps of a model; None for the whole model.
@@ -259,9 +301,24 @@ class ScoredSplit:
                 self._last = model, plan, self.outcome_of(model)
         return self._last[2]
 
+    def outcome_of_reference(self, model: nn.Module, reference: Any) -> Outcome:
+        """Runs what plans of a model are compared with: a plan, a result, None for all, or another model.
+
+        Raises:
+            InvalidSettingError: It is another model, and the metric compares embeddings with those of this one.
+        """
+        if not is_model(reference):
+            return self.outcome_of_plan(model, reference)
+        if getattr(self.metric.score, "compares_models", False):
+            raise self._needs_neighbours()
+        return self.outcome_of(reference)
+
     def value_of_plan(self, model: nn.Module, plan: PlanOrResult | None) -> float:
         """Returns the metric of what `outcome_of_plan` runs."""
-        outcome = self.outcome_of_plan(model, plan)
+        return self.value_of(self.outcome_of_plan(model, plan))
+
+    def value_of(self, outcome: Outcome) -> float:
+        """Returns the metric of a model that gave these answers."""
         return float((self.metric.aggregate or np.mean)(self.compared(outcome, outcome).dense))
 
     def _scores_by_function(self, model: Any, dataset: Any) -> Any:
@@ -281,9 +338,11 @@ class ScoredSplit:
         parts: list[PairedScores] = []
         first, size = 0, FIRST_BATCH
         while first < len(order):
-            rows = rows_of(self.data.dataset, order[first : first + size].tolist())
-            batch = ScoredSplit(replace(self.data, dataset=rows, train=None, search=None), self.metric, dense, seen=())
-            parts.append(batch.compared(batch.outcome_of(dense), batch.outcome_of(pruned)))
+            places = order[first : first + size].tolist()
+            data = replace(self.data, dataset=rows_of(self.data.dataset, places), train=None, search=None)
+            models = tuple(_with_some_rows(it, places) for it in (dense, pruned))
+            batch = ScoredSplit(data, self.metric, first_reader(models), seen=())
+            parts.append(batch.compared(*map(batch.outcome_of, models)))
             first, size = first + size, max(FIRST_BATCH, first // 4)
             if is_certain(PairedScores.joined(parts)):
                 break
@@ -317,6 +376,40 @@ class ScoredSplit:
             return claim
         entry = ledger.spend(self.prints.sha256(), alpha, f"{self.metric.name} drops by less than {max_drop}")
         return replace(claim, alpha_spent=entry.spent / claim.num_candidates, use=entry.use)
+
+
+def _with_some_rows(given: Any, places: Sequence[int]) -> Any:
+    """Returns a pair of a model and its own rows with some of these; all else as it is."""
+    if not has_own_rows(given):
+        return given
+    data = data_of(given[1])
+    return given[0], replace(data, dataset=rows_of(data.dataset, places))
+
+
+def _check_same_examples(prints: ExampleFingerprints, own: CertificationData, data: CertificationData) -> None:
+    """Refuses rows of a model's own that are not the examples of the split, as far as texts and labels tell.
+
+    Raises:
+        InvalidSettingError: They are not.
+    """
+    check_dataset(own.dataset)
+    rows = own.dataset if data.labels is None else PartlyLabelled(own.dataset, {})
+    found = ExampleFingerprints.of(rows, columns=data.columns)
+    compared = [(found.kinds.get(TEXT), prints.kinds.get(TEXT))] if found.columns == prints.columns else []
+    is_of_tokens = isinstance(plain(_label_of(own.dataset[0])), list)  # other tokens have other labels
+    if data.labels is None and not is_of_tokens:
+        compared.append((found.labels, prints.labels))
+    differ = [n for n in range(min(len(found), len(prints))) if any(a and b and a[n] != b[n] for a, b in compared)]
+    if differ or len(found) != len(prints):
+        raise InvalidSettingError(
+            f"certify: a model with rows of its own must come with the same examples in the same order, received "
+            f"{len(found)} for {len(prints)}, of which {len(differ)} have another text or label (indices "
+            f"{differ[:5]}). Encode the certification split with the tokenizer of each model."
+        )
+
+
+def _label_of(example: Any) -> Any:
+    return next((example[name] for name in LABEL_NAMES if name in example), None)
 
 
 def _labels_of(data: CertificationData, metric: Any) -> dict[int, Any] | None:

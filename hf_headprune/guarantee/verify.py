@@ -16,7 +16,7 @@ from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.claim import RIGHT_ANSWER, Metric, accuracy_of_answers, agreement
 from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.examples import INPUT_BYTES, TEXT, ExampleFingerprints, check_dataset, rows_of
-from hf_headprune.guarantee.external import is_external
+from hf_headprune.guarantee.external import bare, first_reader, is_external
 from hf_headprune.guarantee.labels import PartlyLabelled, own_labels, with_labels
 from hf_headprune.guarantee.promises import part_of
 from hf_headprune.guarantee.records import dtype_of, old_configs_of, record_of, turned_by_rounding
@@ -54,9 +54,9 @@ def verify_certificate(
 
     Args:
         certificate: The certificate, its file, or the folder that holds it.
-        model: The pruned model, or what else was certified.
+        model: The pruned model, or what else was certified; with rows of its own, as in `certify`.
         dataset: The certification split, or `CertificationData` with what training and search have seen.
-        dense: The model that the pruned one was compared with.
+        dense: The model that the pruned one was compared with, likewise.
         metric: What the certificate was made with, where that was a `Metric` or a function.
 
     Returns:
@@ -94,7 +94,7 @@ def _verify_part(
 ) -> None:
     """Verifies one promise."""
     given = next((model for model in reversed(models.values()) if model is not None), None)
-    compared = _metric(certificate, _own_metric(certificate.claim, metric), given)
+    compared = _metric(certificate, _own_metric(certificate.claim, metric), bare(given))
     check_settings(certificate, result)
     check_counts(certificate, result)
     check_examples(certificate, compared, result)
@@ -284,8 +284,7 @@ def _run_again(
     result: Verification,
 ) -> None:
     present = [model for model in models.values() if model is not None]
-    given = next(iter(sorted(present, key=is_external)), None)  # a model of torch first
-    if metric is None or given is None:
+    if metric is None or not present:
         result.skipped.append("both models on the certification split: models or metric were not given")
         return
     is_relative = getattr(metric.score, "compares_models", False) and "labels" not in data.dataset[0]
@@ -293,7 +292,7 @@ def _run_again(
         result.skipped.append(f"both models on the certification split: {metric.name} needs the dense model")
         return
     asked = AGREEMENT if metric.scored in WITHOUT_LABELS else metric
-    others = tuple(filter(is_external, present))
+    given, others = first_reader(present), tuple(filter(is_external, present))
     try:
         split = ScoredSplit(dataclasses.replace(data, train=None, search=None), asked, given, seen=others)
     except InvalidSettingError as error:

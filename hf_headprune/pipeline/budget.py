@@ -17,7 +17,7 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Holdout, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import WHOLE, certified, unseen_change
+from hf_headprune.pipeline.run import WHOLE, against, certified, unseen_change
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
@@ -56,6 +56,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     kept_heads: Budget | None = None,
     latency_ms: LatencyTable | None = None,
     certify: Any = None,
+    reference: Any = None,
     metric: Any = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
@@ -79,6 +80,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         latency_ms: For `speedup`: ms of each block, see `measure_latency_table`.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`, for a
             certificate about the drop; None certifies nothing.
+        reference: Model that the certificate compares with, such as the one before its vocabulary was cut: alone, or as
+            a pair with the examples of `certify` as its own tokenizer encodes them. None for `model`.
         metric: Of the certificate, as in `search_plan`; None for the first metric of the model's task.
         max_drop: Drop that the certificate is about, absolute: 0.01 is one percentage point.
         confidence: Of the certificate.
@@ -102,7 +105,12 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         batching = Batching(data_collator=data_collator, batch_size=batch_size)
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
         holdout = Holdout(
-            data, Metric.of(metric, model, where="plan_for_budget"), max_drop, confidence, is_condition=False
+            data,
+            Metric.of(metric, model, where="plan_for_budget"),
+            max_drop,
+            confidence,
+            is_condition=False,
+            reference=reference,
         )
         holdout.rehearse(model)
     twin = plain_copy(model)  # another thread may run the model meanwhile
@@ -118,7 +126,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         found.plan,
         found.refit,
         reference=PruningPlan.full(anatomy),
-        report=replace(report, certificate=words),
+        report=replace(against(report, reference), certificate=words),
         certificate=certificate,
     )
 

@@ -102,6 +102,8 @@ def by_test(holdout: Holdout, model: nn.Module, before: PruningPlan, split: Scor
     """Returns the decision by an exact test of each plan, or by the drop that is seen where examples are too few."""
 
     def decide(plans: list[RefittedPlan]) -> Decision:
+        if holdout.reference is not None:  # the model itself may have lost too much against another one
+            plans = [RefittedPlan(before), *plans]
         allowed = holdout.last_allowed(model, plans, before, split)
         plan = before if allowed.index is None else plans[allowed.index].plan
         chosen = Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)

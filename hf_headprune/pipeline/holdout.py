@@ -113,6 +113,7 @@ class Holdout:
         is_condition: Whether only what is certified may be pruned.
         is_separate: Whether the examples were given, rather than held back from the searched data set.
         num_candidates: Plans among which the examples choose, where they only report.
+        reference: Model that plans are compared with, alone or with rows of its own; None for the model before pruning.
     """
 
     data: CertificationData
@@ -122,6 +123,7 @@ class Holdout:
     is_condition: bool
     is_separate: bool = True
     num_candidates: int = CANDIDATES
+    reference: Any = None
 
     def rehearse(self, model: Any, reference: Any = None) -> None:
         """Lets fail before the work what would fail after it.
@@ -136,7 +138,7 @@ class Holdout:
         """
         split = ScoredSplit(self.data, self.metric, model)
         split.claim(self.max_drop, self.confidence, ledger=None, seed=0)
-        for scored in (model, reference):
+        for scored in (model, reference, self.reference):
             if scored is not None:
                 split.rehearse(scored)
 
@@ -212,11 +214,12 @@ class Holdout:
 
         def test() -> Allowed:
             claim = self.data if split is None else split, self.metric, self.max_drop
+            options: Any = {"reference": reference if self.reference is None else self.reference, "opened": as_pruned}
             if not plans:
                 return Allowed(None, ())
             if not self.is_condition:
-                return Allowed(*furthest_within(model, plans, *claim, reference=reference, opened=as_pruned))
-            path = certify_path(model, plans, *claim, self.confidence, reference=reference, opened=as_pruned)
+                return Allowed(*furthest_within(model, plans, *claim, **options))
+            path = certify_path(model, plans, *claim, self.confidence, **options)
             metrics = [path.dense_metric, *(step.metric for step in path.steps)]
             if path.dense_metric is None:  # of a few labels: only drops are known
                 metrics = []

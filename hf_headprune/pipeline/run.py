@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cost import cost_of
 from hf_headprune.errors import SearchStateError
 from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.masking import plain_copy
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hf_headprune.guarantee.certificate import Certificate
+    from hf_headprune.publish.report import PruningReport
     from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
     from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
@@ -162,7 +164,7 @@ def certified(
     Args:
         holdout: Of the run.
         chosen: What it allowed; None where it had no say, since a budget decided.
-        dense: What the pruned model is compared with.
+        dense: What the pruned model is compared with, unless the holdout has a reference of its own.
         pruned: The pruned model; it takes the certificate along.
         reference_name: What `dense` is, in words.
         is_other: Whether `dense` is another model than the one that candidates were compared with.
@@ -174,6 +176,8 @@ def certified(
         return None, ""
     if isinstance(holdout, NotCertifiable):
         return None, holdout.in_words()
+    if holdout.reference is not None:
+        dense = holdout.reference
     if chosen is None:
         chosen = Chosen(PruningPlan.of(pruned))
     elif is_other:  # the examples chose one of the candidates, or none of them
@@ -199,6 +203,14 @@ def unseen_change(certificate: Certificate | None, reference: str) -> MetricChan
         after=seen.pruned_metric,
         reference=reference,
     )
+
+
+def against(report: PruningReport, reference: Any) -> PruningReport:
+    """Returns a report whose sizes before are those of another model; as it is where there is none."""
+    if reference is None:
+        return report
+    model = reference[0] if isinstance(reference, tuple) else reference
+    return replace(report, before=cost_of(PruningPlan.of(model), anatomy_of(model), seq_len=report.seq_len))
 
 
 def reference_in_words(plan: PruningPlan) -> str:

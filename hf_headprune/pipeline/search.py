@@ -15,7 +15,7 @@ from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can_decide, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, certified, find, unseen_change
+from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, against, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
@@ -48,6 +48,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     max_drop: float | None = None,
     calibration: Any = None,
     certify: Any = None,
+    reference: Any = None,
     confidence: float | Literal["auto"] = "auto",
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
@@ -80,6 +81,9 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             `dataset`, which can then certify nothing.
         certify: Labelled examples that neither training nor search has seen, or `CertificationData`. When left out
             and nothing is searched, `dataset` certifies: the order of plans comes from `calibration` alone.
+        reference: Model that the certificate compares with, such as the one before its vocabulary was cut: alone, or as
+            a pair with the examples that certify as its own tokenizer encodes them. None for `model`.
+            Not with `search`, which measures plans against `model`.
         confidence: With which the drop on unseen data must be shown to be below the one allowed. "auto" is 0.75, and
             lets the drop that is seen decide where there are too few examples to show anything.
         processing_class: Tokenizer that pads the batches of a sequence classifier, and decodes what is generated for
@@ -100,7 +104,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """
     anatomy = anatomy_of(model)
     check_can_prune(model)
-    drop = _allowed(search, max_drop)
+    drop = _allowed(search, max_drop, reference)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop))
     collate = Batching(processing_class, data_collator).collate_for(model)
     reading = {
@@ -125,7 +129,10 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     if tested is not None:
         batching = Batching(processing_class, data_collator, batch_size)
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
-        holdout = _holdout(tested, calibration if is_ordered else dataset, batching, compared, drop, confidence)
+        holdout = replace(
+            _holdout(tested, calibration if is_ordered else dataset, batching, compared, drop, confidence),
+            reference=reference,
+        )
         holdout.rehearse(model)
     full = PruningPlan.full(anatomy)
     if search is not None:
@@ -147,12 +154,17 @@ def _measures_models(metric: Any) -> bool:
     return callable(metric) and not is_prediction_metric(metric)
 
 
-def _allowed(search: AStarSearch | None, max_drop: float | None) -> float:
+def _allowed(search: AStarSearch | None, max_drop: float | None, reference: Any) -> float:
     """Returns the drop that is allowed.
 
     Raises:
-        InvalidSettingError: It is stated twice.
+        InvalidSettingError: It is stated twice, or a search would measure it against another model.
     """
+    if reference is not None and search is not None:
+        raise InvalidSettingError(
+            "search_plan(reference=..., search=...): a search measures plans against the model that it prunes. Leave "
+            "one of the two out."
+        )
     if search is not None and max_drop is not None:
         raise InvalidSettingError(
             f"search_plan(max_drop={max_drop!r}, search=...): the search has a max_drop of its own. Pass "
@@ -181,7 +193,7 @@ def _result(
         found.pruned.plan,
         found.pruned.refit,
         reference=full,
-        report=replace(report, certificate=words),
+        report=replace(against(report, None if holdout is None else holdout.reference), certificate=words),
         certificate=certificate,
         path=None if found.chosen is None else found.chosen.path,
         search=found.search,

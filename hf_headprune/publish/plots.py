@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.publish.ladder import Rung
 
 try:
     from matplotlib.figure import Figure
@@ -145,6 +146,47 @@ def plot_frontier(
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     whole = "" if len(exact) == len(history) else f", {len(exact):,} of them on every example"
     axis.set_title(f"{len(history):,} plans evaluated{whole}", color=_TEXT, fontsize=12)
+    axis.grid(color="#EFEFEF")
+    axis.set_axisbelow(True)
+    _dress(axis)
+    axis.spines[["left", "bottom"]].set_color(_MUTED)
+    axis.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="best")
+    return _write(figure, path)
+
+
+def plot_ladder(rungs: Sequence[Rung], path: str | Path) -> Path:
+    """Draws the metric of each rung of a ladder over the size of its file; filled where it is certified.
+
+    Args:
+        rungs: The largest first.
+        path: File to write; its suffix decides the format.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        InvalidSettingError: No metric was measured.
+    """
+    _require_matplotlib()
+    measured = [(rung, rung.report.unseen) for rung in rungs if rung.report.unseen is not None]
+    if not measured:
+        raise InvalidSettingError("plot_ladder: no rung has a metric. Pass certify= to plan_ladder.")
+    metric, size = measured[0][1], measured[0][0].report.before.size_bytes / 1e6
+    xs = [size, *(rung.report.after.size_bytes / 1e6 for rung, _ in measured)]
+    ys = [metric.before, *(change.after for _, change in measured)]
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(xs, ys, color=_MUTED, linewidth=1.2, zorder=1)
+    axis.scatter(xs[:1], ys[:1], marker="s", color=_TEXT, s=36, label="whole model", zorder=2)
+    is_certified = [rung.verdict == "PASS" for rung, _ in measured]
+    for holds, face, label in ((True, _KEPT, "certified"), (False, "white", "not certified")):
+        places = [place for place, found in enumerate(is_certified, start=1) if found == holds]
+        if places:
+            points = [xs[place] for place in places], [ys[place] for place in places]
+            axis.scatter(*points, marker="o", facecolor=face, edgecolor=_KEPT, s=44, label=label, zorder=2)
+    for (rung, _), x, y in zip(measured, xs[1:], ys[1:], strict=True):
+        axis.annotate(rung.name, (x, y), textcoords="offset points", xytext=(0, 8), ha="center", color=_MUTED)
+    axis.set_xlabel("file, MB", color=_TEXT)
+    axis.set_ylabel(f"{metric.name} on unseen examples", color=_TEXT)
+    axis.margins(y=0.2)
     axis.grid(color="#EFEFEF")
     axis.set_axisbelow(True)
     _dress(axis)

@@ -57,6 +57,7 @@ class ScoredExamples:
 
         The model is not run, unless it is what others are compared with: then it comes before pruning.
         """
+        self._where = where
         examples = ModelExamples(dataset, model, where=where, collate=batching.data_collator)
         scorer = scorer_for(model, metric, where=where, tokenizer=batching.processing_class)
         batches, self._order = ordered_batches(examples, batching.collate_for(model), batch_size=batching.batch_size)
@@ -83,8 +84,10 @@ class ScoredExamples:
         """Returns all that a model answers, in the order of the data set.
 
         Raises:
+            InvalidSettingError: The examples hold tokens that the model does not embed.
             UnsupportedModelError: The model returned something else than its task needs.
         """
+        self._check_tokens(model)
         with evaluating(model):
             answers = Answers.joined([self._answers(model, batch) for batch in self._batches])
         return answers.taken(np.argsort(self._order))
@@ -97,6 +100,18 @@ class ScoredExamples:
         """
         with evaluating(model):
             self._answers(model, self._batches[-1])
+
+    def _check_tokens(self, model: nn.Module) -> None:
+        tokens = [batch["input_ids"] for batch in self._batches if "input_ids" in batch]
+        get: Any = getattr(model, "get_input_embeddings", None)
+        size = getattr(get(), "num_embeddings", None) if tokens and get is not None else None
+        largest = max((int(it.max()) for it in tokens), default=0)
+        if size is not None and largest >= size:
+            raise InvalidSettingError(
+                f"{self._where}: the examples hold token {largest:,}, and a {type(model).__name__} embeds {size:,}: "
+                "another tokenizer has encoded them. Encode them with the tokenizer of this model; certify takes two "
+                "models with a tokenizer each."
+            )
 
     def _answers(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Answers:
         device = device_of(model)

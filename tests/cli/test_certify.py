@@ -4,10 +4,12 @@ import copy
 import csv
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
+from hf_headprune.shrink.vocabulary import prune_vocabulary_
 from tests.support.command_line import called, save_classifier, save_model, scored, sentences, tokenizer_of_words, write
 
 COUNT = 200
@@ -95,6 +97,31 @@ def test_no_labels_at_all_bound_the_changed_answers(capsys, folder):
     said = called(capsys, "certify", *words, "--max-drop", "0.95")
     assert said.code == 0, said.err
     assert "No label was used" in said.out
+
+
+def test_a_model_with_a_vocabulary_of_its_own_reads_the_texts_by_it(capsys, folder, tmp_path):
+    dense = AutoModelForSequenceClassification.from_pretrained(folder / "dense")
+    rows = sentences(COUNT, seed=5)
+    smaller = prune_vocabulary_(dense, tokenizer_of_words(), [row["sentence"] for row in rows])
+    for part in (dense, smaller):
+        part.save_pretrained(tmp_path / "own")
+    words = [folder / "dense", tmp_path / "own", "--data", folder / "labelled.csv", "--metric", "agreement"]
+    said = called(capsys, "certify", *words, "--max-drop", "0.05")  # a change of any answer would show
+    assert said.code == 0, said.out + said.err
+    certificate = Certificate.load(tmp_path / "own")
+    assert (certificate.evidence.changed, certificate.evidence.examples) == (0, COUNT)
+    texts = [row["sentence"] for row in rows]
+    for name, tokenizer in (("own", smaller), ("dense", tokenizer_of_words())):
+        encoded = [{"input_ids": it} for it in tokenizer(texts)["input_ids"]]
+        write(tmp_path / f"{name}.jsonl", [{**row, "text": text} for row, text in zip(encoded, texts, strict=True)])
+    models = ["verify", tmp_path / "own", "--dense", folder / "dense", "--data", tmp_path / "own.jsonl"]
+    said = called(capsys, *models, "--dense-data", tmp_path / "dense.jsonl")
+    assert said.code == 0, said.out + said.err
+    assert "the dense model was run on 200 examples" in said.out
+    said = called(capsys, *models)  # the dense model reads tokens by other numbers
+    assert (said.code, "differs (models)" in said.out) == (1, True)
+    said = called(capsys, "disagreements", *words[:3], folder / "texts.csv", "--out", tmp_path / "none.csv")
+    assert "0 of 200 texts need a label" in said.out
 
 
 def test_what_can_not_be_used_is_said_in_one_line(capsys, folder, tmp_path):

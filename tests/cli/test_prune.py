@@ -11,8 +11,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, OPTConfig, OPTForSequenceClassification
 
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.guarantee.records import record_of
+from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan
 from tests.support.command_line import (
+    WORDS,
     called,
     in_columns,
     labelled,
@@ -174,6 +178,69 @@ def test_a_size_in_megabytes_is_that_of_the_file(capsys, classifier, tmp_path):
     assert json.loads(said.out)["size_mb"] == size
 
 
+def test_the_vocabulary_is_cut_and_certified_with_the_rest(capsys, classifier, tmp_path):
+    """The dense model reads the texts by its own tokenizer, the pruned one by its smaller one."""
+    out, train, dev = tmp_path / "out", classifier / "train.csv", classifier / "dev.csv"
+    words = ["prune", classifier / "model", out, "--train", train, "--validation", dev, "--json"]
+    corpus = tmp_path / "corpus.txt"
+    few = [word for word in WORDS if word not in ("song", "w3", "w4", "w5")]
+    corpus.write_text("\n".join(few), encoding="utf-8")
+    for given, count in ((corpus, len(few)), ("train", len(WORDS) - 1)):  # no training text asks "what"
+        shutil.rmtree(out, ignore_errors=True)
+        said = called(capsys, *words, "--vocabulary", given, "--max-drop", "0.1")
+        assert said.code == 0, said.err
+        found = json.loads(said.out)
+        assert f"Vocabulary: {count + 4} of {len(WORDS) + 4} pieces" in found["notes"][0]
+        assert (found["certificate"]["verdict"], found["reload_difference"]) == ("PASS", 0.0)
+        model, tokenizer = (it.from_pretrained(out) for it in (AutoModelForSequenceClassification, AutoTokenizer))
+        assert len(tokenizer) == model.config.vocab_size == count + 4
+        dense = AutoModelForSequenceClassification.from_pretrained(classifier / "model")
+        assert found["report"]["before"]["parameters"] == dense.num_parameters()
+        assert found["report"]["after"]["parameters"] == model.num_parameters()
+        rows = sentences(220, seed=220)  # of dev.csv
+        own = encoded(tokenizer, rows)
+        pair = dense, encoded(tokenizer_of_words(), rows)
+        certificate = Certificate.load(out)
+        assert certificate.dense.weights == record_of(dense).weights
+        assert verify_certificate(certificate, model, own, dense=pair).holds
+    said = called(
+        capsys, "prune", *words[1:2], tmp_path / "sized", *words[3:], "--vocabulary", "train", "--size-mb", "0.07"
+    )
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["size_mb"] <= 0.07
+    assert PruningPlan.of(AutoModelForSequenceClassification.from_pretrained(tmp_path / "sized")).num_kept_ffn > 64
+
+
+def test_several_densities_give_a_folder_each_and_one_table(capsys, classifier, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    words = ["prune", classifier / "model", out, "--train", classifier / "train.csv", "--density", "0.25,0.75"]
+    said = called(capsys, *words, "--test", classifier / "dev.csv", "--vocabulary", "train")
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["weights", "whole"]
+    assert lines[-1] == f"Saved in {out}: 0.75, 0.25."
+    kept = [PruningPlan.of(AutoModelForSequenceClassification.from_pretrained(out / it)) for it in ("0.75", "0.25")]
+    assert kept[0].num_kept_ffn > kept[1].num_kept_ffn
+    assert len(AutoTokenizer.from_pretrained(out / "0.25")) == len(WORDS) - 1 + 4
+    rungs = json.loads((out / "headprune_ladder.json").read_text())["rungs"]
+    assert [rung["density"] for rung in rungs] == [0.75, 0.25]
+    for rung in rungs:
+        assert (out / f"{rung['density']:g}" / "headprune_certificate.json").exists() == rung["certified"]
+    said = called(capsys, *words, "--test", classifier / "few.csv", "--confidence", "0.99", "--overwrite", "--json")
+    assert said.code == 1, said.err
+    assert json.loads(said.out)["saved"] == []
+    assert (out / "headprune_ladder.json").exists()
+
+
+def encoded(tokenizer, rows):
+    labels = [int(row["label"] == "positive") for row in rows]
+    texts = [row["sentence"] for row in rows]
+    return [
+        {"input_ids": ids, "text": text, "labels": label}
+        for ids, text, label in zip(tokenizer(texts)["input_ids"], texts, labels, strict=True)
+    ]
+
+
 def test_what_splits_share_is_dropped_and_counted_before_anything_runs(capsys, classifier, tmp_path):
     train, dev = sentences(160, seed=160), sentences(100, seed=3)
     repeated = [{**row, "sentence": f"  {row['sentence'].upper()}"} for row in train[:7]]
@@ -243,6 +310,8 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--density", "0.5", "--speedup", "2"], "takes one budget, received density=0.5 and speedup=2.0"),
         (None, ["--density", "0.5", "--max-drop", "0.02"], "takes one budget, received max_drop=0.02 and"),
         (None, ["--density", "1.5"], "density must be"),
+        (None, ["--density", "0.5,half"], "--density must be a number such as 0.5, or several with commas"),
+        (None, ["--density", "0.5,1.5"], "densities must be different numbers above 0 and below 1"),
         (None, ["--size-mb", "5"], "Pass a size above"),
         (None, ["--kept-heads", "many"], "--kept-heads must be a number of heads, or a share such as 0.5"),
         (None, ["--kept-heads", "9"], "9"),
@@ -255,6 +324,12 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--tokenizer", "./nowhere"], "./nowhere: there is no such folder"),
         (None, ["--metric", "nonsense"], "--metric nonsense: evaluate can't load it"),
         (None, ["--measured", "--density", "0.5"], "--measured says what --speedup counts"),
+        (
+            None,
+            ["--vocabulary", "nowhere.txt", "--density", "0.5"],
+            "--vocabulary nowhere.txt: there is no such file. Pass a text file",
+        ),
+        (None, ["--vocabulary", "train", "--search"], "--vocabulary makes another one of it first"),
         (None, ["--search", "--density", "0.5"], "--search is for --max-drop, which measures plans"),
         (
             None,

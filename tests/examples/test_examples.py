@@ -16,6 +16,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer, EvalPrediction
 
+from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.tasks.windows import check_questions, token_span
 from tests.support.models import save_narrow_minilm
 
@@ -140,6 +141,17 @@ def test_the_demo_runs_from_the_text_to_the_picture(tmp_path):
     assert config["model_type"] == PRUNABLE_TYPE
     for name in ("heads.png", "accuracy.png"):
         assert (tmp_path / name).stat().st_size > 5_000
+
+
+def test_the_smallest_model_is_certified_in_both_forms_with_smoke(tmp_path):
+    pytest.importorskip("onnxruntime")
+    run(EXAMPLES / "smallest.py", "--smoke", "--output", tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["mb"]["int8"] < found["mb"]["fp32"] <= 12
+    dense = Certificate.load(tmp_path / "fp32").dense
+    assert dense.weights == Certificate.load(tmp_path / "int8").dense.weights
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "fp32")) < 5000
+    assert dense.parameters > 30_522 * 384
 
 
 def test_text_classification_runs_with_smoke():

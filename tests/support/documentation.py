@@ -104,7 +104,9 @@ def stand_ins(folder: Path, block: str) -> dict[str, Any]:
         disable_tqdm=True,
         report_to="none",
     )
-    found = {"model": model, "teacher": tiny_bert(num_labels=2, seed=1), "train": train, "dev": dev, "test": test}
+    teacher = tiny_bert(num_labels=2, seed=1)
+    found = {"model": model, "teacher": teacher, "train": train, "dev": dev, "test": test}
+    found |= {"dense": teacher, "test_of_dense": test}
     found |= {"args": args, "Trainer": Trainer, "torch": torch, "copy": copy}
     if "tokenizer" in names_used(block):
         found |= {"tokenizer": tokenizer_of_words(), "texts": [row["sentence"] for row in sentences(20, seed=0)]}

@@ -1,0 +1,88 @@
+"""Several sizes of one model from one run: nested plans, certificates that hold together, one table, one picture."""
+
+import copy
+import itertools
+import json
+
+import pytest
+
+from hf_headprune import plan_for_budget, plan_ladder, prune_model_, verify_certificate
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.guarantee.certificate import Certificate
+from hf_headprune.latency import LatencySettings
+from hf_headprune.publish import plots
+from tests.pipeline.test_cost_path import accuracy, learnable, trained  # noqa: F401 - a fixture
+
+TEST = learnable(400, seed=3)
+TRAIN = learnable(64, seed=1)
+QUICK = LatencySettings(batch_size=2, seq_len=8, runs=5)
+ASKED = (0.25, 0.75, 0.05)
+
+
+@pytest.fixture(scope="module")
+def ladder(trained):  # noqa: F811
+    return plan_ladder(trained, TRAIN, ASKED, certify=TEST, max_drop=0.1, latency=QUICK)
+
+
+def test_each_rung_is_that_of_its_size_alone(trained, ladder):  # noqa: F811
+    assert ladder.densities == (0.75, 0.25, 0.05)
+    for larger, smaller in itertools.pairwise(ladder.rungs):
+        sites = [site.name for site in anatomy_of(trained).sites]
+        assert all(set(smaller.plan.kept(site)) <= set(larger.plan.kept(site)) for site in sites)
+    for density, rung in zip(ladder.densities, ladder.rungs, strict=True):
+        alone = plan_for_budget(trained, TRAIN, density=density)
+        assert rung.plan == alone.plan
+        pruned = prune_model_(copy.deepcopy(trained), rung)
+        assert rung.report.unseen.after == pytest.approx(accuracy(pruned, TEST))
+        assert rung.report.latency.runs == QUICK.runs
+
+
+def test_certified_are_the_rungs_before_the_first_that_fails(trained, ladder):  # noqa: F811
+    verdicts = [None if rung.certificate is None else rung.certificate.verdict for rung in ladder.rungs]
+    assert verdicts == ["PASS", "PASS", None]
+    for number, rung in enumerate(ladder.rungs[:2], start=1):
+        certificate = rung.certificate
+        assert (len(certificate.path.steps), certificate.path.planned) == (number, number)
+        pruned = prune_model_(copy.deepcopy(trained), rung)
+        checked = verify_certificate(Certificate.from_json(certificate.to_json()), pruned, TEST, dense=trained)
+        assert checked.holds, checked.to_text()
+    assert "could not be certified to lose less than 10 percentage points" in ladder.rungs[2].report.certificate
+    strict = plan_ladder(trained, TRAIN, ASKED, certify=TEST, max_drop=0.001, latency=QUICK)
+    assert all(rung.certificate is None for rung in strict.rungs)
+    assert "so it was not tested" in strict.rungs[1].report.certificate
+    assert strict.note == ""
+
+
+def test_one_table_and_one_picture_show_all(ladder, tmp_path):
+    head, whole, *rows, note = ladder.to_text().splitlines()
+    assert head.split()[:4] == ["weights", "million", "MB", "accuracy"]
+    assert whole.split()[0] == "whole"
+    assert [row.split()[-1] for row in rows] == ["yes", "yes", "no"]
+    assert f"{ladder.rungs[0].report.unseen.after:.4f}" in rows[0]
+    assert "95 % confidence, all of these together" in note
+    assert max(map(len, (head, whole, *rows))) <= 100
+    found = json.loads(ladder.to_json())["rungs"]
+    assert [(it["density"], it["certified"]) for it in found] == [(0.75, True), (0.25, True), (0.05, False)]
+    assert found[0]["report"] == json.loads(ladder.rungs[0].report.to_json())
+    if plots.Figure is not None:
+        assert ladder.plot(tmp_path / "ladder.png").stat().st_size > 1000
+
+
+def test_without_examples_nothing_is_certified(trained, tmp_path):  # noqa: F811
+    plain = plan_ladder(trained, TRAIN, (0.5,), latency=QUICK)
+    assert plain.rungs[0].report.unseen is None
+    assert len(plain.to_text().splitlines()) == 3
+    if plots.Figure is not None:
+        with pytest.raises(InvalidSettingError, match="Pass certify="):
+            plain.plot(tmp_path / "ladder.png")
+
+
+def test_what_makes_no_ladder_is_refused(trained):  # noqa: F811
+    for wrong in ((), 0.5, (0.5, 0.5), (1.0, 0.5), (0.0,)):
+        with pytest.raises(InvalidSettingError, match="different numbers above 0 and below 1"):
+            plan_ladder(trained, TRAIN, wrong)
+    with pytest.raises(InvalidSettingError, match="each density must give a plan of its own"):
+        plan_ladder(trained, TRAIN, (0.5, 0.4999))
+    with pytest.raises(DataLeakError, match="calibration"):
+        plan_ladder(trained, TRAIN, certify=TRAIN, latency=QUICK)
