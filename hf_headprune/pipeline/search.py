@@ -14,6 +14,7 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can_decide, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, pruned_copy
+from hf_headprune.pipeline.recovery import Recover, by_test_of_recovered, halved, require_recoverable
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
@@ -49,6 +50,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     calibration: Any = None,
     certify: Any = None,
     confidence: float | Literal["auto"] = "auto",
+    recover: Recover | None = None,
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
@@ -82,6 +84,10 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             and nothing is searched, `dataset` certifies: the order of plans comes from `calibration` alone.
         confidence: With which the drop on unseen data must be shown to be below the one allowed. "auto" is 0.75, and
             lets the drop that is seen decide where there are too few examples to show anything.
+        recover: Function `(pruned, dense)` that trains a pruned model on, in place; the dense one may be its teacher.
+            Without a search. The smallest plan that loses at most twice `max_drop` on `calibration` is trained on and
+            tested; if it fails, plans are tested as without it. Each of the two has half of the error that
+            `confidence` allows.
         processing_class: Tokenizer that pads the batches of a sequence classifier, and decodes what is generated for
             "chrf"; any other batches, and without one, are padded on the right.
         data_collator: Makes the batches instead.
@@ -118,6 +124,11 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         )
     measures_models = _measures_models(metric)
     is_ordered = search is None and calibration is not None  # without a look at `dataset`
+    if recover is not None and not is_ordered:
+        raise InvalidSettingError(
+            "search_plan(recover=...) trains on the plan that is chosen on calibration=, without a search. Pass "
+            "calibration=train, and leave search out."
+        )
     tested = dataset if is_ordered and certify is None and not measures_models else certify
     is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
     remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
@@ -125,8 +136,11 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     if tested is not None:
         batching = Batching(processing_class, data_collator, batch_size)
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
-        holdout = _holdout(tested, calibration if is_ordered else dataset, batching, compared, drop, confidence)
+        looked_at = calibration if is_ordered else dataset
+        holdout = _holdout(tested, looked_at, batching, compared, drop, confidence, is_shared=recover is not None)
         holdout.rehearse(model)
+    if recover is not None:
+        require_recoverable(holdout, where="search_plan")
     full = PruningPlan.full(anatomy)
     if search is not None:
         file = None if journal is None else Path(journal)
@@ -137,7 +151,12 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         examples = dataset if calibration is None else calibration
         twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
         losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
-        decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, twin, full)
+        if holdout is None:
+            decide = by_metric(source, drop, full)
+        elif recover is None:
+            decide = by_test(holdout, twin, full)
+        else:
+            decide = by_test_of_recovered(holdout, twin, full, recover, losses.drawn)
         found = walk_down(twin, full, losses, decide)
     return _result(model, anatomy, full, found, holdout)
 
@@ -233,8 +252,12 @@ def _holdout(
     metric: Metric,
     max_drop: float,
     confidence: float | Literal["auto"],
+    *,
+    is_shared: bool,
 ) -> Holdout:
     """Returns what must hold on examples that neither training nor the order of plans has looked at.
+
+    The error that is allowed is shared by two procedures where a model is trained on.
 
     Raises:
         InvalidSettingError: A confidence was passed that so few examples can't reach.
@@ -243,5 +266,6 @@ def _holdout(
         tested = CertificationData(tested, search=looked_at, batching=batching)
     required = None if confidence == "auto" else "search_plan"
     confidence = DECIDING if confidence == "auto" else confidence
+    confidence = halved(confidence) if is_shared else confidence
     decides = can_decide(len(tested.dataset), max_drop, confidence, required_by=required)
     return Holdout(tested, metric, max_drop, confidence, is_condition=decides)
