@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.callback import trainer_compat
+from hf_headprune.callback.evaluation import same_randomness
 from hf_headprune.callback.trainer_compat import model_of
+from hf_headprune.errors import HeadPruneError
 from hf_headprune.learn.distillation.distiller import Distiller
 from hf_headprune.learn.distillation.embeddings import EmbeddingDistiller
 from hf_headprune.learn.distillation.loss import LossScaling, distilled
+from hf_headprune.learn.distillation.settings import Distillation
 from hf_headprune.tasks.embeddings import embedded, texts_of
 from hf_headprune.tasks.examples import embeds_texts
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer
 
-    from hf_headprune.learn.distillation.settings import Distillation
+logger = logging.getLogger(__name__)
 
 
 def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDistiller:
@@ -39,6 +43,34 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDis
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
     trainer.compute_loss = wrapped
     return distiller
+
+
+@contextmanager
+def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
+    """Lets a Trainer's model learn from the dense model for the length of a `with` block; from labels if it can't.
+
+    It can't where labels do not exclude each other, or where the loss of the user's returns no outputs. One batch tells.
+    """
+    owner: Any = trainer
+    before = owner.__dict__.get("compute_loss")
+    try:
+        distil(trainer, Distillation(dense))
+        with same_randomness(trainer), torch.no_grad():
+            batch = next(trainer_compat.scoring_batches(trainer, 1, trainer.args.seed))
+            owner.compute_loss(owner.model.train(), batch)
+    except HeadPruneError as error:
+        _restore_loss(owner, before)
+        logger.info("HeadPruneCallback: the pruned model learns from labels alone. %s", error)
+    try:
+        yield
+    finally:
+        _restore_loss(owner, before)
+
+
+def _restore_loss(owner: Any, before: Any) -> None:
+    owner.__dict__.pop("compute_loss", None)
+    if before is not None:
+        owner.compute_loss = before
 
 
 def _distil_embeddings(trainer: Trainer, settings: Distillation) -> EmbeddingDistiller:
