@@ -49,7 +49,7 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDis
 def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
     """Lets a Trainer's model learn from the dense model for the length of a `with` block; from labels if it can't.
 
-    It can't where labels do not exclude each other, or where the loss of the user's returns no outputs. One batch tells.
+    It can't where labels do not exclude each other, or where a loss of the user's returns no outputs; one batch tells.
     """
     owner: Any = trainer
     before = owner.__dict__.get("compute_loss")

@@ -27,7 +27,7 @@ from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, from_first_unless, walk_down
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, from_first_unless, walk_down
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.recovery import by_test_of_recovered, recovered
 from hf_headprune.pipeline.result import PruningResult
@@ -54,7 +54,7 @@ JOURNAL_NAME = "_headprune_search.jsonl"  # the Trainer uploads no name with an 
 REPORT_NAME = "headprune_report.json"
 
 
-def finish(
+def finish(  # noqa: PLR0913 - a run, and what follows it
     trainer: Trainer,
     parts: LearnedParts,
     settings: Settings,
@@ -238,10 +238,8 @@ def _walk_down(
     if isinstance(holdout, Holdout):
         twin = plain_copy(model_of(trainer))
         split = holdout.read(twin, before)
-        decide = by_test(holdout, twin, before, split)
-        if recover is not None:
-            train = trainer_compat.drawn_examples(trainer.train_dataset, CALIBRATION, trainer.args.seed)
-            decide = by_test_of_recovered(holdout, twin, before, recover, train, split)
+        train = trainer_compat.drawn_examples(trainer.train_dataset, CALIBRATION, trainer.args.seed)
+        decide = by_test_of_recovered(holdout, twin, before, recover, train, split)
         if not holdout.is_separate and holdout.data_size == len(trainer.eval_dataset) and asked.metric is None:
             ours = by_first(partial(split.value_of_plan, twin, before))
     if decide is None or asked.metric is None:

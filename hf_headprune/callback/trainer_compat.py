@@ -126,8 +126,8 @@ def require_trainable_again(trainer: Trainer) -> None:
         reason = "the weights are split over the processes"
     if reason is not None:
         raise TrainingStateError(
-            f"HeadPruneCallback(recover_epochs=...): this Trainer can't train the pruned model on, since {reason}. Leave "
-            "recover_epochs out, and train on in a new Trainer around the pruned model."
+            f"HeadPruneCallback(recover_epochs=...): this Trainer can't train the pruned model on, since {reason}. "
+            "Leave recover_epochs out, and train on in a new Trainer around the pruned model."
         )
 
 

@@ -52,7 +52,7 @@ def by_test_of_recovered(
     holdout: Holdout,
     model: nn.Module,
     before: PruningPlan,
-    recover: Recover,
+    recover: Recover | None,
     train: Any,
     split: ScoredSplit | None = None,
 ) -> Decide:
@@ -62,10 +62,12 @@ def by_test_of_recovered(
         holdout: Examples that nothing has seen; its confidence is that of each of the two procedures.
         model: Copy of the model before pruning.
         before: Units that are open in it.
-        recover: Trains a pruned model on, in place.
+        recover: Trains a pruned model on, in place; None tests without it.
         train: Training examples, which decide what is trained on.
         split: The unseen examples, where they were read already.
     """
+    if recover is None:
+        return by_test(holdout, model, before, split)
 
     def decide(plans: list[RefittedPlan]) -> Decision:
         trained = recovered(model, plans[_depth(holdout, model, before, plans, train)], recover)
@@ -79,9 +81,7 @@ def by_test_of_recovered(
     return decide
 
 
-def _depth(
-    holdout: Holdout, model: nn.Module, before: PruningPlan, plans: list[RefittedPlan], train: Any
-) -> int:
+def _depth(holdout: Holdout, model: nn.Module, before: PruningPlan, plans: list[RefittedPlan], train: Any) -> int:
     """Returns the index of the smallest plan that loses on training examples what training can win back."""
     drop = min(holdout.max_drop / (1.0 - WON_BACK), 0.5)
 
@@ -93,17 +93,18 @@ def _depth(
     return by_first(deepest)
 
 
-def require_recoverable(holdout: Any, *, where: str) -> None:
+def require_recoverable(recover: Recover | None, holdout: Any, *, where: str) -> None:
     """Refuses to train a pruned model on to an allowed drop that no examples can show.
 
     Args:
+        recover: Trains on; None where nothing does.
         holdout: Unseen examples; anything else where there are none.
         where: Name of the public function.
 
     Raises:
         InvalidSettingError: There are none.
     """
-    if isinstance(holdout, Holdout):
+    if recover is None or isinstance(holdout, Holdout):
         return
     reason = getattr(holdout, "reason", "no unseen labelled examples are compared")
     raise InvalidSettingError(

@@ -12,8 +12,8 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can_decide, walk_down
-from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, pruned_copy
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, walk_down
+from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable, pruned_copy
 from hf_headprune.pipeline.recovery import Recover, by_test_of_recovered, halved, require_recoverable
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, certified, find, unseen_change
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy
+
+NO_ORDER = NotCertifiable("none are left where they are searched, or where there is no calibration=")
 
 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
@@ -124,11 +126,6 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         )
     measures_models = _measures_models(metric)
     is_ordered = search is None and calibration is not None  # without a look at `dataset`
-    if recover is not None and not is_ordered:
-        raise InvalidSettingError(
-            "search_plan(recover=...) trains on the plan that is chosen on calibration=, without a search. Pass "
-            "calibration=train, and leave search out."
-        )
     tested = dataset if is_ordered and certify is None and not measures_models else certify
     is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
     remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
@@ -137,25 +134,31 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         batching = Batching(processing_class, data_collator, batch_size)
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
         looked_at = calibration if is_ordered else dataset
-        holdout = _holdout(tested, looked_at, batching, compared, drop, confidence, is_shared=recover is not None)
+        holdout = _holdout(
+            _unseen(tested, looked_at, batching), compared, drop, confidence, is_shared=recover is not None
+        )
         holdout.rehearse(model)
-    if recover is not None:
-        require_recoverable(holdout, where="search_plan")
+    require_recoverable(recover, holdout if is_ordered else NO_ORDER, where="search_plan")
     full = PruningPlan.full(anatomy)
     if search is not None:
-        file = None if journal is None else Path(journal)
         found = find(
-            Job(model, full, source, search, holdout, head_scores=head_scores, journal=file, progress=progress)
+            Job(
+                model,
+                full,
+                source,
+                search,
+                holdout,
+                head_scores=head_scores,
+                journal=None if journal is None else Path(journal),
+                progress=progress,
+            )
         )
     else:
         examples = dataset if calibration is None else calibration
         twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
         losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
-        if holdout is None:
-            decide = by_metric(source, drop, full)
-        elif recover is None:
-            decide = by_test(holdout, twin, full)
-        else:
+        decide = by_metric(source, drop, full)
+        if holdout is not None:
             decide = by_test_of_recovered(holdout, twin, full, recover, losses.drawn)
         found = walk_down(twin, full, losses, decide)
     return _result(model, anatomy, full, found, holdout)
@@ -245,10 +248,15 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)
 
 
+def _unseen(tested: Any, looked_at: Any, batching: Batching) -> CertificationData:
+    """Returns examples with what they are compared with and how they are read, unless they say so themselves."""
+    if isinstance(tested, CertificationData):
+        return tested
+    return CertificationData(tested, search=looked_at, batching=batching)
+
+
 def _holdout(
-    tested: Any,
-    looked_at: Any,
-    batching: Batching,
+    tested: CertificationData,
     metric: Metric,
     max_drop: float,
     confidence: float | Literal["auto"],
@@ -262,8 +270,6 @@ def _holdout(
     Raises:
         InvalidSettingError: A confidence was passed that so few examples can't reach.
     """
-    if not isinstance(tested, CertificationData):
-        tested = CertificationData(tested, search=looked_at, batching=batching)
     required = None if confidence == "auto" else "search_plan"
     confidence = DECIDING if confidence == "auto" else confidence
     confidence = halved(confidence) if is_shared else confidence

@@ -52,9 +52,7 @@ class TrainedWeights:
         """
         present = _tensors(model)
         wrong = [
-            name
-            for name, tensor in self._weights.items()
-            if name not in present or present[name].shape != tensor.shape
+            name for name, tensor in self._weights.items() if name not in present or present[name].shape != tensor.shape
         ]
         if wrong:
             raise InvalidPlanError(

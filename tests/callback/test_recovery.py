@@ -65,7 +65,7 @@ def cut(tmp_path_factory):
 
 
 def test_one_call_trains_cuts_trains_the_smaller_model_on_and_certifies_it(tmp_path, cut):
-    trainer, callback, runs, taught, output = cut
+    trainer, callback, runs, _, output = cut
     full = sum(site.units for site in anatomy_of(tiny_bert()).sites)
     assert [steps for _, steps in runs] == [LEARNS["max_steps"], EPOCH]
     assert runs[0][0] == full > runs[1][0] == sum(site.units for site in anatomy_of(trainer.model).sites)

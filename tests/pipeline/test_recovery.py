@@ -14,7 +14,6 @@ from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
 from tests.support.trainers import attended_rows, logits_of
 
-
 TRAIN = attended_rows(600, 0)
 _SEEN = {tuple(row["input_ids"]) for row in TRAIN}
 UNSEEN = [row for row in attended_rows(240, 1) if tuple(row["input_ids"]) not in _SEEN]
@@ -75,7 +74,9 @@ def few(monkeypatch):
 
 @pytest.mark.usefixtures("few")
 def test_a_deeper_cut_holds_after_recovery_and_each_of_two_tests_has_half_of_the_error(trained, monkeypatch):
-    monkeypatch.setattr("hf_headprune.pipeline.recovery._depth", lambda *given: 1)  # lower than any drop so large allows
+    monkeypatch.setattr(
+        "hf_headprune.pipeline.recovery._depth", lambda *given: 1
+    )  # lower than any drop so large allows
     data = {"calibration": TRAIN, "max_drop": 0.05, "confidence": 0.9}
     bare = search_plan(trained, UNSEEN, **data)
     result = search_plan(trained, UNSEEN, **data, recover=from_labels)
@@ -104,8 +105,8 @@ def test_plans_without_training_are_tested_where_the_trained_one_fails(trained):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"search": AStarSearch(max_drop=0.05)}, "leave search out"),
-        ({}, "Pass calibration=train"),
+        ({"search": AStarSearch(max_drop=0.05)}, "none are left where they are searched"),
+        ({}, "no calibration="),
     ],
 )
 def test_recovery_needs_an_order_that_has_not_seen_the_tested_examples(trained, settings, words):
