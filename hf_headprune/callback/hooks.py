@@ -104,8 +104,8 @@ class HeadPruneCallback(TrainerCallback):
             kept_heads: In the same way, number or share of the attention heads that are kept.
             recover_epochs: Epochs for which the pruned model trains on, by the Trainer's arguments and data, with the
                 dense model as teacher; labels alone teach it where they do not exclude each other. Training itself is
-                then left alone. With a size, the model is pruned to it, trains on and is certified. With `max_drop`, the
-                smallest plan that loses at most twice as much on training examples trains on and is tested; if it
+                then left alone. With a size, the model is pruned to it, trains on, is certified. With `max_drop`,
+                the smallest plan that loses at most twice as much on training examples trains on and is tested; if it
                 fails, plans are tested as without it. Each of the two has half of the error that `confidence` allows.
             gates: Learns during training which heads to keep (differentiable subset pruning). With `density`, gates and
                 movement scores of FFN units share that budget.
@@ -222,7 +222,7 @@ class HeadPruneCallback(TrainerCallback):
                     "HeadPruneCallback(recover_epochs=..., certification_metric=...): with max_drop, training examples "
                     "decide what trains on, and this metric scores certification_dataset. Pass a size, such as density."
                 )
-            require_recoverable(self._prune, self._splits.holdout, where="HeadPruneCallback(recover_epochs=...)")
+            require_recoverable(self._splits.holdout, is_asked=True, where="HeadPruneCallback(recover_epochs=...)")
         return settings
 
     def on_train_begin(

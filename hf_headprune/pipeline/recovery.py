@@ -93,18 +93,18 @@ def _depth(holdout: Holdout, model: nn.Module, before: PruningPlan, plans: list[
     return by_first(deepest)
 
 
-def require_recoverable(recover: Recover | None, holdout: Any, *, where: str) -> None:
+def require_recoverable(holdout: Any, *, is_asked: bool, where: str) -> None:
     """Refuses to train a pruned model on to an allowed drop that no examples can show.
 
     Args:
-        recover: Trains on; None where nothing does.
         holdout: Unseen examples; anything else where there are none.
+        is_asked: Whether a model is to be trained on at all.
         where: Name of the public function.
 
     Raises:
         InvalidSettingError: There are none.
     """
-    if recover is None or isinstance(holdout, Holdout):
+    if not is_asked or isinstance(holdout, Holdout):
         return
     reason = getattr(holdout, "reason", "no unseen labelled examples are compared")
     raise InvalidSettingError(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy
+    from hf_headprune.pipeline.cost_path import Decide
 
 NO_ORDER = NotCertifiable("none are left where they are searched, or where there is no calibration=")
 
@@ -131,14 +132,12 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
-        batching = Batching(processing_class, data_collator, batch_size)
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
-        looked_at = calibration if is_ordered else dataset
-        holdout = _holdout(
-            _unseen(tested, looked_at, batching), compared, drop, confidence, is_shared=recover is not None
-        )
+        batching = Batching(processing_class, data_collator, batch_size)
+        unseen = _unseen(tested, calibration if is_ordered else dataset, batching)
+        holdout = _holdout(unseen, compared, drop, confidence, is_shared=recover is not None)
         holdout.rehearse(model)
-    require_recoverable(recover, holdout if is_ordered else NO_ORDER, where="search_plan")
+    require_recoverable(holdout if is_ordered else NO_ORDER, is_asked=recover is not None, where="search_plan")
     full = PruningPlan.full(anatomy)
     if search is not None:
         found = find(
@@ -154,14 +153,28 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             )
         )
     else:
-        examples = dataset if calibration is None else calibration
         twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
-        losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
-        decide = by_metric(source, drop, full)
-        if holdout is not None:
-            decide = by_test_of_recovered(holdout, twin, full, recover, losses.drawn)
-        found = walk_down(twin, full, losses, decide)
+        losses = ExampleLosses(
+            twin,
+            dataset if calibration is None else calibration,
+            CALIBRATION,
+            0,
+            data_collator,
+            batch_size,
+            where="search_plan",
+        )
+        found = walk_down(twin, full, losses, _decide(source, drop, holdout, twin, recover, losses.drawn))
     return _result(model, anatomy, full, found, holdout)
+
+
+def _decide(  # noqa: PLR0913, PLR0917 - what measures, and what must hold
+    source: MetricSource, drop: float, holdout: Holdout | None, twin: nn.Module, recover: Recover | None, train: Any
+) -> Decide:
+    """Returns what decides between plans: exact tests where there are unseen examples, else the drop that is seen."""
+    full = PruningPlan.full(anatomy_of(twin))
+    if holdout is None:
+        return by_metric(source, drop, full)
+    return by_test_of_recovered(holdout, twin, full, recover, train)
 
 
 def _measures_models(metric: Any) -> bool:
