@@ -56,8 +56,9 @@ def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
     try:
         distil(trainer, Distillation(dense))
         with same_randomness(trainer), torch.no_grad():
-            batch = next(trainer_compat.scoring_batches(trainer, 1, trainer.args.seed))
-            owner.compute_loss(owner.model.train(), batch)
+            loader = trainer.get_train_dataloader()
+            batch = loader.collate_fn([loader.dataset[0]])  # type: ignore[misc, index]
+            owner.compute_loss(owner.model.train(), trainer_compat.prepared(trainer, batch))
     except HeadPruneError as error:
         _restore_loss(owner, before)
         logger.info("HeadPruneCallback: the pruned model learns from labels alone. %s", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,6 +115,10 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     kept_heads: Annotated[
         str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
     ] = None,
+    recover: Annotated[
+        float | None, typer.Option(metavar="EPOCHS", help="Train the pruned model on, taught by MODEL; then certify it")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(metavar="X", help="Of --recover")] = 2e-4,
     confidence: Annotated[
         float | None, typer.Option(metavar="X", help="Level at which a drop must be certified, such as 0.95")
     ] = None,
@@ -129,7 +134,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
 ) -> None:
-    """Prunes MODEL, a fine-tuned folder or Hub name, without training; saves it in OUTPUT.
+    """Prunes MODEL, a fine-tuned folder or Hub name, and saves it in OUTPUT; trains only with --recover.
 
     FILE is .csv, .tsv, .json, .jsonl or .parquet. Exits with 1 if what was asked does not hold.
     """
@@ -142,6 +147,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
         measured=measured,
         searches=search,
+        recovery=Recovery.of(recover, learning_rate),
         metric=metric,
         tokenizer=tokenizer or model,
         max_length=max_length,
@@ -149,6 +155,30 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     ).outcome()
     typer.echo(outcome.to_json() if as_json else outcome.to_text())
     raise typer.Exit(0 if outcome.holds else 1)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `--recover` asks for: epochs above 0, and a learning rate above 0."""
+
+    epochs: float
+    learning_rate: float
+
+    @classmethod
+    def of(cls, epochs: float | None, learning_rate: float) -> Recovery | None:
+        """Returns it, or None where the pruned model does not train on.
+
+        Raises:
+            InvalidSettingError: A number is out of range.
+        """
+        if epochs is None:
+            return None
+        if not (epochs > 0 and 0 < learning_rate < 1):
+            raise InvalidSettingError(
+                f"--recover takes a number of epochs above 0 and --learning-rate one between 0 and 1, received "
+                f"{epochs} and {learning_rate}. Pass --recover 1."
+            )
+        return cls(epochs, learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +192,7 @@ class Run:
     budget: Budget
     measured: bool
     searches: bool
+    recovery: Recovery | None
     metric: str | None
     tokenizer: str
     max_length: int | None
@@ -177,18 +208,15 @@ class Run:
         self.output.check([self.model, self.tokenizer, *self.source.names()])
         model = to_accelerator_(load_model(self.model))
         anatomy_of(model)  # refuses other families before anything is read
-        self.budget.check(model)
-        if self.searches and not self.budget.is_drop:
-            raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
-        if self.measured and self.budget.name != "speedup":
-            raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
+        self._check_options(model)
         tokenizer = load_tokenizer(self.tokenizer, model)
         reader = reader_for(model, tokenizer, self.columns, self.max_length)
         metric, note = metric_named(self.metric, model)
         splits = self._splits(reader)
         batching = Batching(processing_class=tokenizer, batch_size=self.batch_size)
         tests = self.budget.is_drop and not self.searches
-        work = duration.examples_of_work(splits, searches=self.searches, tests=tests)
+        epochs = 0.0 if self.recovery is None else self.recovery.epochs
+        work = duration.examples_of_work(splits, searches=self.searches, tests=tests, epochs=epochs)
         _say([note, *splits.notes, self._announced(model, splits)])
         _say(
             [f"It takes {duration.in_words(duration.seconds_of(model, splits, batching, work))}, if nothing else runs."]
@@ -214,6 +242,15 @@ class Run:
         content |= {"size_mb": size, "reload_difference": difference}
         closing = f"Saved in {self.output.path}: {size:.1f} MB; loaded again, it differs by {difference:g}."
         return Outcome(holds, result, closing, content)
+
+    def _check_options(self, model: Any) -> None:
+        self.budget.check(model)
+        if self.searches and not self.budget.is_drop:
+            raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
+        if self.searches and self.recovery is not None:
+            raise InvalidSettingError("prune: --search measures plans that do not train on. Leave it or --recover out.")
+        if self.measured and self.budget.name != "speedup":
+            raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
 
     def _splits(self, reader: Any) -> Splits:
         read = self.source.read()
@@ -244,6 +281,8 @@ class Run:
             work += ", then an A* search"
         elif self.budget.is_drop:
             work += f", then up to {len(DENSITIES)} plans, the largest first, until one loses too much"
+        if self.recovery is not None:
+            work += f"; before the tests, {self.recovery.epochs:g} epochs of training of a pruned model"
         return (
             f"{type(model).__name__} in {self.model}; reads {', '.join(splits.columns)}; {counts} examples.\n"
             f"Computed: {work}."
@@ -258,6 +297,10 @@ class Run:
             )
         if self.budget.confidence is not None:
             options["confidence"] = self.budget.confidence
+        if self.recovery is not None:  # the Trainer is imported where it is needed alone
+            made = import_module("hf_headprune.callback.plain_recovery").PlainRecovery
+            settings = self.recovery.epochs, self.recovery.learning_rate, _is_watched()
+            options["recover"] = made(splits.train, batching, *settings)
         value = self.budget.value
         if not self.budget.is_drop:
             if self.measured:

@@ -167,7 +167,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     return _result(model, anatomy, full, found, holdout)
 
 
-def _decide(  # noqa: PLR0913, PLR0917 - what measures, and what must hold
+def _decide(
     source: MetricSource, drop: float, holdout: Holdout | None, twin: nn.Module, recover: Recover | None, train: Any
 ) -> Decide:
     """Returns what decides between plans: exact tests where there are unseen examples, else the drop that is seen."""
