@@ -39,7 +39,8 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDis
     if embeds_texts(model_of(trainer)):
         return _distil_embeddings(trainer, settings)
     # The student's forward pass brings its mixed precision along; the teacher's would not.
-    distiller = Distiller(settings, trainer.model, trainer.label_names, partial(_autocast, trainer))
+    told = partial(_autocast, trainer), partial(_repeated_examples, trainer)
+    distiller = Distiller(settings, trainer.model, trainer.label_names, *told)
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
     trainer.compute_loss = wrapped
     return distiller
@@ -107,6 +108,13 @@ def _embedded_inside(model: Any, texts: dict[str, torch.Tensor]) -> torch.Tensor
 
 def _autocast(trainer: Trainer) -> AbstractContextManager[None]:
     return trainer.accelerator.autocast()  # of the accelerator that it has then
+
+
+def _repeated_examples(trainer: Trainer) -> int | None:
+    """Returns how many training examples there are, if the run reads them more than once."""
+    if trainer_compat.is_stream(trainer.train_dataset) or trainer.state.num_train_epochs <= 1:
+        return None
+    return len(trainer.train_dataset)  # type: ignore[arg-type]
 
 
 def _scaling(trainer: Trainer, num_items: torch.Tensor | int | None) -> LossScaling:
