@@ -40,7 +40,7 @@ def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
     with same_randomness(trainer):
         try:
             twin = whole_copy(model) if is_split(model) else freed_copy(model)
-            if settings.follows or settings.prunes_by_costs:
+            if settings.follows or settings.prunes_by_costs or settings.recovers:
                 _try_loss(trainer)
             if isinstance(splits.holdout, Holdout):
                 splits.holdout.rehearse(twin)

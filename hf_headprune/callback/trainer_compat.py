@@ -131,6 +131,29 @@ def require_whole_model(trainer: Trainer, *, in_training: bool, trains_twice: bo
         )
 
 
+def require_trainable_again(trainer: Trainer) -> None:
+    """Refuses ways to build a Trainer in which it can't train the pruned model on.
+
+    Raises:
+        TrainingStateError: Its training set has no length, its optimizer was given, its model is inside another one, or
+            its weights are split over processes.
+    """
+    reason = None
+    if is_stream(trainer.train_dataset):
+        reason = "epochs need a train_dataset with a length"
+    elif trainer.optimizer is not None:
+        reason = "the optimizer that it was given holds the weights of the larger model"
+    elif model_of(trainer) is not trainer.model:
+        reason = f"its {type(trainer.model).__name__} holds the model that is pruned inside of it"
+    elif trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        reason = "the weights are split over the processes"
+    if reason is not None:
+        raise TrainingStateError(
+            f"HeadPruneCallback(recover_epochs=...): this Trainer can't train the pruned model on, since {reason}. "
+            "Leave recover_epochs out, and train on in a new Trainer around the pruned model."
+        )
+
+
 def require_one_loss(trainer: Trainer) -> None:
     """Refuses losses of which each belongs to one of several data sets: what is scored mixes their examples.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,6 +119,10 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     vocabulary: Annotated[
         str | None, typer.Option(metavar="FILE", help="Keep the pieces of these texts alone; train: of the examples")
     ] = None,
+    recover: Annotated[
+        float | None, typer.Option(metavar="EPOCHS", help="Train the pruned model on, taught by MODEL; then certify it")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(metavar="X", help="Of --recover")] = 2e-4,
     confidence: Annotated[
         float | None, typer.Option(metavar="X", help="Level at which a drop must be certified, such as 0.95")
     ] = None,
@@ -133,7 +138,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
 ) -> None:
-    """Prunes MODEL, a fine-tuned folder or Hub name, without training; saves it in OUTPUT.
+    """Prunes MODEL, a fine-tuned folder or Hub name, and saves it in OUTPUT; trains only with --recover.
 
     FILE is .csv, .tsv, .json, .jsonl or .parquet. Exits with 1 if what was asked does not hold.
     """
@@ -147,6 +152,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         measured=measured,
         vocabulary=vocabulary,
         searches=search,
+        recovery=Recovery.of(recover, learning_rate),
         metric=metric,
         tokenizer=tokenizer or model,
         max_length=max_length,
@@ -154,6 +160,30 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     ).outcome()
     typer.echo(outcome.to_json() if as_json else outcome.to_text())
     raise typer.Exit(0 if outcome.holds else 1)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `--recover` asks for: epochs above 0, and a learning rate above 0."""
+
+    epochs: float
+    learning_rate: float
+
+    @classmethod
+    def of(cls, epochs: float | None, learning_rate: float) -> Recovery | None:
+        """Returns it, or None where the pruned model does not train on.
+
+        Raises:
+            InvalidSettingError: A number is out of range.
+        """
+        if epochs is None:
+            return None
+        if not (epochs > 0 and 0 < learning_rate < 1):
+            raise InvalidSettingError(
+                f"--recover takes a number of epochs above 0 and --learning-rate one between 0 and 1, received "
+                f"{epochs} and {learning_rate}. Pass --recover 1."
+            )
+        return cls(epochs, learning_rate)
 
 
 @dataclass(frozen=True)
@@ -191,6 +221,7 @@ class Run:
     measured: bool
     vocabulary: str | None
     searches: bool
+    recovery: Recovery | None
     metric: str | None
     tokenizer: str
     max_length: int | None
@@ -211,7 +242,10 @@ class Run:
         inputs = self._inputs(model)
         model, splits, batching, metric = inputs.model, inputs.splits, inputs.batching, inputs.metric
         tests = self.budget.is_drop and not self.searches
-        work = duration.examples_of_work(splits, searches=self.searches, tests=tests, sizes=self.budget.sizes)
+        epochs = 0.0 if self.recovery is None else self.recovery.epochs
+        work = duration.examples_of_work(
+            splits, searches=self.searches, tests=tests, sizes=self.budget.sizes, epochs=epochs
+        )
         _say([inputs.note, *splits.notes, self._announced(model, splits)])
         _say(
             [f"It takes {duration.in_words(duration.seconds_of(model, splits, batching, work))}, if nothing else runs."]
@@ -274,6 +308,10 @@ class Run:
             )
         if self.searches and not self.budget.is_drop:
             raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
+        if self.searches and self.recovery is not None:
+            raise InvalidSettingError("prune: --search measures plans that do not train on. Leave it or --recover out.")
+        if self.budget.is_ladder and self.recovery is not None:
+            raise InvalidSettingError("prune: --recover trains one pruned model on. Pass one size, or leave it out.")
         if self.measured and self.budget.name != "speedup":
             raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
 
@@ -309,6 +347,8 @@ class Run:
             work += ", then an A* search"
         elif self.budget.is_drop:
             work += f", then up to {len(DENSITIES)} plans, the largest first, until one loses too much"
+        if self.recovery is not None:
+            work += f"; before the tests, {self.recovery.epochs:g} epochs of training of a pruned model"
         return (
             f"{type(model).__name__} in {self.model}; reads {', '.join(splits.columns)}; {counts} examples.\n"
             f"Computed: {work}."
@@ -329,6 +369,10 @@ class Run:
     def _result(
         self, model: Any, batching: Batching, splits: Splits, metric: Any, options: dict[str, Any]
     ) -> PruningResult:
+        if self.recovery is not None:  # the Trainer is imported where it is needed alone
+            made = import_module("hf_headprune.callback.plain_recovery").PlainRecovery
+            settings = self.recovery.epochs, self.recovery.learning_rate, _is_watched()
+            options = {**options, "recover": made(splits.train, batching, *settings)}
         value = self.budget.value
         if not self.budget.is_drop:
             if self.measured:

@@ -16,6 +16,7 @@ from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Holdout, pruned_copy
+from hf_headprune.pipeline.recovery import Recover, recovered
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import WHOLE, against, certified, unseen_change
 from hf_headprune.plan import PruningPlan
@@ -60,6 +61,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     metric: Any = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
+    recover: Recover | None = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -85,6 +87,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         metric: Of the certificate, as in `search_plan`; None for the first metric of the model's task.
         max_drop: Drop that the certificate is about, absolute: 0.01 is one percentage point.
         confidence: Of the certificate.
+        recover: Function `(pruned, dense)` that trains the pruned model on, in place, before it is certified; the dense
+            one may be its teacher. The result then holds the trained weights.
         data_collator: Makes the batches; when left out, examples are padded on the right.
         batch_size: Examples per batch.
         seed: Of the choice of examples.
@@ -116,6 +120,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     twin = plain_copy(model)  # another thread may run the model meanwhile
     found = second_order_plan(twin, dataset, settings, data_collator=data_collator, batch_size=batch_size)
     share_seen_(model, twin)
+    if recover is not None:
+        found = recovered(twin, found, recover)
     certificate, words = None, ""
     if holdout is not None:
         certificate, words = certified(

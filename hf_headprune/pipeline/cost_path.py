@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from hf_headprune.refit.choice import plans_at
 from hf_headprune.refit.settings import SecondOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     import torch
     from torch import nn
@@ -52,18 +53,23 @@ class Decision:
         chosen: The last plan that passed.
         measured: Plans with their metrics, higher is better, and whether they passed; the reference first.
         metric: Before and after, where no holdout measured it.
+        trained: The plan with the weights that further training made of it; None where it was not trained on.
     """
 
     chosen: Chosen
     measured: list[tuple[PruningPlan, float, bool]]
     metric: MetricChange | None = None
+    trained: RefittedPlan | None = None
+
+
+Decide = Callable[[list[RefittedPlan]], Decision]
 
 
 def walk_down(
     model: nn.Module,
     before: PruningPlan,
     losses: Iterable[torch.Tensor],
-    decide: Callable[[list[RefittedPlan]], Decision],
+    decide: Decide,
     *,
     over_processes: bool = False,
 ) -> Found:
@@ -90,7 +96,8 @@ def walk_down(
     )
     anatomy, chosen = anatomy_of(model), decision.chosen
     history = tuple(MeasuredPlan(it[0], linear_density(it[0], anatomy), *it[1:]) for it in decision.measured)
-    return Found(RefittedPlan(chosen.plan, refit), None, decision.metric, chosen, effort, history)
+    pruned = decision.trained or RefittedPlan(chosen.plan, refit)
+    return Found(pruned, None, decision.metric, chosen, effort, history)
 
 
 def from_first_unless(found: Any, over_processes: bool) -> Any:  # noqa: FBT001 - the question itself
@@ -98,15 +105,25 @@ def from_first_unless(found: Any, over_processes: bool) -> Any:  # noqa: FBT001 
     return from_first(found) if over_processes else found
 
 
-def by_test(holdout: Holdout, model: nn.Module, before: PruningPlan, split: ScoredSplit | None = None) -> Any:
-    """Returns the decision by an exact test of each plan, or by the drop that is seen where examples are too few."""
+def by_test(
+    holdout: Holdout, model: nn.Module, before: PruningPlan, split: ScoredSplit | None = None, *, others: int = 0
+) -> Decide:
+    """Returns the decision by an exact test of each plan, or by the drop that is seen where examples are too few.
+
+    Args:
+        holdout: Examples that nothing has seen.
+        model: The model before pruning; left unchanged.
+        before: Units that are open in it.
+        split: The examples, where they were read already.
+        others: Models that the examples have refused before.
+    """
 
     def decide(plans: list[RefittedPlan]) -> Decision:
         if holdout.reference is not None:  # the model itself may have lost too much against another one
             plans = [RefittedPlan(before), *plans]
         allowed = holdout.last_allowed(model, plans, before, split)
         plan = before if allowed.index is None else plans[allowed.index].plan
-        chosen = Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
+        chosen = Chosen(plan, allowed.path, others + len(plans), has_certificate=allowed.index is not None)
         tried = [before, *(found.plan for found in plans)]
         measured = zip(tried, allowed.metrics, strict=False)
         return Decision(chosen, [(it, value, n <= allowed.passed) for n, (it, value) in enumerate(measured)])
@@ -114,7 +131,7 @@ def by_test(holdout: Holdout, model: nn.Module, before: PruningPlan, split: Scor
     return decide
 
 
-def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Any:
+def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Decide:
     """Returns the decision by a metric that can't be tested example by example: the drop that is seen decides."""
 
     def decide(plans: list[RefittedPlan]) -> Decision:
