@@ -39,7 +39,7 @@ FOUNDATION = {
     "budgets": {"errors", "_checks", "anatomy", "plan", "cost"},
     "_ownership": {"errors", "anatomy"},
     "masking": {"errors", "_compat", "_ownership", "anatomy", "plan"},
-    "latency": {"errors", "_checks", "masking"},
+    "latency": {"errors", "_checks", "anatomy", "masking"},
 }
 # What a wing may import besides the foundation; rooms may import both wings, and never a room.
 WINGS = {"tasks": set(), "refit": {"tasks"}}
