@@ -356,8 +356,9 @@ def attention_by_layer(model: nn.Module) -> dict[int, Site]:
             continue
         if site.layer in found:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: encoder and decoder both have a layer {site.layer}, so that a number does "
-                "not say which layer is meant. Name the sites in a PruningPlan, for masked or prune_model_."
+                f"{type(model).__name__}: two of its stacks have a layer {site.layer} (encoder and decoder, or "
+                "towers), so a number does not say which is meant. Name the sites in a PruningPlan, for masked or "
+                "prune_model_."
             )
         found[site.layer] = site
     return found

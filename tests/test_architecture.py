@@ -40,7 +40,7 @@ FOUNDATION = {
     "budgets": {"errors", "_checks", "anatomy", "plan", "cost"},
     "_ownership": {"errors", "anatomy"},
     "masking": {"errors", "_compat", "_offloaded", "_ownership", "anatomy", "plan"},
-    "latency": {"errors", "_checks", "_offloaded", "masking"},
+    "latency": {"errors", "_checks", "_offloaded", "anatomy", "masking"},
 }
 # What a wing may import besides the foundation; rooms may import both wings, and never a room.
 WINGS = {"tasks": set(), "refit": {"tasks"}}

@@ -40,9 +40,9 @@ NOTES = """
 
 CLIP and SigLIP have a text and an image tower. `prune_model_` takes the whole model, or one of its towers
 (`model.vision_model`); the whole then says so when it is saved. Each tower has a configuration of its own, with the
-`per_layer_config` of its layers. The pooling head of SigLIP's image tower is not pruned. Swin has another number of heads
-and FFN units in each stage: its layers are numbered through all stages, each with `num_layer_heads` and `num_ffn_units`.
-An image model sees the tokens of an image of the configuration's size, and its MACs are counted for these.
+`per_layer_config` of its layers. The pooling head of SigLIP's image tower is not pruned. Swin has another number of
+heads and FFN units in each stage: its layers are numbered through all stages, each with `num_layer_heads` and
+`num_ffn_units`. MACs of an image model are counted for an image of the configuration's size.
 
 ALBERT shares its layers: a head is saved once, and costs as many multiply-accumulates as its layer is used. In
 `per_layer_config`, its layers are numbered as they are stored. T5 and MPNet make one bias of relative positions for

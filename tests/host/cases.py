@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from host_tests import test_modeling_common
 from host_tests.test_modeling_common import ModelTesterMixin
 
 from hf_headprune._compat import is_older_than
@@ -41,7 +42,8 @@ class Tester:
     def __init__(self, name: str) -> None:
         model = TINY_FAMILIES[name].make()
         self.inputs = TINY_FAMILIES[name].inputs()
-        self.config = model.config if IS_DENSE else prune_model_(model, random_plan(model, seed=0)).config
+        config = model.config if IS_DENSE else prune_model_(model, random_plan(model, seed=0)).config
+        self.config = type(config).from_dict(config.to_dict())  # without what the model has set, such as its attention
 
     def get_config(self) -> Any:
         return copy.deepcopy(self.config)
@@ -50,21 +52,18 @@ class Tester:
         return self.get_config(), copy.deepcopy(self.inputs)
 
 
-def dense_of(model_class: Any) -> Any:
-    """Returns the class of Transformers, by whose name the host looks up what a model is given."""
-    return getattr(transformers, model_class.__name__.removeprefix("Prunable"))
+def names_in(mapping: Any) -> list[str]:
+    """Returns the names of the classes in a mapping, where the host looks up what a model is given; ours, too."""
+    names = get_values(mapping)
+    return [*names, *(f"Prunable{name}" for name in names)]
 
 
-class HostCase(ModelTesterMixin):
-    """The host's tests with the name of the dense class where they look one up."""
-
-    def _prepare_for_class(self, inputs_dict: Any, model_class: Any, return_labels: bool = False) -> Any:
-        return super()._prepare_for_class(inputs_dict, dense_of(model_class), return_labels)
+get_values, test_modeling_common.get_values = test_modeling_common.get_values, names_in
 
 
 def classes_of(name: str, tester: Tester) -> tuple[Any, ...]:
     """Returns the classes of a family that the tester's inputs fit, as the dense class shows."""
-    case, found = HostCase(), []
+    case, found = ModelTesterMixin(), []
     case.model_tester = tester
     for class_name, model_type in prunable._dense_classes().items():
         if model_type != name:
@@ -90,7 +89,7 @@ def case_of(name: str) -> type[Any]:
         cls._is_composite = bool(FAMILIES[name].towers)
 
     members = {"setUpClass": classmethod(set_up_class), "__module__": __name__}
-    return type(f"Test_{name.replace('-', '_')}", (HostCase, unittest.TestCase), members)
+    return type(f"Test_{name.replace('-', '_')}", (ModelTesterMixin, unittest.TestCase), members)
 
 
 for _name, _family in FAMILIES.items():
