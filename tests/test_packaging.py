@@ -15,7 +15,8 @@ import hf_headprune
 from tests.support.fresh_process import ROOT
 
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
-NOT_CODE = {"hf_headprune/py.typed", "hf_headprune/__init__.pyi", "hf_headprune/publish/model_card.md"}
+NOT_CODE = {"hf_headprune/py.typed", "hf_headprune/__init__.pyi"}
+NOT_CODE |= {"hf_headprune/publish/model_card.md", "hf_headprune/publish/report.html"}
 WITHOUT_CHECKOUT = """
 import sys
 from pathlib import Path

@@ -33,7 +33,7 @@ from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan, RefittedPlan
-from hf_headprune.publish.report import PruningReport
+from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 JOURNAL_NAME = "_headprune_search.jsonl"  # the Trainer uploads no name with an underscore
-REPORT_NAME = "headprune_report.json"
 
 
 def finish(
@@ -93,6 +92,7 @@ def finish(
         metric=found.metric,
         latency=latency,
         effort=replace(found.effort, training_seconds=train_seconds),
+        frontier=found.frontier,
     )
     result = PruningResult(
         found.pruned.plan,
@@ -164,7 +164,7 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
     """
     if trainer.is_world_process_zero():
         model = model_of(trainer)
-        attach_card_(model, result.card(model))
+        attach_card_(model, result.card(model), result.report.files)
         tqdm.write(result.report.to_text())
         texts = {REPORT_NAME: result.report.to_json()}
         if result.certificate is not None:

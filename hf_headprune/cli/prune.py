@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from hf_headprune.cli.splits import Splits
     from hf_headprune.pipeline import PruningResult
 
-REPORT_NAME = "headprune_report.json"
 OUTCOME_FORMAT = "hf_headprune.prune/1"
 
 
@@ -284,7 +283,6 @@ class Run:
         with self.output.staged() as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            (folder / REPORT_NAME).write_text(result.report.to_json(), encoding="utf-8")
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MB
             reloaded = load_model(folder).to(model.device)
             difference = float((probe(model) - probe(reloaded)).abs().max())  # type: ignore[operator]
