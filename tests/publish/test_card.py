@@ -11,8 +11,8 @@ from hf_headprune._model_card import CARD_NAME, attach_card_, merged
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.plan import PruningPlan
-from hf_headprune.publish.card import is_hub_name, model_card
 from hf_headprune.publish import plots
+from hf_headprune.publish.card import is_hub_name, model_card
 from hf_headprune.publish.measurements import Frontier, MetricChange, SizedMetric
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.shrink.surgery import prune_model_
