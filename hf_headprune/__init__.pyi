@@ -261,6 +261,7 @@ from hf_headprune.pipeline import search_plan as search_plan
 from hf_headprune.plan import PruningPlan as PruningPlan
 from hf_headprune.plan import RefittedPlan as RefittedPlan
 from hf_headprune.publish.onnx import export_onnx as export_onnx
+from hf_headprune.publish.openvino import export_openvino as export_openvino
 from hf_headprune.refit.plans_between import plans_between as plans_between
 from hf_headprune.refit.settings import SecondOrder as SecondOrder
 from hf_headprune.search.settings import AStarSearch as AStarSearch
@@ -529,6 +530,7 @@ __all__ = [
     "examples_needed",
     "export_model",
     "export_onnx",
+    "export_openvino",
     "linear_density",
     "masked",
     "measure_latency",

@@ -15,7 +15,8 @@ import hf_headprune
 from tests.support.fresh_process import ROOT
 
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
-NOT_CODE = {"hf_headprune/py.typed", "hf_headprune/__init__.pyi", "hf_headprune/publish/model_card.md"}
+NOT_CODE = {"hf_headprune/py.typed", "hf_headprune/__init__.pyi"}
+NOT_CODE |= {"hf_headprune/publish/model_card.md", "hf_headprune/publish/report.html"}
 WITHOUT_CHECKOUT = """
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_version_and_command_come_from_the_package_and_its_settings(wheel):
     metadata = Parser().parsestr(wheel.read(f"{place}/METADATA").decode())
     assert metadata["Version"] == hf_headprune.__version__
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert {"plot", "onnx", "docs"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"plot", "onnx", "openvino", "docs"} <= set(metadata.get_all("Provides-Extra"))
     assert "headprune = hf_headprune.cli:main" in wheel.read(f"{place}/entry_points.txt").decode()
     assert f"{place}/licenses/LICENSE" in wheel.namelist()
 

@@ -34,7 +34,7 @@ from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan, RefittedPlan
-from hf_headprune.publish.report import PruningReport
+from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.refit.choice import choose
 from hf_headprune.shrink.surgery import prune_model_
 
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 JOURNAL_NAME = "_headprune_search.jsonl"  # the Trainer uploads no name with an underscore
-REPORT_NAME = "headprune_report.json"
 
 
 def finish(  # noqa: PLR0913 - a run, and what follows it
@@ -99,6 +98,7 @@ def finish(  # noqa: PLR0913 - a run, and what follows it
         metric=found.metric,
         latency=latency,
         effort=replace(found.effort, training_seconds=train_seconds),
+        frontier=found.frontier,
     )
     result = PruningResult(
         found.pruned.plan,
@@ -173,7 +173,7 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
     """
     if trainer.is_world_process_zero():
         model = model_of(trainer)
-        attach_card_(model, result.card(model))
+        attach_card_(model, result.card(model), result.report.files)
         tqdm.write(result.report.to_text())
         texts = {REPORT_NAME: result.report.to_json()}
         if result.certificate is not None:

@@ -23,6 +23,7 @@ from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.report import REPORT_NAME, PruningReport
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True, file_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
@@ -31,11 +32,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 def show(
     folder: Folder,
     length: Annotated[int, typer.Option(help="Tokens for counting MACs.")] = 128,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report of its run as a page.")] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Says what a saved model has kept, its size, and its certificate."""
     model = load_model(folder)
     anatomy, plan = anatomy_of(model), PruningPlan.of(model)
+    if html is not None:
+        html.write_text(_report_of(folder, plan).to_html(folder.resolve().name), encoding="utf-8")
     cost = cost_of(plan, anatomy, seq_len=length)
     certificate = Certificate.load(folder) if (folder / CERTIFICATE_NAME).exists() else None
     is_about_these = certificate is not None and certificate.pruned.weights == record_of(model).weights
@@ -133,6 +137,25 @@ def power(
     assumptions = PowerAssumptions(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
     typer.echo(describe_power(examples, max_drop, assumptions))
     typer.echo(describe_labels(examples, max_drop, assumptions))
+
+
+def _report_of(folder: Path, plan: PruningPlan) -> PruningReport:
+    """Returns the report that lies beside a model.
+
+    Raises:
+        InvalidSettingError: There is none, or it is about a model with other numbers of units.
+    """
+    file = folder / REPORT_NAME
+    if not file.exists():
+        raise InvalidSettingError(
+            f"--html: there is no {REPORT_NAME} in {folder}. It is saved with a model that headprune prune, a "
+            "HeadPruneCallback or prune_model_(model, result) has pruned."
+        )
+    found = PruningReport.from_json(file.read_text(encoding="utf-8"))
+    kept = {site: len(found.plan.kept(site)) for site in (*found.plan.num_heads, *found.plan.num_ffn)}
+    if kept != {**plan.num_heads, **plan.num_ffn}:
+        raise InvalidSettingError(f"--html: {file} is about another model than the one beside it.")
+    return found
 
 
 def _examples(file: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._distributed import from_first
@@ -22,10 +22,10 @@ from hf_headprune.budgets import linear_density
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.pipeline.holdout import Chosen, Holdout
-from hf_headprune.pipeline.result import MeasuredPlan
+from hf_headprune.pipeline.result import MeasuredPlan, sized
 from hf_headprune.pipeline.run import Found, reference_in_words
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.publish.measurements import Effort, MetricChange
+from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
 from hf_headprune.refit.choice import plans_at
 from hf_headprune.refit.settings import SecondOrder
 
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hf_headprune.anatomy import Anatomy
     from hf_headprune.guarantee.scored import ScoredSplit
+    from hf_headprune.pipeline.holdout import Allowed
     from hf_headprune.pipeline.run import MetricSource
     from hf_headprune.plan import PruningPlan
 
@@ -52,12 +54,14 @@ class Decision:
     Attributes:
         chosen: The last plan that passed.
         measured: Plans with their metrics, higher is better, and whether they passed; the reference first.
+        asked: What was asked of them; `walk_down` adds the plans.
         metric: Before and after, where no holdout measured it.
         trained: The plan with the weights that further training made of it; None where it was not trained on.
     """
 
     chosen: Chosen
     measured: list[tuple[PruningPlan, float, bool]]
+    asked: Frontier
     metric: MetricChange | None = None
     trained: RefittedPlan | None = None
 
@@ -96,8 +100,29 @@ def walk_down(
     )
     anatomy, chosen = anatomy_of(model), decision.chosen
     history = tuple(MeasuredPlan(it[0], linear_density(it[0], anatomy), *it[1:]) for it in decision.measured)
+    frontier = replace(
+        decision.asked,
+        plans=sized(history, anatomy, sign=1.0 if decision.asked.higher_is_better else -1.0),
+        leaves_at=leaving_densities(before, plans, anatomy),
+    )
     pruned = decision.trained or RefittedPlan(chosen.plan, refit)
-    return Found(pruned, None, decision.metric, chosen, effort, history)
+    return Found(pruned, None, decision.metric, chosen, effort, history, frontier)
+
+
+def leaving_densities(before: PruningPlan, plans: list[PruningPlan], anatomy: Anatomy) -> dict[str, tuple[float, ...]]:
+    """Returns how much of a model is left when each of its heads leaves, 0 where it never does; see `Frontier`.
+
+    Args:
+        before: What is open at first; heads that are not left at 1.
+        plans: Nested, the largest first.
+        anatomy: Of the model.
+    """
+    found = {site: [0.0] * heads for site, heads in before.num_heads.items()}
+    for plan, density in [*((it, linear_density(it, anatomy)) for it in reversed(plans)), (before, 1.0)]:
+        for site, leaves_at in found.items():
+            for head in set(range(len(leaves_at))) - set(plan.kept_heads[site]):
+                leaves_at[head] = density
+    return {site: tuple(leaves_at) for site, leaves_at in found.items()}
 
 
 def from_first_unless(found: Any, over_processes: bool) -> Any:  # noqa: FBT001 - the question itself
@@ -126,9 +151,16 @@ def by_test(
         chosen = Chosen(plan, allowed.path, others + len(plans), has_certificate=allowed.index is not None)
         tried = [before, *(found.plan for found in plans)]
         measured = zip(tried, allowed.metrics, strict=False)
-        return Decision(chosen, [(it, value, n <= allowed.passed) for n, (it, value) in enumerate(measured)])
+        tried_ones = [(it, value, n <= allowed.passed) for n, (it, value) in enumerate(measured)]
+        return Decision(chosen, tried_ones, asked_of(holdout, allowed))
 
     return decide
+
+
+def asked_of(holdout: Holdout, allowed: Allowed) -> Frontier:
+    """Returns what was asked of plans on unseen examples; see `Decision`."""
+    confidence = None if allowed.path is None else holdout.confidence
+    return Frontier(holdout.metric.name, "unseen examples", holdout.max_drop, (), confidence)
 
 
 def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Decide:
@@ -153,7 +185,8 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Dec
             after=source.sign * after,
             reference=reference_in_words(before),
         )
-        return Decision(Chosen(plan), measured, change)
+        asked = Frontier(source.metric, source.split, max_drop, (), higher_is_better=source.sign > 0)
+        return Decision(Chosen(plan), measured, asked, change)
 
     return decide
 

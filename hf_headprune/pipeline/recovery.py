@@ -17,7 +17,7 @@ from hf_headprune._distributed import by_first
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import furthest_within
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
-from hf_headprune.pipeline.cost_path import Decision, by_test
+from hf_headprune.pipeline.cost_path import Decision, asked_of, by_test
 from hf_headprune.pipeline.holdout import Chosen, Holdout, as_pruned, pruned_copy
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.shrink.trained_weights import TrainedWeights
@@ -76,7 +76,7 @@ def by_test_of_recovered(
             return by_test(holdout, model, before, split, others=1)(plans)
         chosen = Chosen(trained.plan, allowed.path, 1 + len(plans), has_certificate=True)
         measured = list(zip((before, trained.plan), allowed.metrics, (True, True), strict=False))
-        return Decision(chosen, measured, trained=trained)
+        return Decision(chosen, measured, asked_of(holdout, allowed), trained=trained)
 
     return decide
 

@@ -220,6 +220,7 @@ def _result(
         metric=found.metric,
         unseen=unseen_change(certificate, WHOLE),
         effort=found.effort,
+        frontier=found.frontier,
     )
     return PruningResult(
         found.pruned.plan,

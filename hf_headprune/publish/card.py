@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult
 from jinja2 import Environment, StrictUndefined
 
 from hf_headprune._model_card import TAGS, THIS_MODEL, card_of
+from hf_headprune.publish.plots import captions
 
 if TYPE_CHECKING:
     from hf_headprune.publish.measurements import MetricChange
@@ -61,6 +62,7 @@ def model_card(
         headline=report.headline(),
         rows=[[cell.strip() for cell in row] for row in report.rows()],
         layers="\n".join(report.layers()),
+        pictures=captions(report.plan, report.frontier),
         notes=report.notes(),
         certified=bool(report.certificate) and report.unseen is not None,
         auto_class=auto_class,

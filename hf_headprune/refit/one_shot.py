@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune._offloaded import device_of
 from hf_headprune._checks import is_whole
+from hf_headprune._offloaded import device_of
 from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError

@@ -57,12 +57,12 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
         ModelInUseError: The model is masked, or another thread changes it.
         HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
     """
-    found = refitted(plan)
+    found: Any = refitted(plan)
     with owned(model, "prune_model_", alone=True):
         _pruned(model, found)
     card = found.card(model)
     if card is not None:
-        attach_card_(model, card)
+        attach_card_(model, card, found.report.files)
     return model
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.guarantee.certify import certify
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.report import PruningReport
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.classifiers import classifier, decided, examples
 from tests.support.command_line import called
@@ -110,6 +112,19 @@ def test_show_prints_one_json_object(saved, certificate, pruned, capsys):
     assert content["certificate"] == certificate.statement
     assert [site["kept"] for site in content["sites"] if site["kind"] == "encoder"] == [3, 4]
     assert content["sites"][0]["removed_heads"] == [1]
+
+
+def test_show_writes_the_report_of_the_run_as_a_page(saved, pruned, dense, capsys):
+    page, report = saved / "report.html", saved / "pruned" / "headprune_report.json"
+    words = ("show", saved / "pruned", "--html", page)
+    refused = called(capsys, *words)
+    assert (refused.code, page.exists()) == (2, False)
+    assert "there is no headprune_report.json" in refused.problem
+    report.write_text(PruningReport.of(PruningPlan.of(pruned), anatomy_of(pruned)).to_json())
+    assert called(capsys, *words).code == 0
+    assert "<h1>pruned</h1>" in page.read_text()
+    report.write_text(PruningReport.of(PruningPlan.of(dense), anatomy_of(dense)).to_json())
+    assert "is about another model" in called(capsys, *words).problem
 
 
 def test_bench_measures_both_models_and_names_the_bound(saved, capsys):
