@@ -18,7 +18,14 @@ from hf_headprune.cli.models import load_model, to_accelerator_
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.power import PowerAssumptions, describe_labels, describe_power
+from hf_headprune.guarantee.power import (
+    PowerAssumptions,
+    describe_labels,
+    describe_power,
+    detectable_drop,
+    examples_needed,
+    power_of,
+)
 from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.latency import LatencySettings, measure_latency
@@ -104,6 +111,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     ] = None,
     junit: Junit = None,
     summary: Summary = None,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Verifies a certificate against the models and data you pass. Exit code 0: it holds; 1: it does not."""
     beside = certificate if certificate.is_dir() else certificate.parent
@@ -117,7 +125,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
         dense=whole if whole is None or dense_data is None else (whole, _examples(dense_data)),
     )
     report(f"Verification of {certificate.name}", cases_of_verification(result), junit, summary)
-    typer.echo(result.to_text())
+    typer.echo(json.dumps({"holds": result.holds, **dataclasses.asdict(result)}) if as_json else result.to_text())
     if not result.holds:
         raise typer.Exit(1)
 
@@ -128,6 +136,7 @@ def power(
     confidence: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
     disagreement: Annotated[float, typer.Option(help="Share of answers that pruning changes.")] = 0.03,
     true_drop: Annotated[float, typer.Option(help="True drop of the accuracy.")] = 0.0,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Says what a number of examples can certify, before anything is searched."""
     if not 0.5 < confidence < 1:  # noqa: PLR2004
@@ -135,6 +144,14 @@ def power(
     if not 0 < max_drop < 1:
         raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {max_drop}. A point is 0.01.")
     assumptions = PowerAssumptions(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
+    if as_json:
+        content = {"examples": examples, "max_drop": max_drop, "confidence": confidence}
+        content |= {"disagreement": disagreement, "true_drop": true_drop}
+        content["chance"] = power_of(examples, max_drop, assumptions)
+        content["examples_needed"] = examples_needed(max_drop, assumptions)
+        content["detectable_drop"] = detectable_drop(examples, assumptions)
+        typer.echo(json.dumps(content))
+        return
     typer.echo(describe_power(examples, max_drop, assumptions))
     typer.echo(describe_labels(examples, max_drop, assumptions))
 

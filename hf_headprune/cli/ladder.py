@@ -79,7 +79,7 @@ def saved_ladder(
             (folder / name).mkdir()
             save_pruned(folder / name, plain_copy(model), tokenizer, result)
         (folder / LADDER_NAME).write_text(ladder.to_json(), encoding="utf-8")
-        if plots.Figure is not None and ladder.rungs[0].report.unseen is not None:
+        if find_spec("matplotlib") is not None and ladder.rungs[0].report.unseen is not None:
             ladder.plot((folder / LADDER_NAME).with_suffix(".png"))
     closing = f"Saved in {output.path}: {', '.join(name for name, _ in rungs)}."
     return LadderOutcome(True, ladder, closing, content)
