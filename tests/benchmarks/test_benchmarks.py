@@ -91,7 +91,7 @@ def test_the_density_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, t
 
 def test_the_step_cost_benchmark_runs_with_smoke(smoke):
     ratios = [float(line.split()[-1]) for line in smoke("benchmarks.step_cost").splitlines() if "bf16=" in line]
-    assert len(ratios) == 4
+    assert len(ratios) == 5
     assert all(0.2 < ratio < 5 for ratio in ratios)
 
 
@@ -220,6 +220,10 @@ def test_the_benchmark_of_the_command_runs_with_smoke(smoke, tmp_path):
 
 def test_the_benchmark_of_the_vocabulary_runs_with_smoke(smoke, tmp_path):
     assert "sst2, density 0.5: " in smoke("benchmarks.vocabulary", "--work", str(tmp_path))
+
+
+def test_the_benchmark_of_the_recovery_runs_with_smoke(smoke, tmp_path):
+    assert "sst2, density 0.1, 1 epochs: " in smoke("benchmarks.recovery", "--work", str(tmp_path))
 
 
 def test_the_simulation_of_several_promises_runs_with_smoke(smoke):
