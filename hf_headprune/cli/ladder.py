@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.cli.output import LADDER_NAME
 from hf_headprune.cli.saving import save_pruned
 from hf_headprune.masking import plain_copy
-from hf_headprune.publish import plots
 
 if TYPE_CHECKING:
     from hf_headprune.cli.output import OutputFolder

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 REPORT_NAME = "headprune_report.json"
 PAGE = Path(__file__).with_name("report.html")
 REPORT_FORMAT = "hf_headprune.report/2"
-_MEASURED = ("before", "after", "seq_len", "unseen", "metric", "latency", "effort", "certificate", "linear_density")
-_MEASURED += ("frontier",)
+_SIZES = ("before", "after", "seq_len", "linear_density")
+_MEASURED = (*_SIZES, "unseen", "metric", "latency", "effort", "certificate", "frontier")
 _WIDTH = 100
 _NAME_WIDTH = 38
 _LAYERS_PER_ROW = 12
