@@ -22,6 +22,7 @@ from hf_headprune.families import FAMILIES
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import class_names
+from hf_headprune.shrink.saved_plan import plan_from_dense
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.families import implementations, made, random_plan
 from tests.support.models import FAMILY_NAMES, TINY_FAMILIES, tiny_bert_decoder
@@ -111,6 +112,22 @@ VARIANTS = [
 def test_other_forms_of_a_family_keep_the_same_contract(name, settings):
     model, inputs = made(name, seed=3, **settings)
     assert_contract(model, random_plan(model, seed=3), inputs, auto=TINY_FAMILIES[name].auto)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi3"])
+def test_groups_of_query_heads_are_cut_twice_and_known_by_their_first_numbers(name):
+    model, inputs = made(name, num_key_value_heads=2)  # four query heads each
+    full = PruningPlan.of(model)
+    first, second = full.num_heads
+    plan = full.replace(kept_heads={first: (0, 2, 3, 4, 5, 7), second: (5, 7)})
+    assert_contract(model, plan, inputs, auto=TINY_FAMILIES[name].auto)
+    entries = model.config.to_dict()["per_layer_config"]
+    assert entries["0"] == {"num_attention_heads": 6}  # two groups, as before
+    assert entries["1"] == {"num_attention_heads": 2, "num_key_value_heads": 1}
+    assert PruningPlan.of(model).heads_per_group == {first: 3, second: 2}
+    again = PruningPlan.of(model).replace(kept_heads={first: (1, 2, 3, 5), second: (1,)})
+    assert_contract(model, again, inputs, auto=TINY_FAMILIES[name].auto)
+    assert plan_from_dense(model).kept_heads == {first: (2, 3, 4, 7), second: (7,)}
 
 
 def test_gpt2_with_cross_attention_keeps_the_same_contract():
