@@ -13,6 +13,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import plots
 from hf_headprune.publish.layout import groups_of
 from hf_headprune.publish.plots import plot_frontier, plot_head_map
+from tests.support.families import made
 
 
 @dataclass(frozen=True)
@@ -135,3 +136,9 @@ def test_a_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"hf-headprune\[plot\]"):
         plot_head_map(marian_plan(), tmp_path / "map.png")
     assert issubclass(MissingExtraError, ImportError)
+
+
+def test_sites_of_towers_are_headed_by_the_tower():
+    model, _ = made("clip")
+    titles = [group.title for group in groups_of(PruningPlan.of(model))]
+    assert titles == ["vision self heads", "vision FFN units", "text self heads", "text FFN units"]

@@ -17,12 +17,20 @@ from hf_headprune.search.plans import order_by_costs, search_over_plans
 from hf_headprune.search.problem import Measurement
 from hf_headprune.search.units import layers_of, plan_without, removed_at, units_of_search
 from tests.support.classifiers import batches_of, classifier, own_examples, searched
+from tests.support.families import made
 from tests.support.models import tiny_marian
 from tests.support.searches import Given, changed, over_heads
 
 BOTH = over_heads(units=("heads", "ffn"), objective="parameters", ffn_chunk=32, max_drop=0.1)
 ALL = dataclasses.replace(BOTH, units=("heads", "ffn", "layers"))
 LAYERS = dataclasses.replace(BOTH, units=("layers",))
+
+
+def test_the_layers_of_all_stages_are_units_though_they_are_numbered_through():
+    model, _ = made("swin")
+    layers = layers_of(anatomy_of(model))
+    assert list(layers) == [f"encoder.layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1)]
+    assert all(sites == [f"{layer}.attention", f"{layer}.mlp"] for layer, sites in layers.items())
 
 
 def everything(plan):
