@@ -295,10 +295,9 @@ def _image(model_type: str, more_tokens: int) -> Family:
 def _tower(model_type: str, more_tokens: int | None = None, **more: Any) -> Family:
     """Returns a tower of images, which have so many tokens beside their patches, or of texts."""
     attention = _self_attention("self_attn", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"})
-    blocks: tuple[Block, ...] = attention, _IMAGE_FFN
     if more_tokens is None:
-        return Family(model_type, (Stack("encoder.layers", blocks),), **more)
-    blocks = _seeing(_patches(more_tokens), *blocks)
+        return Family(model_type, (Stack("encoder.layers", (attention, _IMAGE_FFN)),), **more)
+    blocks = _seeing(_patches(more_tokens), attention, _IMAGE_FFN)
     return Family(model_type, (Stack("encoder.layers", blocks),), probe="pixels", **more)
 
 

@@ -219,7 +219,7 @@ def _random_pairs(model: nn.Module, configs: list[Any], settings: LatencySetting
     """Makes what each tower of a model takes."""
     accepted = inspect.signature(model.forward).parameters
     inputs: dict[str, torch.Tensor] = {}
-    for config in configs:
+    for config in reversed(configs):  # tokens first, by which the length is reported
         if "input_ids" in accepted and getattr(config, "vocab_size", None):
             inputs |= _random_tokens(model, config, settings)
         if "pixel_values" in accepted and getattr(config, "image_size", None):

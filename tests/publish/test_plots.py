@@ -14,6 +14,7 @@ from hf_headprune.publish import plots
 from hf_headprune.publish.layout import groups_of
 from hf_headprune.publish.measurements import Frontier, SizedMetric
 from hf_headprune.publish.plots import captions, pictures, plot_frontier, plot_head_map
+from tests.support.families import made
 
 PLANS = (
     SizedMetric(1.0, 90.9, 0.9, passed=True),
@@ -179,3 +180,9 @@ def test_without_matplotlib_there_are_no_pictures_and_asking_for_one_names_the_e
     with pytest.raises(MissingExtraError, match=r"hf-headprune\[plot\]"):
         plot_head_map(marian_plan(), tmp_path / "map.png")
     assert issubclass(MissingExtraError, ImportError)
+
+
+def test_sites_of_towers_are_headed_by_the_tower():
+    model, _ = made("clip")
+    titles = [group.title for group in groups_of(PruningPlan.of(model))]
+    assert titles == ["vision self heads", "vision FFN units", "text self heads", "text FFN units"]

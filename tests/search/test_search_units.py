@@ -26,6 +26,13 @@ ALL = dataclasses.replace(BOTH, units=("heads", "ffn", "layers"))
 LAYERS = dataclasses.replace(BOTH, units=("layers",))
 
 
+def test_the_layers_of_all_stages_are_units_though_they_are_numbered_through():
+    model, _ = made("swin")
+    layers = layers_of(anatomy_of(model))
+    assert list(layers) == [f"encoder.layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1)]
+    assert all(sites == [f"{layer}.attention", f"{layer}.mlp"] for layer, sites in layers.items())
+
+
 def everything(plan):
     return Measurement(1.0)
 
