@@ -64,7 +64,7 @@ def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
         distil(trainer, Distillation(dense))
         with same_randomness(trainer), torch.no_grad():
             loader = trainer.get_train_dataloader()
-            batch = loader.collate_fn([loader.dataset[0]])  # type: ignore[misc, index]
+            batch = loader.collate_fn([loader.dataset[0]])
             owner.compute_loss(owner.model.train(), trainer_compat.prepared(trainer, batch))
     except HeadPruneError as error:
         _restore_loss(owner, before)
@@ -120,7 +120,7 @@ def _repeated_examples(trainer: Trainer) -> int | None:
     """Returns how many training examples there are, if the run reads them more than once."""
     if trainer_compat.is_stream(trainer.train_dataset) or trainer.state.num_train_epochs <= 1:
         return None
-    return len(trainer.train_dataset)  # type: ignore[arg-type]
+    return len(trainer.train_dataset)
 
 
 def _scaling(trainer: Trainer, num_items: torch.Tensor | int | None) -> LossScaling:

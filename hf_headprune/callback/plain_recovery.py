@@ -50,7 +50,7 @@ class PlainRecovery:
             trainer = Trainer(
                 model=pruned,
                 args=self._arguments(folder, len(examples), is_on_cpu=pruned.device.type == "cpu"),
-                train_dataset=examples,  # type: ignore[arg-type] # sized and indexable is enough
+                train_dataset=examples,
                 data_collator=partial(collated, self.batching.collate_for(pruned)),
             )
             trainer.remove_callback(PrinterCallback)  # standard output is the caller's

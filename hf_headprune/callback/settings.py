@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_headprune._checks import is_number
+from hf_headprune._checks import is_above, is_number
 from hf_headprune.budgets import budgets
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.latency import LatencySettings
@@ -185,9 +185,9 @@ class Settings:
             )
 
     def _check_recovery(self) -> None:
-        if not self.recovers:
+        if self.recover_epochs is None:
             return
-        if not (is_number(self.recover_epochs) and self.recover_epochs > 0):
+        if not is_above(self.recover_epochs, 0):
             raise InvalidSettingError(
                 f"HeadPruneCallback(recover_epochs={self.recover_epochs!r}) must be a number of epochs above 0, or "
                 "None."
