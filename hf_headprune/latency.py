@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.benchmark import Timer
 
-from hf_headprune._offloaded import device_of
 from hf_headprune._checks import is_whole
+from hf_headprune._offloaded import device_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating
 

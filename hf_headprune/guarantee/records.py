@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune._offloaded import Weights, device_of, is_offloaded
 from hf_headprune._compat import LOADED_FROM
 from hf_headprune._fingerprints import sha256_of
+from hf_headprune._offloaded import Weights, device_of, is_offloaded
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
 from hf_headprune.guarantee.external import fingerprint_of, is_external

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from hf_headprune._beside_weights import write_text
+from hf_headprune._compat import is_dispatched
 from hf_headprune.anatomy import family_of
-from hf_headprune.errors import HeadPruneError, MissingExtraError
+from hf_headprune.errors import HeadPruneError, MissingExtraError, UnsupportedModelError
 from hf_headprune.families import PRUNABLE_PREFIX
 from hf_headprune.latency import LatencySettings, random_inputs
 from hf_headprune.masking import evaluating
@@ -65,8 +66,14 @@ def export_onnx(
 
     Raises:
         MissingExtraError: The extra `onnx` is not installed, or Transformers has no exporters.
+        UnsupportedModelError: The model is spread over devices.
         HeadPruneError: The fp32 file computes something else than torch; it is not left behind.
     """
+    if is_dispatched(model):
+        raise UnsupportedModelError(
+            f"export_onnx: the {type(model).__name__} is spread over devices (device_map, or offloading), and what is "
+            "traced needs its weights in one place. Save it, load the folder without device_map, and export that."
+        )
     exporters, runtime, ir = (_imported(name) for name in ("transformers.exporters", "onnxruntime", "onnx_ir"))
     file = Path(path, FILE)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune._offloaded import device_of
 from hf_headprune._checks import is_whole
+from hf_headprune._offloaded import device_of
 from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
@@ -168,8 +168,9 @@ def _items(model: Any, batch: dict[str, torch.Tensor], examples: int) -> int:
 def _answers(model: Any, batch: dict[str, torch.Tensor]) -> int:
     """Returns how many answers a label names one of: the classes of a model, or the choices of each example."""
     tokens = batch.get("input_ids")
-    is_choice = tokens is not None and tokens.ndim == 3  # noqa: PLR2004 - (batch, choices, length)
-    return tokens.shape[1] if is_choice else getattr(model.config, "num_labels", 0)
+    if tokens is not None and tokens.ndim == 3:  # noqa: PLR2004 - (batch, choices, length)
+        return tokens.shape[1]
+    return getattr(model.config, "num_labels", 0)
 
 
 def _loss(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> torch.Tensor:

@@ -260,15 +260,17 @@ def _check_table(model: Any, pieces: int) -> None:
     output = model.get_output_embeddings()
     rows = None if output is None else len(output.weight)
     if rows not in (None, table.num_embeddings) or _has_other_table(model, table):
-        other = "its decoder has a table of its own" if rows in (None, table.num_embeddings) else f"it predicts {rows:,}"
+        other = (
+            "its decoder has a table of its own" if rows in (None, table.num_embeddings) else f"it predicts {rows:,}"
+        )
         raise UnsupportedModelError(
             f"prune_vocabulary_: a {type(model).__name__} has two vocabularies: it reads {table.num_embeddings:,} "
             f"pieces, and {other}. Models with one vocabulary, read and written, are supported. The model is unchanged."
         )
     if is_dispatched(model):
         raise UnsupportedModelError(
-            f"prune_vocabulary_: the {type(model).__name__} is spread over devices (device_map, or offloading). Load it "
-            "without device_map; its embeddings alone are cut, so that this takes no more than the model itself."
+            f"prune_vocabulary_: the {type(model).__name__} is spread over devices (device_map, or offloading). Load "
+            "it without device_map: that takes no more memory than the model itself."
         )
     if pieces > table.num_embeddings:
         raise InvalidSettingError(

@@ -56,7 +56,9 @@ def choice_rows(count):
 
 
 def as_they_are(rows):
-    ids = [torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in row["input_ids"]], batch_first=True) for row in rows]
+    ids = [
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in row["input_ids"]], batch_first=True) for row in rows
+    ]
     length = max(each.shape[1] for each in ids)
     padded = [torch.nn.functional.pad(each, (0, length - each.shape[1])) for each in ids]
     return {"input_ids": torch.stack(padded), "labels": torch.tensor([row["labels"] for row in rows])}

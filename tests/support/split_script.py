@@ -99,7 +99,7 @@ def outcome_of(folder, mode):
 
 
 def main() -> None:
-    for mode in MODES if len(sys.argv) < 3 else sys.argv[2:]:  # noqa: PLR2004
+    for mode in MODES if len(sys.argv) < 3 else sys.argv[2:]:
         sys.stdout.write(f"OUTCOME {json.dumps(outcome_of(sys.argv[1], mode))}\n")
         sys.stdout.flush()
         AcceleratorState._reset_state()

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_headprune._offloaded import device_of
 from hf_headprune._checks import check, is_ratio, is_rising
 from hf_headprune._distributed import over_processes, sharing
+from hf_headprune._offloaded import device_of
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.search.evaluation.memory import StateMemory

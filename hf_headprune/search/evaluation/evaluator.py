@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_headprune._offloaded import Weights, device_of
 from hf_headprune._distributed import over_processes, sharing
 from hf_headprune._fingerprints import sha256_of
+from hf_headprune._offloaded import Weights, device_of
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
