@@ -91,9 +91,7 @@ def main() -> None:
     torch.manual_seed(0)
     shape = SMOKE if options.smoke else SHAPE
     model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **shape))
-    weights, largest = (
-        of(parameter.nbytes for parameter in model.parameters()) / 1e6 for of in (lambda sizes: sum(sizes), max)
-    )
+    sizes = [parameter.nbytes / 1e6 for parameter in model.parameters()]
     found = {}
     with TemporaryDirectory(dir=Path.cwd()) as folder:  # /tmp may be memory
         model.save_pretrained(Path(folder, "dense"))
@@ -104,13 +102,13 @@ def main() -> None:
             if done.returncode:
                 raise SystemExit(done.stderr[-2000:])
             found[way] = done.stdout.splitlines()[-1].split()
-            print(f"{way:10} {found[way][0]} MB of {weights:.1f} MB of weights", flush=True)
+            print(f"{way:10} {found[way][0]} MB of {sum(sizes):.1f} MB of weights", flush=True)
     is_same = len({digest for _, digest in found.values()}) == 1
     print(f"the saved weights are {'the same' if is_same else 'others'}")
     if not options.smoke:
         measured = {way: float(peak) for way, (peak, _) in found.items()}
         given = {"shape": shape, "density": DENSITY, "examples": EXAMPLES, "length": LENGTH, "seed": 0}
-        given |= {"weights_mb": weights, "largest_mb": largest, "same_file": is_same, "peak_mb": measured}
+        given |= {"weights_mb": sum(sizes), "largest_mb": max(sizes), "same_file": is_same, "peak_mb": measured}
         write_json(RESULTS / "offloaded_memory.json", {**environment(), **given})
 
 

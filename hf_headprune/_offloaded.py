@@ -2,7 +2,8 @@
 
 Between uses they are on the meta device. Here they are read, replaced and copied one at a time, so that no more of a
 model is in memory than one of its modules. What takes the place of a weight on disk is on disk, too: a mapped file,
-whose pages the operating system drops when memory is short. What FSDP2 has split over processes is read and replaced here, too.
+whose pages the operating system drops when memory is short. What FSDP2 has split over processes is read and replaced
+here, too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,7 @@ def keeper_of(module: nn.Module) -> Any:
 
 
 def tensor_of(module: nn.Module, name: str) -> torch.Tensor:
-    """Returns a weight of a module, to be read only, from where it is kept; what FSDP has split, all processes ask for."""
+    """Returns a weight of a module, to be read only, from where it is kept; of what is split, in every process."""
     here, keeper = getattr(module, name), keeper_of(module)
     return whole(here).detach() if keeper is None or not here.is_meta else keeper.weights_map[name].to(here.dtype)
 
@@ -223,14 +225,14 @@ def _again(module: nn.Module, saved: torch.Tensor) -> torch.Tensor | Callable[[]
             continue
         start = saved.storage_offset() - weight.storage_offset()
         if 0 <= start < weight.numel():
-            shape, stride, device = saved.shape, saved.stride(), saved.device
-
-            def load(name: str = name) -> torch.Tensor:
-                whole = tensor_of(module, name).to(device)
-                return whole.as_strided(shape, stride, whole.storage_offset() + start)
-
-            return load
+            return partial(_view, module, name, saved.device, saved.shape, saved.stride(), start)
     return saved
+
+
+def _view(module: nn.Module, name: str, device: torch.device, shape: Any, stride: Any, start: int) -> torch.Tensor:
+    """Loads a weight, and returns the view of it that begins at an entry."""
+    loaded = tensor_of(module, name).to(device)
+    return loaded.as_strided(shape, stride, loaded.storage_offset() + start)
 
 
 class Weights(Mapping[str, torch.Tensor]):
@@ -260,9 +262,9 @@ class _Replaced(Mapping[str, torch.Tensor]):
     """Weights of a module of which some have another value."""
 
     def __init__(self, before: Mapping[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
-        if isinstance(before, _Replaced):
-            before, own = before.before, {**before.own, **own}
-        self.before, self.own = before, own
+        earlier = before if isinstance(before, _Replaced) else None
+        self.before: Any = before if earlier is None else earlier.before
+        self.own: dict[str, torch.Tensor] = own if earlier is None else {**earlier.own, **own}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.own[name] if name in self.own else self.before[name]
@@ -276,8 +278,8 @@ class _Replaced(Mapping[str, torch.Tensor]):
 
 def _folder_of(weights: Mapping[str, torch.Tensor]) -> Path | None:
     """Returns the folder in which weights are kept; None where they are in memory."""
-    before = weights.before if isinstance(weights, _Replaced) else weights
-    source = getattr(before, "dataset", before)
+    before: Any = weights.before if isinstance(weights, _Replaced) else weights
+    source: Any = getattr(before, "dataset", before)
     index = getattr(source, "index", {})
     if not any(name in index and name not in source.state_dict for name in before):
         return None

@@ -126,8 +126,8 @@ def require_whole_model(trainer: Trainer, *, in_training: bool, trains_twice: bo
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in model_of(trainer).parameters()}
     if learns_scores and dtypes != {"float32"} and trainer.accelerator.mixed_precision == "no":
         raise TrainingStateError(
-            f"FSDP takes one precision for all that trains, and scores are learned in float32, received a model in "
-            f"{' and '.join(sorted(dtypes))}. Load it in float32 and train with bf16=True; or prune by costs: density=..."
+            "FSDP takes one precision for all that trains, and scores are learned in float32, received a model in "
+            f"{' and '.join(sorted(dtypes))}. Load it in float32 and train with bf16=True, or prune by costs: density=."
         )
 
 

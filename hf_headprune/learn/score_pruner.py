@@ -127,7 +127,7 @@ class ScorePruner(Pruner[Settings]):
 
     @property
     def scores(self) -> torch.Tensor:
-        """All scores, shape `(num_scores,)`, float32, with gradient; where they are split, only inside a forward pass."""
+        """All scores, shape `(num_scores,)`, float32, with gradient; split ones, only inside a forward pass."""
         raw: torch.Tensor = self.importance_bias
         if self._whole is not None:
             # Inside a pass FSDP has gathered them, perhaps rounded: the gradient goes there, the values stay exact.

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_headprune._beside_weights import write_text
+from hf_headprune._compat import is_dispatched
 from hf_headprune.anatomy import family_of
-from hf_headprune.errors import HeadPruneError, MissingExtraError
+from hf_headprune.errors import HeadPruneError, MissingExtraError, UnsupportedModelError
 from hf_headprune.families import PRUNABLE_PREFIX
 from hf_headprune.latency import LatencySettings, random_inputs
 from hf_headprune.masking import evaluating
@@ -55,6 +56,19 @@ class Exported:
                 f"is {LARGEST_DIFFERENCE:g}. It is removed. Export the model in fp32, with inputs= like those of your "
                 "data."
             )
+
+
+def check_whole(model: Any, where: str) -> None:
+    """Refuses a model that is spread over devices.
+
+    Raises:
+        UnsupportedModelError: It is.
+    """
+    if is_dispatched(model):
+        raise UnsupportedModelError(
+            f"{where}: the {type(model).__name__} is spread over devices (device_map, or offloading), and a trace needs "
+            "its weights in one place. Save it, load the folder without device_map, and export that."
+        )
 
 
 def imported(name: str, *, where: str, extra: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.masking import evaluating
-from hf_headprune.publish.exported import Exported, compared, imported, traced_inputs, write_dense_config
+from hf_headprune.publish.exported import Exported, check_whole, compared, imported, traced_inputs, write_dense_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +35,10 @@ def export_onnx(
 
     Raises:
         MissingExtraError: The extra `onnx` is not installed, or Transformers has no exporters.
+        UnsupportedModelError: The model is spread over devices.
         HeadPruneError: The fp32 file computes something else than torch; it is not left behind.
     """
+    check_whole(model, "export_onnx")
     needed = ("transformers.exporters", "onnxruntime", "onnx_ir")
     exporters, runtime, ir = (imported(name, where="export_onnx", extra="onnx") for name in needed)
     file = Path(path, FILE)

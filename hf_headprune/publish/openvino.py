@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_headprune.masking import evaluating
-from hf_headprune.publish.exported import Exported, compared, imported, traced_inputs, write_dense_config
+from hf_headprune.publish.exported import Exported, check_whole, compared, imported, traced_inputs, write_dense_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +35,10 @@ def export_openvino(
 
     Raises:
         MissingExtraError: The extra `openvino` is not installed, or Transformers has no exporter for it.
+        UnsupportedModelError: The model is spread over devices.
         HeadPruneError: The files compute something else than torch; they are not left behind.
     """
+    check_whole(model, "export_openvino")
     needed = ("transformers.exporters", "openvino")
     exporters, runtime = (imported(name, where="export_openvino", extra="openvino") for name in needed)
     file = Path(path, FILE)

@@ -168,8 +168,9 @@ def _items(model: Any, batch: dict[str, torch.Tensor], examples: int) -> int:
 def _answers(model: Any, batch: dict[str, torch.Tensor]) -> int:
     """Returns how many answers a label names one of: the classes of a model, or the choices of each example."""
     tokens = batch.get("input_ids")
-    is_choice = tokens is not None and tokens.ndim == 3  # noqa: PLR2004 - (batch, choices, length)
-    return tokens.shape[1] if is_choice else getattr(model.config, "num_labels", 0)
+    if tokens is not None and tokens.ndim == 3:  # noqa: PLR2004 - (batch, choices, length)
+        return tokens.shape[1]
+    return getattr(model.config, "num_labels", 0)
 
 
 def _loss(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> torch.Tensor:

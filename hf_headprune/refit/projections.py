@@ -142,11 +142,9 @@ class Refit:
         key = site, kept, output.weight.dtype, output.weight.device
         found = self._refitted.pop(key, None)
         if found is None:
-            weight, bias = (
-                None if it is None else it.to(output.weight.dtype) for it in self.blocks[site].refitted(kept)
-            )
-            weight = weight.T.contiguous() if transposed(output) else weight
-            found = as_kept(output, weight), None if bias is None else as_kept(output, bias)
+            weight, bias = self.blocks[site].refitted(kept)
+            weight = (weight.T.contiguous() if transposed(output) else weight).to(output.weight.dtype)
+            found = as_kept(output, weight), None if bias is None else as_kept(output, bias.to(output.weight.dtype))
         self._refitted[key] = found
         if len(self._refitted) > REMEMBERED * len(self.blocks):
             del self._refitted[next(iter(self._refitted))]
@@ -160,7 +158,7 @@ class Refit:
         """
         modules = dict(base_model(model).named_modules())
         for name, block in self.blocks.items():
-            output = modules.get(block.site.output)
+            output: Any = modules.get(block.site.output)
             weight = None if getattr(output, "weight", None) is None else _matrix_of(output)
             if weight is None or weight.shape != block.own_weight.shape or not _are_alike(weight, block.own_weight):
                 raise InvalidPlanError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from hf_headprune._offloaded import Weights
 from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.shrink.config import added_fields
@@ -111,7 +112,7 @@ def plain_model(model: Any) -> Any:
             'mode="remote" to export_model; or prune to equal numbers in all layers, where the configuration of the '
             "family can say them."
         )
-    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.load_state_dict(dict(Weights(model)), assign=True)
     plain.tie_weights()
     if hasattr(model, "generation_config"):
         plain.generation_config = copy.deepcopy(model.generation_config)

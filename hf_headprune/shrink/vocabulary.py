@@ -269,8 +269,8 @@ def _check_table(model: Any, pieces: int) -> None:
         )
     if is_dispatched(model):
         raise UnsupportedModelError(
-            f"prune_vocabulary_: the {type(model).__name__} is spread over devices (device_map, or offloading). Load it "
-            "without device_map; its embeddings alone are cut, so that this takes no more than the model itself."
+            f"prune_vocabulary_: the {type(model).__name__} is spread over devices (device_map, or offloading). Load "
+            "it without device_map: that takes no more memory than the model itself."
         )
     if pieces > table.num_embeddings:
         raise InvalidSettingError(

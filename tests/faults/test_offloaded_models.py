@@ -12,13 +12,15 @@ import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import offload
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_headprune import (
     AStarSearch,
     HeadPruneCallback,
     PruningPlan,
     certify,
+    export_model,
+    export_onnx,
     masked,
     plan_for_budget,
     prune_model_,
@@ -188,6 +190,17 @@ def test_a_copy_shares_weights_and_nothing_else(way, tmp_path):
     assert logits_of(twin).isfinite().all()
 
 
+def test_a_plain_export_holds_the_weights_and_onnx_which_needs_them_in_one_place_is_refused(tmp_path):
+    model = spread(tiny_bert(num_labels=2).eval(), "disk", tmp_path / "kept")
+    with pytest.raises(UnsupportedModelError, match="export_onnx: the BertForSequenceClassification is spread over"):
+        export_onnx(model, tmp_path)
+    full = PruningPlan.of(model)
+    prune_model_(model, full.replace(kept_ffn={site: range(32) for site in full.num_ffn}))
+    export_model(model, tmp_path / "plain", mode="plain")
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert torch.equal(logits_of(again), logits_of(model))
+
+
 class Other(ModelHook):
     """Does something that is not known here."""
 
@@ -203,6 +216,6 @@ def test_hooks_that_do_anything_else_are_refused_before_anything_is_changed(tmp_
 
 def test_a_training_that_prunes_refuses_a_spread_model_when_the_trainer_is_built(tmp_path):
     model = spread(tiny_bert(), "partly on disk", tmp_path / "kept")
-    with pytest.raises(TrainingStateError, match="spread over devices .* search_plan and plan_for_budget take such"):
+    with pytest.raises(TrainingStateError, match=r"spread over devices .* search_plan and plan_for_budget take such"):
         trainer_of(tmp_path, HeadPruneCallback(max_drop=0.05, latency=None), model=model)
     assert Path(tmp_path, "kept").exists()

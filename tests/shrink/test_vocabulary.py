@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForMaskedLM,
@@ -177,6 +178,9 @@ def test_what_can_not_be_cut_is_refused_before_anything_changes():
         with pytest.raises(UnsupportedModelError, match=f"has two vocabularies: it reads {size:,} pieces, .*{words_}"):
             prune_vocabulary_(translator, tokenizer, OWN)
         assert all(torch.equal(value, weights[name]) for name, value in translator.state_dict().items())
+    spread = cpu_offload(tiny_bert(vocab_size=size), execution_device="cpu")
+    with pytest.raises(UnsupportedModelError, match="prune_vocabulary_: the BertForSequenceClassification is spread"):
+        prune_vocabulary_(spread, tokenizer, OWN)
     counting = tiny_roberta(vocab_size=size, pad_token_id=size - 1, max_position_embeddings=size + 100)
     with pytest.raises(UnsupportedModelError, match=f"counts positions from the padding token, number {size - 1}"):
         prune_vocabulary_(counting, tokenizer, OWN)
