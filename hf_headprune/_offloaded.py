@@ -223,7 +223,7 @@ def _again(module: nn.Module, saved: torch.Tensor) -> torch.Tensor | Callable[[]
     for name, weight in module.named_parameters(recurse=False):
         if weight.is_meta or weight.untyped_storage().data_ptr() != storage:
             continue
-        start = saved.storage_offset() - weight.storage_offset()
+        start = int(saved.storage_offset() - weight.storage_offset())
         if 0 <= start < weight.numel():
             return partial(_view, module, name, saved.device, saved.shape, saved.stride(), start)
     return saved

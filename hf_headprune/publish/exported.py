@@ -66,8 +66,8 @@ def check_whole(model: Any, where: str) -> None:
     """
     if is_dispatched(model):
         raise UnsupportedModelError(
-            f"{where}: the {type(model).__name__} is spread over devices (device_map, or offloading), and a trace needs "
-            "its weights in one place. Save it, load the folder without device_map, and export that."
+            f"{where}: the {type(model).__name__} is spread over devices (device_map, or offloading), and a trace "
+            "needs its weights in one place. Save it, load the folder without device_map, and export that."
         )
 
 
