@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune.budgets import linear_density
 from hf_headprune.cost import cost_of
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.publish.card import model_card
+from hf_headprune.publish.card import eval_results, model_card
 from hf_headprune.publish.measurements import SizedMetric
 from hf_headprune.shrink.remote_code import auto_class_of
 
@@ -91,6 +91,20 @@ class PruningResult(RefittedPlan):
             base_model=model.config.name_or_path,
             dataset=dataset,
         )
+
+    def eval_results(self, *, dataset: str, task: str) -> str:
+        """Returns the metric on unseen examples as the Hub's leaderboards read it: the text of `.eval_results/*.yaml`.
+
+        Write it only if the unseen examples are those of a benchmark on the Hub.
+
+        Args:
+            dataset: Name on the Hub of the benchmark.
+            task: Its name within the benchmark.
+
+        Raises:
+            InvalidSettingError: There is no metric on unseen examples.
+        """
+        return eval_results(self.report, dataset=dataset, task=task)
 
     def to_json(self) -> str:
         """Returns plan, report, certificate, search and history as JSON text."""

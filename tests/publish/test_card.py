@@ -5,10 +5,12 @@ import re
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hf_headprune._model_card import CARD_NAME, attach_card_, merged
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import InvalidSettingError
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import plots
@@ -114,6 +116,16 @@ def test_a_card_says_what_was_pruned_what_is_known_and_how_to_load_it(result, be
         "## Limits",
     ):
         assert words in card.text
+
+
+def test_the_metric_is_written_as_the_hub_reads_it_back(result, bert):
+    (entry,) = parse_eval_result_entries(yaml.safe_load(result.eval_results(dataset="owner/benchmark", task="default")))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("owner/benchmark", "default", 0.895)
+    assert "accuracy on 800 examples" in entry.notes
+    plan = PruningPlan.of(bert)
+    bare = PruningResult(plan, reference=plan, report=PruningReport.of(plan, anatomy_of(bert)))
+    with pytest.raises(InvalidSettingError, match="there is no metric on unseen examples"):
+        bare.eval_results(dataset="owner/benchmark", task="default")
 
 
 def test_a_card_without_certificate_says_so_and_names_no_folder_of_this_machine(bert, tmp_path):
