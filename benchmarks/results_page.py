@@ -43,6 +43,7 @@ def main() -> None:
         ("shapes", shapes_section),
         ("head_costs", head_costs_section),
         ("latency_table", latency_table_section),
+        ("runtimes", runtimes_section),
         ("optimum", optimum_section),
         ("search_speed", search_speed_section),
         ("search_ablation", ablation_section),
@@ -471,6 +472,26 @@ def latency_table_section(content: dict[str, Any]) -> Iterator[str]:
         yield table_row([*cells, f"{row['dense_ms']:.1f}", f"{row['measured']:.3f}", f"{row['predicted']:.3f}"])
     errors = [abs(row["predicted"] - row["measured"]) for row in content["results"]]
     yield f"\nOff by {median(errors):.3f} of the dense time in the median, {max(errors):.3f} at most."
+
+
+def runtimes_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of latency and size in each runtime, beside the bound of that runtime."""
+    yield "## Other runtimes"
+    yield "\nMiniLM with the same share of heads and FFN units kept in every layer, 128 tokens, one thread, dense and"
+    yield "pruned in turns. *Bound*: what the runtime would gain if its matrix products took as much less time as they"
+    yield "have fewer multiply-accumulates, and all other work as long as before. [Quartiles] of single turns.\n"
+    yield from header("runtime", "batch", "weights kept", "MB", "ms", "times faster", "bound", "share of it")
+    for row in sorted(content["results"], key=lambda it: it["batch"]):
+        low, high = row["speed_up_quartiles"]
+        cells = [
+            row["runtime"],
+            str(row["batch"]),
+            f"{row['density']:.0%}",
+            f"{row['size_mb']:.1f}",
+            f"{row['ms']:.1f}",
+        ]
+        cells += [f"{row['speed_up']:.2f} [{low:.2f}, {high:.2f}]", f"{row['bound']:.2f}"]
+        yield table_row([*cells, f"{row['share_of_bound']:.2f}"])
 
 
 def rounding_section(content: dict[str, Any]) -> Iterator[str]:

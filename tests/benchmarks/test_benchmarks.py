@@ -127,6 +127,20 @@ def test_the_latency_table_benchmark_runs_with_smoke(smoke):
         assert abs(predicted - measured) < 0.7
 
 
+def test_the_runtimes_benchmark_runs_with_smoke_and_bounds_each_speed_up(smoke, tmp_path):
+    out = smoke("benchmarks.runtimes", "--runtimes", "torch fp32,torch bf16", "--work", str(tmp_path))
+    lines = [line for line in out.splitlines() if "density" in line]
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"torch {dtype}, batch 1, density {density}" for dtype in ("fp32", "bf16") for density in ("1", "0.5")
+    ]
+    for line in lines:
+        bound = float(line.split("x of ")[1].split("x")[0])
+        assert bound == 1 if line.endswith("density 1") else 1 <= bound <= 2.01
+    sizes = [float(line.split(" ms, ")[1].split()[0]) for line in lines]
+    assert sizes[0] > sizes[1]
+    assert sizes[0] == pytest.approx(2 * sizes[2], abs=0.1)
+
+
 def test_the_optimum_benchmark_runs_with_smoke(smoke):
     assert smoke("benchmarks.optimum").splitlines()[-1] == "optimal: 2 of 2"
 
