@@ -46,6 +46,8 @@ class Block:
             makes for all.
         runs_empty: Whether the forward pass of `core` does more than attention, and so has to run without heads, too.
         implied: Fields of the configuration that follow from the number of units, as products of sizes.
+        is_said: Whether the dense model's configuration can say fewer units, one number for all layers, so that a
+            model with equal layers is one of the dense class.
     """
 
     site: str
@@ -66,6 +68,7 @@ class Block:
     shared_bias: str | None = None
     runs_empty: bool = False
     implied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    is_said: bool = False
 
     @property
     def is_attention(self) -> bool:
@@ -174,6 +177,7 @@ def _attention(site: str, kind: SiteKind, qkv: str, output: str, units: str, **m
 
 def _ffn(site: str, inputs: str, output: str, units: str | Callable[[Any], int], **more: Any) -> Block:
     """Returns an FFN; two modules make it a gated one."""
+    more = {"is_said": isinstance(units, str)} | more
     return Block(site, "ffn", dict.fromkeys(inputs.split(), "u"), output, units, columns="u", **more)
 
 
@@ -229,7 +233,7 @@ def _grouped(kind: SiteKind, **more: Any) -> Block:
     """Returns attention in which query heads share keys and values by groups, which are the units."""
     projections = {"self_attn.q_proj": "u r d", "self_attn.k_proj": "u d", "self_attn.v_proj": "u d"}
     settings: dict[str, Any] = {"core": "self_attn", "sizes": {"d": "head_dim", "r": "num_key_value_groups"}}
-    settings |= {"implied": {"num_attention_heads": "u r"}} | more
+    settings |= {"implied": {"num_attention_heads": "u r"}, "is_said": True} | more
     inputs = settings.pop("inputs", projections)
     return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_key_value_heads", columns="u r d", **settings)
 
@@ -239,13 +243,15 @@ def _llama(model_type: str, kind: SiteKind = "decoder") -> Family:
 
 
 def _image(model_type: str, layers: str = "layers") -> Family:
-    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj")
+    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", is_said=True)
     return Family(model_type, (Stack(layers, (attention, _IMAGE_FFN)),), probe="pixels")
 
 
-def _tower(model_type: str, probe: Probe) -> Family:
+def _tower(model_type: str, probe: Probe, *, pools: bool = False) -> Family:
+    """Returns a tower; the width of an attention pooling at its end is that of its FFNs."""
     attention = _self_attention("self_attn", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"})
-    return Family(model_type, (Stack("encoder.layers", (attention, _IMAGE_FFN)),), probe=probe)
+    ffn = dataclasses.replace(_IMAGE_FFN, is_said=not pools)
+    return Family(model_type, (Stack("encoder.layers", (attention, ffn)),), probe=probe)
 
 
 def _t5(model_type: str) -> Family:
@@ -379,7 +385,7 @@ _MODERNBERT = Family(
                     core="attn",
                     sizes={"d": "head_dim"},
                 ),
-                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u"),
+                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u", is_said=True),
             ),
         ),
     ),
@@ -387,22 +393,24 @@ _MODERNBERT = Family(
 
 _NOMIC_BERT = Family(
     "nomic_bert",
-    (Stack("layers", (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj"), _GATED_FFN)),),
+    (
+        Stack(
+            "layers",
+            (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj", is_said=True), _GATED_FFN),
+        ),
+    ),
 )
 
+_DINOV2_WIDTH: dict[str, Any] = {"units": _dinov2_width, "own_field": "num_ffn_units"}
 _DINOV2 = Family(
     "dinov2",
     (
         Stack(
             "encoder.layer",
             (
-                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj"),
-                dataclasses.replace(
-                    _IMAGE_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="not use_swiglu_ffn"
-                ),
-                dataclasses.replace(
-                    _GATED_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="use_swiglu_ffn"
-                ),
+                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", is_said=True),
+                _ffn("mlp", "mlp.fc1", "mlp.fc2", enabled_by="not use_swiglu_ffn", **_DINOV2_WIDTH),
+                _ffn("mlp", "mlp.gate_proj mlp.up_proj", "mlp.down_proj", enabled_by="use_swiglu_ffn", **_DINOV2_WIDTH),
             ),
         ),
     ),
@@ -422,7 +430,7 @@ _PHI3 = Family(
                     attributes={"num_key_value_heads": "u"},
                     own_numbers={"num_attention_heads": "u r", "num_key_value_heads": "u"},
                 ),
-                Block("mlp", "ffn", {"mlp.gate_up_proj": "2 u"}, "mlp.down_proj", "intermediate_size", columns="u"),
+                dataclasses.replace(_GATED_FFN, inputs={"mlp.gate_up_proj": "2 u"}),
             ),
         ),
     ),
@@ -539,7 +547,7 @@ FAMILIES: dict[str, Family] = {
         _DINOV2,
         _tower("clip_text_model", "tokens"),
         _tower("clip_vision_model", "pixels"),
-        _tower("siglip_vision_model", "pixels"),
+        _tower("siglip_vision_model", "pixels", pools=True),
         *map(_llama, ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")),
         _PHI3,
         _GPT2,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_headprune._certificate_file import attach_certificate_
-from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cli import duration
 from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.columns import NamedColumns
@@ -114,6 +113,9 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     kept_heads: Annotated[
         str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
     ] = None,
+    uniform: Annotated[  # noqa: FBT002
+        bool, typer.Option("--uniform", help="Equal numbers in all layers, for export --mode plain")
+    ] = False,
     confidence: Annotated[
         float | None, typer.Option(metavar="X", help="Level at which a drop must be certified, such as 0.95")
     ] = None,
@@ -141,6 +143,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         columns=NamedColumns(text_column, text_pair_column, label_column, question_column),
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
         measured=measured,
+        uniform=uniform,
         searches=search,
         metric=metric,
         tokenizer=tokenizer or model,
@@ -161,6 +164,7 @@ class Run:
     columns: NamedColumns
     budget: Budget
     measured: bool
+    uniform: bool
     searches: bool
     metric: str | None
     tokenizer: str
@@ -176,8 +180,7 @@ class Run:
         """
         self.output.check([self.model, self.tokenizer, *self.source.names()])
         model = to_accelerator_(load_model(self.model))
-        anatomy_of(model)  # refuses other families before anything is read
-        self.budget.check(model)
+        self.budget.check(model, uniform=self.uniform)  # before anything is read
         if self.searches and not self.budget.is_drop:
             raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
         if self.measured and self.budget.name != "speedup":
@@ -250,7 +253,7 @@ class Run:
         )
 
     def _result(self, model: Any, batching: Batching, splits: Splits, metric: Any, groups: str | None) -> PruningResult:
-        options: dict[str, Any] = {"batch_size": self.batch_size}
+        options: dict[str, Any] = {"batch_size": self.batch_size, "uniform": self.uniform}
         if splits.certify is not None:
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(

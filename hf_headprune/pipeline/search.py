@@ -46,6 +46,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     search: AStarSearch | None = None,
     *,
     max_drop: float | None = None,
+    uniform: bool = False,
     calibration: Any = None,
     certify: Any = None,
     confidence: float | Literal["auto"] = "auto",
@@ -76,6 +77,9 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         search: Settings of an A* search, its `max_drop` among them; None tests the order of removal costs alone.
         max_drop: Drop of the metric that is allowed without a search, absolute; 0.01, one percentage point, when left
             out.
+        uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
+            Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
+            family's configuration can't say fewer heads, all are kept.
         calibration: Labelled training examples (a thousand are enough) for the removal costs and the refit. None takes
             `dataset`, which can then certify nothing.
         certify: Labelled examples that neither training nor search has seen, or `CertificationData`. When left out
@@ -101,7 +105,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     anatomy = anatomy_of(model)
     check_can_prune(model)
     drop = _allowed(search, max_drop)
-    check_searchable(anatomy, search or AStarSearch(max_drop=drop))
+    check_searchable(anatomy, search or AStarSearch(max_drop=drop), uniform=uniform)
     collate = Batching(processing_class, data_collator).collate_for(model)
     reading = {
         "collate": collate,
@@ -129,16 +133,14 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         holdout.rehearse(model)
     full = PruningPlan.full(anatomy)
     if search is not None:
-        file = None if journal is None else Path(journal)
-        found = find(
-            Job(model, full, source, search, holdout, head_scores=head_scores, journal=file, progress=progress)
-        )
+        kept = {"head_scores": head_scores, "journal": None if journal is None else Path(journal)}
+        found = find(Job(model, full, source, search, holdout, uniform=uniform, progress=progress, **kept))
     else:
         examples = dataset if calibration is None else calibration
         twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
         losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
         decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, twin, full)
-        found = walk_down(twin, full, losses, decide)
+        found = walk_down(twin, full, losses, decide, uniform=uniform)
     return _result(model, anatomy, full, found, holdout)
 
 
