@@ -46,8 +46,9 @@ class Block:
             makes for all.
         runs_empty: Whether the forward pass of `core` does more than attention, and so has to run without heads, too.
         implied: Fields of the configuration that follow from the number of units, as products of sizes.
-        is_said: Whether the dense model's configuration can say fewer units, one number for all layers, so that a
-            model with equal layers is one of the dense class.
+        said: Which smaller numbers of units, one for all layers, the dense model's configuration can say, so that a
+            model with equal layers is one of the dense class: "any", "divisors" (numbers of heads that divide the
+            hidden size), or None.
     """
 
     site: str
@@ -68,7 +69,7 @@ class Block:
     shared_bias: str | None = None
     runs_empty: bool = False
     implied: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    is_said: bool = False
+    said: Literal["any", "divisors"] | None = None
 
     @property
     def is_attention(self) -> bool:
@@ -177,7 +178,7 @@ def _attention(site: str, kind: SiteKind, qkv: str, output: str, units: str, **m
 
 def _ffn(site: str, inputs: str, output: str, units: str | Callable[[Any], int], **more: Any) -> Block:
     """Returns an FFN; two modules make it a gated one."""
-    more = {"is_said": isinstance(units, str)} | more
+    more = {"said": "any" if isinstance(units, str) else None} | more
     return Block(site, "ffn", dict.fromkeys(inputs.split(), "u"), output, units, columns="u", **more)
 
 
@@ -233,24 +234,24 @@ def _grouped(kind: SiteKind, **more: Any) -> Block:
     """Returns attention in which query heads share keys and values by groups, which are the units."""
     projections = {"self_attn.q_proj": "u r d", "self_attn.k_proj": "u d", "self_attn.v_proj": "u d"}
     settings: dict[str, Any] = {"core": "self_attn", "sizes": {"d": "head_dim", "r": "num_key_value_groups"}}
-    settings |= {"implied": {"num_attention_heads": "u r"}, "is_said": True} | more
+    settings |= {"implied": {"num_attention_heads": "u r"}, "said": "any"} | more
     inputs = settings.pop("inputs", projections)
     return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_key_value_heads", columns="u r d", **settings)
 
 
-def _llama(model_type: str, kind: SiteKind = "decoder") -> Family:
-    return Family(model_type, (Stack("layers", (_grouped(kind), _GATED_FFN)),), head_dim="head_dim")
+def _llama(model_type: str, kind: SiteKind = "decoder", **more: Any) -> Family:
+    return Family(model_type, (Stack("layers", (_grouped(kind, **more), _GATED_FFN)),), head_dim="head_dim")
 
 
 def _image(model_type: str, layers: str = "layers") -> Family:
-    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", is_said=True)
+    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", said="any")
     return Family(model_type, (Stack(layers, (attention, _IMAGE_FFN)),), probe="pixels")
 
 
 def _tower(model_type: str, probe: Probe, *, pools: bool = False) -> Family:
     """Returns a tower; the width of an attention pooling at its end is that of its FFNs."""
     attention = _self_attention("self_attn", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"})
-    ffn = dataclasses.replace(_IMAGE_FFN, is_said=not pools)
+    ffn = dataclasses.replace(_IMAGE_FFN, said=None if pools else "any")
     return Family(model_type, (Stack("encoder.layers", (attention, ffn)),), probe=probe)
 
 
@@ -385,7 +386,7 @@ _MODERNBERT = Family(
                     core="attn",
                     sizes={"d": "head_dim"},
                 ),
-                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u", is_said=True),
+                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u", said="any"),
             ),
         ),
     ),
@@ -396,7 +397,7 @@ _NOMIC_BERT = Family(
     (
         Stack(
             "layers",
-            (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj", is_said=True), _GATED_FFN),
+            (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj", said="any"), _GATED_FFN),
         ),
     ),
 )
@@ -408,7 +409,7 @@ _DINOV2 = Family(
         Stack(
             "encoder.layer",
             (
-                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", is_said=True),
+                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", said="any"),
                 _ffn("mlp", "mlp.fc1", "mlp.fc2", enabled_by="not use_swiglu_ffn", **_DINOV2_WIDTH),
                 _ffn("mlp", "mlp.gate_proj mlp.up_proj", "mlp.down_proj", enabled_by="use_swiglu_ffn", **_DINOV2_WIDTH),
             ),
@@ -541,14 +542,16 @@ FAMILIES: dict[str, Family] = {
         _DEBERTA,
         _MODERNBERT,
         _NOMIC_BERT,
-        _llama("eurobert", "encoder"),
+        _llama("eurobert", "encoder", said="divisors"),
         _image("vit"),
         _image("deit"),
         _DINOV2,
         _tower("clip_text_model", "tokens"),
         _tower("clip_vision_model", "pixels"),
         _tower("siglip_vision_model", "pixels", pools=True),
-        *map(_llama, ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")),
+        _llama("llama", said="divisors"),
+        *map(_llama, ("mistral", "qwen2", "qwen3")),
+        _llama("gemma3_text", said="divisors"),
         _PHI3,
         _GPT2,
         _GPT_NEOX,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from operator import sub
 from typing import TYPE_CHECKING
 
 from hf_headprune.errors import InvalidSettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from hf_headprune.anatomy import Anatomy, Site
 
@@ -24,9 +26,28 @@ def tied_sites(sites: Iterable[Site]) -> list[tuple[Site, ...]]:
     """
     ties: dict[str, list[Site]] = {}
     for site in sites:
-        if site.block.is_said and site.units:
+        if site.block.said and site.units:
             ties.setdefault(site.dense_field, []).append(site)
     return [tuple(tie) for tie in ties.values()]
+
+
+def can_be_said(site: Site, units: int) -> bool:
+    """Tells whether the dense model's configuration takes a number of units, if it takes smaller ones at all."""
+    if site.block.said != "divisors" or not units:
+        return units > 0
+    heads = site.number(next(iter(site.block.implied.values()), "u"), units)
+    return site.hidden_size % heads == 0
+
+
+def stops(site: Site, widths: Sequence[int]) -> list[int]:
+    """Returns after how many removals a site has a number of units that its configuration can say.
+
+    Args:
+        site: One of a tie.
+        widths: Units of each removal, together all that the site has.
+    """
+    left = list(accumulate(widths, sub, initial=sum(widths)))
+    return [count for count in range(1, len(left)) if can_be_said(site, left[count])]
 
 
 def check_uniform(anatomy: Anatomy, *, heads_alone: bool = False) -> None:

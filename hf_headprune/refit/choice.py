@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,14 +17,13 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.moments import record_moments_by_gradient
 from hf_headprune.refit.projections import Refit
 from hf_headprune.refit.removal_costs import Step, cheapest_first, elimination
-from hf_headprune.uniform import tied_sites
+from hf_headprune.uniform import stops, tied_sites
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy, Site
-    from hf_headprune.budgets import BudgetGroup
     from hf_headprune.refit.removal_costs import Removal
     from hf_headprune.refit.settings import SecondOrder
 
@@ -47,7 +47,7 @@ class Path:
 
     def units(self) -> np.ndarray:
         """Returns how many units each of the sites has after 0, 1, ... steps, `(len(steps) + 1,)`."""
-        widths = [len(step.removals[0].units) for step in self.steps]
+        widths = [sum(len(removal.units) for removal in step.removals) // len(self.sites) for step in self.steps]
         return self.left + sum(widths) - np.cumsum([0, *widths])
 
 
@@ -115,14 +115,17 @@ def plans_at(
 
 
 def _paths(sites: Sequence[Site], refit: Refit, before: PruningPlan, settings: SecondOrder) -> list[Path]:
-    """Returns what may be removed; for a uniform plan, step by step of each site of a tie, but the last step."""
+    """Returns what may be removed; of sites of a uniform plan together, down to numbers that can be said."""
     removals = {site.name: removal_path(site, refit, before, settings) for site in sites}
     if not settings.tuning.uniform:
         return [Path((name,), [Step((removal,)) for removal in path]) for name, path in removals.items()]
     found = []
     for tie in tied_sites(sites):
-        *steps, last = zip(*(removals[site.name] for site in tie), strict=True)
-        found.append(Path(tuple(site.name for site in tie), [*map(Step, steps)], len(last[0].units)))
+        rows = [*zip(*(removals[site.name] for site in tie), strict=True)]  # what leaves at the same time
+        ends = stops(tie[0], [len(row[0].units) for row in rows])
+        steps = [Step(tuple(chain(*rows[first:end]))) for first, end in pairwise([0, *ends])]
+        left = sum(len(row[0].units) for row in rows[ends[-1] if ends else 0 :])
+        found.append(Path(tuple(site.name for site in tie), steps, left))
     return found
 
 
@@ -156,7 +159,7 @@ def record_refit(
 def scored_sites(anatomy: Anatomy, settings: SecondOrder) -> list[Site]:
     """Returns the sites that a budget may take units from, in the order of the forward pass."""
     sites = [site for site in anatomy.sites if site.units and (site.is_attention or settings.density is not None)]
-    return [site for site in sites if site.block.is_said] if settings.tuning.uniform else sites
+    return [site for site in sites if site.block.said] if settings.tuning.uniform else sites
 
 
 def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: SecondOrder) -> list[Removal]:
@@ -181,11 +184,6 @@ def saved_per_unit(site: Site, settings: SecondOrder) -> int:
     if settings.counts == "macs":
         return macs_per_unit(site, settings.tuning.seq_len, settings.tuning.target_len)
     return site.bytes_per_unit if settings.counts == "bytes" else weights_per_unit(site)
-
-
-def steps_due(group: BudgetGroup, share: float, together: int) -> int:
-    """Returns in how many steps, of so many heads, a share of what a budget of heads removes is gone."""
-    return round(share * (len(group.positions) - group.kept) / together)
 
 
 def _up_to_density(paths: Sequence[Path], anatomy: Anatomy, settings: SecondOrder, share: float) -> list[Step]:
@@ -247,8 +245,12 @@ def _up_to_heads(paths: Sequence[Path], anatomy: Anatomy, settings: SecondOrder,
     for group in budget_groups(settings.kept_heads or 0, anatomy):
         names = {owners[position] for position in group.positions}
         mine = [path for path in paths if names.issuperset(path.sites)]
-        together = max(len(path.sites) for path in mine)
-        already = len(group.positions) - sum(int(path.units()[0]) * len(path.sites) for path in mine)
-        due = steps_due(group, share, together) - already // together
-        found += cheapest_first([path.steps for path in mine])[: max(due, 0)]
+        gone = len(group.positions) - sum(int(path.units()[0]) * len(path.sites) for path in mine)
+        due = round(share * (len(group.positions) - group.kept))
+        for step in cheapest_first([path.steps for path in mine]):
+            heads = sum(len(removal.units) for removal in step.removals)
+            if gone + heads / 2 > due:
+                break
+            found.append(step)
+            gone += heads
     return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hf_headprune.budgets import budget_groups
 from hf_headprune.cost import check_latency_table, latency_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.choice import saved_per_unit, scored_sites, steps_due
-from hf_headprune.uniform import check_uniform, kept_whole, tied_sites
+from hf_headprune.refit.choice import saved_per_unit, scored_sites
+from hf_headprune.uniform import can_be_said, check_uniform, kept_whole, tied_sites
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy, Site
@@ -38,13 +39,14 @@ def _check_uniform_budget(settings: SecondOrder, anatomy: Anatomy) -> None:
     """Sees that a plan with equal numbers in all layers, at least one of each, meets a budget."""
     ties = tied_sites(scored_sites(anatomy, settings))
     if settings.density is None:
-        layers, heads = len(ties[0]), ties[0][0].units
-        for group in budget_groups(settings.kept_heads or 0, anatomy):
-            if group.kept % layers or not group.kept:
-                raise InvalidSettingError(
-                    f"uniform: {group.kept} of {len(group.positions)} heads can't be shared out equally over {layers} "
-                    f"layers of {heads}. Keep a multiple of {layers}, from {layers} up."
-                )
+        layers, site = len(ties[0]), ties[0][0]
+        allowed = [layers * units for units in range(1, site.units + 1) if can_be_said(site, units)]
+        wrong = [group.kept for group in budget_groups(settings.kept_heads or 0, anatomy) if group.kept not in allowed]
+        if wrong:
+            raise InvalidSettingError(
+                f"uniform: {layers} layers with equally many heads, in numbers that a configuration of "
+                f"{anatomy.model_type} takes, keep one of {', '.join(map(str, allowed))} heads, received {wrong[0]}."
+            )
         return
     multiple = settings.tuning.width_multiple
     least = {site.name: range(1 if site.is_attention else min(multiple, site.units)) for tie in ties for site in tie}
@@ -87,11 +89,13 @@ def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share
 
 def _heads_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share: float) -> str | None:
     places = [(site.name, head) for site in anatomy.attention_sites for head in range(site.units)]
-    together = len(anatomy.attention_sites) if settings.tuning.uniform else 1
+    rounding = 0.0
+    if settings.tuning.uniform and share < 1:  # between two rounds
+        rounding = max(_widest_step(site, 1) for site in anatomy.attention_sites) * len(anatomy.attention_sites) / 2
     for group in budget_groups(settings.kept_heads or 0, anatomy):
         kept = sum(places[at][1] in plan.kept(places[at][0]) for at in group.positions)
-        aim = len(group.positions) - together * steps_due(group, share, together)
-        if kept != aim:
+        aim = len(group.positions) - round(share * (len(group.positions) - group.kept))
+        if abs(kept - aim) > rounding:
             return f"{kept} of {len(group.positions)} heads are kept, where {aim} were to be"
     return None
 
@@ -113,6 +117,13 @@ def _largest_step(settings: SecondOrder, anatomy: Anatomy) -> float:
     ties = tied_sites(sites) if settings.tuning.uniform else [(site,) for site in sites]
 
     def removed(site: Site) -> int:
-        return saved_per_unit(site, settings) * (1 if site.is_attention else settings.tuning.width_multiple)
+        multiple = 1 if site.is_attention else settings.tuning.width_multiple
+        return saved_per_unit(site, settings) * (_widest_step(site, multiple) if settings.tuning.uniform else multiple)
 
     return max(sum(map(removed, tie)) for tie in ties) / total
+
+
+def _widest_step(site: Site, multiple: int) -> int:
+    """Returns the largest number of units that one step of a uniform plan removes of a site."""
+    said = [units for units in range(1, site.units + 1) if can_be_said(site, units)]
+    return max([multiple, *(larger - smaller for smaller, larger in pairwise(said))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from hf_headprune.cost import macs_per_unit
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.uniform import tied_sites
+from hf_headprune.uniform import stops, tied_sites
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -91,7 +91,8 @@ def units_of_search(
 def tied_units(anatomy: Anatomy, units: Sequence[Unit], start: PruningPlan, order: Order | None = None) -> list[Unit]:
     """Joins units of sites that lose equally many: the first of each, by the order of removal, then the second of each.
 
-    The last of each is left out: no configuration of a dense model says zero. What the start removes comes first.
+    Those without which no number is left that a configuration of the dense model can say are left out; where it takes
+    few numbers only, one step remains, to the next of them. What the start removes comes first.
 
     Args:
         anatomy: Of the model.
@@ -114,7 +115,10 @@ def tied_units(anatomy: Anatomy, units: Sequence[Unit], start: PruningPlan, orde
 
     joined: list[Unit] = []
     for tie in tied_sites(site for site in anatomy.sites if site.name in parts):
-        joined += [*zip(*(sorted(parts[site.name], key=place) for site in tie), strict=True)][:-1]
+        rows = [*zip(*(sorted(parts[site.name], key=place) for site in tie), strict=True)]
+        steps = [*pairwise([0, *stops(tie[0], [len(row[0].indices) for row in rows])])]
+        steps = steps[:1] if tie[0].block.said == "divisors" else steps
+        joined += [tuple(chain(*rows[first:end])) for first, end in steps]
     if not joined:
         raise InvalidSettingError(
             "uniform: all layers have one head and one chunk of FFN units, and can't have fewer. Leave uniform out."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
@@ -101,8 +102,8 @@ def plain_model(model: Any) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):
             plain = None if problems else _dense_class(model)(_plain_config(model))
-    except ValueError as error:  # such as heads that must divide the hidden size
-        problems, plain = [str(error)], None
+    except (ValueError, StrictDataclassError) as error:  # such as heads that must divide the hidden size
+        problems, plain = [str(error).splitlines()[-1].strip().removeprefix("ValueError: ").rstrip(".")], None
     if plain is not None:
         problems += _misfits(plain, model)
     if plain is None or problems:

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.budgets import linear_density
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.cost import latency_of
 from hf_headprune.errors import InvalidSettingError
@@ -17,7 +18,8 @@ from hf_headprune.pipeline.budget import plan_for_budget
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import choose
-from hf_headprune.search.settings import AStarSearch
+from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.search.settings import AStarSearch, SearchTuning
 from hf_headprune.shrink.export import export_model
 from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.uniform import tied_sites
@@ -31,21 +33,29 @@ SAYS_NOTHING = {"gpt2", "siglip_vision_model"}
 LAYERS = 3
 
 
-def tiny_llama():
+def classifier(family):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": LAYERS, "vocab_size": 100}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
-    return LlamaForSequenceClassification(LlamaConfig(num_labels=3, pad_token_id=0, **sizes, **heads)).eval()
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
+    config = AutoConfig.for_model(family, num_labels=3, pad_token_id=0, **sizes, **heads)
+    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def mistral():
+    """A model whose configuration takes any number of heads."""
+    return classifier("mistral")
+
+
+@pytest.fixture
 def llama():
-    return tiny_llama()
+    """A model whose configuration takes numbers of heads that divide the hidden size."""
+    return classifier("llama")
 
 
 @pytest.fixture(scope="module")
-def rows(llama):
-    return own_examples(llama)
+def rows():
+    return own_examples(classifier("mistral"))
 
 
 def numbers(plan):
@@ -55,6 +65,7 @@ def numbers(plan):
 
 def assert_equal_layers(plan):
     assert list(map(len, numbers(plan))) == [1, 1]
+    assert 0 not in set().union(*numbers(plan))
 
 
 def difference_of_plain(model, found, folder, inputs):
@@ -81,50 +92,64 @@ def test_every_family_that_can_say_equal_numbers_is_pruned_to_some_and_is_of_the
 
 
 @pytest.mark.parametrize("budget", [{"density": 0.5}, {"speedup": 2.0}, {"kept_heads": 6}, {"size_mb": 0.08}], ids=str)
-def test_a_budget_is_met_by_equal_layers_that_differ_in_which_units_they_keep(llama, rows, budget, tmp_path):
-    found = plan_for_budget(llama, rows, uniform=True, **budget)
+def test_a_budget_is_met_by_equal_layers_that_differ_in_which_units_they_keep(mistral, rows, budget, tmp_path):
+    found = plan_for_budget(mistral, rows, uniform=True, **budget)
     assert_equal_layers(found.plan)
-    assert len(set(found.plan.kept_heads.values())) > 1  # by costs
+    assert len({*found.plan.kept_heads.values(), *found.plan.kept_ffn.values()}) > 2  # by costs
+    inputs = {"input_ids": torch.tensor([rows[0]["input_ids"]])}
+    assert difference_of_plain(mistral, found, tmp_path, inputs) == 0.0
+
+
+@pytest.mark.parametrize(("kept", "density"), [(1, 0.25), (2, 0.5), (4, 0.9)])
+def test_numbers_that_a_configuration_refuses_are_passed_over(llama, rows, kept, density, tmp_path):
+    labelled = [{"input_ids": row["input_ids"], "label": 0} for row in rows]
+    tuning = second_order(density=density, uniform=True, width_multiple=8)
+    found = second_order_plan(llama, labelled, tuning)
+    assert numbers(found.plan)[0] <= {1, 2, 4}  # groups of two heads each, and 6 do not divide 32
+    assert linear_density(found.plan, anatomy_of(llama)) == pytest.approx(density, abs=0.09)
     inputs = {"input_ids": torch.tensor([rows[0]["input_ids"]])}
     assert difference_of_plain(llama, found, tmp_path, inputs) == 0.0
+    by_heads = plan_for_budget(llama, rows, kept_heads=kept * LAYERS, uniform=True)
+    assert numbers(by_heads.plan)[0] == {kept}
 
 
-def test_a_budget_of_measured_ms_is_met_by_equal_layers(llama, rows):
-    table = {site.name: {0: 0.0, site.units: 1.0} for site in anatomy_of(llama).sites}
-    found = plan_for_budget(llama, rows, speedup=2.0, latency_ms=table, uniform=True)
+def test_a_budget_of_measured_ms_is_met_by_equal_layers(mistral, rows):
+    table = {site.name: {0: 0.0, site.units: 1.0} for site in anatomy_of(mistral).sites}
+    found = plan_for_budget(mistral, rows, speedup=2.0, latency_ms=table, uniform=True)
     assert_equal_layers(found.plan)
-    assert latency_of(found.plan, table) <= latency_of(PruningPlan.of(llama), table) / 2 + 1e-9
+    assert latency_of(found.plan, table) <= latency_of(PruningPlan.of(mistral), table) / 2 + 1e-9
 
 
 def test_rounds_of_training_meet_a_budget_by_equal_layers(rows, tmp_path):
     callback = HeadPruneCallback(density=0.5, uniform=True, latency=None)
-    labelled = [{"input_ids": row["input_ids"], "labels": row["label"]} for row in rows]
-    trainer = trainer_of(tmp_path, callback, model=tiny_llama(), train_dataset=labelled, eval_dataset=labelled)
+    labelled = [{"input_ids": row["input_ids"][:3], "labels": row["label"]} for row in rows]
+    trainer = trainer_of(tmp_path, callback, model=classifier("mistral"), train_dataset=labelled, eval_dataset=labelled)
     trainer.train()
     assert_equal_layers(callback.plan)
-    heads, _ = numbers(callback.plan)
-    read = LlamaForSequenceClassification.from_pretrained(export_model(trainer.model, tmp_path / "plain", mode="plain"))
-    assert {read.config.num_key_value_heads} == heads
+    folder = export_model(trainer.model, tmp_path / "plain", mode="plain")
+    read = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert ({read.config.num_key_value_heads}, {read.config.intermediate_size}) == numbers(callback.plan)
 
 
-def test_the_order_of_costs_is_walked_down_in_steps_of_equal_layers(llama, rows):
-    found = search_plan(llama, rows, calibration=examples(40, 3), max_drop=0.5, uniform=True)
+def test_the_order_of_costs_is_walked_down_in_steps_of_equal_layers(mistral, rows):
+    found = search_plan(mistral, rows, calibration=examples(40, 3), max_drop=0.5, uniform=True)
     assert len(found.history) > 2
     for measured in found.history:
         assert_equal_layers(measured.plan)
 
 
 @pytest.mark.parametrize("scores", [None, range(4 * LAYERS)], ids=["by costs", "by scores"])
-def test_a_search_and_the_candidates_of_its_certificate_have_equal_layers(llama, rows, scores):
-    search = AStarSearch(max_drop=0.6, max_evaluations=20)
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_search_and_the_candidates_of_its_certificate_have_equal_layers(family, rows, scores):
+    model = classifier(family)
+    search = AStarSearch(max_drop=0.6, max_evaluations=12, tuning=SearchTuning(ffn_chunk=32))
     unseen = [{"input_ids": row["input_ids"], "label": 0} for row in examples(60, 5)]
     options = {"calibration": examples(40, 3), "certify": unseen, "progress": False, "head_scores": scores}
-    found = search_plan(llama, rows, search=search, uniform=True, **options)
+    found = search_plan(model, rows, search=search, uniform=True, **options)
     assert found.search.plan != found.reference
     assert len(found.history) > 2
     for plan in (found.plan, found.search.plan, *(measured.plan for measured in found.history)):
         assert_equal_layers(plan)
-        assert 0 not in set().union(*numbers(plan))
     heads = {site: set(range(4)) for site in found.plan.kept_heads}
     assert {site: set(searched) for site, searched in found.search.heads.items()} == heads
 
@@ -134,7 +159,7 @@ def refused(call, message):
         call()
 
 
-def test_what_no_configuration_can_say_is_refused_with_the_reason(llama, rows):
+def test_what_no_configuration_can_say_is_refused_with_the_reason(llama, mistral, rows):
     bert, gpt2 = tiny_bert(num_labels=3), made("gpt2")[0]
     refused(
         lambda: plan_for_budget(bert, rows, kept_heads=4, uniform=True),
@@ -142,14 +167,17 @@ def test_what_no_configuration_can_say_is_refused_with_the_reason(llama, rows):
     )
     refused(
         lambda: plan_for_budget(bert, rows, density=0.4, uniform=True),
-        r"this bert keeps at least 0\.\d+ of its parameters \(the width of a head .* all heads are kept\); 0\.400 is asked",
+        r"this bert keeps at least 0\.\d+ of its parameters \(the width .* all heads are kept\); 0\.400 is asked",
     )
-    refused(lambda: plan_for_budget(gpt2, rows, density=0.5, uniform=True), "gpt2 has no field that says fewer heads or")
     refused(
-        lambda: plan_for_budget(llama, rows, kept_heads=5, uniform=True),
-        r"5 of 12 heads can't be shared out equally over 3 layers of 4\. Keep a multiple of 3, from 3 up",
+        lambda: plan_for_budget(gpt2, rows, density=0.5, uniform=True), "gpt2 has no field that says fewer heads or"
     )
-    uneven = tiny_llama()
+    refused(
+        lambda: plan_for_budget(llama, rows, kept_heads=9, uniform=True),
+        r"3 layers with equally many heads, .* keep one of 3, 6, 12 heads, received 9\.",
+    )
+    refused(lambda: plan_for_budget(mistral, rows, kept_heads=5, uniform=True), "one of 3, 6, 9, 12 heads, received 5")
+    uneven = classifier("llama")
     prune_model_(uneven, PruningPlan.of(uneven).replace(kept_heads={"layers.0.self_attn": (0, 1)}))
     refused(lambda: search_plan(uneven, rows, uniform=True), "the layers of this model have 2 to 4 units already")
     for setting in ({"units": ("layers",)}, {"units": ("heads",), "objective": "latency"}):
@@ -166,4 +194,4 @@ def test_what_no_configuration_can_say_is_refused_with_the_reason(llama, rows):
 
 def latency_tuning(model):
     sites = anatomy_of(model).attention_sites
-    return AStarSearch().tuning.__class__(latency_ms={site.name: {0: 0.0, site.units: 1.0} for site in sites})
+    return SearchTuning(latency_ms={site.name: {0: 0.0, site.units: 1.0} for site in sites})
