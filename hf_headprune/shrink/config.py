@@ -19,6 +19,7 @@ from hf_headprune._compat import unsupported
 from hf_headprune.anatomy import family_of
 from hf_headprune.errors import InvalidConfigError
 from hf_headprune.families import FAMILIES
+from hf_headprune.shrink.adapters import let_peft_know
 from hf_headprune.shrink.registration import register_models
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ class PrunableConfig(PrunedConfig):
         complete_config_(self)
         check_dense_numbers(self)
         super().__post_init__(**kwargs)  # type: ignore[misc] # every class that this is mixed into has it
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all fields. PEFT asks for them before it looks up which modules of a model type it adapts."""
+        let_peft_know(type(self).model_type)  # type: ignore[attr-defined] # of the dense class
+        return super().to_dict()  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

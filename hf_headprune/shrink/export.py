@@ -150,7 +150,7 @@ def _plain_config(model: Any) -> Any:
             setattr(config, name, site.number(layout, site.units))
         if site.is_attention and family.head_dim is None:
             config.head_dim = site.unit_width  # some families read it; where they do not, the shapes differ
-    return config
+    return dense_class.from_dict(config.to_dict())  # which checks the numbers
 
 
 def _misfits(plain: Any, model: Any) -> list[str]:
