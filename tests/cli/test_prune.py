@@ -370,3 +370,14 @@ def test_the_help_fits_one_screen(capsys, monkeypatch):
     assert len(lines) <= 31
     assert max(map(len, lines)) <= 100
     assert called(capsys).out.count("\n") < 20
+
+
+def test_equal_layers_are_pruned_and_exported_for_transformers_alone(capsys, classifier, tmp_path):
+    words = (classifier / "model", tmp_path / "out", "--train", classifier / "train.csv", "--uniform")
+    said = called(capsys, "prune", *words, "--density", 0.8)
+    assert said.code == 0, said.err
+    assert called(capsys, "export", tmp_path / "out", tmp_path / "plain", "--mode", "plain").code == 0
+    read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert (type(read).__name__, read.config.intermediate_size) == ("BertForSequenceClassification", 32)
+    refused = called(capsys, "prune", *words, "--kept-heads", 4)
+    assert "bert has no field that says fewer heads" in refused.problem
