@@ -13,7 +13,7 @@ TESTS ?=
 # One process per core, at most four; each takes the next tests of its half, then of the other's.
 PYTEST := -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 # Pins that belong to one version of Transformers; another version brings its own.
-UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transformers|setfit|trl)==
+UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transformers|setfit|trl|peft)==
 
 # Families whose pruned classes run through the host's own tests; none is all.
 FAMILIES ?=

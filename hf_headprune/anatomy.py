@@ -324,7 +324,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     if not sites:
         raise UnsupportedModelError(
             f"{type(model).__name__}: none of the stacks {[stack.layers for stack in family.stacks]} exists in "
-            f"{type(base).__name__}. Pass the Transformers model itself, not a wrapper around it."
+            f"{type(base).__name__}. Pass the Transformers model itself, not a wrapper around it; of a model with "
+            "adapters of PEFT, what its merge_and_unload() returns."
         )
     # Weights that are offloaded are tied by name alone: each use makes them other objects.
     tied = set(getattr(model, "all_tied_weights_keys", {})) if is_dispatched(model) else set()

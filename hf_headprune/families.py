@@ -49,6 +49,9 @@ class Block:
         runs_empty: Whether the forward pass of `core` does more than attention, and so has to run without heads, too.
         tokens: Where the configuration says it, and not the length of the input: how many tokens the block sees in a
             layer, by the configuration and the layer's index, and how many of them each attends to.
+        said: Which smaller numbers of units, one for all layers, the dense model's configuration can say, so that a
+            model with equal layers is one of the dense class: "any", "divisors" (numbers of heads that divide the
+            hidden size), or None.
     """
 
     site: str
@@ -70,6 +73,7 @@ class Block:
     shared_bias: str | None = None
     runs_empty: bool = False
     tokens: Callable[[Any, int], tuple[int, int]] | None = None
+    said: Literal["any", "divisors"] | None = None
 
     @property
     def is_attention(self) -> bool:
@@ -201,6 +205,7 @@ def _attention(site: str, kind: SiteKind, qkv: str, output: str, units: str, **m
 
 def _ffn(site: str, inputs: str, output: str, units: str | Callable[[Any], int], **more: Any) -> Block:
     """Returns an FFN; two modules make it a gated one."""
+    more = {"said": "any" if isinstance(units, str) else None} | more
     return Block(site, "ffn", dict.fromkeys(inputs.split(), "u"), output, units, columns="u", **more)
 
 
@@ -277,27 +282,31 @@ def _grouped(kind: SiteKind, **more: Any) -> Block:
     """Returns attention in which query heads share keys and values by groups."""
     projections = {"self_attn.q_proj": "u r d", "self_attn.k_proj": "u d", "self_attn.v_proj": "u d"}
     settings: dict[str, Any] = {"core": "self_attn", "sizes": {"d": "head_dim", "r": "num_key_value_groups"}}
-    settings |= {"groups": "num_key_value_heads"} | more
+    settings |= {"groups": "num_key_value_heads", "said": "any"} | more
     inputs = settings.pop("inputs", projections)
     return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_attention_heads", columns="u r d", **settings)
 
 
-def _llama(model_type: str, kind: SiteKind = "decoder") -> Family:
-    return Family(model_type, (Stack("layers", (_grouped(kind), _GATED_FFN)),), head_dim="head_dim")
+def _llama(model_type: str, kind: SiteKind = "decoder", **more: Any) -> Family:
+    return Family(model_type, (Stack("layers", (_grouped(kind, **more), _GATED_FFN)),), head_dim="head_dim")
 
 
 def _image(model_type: str, more_tokens: int) -> Family:
-    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj")
+    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", said="any")
     blocks = _seeing(_patches(more_tokens), attention, _IMAGE_FFN)
     return Family(model_type, (Stack("layers", blocks),), probe="pixels")
 
 
-def _tower(model_type: str, more_tokens: int | None = None, **more: Any) -> Family:
-    """Returns a tower of images, which have so many tokens beside their patches, or of texts."""
+def _tower(model_type: str, more_tokens: int | None = None, *, pools: bool = False, **more: Any) -> Family:
+    """Returns a tower of images, which have so many tokens beside their patches, or of texts.
+
+    The width of an attention pooling at its end is that of its FFNs.
+    """
     attention = _self_attention("self_attn", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"})
+    ffn = dataclasses.replace(_IMAGE_FFN, said=None if pools else "any")
     if more_tokens is None:
-        return Family(model_type, (Stack("encoder.layers", (attention, _IMAGE_FFN)),), **more)
-    blocks = _seeing(_patches(more_tokens), attention, _IMAGE_FFN)
+        return Family(model_type, (Stack("encoder.layers", (attention, ffn)),), **more)
+    blocks = _seeing(_patches(more_tokens), attention, ffn)
     return Family(model_type, (Stack("encoder.layers", blocks),), probe="pixels", **more)
 
 
@@ -442,7 +451,7 @@ _MODERNBERT = Family(
                     core="attn",
                     sizes={"d": "head_dim"},
                 ),
-                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u"),
+                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u", said="any"),
             ),
         ),
     ),
@@ -450,9 +459,15 @@ _MODERNBERT = Family(
 
 _NOMIC_BERT = Family(
     "nomic_bert",
-    (Stack("layers", (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj"), _GATED_FFN)),),
+    (
+        Stack(
+            "layers",
+            (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj", said="any"), _GATED_FFN),
+        ),
+    ),
 )
 
+_DINOV2_WIDTH: dict[str, Any] = {"units": _dinov2_width, "own_field": "num_ffn_units"}
 _DINOV2 = Family(
     "dinov2",
     (
@@ -460,13 +475,9 @@ _DINOV2 = Family(
             "encoder.layer",
             _seeing(
                 _patches(1),
-                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj"),
-                dataclasses.replace(
-                    _IMAGE_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="not use_swiglu_ffn"
-                ),
-                dataclasses.replace(
-                    _GATED_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="use_swiglu_ffn"
-                ),
+                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", said="any"),
+                _ffn("mlp", "mlp.fc1", "mlp.fc2", enabled_by="not use_swiglu_ffn", **_DINOV2_WIDTH),
+                _ffn("mlp", "mlp.gate_proj mlp.up_proj", "mlp.down_proj", enabled_by="use_swiglu_ffn", **_DINOV2_WIDTH),
             ),
         ),
     ),
@@ -486,7 +497,7 @@ _PHI3 = Family(
                     attributes={"num_key_value_heads": "u"},
                     own_numbers={"num_attention_heads": "u r", "num_key_value_heads": "u"},
                 ),
-                Block("mlp", "ffn", {"mlp.gate_up_proj": "2 u"}, "mlp.down_proj", "intermediate_size", columns="u"),
+                dataclasses.replace(_GATED_FFN, inputs={"mlp.gate_up_proj": "2 u"}),
             ),
         ),
     ),
@@ -581,7 +592,7 @@ _WAV2VEC2 = Family(
 
 _CLIP_TOWERS = {"vision": _tower("clip_vision_model", 1), "text": _tower("clip_text_model")}
 _SIGLIP_TOWERS = {
-    "vision": _tower("siglip_vision_model", 0),
+    "vision": _tower("siglip_vision_model", 0, pools=True),
     "text": _tower("siglip_text_model", body="SiglipTextModel"),
 }
 
@@ -660,7 +671,7 @@ FAMILIES: dict[str, Family] = {
         _DEBERTA,
         _MODERNBERT,
         _NOMIC_BERT,
-        _llama("eurobert", "encoder"),
+        _llama("eurobert", "encoder", said="divisors"),
         _image("vit", 1),
         _image("deit", 2),
         _DINOV2,
@@ -669,7 +680,9 @@ FAMILIES: dict[str, Family] = {
         _towers("clip", **_CLIP_TOWERS),
         *_SIGLIP_TOWERS.values(),
         _towers("siglip", **_SIGLIP_TOWERS),
-        *map(_llama, ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")),
+        _llama("llama", said="divisors"),
+        *map(_llama, ("mistral", "qwen2", "qwen3")),
+        _llama("gemma3_text", said="divisors"),
         _PHI3,
         _GPT2,
         _GPT_NEOX,

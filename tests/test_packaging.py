@@ -22,8 +22,14 @@ import sys
 from pathlib import Path
 checkout, unpacked = sys.argv[1:]
 sys.path = [place for place in sys.path if Path(place).resolve() != Path(checkout)]
-import hf_headprune
 import transformers
+from importlib.metadata import entry_points
+known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+assert "prunable_bert" not in known
+(plugin,) = {found for found in entry_points(group="vllm.general_plugins") if found.name == "hf_headprune"}
+plugin.load()()  # as a server does
+assert "prunable_bert" in known
+import hf_headprune
 from hf_headprune import cli, compat
 from hf_headprune.publish.card import TEMPLATE
 assert "{{ version }}" in TEMPLATE.read_text()
@@ -68,7 +74,8 @@ def test_version_and_command_come_from_the_package_and_its_settings(wheel):
     assert metadata["Version"] == hf_headprune.__version__
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert {"plot", "onnx", "openvino", "docs"} <= set(metadata.get_all("Provides-Extra"))
-    assert "headprune = hf_headprune.cli:main" in wheel.read(f"{place}/entry_points.txt").decode()
+    commands = wheel.read(f"{place}/entry_points.txt").decode().splitlines()
+    assert {f"{name} = hf_headprune.cli:main" for name in ("headprune", "hf-headprune")} <= set(commands)
     assert f"{place}/licenses/LICENSE" in wheel.namelist()
 
 

@@ -39,6 +39,8 @@ def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, second
         parts.append(_search(settings.search, settings, splits, trainer, seconds_per_plan))
     elif settings.max_drop is not None:
         parts.append(_walk(settings, splits, trainer, seconds_per_plan))
+    if settings.uniform:
+        parts[-1] += ", with equal numbers in all layers"
     if settings.recovers:
         parts += _recovery(settings)
     lines = [f"HeadPruneCallback: {'; then '.join(parts)}."]

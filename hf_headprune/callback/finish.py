@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from hf_headprune.latency import LatencyChange
     from hf_headprune.pipeline.holdout import Chosen
     from hf_headprune.pipeline.recovery import Recover
-    from hf_headprune.search.settings import AStarSearch
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +221,7 @@ def _find(
     own = own_number(trainer, search, learned.plan, is_one_point=settings.is_one_point)
     if own is not None and asked.metric is None and splits.holdout is not None:
         splits = Splits(holdout=NotCertifiable(own.reason))
-    return _search(trainer, search, splits, learned, is_own=own is not None), splits.holdout
+    return _search(trainer, settings, splits, learned, is_own=own is not None), splits.holdout
 
 
 def _walk_down(
@@ -255,7 +254,8 @@ def _walk_down(
         _remember(trainer)
     batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
-    found = walk_down(model_of(trainer), before, losses, decide, over_processes=number_of_processes() > 1)
+    several = number_of_processes() > 1
+    found = walk_down(model_of(trainer), before, losses, decide, uniform=settings.uniform, over_processes=several)
     return found, holdout
 
 
@@ -270,7 +270,8 @@ def _cut_to_size(trainer: Trainer, settings: Settings, before: PruningPlan, reco
     return Found(recovered(twin, RefittedPlan(*from_first_unless(found, over_processes)), recover))
 
 
-def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Learned, *, is_own: bool) -> Found:
+def _search(trainer: Trainer, settings: Settings, splits: Splits, learned: Learned, *, is_own: bool) -> Found:
+    search = settings.measured
     source = metric_source(trainer, search, splits.searched, is_own=is_own, refits=True)
     _remember(trainer, splits.searched)
     job = Job(
@@ -282,6 +283,7 @@ def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Lear
         restorable=learned.restorable,
         head_scores=learned.head_scores,
         journal=Path(trainer.args.output_dir, JOURNAL_NAME),
+        uniform=settings.uniform,
         restarts=True,
         progress=not trainer.args.disable_tqdm,
     )

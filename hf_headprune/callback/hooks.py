@@ -83,6 +83,7 @@ class HeadPruneCallback(TrainerCallback):
         second_order: SecondOrder | None = None,
         distillation: Distillation | None = None,
         search: AStarSearch | None = None,
+        uniform: bool = False,
         confidence: float | Literal["auto"] | None = AUTO,
         certification_dataset: Any = None,
         certification_metric: Metric | None = None,
@@ -115,6 +116,9 @@ class HeadPruneCallback(TrainerCallback):
             search: An A* search after training over sets of heads and FFN units, in place of the order of removal
                 costs; it has a `max_drop` of its own. None: with `gates`, `movement` or a budget of size, exactly what
                 training chose is pruned.
+            uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
+                Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
+                family's configuration can't say fewer heads, all are kept.
             confidence: With which the drop must be shown to be below `max_drop` on unseen data, by an exact test of
                 `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing; where there are too few
                 examples to show anything, the drop that is seen decides then. With a number, only what is certified is
@@ -135,6 +139,7 @@ class HeadPruneCallback(TrainerCallback):
             sizes,
             recover_epochs=recover_epochs,
             search=search,
+            uniform=uniform,
             gates=gates,
             movement=movement,
             second_order=second_order,
@@ -240,10 +245,7 @@ class HeadPruneCallback(TrainerCallback):
             second_run_steps(self.settings.movement.refill_ratio, state.max_steps)
         seconds = None
         if self.settings.follows:
-            closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            seconds = search_metric.require_searchable(
-                trainer, self.settings.measured, start_cuts_ffn=closes_ffn, is_one_point=self.settings.is_one_point
-            )
+            seconds = search_metric.require_searchable(trainer, self.settings)
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
             tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))

@@ -17,6 +17,7 @@ from hf_headprune.pipeline.budget import one_budget, second_order_of
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, REPORTING
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.uniform import check_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +53,7 @@ class Settings:
         max_drop: Drop of the metric that is allowed to the plans tried after training, in the order of removal costs.
         is_one_point: Whether that drop is the default: one percentage point, whatever numbers the metric runs over.
         search: In their place, an A* search after training.
+        uniform: Whether all layers keep equally many heads and FFN units.
         confidence: Of the certificate; None certifies nothing.
         latency: At what latency is measured before and after pruning.
 
@@ -68,6 +70,7 @@ class Settings:
     max_drop: float | None = None
     is_one_point: bool = False
     search: AStarSearch | None = None
+    uniform: bool = False
     confidence: float | None = DECIDING
     latency: LatencySettings | None = None
 
@@ -122,6 +125,7 @@ class Settings:
         self._check_recovery()
         self._check_movement()
         self._check_layers()
+        self._check_uniform()
 
     @property
     def size_name(self) -> str | None:
@@ -225,6 +229,14 @@ class Settings:
                 "Pass units=('heads', 'ffn', 'layers'), or leave the budget out."
             )
 
+    def _check_uniform(self) -> None:
+        learned = [name for name in ("gates", "movement") if getattr(self, name) is not None]
+        if self.uniform and learned:
+            raise InvalidSettingError(
+                f"HeadPruneCallback(uniform=True): {' and '.join(learned)} select units in each layer alone. Leave "
+                f"{'them' if len(learned) > 1 else 'it'} out: removal costs and a search keep equal numbers."
+            )
+
     @property
     def trains_twice(self) -> bool:
         """Whether a second training run, of the refilled model, follows."""
@@ -236,9 +248,11 @@ class Settings:
         FFN widths stay multiples of 32, or, if those of the model are not, of the largest divisor that they share.
 
         Raises:
-            InvalidSettingError: The budget is out of range.
+            InvalidSettingError: The budget is out of range, or the model can't be uniform.
         """
-        if self.size_name is None:
+        if self.uniform:
+            check_uniform(anatomy)
+        if self.size_name is None and self.second_order is None:
             return self
         if self.gates is None:
             found = self.cut_of(anatomy, model)
@@ -257,4 +271,7 @@ class Settings:
         Raises:
             InvalidSettingError: It is out of range.
         """
-        return second_order_of(dict(self.size), anatomy, model, where="HeadPruneCallback")
+        found = self.second_order or second_order_of(
+            dict(self.size), anatomy, model, where="HeadPruneCallback", uniform=self.uniform
+        )
+        return replace(found, tuning=replace(found.tuning, uniform=True)) if self.uniform else found

@@ -123,6 +123,9 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         float | None, typer.Option(metavar="EPOCHS", help="Train the pruned model on, taught by MODEL; then certify it")
     ] = None,
     learning_rate: Annotated[float, typer.Option(metavar="X", help="Of --recover")] = 2e-4,
+    uniform: Annotated[  # noqa: FBT002
+        bool, typer.Option("--uniform", help="Equal numbers in all layers, for export --mode plain")
+    ] = False,
     confidence: Annotated[
         float | None, typer.Option(metavar="X", help="Level at which a drop must be certified, such as 0.95")
     ] = None,
@@ -151,6 +154,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
         measured=measured,
         vocabulary=vocabulary,
+        uniform=uniform,
         searches=search,
         recovery=Recovery.of(recover, learning_rate),
         metric=metric,
@@ -220,6 +224,7 @@ class Run:
     budget: Budget
     measured: bool
     vocabulary: str | None
+    uniform: bool
     searches: bool
     recovery: Recovery | None
     metric: str | None
@@ -289,7 +294,7 @@ class Run:
         if self.vocabulary is not None:
             smaller = SmallerVocabulary.of(self.vocabulary, model, reader, read["train"])
             model, tokenizer = smaller.model, smaller.tokenizer
-            self.budget.check(model)
+            self.budget.check(model, uniform=self.uniform)
             reader = reader_for(model, tokenizer, self.columns, self.max_length)
         splits = self._splits(read, reader)
         if smaller is not None:
@@ -300,7 +305,7 @@ class Run:
     def _check(self, model: Any) -> None:
         """Refuses options that don't go together, and a size that the model can't have."""
         if self.vocabulary is None:
-            self.budget.check(model)
+            self.budget.check(model, uniform=self.uniform)
         elif self.searches:
             raise InvalidSettingError(
                 "prune: --search measures plans against the model that it prunes, and --vocabulary makes another one "
@@ -355,8 +360,10 @@ class Run:
         )
 
     def _options(self, inputs: Inputs) -> dict[str, Any]:
-        """Returns what says on which examples the result is certified, and with which confidence."""
+        """Returns how plans are chosen, on which examples the result is certified, and with which confidence."""
         splits, options = inputs.splits, {"batch_size": self.batch_size, "reference": inputs.reference}
+        if self.uniform:
+            options["uniform"] = True
         if splits.certify is not None:
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(

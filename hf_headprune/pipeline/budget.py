@@ -22,6 +22,7 @@ from hf_headprune.pipeline.run import WHOLE, against, certified, unseen_change
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching
@@ -55,6 +56,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     speedup: float | None = None,
     size_mb: float | None = None,
     kept_heads: Budget | None = None,
+    uniform: bool = False,
     latency_ms: LatencyTable | None = None,
     certify: Any = None,
     reference: Any = None,
@@ -79,6 +81,9 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
             ms.
         size_mb: Size of the saved `model.safetensors`, embeddings included, in MB (10^6 bytes).
         kept_heads: Number or share of the attention heads that are kept; FFN units are all kept.
+        uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
+            Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
+            family's configuration can't say fewer heads, all are kept.
         latency_ms: For `speedup`: ms of each block, see `measure_latency_table`.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`, for a
             certificate about the drop; None certifies nothing.
@@ -102,7 +107,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     anatomy = anatomy_of(model)
     check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
-    asked = second_order_of(given, anatomy, model, where="plan_for_budget", latency_ms=latency_ms)
+    asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=latency_ms)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed))
     holdout = None
     if certify is not None:
@@ -155,7 +160,13 @@ def one_budget(given: dict[str, Any], *, where: str) -> str | None:
 
 
 def second_order_of(
-    given: dict[str, Any], anatomy: Anatomy, model: nn.Module, *, where: str, latency_ms: LatencyTable | None = None
+    given: dict[str, Any],
+    anatomy: Anatomy,
+    model: nn.Module,
+    *,
+    where: str,
+    uniform: bool = False,
+    latency_ms: LatencyTable | None = None,
 ) -> SecondOrder:
     """Returns what a budget means for a model.
 
@@ -164,11 +175,22 @@ def second_order_of(
         anatomy: Of the model.
         model: Its state dict tells what the saved file holds.
         where: Name of the public function, for errors.
+        uniform: Whether all layers keep equally many units.
         latency_ms: Measured ms, which a speed-up then is of.
 
     Raises:
         InvalidSettingError: Not exactly one is given, or it is out of range; or ms come with another than a speed-up.
     """
+    found = _second_order_of(given, anatomy, model, where, latency_ms)
+    if uniform:
+        found = replace(found, tuning=replace(found.tuning, uniform=True))
+        check_budget(found, anatomy)
+    return found
+
+
+def _second_order_of(
+    given: dict[str, Any], anatomy: Anatomy, model: nn.Module, where: str, latency_ms: LatencyTable | None
+) -> SecondOrder:
     name = one_budget(given, where=where)
     if name is None:
         raise InvalidSettingError(f"{where} needs one budget, received none. Pass one of {', '.join(given)}.")

@@ -27,7 +27,7 @@ from hf_headprune.pipeline.run import Found, reference_in_words
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
 from hf_headprune.refit.choice import plans_at
-from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,6 +75,7 @@ def walk_down(
     losses: Iterable[torch.Tensor],
     decide: Decide,
     *,
+    uniform: bool = False,
     over_processes: bool = False,
 ) -> Found:
     """Finds the smallest plan of the order of removal costs that is allowed.
@@ -84,10 +85,11 @@ def walk_down(
         before: Units that are open in it.
         losses: Of training examples, summed over each batch; each is computed when it is asked for.
         decide: Tests plans, the largest first; see `by_test` and `by_metric`.
+        uniform: Whether all layers keep equally many units.
         over_processes: Whether all processes of a distributed run do so, each with losses of its own.
     """
     started = time.perf_counter()
-    order = SecondOrder(density=min(DENSITIES))
+    order = SecondOrder(density=min(DENSITIES), tuning=SecondOrderTuning(uniform=uniform))
     with masked(model, before):
         plans, refit = from_first_unless(
             plans_at(model, DENSITIES, order, before, losses, over_processes=over_processes), over_processes

@@ -21,6 +21,7 @@ from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
 from hf_headprune.search.evaluation.rank_zero import lead_or_follow
 from hf_headprune.search.journal import set_aside
 from hf_headprune.search.plans import search_over_plans
+from hf_headprune.uniform import tied_sites
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +80,7 @@ class Job:
         restorable: Units that the search may put back besides; None for all.
         head_scores: Importance of the heads that training learned, `(num_heads,)`, or None.
         journal: File that holds the state of the search, or None.
+        uniform: Whether all layers keep equally many units.
         restarts: Whether a journal that does not belong to this search is set aside, in place of an error.
         progress: Whether to show a bar.
     """
@@ -91,6 +93,7 @@ class Job:
     restorable: PruningPlan | None = None
     head_scores: np.ndarray | None = None
     journal: Path | None = None
+    uniform: bool = False
     restarts: bool = False
     progress: bool = True
 
@@ -135,7 +138,8 @@ def find(job: Job) -> Found:
     chosen = None
     if holdout is not None:
         model = plain_copy(job.model) if job.source.model is None else job.source.model
-        chosen = holdout.choose(model, job.reference, result, job.head_scores, measure)
+        ties = tied_sites(anatomy_of(job.model).sites) if job.uniform else ()
+        chosen = holdout.choose(model, job.reference, result, job.head_scores, measure, ties=ties)
     plan = result.plan if chosen is None else chosen.plan
     metric = MetricChange(
         name=job.source.metric,
@@ -256,6 +260,7 @@ def _search(job: Job, search: AStarSearch) -> PlanSearchResult:
                 alive=restorable,
                 head_scores=job.head_scores,
                 journal=job.journal,
+                uniform=job.uniform,
                 fingerprint=fingerprint,
                 on_progress=bar.show,
             )

@@ -50,6 +50,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     search: AStarSearch | None = None,
     *,
     max_drop: float | None = None,
+    uniform: bool = False,
     calibration: Any = None,
     certify: Any = None,
     reference: Any = None,
@@ -82,6 +83,9 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         search: Settings of an A* search, its `max_drop` among them; None tests the order of removal costs alone.
         max_drop: Drop of the metric that is allowed without a search, absolute; 0.01, one percentage point, when left
             out.
+        uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
+            Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
+            family's configuration can't say fewer heads, all are kept.
         calibration: Labelled training examples (a thousand are enough) for the removal costs and the refit. None takes
             `dataset`, which can then certify nothing.
         certify: Labelled examples that neither training nor search has seen, or `CertificationData`. When left out
@@ -114,7 +118,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     anatomy = anatomy_of(model)
     check_can_prune(model)
     drop = _allowed(search, max_drop, reference)
-    check_searchable(anatomy, search or AStarSearch(max_drop=drop))
+    check_searchable(anatomy, search or AStarSearch(max_drop=drop), uniform=uniform)
     batching = Batching(processing_class, data_collator, batch_size)
     reading = {
         "collate": batching.collate_for(model),
@@ -124,12 +128,11 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     }
     settings = search or AStarSearch(max_drop=drop)
     source = _source(model, dataset, metric, settings, searches=search is not None, calibration=calibration, **reading)
-    if _measures_models(metric) and search is None and calibration is None:
+    if (measures_models := _measures_models(metric)) and search is None and calibration is None:
         raise InvalidSettingError(
             "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
             "or search=AStarSearch(...), which refits on what the function runs."
         )
-    measures_models = _measures_models(metric)
     is_ordered = search is None and calibration is not None  # without a look at `dataset`
     tested = dataset if is_ordered and certify is None and not measures_models else certify
     is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
@@ -138,36 +141,19 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     if tested is not None:
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
         unseen = _unseen(tested, calibration if is_ordered else dataset, batching)
-        held = _holdout(unseen, compared, drop, confidence, is_shared=recover is not None)
-        holdout = replace(held, reference=reference)
+        holdout = _holdout(unseen, compared, drop, confidence, reference, is_shared=recover is not None)
         holdout.rehearse(model)
     require_recoverable(holdout if is_ordered else NO_ORDER, is_asked=recover is not None, where="search_plan")
     full = PruningPlan.full(anatomy)
     if search is not None:
-        found = find(
-            Job(
-                model,
-                full,
-                source,
-                search,
-                holdout,
-                head_scores=head_scores,
-                journal=None if journal is None else Path(journal),
-                progress=progress,
-            )
-        )
+        kept = {"head_scores": head_scores, "journal": None if journal is None else Path(journal)}
+        found = find(Job(model, full, source, search, holdout, uniform=uniform, progress=progress, **kept))
     else:
         twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
-        losses = ExampleLosses(
-            twin,
-            dataset if calibration is None else calibration,
-            CALIBRATION,
-            0,
-            data_collator,
-            batch_size,
-            where="search_plan",
-        )
-        found = walk_down(twin, full, losses, _decide(source, drop, holdout, twin, recover, losses.drawn))
+        examples = dataset if calibration is None else calibration
+        losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
+        decide = _decide(source, drop, holdout, twin, recover, losses.drawn)
+        found = walk_down(twin, full, losses, decide, uniform=uniform)
     return _result(model, anatomy, full, found, holdout)
 
 
@@ -283,6 +269,7 @@ def _holdout(
     metric: Metric,
     max_drop: float,
     confidence: float | Literal["auto"],
+    reference: Any,
     *,
     is_shared: bool,
 ) -> Holdout:
@@ -297,4 +284,4 @@ def _holdout(
     confidence = DECIDING if confidence == "auto" else confidence
     confidence = halved(confidence) if is_shared else confidence
     decides = can_decide(len(tested.dataset), max_drop, confidence, required_by=required)
-    return Holdout(tested, metric, max_drop, confidence, is_condition=decides)
+    return Holdout(tested, metric, max_drop, confidence, is_condition=decides, reference=reference)

@@ -13,7 +13,8 @@ from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan, RefittedPlan
-from hf_headprune.refit.choice import check_budget, choose
+from hf_headprune.refit.choice import choose
+from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.tasks.batches import collated
 from hf_headprune.tasks.embeddings import projected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._checks import is_whole
@@ -11,9 +12,13 @@ from hf_headprune.refit.projections import Refit
 from hf_headprune.refit.removal_costs import removals_between
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
+
+    from hf_headprune.anatomy import Site
+
+Units = Mapping[str, set[int]]  # that leave together, by site
 
 
 def plans_between(
@@ -47,6 +52,28 @@ def plans_between(
         raise InvalidSettingError(
             f"plans_between: width_multiple must be a whole number >= 1, received {width_multiple!r}."
         )
+    return plans_along(start, end, steps_between(start, end, refit, scores, width_multiple=width_multiple))
+
+
+def steps_between(
+    start: PruningPlan,
+    end: PruningPlan,
+    refit: Refit | None,
+    scores: Sequence[float] | np.ndarray | None,
+    *,
+    width_multiple: int = 32,
+    ties: Sequence[Sequence[Site]] = (),
+) -> list[Units]:
+    """Returns what leaves step by step from one plan to another, by site; see `plans_between`.
+
+    Args:
+        start: What is there at first.
+        end: What is kept at last.
+        refit: See `plans_between`.
+        scores: See `plans_between`.
+        width_multiple: See `plans_between`.
+        ties: Sites that lose equally many units in each step; both plans have equally many there.
+    """
     gone = {site: set(start.kept(site)) - set(end.kept(site)) for site in (*start.num_heads, *start.num_ffn)}
     steps: list[tuple[str, set[int]]] = []
     if refit is not None:
@@ -61,10 +88,27 @@ def plans_between(
     steps += [(site, {head}) for site, head in ordered if site not in whole]
     steps += [(site, gone[site]) for site in whole]
     steps += [(site, gone[site]) for site in start.num_ffn if site not in listed and gone[site]]
-    kept = {site: {*start.kept(site), *end.kept(site)} for site in gone}
+    return _together(steps, ties)
+
+
+def _together(steps: list[tuple[str, set[int]]], ties: Sequence[Sequence[Site]]) -> list[Units]:
+    """Joins the first steps of the sites of each tie, then the second ones; each stands where its last part did."""
+    places: dict[str, list[int]] = {}
+    for place, (site, _) in enumerate(steps):
+        places.setdefault(site, []).append(place)
+    joint = [
+        list(each) for tie in ties for each in zip(*(places.pop(site.name, []) for site in tie), strict=True) if each
+    ]
+    joint += [[place] for alone in places.values() for place in alone]
+    return [dict(steps[place] for place in each) for each in sorted(joint, key=max)]
+
+
+def plans_along(start: PruningPlan, end: PruningPlan, steps: Iterable[Units]) -> list[PruningPlan]:
+    """Returns the plan after each of some steps; only the last plan where there are none."""
+    kept = {site: {*start.kept(site), *end.kept(site)} for site in (*start.num_heads, *start.num_ffn)}
     plans = []
-    for site, units in steps:
-        kept[site] = kept[site] - units
+    for step in steps:
+        kept |= {site: kept[site] - units for site, units in step.items()}
         plans.append(
             start.replace(
                 kept_heads={site: kept[site] for site in start.num_heads},

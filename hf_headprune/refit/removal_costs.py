@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -40,6 +40,26 @@ class Removal:
     units: tuple[int, ...]
     cost: float
     saved: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Removals that are made together: one of each site that loses equally many units."""
+
+    removals: tuple[Removal, ...]
+
+    @property
+    def cost(self) -> float:
+        """Of all of them."""
+        return sum(removal.cost for removal in self.removals)
+
+    @property
+    def saved(self) -> int:
+        """By all of them."""
+        return sum(removal.saved for removal in self.removals)
+
+
+Priced = TypeVar("Priced", Removal, Step)
 
 
 def elimination(
@@ -150,9 +170,9 @@ def removals_between(refit: Refit, start: PruningPlan, end: PruningPlan, *, widt
     return cheapest_first(paths)
 
 
-def cheapest_first(paths: Iterable[Sequence[Removal]]) -> list[Removal]:
+def cheapest_first(paths: Iterable[Sequence[Priced]]) -> list[Priced]:
     """Merges the removals of several sites: always the next one of the site where it costs least for what it saves."""
-    found = []
+    found: list[Priced] = []
     heap = [(path[0].cost / path[0].saved, place, 0, path) for place, path in enumerate(paths) if path]
     heapq.heapify(heap)
     while heap:

@@ -29,6 +29,9 @@ class SecondOrderTuning:
         target_len: Tokens of the decoder's sequence, for "macs"; equal to `seq_len` when left out.
         latency_ms: For "latency": the ms of each block by the number of its units kept, as `measure_latency_table`
             returns them; interpolated between the numbers measured.
+        uniform: Whether all layers keep equally many heads and FFN units, so that `export_model(mode="plain")` can
+            write the model for unmodified Transformers. Kinds of units whose number the family's configuration can't
+            change are all kept.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
     Raises:
@@ -42,6 +45,7 @@ class SecondOrderTuning:
     seq_len: int = 128
     target_len: int | None = None
     latency_ms: LatencyTable | None = field(default=None, hash=False)
+    uniform: bool = False
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +62,7 @@ class SecondOrderTuning:
             "target_len must be a whole number >= 1, or None": self.target_len is None
             or is_whole(self.target_len, at_least=1),
             f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
+            "uniform must be True or False": self.uniform in (True, False),
             "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
         }
         check(self, rules)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from hf_headprune.anatomy import Price
 from hf_headprune.cost import macs_price
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
+from hf_headprune.uniform import stops, tied_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -100,6 +102,44 @@ def _heads(site: Site, start: PruningPlan, alive: PruningPlan) -> Iterator[Part]
             yield Part(site.name, group, heads)
 
 
+def tied_units(anatomy: Anatomy, units: Sequence[Unit], start: PruningPlan, order: Order | None = None) -> list[Unit]:
+    """Joins units of sites that lose equally many: the first of each, by the order of removal, then the second of each.
+
+    Those without which no number is left that a configuration of the dense model can say are left out; where it takes
+    few numbers only, one step remains, to the next of them. What the start removes comes first.
+
+    Args:
+        anatomy: Of the model.
+        units: Heads and chunks, each alone.
+        start: The reference, with equally many units in sites that share a number.
+        order: What is removed first; None: by index.
+
+    Raises:
+        InvalidSettingError: Nothing is left to remove.
+    """
+    ranks = {(site, indices): rank for rank, (site, indices) in enumerate(order or ())}
+    parts: dict[str, list[Part]] = {}
+    for unit in units:
+        for part in unit:
+            parts.setdefault(part.site, []).append(part)
+
+    def place(part: Part) -> tuple[bool, float, int]:
+        is_open = part.indices[0] in start.kept(part.site)
+        return is_open, ranks.get((part.site, part.indices), math.inf), part.index
+
+    joined: list[Unit] = []
+    for tie in tied_sites(site for site in anatomy.sites if site.name in parts):
+        rows = [*zip(*(sorted(parts[site.name], key=place) for site in tie), strict=True)]
+        steps = [*pairwise([0, *stops(tie[0], [len(row[0].indices) for row in rows])])]
+        steps = steps[:1] if tie[0].block.said == "divisors" else steps
+        joined += [tuple(chain(*rows[first:end])) for first, end in steps]
+    if not joined:
+        raise InvalidSettingError(
+            "uniform: all layers have one head and one chunk of FFN units, and can't have fewer. Leave uniform out."
+        )
+    return joined
+
+
 def _chunks(
     site: Site, kept: Sequence[int], alive: Sequence[int], together: Sequence[Sequence[int]], width: int
 ) -> Iterator[Part]:
@@ -151,9 +191,12 @@ def groups_of_layers(anatomy: Anatomy, units: Sequence[Unit]) -> tuple[frozenset
 
 
 def plan_without(start: PruningPlan, units: Sequence[Unit], removed: Iterable[int]) -> PruningPlan:
-    """Returns the plan that removes some units and keeps the others; sites without units stay as they start."""
+    """Returns the plan that removes some units and keeps the others; what is in no unit stays as it starts."""
     gone = set(removed)
-    kept: dict[str, list[int]] = {part.site: [] for unit in units for part in unit}
+    listed = {(part.site, index) for unit in units for part in unit for index in part.indices}
+    kept: dict[str, list[int]] = {
+        site: [index for index in start.kept(site) if (site, index) not in listed] for site, _ in listed
+    }
     for number, unit in enumerate(units):
         for part in unit if number not in gone else ():
             kept[part.site] += part.indices

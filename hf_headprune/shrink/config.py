@@ -20,6 +20,7 @@ from hf_headprune._compat import unsupported
 from hf_headprune.anatomy import family_of
 from hf_headprune.errors import InvalidConfigError
 from hf_headprune.families import FAMILIES
+from hf_headprune.shrink.adapters import let_peft_know
 from hf_headprune.shrink.registration import register_models
 
 if TYPE_CHECKING:
@@ -106,6 +107,11 @@ class PrunableConfig(PrunedConfig):
         for tower in family_of(self).towers:
             if not isinstance(getattr(self, tower), PrunableConfig):
                 setattr(self, tower, to_prunable(getattr(self, tower), {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all fields. PEFT asks for them before it looks up which modules of a model type it adapts."""
+        let_peft_know(type(self).model_type)  # type: ignore[attr-defined] # of the dense class
+        return super().to_dict()  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

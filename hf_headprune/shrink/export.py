@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hf_headprune._offloaded import Weights
 from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
@@ -102,8 +103,8 @@ def plain_model(model: Any) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):
             plain = None if problems else _dense_class(model)(_plain_config(model))
-    except ValueError as error:  # such as heads that must divide the hidden size
-        problems, plain = [str(error)], None
+    except (ValueError, StrictDataclassError) as error:  # such as heads that must divide the hidden size
+        problems, plain = [str(error).splitlines()[-1].strip().removeprefix("ValueError: ").rstrip(".")], None
     if plain is not None:
         problems += _misfits(plain, model)
     if plain is None or problems:
@@ -149,7 +150,7 @@ def _plain_config(model: Any) -> Any:
             setattr(own, site.block.groups, site.groups)
         if site.is_attention and family.head_dim is None:
             own.head_dim = site.unit_width  # some families read it; where they do not, the shapes differ
-    return config
+    return type(config).from_dict(config.to_dict())  # which checks the numbers
 
 
 def _dense_config(config: Any) -> Any:

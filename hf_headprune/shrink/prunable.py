@@ -37,6 +37,7 @@ from hf_headprune.errors import (
     shown,
 )
 from hf_headprune.families import FAMILIES
+from hf_headprune.shrink.adapters import check_adapter_fits, stale_adapter
 from hf_headprune.shrink.config import check_numbers, config_names, prunable_config
 from hf_headprune.shrink.description import is_pooler
 from hf_headprune.shrink.remote_code import attach_auto_map_, write_code_
@@ -86,6 +87,32 @@ class PrunableModel:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_to_config_(self)  # type: ignore[arg-type] # every class that this is mixed into is a model
         adopt_classes_(self)  # type: ignore[arg-type]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Loads as torch does, and refuses the weights of an adapter that was made for another shape.
+
+        Raises:
+            UnsupportedModelError: See `check_adapter_fits`.
+        """
+        check_adapter_fits(self, state_dict, prefix)  # type: ignore[arg-type] # it is a model
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads an adapter of PEFT as Transformers does, and refuses one that was made for another shape.
+
+        Raises:
+            UnsupportedModelError: Not all of its weights have a place in this model.
+        """
+        try:
+            info = super().load_adapter(*args, **kwargs)  # type: ignore[misc]
+        except RuntimeError as error:
+            if "mismatch" not in str(error):
+                raise
+            raise stale_adapter(self, ["weights have other shapes"]) from error
+        unexpected = sorted(getattr(info, "unexpected_keys", ()))
+        if unexpected:
+            raise stale_adapter(self, [f"{name} has no place in it" for name in unexpected])
+        return info
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

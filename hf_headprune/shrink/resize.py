@@ -126,8 +126,8 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     if problems:
         raise UnsupportedModelError(
             f"{type(model).__name__} can't be cut: only plain torch.nn.Linear modules with their own whole weights "
-            f"can. {'; '.join(problems)}. Merge adapters, remove gates and parametrizations, dequantize or gather "
-            "the weights first."
+            f"can. {'; '.join(problems)}. Merge adapters (merge_and_unload of PEFT), remove gates and "
+            "parametrizations, dequantize or gather the weights first."
         )
 
 

@@ -475,3 +475,14 @@ def test_a_pruned_model_trains_on_before_it_is_certified(capsys, classifier, tmp
 def test_a_recovery_that_makes_no_sense_is_refused(capsys, classifier, tmp_path, words, problem):
     given = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "train.csv"]
     assert problem in called(capsys, *given, *words).problem
+
+
+def test_equal_layers_are_pruned_and_exported_for_transformers_alone(capsys, classifier, tmp_path):
+    words = (classifier / "model", tmp_path / "out", "--train", classifier / "train.csv", "--uniform")
+    said = called(capsys, "prune", *words, "--density", 0.8)
+    assert said.code == 0, said.err
+    assert called(capsys, "export", tmp_path / "out", tmp_path / "plain", "--mode", "plain").code == 0
+    read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert (type(read).__name__, read.config.intermediate_size) == ("BertForSequenceClassification", 32)
+    refused = called(capsys, "prune", *words, "--kept-heads", 4)
+    assert "bert has no field that says fewer heads" in refused.problem

@@ -14,8 +14,9 @@ from hf_headprune.cost import latency_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.refit import one_shot
-from hf_headprune.refit.choice import budget_gap, record_refit, removal_path
+from hf_headprune.refit.choice import record_refit, removal_path
 from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
+from hf_headprune.refit.reach import budget_gap
 from hf_headprune.refit.settings import SecondOrderTuning
 from tests.support.classifiers import batches_of, classifier, decisive, examples
 from tests.support.models import tiny_bert

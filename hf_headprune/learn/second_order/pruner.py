@@ -14,7 +14,8 @@ from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.pruner import Choice, Pruner
 from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.choice import budget_gap, check_budget, choose, scored_sites
+from hf_headprune.refit.choice import choose, scored_sites
+from hf_headprune.refit.reach import budget_gap, check_budget
 from hf_headprune.refit.settings import SecondOrder
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         )
         how = how if table is None else (*how, str(table))
         how = (*how, "whole groups") if settings.tuning.whole_groups else how
+        how = (*how, "uniform") if settings.tuning.uniform else how
         super().__init__(settings, num_kept=sum(site.units for site in sites), budget=how)
         self.seed = seed
         self._sites, self._anatomy = sites, anatomy
