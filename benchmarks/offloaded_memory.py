@@ -25,7 +25,7 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from hf_headprune import plan_for_budget, prune_model_
 
 WAYS = {"in memory": None, "on disk": {"bert": "disk", "classifier": "cpu"}}
-SHAPE = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048}
+SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1536}
 SMOKE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 EXAMPLES, LENGTH, VOCABULARY, DENSITY = 32, 32, 1000, 0.5
 SECONDS = 0.005  # between samples
@@ -60,8 +60,8 @@ def anonymous() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
 
 
-def prune(folder: Path, way: str) -> None:
-    """Reads, prunes and saves in this process; prints the peak and what was saved."""
+def prune(folder: Path, way: str) -> tuple[float, str]:
+    """Reads, prunes and saves in this process; returns the peak and the sha256 of what was saved."""
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCABULARY, (EXAMPLES, LENGTH), generator=draw).tolist()
@@ -74,18 +74,30 @@ def prune(folder: Path, way: str) -> None:
     saved = hashlib.sha256()
     for file in sorted((folder / way).glob("*.safetensors")):
         saved.update(file.read_bytes())
-    print(f"{peak.end():.1f} {saved.hexdigest()}")
+    return peak.end(), saved.hexdigest()
+
+
+def measured(folder: str, way: str) -> tuple[float, str]:
+    """Prunes in a fresh process; see `prune`."""
+    command = [sys.executable, "-m", "benchmarks.offloaded_memory", "--way", way, "--folder", folder]
+    around = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=around)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    peak, digest = done.stdout.splitlines()[-1].split()
+    return float(peak), digest
 
 
 def main() -> None:
     """Measures both ways and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a small model")
+    parser.add_argument("--work", type=Path, help="folder on a disk, where the system's for temporary files is memory")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        prune(options.folder, options.way)
+        print(*prune(options.folder, options.way))
         return
     torch.set_num_threads(1)  # as the fresh processes do; the result file says so
     torch.manual_seed(0)
@@ -93,22 +105,17 @@ def main() -> None:
     model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **shape))
     sizes = [parameter.nbytes / 1e6 for parameter in model.parameters()]
     found = {}
-    with TemporaryDirectory(dir=Path.cwd()) as folder:  # /tmp may be memory
+    with TemporaryDirectory(dir=options.work) as folder:
         model.save_pretrained(Path(folder, "dense"))
         for way in WAYS:
-            command = [sys.executable, "-m", "benchmarks.offloaded_memory", "--way", way, "--folder", folder]
-            around = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=around)
-            if done.returncode:
-                raise SystemExit(done.stderr[-2000:])
-            found[way] = done.stdout.splitlines()[-1].split()
-            print(f"{way:10} {found[way][0]} MB of {sum(sizes):.1f} MB of weights", flush=True)
+            found[way] = prune(Path(folder), way) if options.smoke else measured(folder, way)
+            print(f"{way:10} {found[way][0]:.1f} MB of {sum(sizes):.1f} MB of weights", flush=True)
     is_same = len({digest for _, digest in found.values()}) == 1
     print(f"the saved weights are {'the same' if is_same else 'others'}")
     if not options.smoke:
-        measured = {way: float(peak) for way, (peak, _) in found.items()}
+        peaks = {way: round(peak, 1) for way, (peak, _) in found.items()}
         given = {"shape": shape, "density": DENSITY, "examples": EXAMPLES, "length": LENGTH, "seed": 0}
-        given |= {"weights_mb": sum(sizes), "largest_mb": max(sizes), "same_file": is_same, "peak_mb": measured}
+        given |= {"weights_mb": sum(sizes), "largest_mb": max(sizes), "same_file": is_same, "peak_mb": peaks}
         write_json(RESULTS / "offloaded_memory.json", {**environment(), **given})
 
 

@@ -38,6 +38,7 @@ def main() -> None:
         ("density_accuracy", density_section),
         ("step_cost", step_cost_section),
         ("memory_cost", memory_section),
+        ("offloaded_memory", offloaded_section),
         ("shapes", shapes_section),
         ("head_costs", head_costs_section),
         ("latency_table", latency_table_section),
@@ -265,6 +266,19 @@ def memory_section(content: dict[str, Any]) -> Iterator[str]:
     yield from header("part", "ratio", "megabytes")
     for row in content["results"]:
         yield table_row([row["part"], f"{row['ratio']:.3f}", ", ".join(f"{m:.0f}" for m in row["megabytes"])])
+
+
+def offloaded_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of the peak memory of pruning without training."""
+    shape, share = content["shape"], 100 * content["density"]
+    yield "## Memory of pruning a model that is kept on disk"
+    yield f"\nA BERT of {shape['num_hidden_layers']} layers, hidden size {shape['hidden_size']}, fp32:"
+    yield f"{content['weights_mb']:.0f} MB of weights, the largest of {content['largest_mb']:.1f} MB. Each way, in a"
+    yield f"fresh process, reads it, prunes it to {share:.0f} % of its attention and FFN weights and saves it. What is"
+    yield "counted is anonymous memory, the largest of samples; mapped files can be dropped and aren't. The saved files"
+    yield f"are {'the same' if content['same_file'] else 'different'}.\n"
+    yield from header("weights", "peak, MB")
+    yield from (table_row([way, f"{peak:.0f}"]) for way, peak in content["peak_mb"].items())
 
 
 CAMPAIGNS = {

@@ -229,7 +229,7 @@ def _again(module: nn.Module, saved: torch.Tensor) -> torch.Tensor | Callable[[]
     return saved
 
 
-def _view(module: nn.Module, name: str, device: torch.device, shape: Any, stride: Any, start: int) -> torch.Tensor:
+def _view(module: nn.Module, name: str, device: torch.device, shape: Any, stride: Any, start: Any) -> torch.Tensor:
     """Loads a weight, and returns the view of it that begins at an entry."""
     loaded = tensor_of(module, name).to(device)
     return loaded.as_strided(shape, stride, loaded.storage_offset() + start)

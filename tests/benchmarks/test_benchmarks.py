@@ -170,6 +170,13 @@ def test_the_memory_benchmark_runs_with_smoke(smoke):
     assert all(0.5 < ratio < 3 for ratio in ratios)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell anonymous memory apart")
+def test_the_benchmark_of_offloaded_memory_runs_with_smoke(smoke):
+    lines = smoke("benchmarks.offloaded_memory").splitlines()
+    assert [line.split(" MB")[0].rsplit(maxsplit=1)[0].strip() for line in lines[:2]] == ["in memory", "on disk"]
+    assert lines[-1] == "the saved weights are the same"
+
+
 def test_the_shapes_benchmark_runs_with_smoke_and_checks_the_saved_file(smoke):
     lines = [line for line in smoke("benchmarks.shapes").splitlines() if line.startswith("#7")]
     assert len(lines) == 12
