@@ -25,7 +25,7 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from hf_headprune import plan_for_budget, prune_model_
 
 WAYS = {"in memory": None, "on disk": {"bert": "disk", "classifier": "cpu"}}
-SHAPE = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048}
+SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1536}
 SMOKE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 EXAMPLES, LENGTH, VOCABULARY, DENSITY = 32, 32, 1000, 0.5
 SECONDS = 0.005  # between samples
@@ -92,6 +92,7 @@ def main() -> None:
     """Measures both ways and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a small model")
+    parser.add_argument("--work", type=Path, help="folder on a disk, where the system's for temporary files is memory")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -104,7 +105,11 @@ def main() -> None:
     model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **shape))
     sizes = [parameter.nbytes / 1e6 for parameter in model.parameters()]
     found = {}
+<<<<<<< HEAD
     with TemporaryDirectory(dir=None if options.smoke else Path.cwd()) as folder:  # /tmp may be memory
+=======
+    with TemporaryDirectory(dir=options.work) as folder:
+>>>>>>> f25
         model.save_pretrained(Path(folder, "dense"))
         for way in WAYS:
             found[way] = prune(Path(folder), way) if options.smoke else measured(folder, way)
