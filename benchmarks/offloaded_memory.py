@@ -105,11 +105,7 @@ def main() -> None:
     model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **shape))
     sizes = [parameter.nbytes / 1e6 for parameter in model.parameters()]
     found = {}
-<<<<<<< HEAD
-    with TemporaryDirectory(dir=None if options.smoke else Path.cwd()) as folder:  # /tmp may be memory
-=======
     with TemporaryDirectory(dir=options.work) as folder:
->>>>>>> f25
         model.save_pretrained(Path(folder, "dense"))
         for way in WAYS:
             found[way] = prune(Path(folder), way) if options.smoke else measured(folder, way)

@@ -292,13 +292,8 @@ def offloaded_section(content: dict[str, Any]) -> Iterator[str]:
     yield f"\nA BERT of {shape['num_hidden_layers']} layers, hidden size {shape['hidden_size']}, fp32:"
     yield f"{content['weights_mb']:.0f} MB of weights, the largest of {content['largest_mb']:.1f} MB. Each way, in a"
     yield f"fresh process, reads it, prunes it to {share:.0f} % of its attention and FFN weights and saves it. What is"
-<<<<<<< HEAD
-    yield "counted is anonymous memory, the largest of samples, and no mapped files, which can be dropped. The saved"
-    yield f"files are {'the same' if content['same_file'] else 'different'}.\n"
-=======
     yield "counted is anonymous memory, the largest of samples; mapped files can be dropped and aren't. The saved files"
     yield f"are {'the same' if content['same_file'] else 'different'}.\n"
->>>>>>> f25
     yield from header("weights", "peak, MB")
     yield from (table_row([way, f"{peak:.0f}"]) for way, peak in content["peak_mb"].items())
 
