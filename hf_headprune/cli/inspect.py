@@ -141,7 +141,7 @@ def power(
         raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {max_drop}. A point is 0.01.")
     assumptions = PowerAssumptions(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
     if as_json:
-        content = {"examples": examples, "max_drop": max_drop, "confidence": confidence}
+        content: dict[str, Any] = {"examples": examples, "max_drop": max_drop, "confidence": confidence}
         content |= {"disagreement": disagreement, "true_drop": true_drop}
         content["chance"] = power_of(examples, max_drop, assumptions)
         content["examples_needed"] = examples_needed(max_drop, assumptions)
