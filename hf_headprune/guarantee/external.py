@@ -99,9 +99,9 @@ def answers_of(given: Any, dataset: Any) -> np.ndarray:
 def fingerprint_of(given: Any) -> tuple[str, str | None]:
     """Returns the name of something external, and the sha256 of its file or its answers; None for a function."""
     if isinstance(given, (str, Path)):
-        whole = b"".join(file.read_bytes() for file in _files(Path(given)))
+        together = b"".join(file.read_bytes() for file in _files(Path(given)))
         runtime = "OpenVINO" if Path(given).suffix == OPENVINO else "ONNX"
-        return f"the {runtime} file {Path(given).name}", hashlib.sha256(whole).hexdigest()
+        return f"the {runtime} file {Path(given).name}", hashlib.sha256(together).hexdigest()
     if callable(given):
         name = getattr(given, "__qualname__", type(given).__qualname__)
         return f"the function {name}"[:200], None

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 REPORT_NAME = "headprune_report.json"
 PAGE = Path(__file__).with_name("report.html")
 REPORT_FORMAT = "hf_headprune.report/2"
-_SIZES = ("before", "after", "seq_len", "linear_density")
-_MEASURED = (*_SIZES, "unseen", "metric", "latency", "effort", "certificate", "frontier")
+_COUNTED = ("before", "after", "seq_len", "linear_density")
+_MEASURED = ("unseen", "metric", "latency", "effort", "certificate", "frontier")
 _WIDTH = 100
 _NAME_WIDTH = 38
 _LAYERS_PER_ROW = 12
@@ -111,7 +111,7 @@ class PruningReport:
     def to_json(self) -> str:
         """Returns the report as JSON text that `from_json` reads back to an equal report."""
         content: dict[str, Any] = {"format": REPORT_FORMAT, "plan": json.loads(self.plan.to_json())}
-        content |= {name: _plain(getattr(self, name)) for name in _MEASURED}
+        content |= {name: _plain(getattr(self, name)) for name in (*_COUNTED, *_MEASURED)}
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
         return "{\n" + ",\n".join(lines) + "\n}"  # a line each: the plan lists every unit
 
