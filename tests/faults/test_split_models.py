@@ -143,9 +143,11 @@ class Sharding(Trainer):
     """Says that it shards."""
 
     said: ClassVar[dict] = {}
+    version: ClassVar[int] = 2
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
+        self.accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=self.version)
         vars(self).update(self.said)
 
 
@@ -164,9 +166,8 @@ class Sharding(Trainer):
 )
 def test_what_can_not_be_gathered_is_refused_when_the_trainer_is_built(tmp_path, monkeypatch, state, parts, message):
     model = tiny_bert().to(getattr(torch, state.pop("dtype", "float32")))
-    trainer_of(tmp_path, None)  # the state of accelerate is one for all
-    plugin = SimpleNamespace(fsdp_version=state.pop("version"))
-    monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
+    monkeypatch.setattr(Sharding, "version", state.pop("version"))
     monkeypatch.setattr(Sharding, "said", {"is_fsdp_enabled": False, **state})
     with pytest.raises(TrainingStateError, match=message):
         trainer_of(tmp_path, HeadPruneCallback(**parts, latency=None), trainer_class=Sharding, model=model)
+    AcceleratorState._reset_state()  # it is one for all Trainers
