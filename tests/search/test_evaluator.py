@@ -11,10 +11,12 @@ from hf_headprune.errors import InvalidPlanError, InvalidSettingError, Unsupport
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
+from hf_headprune.search.evaluation.layers import LayerStack
 from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS
 from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, random_plan
+from tests.support.families import made
 from tests.support.models import tiny_bert, tiny_distilbert
 
 
@@ -237,3 +239,16 @@ def test_padding_fills_each_input_and_masks_what_was_added():
 
 def test_anatomy_of_the_tiny_model_has_the_heads_that_the_tests_count_on():
     assert anatomy_of(classifier()).num_heads == 8
+
+
+def test_whole_groups_of_query_heads_are_taken_out_and_single_ones_stay_masked():
+    model, inputs = made("llama")
+    stack, full = LayerStack(model), PruningPlan.of(model)
+    first, second = full.num_heads
+    plan = full.replace(kept_heads={first: (0, 1, 4, 5), second: (0, 2, 5)})
+    with torch.no_grad(), stack.attached():
+        stack.close(plan)
+        closed = stack.outputs(inputs).logits
+        stack.take_out(plan)
+        assert [len(layer.self_attn.k_proj.weight) for layer in stack.layers] == [16, 32]
+        torch.testing.assert_close(stack.outputs(inputs).logits, closed)
