@@ -30,7 +30,7 @@ help:
 	@echo "make docs         the documentation site, in $(SITE); a warning is an error"
 	@echo "make test-oldest  the suite on the oldest supported Transformers ($(OLDEST))"
 	@echo "make test-newest  the suite on the newest Transformers of the registry"
-	@echo "make test-host    the tests of Transformers on our classes; FAMILIES=\"bert t5\" takes some; hours for all"
+	@echo "make test-host    the tests of Transformers on our classes; minutes per family, FAMILIES=\"bert t5\""
 
 install: $(VENV)/.installed
 
