@@ -133,8 +133,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         holdout.rehearse(model)
     full = PruningPlan.full(anatomy)
     if search is not None:
-        kept = {"head_scores": head_scores, "journal": None if journal is None else Path(journal)}
-        found = find(Job(model, full, source, search, holdout, uniform=uniform, progress=progress, **kept))
+        job = Job(model, full, source, search, holdout, head_scores=head_scores, uniform=uniform, progress=progress)
+        found = find(replace(job, journal=None if journal is None else Path(journal)))
     else:
         examples = dataset if calibration is None else calibration
         twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
