@@ -22,8 +22,8 @@ in fp32 and bf16, with eager and SDPA attention where the classes have both. Gat
 parameters, bytes and MACs are tested on each, generation where a family generates, and that a certificate stays with
 the weights it was made for.
 
-| family (`model_type`) | heads | unit of attention | FFN | movement | input | generates | Transformers |
-|---|---|---|---|---|---|---|---|
+| family (`model_type`) | heads | unit of attention | FFN | plain | movement | input | generates | Transformers |
+|---|---|---|---|---|---|---|---|---|
 """
 NOTES = """
 - **heads**: the kinds of attention, as `kept_heads={"cross": 12}` names them.
@@ -33,6 +33,8 @@ NOTES = """
   each; `SecondOrderTuning(whole_groups=True)` removes whole groups alone. So do gates, movement, a search, and each
   budget `kept_heads`, which counts groups.
 - **FFN**: a unit of a gated FFN has two rows and a column.
+- **plain**: what a [plain checkpoint](publish.md#plain-transformers-alone) may have fewer of, the same number in each
+  layer. "divisors": numbers of heads that divide the hidden size.
 - **movement**: "blocks" are rectangles of each matrix. Where several matrices are stored as one, attention is scored in
   "units" only: `BlockMovement(attention_block="unit", tuning=MovementTuning(score_gradient="unit"))`, or not at all:
   `attention_block=None`.
@@ -72,6 +74,7 @@ def _row(family: Family) -> str:
         heads,
         unit if family.attentions else "",
         " or ".join(dict.fromkeys(map(_form, (block for block in family.blocks if not block.is_attention)))),
+        _plain(family),
         "units" if any(len(block.inputs) == 1 for block in family.attentions) else "blocks, units",
         family.probe,
         "yes" if _generates(family.model_type) else "",
@@ -82,6 +85,11 @@ def _row(family: Family) -> str:
 
 def _kind(block: Block) -> str:
     return block.kind if block.enabled_by is None else f"{block.kind} (optional)"
+
+
+def _plain(family: Family) -> str:
+    said = {("heads" if block.is_attention else "FFN", block.said) for block in family.blocks if block.said}
+    return ", ".join(f"{kind} (divisors)" if how == "divisors" else kind for kind, how in sorted(said, reverse=True))
 
 
 def _form(block: Block) -> str:

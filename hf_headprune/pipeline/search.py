@@ -146,8 +146,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     require_recoverable(holdout if is_ordered else NO_ORDER, is_asked=recover is not None, where="search_plan")
     full = PruningPlan.full(anatomy)
     if search is not None:
-        kept: dict[str, Any] = {"head_scores": head_scores, "journal": None if journal is None else Path(journal)}
-        found = find(Job(model, full, source, search, holdout, uniform=uniform, progress=progress, **kept))
+        job = Job(model, full, source, search, holdout, head_scores=head_scores, uniform=uniform, progress=progress)
+        found = find(replace(job, journal=None if journal is None else Path(journal)))
     else:
         twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
         examples = dataset if calibration is None else calibration
