@@ -67,7 +67,8 @@ def export_onnx(
         MissingExtraError: The extra `onnx` is not installed, or Transformers has no exporters.
         HeadPruneError: The fp32 file computes something else than torch; it is not left behind.
     """
-    exporters, runtime, ir = (_imported(name) for name in ("transformers.exporters", "onnxruntime", "onnx_ir"))
+    names = ("transformers.exporters", "onnxruntime", "onnx_ir", "onnx_ir.passes.common")
+    exporters, runtime, ir, passes = map(_imported, names)
     file = Path(path, FILE)
     file.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"dynamic": True}
@@ -76,6 +77,7 @@ def export_onnx(
     traced = dict(random_inputs(model, TRACED) if inputs is None else inputs)
     with evaluating(model):
         exported = exporters.OnnxExporter().export(model, traced, config=exporters.OnnxConfig(**options))
+    passes.ClearMetadataAndDocStringPass()(exported.program)  # stack traces, with paths of this machine
     ir.save(exported.program, str(file))  # one file, so that its sha256 is about the weights, too
     found = _compared(model, file, runtime, traced if inputs is not None else random_inputs(model, COMPARED))
     if not int8 and not found.difference <= LARGEST_DIFFERENCE:
