@@ -13,12 +13,15 @@ TESTS ?=
 # One process per core, at most four; each takes the next tests of its half, then of the other's.
 PYTEST := -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 # Pins that belong to one version of Transformers; another version brings its own.
-UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transformers|setfit|trl)==
+UNPINNED := ^(transformers|tokenizers|huggingface_hub|datasets|sentence-transformers|setfit|trl|peft)==
+
+# Families whose pruned classes run through the host's own tests; none is all.
+FAMILIES ?=
 
 # Where the documentation is built.
 SITE := build/site
 
-.PHONY: demo test check static format install docs test-oldest test-newest contracts-oldest clean help
+.PHONY: demo test check static format install docs test-oldest test-newest test-host contracts-oldest clean help
 
 help:
 	@echo "make demo         fine-tune, prune, search, save and reload a real BERT; a few minutes on 2 cores"
@@ -27,6 +30,7 @@ help:
 	@echo "make docs         the documentation site, in $(SITE); a warning is an error"
 	@echo "make test-oldest  the suite on the oldest supported Transformers ($(OLDEST))"
 	@echo "make test-newest  the suite on the newest Transformers of the registry"
+	@echo "make test-host    the tests of Transformers on our classes; FAMILIES=\"bert t5\" takes some; hours for all"
 
 install: $(VENV)/.installed
 
@@ -69,6 +73,10 @@ test-oldest test-newest: test-%: .venv-%/.installed
 
 contracts-oldest: .venv-oldest/.installed
 	$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) $(CONTRACTS)
+
+# Downloads the source distribution of the installed Transformers, whose tests are run and never committed.
+test-host: install
+	$(TEST_ENV) $(BIN)/python -m tools.host_suite $(FAMILIES)
 
 clean:
 	rm -rf .venv .venv-oldest .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis build demo-output

@@ -49,7 +49,7 @@ from hf_headprune import (
     prune_model_,
 )
 from hf_headprune.anatomy import Anatomy
-from hf_headprune.cost import weights_per_unit
+from hf_headprune.cost import weights_price
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.outcomes import PairedScores
 from hf_headprune.guarantee.path import certify_in_order
@@ -259,9 +259,9 @@ def collect(waiting: RunQueue[Run]) -> dict[str, Any]:
 
 def weights_removed(row: dict[str, Any], anatomy: Anatomy) -> float:
     """Returns the share of the entries of all attention and FFN matrices that goes."""
-    per_head, per_unit = (weights_per_unit(sites[0]) for sites in (anatomy.attention_sites, anatomy.ffn_sites))
+    per_head, per_unit = (weights_price(sites[0]).per_unit for sites in (anatomy.attention_sites, anatomy.ffn_sites))
     gone = per_head * row["certified_removed"] + per_unit * row.get("certified_removed_ffn", 0)
-    return gone / sum(weights_per_unit(site) * site.units for site in anatomy.sites)
+    return gone / sum(site.price(weights_price(site)) for site in anatomy.sites)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune import PruningPlan, anatomy_of
-from hf_headprune.cost import weights_per_unit
+from hf_headprune.cost import weights_price
 from hf_headprune.masking import UnitScale, attach
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def fisher_plan(trainer: Trainer, density: float, *, examples: int) -> PruningPl
     scores = fisher_scores(trainer, anatomy, examples)
     heads = ranked(anatomy.attention_sites, scores)
     units = ranked(anatomy.ffn_sites, scores)
-    head_weights, unit_weights = (weights_per_unit(sites[0]) for sites in (anatomy.attention_sites, anatomy.ffn_sites))
+    head_weights, unit_weights = (
+        weights_price(sites[0]).per_unit for sites in (anatomy.attention_sites, anatomy.ffn_sites)
+    )
     wanted = density * (len(heads) * head_weights + len(units) * unit_weights)
     best: tuple[float, int, int] = (float("inf"), 0, 0)
     for kept_heads in range(len(heads) + 1):

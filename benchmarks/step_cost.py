@@ -3,8 +3,9 @@
 Two real Trainers run in two threads of which exactly one is awake: after each optimizer step the other one has its
 turn. A step is timed from one `on_step_begin` to the next, so everything that the Trainer and the callback do counts.
 Reported is the median ratio of neighbouring steps, in CPU seconds of the stepping thread (with one torch thread, as
-set here, that is the whole step's work), and in wall seconds beside it. With a teacher, the plain Trainer runs the
-teacher's forward pass, too, so that the ratio says what distillation costs on top of it.
+set here, that is the whole step's work), and in wall seconds beside it. With a teacher in the phase "learn", the plain
+Trainer runs the teacher's forward pass, too, so that the ratio says what distillation costs on top of it. In the phase
+"second epoch", when the teacher's logits are stored, it is over a plain step alone.
 
 Cells that are measured take the place of those of the same name in the result file; the others stay.
 
@@ -30,11 +31,14 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import minilm
 from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SubsetGates
+from hf_headprune.callback.distillation import distil
 from hf_headprune.learn.gates.settings import GateTuning
 
 WARMUP_STEPS = 3
+EPOCH_STEPS = 4
 PHASES = {"learn": 1.0, "decided": 0.0}  # fraction of the run at which the choice is fixed
-PARTS = {"gates": tuple(PHASES), "hybrid": ("learn",), "hybrid, teacher": ("learn",)}
+STORED = "second epoch"
+PARTS = {"gates": tuple(PHASES), "hybrid": ("learn",), "hybrid, teacher": ("learn",), "teacher": (STORED,)}
 
 
 class Turns(TrainerCallback):
@@ -70,7 +74,7 @@ def bert_base(num_labels: int) -> BertForSequenceClassification:
 def build(model: Any, shape: tuple[int, int], steps: int, callbacks: list[TrainerCallback], *, bf16: bool) -> Trainer:
     """Builds a Trainer whose batches all have the given shape `(batch, length)`."""
     batch, length = shape
-    ids = torch.randint(1000, 20_000, (batch * 4, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1000, 20_000, (batch * EPOCH_STEPS, length), generator=torch.Generator().manual_seed(0))
     dataset = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": i % 2} for i, row in enumerate(ids)]
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(prefix="headprune-bench-"),
@@ -118,15 +122,20 @@ def measure(
     """Measures `steps` steps of a gated and of a plain Trainer in turns."""
     turns = [threading.Semaphore(1), threading.Semaphore(0)]
     clocks = [Turns(turns[0], turns[1]), Turns(turns[1], turns[0])]
-    total = steps + WARMUP_STEPS + 1
+    warmup = WARMUP_STEPS + (EPOCH_STEPS if phase == STORED else 0)
+    total = steps + warmup + 1
     teachers = [make_model(2).eval() for _ in clocks] if "teacher" in part else [None, None]
+    added = [] if phase == STORED else [pruning(part, phase, teachers[1])]
     trainers = [
         build(make_model(2), shape, total, [clocks[0]], bf16=bf16),
-        build(make_model(2), shape, total, [clocks[1], pruning(part, phase, teachers[1])], bf16=bf16),
+        build(make_model(2), shape, total, [clocks[1], *added], bf16=bf16),
     ]
-    if teachers[0] is not None:
-        run_beside(trainers[0], teachers[0])
-    trainers[1].callback_handler.callbacks[-2].on_train_end = lambda *a, **k: None  # only steps count, not the cut
+    if phase == STORED:
+        distil(trainers[1], Distillation(teachers[1]))
+    else:
+        if teachers[0] is not None:
+            run_beside(trainers[0], teachers[0])
+        added[0].on_train_end = lambda *a, **k: None  # only steps count, not the cut
     threads = [threading.Thread(target=trainer.train) for trainer in trainers]
     for thread in threads:
         thread.start()
@@ -134,7 +143,7 @@ def measure(
         thread.join()
     result: dict[str, Any] = {"shape": list(shape), "part": part, "phase": phase, "bf16": bf16, "steps": steps}
     for name in ("cpu_seconds", "wall_seconds"):
-        plain, gated = (np.array(getattr(clock, name)[WARMUP_STEPS:]) for clock in clocks)
+        plain, gated = (np.array(getattr(clock, name)[warmup:]) for clock in clocks)
         ratios = gated / plain
         result[name] = {
             "plain_median": float(np.median(plain)),
@@ -156,7 +165,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few steps of one small shape")
     parser.add_argument("--models", nargs="+", default=("MiniLM", "BERT-base shapes"), help="of these models alone")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS), help="of these parts alone")
-    parser.add_argument("--phases", nargs="+", choices=("learn", "decided"), default=("learn", "decided"))
+    parser.add_argument("--phases", nargs="+", choices=(*PHASES, STORED), default=(*PHASES, STORED))
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()

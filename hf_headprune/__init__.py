@@ -46,6 +46,7 @@ _MODULES = {
     "examples_needed": "guarantee.power",
     "export_model": "shrink.export",
     "export_onnx": "publish.onnx",
+    "export_openvino": "publish.openvino",
     "linear_density": "budgets",
     "masked": "masking",
     "measure_latency": "latency",

@@ -33,6 +33,9 @@ from transformers import (
     CamembertForSequenceClassification,
     CamembertForTokenClassification,
     CamembertModel,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPVisionConfig,
@@ -174,8 +177,18 @@ from transformers import (
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
     RobertaModel,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipTextModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SwinBackbone,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinForMaskedImageModeling,
+    SwinModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -248,6 +261,7 @@ from hf_headprune.pipeline import search_plan as search_plan
 from hf_headprune.plan import PruningPlan as PruningPlan
 from hf_headprune.plan import RefittedPlan as RefittedPlan
 from hf_headprune.publish.onnx import export_onnx as export_onnx
+from hf_headprune.publish.openvino import export_openvino as export_openvino
 from hf_headprune.refit.plans_between import plans_between as plans_between
 from hf_headprune.refit.settings import SecondOrder as SecondOrder
 from hf_headprune.search.settings import AStarSearch as AStarSearch
@@ -302,6 +316,9 @@ __all__ = [
     "PrunableBertForTokenClassification",
     "PrunableBertLMHeadModel",
     "PrunableBertModel",
+    "PrunableCLIPConfig",
+    "PrunableCLIPForImageClassification",
+    "PrunableCLIPModel",
     "PrunableCLIPTextConfig",
     "PrunableCLIPTextModel",
     "PrunableCLIPVisionConfig",
@@ -451,8 +468,18 @@ __all__ = [
     "PrunableRobertaForSequenceClassification",
     "PrunableRobertaForTokenClassification",
     "PrunableRobertaModel",
+    "PrunableSiglipConfig",
+    "PrunableSiglipForImageClassification",
+    "PrunableSiglipModel",
+    "PrunableSiglipTextConfig",
+    "PrunableSiglipTextModel",
     "PrunableSiglipVisionConfig",
     "PrunableSiglipVisionModel",
+    "PrunableSwinBackbone",
+    "PrunableSwinConfig",
+    "PrunableSwinForImageClassification",
+    "PrunableSwinForMaskedImageModeling",
+    "PrunableSwinModel",
     "PrunableT5Config",
     "PrunableT5EncoderModel",
     "PrunableT5ForConditionalGeneration",
@@ -503,6 +530,7 @@ __all__ = [
     "examples_needed",
     "export_model",
     "export_onnx",
+    "export_openvino",
     "linear_density",
     "masked",
     "measure_latency",
@@ -611,6 +639,16 @@ class PrunableBertLMHeadModel(PrunableModel, BertLMHeadModel):
 class PrunableBertModel(PrunableModel, BertModel):
     config: PrunableBertConfig
     config_class: type[PrunableBertConfig]
+
+class PrunableCLIPConfig(PrunableConfig, CLIPConfig): ...
+
+class PrunableCLIPForImageClassification(PrunableModel, CLIPForImageClassification):
+    config: PrunableCLIPConfig
+    config_class: type[PrunableCLIPConfig]
+
+class PrunableCLIPModel(PrunableModel, CLIPModel):
+    config: PrunableCLIPConfig
+    config_class: type[PrunableCLIPConfig]
 
 class PrunableCLIPTextConfig(PrunableConfig, CLIPTextConfig): ...
 
@@ -1154,11 +1192,45 @@ class PrunableRobertaModel(PrunableModel, RobertaModel):
     config: PrunableRobertaConfig
     config_class: type[PrunableRobertaConfig]
 
+class PrunableSiglipConfig(PrunableConfig, SiglipConfig): ...
+
+class PrunableSiglipForImageClassification(PrunableModel, SiglipForImageClassification):
+    config: PrunableSiglipConfig
+    config_class: type[PrunableSiglipConfig]
+
+class PrunableSiglipModel(PrunableModel, SiglipModel):
+    config: PrunableSiglipConfig
+    config_class: type[PrunableSiglipConfig]
+
+class PrunableSiglipTextConfig(PrunableConfig, SiglipTextConfig): ...
+
+class PrunableSiglipTextModel(PrunableModel, SiglipTextModel):
+    config: PrunableSiglipTextConfig
+    config_class: type[PrunableSiglipTextConfig]
+
 class PrunableSiglipVisionConfig(PrunableConfig, SiglipVisionConfig): ...
 
 class PrunableSiglipVisionModel(PrunableModel, SiglipVisionModel):
     config: PrunableSiglipVisionConfig
     config_class: type[PrunableSiglipVisionConfig]
+
+class PrunableSwinBackbone(PrunableModel, SwinBackbone):
+    config: PrunableSwinConfig
+    config_class: type[PrunableSwinConfig]
+
+class PrunableSwinConfig(PrunableConfig, SwinConfig): ...
+
+class PrunableSwinForImageClassification(PrunableModel, SwinForImageClassification):
+    config: PrunableSwinConfig
+    config_class: type[PrunableSwinConfig]
+
+class PrunableSwinForMaskedImageModeling(PrunableModel, SwinForMaskedImageModeling):
+    config: PrunableSwinConfig
+    config_class: type[PrunableSwinConfig]
+
+class PrunableSwinModel(PrunableModel, SwinModel):
+    config: PrunableSwinConfig
+    config_class: type[PrunableSwinConfig]
 
 class PrunableT5Config(PrunableConfig, T5Config): ...
 

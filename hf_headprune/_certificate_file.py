@@ -10,6 +10,7 @@ import torch
 
 from hf_headprune._beside_weights import file_beside, read_text, write_text
 from hf_headprune._fingerprints import sha256_of
+from hf_headprune._offloaded import Weights
 from hf_headprune._strict_json import parse
 from hf_headprune.errors import CertificateError
 
@@ -66,7 +67,7 @@ def write_certificate_(
     text, file = getattr(model, "headprune_certificate", None), Path(folder, CERTIFICATE_NAME)
     if text is None and not file.exists():
         return False
-    weights = weights_sha256(model.state_dict() if state_dict is None else state_dict)
+    weights = weights_sha256(Weights(model) if state_dict is None else state_dict)
     if text is not None and weights is not None and _certified_weights(text) == weights:
         write_text(file, text)
         return True
@@ -84,9 +85,9 @@ def write_certificate_(
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str | None:
-    """Returns the sha256 of weights, or None where they are quantized, sharded or not in memory."""
+    """Returns the sha256 of weights, or None where they are quantized, sharded or nowhere."""
     are_plain = all(type(tensor) is torch.Tensor and not tensor.is_meta for tensor in state.values())
-    return sha256_of("", dict(state)) if are_plain else None
+    return sha256_of("", state) if are_plain else None
 
 
 def _certified_weights(text: str) -> str | None:

@@ -33,11 +33,13 @@ REGISTERED = "_extra_content"
 LOOKED_UP_IN = "_model_mapping"
 # accelerate
 DISPATCHED = "_hf_hook"
+HOOKED_FORWARD = "_old_forward"
 UNWRAPPED_FORWARD = "_original_forward"
 # torch
 COMPILED_IN_PLACE = "_compiled_call_impl"
 HOOKS_BEFORE_FORWARD = "_forward_pre_hooks"
 HOOKS = (HOOKS_BEFORE_FORWARD, "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+MOVERS = ("to", "cuda", "npu", "mlu", "sdaa", "musa", "xpu", "neuron")  # methods that accelerate puts in their place
 LIBRARIES = frozenset({"torch", "transformers", "accelerate", "hf_headprune"})  # whose hooks a model can't do without
 
 
@@ -147,14 +149,33 @@ def part_of_cache(cache: Any, name: str) -> Any:
 
 def is_dispatched(model: nn.Module) -> bool:
     """Tells whether accelerate has spread a model over devices. Without its hooks, the weights say so."""
-    if any(hasattr(module, DISPATCHED) for module in model.modules()):
+    if any(True for module in model.modules() for _ in accelerate_hooks(module)):
         return True
     return hasattr(model, "hf_device_map") and len({parameter.device for parameter in model.parameters()}) > 1
 
 
+def accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
+    """Returns the hooks with which accelerate moves the inputs and the weights of a module. Without its name: none."""
+    hook = getattr(module, DISPATCHED, None)
+    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
+
+
+def let_class_run_(module: nn.Module) -> None:
+    """Lets a module whose class has changed run the forward pass of that class, inside the hooks of accelerate.
+
+    accelerate remembers the forward pass that a module had. Without that name: does nothing.
+    """
+    if HOOKED_FORWARD in vars(module):
+        setattr(module, HOOKED_FORWARD, type(module).forward.__get__(module))
+
+
 def unwrap_forward_(model: nn.Module) -> None:
-    """Takes off, in place, the wrapper that mixed precision puts around a model's forward method."""
-    for name in ("forward", UNWRAPPED_FORWARD):
+    """Takes off, in place, the wrapper that mixed precision puts around a model's forward method.
+
+    On a copy of a model that accelerate has spread, the methods go that would still move the original.
+    """
+    is_spread = bool(accelerate_hooks(model))
+    for name in MOVERS if is_spread else ("forward", UNWRAPPED_FORWARD):
         vars(model).pop(name, None)
 
 

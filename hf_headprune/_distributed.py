@@ -1,4 +1,7 @@
-"""Shares work among the processes of a run that all ask for it, and gives each of them all results."""
+"""Shares work among the processes of a run that all ask for it, and gives each of them all results.
+
+Tensors that FSDP has split over the processes are read whole, and written, here; every process calls these functions.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,42 @@ def from_first(content: Any) -> Any:
     box = [content]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def is_part(tensor: Any) -> bool:
+    """Tells whether a tensor is split over the processes by FSDP2, and this process holds a part of it."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """Returns all of a tensor that may be split."""
+    return tensor.full_tensor() if is_part(tensor) else tensor
+
+
+def part_like(values: torch.Tensor, like: Any) -> Any:
+    """Splits values as another tensor is split, if it is; the first process's values count."""
+    return _split(values, like, source=0)
+
+
+def own_part(values: torch.Tensor, like: Any) -> Any:
+    """Splits values that are the same in every process as another tensor is split; nothing is sent."""
+    return _split(values, like, source=None)
+
+
+def _split(values: torch.Tensor, like: Any, source: int | None) -> Any:
+    if not is_part(like):
+        return values
+    moved = values.to(like.device, like.dtype).contiguous()
+    split = torch.distributed.tensor.distribute_tensor
+    return split(moved, like.device_mesh, like.placements, src_data_rank=source)
+
+
+def reshard_(model: Any) -> None:
+    """Frees, in place, what FSDP2 has gathered of a model for a pass that is over: its parameters are parts again."""
+    for module in model.modules():
+        free = getattr(module, "reshard", None)
+        if callable(free):
+            free()
 
 
 def sharing(share: bool) -> int:  # noqa: FBT001 - the question itself

@@ -13,6 +13,7 @@ from itertools import product
 from math import prod
 
 UNIT = "u"
+HEADS = "r"  # of one unit, where it is a group
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,35 @@ class Entries:
         """Whether a number among the letters says that several matrices are in one."""
         return any(name.isdecimal() for name in self.text.split())
 
+    @property
+    def by_head(self) -> tuple[bool, ...]:
+        """Whether each section lists query heads one by one, and not what a group of them shares."""
+        return tuple(HEADS in section.split() for section in self.text.split("+"))
+
+    @property
+    def of_heads(self) -> int:
+        """Number of entries in sections that list query heads one by one."""
+        return sum(prod(shape) for (shape, _), by_head in zip(self.sections, self.by_head, strict=True) if by_head)
+
     def indices(self, units: Iterable[int]) -> list[int]:
         """Returns the entries of units, in the order in which a tensor of these units alone lists them."""
-        chosen, start = tuple(units), 0
+        return self.indices_of_heads(units, 1)
+
+    def indices_of_heads(self, heads: Iterable[int], group: int) -> list[int]:
+        """Returns the entries of query heads, and those that their groups share, in the order of `indices`.
+
+        Args:
+            heads: Ascending.
+            group: Query heads of one unit; the size of "r". With 1, units are what is numbered.
+        """
+        chosen, start = tuple(heads), 0
+        owners = tuple(dict.fromkeys(head // group for head in chosen))
         found: list[int] = []
-        for shape, axis in self.sections:
-            after = prod(shape[axis + 1 :])
-            before = product(range(prod(shape[:axis])), chosen)
-            for outer, unit in before:
-                first = start + (outer * shape[axis] + unit) * after
+        for (shape, axis), by_head in zip(self.sections, self.by_head, strict=True):
+            each = group if by_head else 1  # entries of the units' axis and the one after it are one axis of heads
+            after = prod(shape[axis + 1 :]) // each
+            for outer, entry in product(range(prod(shape[:axis])), chosen if by_head else owners):
+                first = start + (outer * shape[axis] * each + entry) * after
                 found += range(first, first + after)
             start += prod(shape)
         return found

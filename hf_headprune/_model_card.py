@@ -1,12 +1,15 @@
 """The model card, `README.md`: what is said there of a pruning is about certain weights, and is kept with them.
 
-A section between two comments is ours; all else in a card is its author's.
+A section between two comments is ours; all else in a card is its author's. The files that the section names, report
+and pictures, lie beside it and share its fate.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +19,10 @@ from yaml import YAMLError
 
 from hf_headprune._beside_weights import file_beside, read_text, write_text
 from hf_headprune._certificate_file import weights_sha256
+from hf_headprune._offloaded import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import nn
@@ -27,8 +31,10 @@ logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 TAGS = ("hf-headprune", "pruned")
+WRITES_CARDS = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")  # of sentence-transformers, after its modules
 THIS_MODEL = "<this model>"  # stands for the model's name on the Hub until it has one
 _BEGIN, _END = "<!-- hf_headprune: about weights", "<!-- hf_headprune: end -->"
+_FILE = re.compile(r"\bheadprune_(?:report\.json|\w+\.png)")
 _OURS = re.compile(rf"{_BEGIN} (?P<weights>\w*) -->\n(?P<section>.*?){_END}\n?", re.DOTALL)
 
 
@@ -37,16 +43,18 @@ def card_of(metadata: Mapping[str, Any], title: str, section: str) -> str:
     return _with_metadata(metadata, f"# {title}\n\n{_BEGIN} unknown -->\n{section.strip()}\n{_END}\n")
 
 
-def attach_card_(model: nn.Module, text: str) -> None:
+def attach_card_(model: nn.Module, text: str, files: Callable[[], Mapping[str, bytes]] = dict[str, bytes]) -> None:
     """Lets a pruned model write a card beside its weights whenever it is saved, as long as they are the same.
 
     Args:
         model: Pruned model.
         text: Of the card, with a section of ours.
+        files: Returns what lies beside it, by name; it is called whenever the model is saved, and goes with its copies.
     """
-    weights = weights_sha256(model.state_dict())
+    weights = weights_sha256(Weights(model))
     if weights is not None:
         holder: Any = model
+        holder.headprune_card_files = files
         holder.headprune_card = _OURS.sub(lambda found: _section(found["section"], weights), text)
 
 
@@ -54,9 +62,12 @@ def attach_saved_card_(model: nn.Module, source: Any, options: dict[str, Any]) -
     """Attaches the card that lies beside loaded weights, if it has a section of ours; see `attach_saved_plan_`."""
     file = file_beside(CARD_NAME, source, options, downloads=True)
     text = "" if file is None else read_text(file)
-    if _OURS.search(text):
+    if found := _OURS.search(text):
         holder: Any = model
         holder.headprune_card = text
+        beside = {name: file_beside(name, source, options, downloads=True) for name in _files_of(found["section"])}
+        content = {name: file.read_bytes() for name, file in beside.items() if file is not None}
+        holder.headprune_card_files = partial(dict, content)
 
 
 def write_card_(
@@ -68,7 +79,7 @@ def write_card_(
 ) -> None:
     """Writes what the model's card says of its weights into the card that lies in a folder, or writes a new one.
 
-    A section about other weights is removed.
+    The files that it names are written, too. A section about other weights is removed, with its files.
 
     Args:
         model: Pruned model.
@@ -80,15 +91,19 @@ def write_card_(
     present = read_text(file) if file.exists() else ""
     if ours is None and not _OURS.search(present):
         return
-    weights = weights_sha256(model.state_dict() if state_dict is None else state_dict)
+    weights = weights_sha256(Weights(model) if state_dict is None else state_dict)
     if ours is not None and _weights_of(ours) != weights:
         holder: Any = model
         ours = holder.headprune_card = None
         logger.warning("The model card is about other weights than those which are saved, and is not written.")
     if ours is not None:
+        _let_sentence_transformers_keep_section()
         write_text(file, merged(present, ours.replace(THIS_MODEL, name or THIS_MODEL)).rstrip())
-    elif _weights_of(present) not in (None, weights):
+        _write_files(model, folder)
+    elif (old := _OURS.search(present)) and old["weights"] != weights:
         write_text(file, _OURS.sub("", present).rstrip())
+        for beside in _files_of(old["section"]):
+            Path(folder, beside).unlink(missing_ok=True)
 
 
 def card_on_hub(repo_id: str, *, token: Any = None, revision: str | None = None) -> str:
@@ -133,8 +148,48 @@ def merged(card: str, ours: str) -> str:
     return _with_metadata({**metadata, "tags": list(dict.fromkeys(tags))}, f"{body}\n\n{found.group().strip()}\n")
 
 
+def _let_sentence_transformers_keep_section() -> None:
+    """Lets the models of sentence-transformers, if they are in use, keep our section in the card that they write.
+
+    They save the pruned model inside first and then write a card over the one that came with it. They have no hook for
+    it, so the method that writes is wrapped, once, in the class that defines it.
+    """
+    package = sys.modules.get("sentence_transformers")
+    for kind in filter(None, (getattr(package, name, None) for name in WRITES_CARDS)):
+        owner = next((it for it in kind.__mro__ if "_create_model_card" in vars(it)), None)
+        if owner is not None and not hasattr(owner._create_model_card, "__wrapped__"):
+            owner._create_model_card = _keeping_section(owner._create_model_card)
+
+
+def _keeping_section(create: Callable[..., None]) -> Callable[..., None]:
+    @wraps(create)
+    def create_with_section(self: Any, path: str, *args: Any, **kwargs: Any) -> None:
+        file = Path(path, CARD_NAME)
+        before = read_text(file) if file.exists() else ""
+        create(self, path, *args, **kwargs)
+        if file.exists():
+            written = _OURS.sub("", read_text(file))  # it may repeat what was loaded once
+            write_text(file, (merged(written, before) if _OURS.search(before) else written).rstrip())
+
+    return create_with_section
+
+
 def _section(text: str, weights: str) -> str:
     return f"{_BEGIN} {weights} -->\n{text}{_END}\n"
+
+
+def _write_files(model: nn.Module, folder: str | Path) -> None:
+    """Writes what lies beside a model's card; pictures are drawn once, not for each checkpoint."""
+    holder: Any = model
+    content = getattr(model, "headprune_card_files", dict[str, bytes])()
+    holder.headprune_card_files = partial(dict, content)
+    for name, file in content.items():
+        Path(folder, name).write_bytes(file)
+
+
+def _files_of(section: str) -> list[str]:
+    """Returns the names of the files of ours that a section names, each once."""
+    return list(dict.fromkeys(_FILE.findall(section)))
 
 
 def _weights_of(card: str) -> str | None:

@@ -10,14 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._compat import is_older_than, names_not_saved
-from hf_headprune._layouts import Entries
+from hf_headprune._compat import is_dispatched, is_older_than, names_not_saved
+from hf_headprune._layouts import HEADS, UNIT, Entries
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX, REFUSED
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -36,6 +36,23 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Price:
+    """What units of a site cost, in whatever is counted.
+
+    Attributes:
+        per_unit: Of each unit.
+        per_group: Of what the query heads of a group share, once for all of them; zero where heads share nothing.
+    """
+
+    per_unit: int
+    per_group: int = 0
+
+    def of(self, units: int, groups: int) -> int:
+        """Returns the price of some units, which lie in so many groups."""
+        return self.per_unit * units + self.per_group * groups
+
+
+@dataclass(frozen=True)
 class Site:
     """One prunable block of a live model. All paths are relative to the base model.
 
@@ -43,8 +60,10 @@ class Site:
         name: Path of the block, such as "encoder.layer.3.attention".
         kind: "encoder", "decoder" or "cross" for attention, "ffn" for a feed-forward block.
         layer: Zero-based index in its stack.
-        units: Number of heads (or groups of heads that share a key) or FFN units that the live model has.
+        units: Number of heads or FFN units that the live model has.
         unit_width: Columns of the output projection per unit: `head_dim`, or 1 for FFN units.
+        group: Query heads that share a key and a value, and follow one another; 1 where each has its own. Equally many
+            of each group that is there.
         parts: The linear modules whose rows are cut: query, key and value, or the first FFN matrix.
         output: Path of the linear module whose columns are cut.
         core: Path of the module that computes the heads.
@@ -53,9 +72,11 @@ class Site:
         hidden_size: Width of the residual stream.
         in_decoder: Whether it runs over the tokens of a decoder, be that half of a model or all of it.
         uses: How often a forward pass runs the block.
-        parameters_per_unit: Parameters that leave with one unit, biases included.
-        bytes_per_unit: Bytes of those parameters at their present dtype.
+        parameters: Parameters that leave with units, biases included.
+        bytes: Bytes of those parameters at their present dtype.
         bytes_per_index: Bytes that a unit costs which stays where others leave: the checkpoint then says which.
+        tower: Field of the configuration with the configuration of its tower; None where the model is of one piece.
+        tokens: How many tokens it sees, and how many of them each attends to, where the configuration says that.
     """
 
     name: str
@@ -63,6 +84,7 @@ class Site:
     layer: int
     units: int
     unit_width: int
+    group: int
     parts: tuple[Part, ...]
     output: str
     core: str
@@ -71,14 +93,26 @@ class Site:
     hidden_size: int
     in_decoder: bool
     uses: int
-    parameters_per_unit: int
-    bytes_per_unit: int
+    parameters: Price
+    bytes: Price
     bytes_per_index: int
+    tower: str | None = None
+    tokens: tuple[int, int] | None = None
 
     @property
     def is_attention(self) -> bool:
         """Whether the units are attention heads."""
         return self.kind != "ffn"
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of heads; of units where each is one of its own."""
+        return self.units // self.group
+
+    @property
+    def group_width(self) -> int:
+        """Columns of the output projection per group."""
+        return self.unit_width * self.group
 
     @property
     def prefix(self) -> str:
@@ -111,6 +145,14 @@ class Site:
         block = self.block
         return bool(block.attributes or block.own_numbers or block.tables or block.shared_bias)
 
+    def config_of(self, config: Any) -> Any:
+        """Returns the configuration that holds the numbers of the site, by that of the model."""
+        return getattr(config, self.tower) if self.tower else config
+
+    def dense_units(self, config: Any) -> int:
+        """Returns the number of units that the dense model has here, by the configuration of the model."""
+        return self.block.dense_units(self.config_of(config), self.layer)
+
     def columns(self, units: Iterable[int]) -> list[int]:
         """Returns the columns of the output projection that belong to units.
 
@@ -120,9 +162,45 @@ class Site:
         width = self.unit_width
         return [column for unit in units for column in range(unit * width, (unit + 1) * width)]
 
-    def number(self, layout: str, units: int) -> int:
-        """Returns a product of sizes, such as "u d", for a number of units."""
-        return Entries.of(layout, {**self.sizes, "u": units}).total
+    def rows(self, part: Part, units: Iterable[int]) -> list[int]:
+        """Returns the rows of one of `parts` that belong to units, and those that their groups share.
+
+        Args:
+            part: The module.
+            units: Ascending.
+        """
+        return part.rows.indices_of_heads(units, self.group)
+
+    def groups_of(self, units: Iterable[int]) -> tuple[int, ...]:
+        """Returns the groups that units lie in."""
+        return tuple(dict.fromkeys(unit // self.group for unit in units))
+
+    def units_of(self, groups: Iterable[int]) -> list[int]:
+        """Returns the units of whole groups."""
+        return [unit for group in groups for unit in range(group * self.group, (group + 1) * self.group)]
+
+    def price(self, price: Price, units: Sequence[int] | None = None) -> int:
+        """Returns what some units cost, or all of them."""
+        units = range(self.units) if units is None else units
+        return price.of(len(units), len(self.groups_of(units)) if price.per_group else 0)
+
+    def numbers(self, kept: Sequence[int]) -> dict[str, int]:
+        """Returns the layer's entry in `per_layer_config` when some units are kept."""
+        found = {self.field: len(kept)}
+        return found if self.block.groups is None else found | {self.block.groups: len(self.groups_of(kept))}
+
+    def first(self, numbers: Any) -> list[int]:
+        """Returns the first units, as many as a configuration says, equally many of each of the first groups."""
+        units = getattr(numbers, self.field)
+        if self.group == 1:  # None where the layers of the dense model differ: all
+            return list(range(self.units if units is None else units))
+        groups = getattr(numbers, str(self.block.groups))
+        return [group * self.group + head for group in range(groups) for head in range(units // groups)]
+
+    def number(self, layout: str, kept: Sequence[int]) -> int:
+        """Returns a product of sizes, such as "u d", when some units are kept."""
+        groups = len(self.groups_of(kept))
+        return Entries.of(layout, {**self.sizes, HEADS: len(kept) // max(groups, 1), UNIT: groups}).total
 
 
 @dataclass(frozen=True)
@@ -168,18 +246,51 @@ def family_of(model_or_config: Any) -> Family:
     Raises:
         UnsupportedModelError: No family of that `model_type` is declared.
     """
-    config = getattr(model_or_config, "config", model_or_config)
-    model_type = getattr(config, "model_type", None)
-    name = model_type.removeprefix(PRUNABLE_PREFIX) if isinstance(model_type, str) else model_type
-    if name not in FAMILIES:
+    family = declaration_of(model_or_config)
+    if family is None:
+        model_type = getattr(getattr(model_or_config, "config", model_or_config), "model_type", None)
+        name = _dense_type(model_type)
         if name in REFUSED:
             raise UnsupportedModelError(f"{type(model_or_config).__name__} can't be pruned: {REFUSED[name]}.")
+        inside = _supported_inside(model_or_config)
+        if inside is not None:
+            raise UnsupportedModelError(
+                f"{type(model_or_config).__name__} is no Transformers model, but holds one: pass its .{inside}. Prune, "
+                "save and load that part; the rest of the weights is yours to save."
+            )
         raise UnsupportedModelError(
             f"{type(model_or_config).__name__}: no declaration says where its heads are (model_type {model_type!r}). "
             f"Supported: {', '.join(sorted(FAMILIES))}. A further family is one more entry in "
             "hf_headprune.families.FAMILIES."
         )
-    return FAMILIES[name]
+    return family
+
+
+def declaration_of(model_or_config: Any) -> Family | None:
+    """Returns the declaration of a model's family, or None where there is none."""
+    return FAMILIES.get(_dense_type(getattr(getattr(model_or_config, "config", model_or_config), "model_type", None)))
+
+
+def _dense_type(model_type: Any) -> Any:
+    """Returns the model type of the dense model."""
+    return model_type.removeprefix(PRUNABLE_PREFIX) if isinstance(model_type, str) else None
+
+
+def towers_of(model: nn.Module) -> list[Any]:
+    """Returns the towers that a model has, models themselves; none of a model that is not declared."""
+    family, present = declaration_of(model), dict(base_model(model).named_modules())
+    paths = {stack.tower: None for stack in family.stacks if stack.tower} if family is not None else {}
+    return [present[path] for path in paths if path in present]
+
+
+def _supported_inside(wrapper: Any) -> str | None:
+    """Returns the path of a Transformers model of a declared family in a module without a configuration of its own."""
+    modules = getattr(wrapper, "named_modules", None)
+    if modules is None or getattr(getattr(wrapper, "config", None), "model_type", None) is not None:
+        return None
+    kinds = ((path, getattr(getattr(it, "config", None), "model_type", None)) for path, it in modules())
+    names = ((path, kind.removeprefix(PRUNABLE_PREFIX)) for path, kind in kinds if isinstance(kind, str) and path)
+    return next((path for path, name in names if name in FAMILIES), None)
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -213,18 +324,22 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     if not sites:
         raise UnsupportedModelError(
             f"{type(model).__name__}: none of the stacks {[stack.layers for stack in family.stacks]} exists in "
-            f"{type(base).__name__}. Pass the Transformers model itself, not a wrapper around it."
+            f"{type(base).__name__}. Pass the Transformers model itself, not a wrapper around it; of a model with "
+            "adapters of PEFT, what its merge_and_unload() returns."
         )
-    not_saved = names_not_saved(model)
+    # Weights that are offloaded are tied by name alone: each use makes them other objects.
+    tied = set(getattr(model, "all_tied_weights_keys", {})) if is_dispatched(model) else set()
+    not_saved = names_not_saved(model) | tied
     saved = {
         tensor.data_ptr() or id(tensor): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name not in not_saved
     }
+    parameters = {id(it): it for name, it in model.named_parameters(remove_duplicate=False) if name not in tied}
     return Anatomy(
         model_type=family.model_type,
         sites=sites,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in parameters.values()),
         num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in saved.values()),
         left_out=family.left_out,
     )
@@ -242,8 +357,9 @@ def attention_by_layer(model: nn.Module) -> dict[int, Site]:
             continue
         if site.layer in found:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: encoder and decoder both have a layer {site.layer}, so that a number does "
-                "not say which layer is meant. Name the sites in a PruningPlan, for masked or prune_model_."
+                f"{type(model).__name__}: two of its stacks have a layer {site.layer} (encoder and decoder, or "
+                "towers), so a number does not say which is meant. Name the sites in a PruningPlan, for masked or "
+                "prune_model_."
             )
         found[site.layer] = site
     return found
@@ -269,16 +385,19 @@ def _sites(family: Family, base: nn.Module, config: Any) -> Iterator[Site]:
     present = dict(base.named_modules())
     is_decoder = bool(getattr(config, "is_decoder", False)) and not getattr(config, "is_encoder_decoder", False)
     for stack in family.stacks:
+        own = getattr(config, stack.config) if stack.config else config
         in_decoder = is_decoder or any(block.kind == "decoder" for block in stack.blocks)
         lists: list[tuple[str, Any]] = [(path, present[path]) for path in layer_lists(base, stack)]
         paths = [f"{path}.{index}" for path, layers in lists for index in range(len(layers))]
         for index, prefix in enumerate(paths):
-            uses = 1 if stack.uses is None else stack.uses(config, index)
+            uses = 1 if stack.uses is None else stack.uses(own, index)
             for block in stack.blocks:
                 shown_by = block.site if block.is_attention else next(iter(block.inputs))
                 if block.enabled_by is not None and f"{prefix}.{shown_by}" not in present:
                     continue
-                yield _Reader(present, prefix, block).site(layer=index, in_decoder=in_decoder, uses=uses)
+                found = _Reader(present, prefix, block).site(layer=index, in_decoder=in_decoder, uses=uses)
+                tokens = block.tokens(own, index) if block.tokens else None
+                yield dataclasses.replace(found, tower=stack.config, tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -308,16 +427,19 @@ class _Reader:
         width = output.nx if transposed(output) else output.in_features
         if width % unit_width:
             raise self.misfit(f"{block.output} has {width} columns, no multiple of {block.columns} with {sizes}")
-        units = width // unit_width
-        parts = tuple(self.parts({**sizes, "u": units}))
-        owned = self.tensors(parts, output, {**sizes, "u": units}) if units else []
+        groups = width // unit_width
+        group = sizes.get(HEADS, 1) if groups else 1
+        sized = {**sizes, UNIT: groups}
+        parts = tuple(self.parts(sized))
+        owned = [*self.tensors(parts, output, sized)] if groups else []
         index = getattr(self.present.get(core), KEPT_HEADS, None)
         return Site(
             name=name,
             kind="decoder" if block.kind == "encoder" and in_decoder else block.kind,
             layer=layer,
-            units=units,
-            unit_width=unit_width,
+            units=groups * group,
+            unit_width=unit_width // group,
+            group=group,
             parts=parts,
             output=self.path(block.output),
             core=core,
@@ -326,9 +448,13 @@ class _Reader:
             hidden_size=output.nf if transposed(output) else output.out_features,
             in_decoder=in_decoder,
             uses=uses,
-            parameters_per_unit=sum(tensor.numel() for tensor in owned) // max(units, 1),
-            bytes_per_unit=sum(tensor.numel() * tensor.element_size() for tensor in owned) // max(units, 1)
-            + (0 if index is None else BYTES_PER_INDEX),
+            parameters=_price([(tensor.numel(), rows) for tensor, rows in owned], groups, group),
+            bytes=_price(
+                [(tensor.numel() * tensor.element_size(), rows) for tensor, rows in owned]
+                + [(BYTES_PER_INDEX * groups * group, None)] * (index is not None),
+                groups,
+                group,
+            ),
             bytes_per_index=BYTES_PER_INDEX if block.shared_bias and index is None else 0,
         )
 
@@ -362,9 +488,10 @@ class _Reader:
                 "units. Prune a model of the family's original layout."
             )
 
-    def tensors(self, parts: tuple[Part, ...], output: Any, sizes: Mapping[str, int]) -> list[Any]:
-        """Returns the tensors of which each unit owns an equal share, with the layouts checked."""
-        found = []
+    def tensors(
+        self, parts: tuple[Part, ...], output: Any, sizes: Mapping[str, int]
+    ) -> Iterator[tuple[Any, Entries | None]]:
+        """Yields the tensors of which each unit owns an equal share, and the layout of rows, which is checked."""
         for part in parts:
             linear = self.present[part.path]
             if not hasattr(linear.weight, "numel"):
@@ -375,8 +502,8 @@ class _Reader:
             rows = linear.nf if transposed(linear) else linear.out_features
             if rows != part.rows.total:
                 raise self.misfit(f"{part.path} has {rows} rows, but {part.rows.text!r} makes {part.rows.total}")
-            found += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
-        return [*found, output.weight, *self.tables(sizes)]
+            yield from ((tensor, part.rows) for tensor in (linear.weight, linear.bias) if tensor is not None)
+        yield from ((tensor, None) for tensor in (output.weight, *self.tables(sizes)))
 
     def tables(self, sizes: Mapping[str, int]) -> Iterator[Any]:
         """Yields the parameters beside the linear modules."""
@@ -393,3 +520,18 @@ class _Reader:
             f"{self.path(self.block.site)}: {what}. The layer differs from what is declared for its family; prune a "
             "model of the family's original layout."
         )
+
+
+def _price(sizes: Iterable[tuple[int, Entries | None]], groups: int, group: int) -> Price:
+    """Returns what a unit and a group own of tensors.
+
+    Args:
+        sizes: Of each tensor, what is counted of it, and the layout of its rows; None where heads share nothing of it.
+        groups: Number of groups.
+        group: Heads of each.
+    """
+    own = shared = 0
+    for size, rows in sizes:
+        of_heads = size if rows is None or group == 1 else size * rows.of_heads // rows.total
+        own, shared = own + of_heads, shared + size - of_heads
+    return Price(own // max(groups * group, 1), shared // max(groups, 1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_headprune._checks import is_above, is_whole
-from hf_headprune.cost import weights_per_unit
+from hf_headprune.cost import weights_price
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import check_plan
 
@@ -26,7 +26,7 @@ class Budgets:
     """How many units stay over the whole model.
 
     Attributes:
-        kept_heads: Heads that stay.
+        kept_heads: Heads that stay, or groups of query heads where they share keys.
         kept_ffn: FFN units that stay, a multiple of the width multiple.
         density: Share of the linear weights that stays with them.
     """
@@ -56,8 +56,8 @@ def linear_density(plan: PruningPlan, anatomy: Anatomy) -> float:
         InvalidPlanError: The plan was made for another anatomy.
     """
     check_plan(plan, anatomy)
-    kept = sum(len(plan.kept(site.name)) * weights_per_unit(site) for site in anatomy.sites)
-    return kept / sum(site.units * weights_per_unit(site) for site in anatomy.sites)
+    kept = sum(site.price(weights_price(site), plan.kept(site.name)) for site in anatomy.sites)
+    return kept / sum(site.price(weights_price(site)) for site in anatomy.sites)
 
 
 def budgets(
@@ -134,13 +134,16 @@ def _with_ffn(kept_heads: int, wanted: float, heads: _Units, ffn: _Units, width_
 
 def _units(sites: tuple[Site, ...]) -> _Units:
     return _Units(
-        number=sum(site.units for site in sites), weights=sum(site.units * weights_per_unit(site) for site in sites)
+        number=sum(site.groups for site in sites), weights=sum(site.price(weights_price(site)) for site in sites)
     )
 
 
 @dataclass(frozen=True)
 class BudgetGroup:
-    """Heads that share one budget: their positions among all heads of the model, and how many of them stay."""
+    """Heads that share one budget: their positions among all heads of the model, and how many of them stay.
+
+    Where query heads share keys and values, what is counted are the groups of them, which stay or go whole.
+    """
 
     positions: tuple[int, ...]
     kept: int
@@ -152,14 +155,15 @@ def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
     Raises:
         InvalidSettingError: More heads are asked for than there are, or a kind of attention that the model lacks.
     """
-    kinds = [site.kind for site in anatomy.attention_sites for _ in range(site.units)]
+    kinds = [site.kind for site in anatomy.attention_sites for _ in range(site.groups)]
     if not kinds and anatomy.left_out is not None:
         raise InvalidSettingError(
             f"kept_heads: the heads of {anatomy.model_type} can't be pruned, since {anatomy.left_out}. Prune its FFN "
             "units alone, with density=."
         )
+    noun = "groups of query heads" if any(site.group > 1 for site in anatomy.attention_sites) else "heads"
     if not isinstance(budget, Mapping):
-        return (BudgetGroup(tuple(range(len(kinds))), _count(budget, len(kinds), "the model")),)
+        return (BudgetGroup(tuple(range(len(kinds))), _count(budget, len(kinds), "the model", noun)),)
     missing = sorted(set(budget) - set(kinds))
     if missing:
         raise InvalidSettingError(
@@ -170,7 +174,7 @@ def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
     for kind in dict.fromkeys(kinds):
         positions = tuple(i for i, present in enumerate(kinds) if present == kind)
         wanted = budget.get(kind, len(positions))
-        groups.append(BudgetGroup(positions, _count(wanted, len(positions), f"its {kind} attention")))
+        groups.append(BudgetGroup(positions, _count(wanted, len(positions), f"its {kind} attention", noun)))
     return tuple(groups)
 
 
@@ -188,11 +192,11 @@ def _is_budget(value: object) -> bool:
     return is_whole(value, at_least=0) or (isinstance(value, float) and 0.0 <= value <= 1.0)
 
 
-def _count(wanted: float, present: int, where: str) -> int:
+def _count(wanted: float, present: int, where: str, noun: str) -> int:
     kept = int(wanted) if is_whole(wanted) else int(wanted * present + 0.5)
     if kept > present:
         raise InvalidSettingError(
-            f"kept_heads: {kept} heads are to be kept, but {where} has {present}. "
+            f"kept_heads: {kept} {noun} are to be kept, but {where} has {present}. "
             f"Ask for at most {present}, or for a fraction from 0.0 to 1.0."
         )
     return kept

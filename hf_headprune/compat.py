@@ -82,8 +82,9 @@ def prune_heads(model: nn.Module, heads_to_prune: Mapping[int, Iterable[int]]) -
             already may be among them.
 
     Raises:
-        InvalidPlanError: A layer or a head does not exist, no head would go, or the model was pruned by other means, so
-            that the numbers of its heads in the dense model are not known.
+        InvalidPlanError: A layer or a head does not exist, no head would go, groups of query heads would keep different
+            numbers of them, or the model was pruned by other means, so that the numbers of its heads in the dense model
+            are not known.
         UnsupportedModelError: See `prune_model_`; or encoder and decoder have layers of the same number.
     """
     sites, dense = attention_by_layer(model), plan_from_dense(model)

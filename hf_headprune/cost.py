@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_headprune._checks import is_number, is_whole
+from hf_headprune.anatomy import Price
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import check_plan
 
@@ -49,7 +50,7 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
     Args:
         plan: What is kept; made for a model of this anatomy.
         anatomy: Of the model before the plan is applied.
-        seq_len: Tokens of one (source) sequence.
+        seq_len: Tokens of one (source) sequence. Images have as many as the configuration says, whatever it is.
         target_len: Tokens of a decoder's sequence; equal to `seq_len` when left out. In a model that is nothing but a
             decoder they are what counts, and those of the source are what its cross-attention looks at.
 
@@ -61,37 +62,44 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
     if min(seq_len, target_len) < 1:
         raise InvalidSettingError(f"cost_of: lengths must be at least 1 token, received {seq_len} and {target_len}.")
     check_plan(plan, anatomy)
-    kept = {site.name: len(plan.kept(site.name)) for site in anatomy.sites}
-    removed = {site.name: site.units - kept[site.name] for site in anatomy.sites}
-    indices = sum(site.bytes_per_index * kept[site.name] for site in anatomy.sites if removed[site.name])
+    kept = {site.name: plan.kept(site.name) for site in anatomy.sites}
+    cut = [site for site in anatomy.sites if len(kept[site.name]) < site.units]
+    indices = sum(site.bytes_per_index * len(kept[site.name]) for site in cut)
+    parameters = (site.price(site.parameters) - site.price(site.parameters, kept[site.name]) for site in cut)
+    size = (site.price(site.bytes) - site.price(site.bytes, kept[site.name]) for site in cut)
+    macs = (site.price(macs_price(site, seq_len, target_len), kept[site.name]) for site in anatomy.sites)
     return Cost(
-        parameters=anatomy.num_parameters - sum(s.parameters_per_unit * removed[s.name] for s in anatomy.sites),
-        size_bytes=anatomy.num_bytes - sum(s.bytes_per_unit * removed[s.name] for s in anatomy.sites) + indices,
-        macs=sum(kept[site.name] * macs_per_unit(site, seq_len, target_len) for site in anatomy.sites),
+        parameters=anatomy.num_parameters - sum(parameters),
+        size_bytes=anatomy.num_bytes - sum(size) + indices,
+        macs=sum(macs),
     )
 
 
-def macs_per_unit(site: Site, seq_len: int, target_len: int | None = None) -> int:
-    """Counts the multiply-accumulates that one unit of a site costs for one sequence; the lengths as in `cost_of`."""
+def macs_price(site: Site, seq_len: int, target_len: int | None = None) -> Price:
+    """Counts the multiply-accumulates that units of a site cost for one sequence; the lengths as in `cost_of`."""
     target_len = seq_len if target_len is None else target_len
     queries = target_len if site.in_decoder else seq_len
     keys = seq_len if site.kind in ("encoder", "cross") else queries
-    if not site.is_attention:
-        return site.uses * queries * weights_per_unit(site)
-    read_queries = site.parts[0].rows.per_unit + site.unit_width  # of cross-attention, the others read the source
-    projections = (queries * read_queries + keys * (_rows_per_unit(site) - read_queries)) * site.hidden_size
-    products = 2 * queries * keys * site.unit_width
-    return site.uses * (projections + products)
+    seen = keys
+    if site.tokens is not None:  # a token of a Swin sees its window; all are projected
+        queries, seen = site.tokens
+        keys = queries
+    weights = weights_price(site)
+    per_unit = queries * weights.per_unit
+    if site.kind == "cross":  # all but the first module read the source
+        per_unit += (keys - queries) * sum(part.rows.per_unit for part in site.parts[1:]) * site.hidden_size
+    if site.is_attention:
+        per_unit += 2 * queries * seen * site.unit_width
+    return Price(site.uses * per_unit, site.uses * queries * weights.per_group)
 
 
-def weights_per_unit(site: Site) -> int:
-    """Counts the entries of weight matrices that leave with one unit; biases aside."""
-    return _rows_per_unit(site) * site.hidden_size
-
-
-def _rows_per_unit(site: Site) -> int:
-    """Counts the rows and columns, each as long as the residual stream is wide, of one unit."""
-    return sum(part.rows.per_unit for part in site.parts) + site.unit_width
+def weights_price(site: Site) -> Price:
+    """Counts the entries of weight matrices that leave with units; biases aside."""
+    entries = sum(part.rows.per_unit for part in site.parts) + site.group_width  # of a group, as long as the stream
+    own = entries
+    if site.group > 1:
+        own = sum(part.rows.of_heads for part in site.parts) // site.groups + site.group_width
+    return Price(own // site.group * site.hidden_size, (entries - own) * site.hidden_size)
 
 
 def latency_table(given: Any) -> LatencyTable | None:

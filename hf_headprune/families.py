@@ -3,20 +3,20 @@
 The only file with module paths. A further family is one more entry in `FAMILIES`; no other file changes.
 
 A declaration says in the notation of the field which entries of which matrices belong to a unit. `u` is the unit (a
-head or an FFN unit), `d` the width of a head, `r` the query heads of one group, a number is itself, and `+` joins
-sections: `{"q_proj": "u d"}`, `{"Wqkv": "3 u d"}`, `{"qkv_proj": "u r d + u d + u d"}`. `hf_headprune.anatomy` checks
-each layout against its matrix when it reads a model.
+head or an FFN unit), `d` the width of a head, a number is itself, and `+` joins sections: `{"q_proj": "u d"}`,
+`{"Wqkv": "3 u d"}`. Where query heads share keys and values by groups, `u` is the group and `r` the query heads of one:
+`{"qkv_proj": "u r d + u d + u d"}`. `hf_headprune.anatomy` checks each layout against its matrix when it reads a model.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 SiteKind = Literal["encoder", "decoder", "cross", "ffn"]
-Probe = Literal["tokens", "pixels", "spectrogram", "waveform"]
+Probe = Literal["tokens", "pixels", "tokens and pixels", "spectrogram", "waveform"]
 PRUNABLE_PREFIX = "prunable_"
 
 
@@ -30,8 +30,10 @@ class Block:
         inputs: Layout of the rows of each linear module that makes the units, those that read queries first. Two
             modules of a gated FFN are two entries; what carries the values comes last.
         output: Linear module whose columns belong to the units.
-        units: Field of the configuration that holds the number of units of the dense model, or what computes it.
+        units: Field of the configuration that holds the number of units of the dense model, or what computes it: one
+            number, or one for each layer.
         own_field: Field of the pruned configuration, where `units` is no field or another block uses it, too.
+        groups: Field of the configuration that holds the number of groups of heads that share a key and a value.
         columns: Layout of the columns of `output`, unit by unit.
         core: Module that computes the heads; of an FFN, nothing.
         sizes: Attribute of `core` for each letter of the layouts but `u`.
@@ -45,15 +47,20 @@ class Block:
         shared_bias: Argument of the forward pass with a bias of all heads of the dense model, which the first layer
             makes for all.
         runs_empty: Whether the forward pass of `core` does more than attention, and so has to run without heads, too.
-        implied: Fields of the configuration that follow from the number of units, as products of sizes.
+        tokens: Where the configuration says it, and not the length of the input: how many tokens the block sees in a
+            layer, by the configuration and the layer's index, and how many of them each attends to.
+        said: Which smaller numbers of units, one for all layers, the dense model's configuration can say, so that a
+            model with equal layers is one of the dense class: "any", "divisors" (numbers of heads that divide the
+            hidden size), or None.
     """
 
     site: str
     kind: SiteKind
     inputs: Mapping[str, str]
     output: str
-    units: str | Callable[[Any], int]
+    units: str | Callable[[Any], int | Sequence[int]]
     own_field: str | None = None
+    groups: str | None = None
     columns: str = "u d"
     core: str = ""
     sizes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -65,11 +72,12 @@ class Block:
     tables: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     shared_bias: str | None = None
     runs_empty: bool = False
-    implied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tokens: Callable[[Any, int], tuple[int, int]] | None = None
+    said: Literal["any", "divisors"] | None = None
 
     @property
     def is_attention(self) -> bool:
-        """Whether the units are attention heads, or groups of them."""
+        """Whether the units are attention heads."""
         return self.kind != "ffn"
 
     @property
@@ -89,8 +97,17 @@ class Block:
         word, _, name = self.enabled_by.rpartition(" ")
         return bool(getattr(config, name, False)) != (word == "not")
 
-    def dense_units(self, config: Any) -> int:
-        """Returns the number of units of the dense model by its configuration."""
+    def dense_units(self, config: Any, layer: int) -> int:
+        """Returns the number of units of a layer of the dense model by its configuration."""
+        found = self._dense_numbers(config)
+        return found[layer] if isinstance(found, Sequence) else found
+
+    def dense_number(self, config: Any) -> int | None:
+        """Returns the number of units of every layer of the dense model, or None where the layers differ."""
+        found = self._dense_numbers(config)
+        return None if isinstance(found, Sequence) else found
+
+    def _dense_numbers(self, config: Any) -> int | Sequence[int]:
         return getattr(config, self.units) if isinstance(self.units, str) else self.units(config)
 
 
@@ -103,12 +120,19 @@ class Stack:
         blocks: Of each layer, in the order of the forward pass.
         depth: Field of the configuration that holds the number of layers, or what computes it.
         uses: How often a forward pass runs a layer, by the configuration and the layer's index.
+        config: Field of the configuration with the configuration of these layers, where a model is made of towers.
     """
 
     layers: str
     blocks: tuple[Block, ...]
     depth: str | Callable[[Any], int] = "num_hidden_layers"
     uses: Callable[[Any, int], int] | None = None
+    config: str | None = None
+
+    @property
+    def tower(self) -> str:
+        """Path of the tower that the layers belong to; empty where the base model itself is all there is."""
+        return self.layers.partition(".")[0] if self.config else ""
 
     @property
     def runner(self) -> str:
@@ -138,6 +162,7 @@ class Family:
         probe: What a forward pass is given.
         left_out: Why units that the family has are not pruned, if so.
         since: The first version of Transformers whose models fit the declaration, where it is not the oldest supported.
+        body: Class of its models, where no Auto class makes it.
     """
 
     model_type: str
@@ -147,6 +172,12 @@ class Family:
     probe: Probe = "tokens"
     left_out: str | None = None
     since: str | None = None
+    body: str | None = None
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Fields of the configuration with the configurations of towers, in the order of the forward pass."""
+        return tuple(dict.fromkeys(stack.config for stack in self.stacks if stack.config))
 
     @property
     def prunable_type(self) -> str:
@@ -174,6 +205,7 @@ def _attention(site: str, kind: SiteKind, qkv: str, output: str, units: str, **m
 
 def _ffn(site: str, inputs: str, output: str, units: str | Callable[[Any], int], **more: Any) -> Block:
     """Returns an FFN; two modules make it a gated one."""
+    more = {"said": "any" if isinstance(units, str) else None} | more
     return Block(site, "ffn", dict.fromkeys(inputs.split(), "u"), output, units, columns="u", **more)
 
 
@@ -225,27 +257,67 @@ _GATED_FFN = _ffn("mlp", "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "intermed
 _IMAGE_FFN = _ffn("mlp", "mlp.fc1", "mlp.fc2", "intermediate_size")
 
 
+def _patches(more: int) -> Callable[[Any, int], tuple[int, int]]:
+    """Returns what counts the patches of an image of the configuration's size, and so many tokens more."""
+
+    def count(config: Any, layer: int) -> tuple[int, int]:
+        image, patch = (_pair_of(size) for size in (config.image_size, config.patch_size))
+        tokens = (image[0] // patch[0]) * (image[1] // patch[1]) + more
+        return tokens, tokens
+
+    return count
+
+
+def _pair_of(size: Any) -> tuple[int, int]:
+    """Returns height and width of an image or patch."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _seeing(tokens: Callable[[Any, int], tuple[int, int]], *blocks: Block) -> tuple[Block, ...]:
+    """Returns blocks whose configuration says how many tokens they see."""
+    return tuple(dataclasses.replace(block, tokens=tokens) for block in blocks)
+
+
 def _grouped(kind: SiteKind, **more: Any) -> Block:
-    """Returns attention in which query heads share keys and values by groups, which are the units."""
+    """Returns attention in which query heads share keys and values by groups."""
     projections = {"self_attn.q_proj": "u r d", "self_attn.k_proj": "u d", "self_attn.v_proj": "u d"}
     settings: dict[str, Any] = {"core": "self_attn", "sizes": {"d": "head_dim", "r": "num_key_value_groups"}}
-    settings |= {"implied": {"num_attention_heads": "u r"}} | more
+    settings |= {"groups": "num_key_value_heads", "said": "any"} | more
     inputs = settings.pop("inputs", projections)
-    return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_key_value_heads", columns="u r d", **settings)
+    return Block("self_attn", kind, inputs, "self_attn.o_proj", "num_attention_heads", columns="u r d", **settings)
 
 
-def _llama(model_type: str, kind: SiteKind = "decoder") -> Family:
-    return Family(model_type, (Stack("layers", (_grouped(kind), _GATED_FFN)),), head_dim="head_dim")
+def _llama(model_type: str, kind: SiteKind = "decoder", **more: Any) -> Family:
+    return Family(model_type, (Stack("layers", (_grouped(kind, **more), _GATED_FFN)),), head_dim="head_dim")
 
 
-def _image(model_type: str, layers: str = "layers") -> Family:
-    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj")
-    return Family(model_type, (Stack(layers, (attention, _IMAGE_FFN)),), probe="pixels")
+def _image(model_type: str, more_tokens: int) -> Family:
+    attention = _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", said="any")
+    blocks = _seeing(_patches(more_tokens), attention, _IMAGE_FFN)
+    return Family(model_type, (Stack("layers", blocks),), probe="pixels")
 
 
-def _tower(model_type: str, probe: Probe) -> Family:
+def _tower(model_type: str, more_tokens: int | None = None, *, pools: bool = False, **more: Any) -> Family:
+    """Returns a tower of images, which have so many tokens beside their patches, or of texts.
+
+    The width of an attention pooling at its end is that of its FFNs.
+    """
     attention = _self_attention("self_attn", "encoder", "q_proj k_proj v_proj out_proj", attributes={"num_heads": "u"})
-    return Family(model_type, (Stack("encoder.layers", (attention, _IMAGE_FFN)),), probe=probe)
+    ffn = dataclasses.replace(_IMAGE_FFN, said=None if pools else "any")
+    if more_tokens is None:
+        return Family(model_type, (Stack("encoder.layers", (attention, ffn)),), **more)
+    blocks = _seeing(_patches(more_tokens), attention, ffn)
+    return Family(model_type, (Stack("encoder.layers", blocks),), probe="pixels", **more)
+
+
+def _towers(model_type: str, **towers: Family) -> Family:
+    """Returns a model of towers, by their names, whose configuration holds the configuration of each."""
+    stacks = (
+        dataclasses.replace(stack, layers=f"{name}_model.{stack.layers}", config=f"{name}_config")
+        for name, tower in towers.items()
+        for stack in tower.stacks
+    )
+    return Family(model_type, tuple(stacks), probe="tokens and pixels", since="5.24")
 
 
 def _t5(model_type: str) -> Family:
@@ -379,7 +451,7 @@ _MODERNBERT = Family(
                     core="attn",
                     sizes={"d": "head_dim"},
                 ),
-                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u"),
+                Block("mlp", "ffn", {"mlp.Wi": "2 u"}, "mlp.Wo", "intermediate_size", columns="u", said="any"),
             ),
         ),
     ),
@@ -387,22 +459,25 @@ _MODERNBERT = Family(
 
 _NOMIC_BERT = Family(
     "nomic_bert",
-    (Stack("layers", (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj"), _GATED_FFN)),),
+    (
+        Stack(
+            "layers",
+            (_self_attention("self_attn", "encoder", "q_proj k_proj v_proj o_proj", said="any"), _GATED_FFN),
+        ),
+    ),
 )
 
+_DINOV2_WIDTH: dict[str, Any] = {"units": _dinov2_width, "own_field": "num_ffn_units"}
 _DINOV2 = Family(
     "dinov2",
     (
         Stack(
             "encoder.layer",
-            (
-                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj"),
-                dataclasses.replace(
-                    _IMAGE_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="not use_swiglu_ffn"
-                ),
-                dataclasses.replace(
-                    _GATED_FFN, units=_dinov2_width, own_field="num_ffn_units", enabled_by="use_swiglu_ffn"
-                ),
+            _seeing(
+                _patches(1),
+                _self_attention("attention", "encoder", "q_proj k_proj v_proj o_proj", said="any"),
+                _ffn("mlp", "mlp.fc1", "mlp.fc2", enabled_by="not use_swiglu_ffn", **_DINOV2_WIDTH),
+                _ffn("mlp", "mlp.gate_proj mlp.up_proj", "mlp.down_proj", enabled_by="use_swiglu_ffn", **_DINOV2_WIDTH),
             ),
         ),
     ),
@@ -422,7 +497,7 @@ _PHI3 = Family(
                     attributes={"num_key_value_heads": "u"},
                     own_numbers={"num_attention_heads": "u r", "num_key_value_heads": "u"},
                 ),
-                Block("mlp", "ffn", {"mlp.gate_up_proj": "2 u"}, "mlp.down_proj", "intermediate_size", columns="u"),
+                dataclasses.replace(_GATED_FFN, inputs={"mlp.gate_up_proj": "2 u"}),
             ),
         ),
     ),
@@ -515,6 +590,69 @@ _WAV2VEC2 = Family(
     since="5.24",
 )
 
+_CLIP_TOWERS = {"vision": _tower("clip_vision_model", 1), "text": _tower("clip_text_model")}
+_SIGLIP_TOWERS = {
+    "vision": _tower("siglip_vision_model", 0, pools=True),
+    "text": _tower("siglip_text_model", body="SiglipTextModel"),
+}
+
+
+def _of_stages(number: Callable[[Any, int], int]) -> Callable[[Any], list[int]]:
+    """Returns what lists a number of each stage of a Swin layer by layer."""
+    return lambda config: [number(config, stage) for stage, depth in enumerate(config.depths) for _ in range(depth)]
+
+
+def _swin_tokens(config: Any, layer: int) -> tuple[tuple[int, int], int]:
+    """Returns height and width of what a layer of a Swin sees of an image, and how wide its windows are."""
+    image, patch = (_pair_of(size) for size in (config.image_size, config.patch_size))
+    size = (-(-image[0] // patch[0]), -(-image[1] // patch[1]))
+    for _ in range(_of_stages(lambda _, stage: stage)(config)[layer]):  # each stage merges two by two
+        size = (-(-size[0] // 2), -(-size[1] // 2))
+    return size, min(config.window_size, *size)
+
+
+def _swin_windows(config: Any, layer: int) -> tuple[int, int]:
+    """Returns the tokens that attention computes, those that fill up windows too, and those of a window."""
+    size, window = _swin_tokens(config, layer)
+    height, width = (-(-side // window) * window for side in size)
+    return height * width, window**2
+
+
+def _swin_pixels(config: Any, layer: int) -> tuple[int, int]:
+    """Returns the tokens that the FFN of a layer sees, twice."""
+    (height, width), _ = _swin_tokens(config, layer)
+    return height * width, height * width
+
+
+_SWIN = Family(
+    "swin",
+    (
+        Stack(
+            "encoder.layers.*.blocks",
+            (
+                _self_attention(
+                    "attention",
+                    "encoder",
+                    "q_proj k_proj v_proj o_proj",
+                    units=_of_stages(lambda config, stage: config.num_heads[stage]),
+                    own_field="num_layer_heads",
+                    tables={"attention.relative_position_bias.relative_position_bias_table": (1, "u")},
+                    tokens=_swin_windows,
+                ),
+                dataclasses.replace(
+                    _IMAGE_FFN,
+                    units=_of_stages(lambda config, stage: int(config.mlp_ratio * config.embed_dim * 2**stage)),
+                    own_field="num_ffn_units",
+                    tokens=_swin_pixels,
+                ),
+            ),
+            depth=lambda config: sum(config.depths),
+        ),
+    ),
+    probe="pixels",
+    since="5.24",
+)
+
 _OLMO2 = Family(
     "olmo2",
     (Stack("layers", (_GATED_FFN,)),),
@@ -533,14 +671,18 @@ FAMILIES: dict[str, Family] = {
         _DEBERTA,
         _MODERNBERT,
         _NOMIC_BERT,
-        _llama("eurobert", "encoder"),
-        _image("vit"),
-        _image("deit"),
+        _llama("eurobert", "encoder", said="divisors"),
+        _image("vit", 1),
+        _image("deit", 2),
         _DINOV2,
-        _tower("clip_text_model", "tokens"),
-        _tower("clip_vision_model", "pixels"),
-        _tower("siglip_vision_model", "pixels"),
-        *map(_llama, ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")),
+        _SWIN,
+        *_CLIP_TOWERS.values(),
+        _towers("clip", **_CLIP_TOWERS),
+        *_SIGLIP_TOWERS.values(),
+        _towers("siglip", **_SIGLIP_TOWERS),
+        _llama("llama", said="divisors"),
+        *map(_llama, ("mistral", "qwen2", "qwen3")),
+        _llama("gemma3_text", said="divisors"),
         _PHI3,
         _GPT2,
         _GPT_NEOX,
@@ -553,8 +695,5 @@ FAMILIES: dict[str, Family] = {
 
 # What is asked for and not declared, with the reason.
 REFUSED = {
-    "clip": "it is a pair of towers. Prune the image tower alone: load it as a clip_vision_model",
-    "siglip": "it is a pair of towers. Prune the image tower alone: load it as a siglip_vision_model",
     "gemma3": "it is a text model beside an image model. Prune the text model alone: load it as a gemma3_text",
-    "swin": "each of its stages has another number of heads, which a configuration per layer can't say yet",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from torch.utils.benchmark import Timer
 
 from hf_headprune._checks import is_whole
+from hf_headprune._offloaded import device_of
+from hf_headprune.anatomy import declaration_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating
 
@@ -195,7 +198,7 @@ def try_latency(model: nn.Module, settings: LatencySettings) -> None:
 
 
 def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torch.Tensor]:
-    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all of them attended to, or of random images.
+    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all attended to, of random images, or of both.
 
     An encoder-decoder gets as many tokens on the decoder's side, and its texts end; a model of multiple choice gets two
     choices per example, `(batch_size, 2, seq_len)`.
@@ -204,21 +207,40 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
         InvalidSettingError: The model's configuration has no vocabulary, or the sequence is longer than its positions.
     """
     config: Any = model.config
+    family = declaration_of(model)
+    if family is not None and family.towers:
+        return _random_pairs(model, [getattr(config, tower) for tower in family.towers], settings)
     if getattr(model, "main_input_name", None) == "pixel_values" and getattr(config, "image_size", None):
-        return _random_images(model, settings.batch_size)
+        return _random_images(model, config, settings.batch_size)
+    return _random_tokens(model, config, settings)
+
+
+def _random_pairs(model: nn.Module, configs: list[Any], settings: LatencySettings) -> dict[str, torch.Tensor]:
+    """Makes what each tower of a model takes."""
+    accepted = inspect.signature(model.forward).parameters
+    inputs: dict[str, torch.Tensor] = {}
+    for config in reversed(configs):  # tokens first, by which the length is reported
+        if "input_ids" in accepted and getattr(config, "vocab_size", None):
+            inputs |= _random_tokens(model, config, settings)
+        if "pixel_values" in accepted and getattr(config, "image_size", None):
+            inputs |= _random_images(model, config, settings.batch_size)
+    return inputs
+
+
+def _random_tokens(model: nn.Module, config: Any, settings: LatencySettings) -> dict[str, torch.Tensor]:
     vocab_size = getattr(config, "vocab_size", None)
     if not vocab_size:
         raise InvalidSettingError(
             f"random_inputs: {type(model).__name__} takes no tokens (its config has no vocab_size). Pass `inputs`."
         )
-    positions = _positions(model)
+    positions = _positions(model, config)
     seq_len = settings.seq_len or min(_DEFAULT_LENGTH, max(1, (positions or 2 * _DEFAULT_LENGTH) // 2))
     if positions is not None and seq_len > positions:
         raise InvalidSettingError(
             f"random_inputs: seq_len must be at most {positions}, the positions of {type(model).__name__}, received "
             f"{seq_len}. Measure a shorter sequence."
         )
-    device = next(model.parameters()).device
+    device = device_of(model)
     generator = torch.Generator().manual_seed(0)
     shape = (settings.batch_size, seq_len)
     tokens = torch.randint(vocab_size, shape, generator=generator)
@@ -238,18 +260,18 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
     return inputs
 
 
-def _random_images(model: Any, batch_size: int) -> dict[str, torch.Tensor]:
+def _random_images(model: nn.Module, config: Any, batch_size: int) -> dict[str, torch.Tensor]:
     """Makes images of the size that the configuration names, `(batch_size, channels, height, width)`."""
-    size, first = model.config.image_size, next(model.parameters())
+    size, first = config.image_size, next(model.parameters())
     height, width = (size, size) if isinstance(size, int) else size
-    shape = (batch_size, model.config.num_channels, height, width)
+    shape = (batch_size, config.num_channels, height, width)
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return {"pixel_values": drawn.to(device=first.device, dtype=first.dtype)}
 
 
-def _positions(model: nn.Module) -> int | None:
+def _positions(model: nn.Module, config: Any) -> int | None:
     """Returns the longest sequence that a model takes; an offset, as RoBERTa has, makes it shorter than the table."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return None
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hf_headprune._compat import drop_hooks_, is_compiled, unwrap_forward_
+from hf_headprune._offloaded import device_of, shared_by_copies
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
 from hf_headprune.plan import check_plan, refitted
@@ -150,7 +151,7 @@ def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
     anatomy = anatomy_of(model)
     plan, refit = (found := refitted(plan)).plan, found.refit
     check_plan(plan, anatomy)
-    device = next(model.parameters()).device
+    device = device_of(model)
     with ExitStack() as stack:
         stack.enter_context(owned(model, "masked"))
         if is_compiled(model):  # what was compiled without a hook runs on without it
@@ -190,12 +191,12 @@ def plain_copy(model: Any) -> Any:
 
     Without the wrapper that mixed precision put around its forward method, and without hooks of the user's, which no
     saved model has. What can't be copied, such as a lock or a generator that a module holds, both share; activations
-    that a module holds are copied without their graph.
+    that a module holds are copied without their graph. Of a model that is spread over devices both share the weights.
     """
     try:
-        twin = copy.deepcopy(model)
+        twin = copy.deepcopy(model, shared_by_copies(model))
     except Exception:  # noqa: BLE001 - whatever an attribute of the user's raises, its weights can be copied
-        twin = copy.deepcopy(model, _taken_as_it_is(model))
+        twin = copy.deepcopy(model, shared_by_copies(model) | _taken_as_it_is(model))
     unwrap_forward_(twin)
     drop_hooks_(twin)
     return twin.eval()

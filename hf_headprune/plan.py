@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -37,10 +39,12 @@ class PruningPlan:
         num_ffn: `{site: FFN units present}` before pruning.
         kept_heads: `{site: heads that stay}`, ascending.
         kept_ffn: `{site: FFN units that stay}`, ascending.
+        heads_per_group: `{site: heads}` where so many query heads, one after the other, share a key and a value.
+            Equally many heads of each group stay, or none of it: a layer's configuration says one number for all.
 
     Raises:
-        InvalidPlanError: A site is unknown or missing, or an index is out of range, repeated or no integer; the
-            message lists every offender.
+        InvalidPlanError: A site is unknown or missing, an index is out of range, repeated or no integer, or groups
+            keep different numbers of heads; the message lists every offender.
     """
 
     model_type: str
@@ -48,6 +52,7 @@ class PruningPlan:
     num_ffn: Mapping[str, int]
     kept_heads: Mapping[str, tuple[int, ...]]
     kept_ffn: Mapping[str, tuple[int, ...]]
+    heads_per_group: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Freezes the mappings and checks every site."""
@@ -57,9 +62,10 @@ class PruningPlan:
             object.__setattr__(self, name, _listed(getattr(self, name)))
         problems = _problems("kept_heads", self.num_heads, self.kept_heads)
         problems += _problems("kept_ffn", self.num_ffn, self.kept_ffn)
+        problems = problems or _group_problems(self.num_heads, self.kept_heads, self.heads_per_group)
         if problems:
             raise InvalidPlanError("PruningPlan: " + "; ".join(sorted(problems)))
-        for name in ("num_heads", "num_ffn"):
+        for name in ("num_heads", "num_ffn", "heads_per_group"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         for name, sizes in (("kept_heads", self.num_heads), ("kept_ffn", self.num_ffn)):
             kept = getattr(self, name)
@@ -85,6 +91,7 @@ class PruningPlan:
             num_ffn=num_ffn,
             kept_heads={site: tuple(range(units)) for site, units in num_heads.items()},
             kept_ffn={site: tuple(range(units)) for site, units in num_ffn.items()},
+            heads_per_group={site.name: site.group for site in anatomy.attention_sites if site.group > 1},
         )
 
     def replace(
@@ -96,7 +103,8 @@ class PruningPlan:
         """Returns a copy in which the named sites keep exactly the given units; other sites stay as they are.
 
         Raises:
-            InvalidPlanError: A site is unknown or an index is not one of its units.
+            InvalidPlanError: A site is unknown, an index is not one of its units, or groups of heads keep different
+                numbers of them.
         """
         return PruningPlan(
             model_type=self.model_type,
@@ -104,6 +112,7 @@ class PruningPlan:
             num_ffn=self.num_ffn,
             kept_heads=_merged(self.kept_heads, kept_heads),
             kept_ffn=_merged(self.kept_ffn, kept_ffn),
+            heads_per_group=self.heads_per_group,
         )
 
     @property
@@ -130,6 +139,11 @@ class PruningPlan:
         """Returns the units of any site that stay, ascending."""
         return self.kept_heads[site] if site in self.kept_heads else self.kept_ffn[site]
 
+    def groups(self, site: str) -> tuple[tuple[int, ...], ...]:
+        """Returns the units of any site that stay, ascending, those together that share a key and a value."""
+        group = self.heads_per_group.get(site, 1)
+        return tuple(tuple(units) for _, units in groupby(self.kept(site), lambda unit: unit // group))
+
     def to_json(self) -> str:
         """Returns the plan as JSON text that `from_json` reads back to an equal plan.
 
@@ -139,6 +153,8 @@ class PruningPlan:
         content |= {"num_heads": dict(self.num_heads), "num_ffn": dict(self.num_ffn)}
         for name in _KEPT_FIELDS:
             content[name] = {site: as_ranges(units) for site, units in getattr(self, name).items()}
+        if self.heads_per_group:
+            content["heads_per_group"] = dict(self.heads_per_group)
         return json.dumps(content, indent=2)
 
     @classmethod
@@ -155,7 +171,7 @@ class PruningPlan:
                 f"PruningPlan.from_json: format must be {PLAN_FORMAT!r}, received {shown(received)}. Pass "
                 "the text that to_json returned, written by a version that knows this format."
             )
-        given = set(content) - {"format"}
+        given = set(content) - {"format", "heads_per_group"}
         if given != set(_PLAN_FIELDS):
             raise InvalidPlanError(
                 f"PruningPlan.from_json: missing fields {sorted(set(_PLAN_FIELDS) - given)}, unknown fields "
@@ -169,7 +185,8 @@ class PruningPlan:
                     site: from_ranges(f"PruningPlan.from_json: {name}: {site}", ranges, units.get(site))
                     for site, ranges in content[name].items()
                 }
-        return cls(**{name: content[name] for name in _PLAN_FIELDS})
+        groups = content.get("heads_per_group", {})
+        return cls(**{name: content[name] for name in _PLAN_FIELDS}, heads_per_group=groups)
 
     def check_fits(self, anatomy: Anatomy) -> None:
         """Checks that the plan was made for a model of exactly this anatomy.
@@ -185,6 +202,9 @@ class PruningPlan:
         for site in sorted(planned.keys() | present.keys()):
             if planned.get(site) != present.get(site):
                 problems.append(f"{site}: the plan counts {planned.get(site)} units, the model has {present.get(site)}")
+        groups = {site.name: site.group for site in anatomy.attention_sites if site.group > 1}
+        if not problems and dict(self.heads_per_group) != groups:
+            problems.append(f"the plan counts {dict(self.heads_per_group)} heads per group, the model has {groups}")
         if problems:
             raise InvalidPlanError(
                 f"This plan does not fit the model: {'; '.join(problems)}. Make it from PruningPlan.of(model) of the "
@@ -236,6 +256,26 @@ def _unit_problems(where: str, units: Any, kept: Any) -> list[str]:
     if wrong:
         return [f"{where} has units 0..{units - 1}, received {shown(wrong)}"]
     return [f"{where} lists a unit twice, received {shown(indices)}"] if len(set(indices)) != len(indices) else []
+
+
+def _group_problems(sizes: Mapping[str, int], kept: Mapping[str, Iterable[int]], groups: Any) -> list[str]:
+    """Lists, of sites whose units are valid, those that keep different numbers of the groups that stay."""
+    if not isinstance(groups, Mapping):
+        return [f"heads_per_group must be a mapping from sites, received {shown(groups)}"]
+    problems = [f"heads_per_group: unknown site {shown(site)}" for site in groups if site not in sizes]
+    for site, group in groups.items():
+        if site not in sizes:
+            continue
+        if type(group) is not int or group < 2 or sizes[site] % group:  # noqa: PLR2004 - alone, nothing is shared
+            problems.append(
+                f"heads_per_group: {site} must be above 1 and divide its {sizes[site]} heads, received {shown(group)}"
+            )
+        elif len(set(Counter(unit // group for unit in kept[site]).values())) > 1:
+            problems.append(
+                f"kept_heads: {site} must keep equally many of the {group} query heads of each group that stays, "
+                f"since a layer has one number for all its groups, received {shown(sorted(kept[site]))}"
+            )
+    return problems
 
 
 def _merged(

@@ -22,6 +22,12 @@ def short_latency_runs(monkeypatch):
     monkeypatch.setattr(latency, "_SHORTEST_RUN_SECONDS", 0.002)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Lets saving end sooner: drawing the pictures of a card takes longer than a tiny model's training."""
+    monkeypatch.setattr("hf_headprune.publish.report.pictures", lambda *_: {})
+
+
 @pytest.fixture
 def wide_band(monkeypatch):
     """For models with weights far larger than real ones: the errors of bf16 are so, too."""

@@ -133,6 +133,15 @@ def _(folder):
     assert _compat.is_dispatched(model)
 
 
+@without("HOOKED_FORWARD")
+def _(folder):
+    module = nn.Linear(2, 2)
+    module._old_forward = module.forward
+    module.__class__ = type("Zero", (nn.Linear,), {"forward": lambda self, hidden: hidden * 0})
+    _compat.let_class_run_(module)
+    assert module._old_forward(torch.ones(2)).any()  # what accelerate's hook would run is as it was
+
+
 @without("UNWRAPPED_FORWARD")
 def _(folder):
     model = tiny_bert()
@@ -226,7 +235,12 @@ def test_the_names_are_those_of_the_installed_versions(tmp_path):
         "LOSS_SCALER": trainer.accelerator,
         "DDP_SETTINGS": trainer.accelerator,
     }
-    given_later = {"DISPATCHED", "UNWRAPPED_FORWARD", "MICRO_BATCHES"}  # not before something is spread, wrapped, run
+    given_later = {
+        "DISPATCHED",
+        "HOOKED_FORWARD",
+        "UNWRAPPED_FORWARD",
+        "MICRO_BATCHES",
+    }  # not before something is spread, wrapped, run
     for module in MODULES:
         for constant in names_of(module).keys() - given_later:
             assert hasattr(owners.get(constant, trainer), names_of(module)[constant]), constant
@@ -237,6 +251,7 @@ def test_accelerate_and_torch_mark_models_as_they_are_looked_for():
     model = tiny_bert()
     hooks.add_hook_to_module(model.classifier, hooks.ModelHook())
     assert _compat.is_dispatched(model)
+    assert hasattr(model.classifier, _compat.HOOKED_FORWARD)
     assert not _compat.is_compiled(model)
     assert _compat.is_compiled(torch.compile(model.bert, backend="eager"))
     model.classifier.compile(backend="eager")

@@ -15,14 +15,21 @@ import hf_headprune
 from tests.support.fresh_process import ROOT
 
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
-NOT_CODE = {"hf_headprune/py.typed", "hf_headprune/__init__.pyi", "hf_headprune/publish/model_card.md"}
+NOT_CODE = {"hf_headprune/py.typed", "hf_headprune/__init__.pyi"}
+NOT_CODE |= {"hf_headprune/publish/model_card.md", "hf_headprune/publish/report.html"}
 WITHOUT_CHECKOUT = """
 import sys
 from pathlib import Path
 checkout, unpacked = sys.argv[1:]
 sys.path = [place for place in sys.path if Path(place).resolve() != Path(checkout)]
-import hf_headprune
 import transformers
+from importlib.metadata import entry_points
+known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+assert "prunable_bert" not in known
+(plugin,) = {found for found in entry_points(group="vllm.general_plugins") if found.name == "hf_headprune"}
+plugin.load()()  # as a server does
+assert "prunable_bert" in known
+import hf_headprune
 from hf_headprune import cli, compat
 from hf_headprune.publish.card import TEMPLATE
 assert "{{ version }}" in TEMPLATE.read_text()
@@ -66,8 +73,9 @@ def test_version_and_command_come_from_the_package_and_its_settings(wheel):
     metadata = Parser().parsestr(wheel.read(f"{place}/METADATA").decode())
     assert metadata["Version"] == hf_headprune.__version__
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert {"plot", "onnx", "docs"} <= set(metadata.get_all("Provides-Extra"))
-    assert "headprune = hf_headprune.cli:main" in wheel.read(f"{place}/entry_points.txt").decode()
+    assert {"plot", "onnx", "openvino", "docs"} <= set(metadata.get_all("Provides-Extra"))
+    commands = wheel.read(f"{place}/entry_points.txt").decode().splitlines()
+    assert {f"{name} = hf_headprune.cli:main" for name in ("headprune", "hf-headprune")} <= set(commands)
     assert f"{place}/licenses/LICENSE" in wheel.namelist()
 
 

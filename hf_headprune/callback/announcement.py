@@ -39,6 +39,10 @@ def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, second
         parts.append(_search(settings.search, settings, splits, trainer, seconds_per_plan))
     elif settings.max_drop is not None:
         parts.append(_walk(settings, splits, trainer, seconds_per_plan))
+    if settings.uniform:
+        parts[-1] += ", with equal numbers in all layers"
+    if settings.recovers:
+        parts += _recovery(settings)
     lines = [f"HeadPruneCallback: {'; then '.join(parts)}."]
     if isinstance(splits.holdout, (Holdout, NotCertifiable)):
         lines.append(splits.holdout.in_words())
@@ -58,6 +62,17 @@ def _during_training(settings: Settings, max_steps: int) -> list[str]:
     if settings.trains_twice:
         parts.append("trains the refilled model in a second run")
     return parts or [f"trains {max_steps} steps as without it"]
+
+
+def _recovery(settings: Settings) -> list[str]:
+    epochs = f"{settings.recover_epochs:g} epoch{'' if settings.recover_epochs == 1 else 's'}"
+    if settings.cuts_to_size:
+        budget = f"{settings.size_name}={settings.size[settings.size_name]!r}"  # type: ignore[index]
+        return [f"removes units by second-order costs, to {budget}", f"trains the pruned model on for {epochs}"]
+    return [
+        "before these tests, trains the deepest of the plans that training may save on for "
+        f"{epochs}, and tests it first; both have half of the error that is allowed"
+    ]
 
 
 def _budget(costs: Any) -> str:

@@ -14,6 +14,7 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
 from hf_headprune.pipeline.holdout import CANDIDATES, DEFAULT_DROP, Holdout, NotCertifiable
+from hf_headprune.pipeline.recovery import halved
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
@@ -91,15 +92,16 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
         seen = data.train if settings.search is None else ExampleFingerprints.of(searched)
         data = replace(data, search=seen)
     drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
+    confidence = halved(settings.confidence) if settings.recovers and settings.follows else settings.confidence
     required = "HeadPruneCallback" if asked.required_by == "confidence" else None
-    decides = settings.follows and can_decide(len(data.dataset), drop, settings.confidence, required_by=required)
+    decides = settings.follows and can_decide(len(data.dataset), drop, confidence, required_by=required)
     holdout = Holdout(
         data,
         Metric.of(
             asked.metric or _scored(trainer, settings), trainer_compat.model_of(trainer), where="HeadPruneCallback"
         ),
         drop,
-        settings.confidence,
+        confidence,
         is_condition=decides,
         is_separate=asked.dataset is not None,
         num_candidates=_candidates(settings),
@@ -126,7 +128,7 @@ def _candidates(settings: Settings) -> int:
     """Returns how many plans the examples may choose among."""
     if not settings.follows:
         return 1
-    return len(DENSITIES) if settings.search is None else CANDIDATES
+    return len(DENSITIES) + settings.recovers if settings.search is None else CANDIDATES
 
 
 def known_when_training_begins(splits: Splits, trainer: Trainer) -> Splits:
@@ -139,7 +141,7 @@ def known_when_training_begins(splits: Splits, trainer: Trainer) -> Splits:
 
 def _why_not(trainer: Trainer, settings: Settings, asked: Certification) -> str | None:
     """Returns why no certificate can be made, and what to do about it, in two sentences; None where one can."""
-    if not settings.follows and asked.reference is None:
+    if not (settings.follows or settings.cuts_to_size) and asked.reference is None:
         return (
             "training and pruning are one run, so there is no model before pruning to compare with. Pass "
             "HeadPruneCallback(reference=...), a dense model that was fine-tuned alike."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.callback import trainer_compat
+from hf_headprune.callback.evaluation import same_randomness
 from hf_headprune.callback.trainer_compat import model_of
+from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.learn.distillation.distiller import Distiller
 from hf_headprune.learn.distillation.embeddings import EmbeddingDistiller
 from hf_headprune.learn.distillation.loss import LossScaling, distilled
+from hf_headprune.learn.distillation.settings import Distillation
 from hf_headprune.tasks.embeddings import embedded, texts_of
 from hf_headprune.tasks.examples import embeds_texts
 
@@ -23,22 +27,58 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer
 
-    from hf_headprune.learn.distillation.settings import Distillation
+logger = logging.getLogger(__name__)
 
 
 def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDistiller:
     """Lets a Trainer's model learn from a teacher, in training alone; an embedding model has no other loss.
 
     Raises:
-        InvalidSettingError: The teacher does not fit the model.
+        InvalidSettingError: The teacher does not fit the model, or the model's loss shows no outputs to compare.
     """
     if embeds_texts(model_of(trainer)):
         return _distil_embeddings(trainer, settings)
+    if model_of(trainer) is not trainer.model:
+        raise InvalidSettingError(
+            f"Distillation(teacher=...): the loss of a {type(trainer.model).__name__} runs the model by itself, so its "
+            "outputs can't be compared with the teacher's. Let the teacher score the training pairs, and pass these "
+            "as labels with a loss that learns them, such as MSELoss, without distillation."
+        )
     # The student's forward pass brings its mixed precision along; the teacher's would not.
-    distiller = Distiller(settings, trainer.model, trainer.label_names, partial(_autocast, trainer))
+    told = partial(_autocast, trainer), partial(_repeated_examples, trainer)
+    distiller = Distiller(settings, trainer.model, trainer.label_names, *told)
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
     trainer.compute_loss = wrapped
     return distiller
+
+
+@contextmanager
+def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
+    """Lets a Trainer's model learn from the dense model for the length of a `with` block; from labels if it can't.
+
+    It can't where labels do not exclude each other, or where a loss of the user's returns no outputs; one batch tells.
+    """
+    owner: Any = trainer
+    before = owner.__dict__.get("compute_loss")
+    try:
+        distil(trainer, Distillation(dense))
+        with same_randomness(trainer), torch.no_grad():
+            loader = trainer.get_train_dataloader()
+            batch = loader.collate_fn([loader.dataset[0]])
+            owner.compute_loss(owner.model.train(), trainer_compat.prepared(trainer, batch))
+    except HeadPruneError as error:
+        _restore_loss(owner, before)
+        logger.info("HeadPruneCallback: the pruned model learns from labels alone. %s", error)
+    try:
+        yield
+    finally:
+        _restore_loss(owner, before)
+
+
+def _restore_loss(owner: Any, before: Any) -> None:
+    owner.__dict__.pop("compute_loss", None)
+    if before is not None:
+        owner.compute_loss = before
 
 
 def _distil_embeddings(trainer: Trainer, settings: Distillation) -> EmbeddingDistiller:
@@ -74,6 +114,13 @@ def _embedded_inside(model: Any, texts: dict[str, torch.Tensor]) -> torch.Tensor
 
 def _autocast(trainer: Trainer) -> AbstractContextManager[None]:
     return trainer.accelerator.autocast()  # of the accelerator that it has then
+
+
+def _repeated_examples(trainer: Trainer) -> int | None:
+    """Returns how many training examples there are, if the run reads them more than once."""
+    if trainer_compat.is_stream(trainer.train_dataset) or trainer.state.num_train_epochs <= 1:
+        return None
+    return len(trainer.train_dataset)
 
 
 def _scaling(trainer: Trainer, num_items: torch.Tensor | int | None) -> LossScaling:

@@ -33,16 +33,21 @@ def spare_folder(trainer: Trainer) -> Path:
     return Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
 
 
-def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts) -> None:
+def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts | None = None) -> None:
     """Saves the end of training, where the Trainer kept no checkpoint of it.
 
     `trainer.train(resume_from_checkpoint=...)` from it goes straight on to what comes after training. That it can't be
     written is logged, and ends nothing.
+
+    Args:
+        trainer: Of the run.
+        parts: What learned in it.
     """
     folder = spare_folder(trainer)
     if from_first((folder / TRAINER_STATE_NAME).is_file()):  # the last file of a checkpoint
         return
-    parts.mark_step(trainer.state.global_step)
+    if parts is not None:
+        parts.mark_step(trainer.state.global_step)
     staging = folder.parent / STAGING
     try:
         is_saved = trainer_compat.save_checkpoint(trainer, staging)

@@ -27,13 +27,15 @@ from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, walk_down
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, from_first_unless, walk_down
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
+from hf_headprune.pipeline.recovery import by_test_of_recovered, recovered
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan, RefittedPlan
-from hf_headprune.publish.report import PruningReport
+from hf_headprune.publish.report import REPORT_NAME, PruningReport
+from hf_headprune.refit.choice import choose
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -43,15 +45,14 @@ if TYPE_CHECKING:
     from hf_headprune.callback.settings import Settings
     from hf_headprune.latency import LatencyChange
     from hf_headprune.pipeline.holdout import Chosen
-    from hf_headprune.search.settings import AStarSearch
+    from hf_headprune.pipeline.recovery import Recover
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_NAME = "_headprune_search.jsonl"  # the Trainer uploads no name with an underscore
-REPORT_NAME = "headprune_report.json"
 
 
-def finish(
+def finish(  # noqa: PLR0913 - a run, and what follows it
     trainer: Trainer,
     parts: LearnedParts,
     settings: Settings,
@@ -59,6 +60,7 @@ def finish(
     *,
     asked: Certification,
     train_seconds: float,
+    recover: Recover | None = None,
 ) -> PruningResult:
     """Turns the trained model into the pruned one, in place, and returns what is known about it.
 
@@ -71,17 +73,19 @@ def finish(
         splits: Examples of the search and of the certificate.
         asked: What the user passed for the certificate.
         train_seconds: Wall time that training took.
+        recover: Trains a pruned copy on before it is certified; None prunes for good.
     """
     parts.check_finite()
     parts.warn_of_early_end(trainer.state.max_steps)  # before a spare checkpoint says that all steps were seen
     if make_whole_(trainer):
+        parts.move(trainer)
         save_trained(trainer)
     else:
         save_spare_checkpoint(trainer, parts)
     model: Any = model_of(trainer)
     learned = parts.take_off(trainer)
     anatomy = anatomy_of(model)
-    found, holdout = _find(trainer, settings, splits, asked, learned)
+    found, holdout = _find(trainer, settings, splits, asked, learned, recover)
     is_certifiable = isinstance(holdout, Holdout)
     compares = is_certifiable and asked.reference is None and trainer.is_world_process_zero()
     dense: Any = plain_copy(model) if compares or settings.latency is not None else None
@@ -93,6 +97,7 @@ def finish(
         metric=found.metric,
         latency=latency,
         effort=replace(found.effort, training_seconds=train_seconds),
+        frontier=found.frontier,
     )
     result = PruningResult(
         found.pruned.plan,
@@ -150,7 +155,7 @@ def _latency(dense: Any, model: Any, settings: Settings) -> LatencyChange | None
     return None if settings.latency is None else measure_latency(dense, plain_copy(model), settings.latency)
 
 
-def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool = False) -> None:
+def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool = False) -> bool:
     """Prints the report, attaches it to the model as its card, and writes it and the certificate into `output_dir`.
 
     Then the spare checkpoint may go.
@@ -161,10 +166,13 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
         trainer: Its model is pruned.
         result: Of the run.
         keeps_spare: Whether the spare checkpoint is needed on, since the pruned model is still to be trained.
+
+    Returns:
+        Whether all was written.
     """
     if trainer.is_world_process_zero():
         model = model_of(trainer)
-        attach_card_(model, result.card(model))
+        attach_card_(model, result.card(model), result.report.files)
         tqdm.write(result.report.to_text())
         texts = {REPORT_NAME: result.report.to_json()}
         if result.certificate is not None:
@@ -184,28 +192,36 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
                 folder,
                 error,
             )
-            return
+            return False
     if not keeps_spare:
         drop_spare_checkpoint(trainer, spare_folder(trainer))
+    return True
 
 
 def _find(
-    trainer: Trainer, settings: Settings, splits: Splits, asked: Certification, learned: Learned
+    trainer: Trainer,
+    settings: Settings,
+    splits: Splits,
+    asked: Certification,
+    learned: Learned,
+    recover: Recover | None,
 ) -> tuple[Found, Holdout | NotCertifiable | None]:
-    """Returns what is pruned: by an A* search, in the order of removal costs, or exactly what training chose.
+    """Returns what is pruned: by an A* search, in the order of removal costs, to a size, or what training chose.
 
     Returns:
         It, and the examples of the certificate, or why there are none.
     """
+    if settings.cuts_to_size and recover is not None:
+        return _cut_to_size(trainer, settings, learned.plan, recover), splits.holdout
     if not settings.follows:
         return Found(RefittedPlan(learned.plan)), splits.holdout
     if settings.search is None:
-        return _walk_down(trainer, settings, splits.holdout, asked, learned)
+        return _walk_down(trainer, settings, splits.holdout, asked, learned, recover)
     search = settings.search
     own = own_number(trainer, search, learned.plan, is_one_point=settings.is_one_point)
     if own is not None and asked.metric is None and splits.holdout is not None:
         splits = Splits(holdout=NotCertifiable(own.reason))
-    return _search(trainer, search, splits, learned, is_own=own is not None), splits.holdout
+    return _search(trainer, settings, splits, learned, is_own=own is not None), splits.holdout
 
 
 def _walk_down(
@@ -214,6 +230,7 @@ def _walk_down(
     holdout: Holdout | NotCertifiable | None,
     asked: Certification,
     learned: Learned,
+    recover: Recover | None,
 ) -> tuple[Found, Holdout | NotCertifiable | None]:
     """Returns what is pruned in the order of removal costs; see `_find`."""
     search, before, own, ours = settings.measured, learned.plan, None, None
@@ -221,7 +238,8 @@ def _walk_down(
     if isinstance(holdout, Holdout):
         twin = plain_copy(model_of(trainer))
         split = holdout.read(twin, before)
-        decide = by_test(holdout, twin, before, split)
+        train = trainer_compat.drawn_examples(trainer.train_dataset, CALIBRATION, trainer.args.seed)
+        decide = by_test_of_recovered(holdout, twin, before, recover, train, split)
         if not holdout.is_separate and holdout.data_size == len(trainer.eval_dataset) and asked.metric is None:
             ours = by_first(partial(split.value_of_plan, twin, before))
     if decide is None or asked.metric is None:
@@ -229,16 +247,31 @@ def _walk_down(
     if own is not None and asked.metric is None and holdout is not None:
         decide, holdout = None, NotCertifiable(own.reason)
     if decide is None:
+        if recover is not None:
+            logger.warning("HeadPruneCallback: the pruned model does not train on, since nothing could test it then.")
         allowed = search.max_drop if own is None else own.max_drop
         decide = by_metric(metric_source(trainer, search, is_own=own is not None), allowed, before)
         _remember(trainer)
     batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
-    found = walk_down(model_of(trainer), before, losses, decide, over_processes=number_of_processes() > 1)
+    several = number_of_processes() > 1
+    found = walk_down(model_of(trainer), before, losses, decide, uniform=settings.uniform, over_processes=several)
     return found, holdout
 
 
-def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Learned, *, is_own: bool) -> Found:
+def _cut_to_size(trainer: Trainer, settings: Settings, before: PruningPlan, recover: Recover) -> Found:
+    """Returns what a budget of size keeps of the trained model, trained on."""
+    twin = plain_copy(model_of(trainer))
+    asked = settings.cut_of(anatomy_of(twin), twin)
+    batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
+    losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
+    over_processes = number_of_processes() > 1
+    found = choose(model_of(trainer), asked, before, losses, over_processes=over_processes)
+    return Found(recovered(twin, RefittedPlan(*from_first_unless(found, over_processes)), recover))
+
+
+def _search(trainer: Trainer, settings: Settings, splits: Splits, learned: Learned, *, is_own: bool) -> Found:
+    search = settings.measured
     source = metric_source(trainer, search, splits.searched, is_own=is_own, refits=True)
     _remember(trainer, splits.searched)
     job = Job(
@@ -250,6 +283,7 @@ def _search(trainer: Trainer, search: AStarSearch, splits: Splits, learned: Lear
         restorable=learned.restorable,
         head_scores=learned.head_scores,
         journal=Path(trainer.args.output_dir, JOURNAL_NAME),
+        uniform=settings.uniform,
         restarts=True,
         progress=not trainer.args.disable_tqdm,
     )

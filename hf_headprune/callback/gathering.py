@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._seen_splits import share_seen_
+from hf_headprune.masking import temporary_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,8 @@ def whole_copy(model: Any) -> Any:
     kind = _class_before(type(model))
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         twin: Any = kind(copy.deepcopy(model.config))
-    places = dict(model.named_parameters())
+    joined = {part.module_name() for part in temporary_parts(model)}  # of a training: they join the copy by themselves
+    places = {name: it for name, it in model.named_parameters() if not joined & set(name.split("."))}
     twin = twin.to_empty(device=local_part(next(iter(places.values()))).device)
     twin.tie_weights()
     own = dict(twin.named_parameters())
@@ -50,6 +52,8 @@ def whole_copy(model: Any) -> Any:
                 own[name].data = tensor.to(own[name].device, copy=True)
             own[name].requires_grad_(parameter.requires_grad)
         for name, buffer in model.named_buffers():
+            if joined & set(name.split(".")):
+                continue
             twin.get_buffer(name).data = local_part(buffer).detach().clone()
     twin.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     share_seen_(twin, model)

@@ -15,16 +15,17 @@ from hf_headprune.callback.announcement import announcement
 from hf_headprune.callback.card import let_card_tell_of_pruning
 from hf_headprune.callback.certification import Certification, Splits, known_when_training_begins, splits_of
 from hf_headprune.callback.distillation import distil
-from hf_headprune.callback.final_checkpoint import let_resume_skip_halves
+from hf_headprune.callback.final_checkpoint import let_resume_skip_halves, save_spare_checkpoint
 from hf_headprune.callback.finish import finish, with_certificate, write_results
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
-from hf_headprune.callback.refill_run import let_second_run_follow, second_run_steps
 from hf_headprune.callback.rehearsal import rehearse
+from hf_headprune.callback.second_run import let_recovery_follow, let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import AUTO, Settings
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.latency import LatencySettings, try_latency
 from hf_headprune.pipeline.holdout import Holdout
+from hf_headprune.pipeline.recovery import require_recoverable
 from hf_headprune.shrink.surgery import check_can_prune
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from hf_headprune.learn.distillation.settings import Distillation
     from hf_headprune.learn.gates.settings import SubsetGates
     from hf_headprune.learn.movement.settings import BlockMovement
+    from hf_headprune.pipeline.recovery import Recover
     from hf_headprune.pipeline.result import PruningResult
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.report import PruningReport
@@ -75,11 +77,13 @@ class HeadPruneCallback(TrainerCallback):
         speedup: float | None = None,
         size_mb: float | None = None,
         kept_heads: Budget | None = None,
+        recover_epochs: float | None = None,
         gates: SubsetGates | None = None,
         movement: BlockMovement | None = None,
         second_order: SecondOrder | None = None,
         distillation: Distillation | None = None,
         search: AStarSearch | None = None,
+        uniform: bool = False,
         confidence: float | Literal["auto"] | None = AUTO,
         certification_dataset: Any = None,
         certification_metric: Metric | None = None,
@@ -99,6 +103,11 @@ class HeadPruneCallback(TrainerCallback):
             speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
             size_mb: In the same way, size of the saved `model.safetensors` in MB, embeddings included.
             kept_heads: In the same way, number or share of the attention heads that are kept.
+            recover_epochs: Epochs for which the pruned model trains on, by the Trainer's arguments and data, with the
+                dense model as teacher; labels alone teach it where they do not exclude each other. Training itself is
+                then left alone. With a size, the model is pruned to it, trains on, is certified. With `max_drop`,
+                the smallest plan that loses at most twice as much on training examples trains on and is tested; if it
+                fails, plans are tested as without it. Each of the two has half of the error that `confidence` allows.
             gates: Learns during training which heads to keep (differentiable subset pruning). With `density`, gates and
                 movement scores of FFN units share that budget.
             movement: Learns during training which blocks of weights and FFN units to keep (block movement pruning).
@@ -107,6 +116,9 @@ class HeadPruneCallback(TrainerCallback):
             search: An A* search after training over sets of heads and FFN units, in place of the order of removal
                 costs; it has a `max_drop` of its own. None: with `gates`, `movement` or a budget of size, exactly what
                 training chose is pruned.
+            uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
+                Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
+                family's configuration can't say fewer heads, all are kept.
             confidence: With which the drop must be shown to be below `max_drop` on unseen data, by an exact test of
                 `eval_dataset`. "auto" is 0.75, and 0.95 where the certificate decides nothing; where there are too few
                 examples to show anything, the drop that is seen decides then. With a number, only what is certified is
@@ -125,7 +137,9 @@ class HeadPruneCallback(TrainerCallback):
         self.settings = Settings.of(
             max_drop,
             sizes,
+            recover_epochs=recover_epochs,
             search=search,
+            uniform=uniform,
             gates=gates,
             movement=movement,
             second_order=second_order,
@@ -147,7 +161,7 @@ class HeadPruneCallback(TrainerCallback):
         self._parts: LearnedParts | None = None
         self._asked = asked
         self._splits = Splits()
-        self._started = 0.0
+        self._started = self._train_seconds = 0.0
         self._is_rehearsed = False
 
     @property
@@ -188,12 +202,20 @@ class HeadPruneCallback(TrainerCallback):
             distil(trainer, self.settings.distillation)
         if self.settings.movement is not None and self.settings.trains_twice:
             let_second_run_follow(trainer, self, self.settings.movement.refill_ratio, self._certify_second_run)
+        if self.settings.recover_epochs is not None:
+            has_teacher = self.settings.distillation is not None
+            let_recovery_follow(trainer, self, self.settings.recover_epochs, self._prune, has_teacher=has_teacher)
         self._trainer = trainer
 
     def _checked(self, trainer: Trainer) -> Settings:
         """Returns the settings for the Trainer's model, after every check that needs no training."""
         in_training = self.settings.prunes_in_training or self.settings.distillation is not None
-        trainer_compat.require_whole_model(trainer, in_training=in_training)
+        if self.settings.recovers:
+            trainer_compat.require_trainable_again(trainer)
+        learns_scores = self.settings.gates is not None or self.settings.movement is not None
+        trainer_compat.require_whole_model(
+            trainer, in_training=in_training, trains_twice=self.settings.trains_twice, learns_scores=learns_scores
+        )
         anatomy = anatomy_of(model_of(trainer))
         check_can_prune(model_of(trainer))
         settings = self.settings.resolved(anatomy, model_of(trainer))
@@ -202,6 +224,13 @@ class HeadPruneCallback(TrainerCallback):
         if settings.follows:
             metric_choice.require_search_data(trainer, settings.search)
         self._splits = splits_of(trainer, settings, self._asked)
+        if settings.recovers and settings.follows:
+            if self._asked.metric is not None:
+                raise InvalidSettingError(
+                    "HeadPruneCallback(recover_epochs=..., certification_metric=...): with max_drop, training examples "
+                    "decide what trains on, and this metric scores certification_dataset. Pass a size, such as density."
+                )
+            require_recoverable(self._splits.holdout, is_asked=True, where="HeadPruneCallback(recover_epochs=...)")
         return settings
 
     def on_train_begin(
@@ -216,10 +245,7 @@ class HeadPruneCallback(TrainerCallback):
             second_run_steps(self.settings.movement.refill_ratio, state.max_steps)
         seconds = None
         if self.settings.follows:
-            closes_ffn = self.settings.second_order is not None  # movement's are gone for good
-            seconds = search_metric.require_searchable(
-                trainer, self.settings.measured, start_cuts_ffn=closes_ffn, is_one_point=self.settings.is_one_point
-            )
+            seconds = search_metric.require_searchable(trainer, self.settings)
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
             tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))
@@ -263,6 +289,7 @@ class HeadPruneCallback(TrainerCallback):
         """
         if self._parts is None or self._trainer is None:
             return
+        self._parts.end_step()
         if not self._is_rehearsed:
             self._is_rehearsed = True
             rehearse(self._trainer, self.settings, self._splits)
@@ -283,13 +310,23 @@ class HeadPruneCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Searches, prunes and reports."""
+        """Searches, prunes and reports; with a recovery, `trainer.train()` does so when this run has ended."""
         if self._trainer is None or self._parts is None:
             return
-        seconds = time.perf_counter() - self._started
+        self._train_seconds = time.perf_counter() - self._started
+        if self.settings.recovers:
+            save_spare_checkpoint(self._trainer, self._parts)
+        else:
+            self._prune()
+
+    def _prune(self, recover: Recover | None = None) -> bool:
+        """Prunes the trained model; returns whether all that was found is written."""
+        if self._trainer is None or self._parts is None:
+            return False
         run = self._trainer, self._parts, self.settings, self._splits
-        self.result = finish(*run, asked=self._asked, train_seconds=seconds)
-        write_results(self._trainer, self.result, keeps_spare=self.settings.trains_twice)
+        self.result = finish(*run, asked=self._asked, train_seconds=self._train_seconds, recover=recover)
+        keeps_spare = self.settings.trains_twice or self.settings.recovers
+        return write_results(self._trainer, self.result, keeps_spare=keeps_spare)
 
     def _certify_second_run(self) -> None:
         """Certifies the refilled model, where that was asked for."""

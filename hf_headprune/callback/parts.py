@@ -10,6 +10,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast, gather_object
 
+from hf_headprune._distributed import whole
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
 from hf_headprune.callback.gathering import is_split, local_part
@@ -64,6 +65,7 @@ class LearnedParts:
             TrainingStateError: The Trainer was built in a way that would lose the scores.
         """
         self.banks: list[Pruner[Any]] = []
+        self._given: list[Any] = []
         self._anatomy = anatomy
         # Torch hides from Python what the hook of a parameter holds: nothing here may keep the Trainer alive.
         self._trainer = weakref.ref(trainer)
@@ -76,9 +78,26 @@ class LearnedParts:
         if any(PRUNERS[type(value)].learns_scores for value in given):
             trainer_compat.require_trainable_scores(trainer)
             trainer_compat.let_ddp_miss_scores(trainer)
+        self._given = given
         model: Any = model_of(trainer)
         for value in given:
             self.banks.append(PRUNERS[type(value)].of(model, anatomy, value, self._loop))
+
+    def move(self, trainer: Trainer) -> None:
+        """Moves the pruners from a model that was split to the whole copy of it, with all that they know.
+
+        Args:
+            trainer: Of the run; its model is the copy.
+        """
+        model: Any = model_of(trainer)
+        before, self.banks = self.banks, []
+        for value, pruner in zip(self._given, before, strict=True):
+            state = {name: whole(tensor).detach() for name, tensor in pruner.state_dict().items()}
+            moved = PRUNERS[type(value)].of(model, self._anatomy, value, self._loop)
+            moved.prepare(trainer.state.max_steps)
+            moved.load_state_dict(state)
+            pruner.handles = []  # nobody runs the split model any more
+            self.banks.append(moved)
 
     @property
     def were_taken_off(self) -> bool:
@@ -110,6 +129,11 @@ class LearnedParts:
         model: Any = model_of(trainer)
         for pruner in self.banks:
             pruner.begin_step(model, trainer.state.global_step, self._loop)
+
+    def end_step(self) -> None:
+        """Reads what the optimizer has changed, where it is split over processes."""
+        for pruner in self.banks:
+            pruner.gather()
 
     def quantities(self) -> dict[str, float]:
         """Returns what a training log should show.

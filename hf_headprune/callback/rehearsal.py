@@ -40,7 +40,7 @@ def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
     with same_randomness(trainer):
         try:
             twin = whole_copy(model) if is_split(model) else freed_copy(model)
-            if settings.follows or settings.prunes_by_costs:
+            if settings.follows or settings.prunes_by_costs or settings.recovers:
                 _try_loss(trainer)
             if isinstance(splits.holdout, Holdout):
                 splits.holdout.rehearse(twin)
@@ -59,8 +59,9 @@ def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
 def _half(model: Any) -> PruningPlan:
     """Returns a plan that keeps half of every site."""
     full = PruningPlan.full(anatomy_of(model))
+    groups = {site: full.groups(site) for site in full.num_heads}
     return full.replace(
-        kept_heads={site: range((count + 1) // 2) for site, count in full.num_heads.items()},
+        kept_heads={site: sum(found[: (len(found) + 1) // 2], ()) for site, found in groups.items()},
         kept_ffn={site: range((count + 1) // 2) for site, count in full.num_ffn.items()},
     )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
+    from hf_headprune.callback.settings import Settings
     from hf_headprune.plan import PruningPlan
     from hf_headprune.search.settings import AStarSearch
 
@@ -195,18 +196,14 @@ def runs_to_100(name: str, value: float) -> bool:
     return FAR_ABOVE_ONE < abs(value) <= PERCENT and name != "loss"
 
 
-def require_searchable(
-    trainer: Trainer, search: AStarSearch, *, start_cuts_ffn: bool, is_one_point: bool = False
-) -> float:
+def require_searchable(trainer: Trainer, settings: Settings) -> float:
     """Sees that plans will find their units and their metric, before hours of training rest on it.
 
     Where examples are scored, they are read; numbers of the user's are looked for in an evaluation.
 
     Args:
         trainer: Of the run.
-        search: Settings.
-        start_cuts_ffn: Whether training will have closed FFN units, but left their weights, when the search begins.
-        is_one_point: See `own_number`.
+        settings: Of the run.
 
     Returns:
         Seconds to measure one plan on all examples, about.
@@ -216,7 +213,9 @@ def require_searchable(
             error; or an example has no tokens, or a label that is no class; or the drop allowed allows anything; or the
             settings do not fit the model.
     """
-    check_searchable(anatomy_of(model_of(trainer)), search, start_cuts_ffn=start_cuts_ffn)
+    search = settings.measured
+    closes_ffn = settings.second_order is not None  # movement's are gone for good
+    check_searchable(anatomy_of(model_of(trainer)), search, uniform=settings.uniform, start_cuts_ffn=closes_ffn)
     name, is_scored = metric_of(trainer, search.metric)
     value, seconds = None, 0.0
     if not is_scored:
@@ -228,7 +227,7 @@ def require_searchable(
         value = evaluate(trainer).get(name)
     if value is not None:
         higher_is_better(trainer, name, search)
-        if is_one_point and is_scored and runs_to_100(name, value):
+        if settings.is_one_point and is_scored and runs_to_100(name, value):
             logger.warning("HeadPruneCallback: %s runs from 0 to 100. A drop of 1.0, a point, is allowed.", name)
         else:
             _warn_of_scale(name, value, search.max_drop)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_headprune._checks import is_number
+from hf_headprune._checks import is_above, is_number
 from hf_headprune.budgets import budgets
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.latency import LatencySettings
@@ -17,6 +17,7 @@ from hf_headprune.pipeline.budget import one_budget, second_order_of
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, REPORTING
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.uniform import check_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,10 +48,12 @@ class Settings:
         movement: How blocks of weights and FFN units are chosen during training.
         second_order: How heads and FFN units are chosen during training by removal costs, in place of both.
         size: The budgets "density", "speedup", "size_mb" and "kept_heads" as they were passed; at most one is not None.
+        recover_epochs: For which the pruned model trains on; None prunes for good.
         distillation: What the model learns from a teacher.
         max_drop: Drop of the metric that is allowed to the plans tried after training, in the order of removal costs.
         is_one_point: Whether that drop is the default: one percentage point, whatever numbers the metric runs over.
         search: In their place, an A* search after training.
+        uniform: Whether all layers keep equally many heads and FFN units.
         confidence: Of the certificate; None certifies nothing.
         latency: At what latency is measured before and after pruning.
 
@@ -62,10 +65,12 @@ class Settings:
     movement: BlockMovement | None = None
     second_order: SecondOrder | None = None
     size: Mapping[str, Any] = field(default_factory=dict)
+    recover_epochs: float | None = None
     distillation: Distillation | None = None
     max_drop: float | None = None
     is_one_point: bool = False
     search: AStarSearch | None = None
+    uniform: bool = False
     confidence: float | None = DECIDING
     latency: LatencySettings | None = None
 
@@ -117,8 +122,10 @@ class Settings:
                 "point of a metric that runs from 0 to 1."
             )
         self._check_sides()
+        self._check_recovery()
         self._check_movement()
         self._check_layers()
+        self._check_uniform()
 
     @property
     def size_name(self) -> str | None:
@@ -132,12 +139,24 @@ class Settings:
     @property
     def prunes_by_costs(self) -> bool:
         """Whether second-order costs choose during training, by settings of their own or by a budget alone."""
-        return self.second_order is not None or (self.size_name is not None and self.gates is None)
+        return self.second_order is not None or (
+            self.size_name is not None and self.gates is None and not self.cuts_to_size
+        )
 
     @property
     def prunes_in_training(self) -> bool:
         """Whether units are chosen and removed while the model trains."""
-        return bool(self._methods) or self.size_name is not None
+        return bool(self._methods) or (self.size_name is not None and not self.cuts_to_size)
+
+    @property
+    def recovers(self) -> bool:
+        """Whether the pruned model trains on after the cut."""
+        return self.recover_epochs is not None
+
+    @property
+    def cuts_to_size(self) -> bool:
+        """Whether the model is pruned to a size when training has ended, since it trains on afterwards."""
+        return self.recovers and self.size_name is not None
 
     @property
     def allowed_drop(self) -> float | None:
@@ -169,6 +188,22 @@ class Settings:
                 f"{' and '.join(owners) or 'gates'} state a budget, too. Leave one of the two out."
             )
 
+    def _check_recovery(self) -> None:
+        if self.recover_epochs is None:
+            return
+        if not is_above(self.recover_epochs, 0):
+            raise InvalidSettingError(
+                f"HeadPruneCallback(recover_epochs={self.recover_epochs!r}) must be a number of epochs above 0, or "
+                "None."
+            )
+        others = [*self._methods, *(["search"] if self.search is not None else [])]
+        if others:
+            raise InvalidSettingError(
+                f"HeadPruneCallback(recover_epochs={self.recover_epochs!r}): removal costs choose when training has "
+                f"ended, and then the pruned model trains on; {' and '.join(others)} would choose in another way. Pass "
+                "density=, speedup=, size_mb=, kept_heads= or max_drop= alone."
+            )
+
     def _check_movement(self) -> None:
         if self.movement is None:
             return
@@ -194,6 +229,14 @@ class Settings:
                 "Pass units=('heads', 'ffn', 'layers'), or leave the budget out."
             )
 
+    def _check_uniform(self) -> None:
+        learned = [name for name in ("gates", "movement") if getattr(self, name) is not None]
+        if self.uniform and learned:
+            raise InvalidSettingError(
+                f"HeadPruneCallback(uniform=True): {' and '.join(learned)} select units in each layer alone. Leave "
+                f"{'them' if len(learned) > 1 else 'it'} out: removal costs and a search keep equal numbers."
+            )
+
     @property
     def trains_twice(self) -> bool:
         """Whether a second training run, of the refilled model, follows."""
@@ -205,13 +248,15 @@ class Settings:
         FFN widths stay multiples of 32, or, if those of the model are not, of the largest divisor that they share.
 
         Raises:
-            InvalidSettingError: The budget is out of range.
+            InvalidSettingError: The budget is out of range, or the model can't be uniform.
         """
-        if self.size_name is None:
+        if self.uniform:
+            check_uniform(anatomy)
+        if self.size_name is None and self.second_order is None:
             return self
         if self.gates is None:
-            found = second_order_of(dict(self.size), anatomy, model, where="HeadPruneCallback")
-            return replace(self, second_order=found, size={})
+            found = self.cut_of(anatomy, model)
+            return self if self.cuts_to_size else replace(self, second_order=found, size={})
         multiple = math.gcd(WIDTH_MULTIPLE, *(site.units for site in anatomy.ffn_sites))
         shares = budgets(anatomy, self.size["density"], width_multiple=multiple)
         opens, cools, decides = self.gates.fractions
@@ -219,3 +264,14 @@ class Settings:
             shares.kept_ffn, width_multiple=multiple, warmup_ratio=opens, ramp_end=cools, freeze_at=decides
         )
         return replace(self, gates=replace(self.gates, kept_heads=shares.kept_heads), movement=ffn, size={})
+
+    def cut_of(self, anatomy: Anatomy, model: nn.Module) -> SecondOrder:
+        """Returns what the budget of a size means for a model.
+
+        Raises:
+            InvalidSettingError: It is out of range.
+        """
+        found = self.second_order or second_order_of(
+            dict(self.size), anatomy, model, where="HeadPruneCallback", uniform=self.uniform
+        )
+        return replace(found, tuning=replace(found.tuning, uniform=True)) if self.uniform else found

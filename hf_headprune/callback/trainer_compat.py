@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, PreTrainedModel, SchedulerType, Trainer
 
+from hf_headprune._compat import is_dispatched
 from hf_headprune._ownership import TRAINING, owned
 from hf_headprune.errors import TrainingStateError, shown
 from hf_headprune.masking import evaluating
@@ -78,33 +79,78 @@ def model_of(trainer: Trainer) -> Any:
     return outermost[0] if len(outermost) == 1 else model
 
 
-def require_whole_model(trainer: Trainer, *, in_training: bool) -> None:
-    """Refuses ways to build a Trainer in which there is no one whole model to prune.
+def require_whole_model(trainer: Trainer, *, in_training: bool, trains_twice: bool, learns_scores: bool) -> None:
+    """Refuses ways to build a Trainer in which the model can't be pruned.
 
     Args:
         trainer: Of the run.
         in_training: Whether the model is pruned, or learns from a teacher, while it trains.
+        trains_twice: Whether it is trained on after it was cut.
+        learns_scores: Whether scores are trained beside the weights.
 
     Raises:
         TrainingStateError: The Trainer re-makes the model (`model_init`), or splits weights over processes in a way
-            that can't be gathered, or while they are needed whole.
+            that can't be gathered when they are needed whole; or accelerate has spread the model over devices.
     """
     if trainer.model_init is not None:
         raise TrainingStateError(
             "Trainer(model_init=...) makes a new model at every train(), and HeadPruneCallback serves the one that the "
             "Trainer was built with. Pass Trainer(model=model_init(), ...) and one Trainer per trial."
         )
-    if (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled) and in_training:
+    if is_dispatched(model_of(trainer)):
         raise TrainingStateError(
-            "DeepSpeed and FSDP split every weight over the processes while the model trains, and pruning in training "
-            "needs whole ones. Prune after training: HeadPruneCallback() or HeadPruneCallback(max_drop=...), which "
-            "gather them once; or train with plain data parallelism."
+            "The model is spread over devices (device_map, or offloading), and a training that prunes needs it in one "
+            "place. Train it without the callback, or not at all, and prune it afterwards: search_plan and "
+            "plan_for_budget take such a model."
         )
+    if trainer.is_deepspeed_enabled and in_training:
+        raise TrainingStateError(
+            "DeepSpeed moves weights, gradients and optimizer into partitions of its own while the model trains, in "
+            "which the scores and the removals of pruning in training are not written. Prune after training: "
+            "HeadPruneCallback() or HeadPruneCallback(max_drop=...), which gather the weights once; or train with "
+            "FSDP2 or plain data parallelism."
+        )
+    if not trainer.is_fsdp_enabled:
+        return
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) < FSDP_VERSION:
+    if getattr(plugin, "fsdp_version", 1) < FSDP_VERSION:
         raise TrainingStateError(
             "FSDP of version 1 flattens the weights of a block into one, which is not gathered here. Use version 2: "
             "fsdp_config={'version': 2}, or fsdp_version: 2 in the configuration of accelerate."
+        )
+    if trains_twice:
+        raise TrainingStateError(
+            "BlockMovement.hybrid_filled trains the cut model a second time, and FSDP gives it back whole when the "
+            "first training ends. Take BlockMovement.hybrid, and train the pruned model in a Trainer of its own."
+        )
+    dtypes = {str(weight.dtype).removeprefix("torch.") for weight in model_of(trainer).parameters()}
+    if learns_scores and dtypes != {"float32"} and trainer.accelerator.mixed_precision == "no":
+        raise TrainingStateError(
+            "FSDP takes one precision for all that trains, and scores are learned in float32, received a model in "
+            f"{' and '.join(sorted(dtypes))}. Load it in float32 and train with bf16=True, or prune by costs: density=."
+        )
+
+
+def require_trainable_again(trainer: Trainer) -> None:
+    """Refuses ways to build a Trainer in which it can't train the pruned model on.
+
+    Raises:
+        TrainingStateError: Its training set has no length, its optimizer was given, its model is inside another one, or
+            its weights are split over processes.
+    """
+    reason = None
+    if is_stream(trainer.train_dataset):
+        reason = "epochs need a train_dataset with a length"
+    elif trainer.optimizer is not None:
+        reason = "the optimizer that it was given holds the weights of the larger model"
+    elif model_of(trainer) is not trainer.model:
+        reason = f"its {type(trainer.model).__name__} holds the model that is pruned inside of it"
+    elif trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        reason = "the weights are split over the processes"
+    if reason is not None:
+        raise TrainingStateError(
+            f"HeadPruneCallback(recover_epochs=...): this Trainer can't train the pruned model on, since {reason}. "
+            "Leave recover_epochs out, and train on in a new Trainer around the pruned model."
         )
 
 

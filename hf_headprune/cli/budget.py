@@ -9,6 +9,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.pipeline.budget import one_budget, second_order_of
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
+from hf_headprune.uniform import check_uniform
 
 if TYPE_CHECKING:
     from hf_headprune.pipeline import PruningResult
@@ -63,14 +64,25 @@ class Budget:
         """How many models are asked for."""
         return len(self.value) if self.is_ladder else 1
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Any, *, uniform: bool) -> None:
         """Refuses a size that the model can't have.
+
+        Args:
+            model: To be pruned.
+            uniform: Whether all layers are to keep equally many units.
 
         Raises:
             InvalidSettingError: It can't.
         """
+        anatomy = anatomy_of(model)  # refuses other families
+        if uniform and self.is_ladder:
+            raise InvalidSettingError(
+                "prune: --uniform is for one size. Pass one, and call the command again for the next."
+            )
         if not self.is_drop and not self.is_ladder:
-            second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune")
+            second_order_of({self.name: self.value}, anatomy, model, where="prune", uniform=uniform)
+        elif uniform:
+            check_uniform(anatomy)
 
     def is_met(self, result: PruningResult) -> bool:
         """Tells whether a result is what was asked for."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from hf_headprune._offloaded import device_of
 from hf_headprune.masking import evaluating
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
 from hf_headprune.pipeline.holdout import CANDIDATES
@@ -29,7 +30,9 @@ TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: m
 CERTIFIED = 2  # models that the certificate runs: the whole and the pruned one
 
 
-def examples_of_work(splits: Splits, *, searches: bool, tests: bool, sizes: int = 1) -> tuple[float, float]:
+def examples_of_work(
+    splits: Splits, *, searches: bool, tests: bool, sizes: int = 1, epochs: float = 0.0
+) -> tuple[float, float]:
     """Returns how many examples pass forward through the model, at most, and how many backward too.
 
     Args:
@@ -37,6 +40,7 @@ def examples_of_work(splits: Splits, *, searches: bool, tests: bool, sizes: int 
         searches: Whether an A* search measures plans.
         tests: Whether the plans of the default are tested, rather than those of given sizes.
         sizes: How many sizes are given.
+        epochs: For which a pruned model trains on, and the whole one teaches.
     """
     counts = splits.counts()
     certify, seen = counts.get("certify", 0), SecondOrderTuning().scoring_examples
@@ -44,9 +48,12 @@ def examples_of_work(splits: Splits, *, searches: bool, tests: bool, sizes: int 
         limit = AStarSearch().max_evaluations or 0
         searched = TYPICAL_SHARE * limit * counts["validation"]
         return searched + (CANDIDATES + 1 + CERTIFIED) * certify, counts["train"]
+    training = epochs * counts["train"]
     if tests:
-        return (1 + len(DENSITIES) + CERTIFIED) * certify, min(CALIBRATION, counts["train"])
-    return (CERTIFIED + sizes - 1) * certify, min(seen, counts["train"])
+        measured = min(CALIBRATION, counts["train"])
+        looked_at = len(DENSITIES) * measured if epochs else 0  # how deep to cut is decided on training examples
+        return (1 + len(DENSITIES) + CERTIFIED) * certify + training + looked_at, measured + training
+    return (CERTIFIED + sizes - 1) * certify + training, min(seen, counts["train"]) + training
 
 
 def seconds_of(model: Any, splits: Splits, batching: Batching, work: tuple[float, float]) -> float:
@@ -96,6 +103,6 @@ def shown(model: Any, work: tuple[float, float]) -> Iterator[None]:
 
 
 def _run(model: Any, batch: dict[str, Any]) -> None:
-    device = next(model.parameters()).device
+    device = device_of(model)
     outputs = model(**{name: tensor.to(device) for name, tensor in batch.items()})
     float(outputs.loss)  # waits for the device

@@ -16,7 +16,7 @@ def sites_of(model: Any) -> list[dict[str, Any]]:
     """Returns of each site what it has, what the dense model had, and which heads went; None where it is not known."""
     plan, found = plan_from_dense(model), []
     for site in anatomy_of(model).sites:
-        dense = site.block.dense_units(model.config)
+        dense = site.dense_units(model.config)
         entry: dict[str, Any] = {"site": site.name, "kind": site.kind, "layer": site.layer}
         entry |= {"kept": site.units, "dense": dense}
         if site.is_attention:

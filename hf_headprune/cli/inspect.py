@@ -18,11 +18,19 @@ from hf_headprune.cli.models import load_model, to_accelerator_
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.power import PowerAssumptions, describe_labels, describe_power
+from hf_headprune.guarantee.power import (
+    PowerAssumptions,
+    describe_labels,
+    describe_power,
+    detectable_drop,
+    examples_needed,
+    power_of,
+)
 from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.report import REPORT_NAME, PruningReport
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True, file_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
@@ -31,11 +39,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 def show(
     folder: Folder,
     length: Annotated[int, typer.Option(help="Tokens for counting MACs.")] = 128,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report of its run as a page.")] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Says what a saved model has kept, its size, and its certificate."""
     model = load_model(folder)
     anatomy, plan = anatomy_of(model), PruningPlan.of(model)
+    if html is not None:
+        html.write_text(_report_of(folder, plan).to_html(folder.resolve().name), encoding="utf-8")
     cost = cost_of(plan, anatomy, seq_len=length)
     certificate = Certificate.load(folder) if (folder / CERTIFICATE_NAME).exists() else None
     is_about_these = certificate is not None and certificate.pruned.weights == record_of(model).weights
@@ -100,6 +111,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     ] = None,
     junit: Junit = None,
     summary: Summary = None,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Verifies a certificate against the models and data you pass. Exit code 0: it holds; 1: it does not."""
     beside = certificate if certificate.is_dir() else certificate.parent
@@ -113,7 +125,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
         dense=whole if whole is None or dense_data is None else (whole, _examples(dense_data)),
     )
     report(f"Verification of {certificate.name}", cases_of_verification(result), junit, summary)
-    typer.echo(result.to_text())
+    typer.echo(json.dumps({"holds": result.holds, **dataclasses.asdict(result)}) if as_json else result.to_text())
     if not result.holds:
         raise typer.Exit(1)
 
@@ -124,6 +136,7 @@ def power(
     confidence: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
     disagreement: Annotated[float, typer.Option(help="Share of answers that pruning changes.")] = 0.03,
     true_drop: Annotated[float, typer.Option(help="True drop of the accuracy.")] = 0.0,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Says what a number of examples can certify, before anything is searched."""
     if not 0.5 < confidence < 1:  # noqa: PLR2004
@@ -131,8 +144,35 @@ def power(
     if not 0 < max_drop < 1:
         raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {max_drop}. A point is 0.01.")
     assumptions = PowerAssumptions(disagreement=disagreement, true_drop=true_drop, alpha=1 - confidence)
+    if as_json:
+        content: dict[str, Any] = {"examples": examples, "max_drop": max_drop, "confidence": confidence}
+        content |= {"disagreement": disagreement, "true_drop": true_drop}
+        content["chance"] = power_of(examples, max_drop, assumptions)
+        content["examples_needed"] = examples_needed(max_drop, assumptions)
+        content["detectable_drop"] = detectable_drop(examples, assumptions)
+        typer.echo(json.dumps(content))
+        return
     typer.echo(describe_power(examples, max_drop, assumptions))
     typer.echo(describe_labels(examples, max_drop, assumptions))
+
+
+def _report_of(folder: Path, plan: PruningPlan) -> PruningReport:
+    """Returns the report that lies beside a model.
+
+    Raises:
+        InvalidSettingError: There is none, or it is about a model with other numbers of units.
+    """
+    file = folder / REPORT_NAME
+    if not file.exists():
+        raise InvalidSettingError(
+            f"--html: there is no {REPORT_NAME} in {folder}. It is saved with a model that headprune prune, a "
+            "HeadPruneCallback or prune_model_(model, result) has pruned."
+        )
+    found = PruningReport.from_json(file.read_text(encoding="utf-8"))
+    kept = {site: len(found.plan.kept(site)) for site in (*found.plan.num_heads, *found.plan.num_ffn)}
+    if kept != {**plan.num_heads, **plan.num_ffn}:
+        raise InvalidSettingError(f"--html: {file} is about another model than the one beside it.")
+    return found
 
 
 def _examples(file: Path) -> list[dict[str, Any]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.cli.output import LADDER_NAME
 from hf_headprune.cli.saving import save_pruned
 from hf_headprune.masking import plain_copy
-from hf_headprune.publish import plots
 
 if TYPE_CHECKING:
     from hf_headprune.cli.output import OutputFolder
@@ -79,7 +79,7 @@ def saved_ladder(
             (folder / name).mkdir()
             save_pruned(folder / name, plain_copy(model), tokenizer, result)
         (folder / LADDER_NAME).write_text(ladder.to_json(), encoding="utf-8")
-        if plots.Figure is not None and ladder.rungs[0].report.unseen is not None:
+        if find_spec("matplotlib") is not None and ladder.rungs[0].report.unseen is not None:
             ladder.plot((folder / LADDER_NAME).with_suffix(".png"))
     closing = f"Saved in {output.path}: {', '.join(name for name, _ in rungs)}."
     return LadderOutcome(True, ladder, closing, content)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hf_headprune.cli.explanation import sites_of
 from hf_headprune.cli.export import copy_tokenizer
+from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.output import OutputFolder
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.migration import migrate_checkpoint
@@ -18,6 +21,7 @@ def migrate(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", hidden=True)],
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin and .pt files")] = False,  # noqa: FBT002
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Writes SOURCE, pruned by Transformers 4, TextPruner, nn_pruning, CoFi or a head mask, into OUTPUT."""
     folder = OutputFolder(output, overwrite)
@@ -27,4 +31,8 @@ def migrate(
         model.save_pretrained(staging)
         copy_tokenizer(str(source), model, staging)
     plan = PruningPlan.of(model)
+    if as_json:
+        content = {"output": str(output), "class": type(model).__name__, "sites": sites_of(model)}
+        typer.echo(json.dumps(content))
+        return
     typer.echo(f"Saved in {output}; {plan.num_kept_heads:,} heads and {plan.num_kept_ffn:,} FFN units are kept.")

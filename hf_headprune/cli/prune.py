@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,6 +119,13 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     vocabulary: Annotated[
         str | None, typer.Option(metavar="FILE", help="Keep the pieces of these texts alone; train: of the examples")
     ] = None,
+    recover: Annotated[
+        float | None, typer.Option(metavar="EPOCHS", help="Train the pruned model on, taught by MODEL; then certify it")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(metavar="X", help="Of --recover")] = 2e-4,
+    uniform: Annotated[  # noqa: FBT002
+        bool, typer.Option("--uniform", help="Equal numbers in all layers, for export --mode plain")
+    ] = False,
     confidence: Annotated[
         float | None, typer.Option(metavar="X", help="Level at which a drop must be certified, such as 0.95")
     ] = None,
@@ -133,7 +141,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
 ) -> None:
-    """Prunes MODEL, a fine-tuned folder or Hub name, without training; saves it in OUTPUT.
+    """Prunes MODEL, a fine-tuned folder or Hub name, and saves it in OUTPUT; trains only with --recover.
 
     FILE is .csv, .tsv, .json, .jsonl or .parquet. Exits with 1 if what was asked does not hold.
     """
@@ -146,7 +154,9 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         budget=Budget.of({"max_drop": max_drop, **sizes}, confidence),
         measured=measured,
         vocabulary=vocabulary,
+        uniform=uniform,
         searches=search,
+        recovery=Recovery.of(recover, learning_rate),
         metric=metric,
         tokenizer=tokenizer or model,
         max_length=max_length,
@@ -154,6 +164,30 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     ).outcome()
     typer.echo(outcome.to_json() if as_json else outcome.to_text())
     raise typer.Exit(0 if outcome.holds else 1)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `--recover` asks for: epochs above 0, and a learning rate above 0."""
+
+    epochs: float
+    learning_rate: float
+
+    @classmethod
+    def of(cls, epochs: float | None, learning_rate: float) -> Recovery | None:
+        """Returns it, or None where the pruned model does not train on.
+
+        Raises:
+            InvalidSettingError: A number is out of range.
+        """
+        if epochs is None:
+            return None
+        if not (epochs > 0 and 0 < learning_rate < 1):
+            raise InvalidSettingError(
+                f"--recover takes a number of epochs above 0 and --learning-rate one between 0 and 1, received "
+                f"{epochs} and {learning_rate}. Pass --recover 1."
+            )
+        return cls(epochs, learning_rate)
 
 
 @dataclass(frozen=True)
@@ -190,7 +224,9 @@ class Run:
     budget: Budget
     measured: bool
     vocabulary: str | None
+    uniform: bool
     searches: bool
+    recovery: Recovery | None
     metric: str | None
     tokenizer: str
     max_length: int | None
@@ -211,7 +247,10 @@ class Run:
         inputs = self._inputs(model)
         model, splits, batching, metric = inputs.model, inputs.splits, inputs.batching, inputs.metric
         tests = self.budget.is_drop and not self.searches
-        work = duration.examples_of_work(splits, searches=self.searches, tests=tests, sizes=self.budget.sizes)
+        epochs = 0.0 if self.recovery is None else self.recovery.epochs
+        work = duration.examples_of_work(
+            splits, searches=self.searches, tests=tests, sizes=self.budget.sizes, epochs=epochs
+        )
         _say([inputs.note, *splits.notes, self._announced(model, splits)])
         _say(
             [f"It takes {duration.in_words(duration.seconds_of(model, splits, batching, work))}, if nothing else runs."]
@@ -255,7 +294,7 @@ class Run:
         if self.vocabulary is not None:
             smaller = SmallerVocabulary.of(self.vocabulary, model, reader, read["train"])
             model, tokenizer = smaller.model, smaller.tokenizer
-            self.budget.check(model)
+            self.budget.check(model, uniform=self.uniform)
             reader = reader_for(model, tokenizer, self.columns, self.max_length)
         splits = self._splits(read, reader)
         if smaller is not None:
@@ -266,7 +305,7 @@ class Run:
     def _check(self, model: Any) -> None:
         """Refuses options that don't go together, and a size that the model can't have."""
         if self.vocabulary is None:
-            self.budget.check(model)
+            self.budget.check(model, uniform=self.uniform)
         elif self.searches:
             raise InvalidSettingError(
                 "prune: --search measures plans against the model that it prunes, and --vocabulary makes another one "
@@ -274,6 +313,10 @@ class Run:
             )
         if self.searches and not self.budget.is_drop:
             raise InvalidSettingError("prune: --search is for --max-drop, which measures plans. Leave it out.")
+        if self.searches and self.recovery is not None:
+            raise InvalidSettingError("prune: --search measures plans that do not train on. Leave it or --recover out.")
+        if self.budget.is_ladder and self.recovery is not None:
+            raise InvalidSettingError("prune: --recover trains one pruned model on. Pass one size, or leave it out.")
         if self.measured and self.budget.name != "speedup":
             raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
 
@@ -309,14 +352,18 @@ class Run:
             work += ", then an A* search"
         elif self.budget.is_drop:
             work += f", then up to {len(DENSITIES)} plans, the largest first, until one loses too much"
+        if self.recovery is not None:
+            work += f"; before the tests, {self.recovery.epochs:g} epochs of training of a pruned model"
         return (
             f"{type(model).__name__} in {self.model}; reads {', '.join(splits.columns)}; {counts} examples.\n"
             f"Computed: {work}."
         )
 
     def _options(self, inputs: Inputs) -> dict[str, Any]:
-        """Returns what says on which examples the result is certified, and with which confidence."""
+        """Returns how plans are chosen, on which examples the result is certified, and with which confidence."""
         splits, options = inputs.splits, {"batch_size": self.batch_size, "reference": inputs.reference}
+        if self.uniform:
+            options["uniform"] = True
         if splits.certify is not None:
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(
@@ -329,6 +376,10 @@ class Run:
     def _result(
         self, model: Any, batching: Batching, splits: Splits, metric: Any, options: dict[str, Any]
     ) -> PruningResult:
+        if self.recovery is not None:  # the Trainer is imported where it is needed alone
+            made = import_module("hf_headprune.callback.plain_recovery").PlainRecovery
+            settings = self.recovery.epochs, self.recovery.learning_rate, _is_watched()
+            options = {**options, "recover": made(splits.train, batching, *settings)}
         value = self.budget.value
         if not self.budget.is_drop:
             if self.measured:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from hf_headprune.pipeline import PruningResult
 
-REPORT_NAME = "headprune_report.json"
-
 
 def save_pruned(folder: Path, model: Any, tokenizer: Any, result: PruningResult) -> tuple[float, float]:
     """Prunes a model, in place, and saves it; returns the megabytes of its weights and what reloading changes."""
@@ -24,7 +22,6 @@ def save_pruned(folder: Path, model: Any, tokenizer: Any, result: PruningResult)
         attach_certificate_(model, result.certificate.to_json())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / REPORT_NAME).write_text(result.report.to_json(), encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MB
     reloaded = load_model(folder).to(model.device)
     return size, float((probe(model) - probe(reloaded)).abs().max())  # type: ignore[operator]

@@ -217,9 +217,9 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         dense: The model that it is compared with.
         pruned: The model that the statement is about. What is deployed may be something else than a model of torch: a
             function of the examples that returns the class of each, such as one that asks a service; the path of an
-            ONNX file; or a list of recorded classes. So may `dense`. The certificate names what has no fingerprint. A
-            model whose tokenizer is another one comes with the same examples as that encodes them, as a pair:
-            `certify((dense, its_examples), pruned, examples)`.
+            ONNX or OpenVINO file; or a list of recorded classes. So may `dense`. The certificate names what has no
+            fingerprint. A model whose tokenizer is another one comes with the same examples as that encodes them, as a
+            pair: `certify((dense, its_examples), pruned, examples)`.
         dataset: Certification split that neither training nor search has seen, each example with its label unless
             `labels` are given; or `CertificationData`, which says how to read it and what to compare it with.
         metric: None for the first metric of the model's task, or its name (see `scorer_for`); a module of the package

@@ -1,4 +1,4 @@
-"""What is compared, whatever it is: a model, one that reads rows of its own, a function, an ONNX file, or answers."""
+"""What is compared, whatever it is: a model, one with rows of its own, a function, a runtime's file, or answers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from hf_headprune.guarantee.neighbours import Neighbours
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-ONNX = ".onnx"
+ONNX, OPENVINO = ".onnx", ".xml"
+WEIGHTS = ".bin"  # of OpenVINO lie beside the graph
+IN_FP32 = {"INFERENCE_PRECISION_HINT": "f32"}  # else the answers depend on whether the CPU has bf16
 BATCH = 32
 PAIR = 2  # a model, and its rows
 
@@ -54,16 +56,18 @@ def check_external(models: Sequence[Any], where: str) -> None:
     """Refuses what can't answer.
 
     Raises:
-        InvalidSettingError: One is no model, alone or with rows of its own, no function, no path of an ONNX file and no
-            list of answers.
+        InvalidSettingError: One is no model, alone or with rows of its own, no function, no path of an ONNX or OpenVINO
+            file and no list of answers.
     """
     for given in filter(is_external, models):
-        is_file = isinstance(given, (str, Path)) and str(given).endswith(ONNX) and path_of(given, where).is_file()
+        is_path = isinstance(given, (str, Path)) and str(given).endswith((ONNX, OPENVINO))
+        is_file = is_path and all(file.is_file() for file in _files(path_of(given, where)))
         if not (callable(given) or is_file or isinstance(given, (list, tuple, np.ndarray))):
             raise InvalidSettingError(
                 f"{where}: dense and pruned must be a model, a pair of a model and the examples as its own tokenizer "
-                "encodes them, a function of the examples that returns their answers, the path of an ONNX file, or a "
-                f"list with the answer to each example; received {shown(given)}."
+                "encodes them, a function of the examples that returns their answers, the path of an ONNX file (.onnx) "
+                "or of an OpenVINO one (.xml, its .bin beside it), or a list with the answer to each example; received "
+                f"{shown(given)}."
             )
 
 
@@ -71,16 +75,16 @@ def answers_of(given: Any, dataset: Any) -> np.ndarray:
     """Returns the class that something answers to each example of a data set, `(n, 1)`.
 
     Args:
-        given: A function of the data set that returns a class for each example; the path of an ONNX file with inputs
-            named as the examples' and logits as its first output; or the classes themselves.
+        given: A function of the data set that returns a class for each example; the path of an ONNX or OpenVINO file
+            with inputs named as the examples' and logits as its first output; or the classes themselves.
         dataset: Sized and indexable.
 
     Raises:
         InvalidSettingError: The answers are not one whole number for each example.
-        MissingExtraError: The package onnxruntime is not installed.
+        MissingExtraError: The package onnxruntime, or openvino, is not installed.
     """
     if isinstance(given, (str, Path)):
-        found: Any = _answers_of_onnx(Path(given), dataset)
+        found: Any = _answers_of_file(Path(given), dataset)
     else:
         found = given(dataset) if callable(given) else given
     answers = found.tolist() if hasattr(found, "tolist") else found
@@ -95,7 +99,9 @@ def answers_of(given: Any, dataset: Any) -> np.ndarray:
 def fingerprint_of(given: Any) -> tuple[str, str | None]:
     """Returns the name of something external, and the sha256 of its file or its answers; None for a function."""
     if isinstance(given, (str, Path)):
-        return f"the ONNX file {Path(given).name}", hashlib.sha256(Path(given).read_bytes()).hexdigest()
+        together = b"".join(file.read_bytes() for file in _files(Path(given)))
+        runtime = "OpenVINO" if Path(given).suffix == OPENVINO else "ONNX"
+        return f"the {runtime} file {Path(given).name}", hashlib.sha256(together).hexdigest()
     if callable(given):
         name = getattr(given, "__qualname__", type(given).__qualname__)
         return f"the function {name}"[:200], None
@@ -104,18 +110,36 @@ def fingerprint_of(given: Any) -> tuple[str, str | None]:
     return name, hashlib.sha256(content.encode()).hexdigest()
 
 
-def _answers_of_onnx(file: Path, dataset: Any) -> list[int]:
-    try:
-        runtime = import_module("onnxruntime")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"certify: {file} needs the package onnxruntime. Install it, or pass a function that runs the file."
-        ) from error
-    session = runtime.InferenceSession(str(file))
-    names, collate, answers = [it.name for it in session.get_inputs()], PadRight(None), []
+def _files(path: Path) -> tuple[Path, ...]:
+    """Returns a file, and what lies beside it that its answers depend on."""
+    return (path, path.with_suffix(WEIGHTS)) if path.suffix == OPENVINO else (path,)
+
+
+def _answers_of_file(file: Path, dataset: Any) -> list[int]:
+    names, run = _openvino(file) if file.suffix == OPENVINO else _onnx(file)
+    collate, answers = PadRight(None), []
     for first in range(0, len(dataset), BATCH):
         rows = [dataset[index] for index in range(first, min(first + BATCH, len(dataset)))]
         batch = collate([{name: row[name] for name in names if name in row} for row in rows])
-        inputs = {name: batch[name].numpy() for name in names if name in batch}
-        answers += session.run(None, inputs)[0].argmax(axis=-1).tolist()
+        answers += run({name: batch[name].numpy() for name in names if name in batch}).argmax(axis=-1).tolist()
     return answers
+
+
+def _onnx(file: Path) -> tuple[list[str], Callable[[dict[str, Any]], Any]]:
+    """Returns the names of the inputs, and a function of them that returns the first output."""
+    session = _runtime("onnxruntime", file).InferenceSession(str(file))
+    return [it.name for it in session.get_inputs()], lambda inputs: session.run(None, inputs)[0]
+
+
+def _openvino(file: Path) -> tuple[list[str], Callable[[dict[str, Any]], Any]]:
+    compiled = _runtime("openvino", file).Core().compile_model(str(file), "CPU", IN_FP32)
+    return [it.get_any_name() for it in compiled.inputs], lambda inputs: compiled(inputs)[0]
+
+
+def _runtime(name: str, file: Path) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"certify: {file} needs the package {name}. Install it, or pass a function that runs the file."
+        ) from error

@@ -14,6 +14,7 @@ import torch
 
 from hf_headprune._compat import LOADED_FROM
 from hf_headprune._fingerprints import sha256_of
+from hf_headprune._offloaded import Weights, device_of, is_offloaded
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
 from hf_headprune.guarantee.external import bare, fingerprint_of, is_external
@@ -38,27 +39,26 @@ def record_of(model: Any) -> ModelRecord:
     Of what is no model of torch: its name, and the sha256 of its file or its answers where it has these.
 
     Raises:
-        UnsupportedModelError: Its state is not made of tensors alone, or not in memory.
+        UnsupportedModelError: Its state is not made of tensors alone, or nowhere.
     """
     if is_external(model):
         return ModelRecord(*fingerprint_of(model), None, None)
     model = bare(model)
-    state = model.state_dict()
+    state, keeps = model.state_dict(), is_offloaded(model)
     packed = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if packed:
         raise UnsupportedModelError(
             f"certify: {packed[0]} of a {type(model).__name__} is no tensor, as in models that torch has quantized; "
             "their weights have no fingerprint. Certify the model before it is quantized."
         )
-    if offloaded := [name for name, value in state.items() if value.is_meta]:
+    if nowhere := [name for name, value in state.items() if value.is_meta and not keeps]:
         raise UnsupportedModelError(
-            f"certify: {len(offloaded)} weights of a {type(model).__name__} are offloaded ({offloaded[0]}), so they "
-            "have no fingerprint. Load it without device_map, in bf16 if memory is short, or certify its answers: pass "
-            "a function of the examples."
+            f"certify: {len(nowhere)} weights of a {type(model).__name__} are on the meta device ({nowhere[0]}) and "
+            "nothing loads them, so they have no fingerprint. Load the model with its weights."
         )
     return ModelRecord(
         name=type(model).__name__,
-        weights=sha256_of("", state),
+        weights=sha256_of("", Weights(model)),
         config=_sha256_of(_own_config(model, without=WRITTEN_BY_HOST)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
@@ -106,7 +106,7 @@ def environment_of(model: Any) -> Environment:
     """Returns what a model was run with, and when."""
     return Environment(
         versions=(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)),
-        device="unknown" if is_external(model) else next(bare(model).parameters()).device.type,
+        device="unknown" if is_external(model) else device_of(bare(model)).type,
         dtype=dtype_of(model),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )

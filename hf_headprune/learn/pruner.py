@@ -171,6 +171,9 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
         self.is_idle = False
         self.steps.fill_(step + 1)
 
+    def gather(self) -> None:
+        """Reads anew what the optimizer changes, where FSDP splits it over processes; nothing where nothing learns."""
+
     @abstractmethod
     def quantities(self) -> dict[str, float]:
         """Returns what a training log should show, as scalars."""
@@ -250,6 +253,7 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
             )
         self.before_loading({name: state_dict[prefix + name] for name in state})
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.gather()
         self.check_state()
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_headprune._distributed import is_part, own_part, part_like, whole
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.pruner import Pruner, Settings
 
@@ -86,13 +87,14 @@ class ScorePruner(Pruner[Settings]):
         self.importance_bias = nn.Parameter(torch.zeros(num_scores))
         self.register_buffer("decided", torch.tensor(False))
         self.register_buffer("written_with", torch.tensor(multiplier))
+        self._whole: torch.Tensor | None = None  # of the scores, where FSDP splits them; see `gather`
         self._penalty_due: float | None = None
         self._penalty_handle: RemovableHandle | None = None
         self.seal()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles watch for no gradient, as the hook is that of the original."""
-        return {**vars(self), "_penalty_due": None, "_penalty_handle": None}
+        return {**vars(self), "_penalty_due": None, "_penalty_handle": None, "_whole": None}
 
     @property
     @abstractmethod
@@ -112,6 +114,12 @@ class ScorePruner(Pruner[Settings]):
             loss_scale: What the gradients that are there are still multiplied with.
         """
 
+    def add_grad(self, slope: torch.Tensor) -> None:
+        """Adds to the gradient of the scores, if there is one, shape `(num_scores,)`; the same in every process."""
+        grad = self.importance_bias.grad
+        if grad is not None:
+            grad.add_(own_part(slope, grad))
+
     @property
     def num_scores(self) -> int:
         """Scores of the model."""
@@ -119,8 +127,18 @@ class ScorePruner(Pruner[Settings]):
 
     @property
     def scores(self) -> torch.Tensor:
-        """All scores, shape `(num_scores,)`, float32, with gradient."""
-        return _ScaleWithoutGradient.apply(self.importance_bias, self.multiplier)
+        """All scores, shape `(num_scores,)`, float32, with gradient; split ones, only inside a forward pass."""
+        raw: torch.Tensor = self.importance_bias
+        if self._whole is not None:
+            # Inside a pass FSDP has gathered them, perhaps rounded: the gradient goes there, the values stay exact.
+            raw = self._whole if is_part(raw) else self._whole + (raw - raw.detach()).float()
+        return _ScaleWithoutGradient.apply(raw, self.multiplier)
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Reads the scores anew where FSDP splits them; every process calls it whenever they have changed."""
+        if is_part(self.importance_bias):
+            self._whole = whole(self.importance_bias).detach().clone()
 
     def learn_at(self, multiplier: float) -> None:
         """Sets how many times faster than the weights the scores learn; the scores themselves do not change."""
@@ -133,13 +151,14 @@ class ScorePruner(Pruner[Settings]):
     def set_scores(self, scores: torch.Tensor) -> None:
         """Overwrites the scores, shape `(num_scores,)`."""
         with torch.no_grad():
-            self.importance_bias.copy_(scores / self.multiplier)
+            self.importance_bias.copy_(part_like(scores / self.multiplier, self.importance_bias))
+            self.gather()
 
     def reset(self) -> None:
         """Starts over: scores of zero, nothing decided, no step begun."""
         self.decided.fill_(False)
         super().reset()
-        self.set_scores(torch.zeros_like(self.importance_bias))
+        self.set_scores(torch.zeros(self.num_scores, device=self.importance_bias.device))
 
     @property
     def stage(self) -> int:
@@ -148,6 +167,7 @@ class ScorePruner(Pruner[Settings]):
 
     def begin_run(self, max_steps: int, step: int, loop: TrainingLoop) -> None:
         """See `Pruner.begin_run`; also lets the scores learn at their own rate, and watches for their gradient."""
+        self.gather()
         self.learn_at(self.learning_rate / loop.peak_learning_rate(self.importance_bias))
         super().begin_run(max_steps, step, loop)
         self._remove_penalty_hook()
@@ -156,6 +176,7 @@ class ScorePruner(Pruner[Settings]):
 
     def begin_step(self, model: nn.Module, step: int, loop: TrainingLoop) -> None:
         """See `Pruner.begin_step`; the penalty is due in its last backward pass."""
+        self.gather()
         super().begin_step(model, step, loop)
         self._penalty_due = loop.penalty_scale() if self.has_penalty else None
 
@@ -184,7 +205,7 @@ class ScorePruner(Pruner[Settings]):
     def problems(self) -> Iterable[str]:
         """Yields what is wrong with the state, in words."""
         yield from super().problems()
-        bad = int((~self.importance_bias.isfinite()).sum())
+        bad = int((~self.scores.detach().isfinite()).sum())
         if bad:
             yield (
                 f"{bad} of {self.num_scores} scores are not finite, since the loss or its gradient was not (look at "

@@ -16,11 +16,13 @@ from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Holdout, pruned_copy
+from hf_headprune.pipeline.recovery import Recover, recovered
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import WHOLE, against, certified, unseen_change
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching
@@ -54,12 +56,14 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     speedup: float | None = None,
     size_mb: float | None = None,
     kept_heads: Budget | None = None,
+    uniform: bool = False,
     latency_ms: LatencyTable | None = None,
     certify: Any = None,
     reference: Any = None,
     metric: Any = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
+    recover: Recover | None = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -77,6 +81,9 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
             ms.
         size_mb: Size of the saved `model.safetensors`, embeddings included, in MB (10^6 bytes).
         kept_heads: Number or share of the attention heads that are kept; FFN units are all kept.
+        uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
+            Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
+            family's configuration can't say fewer heads, all are kept.
         latency_ms: For `speedup`: ms of each block, see `measure_latency_table`.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`, for a
             certificate about the drop; None certifies nothing.
@@ -85,6 +92,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         metric: Of the certificate, as in `search_plan`; None for the first metric of the model's task.
         max_drop: Drop that the certificate is about, absolute: 0.01 is one percentage point.
         confidence: Of the certificate.
+        recover: Function `(pruned, dense)` that trains the pruned model on, in place, before it is certified; the dense
+            one may be its teacher. The result then holds the trained weights.
         data_collator: Makes the batches; when left out, examples are padded on the right.
         batch_size: Examples per batch.
         seed: Of the choice of examples.
@@ -98,7 +107,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     anatomy = anatomy_of(model)
     check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
-    asked = second_order_of(given, anatomy, model, where="plan_for_budget", latency_ms=latency_ms)
+    asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=latency_ms)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed))
     holdout = None
     if certify is not None:
@@ -116,6 +125,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     twin = plain_copy(model)  # another thread may run the model meanwhile
     found = second_order_plan(twin, dataset, settings, data_collator=data_collator, batch_size=batch_size)
     share_seen_(model, twin)
+    if recover is not None:
+        found = recovered(twin, found, recover)
     certificate, words = None, ""
     if holdout is not None:
         certificate, words = certified(
@@ -149,7 +160,13 @@ def one_budget(given: dict[str, Any], *, where: str) -> str | None:
 
 
 def second_order_of(
-    given: dict[str, Any], anatomy: Anatomy, model: nn.Module, *, where: str, latency_ms: LatencyTable | None = None
+    given: dict[str, Any],
+    anatomy: Anatomy,
+    model: nn.Module,
+    *,
+    where: str,
+    uniform: bool = False,
+    latency_ms: LatencyTable | None = None,
 ) -> SecondOrder:
     """Returns what a budget means for a model.
 
@@ -158,11 +175,22 @@ def second_order_of(
         anatomy: Of the model.
         model: Its state dict tells what the saved file holds.
         where: Name of the public function, for errors.
+        uniform: Whether all layers keep equally many units.
         latency_ms: Measured ms, which a speed-up then is of.
 
     Raises:
         InvalidSettingError: Not exactly one is given, or it is out of range; or ms come with another than a speed-up.
     """
+    found = _second_order_of(given, anatomy, model, where, latency_ms)
+    if uniform:
+        found = replace(found, tuning=replace(found.tuning, uniform=True))
+        check_budget(found, anatomy)
+    return found
+
+
+def _second_order_of(
+    given: dict[str, Any], anatomy: Anatomy, model: nn.Module, where: str, latency_ms: LatencyTable | None
+) -> SecondOrder:
     name = one_budget(given, where=where)
     if name is None:
         raise InvalidSettingError(f"{where} needs one budget, received none. Pass one of {', '.join(given)}.")
@@ -180,7 +208,7 @@ def second_order_of(
 
 def _density_of_size(size_mb: Any, anatomy: Anatomy, model: nn.Module, *, where: str) -> float:
     """Returns the share of the bytes of all heads and FFN units that fits into a file of some size."""
-    prunable = sum(site.units * site.bytes_per_unit for site in anatomy.sites)
+    prunable = sum(site.price(site.bytes) for site in anatomy.sites)
     fixed = anatomy.num_bytes - prunable + header_bytes(model)
     smallest, largest = fixed / MB, (fixed + prunable) / MB
     if not (is_above(size_mb, smallest) and size_mb <= largest):

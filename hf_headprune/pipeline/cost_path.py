@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._distributed import from_first
@@ -21,20 +22,22 @@ from hf_headprune.budgets import linear_density
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.pipeline.holdout import Chosen, Holdout
-from hf_headprune.pipeline.result import MeasuredPlan
+from hf_headprune.pipeline.result import MeasuredPlan, sized
 from hf_headprune.pipeline.run import Found, reference_in_words
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.publish.measurements import Effort, MetricChange
+from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
 from hf_headprune.refit.choice import plans_at
-from hf_headprune.refit.settings import SecondOrder
+from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     import torch
     from torch import nn
 
+    from hf_headprune.anatomy import Anatomy
     from hf_headprune.guarantee.scored import ScoredSplit
+    from hf_headprune.pipeline.holdout import Allowed
     from hf_headprune.pipeline.run import MetricSource
     from hf_headprune.plan import PruningPlan
 
@@ -51,20 +54,28 @@ class Decision:
     Attributes:
         chosen: The last plan that passed.
         measured: Plans with their metrics, higher is better, and whether they passed; the reference first.
+        asked: What was asked of them; `walk_down` adds the plans.
         metric: Before and after, where no holdout measured it.
+        trained: The plan with the weights that further training made of it; None where it was not trained on.
     """
 
     chosen: Chosen
     measured: list[tuple[PruningPlan, float, bool]]
+    asked: Frontier
     metric: MetricChange | None = None
+    trained: RefittedPlan | None = None
+
+
+Decide = Callable[[list[RefittedPlan]], Decision]
 
 
 def walk_down(
     model: nn.Module,
     before: PruningPlan,
     losses: Iterable[torch.Tensor],
-    decide: Callable[[list[RefittedPlan]], Decision],
+    decide: Decide,
     *,
+    uniform: bool = False,
     over_processes: bool = False,
 ) -> Found:
     """Finds the smallest plan of the order of removal costs that is allowed.
@@ -74,10 +85,11 @@ def walk_down(
         before: Units that are open in it.
         losses: Of training examples, summed over each batch; each is computed when it is asked for.
         decide: Tests plans, the largest first; see `by_test` and `by_metric`.
+        uniform: Whether all layers keep equally many units.
         over_processes: Whether all processes of a distributed run do so, each with losses of its own.
     """
     started = time.perf_counter()
-    order = SecondOrder(density=min(DENSITIES))
+    order = SecondOrder(density=min(DENSITIES), tuning=SecondOrderTuning(uniform=uniform))
     with masked(model, before):
         plans, refit = from_first_unless(
             plans_at(model, DENSITIES, order, before, losses, over_processes=over_processes), over_processes
@@ -90,7 +102,29 @@ def walk_down(
     )
     anatomy, chosen = anatomy_of(model), decision.chosen
     history = tuple(MeasuredPlan(it[0], linear_density(it[0], anatomy), *it[1:]) for it in decision.measured)
-    return Found(RefittedPlan(chosen.plan, refit), None, decision.metric, chosen, effort, history)
+    frontier = replace(
+        decision.asked,
+        plans=sized(history, anatomy, sign=1.0 if decision.asked.higher_is_better else -1.0),
+        leaves_at=leaving_densities(before, plans, anatomy),
+    )
+    pruned = decision.trained or RefittedPlan(chosen.plan, refit)
+    return Found(pruned, None, decision.metric, chosen, effort, history, frontier)
+
+
+def leaving_densities(before: PruningPlan, plans: list[PruningPlan], anatomy: Anatomy) -> dict[str, tuple[float, ...]]:
+    """Returns how much of a model is left when each of its heads leaves, 0 where it never does; see `Frontier`.
+
+    Args:
+        before: What is open at first; heads that are not left at 1.
+        plans: Nested, the largest first.
+        anatomy: Of the model.
+    """
+    found = {site: [0.0] * heads for site, heads in before.num_heads.items()}
+    for plan, density in [*((it, linear_density(it, anatomy)) for it in reversed(plans)), (before, 1.0)]:
+        for site, leaves_at in found.items():
+            for head in set(range(len(leaves_at))) - set(plan.kept_heads[site]):
+                leaves_at[head] = density
+    return {site: tuple(leaves_at) for site, leaves_at in found.items()}
 
 
 def from_first_unless(found: Any, over_processes: bool) -> Any:  # noqa: FBT001 - the question itself
@@ -98,23 +132,40 @@ def from_first_unless(found: Any, over_processes: bool) -> Any:  # noqa: FBT001 
     return from_first(found) if over_processes else found
 
 
-def by_test(holdout: Holdout, model: nn.Module, before: PruningPlan, split: ScoredSplit | None = None) -> Any:
-    """Returns the decision by an exact test of each plan, or by the drop that is seen where examples are too few."""
+def by_test(
+    holdout: Holdout, model: nn.Module, before: PruningPlan, split: ScoredSplit | None = None, *, others: int = 0
+) -> Decide:
+    """Returns the decision by an exact test of each plan, or by the drop that is seen where examples are too few.
+
+    Args:
+        holdout: Examples that nothing has seen.
+        model: The model before pruning; left unchanged.
+        before: Units that are open in it.
+        split: The examples, where they were read already.
+        others: Models that the examples have refused before.
+    """
 
     def decide(plans: list[RefittedPlan]) -> Decision:
         if holdout.reference is not None:  # the model itself may have lost too much against another one
             plans = [RefittedPlan(before), *plans]
         allowed = holdout.last_allowed(model, plans, before, split)
         plan = before if allowed.index is None else plans[allowed.index].plan
-        chosen = Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
+        chosen = Chosen(plan, allowed.path, others + len(plans), has_certificate=allowed.index is not None)
         tried = [before, *(found.plan for found in plans)]
         measured = zip(tried, allowed.metrics, strict=False)
-        return Decision(chosen, [(it, value, n <= allowed.passed) for n, (it, value) in enumerate(measured)])
+        tried_ones = [(it, value, n <= allowed.passed) for n, (it, value) in enumerate(measured)]
+        return Decision(chosen, tried_ones, asked_of(holdout, allowed))
 
     return decide
 
 
-def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Any:
+def asked_of(holdout: Holdout, allowed: Allowed) -> Frontier:
+    """Returns what was asked of plans on unseen examples; see `Decision`."""
+    confidence = None if allowed.path is None else holdout.confidence
+    return Frontier(holdout.metric.name, "unseen examples", holdout.max_drop, (), confidence)
+
+
+def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Decide:
     """Returns the decision by a metric that can't be tested example by example: the drop that is seen decides."""
 
     def decide(plans: list[RefittedPlan]) -> Decision:
@@ -136,7 +187,8 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Any
             after=source.sign * after,
             reference=reference_in_words(before),
         )
-        return Decision(Chosen(plan), measured, change)
+        asked = Frontier(source.metric, source.split, max_drop, (), higher_is_better=source.sign > 0)
+        return Decision(Chosen(plan), measured, asked, change)
 
     return decide
 

@@ -15,14 +15,15 @@ from hf_headprune.guarantee.scored import ScoredSplit
 from hf_headprune.guarantee.sequence import evenly_spaced
 from hf_headprune.masking import plain_copy
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.refit.plans_between import plans_between
+from hf_headprune.refit.plans_between import plans_along, steps_between
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
+    from hf_headprune.anatomy import Site
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.claim import Metric
     from hf_headprune.guarantee.path import CertifiedPath
@@ -172,6 +173,8 @@ class Holdout:
         result: PlanSearchResult,
         head_scores: np.ndarray | None,
         measure: Callable[[PruningPlan], float],
+        *,
+        ties: Sequence[Sequence[Site]] = (),
     ) -> Chosen:
         """Returns the smallest plan on the way to the search's result that both splits allow.
 
@@ -185,11 +188,13 @@ class Holdout:
             result: Of the search.
             head_scores: Importance of the heads, `(num_heads,)`, or None.
             measure: Returns the metric of a plan on the searched examples, higher is better; every process calls it.
+            ties: Sites that lose equally many units in each candidate.
         """
         if result.plan == reference:
             return Chosen(reference)
         # Rounding may differ between devices: what the first process ranked and measured goes for all.
-        between = from_first(evenly_spaced(plans_between(reference, result.plan, result.refit, head_scores), MEASURED))
+        steps = steps_between(reference, result.plan, result.refit, head_scores, ties=ties)
+        between = from_first(evenly_spaced(plans_along(reference, result.plan, steps), MEASURED))
         feasible = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
         plans = evenly_spaced(from_first(feasible), CANDIDATES)
         allowed = self.last_allowed(model, [RefittedPlan(plan, result.refit) for plan in plans], reference)

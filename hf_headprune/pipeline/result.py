@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.budgets import linear_density
+from hf_headprune.cost import cost_of
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.publish.card import model_card
+from hf_headprune.publish.card import eval_results, model_card
+from hf_headprune.publish.measurements import SizedMetric
 from hf_headprune.shrink.remote_code import auto_class_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.path import CertifiedPath
@@ -68,11 +73,7 @@ class PruningResult(RefittedPlan):
     @property
     def frontier(self) -> tuple[MeasuredPlan, ...]:
         """Measured plans that no other one beats in both size and metric, the largest first."""
-        found: list[MeasuredPlan] = []
-        for measured in sorted(self.history, key=lambda it: (it.density, -it.metric)):
-            if not found or measured.metric > found[-1].metric:
-                found.append(measured)
-        return tuple(reversed(found))
+        return unbeaten(self.history)
 
     def card(self, model: Any, *, dataset: str | None = None) -> str:
         """Returns the model card, `README.md`: metadata and Markdown, every number of which is in the report.
@@ -91,6 +92,20 @@ class PruningResult(RefittedPlan):
             dataset=dataset,
         )
 
+    def eval_results(self, *, dataset: str, task: str) -> str:
+        """Returns the metric on unseen examples as the Hub's leaderboards read it: the text of `.eval_results/*.yaml`.
+
+        Write it only if the unseen examples are those of a benchmark on the Hub.
+
+        Args:
+            dataset: Name on the Hub of the benchmark.
+            task: Its name within the benchmark.
+
+        Raises:
+            InvalidSettingError: There is no metric on unseen examples.
+        """
+        return eval_results(self.report, dataset=dataset, task=task)
+
     def to_json(self) -> str:
         """Returns plan, report, certificate, search and history as JSON text."""
         parts: dict[str, Any] = {"plan": self.plan, "reference": self.reference, "report": self.report}
@@ -99,6 +114,30 @@ class PruningResult(RefittedPlan):
         content |= {name: None if part is None else json.loads(part.to_json()) for name, part in parts.items()}
         content["history"] = [{**vars(it), "plan": json.loads(it.plan.to_json())} for it in self.history]
         return json.dumps(content, indent=2)
+
+
+def unbeaten(plans: Iterable[MeasuredPlan]) -> tuple[MeasuredPlan, ...]:
+    """Returns the plans that no other one beats in both size and metric, the largest first."""
+    found: list[MeasuredPlan] = []
+    for measured in sorted(plans, key=lambda it: (it.density, -it.metric)):
+        if not found or measured.metric > found[-1].metric:
+            found.append(measured)
+    return tuple(reversed(found))
+
+
+def sized(plans: Iterable[MeasuredPlan], anatomy: Anatomy, *, sign: float = 1.0) -> tuple[SizedMetric, ...]:
+    """Returns numbers alone for the report, of the plans that were measured with a finite one.
+
+    Args:
+        plans: Measured.
+        anatomy: Of the model before pruning.
+        sign: -1 where the metric was negated, because lower is better.
+    """
+    return tuple(
+        SizedMetric(it.density, cost_of(it.plan, anatomy, seq_len=1).size_bytes / 1e6, sign * it.metric, it.passed)
+        for it in plans
+        if math.isfinite(it.metric)
+    )
 
 
 def searched_plans(search: PlanSearchResult, anatomy: Anatomy) -> tuple[MeasuredPlan, ...]:

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.budgets import linear_density
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import SearchStateError
 from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable
 from hf_headprune.pipeline.progress import SearchBar
-from hf_headprune.pipeline.result import MeasuredPlan, searched_plans
+from hf_headprune.pipeline.result import MeasuredPlan, searched_plans, sized, unbeaten
 from hf_headprune.plan import PruningPlan, RefittedPlan
-from hf_headprune.publish.measurements import Effort, MetricChange
+from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
 from hf_headprune.search.evaluation.rank_zero import lead_or_follow
 from hf_headprune.search.journal import set_aside
 from hf_headprune.search.plans import search_over_plans
+from hf_headprune.uniform import tied_sites
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +80,7 @@ class Job:
         restorable: Units that the search may put back besides; None for all.
         head_scores: Importance of the heads that training learned, `(num_heads,)`, or None.
         journal: File that holds the state of the search, or None.
+        uniform: Whether all layers keep equally many units.
         restarts: Whether a journal that does not belong to this search is set aside, in place of an error.
         progress: Whether to show a bar.
     """
@@ -90,6 +93,7 @@ class Job:
     restorable: PruningPlan | None = None
     head_scores: np.ndarray | None = None
     journal: Path | None = None
+    uniform: bool = False
     restarts: bool = False
     progress: bool = True
 
@@ -105,6 +109,7 @@ class Found:
         chosen: What the holdout allowed; None without one.
         effort: What it took.
         history: Plans that were measured on all examples, the reference first.
+        frontier: What of them is reported; None where there were none.
     """
 
     pruned: RefittedPlan
@@ -113,13 +118,15 @@ class Found:
     chosen: Chosen | None = None
     effort: Effort = field(default_factory=Effort)
     history: tuple[MeasuredPlan, ...] = ()
+    frontier: Frontier | None = None
 
 
 def find(job: Job) -> Found:
     """Searches, and goes back on the way there to what the holdout allows."""
     started = time.perf_counter()
     holdout = job.holdout if isinstance(job.holdout, Holdout) else None
-    result = _search(job, job.search if holdout is None else holdout.searched(job.search))
+    search = job.search if holdout is None else holdout.searched(job.search)
+    result = _search(job, search)
     known = {job.reference: result.reference_metric, result.plan: result.metric}
     measured = len(known)
 
@@ -131,7 +138,8 @@ def find(job: Job) -> Found:
     chosen = None
     if holdout is not None:
         model = plain_copy(job.model) if job.source.model is None else job.source.model
-        chosen = holdout.choose(model, job.reference, result, job.head_scores, measure)
+        ties = tied_sites(anatomy_of(job.model).sites) if job.uniform else ()
+        chosen = holdout.choose(model, job.reference, result, job.head_scores, measure, ties=ties)
     plan = result.plan if chosen is None else chosen.plan
     metric = MetricChange(
         name=job.source.metric,
@@ -146,8 +154,18 @@ def find(job: Job) -> Found:
         evaluations=result.evaluations + len(known) - measured,
         optimality=" ".join([OPTIMALITY_WORDS[result.optimality] + ("." if result.warnings else ""), *result.warnings]),
     )
-    history = searched_plans(result, anatomy_of(job.model))
-    return Found(RefittedPlan(plan, result.refit), result, metric, chosen, effort, history)
+    anatomy = anatomy_of(job.model)
+    history = searched_plans(result, anatomy)
+    tried = [MeasuredPlan(it, linear_density(it, anatomy), known[it], result.is_feasible(known[it])) for it in known]
+    reported = sorted({it.plan: it for it in (*unbeaten(history), *tried)}.values(), key=lambda it: -it.density)
+    frontier = Frontier(
+        job.source.metric,
+        job.source.split,
+        search.max_drop,
+        sized(reported, anatomy, sign=job.source.sign),
+        higher_is_better=job.source.sign > 0,
+    )
+    return Found(RefittedPlan(plan, result.refit), result, metric, chosen, effort, history, frontier)
 
 
 def certified(
@@ -206,11 +224,15 @@ def unseen_change(certificate: Certificate | None, reference: str) -> MetricChan
 
 
 def against(report: PruningReport, reference: Any) -> PruningReport:
-    """Returns a report whose sizes before are those of another model; as it is where there is none."""
+    """Returns a report whose sizes before pruning are those of another model; as it is where there is none."""
     if reference is None:
         return report
     model = reference[0] if isinstance(reference, tuple) else reference
-    return replace(report, before=cost_of(PruningPlan.of(model), anatomy_of(model), seq_len=report.seq_len))
+    before, frontier = cost_of(PruningPlan.of(model), anatomy_of(model), seq_len=report.seq_len), report.frontier
+    if frontier is not None and frontier.plans:
+        whole = replace(frontier.plans[0], size_mb=before.size_bytes / 1e6)
+        frontier = replace(frontier, plans=(whole, *frontier.plans[1:]))
+    return replace(report, before=before, frontier=frontier)
 
 
 def reference_in_words(plan: PruningPlan) -> str:
@@ -238,6 +260,7 @@ def _search(job: Job, search: AStarSearch) -> PlanSearchResult:
                 alive=restorable,
                 head_scores=job.head_scores,
                 journal=job.journal,
+                uniform=job.uniform,
                 fingerprint=fingerprint,
                 on_progress=bar.show,
             )

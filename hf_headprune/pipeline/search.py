@@ -12,8 +12,9 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, by_test, can_decide, walk_down
-from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, pruned_copy
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, walk_down
+from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable, pruned_copy
+from hf_headprune.pipeline.recovery import Recover, by_test_of_recovered, halved, require_recoverable
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, against, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy
+    from hf_headprune.pipeline.cost_path import Decide
+
+NO_ORDER = NotCertifiable("none are left where they are searched, or where there is no calibration=")
 
 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
@@ -46,10 +50,12 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     search: AStarSearch | None = None,
     *,
     max_drop: float | None = None,
+    uniform: bool = False,
     calibration: Any = None,
     certify: Any = None,
     reference: Any = None,
     confidence: float | Literal["auto"] = "auto",
+    recover: Recover | None = None,
     processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
@@ -77,6 +83,9 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         search: Settings of an A* search, its `max_drop` among them; None tests the order of removal costs alone.
         max_drop: Drop of the metric that is allowed without a search, absolute; 0.01, one percentage point, when left
             out.
+        uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
+            Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
+            family's configuration can't say fewer heads, all are kept.
         calibration: Labelled training examples (a thousand are enough) for the removal costs and the refit. None takes
             `dataset`, which can then certify nothing.
         certify: Labelled examples that neither training nor search has seen, or `CertificationData`. When left out
@@ -86,6 +95,10 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             Not with `search`, which measures plans against `model`.
         confidence: With which the drop on unseen data must be shown to be below the one allowed. "auto" is 0.75, and
             lets the drop that is seen decide where there are too few examples to show anything.
+        recover: Function `(pruned, dense)` that trains a pruned model on, in place; the dense one may be its teacher.
+            Without a search. The smallest plan that loses at most twice `max_drop` on `calibration` is trained on and
+            tested; if it fails, plans are tested as without it. Each of the two has half of the error that
+            `confidence` allows.
         processing_class: Tokenizer that pads the batches of a sequence classifier, and decodes what is generated for
             "chrf"; any other batches, and without one, are padded on the right.
         data_collator: Makes the batches instead.
@@ -105,48 +118,53 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     anatomy = anatomy_of(model)
     check_can_prune(model)
     drop = _allowed(search, max_drop, reference)
-    check_searchable(anatomy, search or AStarSearch(max_drop=drop))
-    collate = Batching(processing_class, data_collator).collate_for(model)
+    check_searchable(anatomy, search or AStarSearch(max_drop=drop), uniform=uniform)
+    batching = Batching(processing_class, data_collator, batch_size)
     reading = {
-        "collate": collate,
+        "collate": batching.collate_for(model),
         "own_collate": data_collator,
         "batch_size": batch_size,
         "tokenizer": processing_class,
     }
     settings = search or AStarSearch(max_drop=drop)
     source = _source(model, dataset, metric, settings, searches=search is not None, calibration=calibration, **reading)
-    if _measures_models(metric) and search is None and calibration is None:
+    if (measures_models := _measures_models(metric)) and search is None and calibration is None:
         raise InvalidSettingError(
             "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
             "or search=AStarSearch(...), which refits on what the function runs."
         )
-    measures_models = _measures_models(metric)
     is_ordered = search is None and calibration is not None  # without a look at `dataset`
     tested = dataset if is_ordered and certify is None and not measures_models else certify
     is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
     remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
-        batching = Batching(processing_class, data_collator, batch_size)
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
-        holdout = replace(
-            _holdout(tested, calibration if is_ordered else dataset, batching, compared, drop, confidence),
-            reference=reference,
-        )
+        unseen = _unseen(tested, calibration if is_ordered else dataset, batching)
+        holdout = _holdout(unseen, compared, drop, confidence, reference, is_shared=recover is not None)
         holdout.rehearse(model)
+    require_recoverable(holdout if is_ordered else NO_ORDER, is_asked=recover is not None, where="search_plan")
     full = PruningPlan.full(anatomy)
     if search is not None:
-        file = None if journal is None else Path(journal)
-        found = find(
-            Job(model, full, source, search, holdout, head_scores=head_scores, journal=file, progress=progress)
-        )
+        kept: dict[str, Any] = {"head_scores": head_scores, "journal": None if journal is None else Path(journal)}
+        found = find(Job(model, full, source, search, holdout, uniform=uniform, progress=progress, **kept))
     else:
-        examples = dataset if calibration is None else calibration
         twin = source.model or plain_copy(model)  # another thread may run the model meanwhile
+        examples = dataset if calibration is None else calibration
         losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
-        decide = by_metric(source, drop, full) if holdout is None else by_test(holdout, twin, full)
-        found = walk_down(twin, full, losses, decide)
+        decide = _decide(source, drop, holdout, twin, recover, losses.drawn)
+        found = walk_down(twin, full, losses, decide, uniform=uniform)
     return _result(model, anatomy, full, found, holdout)
+
+
+def _decide(
+    source: MetricSource, drop: float, holdout: Holdout | None, twin: nn.Module, recover: Recover | None, train: Any
+) -> Decide:
+    """Returns what decides between plans: exact tests where there are unseen examples, else the drop that is seen."""
+    full = PruningPlan.full(anatomy_of(twin))
+    if holdout is None:
+        return by_metric(source, drop, full)
+    return by_test_of_recovered(holdout, twin, full, recover, train)
 
 
 def _measures_models(metric: Any) -> bool:
@@ -188,6 +206,7 @@ def _result(
         metric=found.metric,
         unseen=unseen_change(certificate, WHOLE),
         effort=found.effort,
+        frontier=found.frontier,
     )
     return PruningResult(
         found.pruned.plan,
@@ -238,22 +257,31 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)
 
 
+def _unseen(tested: Any, looked_at: Any, batching: Batching) -> CertificationData:
+    """Returns examples with what they are compared with and how they are read, unless they say so themselves."""
+    if isinstance(tested, CertificationData):
+        return tested
+    return CertificationData(tested, search=looked_at, batching=batching)
+
+
 def _holdout(
-    tested: Any,
-    looked_at: Any,
-    batching: Batching,
+    tested: CertificationData,
     metric: Metric,
     max_drop: float,
     confidence: float | Literal["auto"],
+    reference: Any,
+    *,
+    is_shared: bool,
 ) -> Holdout:
     """Returns what must hold on examples that neither training nor the order of plans has looked at.
+
+    The error that is allowed is shared by two procedures where a model is trained on.
 
     Raises:
         InvalidSettingError: A confidence was passed that so few examples can't reach.
     """
-    if not isinstance(tested, CertificationData):
-        tested = CertificationData(tested, search=looked_at, batching=batching)
     required = None if confidence == "auto" else "search_plan"
     confidence = DECIDING if confidence == "auto" else confidence
+    confidence = halved(confidence) if is_shared else confidence
     decides = can_decide(len(tested.dataset), max_drop, confidence, required_by=required)
-    return Holdout(tested, metric, max_drop, confidence, is_condition=decides)
+    return Holdout(tested, metric, max_drop, confidence, is_condition=decides, reference=reference)

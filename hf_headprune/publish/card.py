@@ -7,10 +7,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from jinja2 import Environment, StrictUndefined
 
 from hf_headprune._model_card import TAGS, THIS_MODEL, card_of
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.publish.plots import captions
 
 if TYPE_CHECKING:
     from hf_headprune.publish.measurements import MetricChange
@@ -61,12 +64,34 @@ def model_card(
         headline=report.headline(),
         rows=[[cell.strip() for cell in row] for row in report.rows()],
         layers="\n".join(report.layers()),
+        pictures=captions(report.plan, report.frontier),
         notes=report.notes(),
         certified=bool(report.certificate) and report.unseen is not None,
         auto_class=auto_class,
         this_model=THIS_MODEL,
     )
     return card_of(about, title, section)
+
+
+def eval_results(report: PruningReport, *, dataset: str, task: str) -> str:
+    """Returns the metric on unseen examples as a file of `.eval_results/` of a repository: YAML.
+
+    Args:
+        report: Of the run.
+        dataset: Name on the Hub of the benchmark.
+        task: Its name within the benchmark.
+
+    Raises:
+        InvalidSettingError: The report has no metric on unseen examples.
+    """
+    found = report.unseen
+    if found is None:
+        raise InvalidSettingError(
+            "eval_results: there is no metric on unseen examples in the report. Pass certify= to what prunes."
+        )
+    count = "" if found.num_examples is None else f" on {found.num_examples:,} examples"
+    entry = EvalResultEntry(dataset, task, found.after, notes=f"{found.name}{count}; pruned by hf_headprune")
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
 def is_hub_name(name: str) -> bool:

@@ -45,7 +45,9 @@ def groups_of(plan: PruningPlan) -> tuple[SiteGroup, ...]:
     several = len(stacks) > 1
     groups = []
     for stack in stacks:
-        side = next((block.kind for block in stack.attentions), None) if several else None
+        side: str | None = next((block.kind for block in stack.attentions), None) if several else None
+        if stack.config is not None:
+            side = stack.config.removesuffix("_config")  # of the towers: "vision", "text"
         for block in stack.blocks:
             title = "cross heads" if block.kind == "cross" else f"{side} self heads" if side else "heads"
             if not block.is_attention:

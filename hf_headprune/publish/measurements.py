@@ -1,12 +1,16 @@
-"""What was measured, as plain data: a metric on a named split, latency with its conditions, and the effort spent."""
+"""What was measured, as plain data: a metric on a named split, the plans that were tried, and the effort spent."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import binomtest
 
 from hf_headprune.errors import InvalidSettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CONFIDENCE = 0.95
 _SHARES = ("accuracy",)  # metrics that are a share of right answers
@@ -57,6 +61,60 @@ class MetricChange:
             return None
         found = binomtest(right, self.num_examples).proportion_ci(CONFIDENCE, method="exact")
         return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True)
+class SizedMetric:
+    """A plan that was measured, and its size.
+
+    Attributes:
+        density: Share of the weights of all attention and FFN matrices that is kept.
+        size_mb: Of the weights, embeddings included, in MB.
+        metric: On the examples that decided.
+        passed: Whether it met what was asked.
+    """
+
+    density: float
+    size_mb: float
+    metric: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Plans that were measured on the same examples.
+
+    Attributes:
+        metric: Name of the metric.
+        split: What the examples are, such as "unseen examples".
+        max_drop: Drop that was allowed, absolute.
+        plans: What they are compared with, then smaller and smaller ones.
+        confidence: With which each plan that passed was shown to lose less than `max_drop` on unseen data; None where
+            the drop that was seen decided.
+        higher_is_better: Whether a larger metric is a better one.
+        leaves_at: `{site: (density, ...)}`, how much of the model was left when each attention head went, in the order
+            of removal costs; 0 of heads that are in every plan of the order. Empty where there was no such order.
+    """
+
+    metric: str
+    split: str
+    max_drop: float
+    plans: tuple[SizedMetric, ...]
+    confidence: float | None = None
+    higher_is_better: bool = True
+    leaves_at: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def from_plain(cls, content: dict[str, Any]) -> Frontier:
+        """Returns what `dataclasses.asdict` made plain.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: A field is unknown or malformed.
+        """
+        plans = tuple(SizedMetric(**plan) for plan in content["plans"])
+        leaves_at = {site: tuple(densities) for site, densities in content["leaves_at"].items()}
+        return cls(**{**content, "plans": plans, "leaves_at": leaves_at})
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,76 @@
-"""Plots as PNG, PDF or SVG files: the map of kept heads, and the metric along the search. Needs the extra `plot`."""
+"""Pictures of a pruning: which heads and FFN units are kept, and the metric over the size. Needs the extra `plot`."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import InvalidSettingError, MissingExtraError
 from hf_headprune.publish.layout import SiteGroup, groups_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.ladder import Rung
+    from hf_headprune.publish.measurements import Frontier
 
-try:
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
-    from matplotlib.ticker import MaxNLocator
-except ImportError:
-    Figure = None  # type: ignore[assignment, misc]
+KEPT_NAME, FRONTIER_NAME = "headprune_kept.png", "headprune_frontier.png"
+LEAST_PLANS = 2  # that make a frontier
+ONE_POINT = 0.01
 
 # From the palette of Okabe and Ito, which stays distinct in the common forms of colour blindness; kept and removed also
-# differ in lightness, and feasible and infeasible in shape.
+# differ in lightness, and plans that passed and failed in shape.
 _KEPT = "#0072B2"
-_REMOVED = "#E4E4E4"
-_INFEASIBLE = "#D55E00"
+_SOON = "#BFDDF0"  # a head that is kept, and would be the next to leave
+_REMOVED = "#ECECEC"
+_FAILED = "#D55E00"
 _CHOSEN = "#E69F00"
-_TEXT = "#303030"
+_SAFE = "#E3F3EC"
+_TEXT = "#24292F"
 _MUTED = "#6E6E6E"
-_CELL_INCHES = 0.34
+_GRID = "#EDEDED"
+_CELL = 0.3  # inches
+_GAP = 0.85  # between panels, for the numbers at the end of a row
+_MARGIN = {"left": 0.6, "right": 0.75, "top": 0.85, "bottom": 0.8}
+_BAR = 6  # cells that a bar of FFN units is wide
+_SIZE = (7.2, 4.6)
+_DPI = 144
 
 
-class Evaluation(Protocol):
-    """One plan that the search evaluated, such as a step of its history."""
-
-    @property
-    def gain(self) -> float:
-        """What the plan saves, in the unit of the x axis, such as heads removed."""
-
-    @property
-    def metric(self) -> float:
-        """Its metric on the search split."""
-
-    @property
-    def feasible(self) -> bool:
-        """Whether the constraint holds."""
+def captions(plan: PruningPlan, frontier: Frontier | None) -> dict[str, str]:
+    """Returns what each picture of `pictures` shows, in words, by its file name."""
+    if find_spec("matplotlib") is None:
+        return {}
+    found = {}
+    if sum(plan.num_heads.values()) or sum(plan.num_ffn.values()):
+        found[KEPT_NAME] = "Which attention heads and how many FFN units of each layer are kept"
+    if frontier is not None and len(frontier.plans) >= LEAST_PLANS:
+        found[FRONTIER_NAME] = f"The {frontier.metric} on {frontier.split} over the size of the file"
+    return found
 
 
-def plot_head_map(plan: PruningPlan, path: str | Path, *, title: str | None = None) -> Path:
-    """Draws which heads stay: one panel per kind of attention, a row per layer.
+def pictures(plan: PruningPlan, frontier: Frontier | None) -> dict[str, bytes]:
+    """Returns PNG files by name: what is kept, and the plans that were measured; none where matplotlib is missing."""
+    drawn = {}
+    for name in captions(plan, frontier):
+        figure = _frontier(frontier) if name == FRONTIER_NAME and frontier else _map(plan, _order(frontier))
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        drawn[name] = file.getvalue()
+    return drawn
 
-    Where FFN units go too, a further panel shows the share of them that stays.
+
+def plot_head_map(plan: PruningPlan, path: str | Path, frontier: Frontier | None = None) -> Path:
+    """Draws which heads are kept, one panel per kind of attention, a row per layer, and how many FFN units.
 
     Args:
         plan: What is kept.
-        path: File to write; its suffix decides the format.
-        title: Heading; says how many heads stay when left out.
+        path: File to write, such as `.png`, `.pdf` or `.svg`; its suffix decides the format.
+        frontier: Of the run. Where it knows in which order heads leave, those that leave last are the darkest.
 
     Returns:
         The path written.
@@ -65,93 +79,26 @@ def plot_head_map(plan: PruningPlan, path: str | Path, *, title: str | None = No
         MissingExtraError: matplotlib is not installed.
         InvalidPlanError: The plan's family is not declared.
     """
-    _require_matplotlib()
-    groups = [group for group in groups_of(plan) if group.is_attention or plan.num_removed_ffn]
-    widths = [max(plan.num_heads[site] for site in group.sites) if group.is_attention else 5 for group in groups]
-    rows = max(len(group.sites) for group in groups)
-    figure = Figure(
-        figsize=(max(5.0, _CELL_INCHES * (sum(widths) + 3.4 * len(groups)) + 0.5), _CELL_INCHES * rows + 1.7),
-        layout="constrained",
-    )
-    axes = figure.subplots(1, len(groups), squeeze=False, width_ratios=[width + 1.5 for width in widths])[0]
-    for axis, group, width in zip(axes, groups, widths, strict=True):
-        draw = _draw_heads if group.is_attention else _draw_ffn
-        draw(axis, plan, group, width)
-        _dress_map(axis, group, rows)
-    axes[0].set_ylabel("layer", color=_TEXT)
-    heads = sum(plan.num_heads.values())
-    figure.suptitle(title or f"{plan.num_kept_heads} of {heads} heads kept", color=_TEXT, fontsize=12)
-    figure.legend(
-        handles=[Patch(color=_KEPT, label="kept"), Patch(color=_REMOVED, label="removed")],
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        labelcolor=_TEXT,
-    )
-    return _write(figure, path)
+    return _write(_map(plan, _order(frontier)), path)
 
 
-def plot_frontier(
-    history: Sequence[Evaluation],
-    path: str | Path,
-    *,
-    threshold: float,
-    chosen: Evaluation | None = None,
-    metric_name: str = "accuracy",
-    unit_name: str = "heads removed",
-) -> Path:
-    """Draws every plan that the search evaluated: its metric over what it saves, in the order of the search.
-
-    Plans whose number is a bound or an estimate (`kind` is not "exact") are drawn apart, and faintly.
+def plot_frontier(frontier: Frontier, path: str | Path) -> Path:
+    """Draws the metric of each plan that was measured over the size of its file; the certified part is shaded.
 
     Args:
-        history: Evaluated plans in the order of their evaluation.
+        frontier: Of the run, `result.report.frontier`.
         path: File to write; its suffix decides the format.
-        threshold: Smallest metric that the search accepts.
-        chosen: The plan that was returned.
-        metric_name: Heading of the y axis.
-        unit_name: Heading of the x axis.
 
     Returns:
         The path written.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        InvalidSettingError: The history is empty.
+        InvalidSettingError: There are no plans.
     """
-    _require_matplotlib()
-    if not history:
-        raise InvalidSettingError("plot_frontier: the history is empty, received no plan. Plot a search that has run.")
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axis = figure.subplots()
-    exact = [point for point in history if getattr(point, "kind", "exact") == "exact"]
-    others = [point for point in history if getattr(point, "kind", "exact") != "exact"]
-    feasible = [point for point in exact if point.feasible]
-    infeasible = [point for point in exact if not point.feasible]
-    _scatter(axis, others, marker=".", color=_MUTED, s=14, alpha=0.45, linewidths=0, label="bound or estimate")
-    _scatter(axis, feasible, marker="o", color=_KEPT, s=22, alpha=0.55, linewidths=0, label="holds the constraint")
-    _scatter(axis, infeasible, marker="x", color=_INFEASIBLE, s=22, alpha=0.55, linewidths=1.1, label="breaks it")
-    path_of_best = _best_so_far(feasible)
-    if len(path_of_best) > 1:
-        xs, ys = [point.gain for point in path_of_best], [point.metric for point in path_of_best]
-        axis.plot(xs, ys, color=_KEPT, linewidth=1.4, label="best so far")
-    axis.axhline(threshold, color=_TEXT, linewidth=1, linestyle=(0, (5, 3)), label=f"threshold {threshold:.4f}")
-    if chosen is not None:
-        label = f"chosen: {chosen.gain:g} {unit_name}, {chosen.metric:.4f}"
-        axis.scatter(
-            [chosen.gain], [chosen.metric], marker="*", s=190, color=_CHOSEN, edgecolors=_TEXT, zorder=5, label=label
-        )
-    axis.set_xlabel(unit_name, color=_TEXT)
-    axis.set_ylabel(f"{metric_name} on the search split", color=_TEXT)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    whole = "" if len(exact) == len(history) else f", {len(exact):,} of them on every example"
-    axis.set_title(f"{len(history):,} plans evaluated{whole}", color=_TEXT, fontsize=12)
-    axis.grid(color="#EFEFEF")
-    axis.set_axisbelow(True)
-    _dress(axis)
-    axis.spines[["left", "bottom"]].set_color(_MUTED)
-    axis.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="best")
-    return _write(figure, path)
+    if not frontier.plans:
+        raise InvalidSettingError("plot_frontier: no plan was measured, received none. Plot a run that measured some.")
+    return _write(_frontier(frontier), path)
 
 
 def plot_ladder(rungs: Sequence[Rung], path: str | Path) -> Path:
@@ -165,14 +112,13 @@ def plot_ladder(rungs: Sequence[Rung], path: str | Path) -> Path:
         MissingExtraError: matplotlib is not installed.
         InvalidSettingError: No metric was measured.
     """
-    _require_matplotlib()
     measured = [(rung, rung.report.unseen) for rung in rungs if rung.report.unseen is not None]
     if not measured:
         raise InvalidSettingError("plot_ladder: no rung has a metric. Pass certify= to plan_ladder.")
     metric, size = measured[0][1], measured[0][0].report.before.size_bytes / 1e6
     xs = [size, *(rung.report.after.size_bytes / 1e6 for rung, _ in measured)]
     ys = [metric.before, *(change.after for _, change in measured)]
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = _matplotlib("figure").Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()
     axis.plot(xs, ys, color=_MUTED, linewidth=1.2, zorder=1)
     axis.scatter(xs[:1], ys[:1], marker="s", color=_TEXT, s=36, label="whole model", zorder=2)
@@ -187,73 +133,166 @@ def plot_ladder(rungs: Sequence[Rung], path: str | Path) -> Path:
     axis.set_xlabel("file, MB", color=_TEXT)
     axis.set_ylabel(f"{metric.name} on unseen examples", color=_TEXT)
     axis.margins(y=0.2)
-    axis.grid(color="#EFEFEF")
-    axis.set_axisbelow(True)
-    _dress(axis)
-    axis.spines[["left", "bottom"]].set_color(_MUTED)
+    _dress_frontier(axis)
     axis.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="best")
     return _write(figure, path)
 
 
-def _require_matplotlib() -> None:
-    if Figure is None:
+def _order(frontier: Frontier | None) -> Mapping[str, tuple[float, ...]]:
+    return {} if frontier is None else frontier.leaves_at
+
+
+def _matplotlib(module: str) -> Any:
+    """Imports a module of matplotlib when something is drawn: it takes longer than all else of this package."""
+    try:
+        return import_module(f"matplotlib.{module}")
+    except ImportError as error:
         raise MissingExtraError(
             "hf_headprune.publish.plots: plots need matplotlib, which is not installed. Install the extra: "
             "pip install 'hf-headprune[plot]'."
-        )
+        ) from error
 
 
-def _draw_heads(axis: Any, plan: PruningPlan, group: SiteGroup, width: int) -> None:
+def _map(plan: PruningPlan, order: Mapping[str, tuple[float, ...]]) -> Any:
+    groups = groups_of(plan)
+    widths = [max(plan.num_heads[site] for site in group.sites) if group.is_attention else _BAR for group in groups]
+    rows = max(len(group.sites) for group in groups)
+    inner = _CELL * sum(widths) + _GAP * (len(groups) - 1)
+    width = max(inner + _MARGIN["left"] + _MARGIN["right"], 4.6)
+    height = _CELL * rows + _MARGIN["top"] + _MARGIN["bottom"]
+    figure = _matplotlib("figure").Figure(figsize=(width, height))
+    shade = _shades(plan, order)
+    left = _MARGIN["left"]
+    for index, (group, cells) in enumerate(zip(groups, widths, strict=True)):
+        tall = _CELL * len(group.sites)
+        top = height - _MARGIN["top"]
+        axis = figure.add_axes((left / width, (top - tall) / height, _CELL * cells / width, tall / height))
+        (_draw_heads if group.is_attention else _draw_ffn)(axis, plan, group, shade)
+        _dress_map(axis, group, cells, is_first=index == 0)
+        left += _CELL * cells + _GAP
+    heads, ffn = sum(plan.num_heads.values()), sum(plan.num_ffn.values())
+    counts = [f"{plan.num_kept_heads:,} of {heads:,} heads"] * bool(heads)
+    counts += [f"{plan.num_kept_ffn:,} of {ffn:,} FFN units"] * bool(ffn)
+    at = {"x": _MARGIN["left"] / width, "color": _TEXT}
+    figure.text(y=1 - 0.3 / height, s=f"Kept: {' and '.join(counts)}", fontsize=12, weight="bold", **at)
+    figure.legend(
+        handles=[_matplotlib("patches").Patch(color=color, label=label) for label, color in _legend(plan, order)],
+        loc="lower left",
+        bbox_to_anchor=(_MARGIN["left"] / width, 0.12 / height),
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+        labelcolor=_TEXT,
+        handlelength=1,
+        handleheight=1,
+        borderaxespad=0,
+        columnspacing=1.4,
+    )
+    return figure
+
+
+def _legend(plan: PruningPlan, order: Mapping[str, tuple[float, ...]]) -> list[tuple[str, str]]:
+    known = [("would leave last", _KEPT), ("would leave next", _SOON)] if order and plan.num_kept_heads else []
+    return [*(known or [("kept", _KEPT)]), ("removed", _REMOVED)]
+
+
+def _shades(plan: PruningPlan, order: Mapping[str, tuple[float, ...]]) -> Any:
+    """Returns a function of site and head: the colour of a head that is kept, the darker the later it would leave."""
+    mixed = _matplotlib("colors").LinearSegmentedColormap.from_list("kept", [_KEPT, _SOON])
+    kept = {order[site][head] for site, heads in plan.kept_heads.items() for head in heads if site in order}
+    steps = sorted(kept)
+
+    def shade(site: str, head: int) -> Any:
+        if site not in order or len(steps) < LEAST_PLANS:
+            return _KEPT
+        return mixed(steps.index(order[site][head]) / (len(steps) - 1))
+
+    return shade
+
+
+def _draw_heads(axis: Any, plan: PruningPlan, group: SiteGroup, shade: Any) -> None:
     for row, site in enumerate(group.sites):
         kept = set(plan.kept_heads[site])
         for head in range(plan.num_heads[site]):
-            color = _KEPT if head in kept else _REMOVED
-            axis.add_patch(Rectangle((head - 0.44, row - 0.44), 0.88, 0.88, color=color, linewidth=0))
-        axis.text(width - 0.3, row, f"{len(kept)}", ha="left", va="center", color=_MUTED, fontsize=9)
-    axis.set_xlim(-0.6, width + 0.9)
-    axis.set_xticks(range(0, width, max(1, width // 8)))
-    axis.set_xlabel("head, and how many stay", color=_MUTED, fontsize=9)
+            color = shade(site, head) if head in kept else _REMOVED
+            axis.add_patch(_matplotlib("patches").Rectangle((head + 0.05, row + 0.05), 0.9, 0.9, color=color, lw=0))
+        _count(axis, max(plan.num_heads[it] for it in group.sites), row, f"{len(kept)}")
+    heads = max(plan.num_heads[site] for site in group.sites)
+    shown = range(0, heads, max(1, -(-heads // 12)))
+    axis.set_xticks([head + 0.5 for head in shown], [str(head) for head in shown])
 
 
-def _draw_ffn(axis: Any, plan: PruningPlan, group: SiteGroup, width: int) -> None:
+def _draw_ffn(axis: Any, plan: PruningPlan, group: SiteGroup, _: Any) -> None:
     for row, site in enumerate(group.sites):
         share = len(plan.kept_ffn[site]) / max(plan.num_ffn[site], 1)
-        axis.barh(row, 1, height=0.72, color=_REMOVED)
-        axis.barh(row, share, height=0.72, color=_KEPT)
-        axis.text(1.04, row, f"{len(plan.kept_ffn[site]):,}", ha="left", va="center", color=_MUTED, fontsize=9)
-    axis.set_xlim(0, 1 + 3.4 / width)
-    axis.set_xticks([0, 1], ["0", "all"])
-    axis.set_xlabel("share that stays", color=_MUTED, fontsize=9)
+        axis.barh(row + 0.5, _BAR, height=0.9, color=_REMOVED)
+        axis.barh(row + 0.5, _BAR * share, height=0.9, color=_KEPT)
+        _count(axis, _BAR, row, f"{len(plan.kept_ffn[site]):,}")
+    axis.set_xticks([0, _BAR / 2, _BAR], ["0", "½", "all"])
 
 
-def _dress_map(axis: Any, group: SiteGroup, rows: int) -> None:
-    axis.set_title(group.title, fontsize=10, color=_TEXT)
-    axis.set_ylim(rows - 0.5, -0.5)
-    axis.set_yticks(range(len(group.sites)))
-    _dress(axis)
-    axis.spines[["left", "bottom"]].set_visible(False)
+def _count(axis: Any, end: float, row: int, text: str) -> None:
+    axis.text(end + 0.25, row + 0.52, text, ha="left", va="center", color=_TEXT, fontsize=9)
 
 
-def _dress(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
+def _dress_map(axis: Any, group: SiteGroup, cells: int, *, is_first: bool) -> None:
+    axis.set_title(group.title, fontsize=10, color=_TEXT, loc="left", pad=4)
+    axis.set_xlim(0, max(cells, 1))
+    axis.set_ylim(len(group.sites), 0)
+    axis.set_yticks([row + 0.5 for row in range(len(group.sites))], [str(row) for row in range(len(group.sites))])
+    axis.tick_params(length=0, colors=_MUTED, labelsize=8)
+    axis.spines[:].set_visible(False)
+    if is_first:
+        axis.set_ylabel("layer", color=_MUTED, fontsize=9)
+
+
+def _frontier(frontier: Frontier) -> Any:
+    plans, sign = frontier.plans, 1 if frontier.higher_is_better else -1
+    figure = _matplotlib("figure").Figure(figsize=_SIZE)
+    axis = figure.add_axes((0.1, 0.29, 0.87, 0.62))
+    whole, passed = plans[0], [plan for plan in plans if plan.passed]
+    failed = [plan for plan in plans if not plan.passed]
+    chosen = min(passed, key=lambda plan: plan.size_mb, default=None)
+    floor = whole.metric - sign * frontier.max_drop
+    allowed = f"{100 * frontier.max_drop:g} percentage point{'' if frontier.max_drop == ONE_POINT else 's'}"
+    if frontier.confidence is not None and chosen is not None and chosen is not whole:
+        label = f"loses less than {allowed}, certified at {100 * frontier.confidence:g} %"
+        axis.axvspan(chosen.size_mb, whole.size_mb, color=_SAFE, zorder=0, label=label)
+    dashes = (0, (4, 3))
+    axis.axhline(floor, color=_MUTED, lw=1, linestyle=dashes, zorder=1, label=f"{allowed} worse than before pruning")
+    ordered = sorted(plans, key=lambda plan: plan.size_mb)
+    axis.plot([it.size_mb for it in ordered], [it.metric for it in ordered], color=_KEPT, lw=1, alpha=0.35, zorder=2)
+    _scatter(axis, passed, marker="o", color=_KEPT, s=34, zorder=3, label="passed")
+    _scatter(axis, failed, marker="X", color=_FAILED, s=48, linewidths=0, zorder=3, label="failed")
+    if chosen is not None:
+        label = f"pruned: {chosen.size_mb:,.1f} MB, {chosen.metric:.4f}"
+        _scatter(axis, [chosen], marker="*", s=230, color=_CHOSEN, edgecolors=_TEXT, lw=0.8, zorder=4, label=label)
+    axis.set_xlabel("file, MB (embeddings included)", color=_TEXT, fontsize=10)
+    axis.set_ylabel(f"{frontier.metric} on {frontier.split}", color=_TEXT, fontsize=10)
+    axis.set_title(f"The {len(plans):,} models that were measured", color=_TEXT, fontsize=12, loc="left", weight="bold")
+    axis.invert_xaxis()  # pruning goes to the right
+    axis.margins(0.05, 0.12)
+    _dress_frontier(axis)
+    at = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2}
+    axis.legend(frameon=False, fontsize=9, labelcolor=_TEXT, borderaxespad=0, borderpad=0, columnspacing=1.6, **at)
+    return figure
+
+
+def _dress_frontier(axis: Any) -> None:
+    axis.grid(color=_GRID)
+    axis.set_axisbelow(True)
     axis.tick_params(length=0, colors=_MUTED, labelsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(_MUTED)
 
 
-def _best_so_far(feasible: Sequence[Evaluation]) -> list[Evaluation]:
-    best: list[Evaluation] = []
-    for point in feasible:
-        if not best or point.gain > best[-1].gain:
-            best.append(point)
-    return best
-
-
-def _scatter(axis: Any, points: Sequence[Evaluation], **style: Any) -> None:
-    if points:
-        axis.scatter([point.gain for point in points], [point.metric for point in points], **style)
+def _scatter(axis: Any, plans: Any, **style: Any) -> None:
+    if plans:
+        axis.scatter([plan.size_mb for plan in plans], [plan.metric for plan in plans], **style)
 
 
 def _write(figure: Any, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=144)
+    figure.savefig(path, dpi=_DPI)
     return path

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import textwrap
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
 
 from hf_headprune._strict_json import parse
 from hf_headprune.budgets import linear_density
@@ -15,15 +20,19 @@ from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.latency import LatencyChange, LatencySample
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.layout import groups_of
-from hf_headprune.publish.measurements import CONFIDENCE, Effort, MetricChange
+from hf_headprune.publish.measurements import CONFIDENCE, Effort, Frontier, MetricChange
+from hf_headprune.publish.plots import FRONTIER_NAME, captions, pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hf_headprune.anatomy import Anatomy
 
+REPORT_NAME = "headprune_report.json"
+PAGE = Path(__file__).with_name("report.html")
 REPORT_FORMAT = "hf_headprune.report/2"
-_MEASURED = ("before", "after", "seq_len", "unseen", "metric", "latency", "effort", "certificate", "linear_density")
+_COUNTED = ("before", "after", "seq_len", "linear_density")
+_MEASURED = ("unseen", "metric", "latency", "effort", "certificate", "frontier")
 _WIDTH = 100
 _NAME_WIDTH = 38
 _LAYERS_PER_ROW = 12
@@ -44,6 +53,8 @@ class PruningReport:
         latency: Measured latency before and after, or None.
         effort: What training and search took.
         certificate: What is certified about unseen data, in words; empty where nothing is.
+        linear_density: Share of the weights of all attention and FFN matrices that is kept.
+        frontier: Plans that were measured on the way, or None where a budget decided.
     """
 
     plan: PruningPlan
@@ -56,6 +67,7 @@ class PruningReport:
     effort: Effort = field(default_factory=Effort)
     certificate: str = ""
     linear_density: float | None = None
+    frontier: Frontier | None = None
 
     @classmethod
     def of(  # noqa: PLR0913 - one argument for each thing that was measured
@@ -68,6 +80,7 @@ class PruningReport:
         metric: MetricChange | None = None,
         latency: LatencyChange | None = None,
         effort: Effort | None = None,
+        frontier: Frontier | None = None,
     ) -> PruningReport:
         """Counts the costs of a plan and puts the measurements beside them.
 
@@ -79,6 +92,7 @@ class PruningReport:
             metric: The metric on the searched examples, before and after pruning.
             latency: Measured latency before and after pruning.
             effort: What training and search took.
+            frontier: Plans that were measured on the way.
 
         Raises:
             InvalidPlanError: The plan was made for another anatomy.
@@ -87,12 +101,17 @@ class PruningReport:
         before = cost_of(PruningPlan.full(anatomy), anatomy, seq_len=seq_len)
         after = cost_of(plan, anatomy, seq_len=seq_len)
         density = linear_density(plan, anatomy)
-        return cls(plan, before, after, seq_len, unseen, metric, latency, effort or Effort(), linear_density=density)
+        known: dict[str, Any] = {"unseen": unseen, "metric": metric, "latency": latency, "frontier": frontier}
+        return cls(plan, before, after, seq_len, **known, effort=effort or Effort(), linear_density=density)
+
+    def files(self) -> dict[str, bytes]:
+        """Returns what lies beside a model card, by name: this report, and its pictures if matplotlib is installed."""
+        return {REPORT_NAME: self.to_json().encode(), **pictures(self.plan, self.frontier)}
 
     def to_json(self) -> str:
         """Returns the report as JSON text that `from_json` reads back to an equal report."""
         content: dict[str, Any] = {"format": REPORT_FORMAT, "plan": json.loads(self.plan.to_json())}
-        content |= {name: _plain(getattr(self, name)) for name in _MEASURED}
+        content |= {name: _plain(getattr(self, name)) for name in (*_COUNTED, *_MEASURED)}
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
         return "{\n" + ",\n".join(lines) + "\n}"  # a line each: the plan lists every unit
 
@@ -123,6 +142,25 @@ class PruningReport:
         totals = [_row("", "before", "after", "change"), *(_row(*row) for row in self.rows())]
         blocks = [[self.headline()], totals, [*self.layers()], [*self._wrapped_notes()]]
         return "\n\n".join("\n".join(block) for block in blocks if block)
+
+    def to_html(self, title: str) -> str:
+        """Returns a page for people, in one file: all that `to_text` says, the measured plans, and the pictures.
+
+        Args:
+            title: Its heading, such as the name of the model.
+        """
+        drawn = pictures(self.plan, self.frontier)
+        environment = Environment(undefined=StrictUndefined, autoescape=True)
+        return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
+            report=self,
+            title=title,
+            certified=bool(self.certificate) and self.unseen is not None,
+            pictures={name: base64.b64encode(picture).decode() for name, picture in drawn.items()},
+            captions=captions(self.plan, self.frontier),
+            frontier_name=FRONTIER_NAME,
+            report_name=REPORT_NAME,
+            version=metadata.version("hf-headprune"),
+        )
 
     def headline(self) -> str:
         """Returns in one line what was removed."""
@@ -230,7 +268,7 @@ def _percent(before: float, after: float) -> str:
     return f"{(after - before) / before:+.1%}" if after != before else "unchanged"
 
 
-def _plain(value: Cost | MetricChange | LatencyChange | Effort | float | str | None) -> Any:
+def _plain(value: Cost | MetricChange | LatencyChange | Effort | Frontier | float | str | None) -> Any:
     return value if value is None or isinstance(value, (int, float, str)) else dataclasses.asdict(value)
 
 
@@ -239,6 +277,8 @@ def _field(name: str, value: Any) -> Any:
         return None
     if name == "plan":
         return PruningPlan.from_json(json.dumps(value))
+    if name == "frontier":
+        return Frontier.from_plain(value)
     if name == "latency":
         value = {**value, "before": LatencySample(**value["before"]), "after": LatencySample(**value["after"])}
     kinds: dict[str, Any] = {

@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budget_groups
-from hf_headprune.cost import check_latency_table, latency_of, macs_per_unit, ms_with, weights_per_unit
+from hf_headprune.cost import latency_of, macs_price, ms_with, weights_price
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.moments import record_moments_by_gradient
 from hf_headprune.refit.projections import Refit
-from hf_headprune.refit.removal_costs import cheapest_first, elimination
+from hf_headprune.refit.removal_costs import Step, cheapest_first, elimination
+from hf_headprune.uniform import stops, tied_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
     import torch
     from torch import nn
 
-    from hf_headprune.anatomy import Anatomy, Site
+    from hf_headprune.anatomy import Anatomy, Price, Site
     from hf_headprune.refit.removal_costs import Removal
     from hf_headprune.refit.settings import SecondOrder
 
 LATENCY_STEPS = 4000  # into which the ms of a budget are parted
 ROUNDING = 1e-6  # of a step
+
+
+@dataclass(frozen=True)
+class Path:
+    """What may be removed of the sites that lose equally many units: of one site, unless a plan is uniform.
+
+    Attributes:
+        sites: Their names.
+        steps: The cheapest first.
+        left: Units that each of them has after the last step.
+    """
+
+    sites: tuple[str, ...]
+    steps: Sequence[Step]
+    left: int = 0
+
+    def units(self) -> np.ndarray:
+        """Returns how many units each of the sites has after 0, 1, ... steps, `(len(steps) + 1,)`."""
+        widths = [sum(len(removal.units) for removal in step.removals) // len(self.sites) for step in self.steps]
+        return self.left + sum(widths) - np.cumsum([0, *widths])
 
 
 def choose(
@@ -55,9 +76,9 @@ def choose(
     anatomy = anatomy_of(model)
     sites = scored_sites(anatomy, settings)
     refit = record_refit(model, sites, before, losses, over_processes=over_processes)
-    paths = {site.name: removal_path(site, refit, before, settings) for site in sites}
-    removals = _up_to_density if settings.density is not None else _up_to_heads
-    return _without(before, removals(paths, anatomy, settings, share)), refit
+    steps = _up_to_density if settings.density is not None else _up_to_heads
+    paths = _paths(sites, refit, before, settings)
+    return _without(before, steps(paths, before, anatomy, settings, share)), refit
 
 
 def plans_at(
@@ -83,20 +104,36 @@ def plans_at(
         TrainingStateError: The losses gave no gradient, or one that is not finite.
     """
     anatomy = anatomy_of(model)
-    refit = record_refit(model, scored_sites(anatomy, settings), before, losses, over_processes=over_processes)
-    paths = {site.name: removal_path(site, refit, before, settings) for site in scored_sites(anatomy, settings)}
+    sites = scored_sites(anatomy, settings)
+    refit = record_refit(model, sites, before, losses, over_processes=over_processes)
+    paths = _paths(sites, refit, before, settings)
     plans: list[PruningPlan] = []
     for density in sorted(densities, reverse=True):
-        plan = _without(before, _up_to_density(paths, anatomy, replace(settings, density=density), 1.0))
+        plan = _without(before, _up_to_density(paths, before, anatomy, replace(settings, density=density), 1.0))
         if plan != before and plan not in plans:
             plans.append(plan)
     return plans, refit
 
 
-def _without(before: PruningPlan, removals: Iterable[Removal]) -> PruningPlan:
-    """Returns a plan without the units of some removals."""
+def _paths(sites: Sequence[Site], refit: Refit, before: PruningPlan, settings: SecondOrder) -> list[Path]:
+    """Returns what may be removed; of sites of a uniform plan together, down to numbers that can be said."""
+    removals = {site.name: removal_path(site, refit, before, settings) for site in sites}
+    if not settings.tuning.uniform:
+        return [Path((name,), [Step((removal,)) for removal in path]) for name, path in removals.items()]
+    found = []
+    for tie in tied_sites(sites):
+        rows = [*zip(*(removals[site.name] for site in tie), strict=True)]  # what leaves at the same time
+        ends = stops(tie[0], [len(row[0].units) for row in rows])
+        steps = [Step(tuple(chain(*rows[first:end]))) for first, end in pairwise([0, *ends])]
+        left = sum(len(row[0].units) for row in rows[ends[-1] if ends else 0 :])
+        found.append(Path(tuple(site.name for site in tie), steps, left))
+    return found
+
+
+def _without(before: PruningPlan, steps: Iterable[Step]) -> PruningPlan:
+    """Returns a plan without the units of some steps."""
     gone: dict[str, set[int]] = {}
-    for removal in removals:
+    for removal in (removal for step in steps for removal in step.removals):
         gone.setdefault(removal.site, set()).update(removal.units)
     kept = {site: [unit for unit in before.kept(site) if unit not in units] for site, units in gone.items()}
     heads = {site: units for site, units in kept.items() if site in before.kept_heads}
@@ -122,21 +159,8 @@ def record_refit(
 
 def scored_sites(anatomy: Anatomy, settings: SecondOrder) -> list[Site]:
     """Returns the sites that a budget may take units from, in the order of the forward pass."""
-    return [site for site in anatomy.sites if site.units and (site.is_attention or settings.density is not None)]
-
-
-def check_budget(settings: SecondOrder, anatomy: Anatomy) -> None:
-    """Checks that a model can meet a budget.
-
-    Raises:
-        InvalidSettingError: It has fewer heads, or lacks a kind of attention that the budget names; or the table of
-            latencies is of another model.
-    """
-    if settings.tuning.latency_ms is not None:
-        sites = scored_sites(anatomy, settings)
-        check_latency_table(settings.tuning.latency_ms, sites, anatomy, where="SecondOrderTuning(latency_ms=...)")
-    if settings.kept_heads is not None:
-        budget_groups(settings.kept_heads, anatomy)
+    sites = [site for site in anatomy.sites if site.units and (site.is_attention or settings.density is not None)]
+    return [site for site in sites if site.block.said] if settings.tuning.uniform else sites
 
 
 def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: SecondOrder) -> list[Removal]:
@@ -152,91 +176,58 @@ def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: Second
             f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
             f"{site.output}. Check that it comes from the model's forward pass and is finite."
         )
-    saved, multiple = saved_per_unit(site, settings), settings.tuning.width_multiple
-    return elimination(block, before.kept(site.name), width_multiple=multiple, saved_per_unit=saved)
+    tuning = settings.tuning
+    return elimination(
+        block,
+        before.kept(site.name),
+        width_multiple=tuning.width_multiple,
+        whole_groups=tuning.whole_groups or tuning.uniform or settings.kept_heads is not None,
+        price=price_of(site, settings),
+    )
 
 
-def saved_per_unit(site: Site, settings: SecondOrder) -> int:
-    """Returns what the density counts of one unit; of latency, which no single unit has, its weights."""
+def price_of(site: Site, settings: SecondOrder) -> Price:
+    """Returns what the density counts of units; of latency, which no single unit has, their weights."""
     if settings.counts == "macs":
-        return macs_per_unit(site, settings.tuning.seq_len, settings.tuning.target_len)
-    return site.bytes_per_unit if settings.counts == "bytes" else weights_per_unit(site)
-
-
-def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share: float = 1.0) -> str | None:
-    """Says how far a plan is from what a share of a budget removes; None if it meets it, as `choose` does.
-
-    Args:
-        plan: What is kept.
-        settings: The budget.
-        anatomy: Of the model before anything was removed.
-        share: Of what the budget removes, from 0 to 1.
-    """
-    if settings.density is None:
-        return _heads_gap(plan, settings, anatomy, share)
-    aim = 1.0 - share * (1.0 - settings.density)
-    if settings.tuning.latency_ms is not None:
-        of_whole = latency_of(plan, settings.tuning.latency_ms) / latency_of(
-            PruningPlan.full(anatomy), settings.tuning.latency_ms
-        )
-        return None if of_whole <= aim + 1e-9 else f"{of_whole:.4f} of the ms is kept, where {aim:.4f} was to be"
-    saved = {site.name: saved_per_unit(site, settings) for site in anatomy.sites}
-    total = sum(site.units * saved[site.name] for site in anatomy.sites)
-    kept = sum(len(plan.kept(site.name)) * saved[site.name] for site in anatomy.sites)
-    multiples = {site.name: 1 if site.is_attention else settings.tuning.width_multiple for site in anatomy.sites}
-    largest = max(saved[site.name] * multiples[site.name] for site in scored_sites(anatomy, settings))
-    over, rounding = kept - aim * total, 1e-9 * total
-    if settings.counts == "bytes" and -largest - rounding <= over <= rounding:  # a file may not be larger
-        return None
-    if settings.counts != "bytes" and abs(over) <= largest / 2 + rounding:
-        return None
-    return f"{kept / total:.4f} of the {settings.counts} is kept, where {aim:.4f} was to be"
-
-
-def _heads_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share: float) -> str | None:
-    places = [(site.name, head) for site in anatomy.attention_sites for head in range(site.units)]
-    for group in budget_groups(settings.kept_heads or 0, anatomy):
-        kept = sum(places[at][1] in plan.kept(places[at][0]) for at in group.positions)
-        aim = len(group.positions) - round(share * (len(group.positions) - group.kept))
-        if kept != aim:
-            return f"{kept} of {len(group.positions)} heads are kept, where {aim} were to be"
-    return None
+        return macs_price(site, settings.tuning.seq_len, settings.tuning.target_len)
+    return site.bytes if settings.counts == "bytes" else weights_price(site)
 
 
 def _up_to_density(
-    paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
-) -> list[Removal]:
-    """Returns the removals that reach a share of what a density removes: to the nearest one, and of bytes at least."""
+    paths: Sequence[Path], before: PruningPlan, anatomy: Anatomy, settings: SecondOrder, share: float
+) -> list[Step]:
+    """Returns the steps that reach a share of what a density removes: to the nearest one, and of bytes at least."""
     if settings.tuning.latency_ms is not None:
         return _up_to_latency(paths, anatomy, settings, share)
-    total = sum(site.units * saved_per_unit(site, settings) for site in anatomy.sites)
-    now = sum(removal.saved for path in paths.values() for removal in path)
+    prices = [(site, price_of(site, settings)) for site in anatomy.sites]
+    total = sum(site.price(price) for site, price in prices)
+    now = sum(site.price(price, before.kept(site.name)) for site, price in prices)
     aim = share * (1.0 - (settings.density or 0.0)) * total - (total - now)
-    found, saved = [], 0.0
-    for removal in cheapest_first(paths.values()):
-        if (saved >= aim) if settings.counts == "bytes" else (saved + removal.saved / 2 > aim):
+    found: list[Step] = []
+    saved = 0.0
+    for step in cheapest_first([path.steps for path in paths]):
+        if (saved >= aim) if settings.counts == "bytes" else (saved + step.saved / 2 > aim):
             break
-        found.append(removal)
-        saved += removal.saved
+        found.append(step)
+        saved += step.saved
     return found
 
 
-def _up_to_latency(
-    paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
-) -> list[Removal]:
-    """Returns, of all removals that leave a share of the measured ms at most, those that cost least together.
+def _up_to_latency(paths: Sequence[Path], anatomy: Anatomy, settings: SecondOrder, share: float) -> list[Step]:
+    """Returns, of all steps that leave a share of the measured ms at most, those that cost least together.
 
     What the units of a block take together is no sum over units, so no order of single removals is right: dynamic
     programming over the blocks, each with its removals up to some number, in `LATENCY_STEPS` steps of ms, rounded up.
     """
-    table = settings.tuning.latency_ms or {}
-    allowed = (1.0 - share * (1.0 - (settings.density or 0.0))) * latency_of(PruningPlan.full(anatomy), table)
+    table, full = settings.tuning.latency_ms or {}, PruningPlan.full(anatomy)
+    kept_whole = table.keys() - {name for path in paths for name in path.sites}
+    allowed = (1.0 - share * (1.0 - (settings.density or 0.0))) * latency_of(full, table)
+    allowed -= sum(float(ms_with(len(full.kept(name)), table[name])) for name in kept_whole)
     least = np.zeros(LATENCY_STEPS + 1)  # cost of the blocks so far that take so many steps at most
     levels: list[np.ndarray] = []  # for each block, the number of its removals in the best choice of so many steps
-    for name, path in paths.items():
-        costs = np.cumsum([0.0, *(removal.cost for removal in path)])
-        widths = [len(removal.units) for removal in path]
-        ms = ms_with(sum(widths) - np.cumsum([0, *widths]), table[name]).clip(0.0)
+    for path in paths:
+        costs = np.cumsum([0.0, *(step.cost for step in path.steps)])
+        ms = sum(ms_with(path.units(), table[name]).clip(0.0) for name in path.sites)
         steps = np.ceil(ms / allowed * LATENCY_STEPS - ROUNDING).astype(int)
         options = np.full((len(steps), LATENCY_STEPS + 1), np.inf)
         for level, taken in enumerate(steps):
@@ -244,23 +235,29 @@ def _up_to_latency(
                 options[level, taken:] = least[: LATENCY_STEPS + 1 - taken] + costs[level]
         levels.append(np.stack([options.argmin(axis=0), steps[options.argmin(axis=0)]]))
         least = options.min(axis=0)
-    found: list[Removal] = []
+    found: list[Step] = []
     left = LATENCY_STEPS
-    for path, (numbers, taken) in zip([*paths.values()][::-1], levels[::-1], strict=True):
-        found += path[: numbers[left]]
+    for path, (numbers, taken) in zip(paths[::-1], levels[::-1], strict=True):
+        found += path.steps[: numbers[left]]
         left -= taken[left]
     return found
 
 
 def _up_to_heads(
-    paths: Mapping[str, Sequence[Removal]], anatomy: Anatomy, settings: SecondOrder, share: float
-) -> list[Removal]:
-    """Returns the removals that reach a share of what the budgets of heads remove, of each group its cheapest."""
-    owners = [site.name for site in anatomy.attention_sites for _ in range(site.units)]
-    found: list[Removal] = []
-    for group in budget_groups(settings.kept_heads or 0, anatomy):
-        names = dict.fromkeys(owners[position] for position in group.positions)
-        removals = cheapest_first(paths[name] for name in names)
-        already = len(group.positions) - len(removals)
-        found += removals[: max(round(share * (len(group.positions) - group.kept)) - already, 0)]
+    paths: Sequence[Path], before: PruningPlan, anatomy: Anatomy, settings: SecondOrder, share: float
+) -> list[Step]:
+    """Returns the steps that reach a share of what the budgets of heads remove, of each budget its cheapest."""
+    sites = {site.name: site for site in anatomy.attention_sites}
+    owners = [name for name, site in sites.items() for _ in range(site.groups)]
+    found: list[Step] = []
+    for budget in budget_groups(settings.kept_heads or 0, anatomy):
+        names = {owners[position] for position in budget.positions}
+        gone = len(budget.positions) - sum(len(sites[name].groups_of(before.kept(name))) for name in names)
+        due = round(share * (len(budget.positions) - budget.kept))
+        for step in cheapest_first([path.steps for path in paths if names.issuperset(path.sites)]):
+            groups = sum(len(sites[removal.site].groups_of(removal.units)) for removal in step.removals)
+            if gone + groups / 2 > due:
+                break
+            found.append(step)
+            gone += groups
     return found

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._distributed import number_of_processes
+from hf_headprune._offloaded import device_of, folder_of, mapped, reloading
 from hf_headprune.anatomy import base_model, family_of, named_arguments
 from hf_headprune.refit.symmetric import Symmetric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from torch import nn
 
@@ -80,7 +82,7 @@ def record_moments_by_gradient(
         over_processes: See `record_moments`.
     """
     recording = _Recording(model, sites, by_gradient=True)
-    with recording, torch.enable_grad():
+    with recording, reloading(model), torch.enable_grad():
         for loss in losses:
             torch.autograd.grad(loss, recording.probes, allow_unused=True)
     return recording.moments(over_processes=over_processes)
@@ -94,11 +96,11 @@ class _Recording:
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[Site], *, by_gradient: bool) -> None:
-        device = next(model.parameters()).device
+        device, folder = device_of(model), folder_of(model)
         self._base = base_model(model)
         self._signature = inspect.signature(self._base.forward)
         self._readers = _readers_of(model)
-        self._recorders = {site.name: _Recorder(site, self._reader_of(site)) for site in sites if site.units}
+        self._recorders = {site.name: _Recorder(site, self._reader_of(site), folder) for site in sites if site.units}
         self._by_gradient = by_gradient
         self.probes = [torch.zeros(1, device=device, requires_grad=True) for _ in self._recorders]
         self._handles: list[Any] = []
@@ -177,18 +179,18 @@ def _readers_of(model: nn.Module) -> dict[str, _Reader]:
     if len(stacks) == 1:
         return {"": _Reader(base)}
     modules = dict(base.named_modules())
-    runners = [stack.runner for stack in stacks]
+    runners = [stack.tower or stack.runner for stack in stacks]
     return {path: _Reader(modules[path]) for path in runners if path in modules}
 
 
 class _Recorder:
     """Sums the moments of one site over tokens. Its hook reads each pass with the padding mask of that very pass."""
 
-    def __init__(self, site: Site, reader: _Reader) -> None:
+    def __init__(self, site: Site, reader: _Reader, folder: Path | None) -> None:
         self.site = site
         self.probe: torch.Tensor | None = None
-        self._reader = reader
-        self._inputs, self._outputs = _Sum(), _Sum()
+        self._reader, self._folder = reader, folder
+        self._inputs, self._outputs = _Sum(folder), _Sum(folder)
 
     def read(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         """Forward hook: counts the tokens of `(batch, length, width)` now, or when the gradient of the output arrives.
@@ -196,7 +198,7 @@ class _Recorder:
         Returns:
             The output, `(batch, length, hidden)`, made differentiable; None leaves it alone.
         """
-        given = args[0].detach()
+        given = args[0].detach().to(output.device)  # that of the projection alone, where a model is spread over devices
         real = _real_tokens(self._reader.real, given)
         if self.probe is None:
             tokens = _flat(given, real)
@@ -204,7 +206,7 @@ class _Recorder:
             return None
         if not torch.is_grad_enabled():
             return None
-        probed = output + self.probe.to(output.dtype)
+        probed = output + self.probe.to(output)
         probed.register_hook(partial(self._add_by_gradient, given, real))
         return probed
 
@@ -226,7 +228,10 @@ class _Recorder:
             return None
         tokens = float(inputs.blocks[-1][-1, -1])
         mean = inputs.each_(lambda block: block.div_(tokens))
-        return SiteMoments(self.site, mean, tokens, None if outputs is None else outputs.dense())
+        sensitivity = None if outputs is None else outputs.dense()
+        if sensitivity is not None and self._folder is not None:
+            sensitivity = mapped(sensitivity, self._folder)
+        return SiteMoments(self.site, mean, tokens, sensitivity)
 
 
 def _real_tokens(mask: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
@@ -249,17 +254,19 @@ def _shares(gradient: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 class _Sum:
-    """A sum of symmetric products over batches, float32, on the CPU."""
+    """A sum of symmetric products over batches, float32: on the CPU, or in files where the model is kept on disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._value: Symmetric | None = None
+        self._folder = folder
 
     def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """Adds `left.T @ right`, both `(tokens, ...)`."""
         with torch.autocast(left.device.type, enabled=False):
             product = Symmetric.product(left, right)
         if self._value is None:
-            self._value = product
+            folder = self._folder
+            self._value = product if folder is None else product.each_(lambda block: mapped(block, folder))
         else:
             self._value.add_(product)
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._checks import is_whole
+from hf_headprune._offloaded import device_of
 from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan, RefittedPlan
-from hf_headprune.refit.choice import check_budget, choose
+from hf_headprune.refit.choice import choose
+from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.tasks.batches import collated
 from hf_headprune.tasks.embeddings import projected
@@ -127,7 +129,7 @@ class ExampleLosses:
             InvalidSettingError: A label is no class.
             UnsupportedModelError: The model returns no loss.
         """
-        device = next(self._model.parameters()).device
+        device = device_of(self._model)
         drawn = torch.Generator().manual_seed(self._seed)  # directions, for embeddings
         for first in range(0, len(self._examples), self._batch_size):
             chosen = self._examples[first : first + self._batch_size]
@@ -164,8 +166,16 @@ def _items(model: Any, batch: dict[str, torch.Tensor], examples: int) -> int:
     return int(counted_labels(model, labels).sum())
 
 
+def _answers(model: Any, batch: dict[str, torch.Tensor]) -> int:
+    """Returns how many answers a label names one of: the classes of a model, or the choices of each example."""
+    tokens = batch.get("input_ids")
+    if tokens is not None and tokens.ndim == 3:  # noqa: PLR2004 - (batch, choices, length)
+        return tokens.shape[1]
+    return getattr(model.config, "num_labels", 0)
+
+
 def _loss(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> torch.Tensor:
-    labels, classes = batch.get("labels"), getattr(model.config, "num_labels", 0)
+    labels, classes = batch.get("labels"), _answers(model, batch)
     is_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point() and classes > 1
     wrong = [label for label in labels.tolist() if not 0 <= label < classes] if is_class else []  # type: ignore[union-attr]
     if wrong:

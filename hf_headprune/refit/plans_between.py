@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._checks import is_whole
@@ -11,9 +12,13 @@ from hf_headprune.refit.projections import Refit
 from hf_headprune.refit.removal_costs import removals_between
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
+
+    from hf_headprune.anatomy import Site
+
+Units = Mapping[str, set[int]]  # that leave together, by site
 
 
 def plans_between(
@@ -26,9 +31,10 @@ def plans_between(
 ) -> list[PruningPlan]:
     """Returns plans from the least pruned to `end`: each removes one head or chunk of an FFN more.
 
-    What costs least leaves first, where projections are refitted; else the least important heads, and then all that
-    `end` removes of each FFN. What `start` has removed and `end` keeps is there in all of them. No example is looked
-    at, so that `certify_path` may test them, or `milestones` of them, in this order.
+    What costs least leaves first, where projections are refitted; else the least important heads, of grouped ones all
+    that `end` removes of a layer, and then all that `end` removes of each FFN. What `start` has removed and `end` keeps
+    is there in all of them. No example is looked at, so that `certify_path` may test them, or `milestones` of them, in
+    this order.
 
     Args:
         start: What is there at first, such as `PruningPlan.of(model)`.
@@ -46,6 +52,28 @@ def plans_between(
         raise InvalidSettingError(
             f"plans_between: width_multiple must be a whole number >= 1, received {width_multiple!r}."
         )
+    return plans_along(start, end, steps_between(start, end, refit, scores, width_multiple=width_multiple))
+
+
+def steps_between(
+    start: PruningPlan,
+    end: PruningPlan,
+    refit: Refit | None,
+    scores: Sequence[float] | np.ndarray | None,
+    *,
+    width_multiple: int = 32,
+    ties: Sequence[Sequence[Site]] = (),
+) -> list[Units]:
+    """Returns what leaves step by step from one plan to another, by site; see `plans_between`.
+
+    Args:
+        start: What is there at first.
+        end: What is kept at last.
+        refit: See `plans_between`.
+        scores: See `plans_between`.
+        width_multiple: See `plans_between`.
+        ties: Sites that lose equally many units in each step; both plans have equally many there.
+    """
     gone = {site: set(start.kept(site)) - set(end.kept(site)) for site in (*start.num_heads, *start.num_ffn)}
     steps: list[tuple[str, set[int]]] = []
     if refit is not None:
@@ -55,12 +83,32 @@ def plans_between(
     heads = [(site, head) for site, count in start.num_heads.items() for head in range(count)]
     rank = dict(zip(heads, range(len(heads)) if scores is None else scores, strict=True))
     others = [(site, head) for site, head in heads if site not in listed and head in gone[site]]
-    steps += [(site, {head}) for site, head in sorted(others, key=rank.__getitem__)]
+    ordered = sorted(others, key=rank.__getitem__)
+    whole = dict.fromkeys(site for site, _ in ordered if site in start.heads_per_group)
+    steps += [(site, {head}) for site, head in ordered if site not in whole]
+    steps += [(site, gone[site]) for site in whole]
     steps += [(site, gone[site]) for site in start.num_ffn if site not in listed and gone[site]]
-    kept = {site: {*start.kept(site), *end.kept(site)} for site in gone}
+    return _together(steps, ties)
+
+
+def _together(steps: list[tuple[str, set[int]]], ties: Sequence[Sequence[Site]]) -> list[Units]:
+    """Joins the first steps of the sites of each tie, then the second ones; each stands where its last part did."""
+    places: dict[str, list[int]] = {}
+    for place, (site, _) in enumerate(steps):
+        places.setdefault(site, []).append(place)
+    joint = [
+        list(each) for tie in ties for each in zip(*(places.pop(site.name, []) for site in tie), strict=True) if each
+    ]
+    joint += [[place] for alone in places.values() for place in alone]
+    return [dict(steps[place] for place in each) for each in sorted(joint, key=max)]
+
+
+def plans_along(start: PruningPlan, end: PruningPlan, steps: Iterable[Units]) -> list[PruningPlan]:
+    """Returns the plan after each of some steps; only the last plan where there are none."""
+    kept = {site: {*start.kept(site), *end.kept(site)} for site in (*start.num_heads, *start.num_ffn)}
     plans = []
-    for site, units in steps:
-        kept[site] = kept[site] - units
+    for step in steps:
+        kept |= {site: kept[site] - units for site, units in step.items()}
         plans.append(
             start.replace(
                 kept_heads={site: kept[site] for site in start.num_heads},
@@ -82,7 +130,7 @@ def _check(start: Any, end: Any, refit: Any, scores: Any) -> None:
                 f"plans_between: {name} must be a {getattr(kind, '__name__', 'Refit or None')}, received "
                 f"{type(received).__name__}. Pass the .plan and the .refit of what found them."
             )
-    if (dict(start.num_heads), dict(start.num_ffn)) != (dict(end.num_heads), dict(end.num_ffn)):
+    if any(getattr(start, name) != getattr(end, name) for name in ("num_heads", "num_ffn", "heads_per_group")):
         raise InvalidPlanError(
             f"plans_between: both plans must be of one model, received one of {_sizes(start)}, and one of "
             f"{_sizes(end)}. Make both from the same model, before it is cut."

@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from hf_headprune.anatomy import base_model, matrix_of, transposed
+from hf_headprune._offloaded import as_kept, contents_of, off_device, put_, put_contents_, tensor_of
+from hf_headprune.anatomy import base_model, transposed
 from hf_headprune.errors import InvalidPlanError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Block:
 
     Attributes:
         site: Where it is.
-        weight: Shape `(hidden_size, width)`, `width = units * unit_width`, float64.
+        own_weight: Shape `(hidden_size, width)`, `width = units * unit_width`, in the precision of the model.
         bias: Shape `(hidden_size,)`, float64, or None.
         moments: Of the inputs and a constant one, averaged over tokens, of shape `(width + 1, width + 1)`, float32.
         tokens: Their number.
@@ -48,7 +49,7 @@ class Block:
     """
 
     site: Site
-    weight: torch.Tensor
+    own_weight: torch.Tensor
     bias: torch.Tensor | None
     moments: Symmetric
     tokens: float
@@ -59,14 +60,20 @@ class Block:
     def of(cls, model: nn.Module, recorded: SiteMoments, start: Sequence[int]) -> Block:
         """Copies the projection of a live model, and pairs it with its moments."""
         output: Any = base_model(model).get_submodule(recorded.site.output)
-        weight, bias = (None if t is None else t.detach().cpu().double() for t in (matrix_of(output), output.bias))
+        weight = off_device(output, _matrix_of(output).clone(memory_format=torch.contiguous_format))
+        bias = None if output.bias is None else tensor_of(output, "bias").cpu().double()
         moments = recorded.inputs, recorded.tokens
-        return cls(recorded.site, weight, bias, *moments, tuple(start), recorded.sensitivity)  # type: ignore[arg-type]
+        return cls(recorded.site, weight, bias, *moments, tuple(start), recorded.sensitivity)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight in float64."""
+        return self.own_weight.double()
 
     def columns(self, units: Sequence[int], *, constant: bool) -> torch.Tensor:
         """Returns the columns of units, and that of the constant where the projection has a bias to take it."""
         has_constant = constant and self.bias is not None
-        return torch.tensor(self.site.columns(units) + [self.weight.shape[1]] * has_constant, dtype=torch.long)
+        return torch.tensor(self.site.columns(units) + [self.own_weight.shape[1]] * has_constant, dtype=torch.long)
 
     def regularised(self, columns: torch.Tensor) -> torch.Tensor:
         """Returns the moments of some columns, with a ridge that pulls coefficients to zero, but not the constant.
@@ -87,9 +94,9 @@ class Block:
         stay = self.columns(kept, constant=True)
         if not len(lost) or not len(stay):
             return self.weight, self.bias
-        target = self.moments.dense()[stay[:, None], lost].double() @ self.weight[:, lost].T  # (stay, hidden_size)
-        change = torch.linalg.solve(self.regularised(stay), target).T  # (hidden_size, stay)
         weight, bias = self.weight.clone(), self.bias
+        target = self.moments.dense()[stay[:, None], lost].double() @ weight[:, lost].T  # (stay, hidden_size)
+        change = torch.linalg.solve(self.regularised(stay), target).T  # (hidden_size, stay)
         if bias is not None:
             bias, change, stay = bias + change[:, -1], change[:, :-1], stay[:-1]
         weight[:, stay] += change
@@ -119,26 +126,25 @@ class Refit:
         base = base_model(model)
         for name, block in self.blocks.items():
             output: Any = base.get_submodule(block.site.output)
-            weight, bias = self.projection(name, plan.kept(name), output.weight)
-            output.weight.data = weight.T.contiguous() if transposed(output) else weight
+            weight, bias = self._projection(name, plan.kept(name), output)
+            put_(output, "weight", weight)
             if bias is not None:
-                output.bias.data = bias
+                put_(output, "bias", bias)
 
-    def projection(
-        self, site: str, kept: tuple[int, ...], like: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _projection(self, site: str, kept: tuple[int, ...], output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns weight and bias of a site that is in `blocks`, refitted to the units that stay, not to be changed.
 
         Args:
             site: Its name.
             kept: Units that stay.
-            like: Gives the precision and the device.
+            output: The projection, which gives precision, device and layout.
         """
-        key = site, kept, like.dtype, like.device
+        key = site, kept, output.weight.dtype, output.weight.device
         found = self._refitted.pop(key, None)
         if found is None:
             weight, bias = self.blocks[site].refitted(kept)
-            found = weight.to(like), None if bias is None else bias.to(like)
+            weight = (weight.T.contiguous() if transposed(output) else weight).to(output.weight.dtype)
+            found = as_kept(output, weight), None if bias is None else as_kept(output, bias.to(output.weight.dtype))
         self._refitted[key] = found
         if len(self._refitted) > REMEMBERED * len(self.blocks):
             del self._refitted[next(iter(self._refitted))]
@@ -152,9 +158,9 @@ class Refit:
         """
         modules = dict(base_model(model).named_modules())
         for name, block in self.blocks.items():
-            output = modules.get(block.site.output)
-            weight = None if getattr(output, "weight", None) is None else matrix_of(output)
-            if weight is None or weight.shape != block.weight.shape or not _are_alike(weight, block.weight):
+            output: Any = modules.get(block.site.output)
+            weight = None if getattr(output, "weight", None) is None else _matrix_of(output)
+            if weight is None or weight.shape != block.own_weight.shape or not _are_alike(weight, block.own_weight):
                 raise InvalidPlanError(
                     f"This refit does not fit the model: {name} has another output projection than the model "
                     "that was searched. Pass the refit of a search of this very model, with the weights that "
@@ -172,7 +178,7 @@ class Refit:
         layer = object()
         try:
             for output in outputs:
-                _LAYERS.setdefault(output, []).append((layer, _tensors(output)))
+                _LAYERS.setdefault(output, []).append((layer, contents_of(output)))
             yield
         finally:
             for output in outputs:
@@ -180,11 +186,13 @@ class Refit:
 
 
 # Of each output projection that is refitted now: who did so, and what was there before.
-_LAYERS: WeakKeyDictionary[nn.Module, list[tuple[object, dict[str, torch.Tensor]]]] = WeakKeyDictionary()
+_LAYERS: WeakKeyDictionary[nn.Module, list[tuple[object, dict[str, Any]]]] = WeakKeyDictionary()
 
 
-def _tensors(output: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.data for name, parameter in output.named_parameters(recurse=False)}
+def _matrix_of(output: nn.Module) -> torch.Tensor:
+    """Returns the weight of a projection as `(hidden_size, width)`, from where it is kept."""
+    weight = tensor_of(output, "weight")
+    return weight.T if transposed(output) else weight
 
 
 def _leave(output: nn.Module, layer: object) -> None:
@@ -197,11 +205,10 @@ def _leave(output: nn.Module, layer: object) -> None:
     if place < len(layers):
         layers[place] = (layers[place][0], before)
         return
-    for name, parameter in output.named_parameters(recurse=False):
-        parameter.data = before[name]
+    put_contents_(output, before)
 
 
 def _are_alike(weight: torch.Tensor, copied: torch.Tensor) -> bool:
     """Tells whether weights are the same up to rounding: devices differ by some, and a cast since by more."""
-    given, allowed = weight.detach().cpu().double(), 4 * torch.finfo(weight.dtype).eps
-    return bool(torch.linalg.norm(given - copied) <= allowed * torch.linalg.norm(copied))
+    given, known, allowed = weight.cpu().double(), copied.cpu().double(), 4 * torch.finfo(weight.dtype).eps
+    return bool(torch.linalg.norm(given - known) <= allowed * torch.linalg.norm(known))

@@ -22,10 +22,16 @@ class SecondOrderTuning:
             divided by the rounds, which spreads them evenly.
         scoring_examples: Training examples that each round looks at.
         width_multiple: FFN widths remain multiples of this.
+        whole_groups: Where query heads share keys and values by groups, whether only whole groups are removed. When
+            False, a density also removes query heads inside groups, equally many of each that remains. A budget of
+            heads always counts, and removes, whole groups.
         seq_len: Tokens of a (source) sequence, for "macs".
         target_len: Tokens of the decoder's sequence, for "macs"; equal to `seq_len` when left out.
         latency_ms: For "latency": the ms of each block by the number of its units kept, as `measure_latency_table`
             returns them; interpolated between the numbers measured.
+        uniform: Whether all layers keep equally many heads and FFN units, so that `export_model(mode="plain")` can
+            write the model for unmodified Transformers. Kinds of units whose number the family's configuration can't
+            change are all kept.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
     Raises:
@@ -35,9 +41,11 @@ class SecondOrderTuning:
     start_at: float | None = None
     scoring_examples: int = 512
     width_multiple: int = 32
+    whole_groups: bool = False
     seq_len: int = 128
     target_len: int | None = None
     latency_ms: LatencyTable | None = field(default=None, hash=False)
+    uniform: bool = False
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -49,10 +57,12 @@ class SecondOrderTuning:
             "start_at must be from 0 to 1, or None": self.start_at is None or is_rising(0, self.start_at, 1),
             "scoring_examples must be a whole number >= 1": is_whole(self.scoring_examples, at_least=1),
             "width_multiple must be a whole number >= 1": is_whole(self.width_multiple, at_least=1),
+            "whole_groups must be True or False": isinstance(self.whole_groups, bool),
             "seq_len must be a whole number >= 1": is_whole(self.seq_len, at_least=1),
             "target_len must be a whole number >= 1, or None": self.target_len is None
             or is_whole(self.target_len, at_least=1),
             f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
+            "uniform must be True or False": self.uniform in (True, False),
             "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
         }
         check(self, rules)
@@ -73,7 +83,8 @@ class SecondOrder:
             (multiply-accumulates, as `hf_headprune.cost` counts them), "bytes" (of the saved file, at the present
             dtype; what is no attention or FFN block, such as embeddings, is not counted) or "latency" (the ms of all
             blocks by `tuning.latency_ms`; of all plans that meet it, the one whose removals cost least).
-        kept_heads: In its place, how many heads are kept, as in `SubsetGates`; FFNs remain whole.
+        kept_heads: In its place, how many heads are kept, as in `SubsetGates`; FFNs remain whole. Where query heads
+            share keys and values, it counts groups of them, which are removed whole.
         freeze_at: Fraction of the run's optimizer steps at which the last, or only, round takes place.
         rounds: In how many steps of equal size the budget is reached.
         tuning: What few runs need to change.

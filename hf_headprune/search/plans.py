@@ -23,8 +23,10 @@ from hf_headprune.search.units import (
     places_of,
     plan_without,
     removed_at,
+    tied_units,
     units_of_search,
 )
+from hf_headprune.uniform import check_uniform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +51,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     order: Order | None = None,
     head_scores: np.ndarray | None = None,
     journal: str | Path | None = None,
+    uniform: bool = False,
     fingerprint: str = "",
     on_progress: OnProgress | None = None,
     algorithm: Callable[..., SearchResult] = search_sets,
@@ -68,6 +71,7 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         head_scores: Importance per head, `(anatomy.num_heads,)` in the order of `anatomy.attention_sites`: where given,
             heads are removed by it, the least important first.
         journal: File that holds the state of the search.
+        uniform: Whether all layers keep equally many heads and FFN units: a step then takes one of each.
         fingerprint: Identifies weights and data in the journal.
         on_progress: Called after each evaluation.
         algorithm: Searches a `SearchProblem`, with the arguments of `hf_headprune.search.astar.search`.
@@ -92,10 +96,12 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     check_latency_of_search(anatomy, search)
     recorded = evaluator.use_refit(start, ffn=search.units != ("heads",), apply=search.tuning.refit)
     removals = order if order is not None or recorded is None else order_by_costs(recorded, start, search)
-    units = units_of_search(anatomy, start, search, removals, alive)
+    units = listed = units_of_search(anatomy, start, search, removals, alive)
     is_order = order is not None or (recorded is not None and has_sensitivities(recorded))
     if head_scores is not None:
         removals = _heads_by_scores(start, removals if is_order else None, head_scores)
+    if uniform:
+        units = tied_units(anatomy, listed, start, removals)
     problem = _problem(anatomy, evaluator, search, start, units)
     if removals is not None and (is_order or head_scores is not None):
         problem = replace(problem, order=places_of(units, removals))
@@ -104,13 +110,14 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         spent = time.monotonic() - started
         search = replace(search, max_seconds=max(search.max_seconds - spent, LEAST_SECONDS))
     found = algorithm(problem, search, journal=None if journal is None else Path(journal), on_progress=on_progress)
-    return _result(found, start, units, search, recorded if search.tuning.refit else None)
+    recorded = recorded if search.tuning.refit else None
+    return _result(found, start, units, search, refit=recorded, **_searched(start, listed))
 
 
 def order_by_costs(refit: Refit, start: PruningPlan, search: AStarSearch) -> Order:
     """Returns heads and chunks of FFN units in the order in which their removal costs least for what it saves."""
-    width = search.tuning.ffn_chunk
-    paths = [elimination(block, start.kept(name), width_multiple=width) for name, block in refit.blocks.items()]
+    how: Any = {"width_multiple": search.tuning.ffn_chunk, "whole_groups": True}
+    paths = [elimination(block, start.kept(name), **how) for name, block in refit.blocks.items()]
     return [(removal.site, removal.units) for removal in cheapest_first(paths)]
 
 
@@ -131,10 +138,12 @@ def _heads_by_scores(start: PruningPlan, removals: Order | None, scores: np.ndar
             f"search_over_plans: head_scores must be {len(heads)} finite numbers, received shape {np.shape(scores)}. "
             "Give one score per head, in the order of anatomy.attention_sites, or None."
         )
-    ranked = iter([heads[place] for place in np.argsort(scores, kind="stable")])
     if removals is None:
-        return list(ranked)
-    kept = iter([(site, head) for site, head in ranked if head[0] in start.kept(site)])
+        return [heads[place] for place in np.argsort(scores, kind="stable")]
+    score = dict(zip(heads, map(float, scores), strict=True))
+    groups = [(site, group) for site in start.num_heads for group in start.groups(site)]
+    worth = [np.mean([score[site, (head,)] for head in group]) for site, group in groups]
+    kept = iter([groups[place] for place in np.argsort(worth, kind="stable")])
     return [next(kept) if site in start.num_heads else (site, indices) for site, indices in removals]
 
 
@@ -166,29 +175,35 @@ def _problem(
 
 
 def _result(
-    found: SearchResult, start: PruningPlan, units: Sequence[Unit], search: AStarSearch, refit: Refit | None
+    found: SearchResult, start: PruningPlan, units: Sequence[Unit], search: AStarSearch, **others: Any
 ) -> PlanSearchResult:
     names = [[(part.site, part.index) for part in unit] for unit in units]
     steps = [
         SearchStep(**{**vars(step), "removed": tuple(name for unit in step.removed for name in names[unit])})
         for step in found.history
     ]
-    searched: dict[str, list[tuple[int, ...]]] = {}
-    for part in (part for unit in units for part in unit):
-        searched.setdefault(part.site, []).append(part.indices)
     course = {name: getattr(found, name) for name in Course.__dataclass_fields__}
     return PlanSearchResult(
         **{**course, "history": tuple(steps)},
         plan=plan_without(start, units, found.removed),
-        refit=refit,
         start=start,
         metric=found.measurement.metric,
         reference_metric=found.reference.metric,
         objective=search.objective,
         units=search.units,
-        heads={site: sum(parts, ()) for site, parts in searched.items() if site in start.kept_heads},
-        ffn_chunks={site: tuple(parts) for site, parts in searched.items() if site in start.kept_ffn},
+        **others,
     )
+
+
+def _searched(start: PruningPlan, units: Sequence[Unit]) -> dict[str, Any]:
+    """Returns the heads and the chunks of FFN units of the searched sites."""
+    searched: dict[str, list[tuple[int, ...]]] = {}
+    for part in (part for unit in units for part in unit):
+        searched.setdefault(part.site, []).append(part.indices)
+    return {
+        "heads": {site: sum(parts, ()) for site, parts in searched.items() if site in start.kept_heads},
+        "ffn_chunks": {site: tuple(parts) for site, parts in searched.items() if site in start.kept_ffn},
+    }
 
 
 def check_drop(name: str, max_drop: float, *, where: str) -> None:
@@ -204,12 +219,15 @@ def check_drop(name: str, max_drop: float, *, where: str) -> None:
         )
 
 
-def check_searchable(anatomy: Anatomy, search: AStarSearch, *, start_cuts_ffn: bool = False) -> None:
+def check_searchable(
+    anatomy: Anatomy, search: AStarSearch, *, uniform: bool = False, start_cuts_ffn: bool = False
+) -> None:
     """Refuses settings that a search of a model would refuse, before any work on the model.
 
     Args:
         anatomy: Of the model.
         search: Settings.
+        uniform: Whether all layers are to keep equally many units.
         start_cuts_ffn: Whether the search will start without some FFN units that it may restore, which share no chunk
             with the others.
 
@@ -219,5 +237,24 @@ def check_searchable(anatomy: Anatomy, search: AStarSearch, *, start_cuts_ffn: b
     """
     check_latency_of_search(anatomy, search)
     units = units_of_search(anatomy, PruningPlan.full(anatomy), search)
+    if uniform:
+        check_uniform_search(anatomy, search)
+        units = tied_units(anatomy, units, PruningPlan.full(anatomy))
     chunked = {part.site for unit in units for part in unit if len(unit) == 1} & {s.name for s in anatomy.ffn_sites}
     check_provable(len(units) + start_cuts_ffn * len(chunked), search)
+
+
+def check_uniform_search(anatomy: Anatomy, search: AStarSearch) -> None:
+    """Refuses a search that equal numbers in all layers leave nothing to, or that could not count its gain.
+
+    Raises:
+        InvalidSettingError: No field of the model's configuration says fewer of what is searched, whole layers are
+            searched, or latency is the objective.
+    """
+    check_uniform(anatomy, heads_alone=search.units == ("heads",))
+    if "layers" in search.units or search.objective == "latency":
+        received = f"units={search.units}" if "layers" in search.units else "objective='latency'"
+        raise InvalidSettingError(
+            f"uniform: layers with equal numbers are searched by heads and FFN units, and counted in parameters or "
+            f"MACs, received AStarSearch({received}). Leave it or uniform out."
+        )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_headprune.cost import macs_per_unit
+from hf_headprune.anatomy import Price
+from hf_headprune.cost import macs_price
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
+from hf_headprune.uniform import stops, tied_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from hf_headprune.anatomy import Anatomy, Site
     from hf_headprune.search.settings import AStarSearch
@@ -24,11 +27,11 @@ Order = Sequence[tuple[str, tuple[int, ...]]]  # (site, units of that site remov
 
 @dataclass(frozen=True)
 class Part:
-    """A head, or a chunk of FFN units.
+    """A head, a group of query heads that share a key and a value, or a chunk of FFN units.
 
     Attributes:
         site: Where.
-        index: Of the head, or of the chunk within its site.
+        index: Of the head, the group, or the chunk within its site.
         indices: Of the heads or FFN units of the site that belong to it.
     """
 
@@ -68,7 +71,7 @@ def units_of_search(
         if search.units == (("ffn",) if site.is_attention else ("heads",)):
             continue
         if site.is_attention:
-            parts[site.name] = [Part(site.name, head, (head,)) for head in alive.kept(site.name)]
+            parts[site.name] = list(_heads(site, start, alive))
         else:
             whole = search.units == ("layers",)
             together = [] if whole else [units for name, units in order or () if name == site.name]
@@ -84,6 +87,57 @@ def units_of_search(
             f"search_over_plans: the model has no {' and '.join(search.units)} left. Search on a model that has some."
         )
     return units
+
+
+def _heads(site: Site, start: PruningPlan, alive: PruningPlan) -> Iterator[Part]:
+    """Yields each head alone, and of grouped heads what the start keeps of a group.
+
+    Groups that the start has removed are restorable where it has taken no head out of the others.
+    """
+    present = {heads[0] // site.group: heads for heads in start.groups(site.name)}
+    restorable = {heads[0] // site.group: heads for heads in alive.groups(site.name)}
+    sizes = set(map(len, present.values()))
+    for group, heads in sorted({**restorable, **present}.items()):
+        if group in present or not sizes or len(heads) in sizes:
+            yield Part(site.name, group, heads)
+
+
+def tied_units(anatomy: Anatomy, units: Sequence[Unit], start: PruningPlan, order: Order | None = None) -> list[Unit]:
+    """Joins units of sites that lose equally many: the first of each, by the order of removal, then the second of each.
+
+    Those without which no number is left that a configuration of the dense model can say are left out; where it takes
+    few numbers only, one step remains, to the next of them. What the start removes comes first.
+
+    Args:
+        anatomy: Of the model.
+        units: Heads and chunks, each alone.
+        start: The reference, with equally many units in sites that share a number.
+        order: What is removed first; None: by index.
+
+    Raises:
+        InvalidSettingError: Nothing is left to remove.
+    """
+    ranks = {(site, indices): rank for rank, (site, indices) in enumerate(order or ())}
+    parts: dict[str, list[Part]] = {}
+    for unit in units:
+        for part in unit:
+            parts.setdefault(part.site, []).append(part)
+
+    def place(part: Part) -> tuple[bool, float, int]:
+        is_open = part.indices[0] in start.kept(part.site)
+        return is_open, ranks.get((part.site, part.indices), math.inf), part.index
+
+    joined: list[Unit] = []
+    for tie in tied_sites(site for site in anatomy.sites if site.name in parts):
+        rows = [*zip(*(sorted(parts[site.name], key=place) for site in tie), strict=True)]
+        steps = [*pairwise([0, *stops(tie[0], [len(row[0].indices) for row in rows])])]
+        steps = steps[:1] if tie[0].block.said == "divisors" else steps
+        joined += [tuple(chain(*rows[first:end])) for first, end in steps]
+    if not joined:
+        raise InvalidSettingError(
+            "uniform: all layers have one head and one chunk of FFN units, and can't have fewer. Leave uniform out."
+        )
+    return joined
 
 
 def _chunks(
@@ -124,8 +178,7 @@ def layers_of(anatomy: Anatomy) -> dict[str, list[str]]:
     """Returns the sites of each layer by the layer's path."""
     layers: dict[str, list[str]] = {}
     for site in anatomy.sites:
-        stack, number, _ = site.name.partition(f".{site.layer}.")
-        layers.setdefault(stack + number[:-1], []).append(site.name)
+        layers.setdefault(site.prefix, []).append(site.name)
     return layers
 
 
@@ -138,9 +191,12 @@ def groups_of_layers(anatomy: Anatomy, units: Sequence[Unit]) -> tuple[frozenset
 
 
 def plan_without(start: PruningPlan, units: Sequence[Unit], removed: Iterable[int]) -> PruningPlan:
-    """Returns the plan that removes some units and keeps the others; sites without units stay as they start."""
+    """Returns the plan that removes some units and keeps the others; what is in no unit stays as it starts."""
     gone = set(removed)
-    kept: dict[str, list[int]] = {part.site: [] for unit in units for part in unit}
+    listed = {(part.site, index) for unit in units for part in unit for index in part.indices}
+    kept: dict[str, list[int]] = {
+        site: [index for index in start.kept(site) if (site, index) not in listed] for site, _ in listed
+    }
     for number, unit in enumerate(units):
         for part in unit if number not in gone else ():
             kept[part.site] += part.indices
@@ -172,9 +228,10 @@ def removed_at(start: PruningPlan, units: Sequence[Unit]) -> frozenset[int]:
 def gains_of(anatomy: Anatomy, units: Sequence[Unit], search: AStarSearch) -> tuple[float, ...]:
     """Returns what the removal of each unit saves, in heads, parameters, or MACs of one sequence."""
     sites = {site.name: site for site in anatomy.sites}
-    per_unit = {
-        "heads": lambda site: 1.0,
-        "parameters": lambda site: float(site.parameters_per_unit),
-        "macs": lambda site: float(macs_per_unit(site, search.tuning.seq_len, search.tuning.target_len)),
-    }[search.objective]
-    return tuple(sum(per_unit(sites[part.site]) * len(part.indices) for part in unit) for unit in units)
+    price_of: dict[str, Callable[[Site], Price]] = {
+        "heads": lambda site: Price(1),
+        "parameters": lambda site: site.parameters,
+        "macs": lambda site: macs_price(site, search.tuning.seq_len, search.tuning.target_len),
+    }
+    prices = {site.name: price_of[search.objective](site) for site in anatomy.sites}
+    return tuple(float(sum(sites[part.site].price(prices[part.site], part.indices) for part in unit)) for unit in units)

@@ -7,6 +7,7 @@ dense numbers, from which the skeleton of the model is built.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,14 +20,17 @@ from hf_headprune._compat import unsupported
 from hf_headprune.anatomy import family_of
 from hf_headprune.errors import InvalidConfigError
 from hf_headprune.families import FAMILIES
+from hf_headprune.shrink.adapters import let_peft_know
 from hf_headprune.shrink.registration import register_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from hf_headprune.anatomy import Site
     from hf_headprune.families import Block, Family
 
 
+Entries = Mapping[Any, Any]  # {layer: {field: units}}, or {tower: {layer: {field: units}}}
 _CLASSES: dict[str, type[Any]] = {}
 
 
@@ -100,6 +104,14 @@ class PrunableConfig(PrunedConfig):
         complete_config_(self)
         check_dense_numbers(self)
         super().__post_init__(**kwargs)  # type: ignore[misc] # every class that this is mixed into has it
+        for tower in family_of(self).towers:
+            if not isinstance(getattr(self, tower), PrunableConfig):
+                setattr(self, tower, to_prunable(getattr(self, tower), {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all fields. PEFT asks for them before it looks up which modules of a model type it adapts."""
+        let_peft_know(type(self).model_type)  # type: ignore[attr-defined] # of the dense class
+        return super().to_dict()  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
@@ -129,8 +141,7 @@ def _native_entries(config_class: type[Any]) -> Any:
 class _FieldRule:
     """Where a field of a layer's entry applies and how much it may say."""
 
-    dense_number: int
-    num_layers: int
+    dense_numbers: tuple[int, ...]  # of each layer
     place: str
 
 
@@ -140,8 +151,9 @@ def complete_config_(config: Any) -> None:
     Raises:
         InvalidConfigError: A number of heads is invalid.
     """
-    family = family_of(config)
-    for field in {block.units: None for block in family.attentions if isinstance(block.units, str)}:
+    family = _without_towers(family_of(config))
+    fields = [field for block in family.attentions for field in (block.units, block.groups)]
+    for field in [field for field in dict.fromkeys(fields) if isinstance(field, str)]:
         number = getattr(config, field)
         if number is None and getattr(type(config), field, 1) is None:  # the dense class fills it in later
             continue
@@ -151,10 +163,10 @@ def complete_config_(config: Any) -> None:
                 f"{number!r}. Layers without heads belong in per_layer_config."
             )
     if _implies_head_dim(family) and config.head_dim is None:
-        config.head_dim = getattr(config, family.hidden_size) // family.attentions[0].dense_units(config)
+        config.head_dim = getattr(config, family.hidden_size) // family.attentions[0].dense_units(config, 0)
     for block in _own_fields(family):
         if getattr(config, block.field) is None:
-            setattr(config, block.field, block.dense_units(config))
+            setattr(config, block.field, block.dense_number(config))
     if _needs_depth(family) and config.num_hidden_layers is None:
         config.num_hidden_layers = _deepest(config, family)
 
@@ -165,22 +177,21 @@ def check_dense_numbers(config: Any) -> None:
     Raises:
         InvalidConfigError: They contradict each other; the message lists every rule that is broken.
     """
-    family = family_of(config)
+    family = _without_towers(family_of(config))
     problems = []
     for block in family.attentions[:1] if _implies_head_dim(family) else ():  # a decoder may have other heads
-        num_heads, hidden_size = block.dense_units(config), getattr(config, family.hidden_size)
+        num_heads, hidden_size = block.dense_units(config, 0), getattr(config, family.hidden_size)
         if num_heads * config.head_dim != hidden_size:
             problems.append(
                 f"{block.dense_field} x head_dim must be {family.hidden_size} = {hidden_size}, the numbers of the "
                 f"dense model; received {num_heads} x {config.head_dim}"
             )
     for block in _own_fields(family):
-        if getattr(config, block.field) != block.dense_units(config):
+        number = block.dense_number(config)
+        if getattr(config, block.field) != number:
             named = f"{block.units} = " if isinstance(block.units, str) else ""
-            problems.append(
-                f"{block.field} must be {named}{block.dense_units(config)}, the number of the "
-                f"dense model; received {getattr(config, block.field)}"
-            )
+            what = "since the layers of the dense model differ" if number is None else "the number of the dense model"
+            problems.append(f"{block.field} must be {named}{number}, {what}; received {getattr(config, block.field)}")
     if _needs_depth(family) and config.num_hidden_layers != _deepest(config, family):
         problems.append(
             f"num_hidden_layers must be {_deepest(config, family)}, the depth of the deeper stack; received "
@@ -218,7 +229,8 @@ def checked_entries(config: Any, entries: Any) -> dict[int, dict[str, int]]:
             problems.append(f"layer {layer}: the entry must map fields to numbers, received {entry!r}")
         else:
             checked[layer] = {field: number for field, number in entry.items() if field != "skip"}
-            problems += _entry_problems(layer, entry, rules)
+            wrong = [*_entry_problems(layer, entry, rules)]
+            problems += wrong or _group_problems(layer, entry, config)
     if problems:
         raise InvalidConfigError(
             f"{type(config).__name__}: per_layer_config: {'; '.join(problems)}. Use the configuration that was saved "
@@ -227,17 +239,51 @@ def checked_entries(config: Any, entries: Any) -> dict[int, dict[str, int]]:
     return checked
 
 
-def to_prunable(config: Any, entries: Mapping[int, Mapping[str, int]]) -> Any:
+def check_numbers(config: Any) -> None:
+    """Checks all numbers of a pruned configuration, and those of its towers.
+
+    Raises:
+        InvalidConfigError: A rule is broken.
+    """
+    check_dense_numbers(config)
+    checked_entries(config, config.to_dict().get("per_layer_config") or {})
+    for tower in family_of(config).towers:
+        own = getattr(config, tower)
+        if not isinstance(own, PrunedConfig):
+            expected = tower_configs(family_of(config))[tower].__name__
+            raise InvalidConfigError(
+                f"{type(config).__name__}: {tower} must be a {expected}, received a {type(own).__name__}. Build the "
+                "dense model and call prune_model_."
+            )
+        check_numbers(own)
+
+
+def entries_of(numbers: Iterable[tuple[Site, Mapping[str, int]]]) -> Entries:
+    """Returns what `to_prunable` takes of the entries of sites; see `Site.numbers`."""
+    found: dict[Any, Any] = {}
+    for site, entry in numbers:
+        layers = found.setdefault(site.tower, {}) if site.tower else found
+        layers.setdefault(site.layer, {}).update(entry)
+    return found
+
+
+def to_prunable(config: Any, entries: Entries) -> Any:
     """Returns the configuration of a pruned model; the one that is given is not changed.
 
     Args:
         config: Of the live model, dense or already pruned.
-        entries: `{layer: {field: heads or units kept}}` of the sites of the live model; they replace earlier ones.
+        entries: `{layer: {field: heads or units kept}}` of the sites of the live model; they replace earlier ones. Of a
+            model of towers, such entries for each of their fields.
 
     Raises:
         InvalidConfigError: An entry breaks a rule.
     """
     pruned = copy.deepcopy(config)
+    for tower in (towers := family_of(config).towers):
+        setattr(pruned, tower, to_prunable(getattr(pruned, tower), entries.get(tower, {})))
+    if towers:
+        pruned.__class__ = prunable_config(family_of(config).model_type)
+        return pruned
     present = pruned.to_dict().get("per_layer_config") or {}
     merged = {int(layer): dict(entry) for layer, entry in present.items()}
     for layer, entry in entries.items():
@@ -249,18 +295,24 @@ def to_prunable(config: Any, entries: Mapping[int, Mapping[str, int]]) -> Any:
     return pruned
 
 
+def _without_towers(family: Family) -> Family:
+    """Returns a family with the stacks alone whose numbers its configuration itself holds, and no tower's."""
+    return dataclasses.replace(family, stacks=tuple(stack for stack in family.stacks if stack.config is None))
+
+
 def _own_fields(family: Family) -> list[Block]:
     return [block for block in family.blocks if block.own_field]
 
 
 def _implies_head_dim(family: Family) -> bool:
     """Tells whether the width of a head follows from the number of heads in the dense configuration."""
-    return family.head_dim is None and bool(family.attentions)
+    return family.head_dim is None and any(isinstance(block.units, str) for block in family.attentions)
 
 
 def _needs_depth(family: Family) -> bool:
     """Tells whether no field of the dense configuration bounds the layers of `per_layer_config`."""
-    return len(family.stacks) > 1
+    in_stages = any(callable(stack.depth) and stack.uses is None for stack in family.stacks)
+    return len(family.stacks) > 1 or in_stages
 
 
 def _deepest(config: Any, family: Family) -> int:
@@ -271,14 +323,17 @@ def _deepest(config: Any, family: Family) -> int:
 
 def _field_rules(config: Any) -> dict[str, _FieldRule]:
     rules: dict[str, _FieldRule] = {}
-    for stack in family_of(config).stacks:
+    for stack in _without_towers(family_of(config)).stacks:
         depth = stack.number_of_layers(config)
         for block in stack.blocks:
             enabled = block.is_enabled(config)
             if not enabled and block.field in rules:  # of another form of the block
                 continue
             place = stack.layers if enabled else f"{stack.layers} without {block.enabled_by}"
-            rules[block.field] = _FieldRule(block.dense_units(config), depth if enabled else 0, place)
+            numbers = tuple(block.dense_units(config, layer) for layer in range(depth if enabled else 0))
+            rules[block.field] = _FieldRule(numbers, place)
+            if block.groups is not None:
+                rules[block.groups] = _FieldRule((getattr(config, block.groups),) * depth, place)
     return rules
 
 
@@ -296,17 +351,33 @@ def _entry_problems(layer: int, entry: Mapping[str, Any], rules: Mapping[str, _F
                 yield f"layer {layer}: skip {number!r} is not supported; a block without units has the number 0"
         elif rule is None:
             yield f"layer {layer}: unknown field {field!r} (known: {', '.join(rules)})"
-        elif not 0 <= layer < rule.num_layers:
-            yield f"layer {layer}: {rule.place} has {rule.num_layers} layers with {field}"
-        elif type(number) is not int or not 0 <= number <= rule.dense_number:
+        elif not 0 <= layer < len(rule.dense_numbers):
+            yield f"layer {layer}: {rule.place} has {len(rule.dense_numbers)} layers with {field}"
+        elif type(number) is not int or not 0 <= number <= (most := rule.dense_numbers[layer]):
             yield (
-                f"layer {layer}: {field} must be an integer from 0 to {rule.dense_number}, the number of the dense "
-                f"model; received {number!r}"
+                f"layer {layer}: {field} must be an integer from 0 to {most}, the number of the dense model; received "
+                f"{number!r}"
+            )
+
+
+def _group_problems(layer: int, entry: Mapping[str, Any], config: Any) -> Iterator[str]:
+    """Yields where a layer's heads are not equally many for each of its groups, or more than in the dense model."""
+    for block in family_of(config).attentions:
+        if block.groups is None:
+            continue
+        dense, groups_before = block.dense_units(config, layer), getattr(config, block.groups)
+        heads, groups = entry.get(block.field, dense), entry.get(block.groups, groups_before)
+        each = heads // max(groups, 1)
+        if heads != each * groups or each * groups_before > dense or bool(heads) != bool(groups):
+            yield (
+                f"layer {layer}: {block.field} must be a multiple of {block.groups}, at most {dense // groups_before} "
+                f"for each and none for 0; received {heads} and {groups}"
             )
 
 
 def added_fields(family: Family) -> list[str]:
     """Returns the fields that the configuration of a family's pruned models has besides those of the dense class."""
+    family = _without_towers(family)
     found = ["head_dim"] if _implies_head_dim(family) else []
     found += [block.field for block in _own_fields(family)]
     return list(dict.fromkeys([*found, *(["num_hidden_layers"] if _needs_depth(family) else [])]))
@@ -318,6 +389,12 @@ def mapped_fields(family: Family, dense: type[Any]) -> dict[str, str]:
     Transformers lets that field bound the layers of `per_layer_config`; the dense class maps it to one stack.
     """
     return {name: field for name, field in dense.attribute_map.items() if name not in added_fields(family)}
+
+
+def tower_configs(family: Family) -> dict[str, type[Any]]:
+    """Returns the configuration class of each tower of a family's pruned models, by its field."""
+    dense = CONFIG_MAPPING[family.model_type]
+    return {tower: prunable_config(dense.sub_configs[tower].model_type) for tower in family.towers}
 
 
 def _config_class(family: Family) -> type[Any]:
@@ -335,4 +412,6 @@ def _config_class(family: Family) -> type[Any]:
         "attribute_map": mapped_fields(family, dense),
         **fields,
     }
+    if family.towers:
+        namespace["sub_configs_defaults"] = tower_configs(family)
     return strict(type(name, (PrunableConfig, dense), namespace))

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
+from hf_headprune._offloaded import Weights
 from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.shrink.config import added_fields
@@ -101,8 +103,8 @@ def plain_model(model: Any) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):
             plain = None if problems else _dense_class(model)(_plain_config(model))
-    except ValueError as error:  # such as heads that must divide the hidden size
-        problems, plain = [str(error)], None
+    except (ValueError, StrictDataclassError) as error:  # such as heads that must divide the hidden size
+        problems, plain = [str(error).splitlines()[-1].strip().removeprefix("ValueError: ").rstrip(".")], None
     if plain is not None:
         problems += _misfits(plain, model)
     if plain is None or problems:
@@ -111,7 +113,7 @@ def plain_model(model: Any) -> Any:
             'mode="remote" to export_model; or prune to equal numbers in all layers, where the configuration of the '
             "family can say them."
         )
-    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.load_state_dict(dict(Weights(model)), assign=True)
     plain.tie_weights()
     if hasattr(model, "generation_config"):
         plain.generation_config = copy.deepcopy(model.generation_config)
@@ -121,15 +123,17 @@ def plain_model(model: Any) -> Any:
 def _problems_of_numbers(model: Any) -> list[str]:
     """Returns, in words, why one number per field can't say what the layers have."""
     sites, problems = anatomy_of(model).sites, []
-    fields = dict.fromkeys(site.block.units if isinstance(site.block.units, str) else site.field for site in sites)
-    for field in fields:
-        found = [site for site in sites if field in (site.block.units, site.field)]
+    fields = dict.fromkeys(
+        (site.tower, site.block.units if isinstance(site.block.units, str) else site.field) for site in sites
+    )
+    for tower, field in fields:
+        found = [site for site in sites if site.tower == tower and field in (site.block.units, site.field)]
         numbers = sorted({site.units for site in found})
         if len(numbers) > 1:
             problems.append(f"its layers have {numbers[0]} to {numbers[-1]} {field}, and one number says all")
         elif numbers == [0]:
             problems.append(f"{field} is 0")
-        elif not isinstance(found[0].block.units, str) and numbers != [found[0].block.dense_units(model.config)]:
+        elif not isinstance(found[0].block.units, str) and numbers != [found[0].dense_units(model.config)]:
             problems.append(f"no field of the configuration says {numbers[0]} {field}")
     if any(name.endswith(KEPT_HEADS) for name, _ in model.named_buffers()):
         problems.append("its heads take their parts of a bias that has an entry for each head of the dense model")
@@ -138,18 +142,25 @@ def _problems_of_numbers(model: Any) -> list[str]:
 
 def _plain_config(model: Any) -> Any:
     """Returns the configuration of the dense class with the numbers of a model, which are the same in all layers."""
-    family, dense_class = family_of(model), model.config_class.dense_class
-    content = model.config.to_dict()
+    family, config = family_of(model), _dense_config(model.config)
+    for site in _changed(model):
+        own = site.config_of(config)
+        setattr(own, str(site.block.units), site.units)
+        if site.block.groups is not None:
+            setattr(own, site.block.groups, site.groups)
+        if site.is_attention and family.head_dim is None:
+            own.head_dim = site.unit_width  # some families read it; where they do not, the shapes differ
+    return type(config).from_dict(config.to_dict())  # which checks the numbers
+
+
+def _dense_config(config: Any) -> Any:
+    """Returns the configuration of the dense model that a pruned one was cut from."""
+    family, content = family_of(config), config.to_dict()
     for name in ("per_layer_config", "model_type", "architectures", AUTO_MAP, *added_fields(family)):
         content.pop(name, None)
-    config = dense_class.from_dict(content)
-    for site in _changed(model):
-        setattr(config, str(site.block.units), site.units)
-        for name, layout in site.block.implied.items():
-            setattr(config, name, site.number(layout, site.units))
-        if site.is_attention and family.head_dim is None:
-            config.head_dim = site.unit_width  # some families read it; where they do not, the shapes differ
-    return config
+    for tower in family.towers:
+        content[tower] = _dense_config(getattr(config, tower))
+    return config.dense_class.from_dict(content)
 
 
 def _misfits(plain: Any, model: Any) -> list[str]:
@@ -170,7 +181,7 @@ def _misfits(plain: Any, model: Any) -> list[str]:
 def _changed(model: Any) -> list[Site]:
     """Returns the sites that have other numbers of units than the dense model, by fields of its configuration."""
     sites = [site for site in anatomy_of(model).sites if isinstance(site.block.units, str)]
-    return [site for site in sites if site.units != site.block.dense_units(model.config)]
+    return [site for site in sites if site.units != site.dense_units(model.config)]
 
 
 def _dense_class(model: Any) -> Any:

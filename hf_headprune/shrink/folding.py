@@ -86,7 +86,7 @@ def refill_zeros_(model: nn.Module, *, seed: int, scale: float = 0.01) -> int:
 
 
 def _fold_site_(base: nn.Module, site: Site, first_input: torch.Tensor) -> tuple[int, ...]:
-    """Folds the dead units of one site; returns the units that stay.
+    """Folds the dead units of one site, of grouped heads the groups that are dead as a whole; returns what stays.
 
     Args:
         base: Base model.
@@ -97,28 +97,28 @@ def _fold_site_(base: nn.Module, site: Site, first_input: torch.Tensor) -> tuple
     weight = matrix_of(output)  # (hidden_size, units * unit_width)
     source: Any = base.get_submodule(site.parts[-1].path)  # value, or the last matrix of what an FFN begins with
     rows = site.parts[-1].rows.last_part()
-    columns_dead = (weight == 0).all(0).view(site.units, -1).all(1)
-    rows_dead = (matrix_of(source)[rows] == 0).all(1).view(site.units, -1).all(1)
+    columns_dead = (weight == 0).all(0).view(site.groups, -1).all(1)
+    rows_dead = (matrix_of(source)[rows] == 0).all(1).view(site.groups, -1).all(1)
     if site.is_gated and source.bias is not None:  # a constant times what the other row yields is none
-        rows_dead &= (source.bias[rows] == 0).view(site.units, -1).all(1)
+        rows_dead &= (source.bias[rows] == 0).view(site.groups, -1).all(1)
     # What rows of zeros yield is the same for every token: the bias, or the activation of it.
-    constant = first_input.view(site.units, -1) * rows_dead[:, None]
+    constant = first_input.view(site.groups, -1) * rows_dead[:, None]
     if output.bias is None:
         rows_dead &= (constant == 0).all(1)
     elif rows_dead.any():
         precision = torch.promote_types(weight.dtype, torch.float32)
-        columns = weight.to(precision).reshape(len(weight), site.units, -1)
+        columns = weight.to(precision).reshape(len(weight), site.groups, -1)
         contribution = torch.einsum("huw,uw->h", columns, constant.to(precision))
         output.bias.copy_(output.bias.to(precision) + contribution)
     dead = rows_dead | columns_dead
-    weight[:, dead.repeat_interleave(site.unit_width)] = 0.0
+    weight[:, dead.repeat_interleave(site.group_width)] = 0.0
     for part in site.parts:
         linear: Any = base.get_submodule(part.path)
         entries = dead[torch.tensor(part.rows.owners(), device=dead.device)]
         matrix_of(linear)[entries] = 0.0
         if linear.bias is not None:
             linear.bias[entries] = 0.0
-    return tuple((~dead).nonzero().flatten().tolist())
+    return tuple(site.units_of((~dead).nonzero().flatten().tolist()))
 
 
 @contextmanager

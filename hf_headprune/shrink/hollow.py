@@ -154,18 +154,18 @@ def headless_class(dense_class: Any) -> Any:
 
 
 def hollow_attention_(
-    core: nn.Module, *, projections: tuple[str, ...], output_name: str | None, shared_bias: str | None = None
+    core: nn.Module, *, parts: tuple[str, ...], output_name: str | None, shared_bias: str | None = None
 ) -> None:
     """Turns an attention core, in place, into one without heads.
 
     Args:
         core: Module that computes the heads.
-        projections: Names of its query, key and value modules, which go.
+        parts: Names of its query, key and value modules, and of those with a table for its heads, which go.
         output_name: Name of the output projection where it is a part of the core.
         shared_bias: Argument of the forward pass with a bias of all heads of all layers.
     """
     dense_class: Any = core.dense_class if isinstance(core, OwnHeadsOfBias) else type(core)
-    for name in (*projections, *({KEPT_HEADS} & dict(core.named_buffers()).keys())):
+    for name in (*parts, *({KEPT_HEADS} & dict(core.named_buffers()).keys())):
         delattr(core, name)
     settings: dict[str, Any] = {"_output_name": output_name, "_shared_bias": shared_bias}
     vars(core).update(settings)

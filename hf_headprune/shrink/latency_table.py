@@ -62,13 +62,14 @@ def measure_latency_table(
         )
     settings = settings or LatencySettings()
     anatomy = anatomy_of(model)
-    alike: dict[tuple[str, int], list[Site]] = {}
+    alike: dict[tuple[str, int, int], list[Site]] = {}
     for site in anatomy.sites:
         if site.units:
-            alike.setdefault((site.name.replace(f".{site.layer}.", ".*.", 1), site.units), []).append(site)
-    numbers = {key: _spread(key[1], points) for key in alike}
+            block = f"{site.prefix.rpartition('.')[0]}.*.{site.block.site}"
+            alike.setdefault((block, site.units, site.group), []).append(site)
+    numbers = {key: [count * key[2] for count in _spread(key[1] // key[2], points)] for key in alike}  # whole groups
     whole: list[float] = []  # ms of the whole model, once per measurement
-    shares: dict[tuple[str, int], dict[int, float]] = {key: {} for key in alike}
+    shares: dict[tuple[str, int, int], dict[int, float]] = {key: {} for key in alike}
     with tqdm(total=sum(map(len, numbers.values())), desc="Latency", unit="model", disable=not progress) as bar:
         for key, sites in alike.items():
             for kept in numbers[key]:

@@ -22,7 +22,7 @@ from hf_headprune._beside_weights import CONFIG_NAME
 from hf_headprune.anatomy import anatomy_of, attention_by_layer, family_of
 from hf_headprune.errors import HeadPruneError, InvalidConfigError, InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.plan import PruningPlan
-from hf_headprune.shrink.config import to_prunable
+from hf_headprune.shrink.config import Entries, entries_of, to_prunable
 from hf_headprune.shrink.folding import fold_dead_units_
 from hf_headprune.shrink.foreign_masks import MASK_FILES, apply_masks_
 from hf_headprune.shrink.prunable import PrunableModel, prunable_of
@@ -31,6 +31,8 @@ from hf_headprune.shrink.surgery import probe, prune_model_
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from hf_headprune.anatomy import Site
 
 PRUNED_HEADS = "pruned_heads"  # of the configurations of Transformers 4
 _OWN_CLASSES = "CoFi"  # what the CoFi repository puts before the names of its classes
@@ -184,14 +186,14 @@ def _class_of(folder: Path, config: Any) -> Any:
     return kind
 
 
-def _sizes(model: Any, shapes: Mapping[str, Any]) -> dict[int, dict[str, int]]:
-    """Returns, layer by layer, the numbers of units that differ from the configuration.
+def _sizes(model: Any, shapes: Mapping[str, Any]) -> Entries:
+    """Returns, as `to_prunable` takes them, the numbers of units that differ from the configuration.
 
     Args:
         model: As the configuration has it.
         shapes: Shape in the checkpoint of each tensor that differs, by its name in the model.
     """
-    found: dict[int, dict[str, int]] = {}
+    found: list[tuple[Site, dict[str, int]]] = []
     named = {name.removeprefix(f"{model.base_model_prefix}."): tuple(shape) for name, shape in shapes.items()}
     for site in anatomy_of(model).sites:
         shape = named.get(f"{site.output}.weight")
@@ -202,14 +204,20 @@ def _sizes(model: Any, shapes: Mapping[str, Any]) -> dict[int, dict[str, int]]:
                     f"{site.output}: it has {columns} columns, which are no number of units of {site.unit_width} up to "
                     f"{site.units}, the number in config.json."
                 )
-            found.setdefault(site.layer, {})[site.field] = columns // site.unit_width
-    return found
+            found.append((site, {site.field: columns // site.unit_width}))
+    return entries_of(found)
 
 
-def _check_sizes(model: Any, entries: Mapping[int, Mapping[str, int]], listed: Mapping[int, tuple[int, ...]]) -> None:
+def _number_in(entries: Entries, site: Site) -> int | None:
+    """Returns the number of units of a site, or None where it is that of the dense model."""
+    layers = entries.get(site.tower, {}) if site.tower else entries
+    return layers.get(site.layer, {}).get(site.field)
+
+
+def _check_sizes(model: Any, entries: Entries, listed: Mapping[int, tuple[int, ...]]) -> None:
     """Checks that smaller matrices and the list of pruned heads say the same."""
     for site in anatomy_of(model).attention_sites:
-        smaller = entries.get(site.layer, {}).get(site.field)
+        smaller = _number_in(entries, site)
         if smaller is None or site.kind == "cross":
             continue
         if site.block.shared_bias is not None:
@@ -225,22 +233,20 @@ def _check_sizes(model: Any, entries: Mapping[int, Mapping[str, int]], listed: M
             )
 
 
-def _plan(
-    model: Any, entries: Mapping[int, Mapping[str, int]], listed: Mapping[int, tuple[int, ...]]
-) -> PruningPlan | None:
+def _plan(model: Any, entries: Entries, listed: Mapping[int, tuple[int, ...]]) -> PruningPlan | None:
     """Returns what smaller matrices have kept of the dense model, or None where the source does not say which."""
     sites, plan = attention_by_layer(model) if listed else {}, PruningPlan.of(model)
     kept = {}
     for layer, heads in listed.items():
         site = sites.get(layer)
-        if site is not None and site.field in entries.get(layer, {}):
+        if site is not None and _number_in(entries, site) is not None:
             kept[site.name] = [head for head in range(site.units) if head not in heads]
     plan = plan.replace(kept_heads=kept)
-    known = all(
-        len(plan.kept(site.name)) == entries.get(site.layer, {}).get(site.field, site.units)
-        for site in anatomy_of(model).sites
-    )
-    return plan if known else None
+    for site in anatomy_of(model).sites:
+        number = _number_in(entries, site)
+        if len(plan.kept(site.name)) != (site.units if number is None else number):
+            return None
+    return plan
 
 
 def _check_listed(model: Any, plan: PruningPlan, listed: Mapping[int, tuple[int, ...]]) -> None:
@@ -248,7 +254,7 @@ def _check_listed(model: Any, plan: PruningPlan, listed: Mapping[int, tuple[int,
     sites = attention_by_layer(model) if listed else {}
     for layer, heads in listed.items():
         site = sites.get(layer)
-        dense = 0 if site is None else site.block.dense_units(model.config)
+        dense = 0 if site is None else site.dense_units(model.config)
         if site is None or max(heads) >= dense:
             raise InvalidConfigError(f"{PRUNED_HEADS} lists head {max(heads)} of layer {layer}, which has {dense}.")
         alive = sorted({*heads} & {*plan.kept(site.name)}) if site.units == dense else []

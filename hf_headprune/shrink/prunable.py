@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,8 @@ from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
-from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
+from hf_headprune._offloaded import is_offloaded, tie_again_
+from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists, towers_of
 from hf_headprune.errors import (
     LONGEST_VALUE,
     HeadPruneError,
@@ -34,7 +37,8 @@ from hf_headprune.errors import (
     shown,
 )
 from hf_headprune.families import FAMILIES
-from hf_headprune.shrink.config import check_dense_numbers, checked_entries, config_names, prunable_config
+from hf_headprune.shrink.adapters import check_adapter_fits, stale_adapter
+from hf_headprune.shrink.config import check_numbers, config_names, prunable_config
 from hf_headprune.shrink.description import is_pooler
 from hf_headprune.shrink.remote_code import attach_auto_map_, write_code_
 from hf_headprune.shrink.resize import cut_site_
@@ -55,6 +59,8 @@ WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token")  # a
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
 _CLASSES: dict[str, type[Any]] = {}
 OWN = "headprune_prunable"  # attribute of a class of the user's that holds its prunable sibling
+DEVICE_MAP = "hf_device_map"  # attribute with which Transformers notes where parts of a model are
+SHARD_OF_OFFLOADED = "2GB"
 NEW_HEAD = "For a fresh head, for another task, pass ignore_mismatched_sizes=True."
 
 
@@ -77,11 +83,36 @@ class PrunableModel:
                 "hf_headprune`. Before that, trust_remote_code=True reads the code of the checkpoint, whose classes "
                 "go together."
             )
-        check_dense_numbers(config)
-        checked_entries(config, config.to_dict().get("per_layer_config") or {})
+        check_numbers(config)
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_to_config_(self)  # type: ignore[arg-type] # every class that this is mixed into is a model
         adopt_classes_(self)  # type: ignore[arg-type]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Loads as torch does, and refuses the weights of an adapter that was made for another shape.
+
+        Raises:
+            UnsupportedModelError: See `check_adapter_fits`.
+        """
+        check_adapter_fits(self, state_dict, prefix)  # type: ignore[arg-type] # it is a model
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads an adapter of PEFT as Transformers does, and refuses one that was made for another shape.
+
+        Raises:
+            UnsupportedModelError: Not all of its weights have a place in this model.
+        """
+        try:
+            info = super().load_adapter(*args, **kwargs)  # type: ignore[misc]
+        except RuntimeError as error:
+            if "mismatch" not in str(error):
+                raise
+            raise stale_adapter(self, ["weights have other shapes"]) from error
+        unexpected = sorted(getattr(info, "unexpected_keys", ()))
+        if unexpected:
+            raise stale_adapter(self, [f"{name} has no place in it" for name in unexpected])
+        return info
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,6 +174,8 @@ class PrunableModel:
         Weights keep the names and shapes that the model has. Transformers would give some families those of the
         checkpoint that the dense model came from, which it can't read back for blocks of different sizes.
 
+        Of a model that is offloaded, one file of at most 2 GB after the other is in memory (`max_shard_size`).
+
         With `push_to_hub=True` the model is uploaded as its `push_to_hub` does it, and no other file of the folder.
 
         Raises:
@@ -158,9 +191,10 @@ class PrunableModel:
         kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
         attach_auto_map_(model)
-        super().save_pretrained(  # type: ignore[misc]
-            save_directory, is_main_process, saved, False, *args, **kwargs
-        )
+        with _saved_in_parts(model, args, kwargs):
+            super().save_pretrained(  # type: ignore[misc]
+                save_directory, is_main_process, saved, False, *args, **kwargs
+            )
         if not is_main_process:
             return
         write_plan_(model, save_directory)
@@ -205,6 +239,29 @@ class PrunableModel:
         """Does nothing: each checkpoint is saved with the code that the Auto classes need, for all of them."""
 
 
+@contextmanager
+def _saved_in_parts(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Lets Transformers load one file of an offloaded model after the other; its options are changed in place."""
+    if not is_offloaded(model):
+        yield
+        return
+    if not args:
+        kwargs.setdefault("max_shard_size", SHARD_OF_OFFLOADED)
+    tie_again_(model)
+    known = vars(model).get(DEVICE_MAP)
+    # Transformers looks here for what is offloaded; accelerate's cpu_offload and disk_offload leave no map.
+    model.hf_device_map = {"": "disk", **(known or {})}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")  # of 50 GB
+            yield
+    finally:
+        if known is None:
+            del model.hf_device_map
+        else:
+            model.hf_device_map = known
+
+
 def _options_of_upload(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Takes what only an upload needs out of the options of `save_pretrained`, in place, and returns it."""
     own = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
@@ -246,13 +303,14 @@ def resize_to_config_(model: nn.Module) -> None:
     config: Any = model.config
     base = base_model(model)
     for site in anatomy_of(model).sites:
-        numbers = config.per_layer_config[site.layer] if config.is_heterogeneous else config
-        cut_site_(base, site, range(getattr(numbers, site.field)))
+        own = site.config_of(config)
+        numbers = own.per_layer_config[site.layer] if own.is_heterogeneous else own
+        cut_site_(base, site, site.first(numbers))
 
 
 def adopt_classes_(model: nn.Module) -> None:
-    """Turns a model and its base model, in place, into their `Prunable*` classes where they are dense ones."""
-    for module in (model, base_model(model)):
+    """Turns a model, its base model and its towers, in place, into their `Prunable*` classes where they are dense."""
+    for module in (model, base_model(model), *towers_of(model)):
         module.__class__ = prunable_of(type(module)) or type(module)
 
 
@@ -370,7 +428,7 @@ def _dense_classes() -> dict[str, str]:
             for name in (listed,) if isinstance(listed, str) else listed:
                 if _is_named_after(model_type, name):
                     found[name] = model_type
-    return found
+    return found | {family.body: family.model_type for family in FAMILIES.values() if family.body}
 
 
 def _is_named_after(model_type: str, name: str) -> bool:

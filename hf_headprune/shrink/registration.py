@@ -66,6 +66,9 @@ def register_models(config_class: Any) -> None:
             if config_class.dense_class in mapping:
                 make = partial(_model_classes, mapping, config_class.dense_class)
                 register_on_demand_(mapping, config_class, make)
+        if (body := FAMILIES[config_class.dense_class.model_type].body) is not None:
+            make = partial(_prunable_named, f"Prunable{body}")
+            register_on_demand_(import_module(AUTO_MODEL).MODEL_MAPPING, config_class, make)
         tokenizers = import_module(AUTO_TOKENIZER).TOKENIZER_MAPPING
         if config_class.dense_class in tokenizers:
             make = partial(tokenizers.get, config_class.dense_class, None)
@@ -117,6 +120,10 @@ def _model_classes(mapping: Any, dense_config: type[Any]) -> Any:
     prunable_of = import_module("hf_headprune.shrink.prunable").prunable_of
     found = mapping[dense_config]
     return tuple(map(prunable_of, found)) if isinstance(found, tuple | list) else prunable_of(found)
+
+
+def _prunable_named(name: str) -> type[Any]:
+    return import_module("hf_headprune.shrink.prunable").prunable_named(name)
 
 
 def _warn(what: str, error: Exception) -> None:

@@ -17,17 +17,18 @@ from transformers import CONFIG_MAPPING
 
 from hf_headprune._beside_weights import write_text
 from hf_headprune._compat import classes_by_auto_class
+from hf_headprune._layouts import HEADS
 from hf_headprune.anatomy import KEPT_HEADS, family_of
 from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX
 from hf_headprune.shrink import hollow, self_contained, shared_bias
-from hf_headprune.shrink.config import PrunedConfig, added_fields, mapped_fields
+from hf_headprune.shrink.config import PrunedConfig, added_fields, mapped_fields, tower_configs
 from hf_headprune.shrink.own_numbers import LayerNumbers
 from hf_headprune.shrink.registration import AUTO_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hf_headprune.families import Block
+    from hf_headprune.families import Block, Family
 
 AUTO_MAP = "auto_map"  # field of a configuration: which class of which file an Auto class makes
 PIECES = (  # beside the functions of `self_contained`
@@ -61,6 +62,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -80,11 +82,12 @@ class {name}(PrunedConfig, {dense}):
     model_type = "{prunable_type}"
     dense_class = {dense}
     attribute_map = {attribute_map}
-'''
+{more}'''
 MODEL = """\
 class {name}(PrunedModel, {dense}):
     config_class = {config}
     stacks = STACKS
+    towers = TOWERS
 """
 HOST = '''\
 def returns_attentions(config: Any) -> bool:
@@ -151,7 +154,9 @@ def code_of(model_type: str) -> str:
     family, dense_config = FAMILIES[model_type], _dense_config(model_type)
     dense = list(dict.fromkeys(found.__name__ for found in _dense_classes(model_type).values()))
     config = f"Prunable{dense_config.__name__}"
-    imported = ["EncoderDecoderCache", "PretrainedConfig", dense_config.__name__, *dense]
+    towers = [prunable.dense_class.model_type for prunable in tower_configs(family).values()]
+    configs = [_dense_config(each).__name__ for each in (*towers, model_type)]
+    imported = ["EncoderDecoderCache", "PretrainedConfig", *configs, *dense]
     header = HEADER.format(
         name=dense_config.__name__.removesuffix("Config"),
         prunable_type=family.prunable_type,
@@ -159,23 +164,32 @@ def code_of(model_type: str) -> str:
         alignment=self_contained.ALIGNMENT,
         kept_heads=KEPT_HEADS,
     )
-    fields = "".join(f"    {name}: int | None = None\n" for name in added_fields(family))
+    of_towers = {stack.layers: stack.config for stack in family.stacks if stack.config}
     top = [
         header,
         _source(self_contained.Block),
-        f"STACKS = {{\n{''.join(map(_shown_stack, family.stacks))}}}\n",
+        f"STACKS = {{\n{''.join(map(_shown_stack, family.stacks))}}}\n"
+        f"TOWERS: Mapping[str, str] = {_shown_value(of_towers)}  # field with the configuration of a stack\n",
         _source(PrunedConfig),
         _source(self_contained.PrunedModel),
-        CONFIG.format(
-            name=config,
-            dense=dense_config.__name__,
-            prunable_type=family.prunable_type,
-            attribute_map=_shown_value(mapped_fields(family, dense_config)),
-        )
-        + fields,
+        *(_shown_config(FAMILIES[each]) for each in (*towers, model_type)),
         *(MODEL.format(name=f"Prunable{name}", dense=name, config=config) for name in dense),
     ]
     return "\n\n".join([*top, *_builder(), HOST, *map(_source, PIECES)])
+
+
+def _shown_config(family: Family) -> str:
+    """Returns the configuration class of a family's pruned models as code."""
+    dense, fields = _dense_config(family.model_type), added_fields(family)
+    parts = ", ".join(f'"{tower}": {found.__name__}' for tower, found in tower_configs(family).items())
+    return CONFIG.format(
+        name=f"Prunable{dense.__name__}",
+        dense=dense.__name__,
+        prunable_type=family.prunable_type,
+        attribute_map=_shown_value(mapped_fields(family, dense)),
+        more=(f"    sub_configs_defaults = {{{parts}}}\n" if parts else "")
+        + "".join(f"    {name}: int | None = None\n" for name in fields),
+    )
 
 
 def _builder() -> Iterator[str]:
@@ -202,6 +216,8 @@ def _shown(block: Block) -> str:
     """Returns the declaration of a block as code, without what is left at its default."""
     fields = dataclasses.fields(self_contained.Block)
     given = {field.name: getattr(block, field.name, None) for field in fields} | {"number": block.field}
+    if block.groups is not None:
+        given["attributes"] = {**block.attributes, block.sizes[HEADS]: HEADS}
     defaults = {field.name: _default(field) for field in fields}
     lines = [f"{name}={_shown_value(value)}" for name, value in given.items() if _plain(value) != defaults[name]]
     return "Block(\n" + "".join(f"            {line},\n" for line in lines) + "        )"
@@ -225,4 +241,6 @@ def _dense_config(model_type: str) -> type[Any]:
 
 def _dense_classes(model_type: str) -> dict[str, type[Any]]:
     """Returns the dense class of each Auto class that has one for a family."""
-    return classes_by_auto_class(import_module(AUTO_MODEL), _dense_config(model_type))
+    body = FAMILIES[model_type].body
+    more = {} if body is None else {"AutoModel": getattr(import_module("transformers"), body)}
+    return classes_by_auto_class(import_module(AUTO_MODEL), _dense_config(model_type)) | more

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_headprune._compat import hooks_before_forward, is_dispatched
-from hf_headprune._layouts import Entries
+from hf_headprune._compat import accelerate_hooks, hooks_before_forward, let_class_run_
+from hf_headprune._layouts import HEADS, Entries
+from hf_headprune._offloaded import device_of, keeper_of, put_, tensor_of
 from hf_headprune.anatomy import anatomy_of, base_model, transposed
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.masking import UnitScale, temporary_parts
@@ -45,27 +46,33 @@ def cut_site_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
 
 def _keep_units_(base: nn.Module, site: Site, kept: Sequence[int]) -> None:
     for part in site.parts:
-        _keep_rows_(base.get_submodule(part.path), torch.tensor(part.rows.indices(kept), device="cpu"))
+        _keep_rows_(base.get_submodule(part.path), torch.tensor(site.rows(part, kept), device="cpu"))
     _keep_columns_(base.get_submodule(site.output), torch.tensor(site.columns(kept), device="cpu"))
     core: Any = base.get_submodule(site.core)
     for name, (dim, layout) in site.block.tables.items():
         path, _, attribute = name.rpartition(".")
         owner: Any = base.get_submodule(f"{site.prefix}.{path}")
         rows = Entries.of(layout, {**site.sizes, "u": site.units}).indices(kept)
-        setattr(owner, attribute, _selected(getattr(owner, attribute), dim, torch.tensor(rows, device="cpu")))
+        _select_(owner, attribute, dim, torch.tensor(rows, device="cpu"))
     for attribute, layout in site.block.attributes.items():
-        setattr(core, attribute, site.number(layout, len(kept)))
+        setattr(core, attribute, site.number(layout, kept))
+    if site.group > 1:
+        setattr(core, site.block.sizes[HEADS], len(kept) // len(site.groups_of(kept)))
     if site.block.own_numbers:
         core.config = LayerNumbers.over(
-            core.config, {name: site.number(layout, len(kept)) for name, layout in site.block.own_numbers.items()}
+            core.config, {name: site.number(layout, kept) for name, layout in site.block.own_numbers.items()}
         )
     if site.block.shared_bias is not None:
         take_heads_of_bias_(core, kept, argument=site.block.shared_bias)
+    let_class_run_(core)
 
 
 def _empty_(base: nn.Module, site: Site) -> None:
     output: Any = base.get_submodule(site.output)
-    _replace_(base, site.output, BiasOnly(site.hidden_size, output.bias).train(output.training))
+    bias = output.bias
+    if bias is not None and bias.is_meta and keeper_of(output) is not None:  # too small to be kept elsewhere
+        bias = nn.Parameter(tensor_of(output, "bias").to(device_of(output)), requires_grad=bias.requires_grad)
+    _replace_(base, site.output, BiasOnly(site.hidden_size, bias).train(output.training))
     if not site.is_attention or site.block.runs_empty:
         for part in site.parts:
             linear: Any = base.get_submodule(part.path)
@@ -73,12 +80,15 @@ def _empty_(base: nn.Module, site: Site) -> None:
         return
     prefix = f"{site.core}."
     is_part = site.output.startswith(prefix)
+    tables = (f"{site.prefix}.{name.rpartition('.')[0]}" for name in site.block.tables)
+    core = base.get_submodule(site.core)
     hollow_attention_(
-        base.get_submodule(site.core),
-        projections=tuple(path.removeprefix(prefix) for path in site.inputs),
+        core,
+        parts=tuple(path.removeprefix(prefix) for path in (*site.inputs, *tables)),
         output_name=site.output.removeprefix(prefix) if is_part else None,
         shared_bias=site.block.shared_bias,
     )
+    let_class_run_(core)
 
 
 def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
@@ -87,8 +97,8 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     No site of the model may carry gates or a mask, be it cut or not.
 
     Raises:
-        UnsupportedModelError: At least one is not; the message lists every offender. Or the model is spread over
-            devices, or carries what chooses units during training.
+        UnsupportedModelError: At least one is not; the message lists every offender. Or accelerate moves the weights in
+            a way that is not known here, or the model carries what chooses units during training.
     """
     parts = [part.part for part in temporary_parts(model)]
     if parts:
@@ -97,12 +107,7 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
             "and its weights still depend on them. Train to the end (trainer.train(resume_from_checkpoint=True)), or "
             "load the model without them: AutoModel...from_pretrained(folder) ignores them."
         )
-    if is_dispatched(model):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} can't be cut: it is spread over devices (device_map, or offloading), by hooks "
-            "that hold on to what would go. Load it without device_map, or, once all weights are on one device, take "
-            "the hooks off with accelerate.hooks.remove_hook_from_submodules(model)."
-        )
+    _check_hooks(model)
     base = base_model(model)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     problems = [
@@ -121,9 +126,22 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     if problems:
         raise UnsupportedModelError(
             f"{type(model).__name__} can't be cut: only plain torch.nn.Linear modules with their own whole weights "
-            f"can. {'; '.join(problems)}. Merge adapters, remove gates and parametrizations, dequantize or gather "
-            "the weights first."
+            f"can. {'; '.join(problems)}. Merge adapters (merge_and_unload of PEFT), remove gates and "
+            "parametrizations, dequantize or gather the weights first."
         )
+
+
+def _check_hooks(model: nn.Module) -> None:
+    """Refuses hooks of accelerate that load the weights of several modules at once, or do something else altogether."""
+    for name, module in model.named_modules():
+        for hook in accelerate_hooks(module):
+            if not hasattr(hook, "weights_map") or (hook.offload and hook.place_submodules):
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} can't be cut: {name or 'the model'} has a {type(hook).__name__} of "
+                    "accelerate that does more than to load the weights of one module. Spread the model by a "
+                    "device_map without preload_module_classes, or take the hooks off with "
+                    "accelerate.hooks.remove_hook_from_submodules(model)."
+                )
 
 
 def hooks_of(base: nn.Module, site: Site) -> Iterable[Any]:
@@ -150,20 +168,22 @@ def _problems(
 
 
 def _keep_rows_(linear: Any, rows: torch.Tensor) -> None:
-    linear.weight = _selected(linear.weight, 1 if transposed(linear) else 0, rows)
+    _select_(linear, "weight", 1 if transposed(linear) else 0, rows)
     if linear.bias is not None:
-        linear.bias = _selected(linear.bias, 0, rows)
+        _select_(linear, "bias", 0, rows)
     setattr(linear, "nf" if transposed(linear) else "out_features", len(rows))
 
 
 def _keep_columns_(linear: Any, columns: torch.Tensor) -> None:
-    linear.weight = _selected(linear.weight, 0 if transposed(linear) else 1, columns)
+    _select_(linear, "weight", 0 if transposed(linear) else 1, columns)
     setattr(linear, "nx" if transposed(linear) else "in_features", len(columns))
 
 
-def _selected(parameter: nn.Parameter, dim: int, index: torch.Tensor) -> nn.Parameter:
-    index = torch.empty_like(index, device="meta") if parameter.is_meta else index.to(parameter.device)
-    return nn.Parameter(parameter.data.index_select(dim, index).contiguous(), requires_grad=parameter.requires_grad)
+def _select_(module: nn.Module, name: str, dim: int, index: torch.Tensor) -> None:
+    """Cuts a parameter of a module down to some entries of a dimension."""
+    whole = tensor_of(module, name)
+    index = torch.empty_like(index, device="meta") if whole.is_meta else index.to(whole.device)
+    put_(module, name, whole.index_select(dim, index).contiguous())
 
 
 def _replace_(base: nn.Module, path: str, module: nn.Module) -> None:

@@ -115,7 +115,7 @@ def _read(file: Path, model: nn.Module) -> PruningPlan | str:
 def _misfit(plan: PruningPlan, model: Any) -> str | None:
     """Returns in what a plan in dense numbering differs from a model, or None where it fits."""
     sites = anatomy_of(model).sites
-    dense = {site.name: site.block.dense_units(model.config) for site in sites}
+    dense = {site.name: site.dense_units(model.config) for site in sites}
     if plan.model_type != family_of(model).model_type or {**plan.num_heads, **plan.num_ffn} != dense:
         return "it is about another model, of another family or with other numbers of heads or FFN units"
     different = [site.name for site in sites if len(plan.kept(site.name)) != site.units]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,11 +31,12 @@ class Block:
     """Heads, or FFN units, in each layer of a stack. Paths are below the layer; `u` in a layout is the unit.
 
     Attributes:
-        number: Field of the layer's entry in `per_layer_config` that says how many units there are.
+        number: Field of the layer's entry in `per_layer_config` that says how many heads or FFN units there are.
+        groups: That of the groups of heads that share a key and a value: then `u` is a group, and `r` the heads of one.
         inputs: Layout of the rows of each linear module that makes the units.
         output: Linear module whose columns belong to the units.
         columns: Layout of these columns.
-        is_attention: Whether the units are attention heads, or groups of them.
+        is_attention: Whether the units are attention heads.
         core: Module that computes the heads.
         sizes: Attribute of `core` for each letter of the layouts but `u`.
         attributes: Attributes of `core` that its forward pass reads.
@@ -47,6 +49,7 @@ class Block:
     number: str
     inputs: Mapping[str, str]
     output: str
+    groups: str | None = None
     columns: str = "u"
     is_attention: bool = False
     core: str = ""
@@ -62,6 +65,7 @@ class PrunedModel:
     """Builds the dense model and resizes it to its configuration; mixed into the dense class of each task."""
 
     stacks: Mapping[str, tuple[Block, ...]]
+    towers: Mapping[str, str] = MappingProxyType({})  # field with the configuration of a stack, if it is a tower's
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Takes what the dense class takes."""
@@ -83,21 +87,31 @@ class PrunedModel:
 
 def resize_to_config_(model: Any) -> None:
     """Cuts a freshly built dense model, in place, to the numbers of its configuration."""
-    base, config = getattr(model, "base_model", model), model.config
+    base = getattr(model, "base_model", model)
     for layers, blocks in model.stacks.items():
+        config = getattr(model.config, model.towers[layers]) if layers in model.towers else model.config
         lists = re.compile(re.escape(layers).replace(r"\*", r"\d+"))
         found = [(path, module) for path, module in base.named_modules() if lists.fullmatch(path)]
         for index, layer in enumerate(layer for _, stack in found for layer in stack):
             numbers = config.per_layer_config[index] if config.is_heterogeneous else config
             for block in blocks:
-                if has(layer, block.output) and has(layer, next(iter(block.inputs))):
-                    resize_block_(layer, block, getattr(numbers, block.number))
+                heads = getattr(numbers, block.number)  # None where the layers of the dense model differ: all
+                if heads is not None and has(layer, block.output) and has(layer, next(iter(block.inputs))):
+                    groups = heads if block.groups is None else getattr(numbers, block.groups)
+                    resize_block_(layer, block, groups, heads)
 
 
-def resize_block_(layer: nn.Module, block: Block, units: int) -> None:
-    """Cuts one block of a layer, in place, to a number of heads or FFN units; without any, its output bias is left."""
+def resize_block_(layer: nn.Module, block: Block, units: int, heads: int) -> None:
+    """Cuts one block of a layer, in place, to a number of units; without any, its output bias is left.
+
+    Args:
+        layer: With the numbers of the dense model.
+        block: Its declaration.
+        units: Heads, groups of heads, or FFN units.
+        heads: Equal to `units` where they are no groups.
+    """
     core: Any = layer.get_submodule(block.core)
-    sizes = {letter: getattr(core, name) for letter, name in block.sizes.items()}
+    sizes = {letter: getattr(core, name) for letter, name in block.sizes.items()} | {"r": heads // max(units, 1)}
     output: Any = layer.get_submodule(block.output)
     dense_class: Any = type(core)
     inputs = {path: layout for path, layout in block.inputs.items() if has(layer, path)}
@@ -133,7 +147,7 @@ def empty_block_(layer: nn.Module, block: Block, inputs: Mapping[str, str]) -> N
             replace_(layer, path, NoUnits(width(layer.get_submodule(path), "in")))
         return
     prefix = f"{block.core}."
-    for path in inputs:
+    for path in (*inputs, *(name.rpartition(".")[0] for name in block.tables)):
         delattr(core, path.removeprefix(prefix))
     vars(core)["_output_name"] = block.output.removeprefix(prefix) if block.output.startswith(prefix) else None
     vars(core)["_shared_bias"] = block.shared_bias

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._offloaded import device_of
 from hf_headprune.anatomy import KEPT_HEADS
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def take_heads_of_bias_(core: nn.Module, kept: Sequence[int], *, argument: str) 
         argument: Name of the argument of its forward pass that is the bias.
     """
     known = getattr(core, KEPT_HEADS, None)
-    device = next(core.parameters()).device
+    device = device_of(core)
     index = torch.tensor(list(kept), dtype=torch.long, device=device)
     if known is not None:
         index = known.index_select(0, index)

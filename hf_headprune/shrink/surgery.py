@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.utils import ModelOutput
 
 from hf_headprune._model_card import attach_card_
+from hf_headprune._offloaded import device_of, let_go_
 from hf_headprune._ownership import owned
-from hf_headprune.anatomy import anatomy_of, base_model
+from hf_headprune.anatomy import anatomy_of, base_model, declaration_of, family_of
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import check_plan, refitted
-from hf_headprune.shrink.config import to_prunable
+from hf_headprune.shrink.config import entries_of, to_prunable
 from hf_headprune.shrink.description import check_described, models_around
 from hf_headprune.shrink.own_numbers import LayerNumbers
 from hf_headprune.shrink.probe import probe_inputs
@@ -55,12 +57,12 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
         ModelInUseError: The model is masked, or another thread changes it.
         HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
     """
-    found = refitted(plan)
+    found: Any = refitted(plan)
     with owned(model, "prune_model_", alone=True):
         _pruned(model, found)
     card = found.card(model)
     if card is not None:
-        attach_card_(model, card)
+        attach_card_(model, card, found.report.files)
     return model
 
 
@@ -73,6 +75,7 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
     check_described(model)
     around = models_around(model)
     configs = _pruned_configs(model, plan, anatomy)
+    _add_wholes_(configs, [whole.config for whole in (*around, model)])
     from_dense = composed(plan_from_dense(model), plan)
     if refit is not None:
         refit.check_fits(model)
@@ -81,6 +84,7 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
         expected = probe(model)
 
     base = base_model(model)
+    let_go_(model)
     for site in anatomy.sites:
         cut_site_(base, site, plan.kept(site.name))
     for whole in (*around, model):  # what the part says of itself, the whole must say too
@@ -95,11 +99,26 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
 
 def _pruned_configs(model: nn.Module, plan: PruningPlan, anatomy: Anatomy) -> dict[int, Any]:
     """Returns the new configuration for each one that a module holds, by the identity of the old one."""
-    entries: dict[int, dict[str, int]] = {}
-    for site in anatomy.sites:
-        entries.setdefault(site.layer, {})[site.field] = len(plan.kept(site.name))
+    entries = entries_of((site, site.numbers(plan.kept(site.name))) for site in anatomy.sites)
     held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_config(value)}
-    return {key: to_prunable(config, entries) for key, config in held.items()}
+    towers = {getattr(model.config, tower).model_type: tower for tower in family_of(model).towers}
+    return {
+        key: to_prunable(config, entries.get(towers[config.model_type], {}) if towers else entries)
+        for key, config in held.items()
+        if not family_of(config).towers
+    }
+
+
+def _add_wholes_(configs: dict[int, Any], wholes: list[Any]) -> None:
+    """Adds, in place, the new configuration of each model of towers, which holds those of its towers."""
+    for whole in wholes:
+        family = declaration_of(whole)
+        if family is None or not family.towers:
+            continue
+        parts = {tower: getattr(whole, tower) for tower in family.towers}
+        configs[id(whole)] = to_prunable(whole, {})
+        for tower, part in parts.items():
+            setattr(configs[id(whole)], tower, configs.setdefault(id(part), to_prunable(part, {})))
 
 
 def _replace_configs_(model: nn.Module, configs: dict[int, Any]) -> None:
@@ -111,6 +130,7 @@ def _replace_configs_(model: nn.Module, configs: dict[int, Any]) -> None:
                 continue
             if id(value) in configs:
                 setattr(module, name, configs[id(value)])
+                continue
             for inner, part in list(vars(value).items()):  # of a composite, such as an encoder with a decoder
                 if _is_config(part) and id(part) in configs:
                     setattr(value, inner, configs[id(part)])
@@ -121,12 +141,18 @@ def _is_config(value: Any) -> bool:
 
 
 def probe(model: nn.Module) -> torch.Tensor | None:
-    """Returns the last hidden state of a small random batch, `(batch, tokens, hidden)`; None on the meta device."""
+    """Returns the last hidden state of a small random batch, `(batch, tokens, hidden)`; None on the meta device.
+
+    Those of towers are returned in one row.
+    """
     base: Any = base_model(model)
-    if next(model.parameters()).is_meta:
+    if device_of(model).type == "meta":
         return None
     with evaluating(model):
         output = base(**probe_inputs(model), return_dict=True)
+    towers = [part[0].flatten() for part in output.values() if isinstance(part, ModelOutput)]
+    if towers:
+        return torch.cat(towers).float()
     first = output[0]  # of models that are their own base, as those of T5, the logits; of a backbone, its stages
     return (first[-1] if isinstance(first, tuple) else first).float()
 

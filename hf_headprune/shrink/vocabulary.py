@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_headprune._compat import is_dispatched
 from hf_headprune._ownership import owned
 from hf_headprune.errors import HeadPruneError, InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.masking import evaluating
@@ -45,8 +46,9 @@ def prune_vocabulary_(model: nn.Module, tokenizer: Any, texts: Iterable[str]) ->
 
     Raises:
         InvalidSettingError: There is no text, or one is no string; or the tokenizer is not the model's.
-        UnsupportedModelError: The tokenizer is of another kind; or the model holds tokens in further places, or counts
-            positions from a padding token that would get another number.
+        UnsupportedModelError: The tokenizer is of another kind; or the model has two vocabularies, holds tokens in
+            further places, counts positions from a padding token that would get another number, or is spread over
+            devices.
         HeadPruneError: The model computes something else afterwards; it is then unusable.
     """
     backend = _backend_of(tokenizer)
@@ -256,11 +258,34 @@ def _check_table(model: Any, pieces: int) -> None:
             f"prune_vocabulary_: a {type(model).__name__} is made of two models with a vocabulary each. Prune that of "
             "each part, before they are put together."
         )
+    output = model.get_output_embeddings()
+    rows = None if output is None else len(output.weight)
+    if rows not in (None, table.num_embeddings) or _has_other_table(model, table):
+        other = (
+            "its decoder has a table of its own" if rows in (None, table.num_embeddings) else f"it predicts {rows:,}"
+        )
+        raise UnsupportedModelError(
+            f"prune_vocabulary_: a {type(model).__name__} has two vocabularies: it reads {table.num_embeddings:,} "
+            f"pieces, and {other}. Models with one vocabulary, read and written, are supported. The model is unchanged."
+        )
+    if is_dispatched(model):
+        raise UnsupportedModelError(
+            f"prune_vocabulary_: the {type(model).__name__} is spread over devices (device_map, or offloading). Load "
+            "it without device_map: that takes no more memory than the model itself."
+        )
     if pieces > table.num_embeddings:
         raise InvalidSettingError(
             f"prune_vocabulary_: the tokenizer has {pieces:,} pieces, and the model embeds {table.num_embeddings:,}. "
             "Pass the model's own tokenizer."
         )
+
+
+def _has_other_table(model: Any, table: nn.Embedding) -> bool:
+    """Tells whether the decoder of an encoder-decoder reads other embeddings than its encoder."""
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return False
+    own = [part().get_input_embeddings() for part in (model.get_encoder, model.get_decoder)]
+    return any(it is not None and it.weight is not table.weight for it in own)
 
 
 def _check_model(model: Any, kept: list[int]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from hf_headprune._offloaded import device_of
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.masking import evaluating
 from hf_headprune.tasks.answers import Answers
@@ -99,7 +100,7 @@ class SimilarityScorer(Scorer):
         self, model: nn.Module, batches: Sequence[Mapping[str, torch.Tensor]]
     ) -> list[dict[str, torch.Tensor]]:
         """Returns the batches with the embeddings of a model as labels, where they have none."""
-        device = next(model.parameters()).device
+        device = device_of(model)
         found = []
         with evaluating(model):
             for batch in batches:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hf_headprune._offloaded import device_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating
 from hf_headprune.tasks.answers import Answers
@@ -113,7 +114,6 @@ class ScoredExamples:
             )
 
     def _answers(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Answers:
-        # Weights that are offloaded are nowhere; hooks then move the inputs to where they are needed.
-        device = next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
+        device = device_of(model)
         entries = {name: tensor.to(device) for name, tensor in batch.items()}
         return self.scorer.answers_of(model, entries)

@@ -91,7 +91,7 @@ def test_the_density_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, t
 
 def test_the_step_cost_benchmark_runs_with_smoke(smoke):
     ratios = [float(line.split()[-1]) for line in smoke("benchmarks.step_cost").splitlines() if "bf16=" in line]
-    assert len(ratios) == 4
+    assert len(ratios) == 5
     assert all(0.2 < ratio < 5 for ratio in ratios)
 
 
@@ -125,6 +125,20 @@ def test_the_latency_table_benchmark_runs_with_smoke(smoke):
         measured, predicted = (float(part.split("=")[1]) for part in line.split()[-2:])
         assert 0 < measured < 1.5
         assert abs(predicted - measured) < 0.7
+
+
+def test_the_runtimes_benchmark_runs_with_smoke_and_bounds_each_speed_up(smoke, tmp_path):
+    out = smoke("benchmarks.runtimes", "--runtimes", "torch fp32,torch bf16", "--work", str(tmp_path))
+    lines = [line for line in out.splitlines() if "density" in line]
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"torch {dtype}, batch 1, density {density}" for dtype in ("fp32", "bf16") for density in ("1", "0.5")
+    ]
+    for line in lines:
+        bound = float(line.split("x of ")[1].split("x")[0])
+        assert bound == 1 if line.endswith("density 1") else 1 <= bound <= 2.01
+    sizes = [float(line.split(" ms, ")[1].split()[0]) for line in lines]
+    assert sizes[0] > sizes[1]
+    assert sizes[0] == pytest.approx(2 * sizes[2], abs=0.1)
 
 
 def test_the_optimum_benchmark_runs_with_smoke(smoke):
@@ -168,6 +182,13 @@ def test_the_memory_benchmark_runs_with_smoke(smoke):
     assert len(ratios) == 6
     assert ratios[0] == 1.0
     assert all(0.5 < ratio < 3 for ratio in ratios)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell anonymous memory apart")
+def test_the_benchmark_of_offloaded_memory_runs_with_smoke(smoke):
+    lines = smoke("benchmarks.offloaded_memory").splitlines()
+    assert [line.split(" MB")[0].rsplit(maxsplit=1)[0].strip() for line in lines[:2]] == ["in memory", "on disk"]
+    assert lines[-1] == "the saved weights are the same"
 
 
 def test_the_shapes_benchmark_runs_with_smoke_and_checks_the_saved_file(smoke):
@@ -220,6 +241,10 @@ def test_the_benchmark_of_the_command_runs_with_smoke(smoke, tmp_path):
 
 def test_the_benchmark_of_the_vocabulary_runs_with_smoke(smoke, tmp_path):
     assert "sst2, density 0.5: " in smoke("benchmarks.vocabulary", "--work", str(tmp_path))
+
+
+def test_the_benchmark_of_the_recovery_runs_with_smoke(smoke, tmp_path):
+    assert "sst2, density 0.1, 1 epochs: " in smoke("benchmarks.recovery", "--work", str(tmp_path))
 
 
 def test_the_simulation_of_several_promises_runs_with_smoke(smoke):

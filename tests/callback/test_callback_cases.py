@@ -16,7 +16,7 @@ from transformers import (
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.cost import cost_of, macs_per_unit
+from hf_headprune.cost import cost_of, macs_price
 from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.latency import LatencySettings, random_inputs
 from hf_headprune.learn.gates.pruner import GatePruner
@@ -252,7 +252,7 @@ def test_a_run_to_a_speedup_ends_with_the_macs_that_it_leaves(tmp_path, factor):
     anatomy = anatomy_of(tiny_bert())
     whole = cost_of(PruningPlan.full(anatomy), anatomy, seq_len=300).macs
     left = cost_of(PruningPlan.full(anatomy_of(trainer.model)), anatomy_of(trainer.model), seq_len=300).macs
-    a_chunk = 8 * macs_per_unit(anatomy.ffn_sites[0], 300, 300)
+    a_chunk = 8 * macs_price(anatomy.ffn_sites[0], 300, 300).per_unit
     assert whole / factor - a_chunk < left <= whole / factor
 
 

@@ -19,7 +19,7 @@ from hf_headprune import anatomy_of, certify
 from hf_headprune.budgets import linear_density
 from hf_headprune.callback import HeadPruneCallback, trainer_compat
 from hf_headprune.callback.finish import REPORT_NAME
-from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError, TrainingStateError
+from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.learn.gates.pruner import GatePruner
 from hf_headprune.pipeline.cost_path import DENSITIES
@@ -274,14 +274,6 @@ def test_at_most_two_copies_of_the_model_are_alive_after_training(tmp_path, monk
 def test_data_that_nothing_can_be_measured_on_is_refused_at_construction(tmp_path, callback, dataset, rule):
     with pytest.raises(InvalidSettingError, match=f"(?s){rule}.*density=0.5"):
         trainer_of(tmp_path, HeadPruneCallback(**callback), eval_dataset=dataset)
-
-
-@pytest.mark.parametrize("flag", ["is_deepspeed_enabled", "is_fsdp_enabled"])
-def test_weights_split_over_processes_are_refused_in_training(tmp_path, flag):
-    trainer = trainer_of(tmp_path, None)
-    setattr(trainer, flag, True)
-    with pytest.raises(TrainingStateError, match=r"DeepSpeed and FSDP.*whole ones\. Prune after training"):
-        trainer_compat.require_whole_model(trainer, in_training=True)
 
 
 @pytest.mark.parametrize("compute_metrics", [None, accuracy_of])

@@ -12,9 +12,10 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModel, Trainer, TrainingArguments
 
-from hf_headprune import Distillation, HeadPruneCallback
+from hf_headprune import Distillation, HeadPruneCallback, PruningPlan, PruningResult, anatomy_of, prune_model_
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.publish.report import PruningReport
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.scores import ScoredExamples
 from tests.support.models import tiny_bert, tiny_distilbert
@@ -71,6 +72,28 @@ def assert_reads_again(model, folder, read):
     np.testing.assert_array_equal(read(again), read(model))
 
 
+def test_the_card_of_sentence_transformers_keeps_our_section_while_the_weights_are_the_same(embedder, tmp_path):
+    inner = embedder[0].auto_model
+    plan = PruningPlan.of(inner).replace(kept_heads={"encoder.layer.0.attention": (0,)})
+    report = PruningReport.of(plan, anatomy_of(inner))
+    prune_model_(inner, PruningResult(plan, reference=PruningPlan.of(inner), report=report))
+    card, found = tmp_path / "saved" / "README.md", []
+    for _ in range(2):
+        embedder.save_pretrained(str(tmp_path / "saved"))
+        found.append(card.read_text())
+    assert found[0] == found[1]
+    assert found[0].count("## What was pruned") == 1
+    assert "sentence-transformers" in found[0]
+    assert "- pruned" in found[0]
+    again = st.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    again.save_pretrained(str(tmp_path / "again"))
+    assert (tmp_path / "again" / "README.md").read_text().count("## What was pruned") == 1
+    with torch.no_grad():
+        next(again.parameters()).add_(1)
+    again.save_pretrained(str(tmp_path / "again"))
+    assert "## What was pruned" not in (tmp_path / "again" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("loss", ["CoSENTLoss", "MultipleNegativesRankingLoss"])
 def test_a_budget_is_met_under_losses_that_run_the_model_twice(embedder, tmp_path, loss):
     before = parameters(embedder)
@@ -120,6 +143,14 @@ def test_a_cross_encoder_is_pruned_saved_and_read_as_one(tmp_path):
     assert "AutoModelForSequenceClassification.from_pretrained" in (tmp_path / "inside" / "README.md").read_text()
     pairs = list(zip(sentences(5, 3), sentences(5, 4), strict=True))
     assert_reads_again(model, tmp_path / "saved", lambda it: it.predict(pairs))
+
+
+def test_a_teacher_of_a_cross_encoder_is_refused_when_the_trainer_is_built(tmp_path):
+    folder = save_text_model(tmp_path / "text", "BertForSequenceClassification", num_labels=3)
+    model, teacher = (st.CrossEncoder(str(folder), device="cpu") for _ in range(2))
+    callback = HeadPruneCallback(density=0.5, distillation=Distillation(teacher))
+    with pytest.raises(InvalidSettingError, match="loss of a CrossEncoder runs the model by itself"):
+        trained(model, tmp_path, callback)
 
 
 def test_a_sentence_transformer_learns_from_the_dense_embeddings_without_labels(embedder, tmp_path):

@@ -28,6 +28,8 @@ def folder(tmp_path_factory):
 def test_a_folder_is_written_for_each_mode(mode, model_type, has_code, folder, tmp_path, capsys):
     said = called(capsys, "export", folder, tmp_path / "out", "--mode", mode)
     assert (said.code, f"mode {mode}" in said.out) == (0, True), said.err
+    again = called(capsys, "export", folder, tmp_path / "out", "--mode", mode, "--overwrite", "--json")
+    assert json.loads(again.out) == {"output": str(tmp_path / "out"), "mode": mode, "files": []}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == model_type
     assert bool(list((tmp_path / "out").glob("modeling_*.py"))) is has_code
     assert "No tokenizer was saved" in said.err
@@ -37,7 +39,7 @@ def test_a_folder_is_written_for_each_mode(mode, model_type, has_code, folder, t
     ("words", "message"),
     [
         (("--int8",), "--int8 is for ONNX files"),
-        (("--onnx", "--mode", "plain"), "an ONNX file has no --mode"),
+        (("--onnx", "--mode", "plain"), "ONNX and OpenVINO files have no --mode"),
         (("--mode", "torchscript"), "mode must be one of 'remote', 'native', 'plain'"),
     ],
 )

@@ -8,8 +8,11 @@ import pytest
 import torch
 from datasets import Dataset
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.guarantee.certify import certify
+from hf_headprune.guarantee.power import PowerAssumptions, power_of
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.report import PruningReport
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.classifiers import classifier, decided, examples
 from tests.support.command_line import called
@@ -53,6 +56,10 @@ def test_verify_reaches_every_level_with_models_and_data(saved, capsys):
     assert "The certificate holds." in result.out
     assert "models: the pruned model was run on 160 examples" in result.out
     assert "not checked: that the train split holds none of the examples" in result.out
+    said = called(capsys, "verify", saved / "pruned", "--json")
+    content = json.loads(said.out)
+    assert (said.code, content["holds"], content["findings"]) == (0, True, [])
+    assert content["skipped"]
 
 
 def test_verify_says_what_differs_and_fails(saved, dense, capsys):
@@ -64,6 +71,9 @@ def test_verify_says_what_differs_and_fails(saved, dense, capsys):
     result = called(capsys, "verify", saved / "pruned", "--dense", saved / "dense")
     assert result.code == 1
     assert "DOES NOT HOLD" in result.out
+    said = called(capsys, "verify", saved / "pruned", "--dense", saved / "dense", "--json")
+    assert (said.code, json.loads(said.out)["holds"]) == (1, False)
+    assert json.loads(said.out)["findings"][0]["name"] == "dense weights"
     assert "dense weights" in result.out
 
 
@@ -112,6 +122,19 @@ def test_show_prints_one_json_object(saved, certificate, pruned, capsys):
     assert content["sites"][0]["removed_heads"] == [1]
 
 
+def test_show_writes_the_report_of_the_run_as_a_page(saved, pruned, dense, capsys):
+    page, report = saved / "report.html", saved / "pruned" / "headprune_report.json"
+    words = ("show", saved / "pruned", "--html", page)
+    refused = called(capsys, *words)
+    assert (refused.code, page.exists()) == (2, False)
+    assert "there is no headprune_report.json" in refused.problem
+    report.write_text(PruningReport.of(PruningPlan.of(pruned), anatomy_of(pruned)).to_json())
+    assert called(capsys, *words).code == 0
+    assert "<h1>pruned</h1>" in page.read_text()
+    report.write_text(PruningReport.of(PruningPlan.of(dense), anatomy_of(dense)).to_json())
+    assert "is about another model" in called(capsys, *words).problem
+
+
 def test_bench_measures_both_models_and_names_the_bound(saved, capsys):
     words = ("bench", saved / "pruned", "--dense", saved / "dense", "--batch-size", "2", "--length", "8")
     output = called(capsys, *words).out.splitlines()
@@ -132,6 +155,9 @@ def test_show_does_not_repeat_a_certificate_about_other_weights(saved, tmp_path,
 def test_power_is_known_before_the_search(capsys):
     result = called(capsys, "power", 872, "--max-drop", "0.02")
     assert result.out.startswith("872 examples, 95 % confidence.")
+    content = json.loads(called(capsys, "power", 872, "--max-drop", "0.02", "--json").out)
+    assert content["chance"] == power_of(872, 0.02, PowerAssumptions(alpha=1 - content["confidence"]))
+    assert power_of(content["examples_needed"], 0.02) >= 0.8 > content["detectable_drop"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,12 @@ def test_a_checkpoint_of_transformers_4_becomes_a_pruned_folder(tmp_path, capsys
     assert json.loads((tmp_path / "new" / "config.json").read_text())["model_type"] == "prunable_bert"
     assert (tmp_path / "new" / "tokenizer.json").exists()
     assert "heads: 2 4" in called(capsys, "show", tmp_path / "new").out
+    again = called(capsys, "migrate", tmp_path / "old", tmp_path / "new", "--overwrite", "--json")
+    sites = json.loads(again.out)["sites"]
+    assert [(site["kept"], site["removed_heads"]) for site in sites if "attention" in site["site"]] == [
+        (2, [1, 2]),
+        (4, []),
+    ]
 
 
 def test_a_pickle_needs_a_word_of_its_own(tmp_path, capsys):

@@ -445,3 +445,44 @@ def test_the_help_fits_one_screen(capsys, monkeypatch):
     assert len(lines) <= 31
     assert max(map(len, lines)) <= 100
     assert called(capsys).out.count("\n") < 20
+
+
+def test_a_pruned_model_trains_on_before_it_is_certified(capsys, classifier, tmp_path):
+    files = ["--train", classifier / "train.csv", "--test", classifier / "test.csv", "--kept-heads", 1, "--json"]
+    bare = called(capsys, "prune", classifier / "model", tmp_path / "bare", *files)
+    said = called(
+        capsys, "prune", classifier / "model", tmp_path / "out", *files, "--recover", 2, "--learning-rate", 1e-3
+    )
+    assert (bare.code, said.code) == (0, 0), said.err
+    assert "2 epochs of training of a pruned model" in said.err
+    assert json.loads(said.out)["reload_difference"] == 0.0
+    assert (tmp_path / "out" / "headprune_certificate.json").exists()  # it is written beside the weights it is about
+    weights = [
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / name).classifier.weight
+        for name in ("bare", "out")
+    ]
+    assert weights[0].shape == weights[1].shape
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--recover", 0], "--recover takes a number of epochs above 0"),
+        (["--recover", 1, "--search"], "measures plans that do not train on"),
+    ],
+)
+def test_a_recovery_that_makes_no_sense_is_refused(capsys, classifier, tmp_path, words, problem):
+    given = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "train.csv"]
+    assert problem in called(capsys, *given, *words).problem
+
+
+def test_equal_layers_are_pruned_and_exported_for_transformers_alone(capsys, classifier, tmp_path):
+    words = (classifier / "model", tmp_path / "out", "--train", classifier / "train.csv", "--uniform")
+    said = called(capsys, "prune", *words, "--density", 0.8)
+    assert said.code == 0, said.err
+    assert called(capsys, "export", tmp_path / "out", tmp_path / "plain", "--mode", "plain").code == 0
+    read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert (type(read).__name__, read.config.intermediate_size) == ("BertForSequenceClassification", 32)
+    refused = called(capsys, "prune", *words, "--kept-heads", 4)
+    assert "bert has no field that says fewer heads" in refused.problem

@@ -9,40 +9,44 @@ from typing import ClassVar
 
 import pytest
 import torch
-from accelerate import disk_offload, dispatch_model
 from accelerate.state import AcceleratorState
 from transformers import Trainer
 
-from hf_headprune import (
-    HeadPruneCallback,
-    PruningPlan,
-    certify,
-    plan_for_budget,
-    prune_model_,
-    scores_of,
-    search_plan,
-)
+from hf_headprune import BlockMovement, HeadPruneCallback, SubsetGates
 from hf_headprune.callback.gathering import is_split, make_whole_, whole_copy
-from hf_headprune.errors import TrainingStateError, UnsupportedModelError
+from hf_headprune.errors import TrainingStateError
 from tests.callback.test_distributed import both
-from tests.support.documentation import examples
 from tests.support.models import tiny_bart, tiny_bert
 from tests.support.trainers import logits_of, trainer_of
+
+MODES = ("default", "costs", "gates", "movement")
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    return both("tests.support.split_script", tmp_path_factory.mktemp("split"))
+    found = both("tests.support.split_script", tmp_path_factory.mktemp("split"))
+    return {mode: [outcome for outcome in found if outcome["mode"] == mode] for mode in MODES}
 
 
-def test_a_model_that_fsdp_splits_is_pruned_whole_once_and_saved_once(outcomes):
-    first, second = outcomes
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_that_fsdp_splits_is_pruned_whole_once_and_saved_once(outcomes, mode):
+    first, second = outcomes[mode]
     assert (first.pop("rank"), second.pop("rank")) == (0, 1)
     assert first == second
     assert first["was split"]
     assert not first["is split"]
     assert first["reloads alike"]
     assert sum(map(len, first["kept"])) < 8 + 128
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_pruning_in_training_chooses_under_fsdp_what_it_chooses_under_data_parallelism(outcomes, mode):
+    found = outcomes[mode][0]
+    assert not found["plain was split"]
+    assert found["plan of plain"]
+    assert found["from plain"] < 1e-3
+    assert found["scores from plain"] < 1e-3
+    assert (len(set(found["scores"])) > 1) == (mode != "costs")
 
 
 class Partitions:
@@ -131,29 +135,8 @@ def test_a_trainer_has_a_whole_model_once_training_has_ended(tmp_path, partition
     assert (tmp_path / "saved" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["a part", "all"])
-def test_an_offloaded_model_is_scored_and_refused_for_anything_else(tmp_path, whole):
-    model, rows = tiny_bert(num_labels=2).eval(), examples(20, 1)
-    expected = scores_of(model, rows)
-    if whole:
-        disk_offload(model, tmp_path, execution_device="cpu")
-    else:
-        parts = {name: "cpu" for name, _ in model.named_children()} | {"bert.encoder.layer.0": "disk"}
-        del parts["bert"]
-        parts |= {f"bert.{name}": "cpu" for name, _ in model.bert.named_children() if name != "encoder"}
-        dispatch_model(model, parts | {"bert.encoder.layer.1": "cpu"}, main_device="cpu", offload_dir=tmp_path)
-    assert any(weight.is_meta for weight in model.parameters())
-    assert scores_of(model, rows).tolist() == expected.tolist()
-    cuts = (
-        lambda: prune_model_(model, PruningPlan.of(model)),
-        lambda: search_plan(model, rows, calibration=examples(20, 2)),
-        lambda: plan_for_budget(model, rows, density=0.5),
-    )
-    for cut in cuts:
-        with pytest.raises(UnsupportedModelError, match="it is spread over devices"):
-            cut()
-    with pytest.raises(UnsupportedModelError, match=r"weights of a BertForSequenceClassification are offloaded"):
-        certify(tiny_bert(num_labels=2), model, rows)
+FILLED = BlockMovement.hybrid_filled(density=0.5, attention_block=(8, 8))
+GATES = SubsetGates(kept_heads=3)
 
 
 class Sharding(Trainer):
@@ -169,19 +152,21 @@ class Sharding(Trainer):
 @pytest.mark.parametrize(
     ("state", "parts", "message"),
     [
+        ({"is_fsdp_enabled": True, "version": 2}, {"movement": FILLED}, "trains the cut model a second time"),
         (
-            {"is_fsdp_enabled": True, "version": 2},
-            {"density": 0.5},
-            "needs whole ones. Prune after",
+            {"is_fsdp_enabled": True, "version": 2, "dtype": "bfloat16"},
+            {"gates": GATES},
+            "received a model in bfloat16",
         ),
-        ({"is_deepspeed_enabled": True, "version": 2}, {"kept_heads": 3}, "needs whole ones"),
+        ({"is_deepspeed_enabled": True, "version": 2}, {"kept_heads": 3}, "moves weights, gradients and optimizer"),
         ({"is_fsdp_enabled": True, "version": 1}, {}, "FSDP of version 1 flattens the weights"),
     ],
 )
 def test_what_can_not_be_gathered_is_refused_when_the_trainer_is_built(tmp_path, monkeypatch, state, parts, message):
+    model = tiny_bert().to(getattr(torch, state.pop("dtype", "float32")))
     trainer_of(tmp_path, None)  # the state of accelerate is one for all
     plugin = SimpleNamespace(fsdp_version=state.pop("version"))
     monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
     monkeypatch.setattr(Sharding, "said", {"is_fsdp_enabled": False, **state})
     with pytest.raises(TrainingStateError, match=message):
-        trainer_of(tmp_path, HeadPruneCallback(**parts, latency=None), trainer_class=Sharding)
+        trainer_of(tmp_path, HeadPruneCallback(**parts, latency=None), trainer_class=Sharding, model=model)

@@ -48,6 +48,7 @@ ANYTHING = ["x", [], object(), (), {}, math.nan, math.inf, -1, -0.5, True, ("x",
 TAKEN = {
     ("metric", "x"),
     ("mask_bias", True),
+    ("whole_groups", True),
     ("refit", True),
     ("bf16_screening", True),
     ("greater_is_better", True),

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from hf_headprune import anatomy
-from hf_headprune.anatomy import anatomy_of, family_of
+from hf_headprune.anatomy import Price, anatomy_of, family_of
 from hf_headprune.budgets import budget_groups
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.families import FAMILIES, REFUSED
@@ -69,12 +69,15 @@ def test_an_older_transformers_is_named_where_the_layers_were_others(monkeypatch
         anatomy_of(model)
 
 
-def test_groups_of_heads_are_the_units_where_heads_share_keys():
-    model, _ = made("llama")  # eight query heads of width 8 in four groups
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_query_heads_are_the_units_where_groups_of_them_share_keys(name):
+    model, _ = made(name)  # eight query heads of width 8 in four groups
     (site, *_) = anatomy_of(model).attention_sites
-    assert (site.units, site.unit_width) == (4, 16)
-    assert [part.rows.per_unit for part in site.parts] == [16, 8, 8]
-    assert site.parameters_per_unit == 32 * (16 + 8 + 8 + 16)
+    assert (site.units, site.unit_width, site.group, site.groups, site.group_width) == (8, 8, 2, 4, 16)
+    assert sum(part.rows.per_unit for part in site.parts) == 16 + 8 + 8
+    assert site.parameters == Price(site.hidden_size * (8 + 8), site.hidden_size * (8 + 8))
+    assert site.bytes == Price(4 * site.parameters.per_unit, 4 * site.parameters.per_group)
+    assert site.price(site.parameters, (0, 2, 3)) == site.hidden_size * (3 * 16 + 2 * 16)
 
 
 def test_a_gated_unit_has_two_rows_and_a_column():
@@ -82,7 +85,7 @@ def test_a_gated_unit_has_two_rows_and_a_column():
         model, _ = made(name)
         (site, *_) = anatomy_of(model).ffn_sites
         assert site.is_gated
-        assert site.parameters_per_unit == 3 * 32
+        assert site.parameters == Price(3 * 32)
 
 
 def test_a_layer_that_albert_shares_costs_as_often_as_it_is_used():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel
 
+from hf_headprune._certificate_file import attach_certificate_, weights_sha256
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cost import cost_of
+from hf_headprune.errors import InvalidConfigError
 from hf_headprune.families import FAMILIES
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import class_names
+from hf_headprune.shrink.saved_plan import plan_from_dense
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.families import implementations, made, random_plan
 from tests.support.models import FAMILY_NAMES, TINY_FAMILIES, tiny_bert_decoder
@@ -79,7 +83,7 @@ def test_masked_equals_pruned_equals_reloaded(name, attention, tmp_path):
         model, inputs = made(name, seed=seed)
         if dtype != torch.float32:  # what is no parameter gets the precision that loading gives it
             model.save_pretrained(tmp_path)
-            model = getattr(transformers, TINY_FAMILIES[name].auto).from_pretrained(tmp_path, dtype=dtype)
+            model = type(model).from_pretrained(tmp_path, dtype=dtype)
         inputs = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
         model.set_attn_implementation(attention)
         assert_contract(model, random_plan(model, seed=seed), inputs, auto=TINY_FAMILIES[name].auto)
@@ -100,6 +104,7 @@ VARIANTS = [
     ("albert", {"num_hidden_groups": 1, "inner_group_num": 2}),
     ("modernbert", {"attention_bias": True, "mlp_bias": True}),
     ("wav2vec2", {"do_stable_layer_norm": True}),
+    ("swin", {"use_absolute_embeddings": True, "qkv_bias": False, "depths": [1, 1], "mlp_ratio": 3.0}),
 ]
 
 
@@ -109,6 +114,22 @@ def test_other_forms_of_a_family_keep_the_same_contract(name, settings):
     assert_contract(model, random_plan(model, seed=3), inputs, auto=TINY_FAMILIES[name].auto)
 
 
+@pytest.mark.parametrize("name", ["qwen3", "phi3"])
+def test_groups_of_query_heads_are_cut_twice_and_known_by_their_first_numbers(name):
+    model, inputs = made(name, num_key_value_heads=2)  # four query heads each
+    full = PruningPlan.of(model)
+    first, second = full.num_heads
+    plan = full.replace(kept_heads={first: (0, 2, 3, 4, 5, 7), second: (5, 7)})
+    assert_contract(model, plan, inputs, auto=TINY_FAMILIES[name].auto)
+    entries = model.config.to_dict()["per_layer_config"]
+    assert entries["0"] == {"num_attention_heads": 6}  # two groups, as before
+    assert entries["1"] == {"num_attention_heads": 2, "num_key_value_heads": 1}
+    assert PruningPlan.of(model).heads_per_group == {first: 3, second: 2}
+    again = PruningPlan.of(model).replace(kept_heads={first: (1, 2, 3, 5), second: (1,)})
+    assert_contract(model, again, inputs, auto=TINY_FAMILIES[name].auto)
+    assert plan_from_dense(model).kept_heads == {first: (2, 3, 4, 7), second: (7,)}
+
+
 def test_gpt2_with_cross_attention_keeps_the_same_contract():
     model, inputs = made("gpt2", add_cross_attention=True)
     inputs["encoder_hidden_states"] = torch.randn(3, 5, 32)
@@ -116,8 +137,70 @@ def test_gpt2_with_cross_attention_keeps_the_same_contract():
     assert_contract(model, random_plan(model, seed=0), inputs, auto="AutoModelForCausalLM")
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_classifier_with_the_image_tower_alone_keeps_the_same_contract(name):
+    towers, inputs = made(name, num_labels=3)
+    model = getattr(transformers, type(towers).__name__.replace("Model", "ForImageClassification"))(towers.config)
+    assert {site.tower for site in anatomy_of(model).sites} == {"vision_config"}
+    images = {"pixel_values": inputs["pixel_values"]}
+    assert_contract(model.eval(), random_plan(model, seed=0), images, auto="AutoModelForImageClassification")
+
+
+def test_the_layers_of_each_tower_are_in_its_own_configuration(tmp_path):
+    model, _ = made("siglip")
+    heads = {"vision_model.encoder.layers.1.self_attn": (2,), "text_model.encoder.layers.2.self_attn": (0, 1, 3)}
+    prune_model_(model, PruningPlan.of(model).replace(kept_heads=heads)).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert [type(found).__name__ for found in (config, config.text_config, config.vision_config)] == [
+        "PrunableSiglipConfig",
+        "PrunableSiglipTextConfig",
+        "PrunableSiglipVisionConfig",
+    ]
+    assert config.text_config.to_dict()["per_layer_config"] == {"2": {"num_attention_heads": 3}}
+    assert config.vision_config.to_dict()["per_layer_config"] == {"1": {"num_attention_heads": 1}}
+    config.vision_config = transformers.SiglipVisionConfig()
+    with pytest.raises(InvalidConfigError, match="vision_config must be a PrunableSiglipVisionConfig"):
+        type(model)(config)
+
+
+def test_a_tower_is_pruned_alone_and_the_whole_says_so(tmp_path):
+    model, inputs = made("clip")
+    tower = model.vision_model
+    plan = random_plan(tower, seed=1)
+    prefixed = {f"vision_model.{site}": units for site, units in {**plan.kept_heads, **plan.kept_ffn}.items()}
+    full = PruningPlan.of(model)
+    same = full.replace(
+        kept_heads={site: units for site, units in prefixed.items() if site in full.kept_heads},
+        kept_ffn={site: units for site, units in prefixed.items() if site in full.kept_ffn},
+    )
+    with masked(model, same):
+        expected = logits_of(model, inputs)
+    prune_model_(tower, plan)
+    assert type(model).__name__ == "PrunableCLIPModel"
+    assert model.config.vision_config is tower.config
+    torch.testing.assert_close(logits_of(model, inputs), expected)
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(logits_of(reloaded, inputs), logits_of(model, inputs))
+
+
+def test_stages_of_a_swin_have_numbers_of_their_own(tmp_path):
+    model, _ = made("swin")
+    kept = {"encoder.layers.0.blocks.1.attention": (1,), "encoder.layers.1.blocks.0.attention": (0, 2, 3)}
+    prune_model_(model, PruningPlan.of(model).replace(kept_heads=kept)).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    entries = config.to_dict()["per_layer_config"]
+    assert [entries[str(layer)]["num_layer_heads"] for layer in range(4)] == [2, 1, 3, 4]
+    assert [entries[str(layer)]["num_ffn_units"] for layer in range(4)] == [32, 32, 64, 64]
+    assert (config.num_heads, config.num_hidden_layers) == ([2, 4], 4)
+    with pytest.raises(InvalidConfigError, match=r"layer 1: num_layer_heads must be an integer from 0 to 2, "):
+        config.per_layer_config = {1: {"num_layer_heads": 3}}
+
+
 def assert_contract(model, plan, inputs, *, auto):
-    """Checks that masked, pruned and reloaded models compute the same, and that the file is what the plan costs."""
+    """Checks that masked, pruned and reloaded models compute the same, that the file is what the plan costs, and that a
+    certificate of the weights stays with them.
+    """
     cost, dtype, attention = cost_of(plan, anatomy_of(model), seq_len=9), model.dtype, model.config._attn_implementation
     with masked(model, plan):
         expected = logits_of(model, inputs)
@@ -125,6 +208,8 @@ def assert_contract(model, plan, inputs, *, auto):
     received = logits_of(model, inputs)
     scale = max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(received / scale, expected / scale, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    certificate = json.dumps({"pruned": {"weights": weights_sha256(model.state_dict())}})
+    attach_certificate_(model, certificate)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         assert_saved_as_planned(folder, cost, model)
@@ -133,6 +218,8 @@ def assert_contract(model, plan, inputs, *, auto):
     assert reloaded.dtype == dtype
     assert torch.equal(logits_of(reloaded, inputs), received)
     assert PruningPlan.of(reloaded) == PruningPlan.of(model)
+    assert reloaded.headprune_certificate == certificate
+    assert weights_sha256(reloaded.state_dict()) == json.loads(certificate)["pruned"]["weights"]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

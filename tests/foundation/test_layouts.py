@@ -58,3 +58,14 @@ def test_values_come_last(layout, plain):
     literal = next((place for place, name in enumerate(names) if name.isdecimal()), None)
     expected = grid if literal is None else grid.select(literal, -1)
     assert last == expected.flatten().tolist()
+
+
+@pytest.mark.parametrize("heads", [(0, 1, 2, 3, 4, 5, 6, 7), (0, 3, 6), (4, 5), ()])
+def test_query_heads_take_what_their_group_shares_along(heads):
+    entries = Entries.of("u r d + u d + u d", SIZES)
+    rows = torch.arange(entries.total)
+    query, key, value = rows[:24].view(4, 2, 3), rows[24:36].view(4, 3), rows[36:].view(4, 3)
+    groups = sorted({head // 2 for head in heads})
+    expected = torch.cat([query.reshape(8, 3)[list(heads)], key[groups], value[groups]]).flatten().tolist()
+    assert entries.indices_of_heads(heads, 2) == expected
+    assert entries.of_heads == 24

@@ -5,8 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError
 from hf_headprune.plan import MOST_UNITS, PruningPlan, refitted
+from tests.support.families import made
 from tests.support.models import tiny_bert
 
 SITE = "encoder.layer.0.attention"
@@ -114,7 +116,8 @@ NASTY += [range(10**12), range(10**400), {"x" * 10**6: 1}, [10**400], (float("in
 
 @pytest.mark.parametrize("value", NASTY, ids=lambda value: type(value).__name__)
 def test_whatever_a_plan_is_made_of_it_is_taken_or_refused_in_few_words(plan, value):
-    fields = {name: dict(getattr(plan, name)) for name in ("num_heads", "num_ffn", "kept_heads", "kept_ffn")}
+    names = ("num_heads", "num_ffn", "kept_heads", "kept_ffn", "heads_per_group")
+    fields = {name: dict(getattr(plan, name)) for name in names}
     attempts = [
         lambda: PruningPlan.from_json(value),
         lambda: PruningPlan(value, **fields),
@@ -141,3 +144,38 @@ def test_units_that_can_be_read_once_only_are_kept(plan):
     fields = {name: dict(getattr(plan, name)) for name in ("num_heads", "num_ffn", "kept_heads", "kept_ffn")}
     fields["kept_heads"][SITE] = iter([3, 1])
     assert PruningPlan("bert", **fields).kept_heads[SITE] == (1, 3)
+
+
+@pytest.fixture
+def grouped():
+    return PruningPlan("llama", {"a": 6, "b": 4}, {}, {"a": range(6), "b": range(4)}, {}, {"a": 3})
+
+
+def test_groups_of_query_heads_keep_equally_many_or_none(grouped):
+    plan = grouped.replace(kept_heads={"a": (1, 2, 3, 5)})
+    assert plan.groups("a") == ((1, 2), (3, 5))
+    assert plan.groups("b") == ((0,), (1,), (2,), (3,))
+    assert grouped.replace(kept_heads={"a": (4,)}).groups("a") == ((4,),)
+    assert grouped.replace(kept_heads={"a": ()}).groups("a") == ()
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    with pytest.raises(
+        InvalidPlanError, match=r"a must keep equally many of the 3 query heads .* received \[0, 1, 5\]"
+    ):
+        grouped.replace(kept_heads={"a": (5, 0, 1)})
+
+
+@pytest.mark.parametrize("groups", [{"a": 4}, {"a": 1}, {"a": True}, {"c": 2}, 3])
+def test_heads_per_group_divide_the_heads_of_a_site(groups):
+    with pytest.raises(InvalidPlanError, match="heads_per_group"):
+        PruningPlan("llama", {"a": 6}, {}, {"a": range(6)}, {}, groups)
+
+
+def test_a_plan_fits_a_model_with_the_same_groups_only():
+    model, _ = made("llama")
+    plan = PruningPlan.of(model)
+    wrong = PruningPlan(
+        plan.model_type, plan.num_heads, plan.num_ffn, plan.kept_heads, plan.kept_ffn, dict.fromkeys(plan.num_heads, 4)
+    )
+    plan.check_fits(anatomy_of(model))
+    with pytest.raises(InvalidPlanError, match="heads per group"):
+        wrong.check_fits(anatomy_of(model))

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
-from hf_headprune.cost import cost_of, macs_per_unit, weights_per_unit
+from hf_headprune.cost import cost_of, macs_price, weights_price
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.movement.magnitude import magnitudes
 from hf_headprune.learn.movement.pruner import MovementPruner
@@ -245,9 +245,9 @@ def test_a_named_share_is_that_of_the_cut_model_whatever_its_blocks_are(name, ma
 def share_of_scored(plan, anatomy, settings):
     """Of the sites that are scored, in what the settings count."""
     scored = [site for site in anatomy.sites if settings.block_of(site) is not None]
-    price = weights_per_unit if settings.tuning.counts == "parameters" else lambda site: macs_per_unit(site, 128, 128)
-    kept = sum(len(plan.kept(site.name)) * price(site) for site in scored)
-    return kept / sum(site.units * price(site) for site in scored)
+    price = weights_price if settings.tuning.counts == "parameters" else lambda site: macs_price(site, 128, 128)
+    kept = sum(site.price(price(site), plan.kept(site.name)) for site in scored)
+    return kept / sum(site.price(price(site)) for site in scored)
 
 
 def test_a_head_that_blocks_closed_can_return():

@@ -272,7 +272,7 @@ def test_a_copy_of_a_model_in_training_has_a_pruner_of_its_own(name):
 def test_bytes_are_met_and_never_exceeded():
     model, pruner = begun("bytes", 6)
     sites = anatomy_of(model).sites
-    kept = sum(len(pruner.plan().kept(site.name)) * site.bytes_per_unit for site in sites)
-    total = sum(site.units * site.bytes_per_unit for site in sites)
-    largest = max(site.bytes_per_unit * (1 if site.is_attention else 8) for site in sites)
+    kept = sum(len(pruner.plan().kept(site.name)) * site.bytes.per_unit for site in sites)
+    total = sum(site.units * site.bytes.per_unit for site in sites)
+    largest = max(site.bytes.per_unit * (1 if site.is_attention else 8) for site in sites)
     assert total / 2 - largest < kept <= total / 2

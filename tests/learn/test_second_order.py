@@ -10,7 +10,7 @@ import torch
 
 from hf_headprune import PruningPlan, SecondOrder, anatomy_of, linear_density
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.cost import cost_of, macs_per_unit
+from hf_headprune.cost import cost_of, macs_price
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
@@ -36,7 +36,7 @@ def test_a_speed_up_is_met_in_macs_to_the_nearest_unit(case, factor, seq_len):
     bank = SecondOrderPruner(anatomy, SecondOrder.to_speedup(factor, width_multiple=8, seq_len=seq_len))
     bank.choose(model, losses_of(model, batches), 1)
     macs = [cost_of(plan, anatomy, seq_len=seq_len).macs for plan in (PruningPlan.full(anatomy), bank.plan())]
-    steps = [macs_per_unit(s, seq_len, seq_len) * (1 if s.is_attention else 8) for s in anatomy.sites]
+    steps = [macs_price(s, seq_len, seq_len).per_unit * (1 if s.is_attention else 8) for s in anatomy.sites]
     assert abs(macs[0] / factor - macs[1]) <= max(steps) / 2
 
 

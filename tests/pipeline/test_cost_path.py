@@ -13,7 +13,7 @@ from hf_headprune.budgets import linear_density
 from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.pipeline.budget import header_bytes, plan_for_budget
-from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
+from hf_headprune.pipeline.cost_path import DENSITIES, can_decide, leaving_densities
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.choice import plans_at
@@ -84,6 +84,7 @@ def test_a_higher_confidence_prunes_no_more(trained):
     for confidence in (0.6, 0.999):
         result = search_plan(trained, dev, calibration=train, max_drop=0.03, confidence=confidence, progress=False)
         densities.append(linear_density(result.plan, anatomy_of(trained)))
+        assert result.report.frontier.confidence == confidence
     assert densities[0] <= densities[1]
 
 
@@ -106,6 +107,17 @@ def assert_is_frontier(result):
         assert any(it.density <= known.density and it.metric >= known.metric for it in result.frontier)
 
 
+def test_heads_leave_in_the_order_of_nested_plans(trained):
+    anatomy, whole = anatomy_of(trained), PruningPlan.of(trained)
+    site = anatomy.attention_sites[0].name
+    before = whole.replace(kept_heads={site: [it for it in whole.kept_heads[site] if it != 1]})
+    plans = [before.replace(kept_heads={site: kept}) for kept in ((0, 3), (0,))]
+    sizes = [linear_density(plan, anatomy) for plan in plans]
+    found = leaving_densities(before, plans, anatomy)
+    assert found[site][:4] == (0.0, 1.0, sizes[0], sizes[1])
+    assert set(found[anatomy.attention_sites[1].name]) == {0.0}
+
+
 def test_examples_of_the_calibration_can_not_certify(trained):
     train = learnable(200, seed=1)
     with pytest.raises(DataLeakError, match=r"search|calibration"):
@@ -119,6 +131,9 @@ def test_without_calibration_the_drop_that_is_seen_decides_and_nothing_is_certif
     assert_is_frontier(result)
     *passed, last = result.history
     assert all(it.passed for it in passed)
+    reported = result.report.frontier
+    assert [(it.density, it.metric) for it in reported.plans] == [(it.density, it.metric) for it in result.history]
+    assert (reported.max_drop, reported.confidence) == (0.05, None)
     assert (last if last.passed else passed[-1]).plan == result.plan
 
 

@@ -5,20 +5,29 @@ import re
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hf_headprune._model_card import CARD_NAME, attach_card_, merged
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import InvalidSettingError
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish import plots
 from hf_headprune.publish.card import is_hub_name, model_card
-from hf_headprune.publish.measurements import MetricChange
-from hf_headprune.publish.report import PruningReport
+from hf_headprune.publish.measurements import Frontier, MetricChange, SizedMetric
+from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
 
 NUMBER = r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?"
+FILES = {REPORT_NAME, plots.KEPT_NAME, plots.FRONTIER_NAME}
 STATEMENT = "Certificate: at 95 % confidence the accuracy on unseen data drops by less than 2 percentage points."
+
+
+@pytest.fixture(autouse=True)
+def no_pictures():
+    """They are drawn here."""
 
 
 @pytest.fixture
@@ -30,7 +39,9 @@ def bert():
 def result(bert):
     plan = PruningPlan.of(bert).replace(kept_heads={"encoder.layer.1.attention": (0, 3)})
     unseen = MetricChange("accuracy", "unseen examples", 800, 0.9, 0.895)
-    report = PruningReport.of(plan, anatomy_of(bert), unseen=unseen)
+    measured = SizedMetric(1.0, 0.31, 0.9, passed=True), SizedMetric(0.91, 0.29, 0.895, passed=True)
+    frontier = Frontier("accuracy", "unseen examples", 0.02, measured, 0.95)
+    report = PruningReport.of(plan, anatomy_of(bert), unseen=unseen, frontier=frontier)
     report = dataclasses.replace(report, certificate=STATEMENT)
     return PruningResult(plan, None, reference=PruningPlan.of(bert), report=report)
 
@@ -52,6 +63,40 @@ def test_every_number_of_a_card_is_in_its_report(result, bert):
     assert numbers(body(card)) - numbers(result.report.to_text()) == set()
 
 
+def test_every_number_of_the_page_is_in_the_report(result):
+    page = result.report.to_html("a model")
+    words = re.sub(r"(?s)<style>.*?</style>|<[^>]*>|hf_headprune [\d.]+", " ", page)
+    plans = [f"{100 * it.density:.1f} {it.size_mb:.1f} {it.metric:.4f}" for it in result.report.frontier.plans]
+    assert {"0.8950", "91.0", "0.3", "95"} <= numbers(words)
+    assert numbers(words) - numbers(result.report.to_text()) - numbers(" ".join(plans)) == set()
+    assert page.count("data:image/png;base64,") == 2
+
+
+def test_the_page_is_made_without_pictures_where_matplotlib_is_missing_and_escapes_names(result, monkeypatch):
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    page = result.report.to_html("<b>")
+    assert "data:image" not in page
+    assert "<h1>&lt;b&gt;</h1>" in page
+    assert "passed" in page
+
+
+def test_report_and_pictures_lie_beside_the_card_and_share_its_fate(result, bert, tmp_path):
+    prune_model_(bert, result).save_pretrained(tmp_path / "first")
+    assert {file.name for file in (tmp_path / "first").iterdir()} >= FILES
+    assert PruningReport.from_json((tmp_path / "first" / REPORT_NAME).read_text()) == result.report
+    card = (tmp_path / "first" / CARD_NAME).read_text()
+    assert all(f"]({name})" in card for name in FILES - {REPORT_NAME})
+    loaded = type(bert).from_pretrained(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "second")
+    for name in FILES:
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    (tmp_path / "second" / "other.png").touch()
+    with torch.no_grad():
+        loaded.classifier.bias.add_(1)
+    loaded.save_pretrained(tmp_path / "second")
+    assert {file.name for file in (tmp_path / "second").iterdir()} & {*FILES, "other.png"} == {"other.png"}
+
+
 def test_a_card_says_what_was_pruned_what_is_known_and_how_to_load_it(result, bert):
     prune_model_(bert, result)
     bert.config.name_or_path = "owner/bert-sst2"
@@ -71,6 +116,16 @@ def test_a_card_says_what_was_pruned_what_is_known_and_how_to_load_it(result, be
         "## Limits",
     ):
         assert words in card.text
+
+
+def test_the_metric_is_written_as_the_hub_reads_it_back(result, bert):
+    (entry,) = parse_eval_result_entries(yaml.safe_load(result.eval_results(dataset="owner/benchmark", task="default")))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("owner/benchmark", "default", 0.895)
+    assert "accuracy on 800 examples" in entry.notes
+    plan = PruningPlan.of(bert)
+    bare = PruningResult(plan, reference=plan, report=PruningReport.of(plan, anatomy_of(bert)))
+    with pytest.raises(InvalidSettingError, match="there is no metric on unseen examples"):
+        bare.eval_results(dataset="owner/benchmark", task="default")
 
 
 def test_a_card_without_certificate_says_so_and_names_no_folder_of_this_machine(bert, tmp_path):

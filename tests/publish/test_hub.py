@@ -45,6 +45,7 @@ out["native"] = type(native).__name__
 with torch.no_grad():
     out["difference"] = float((native(**text_inputs()).logits - pruned(**text_inputs()).logits).abs().max())
 native.save_pretrained(root + "/from-hub")
+AutoModelForSequenceClassification.from_pretrained("me/trained").save_pretrained(root + "/trained-from-hub")
 """
 ELSEWHERE = """
 sys.modules["hf_headprune"] = None
@@ -105,6 +106,12 @@ def test_the_certificate_and_the_plan_come_with_a_model_from_the_hub(uploaded):
     hub, _, _, root = uploaded
     for name in ("headprune_certificate.json", "headprune_plan.json"):
         assert (root / "from-hub" / name).read_bytes() == hub.files("me/first")[name]
+
+
+def test_report_and_pictures_come_with_the_card_from_the_hub(uploaded):
+    hub, _, _, root = uploaded
+    for name in ("headprune_report.json", "headprune_kept.png"):
+        assert (root / "trained-from-hub" / name).read_bytes() == hub.files("me/trained")[name]
 
 
 def test_the_trainer_uploads_the_pruned_model_and_no_private_file(uploaded):

@@ -1,6 +1,6 @@
 """Plots: they are written, show what the plan says, and say what is missing."""
 
-from dataclasses import dataclass
+import re
 
 import matplotlib as mpl
 import pytest
@@ -12,14 +12,16 @@ from hf_headprune.errors import InvalidPlanError, InvalidSettingError, MissingEx
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import plots
 from hf_headprune.publish.layout import groups_of
-from hf_headprune.publish.plots import plot_frontier, plot_head_map
+from hf_headprune.publish.measurements import Frontier, SizedMetric
+from hf_headprune.publish.plots import captions, pictures, plot_frontier, plot_head_map
+from tests.support.families import made
 
-
-@dataclass(frozen=True)
-class Step:
-    gain: float
-    metric: float
-    feasible: bool
+PLANS = (
+    SizedMetric(1.0, 90.9, 0.9, passed=True),
+    SizedMetric(0.75, 74.5, 0.895, passed=True),
+    SizedMetric(0.5, 55.2, 0.893, passed=True),
+    SizedMetric(0.45, 51.1, 0.87, passed=False),
+)
 
 
 def marian_plan(layers: int = 2, heads: int = 4, units: int = 8) -> PruningPlan:
@@ -76,29 +78,49 @@ def test_groups_refuse_an_unknown_family():
         groups_of(PruningPlan("cnn", {}, {}, {}, {}))
 
 
+def squares(axis) -> list[Rectangle]:
+    return [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+
+
 def test_the_head_map_draws_one_square_per_head_in_the_color_of_its_fate(tmp_path, figures):
     plan = marian_plan().replace(kept_heads={"decoder.layers.1.encoder_attn": (1, 3), "encoder.layers.0.self_attn": ()})
     path = plot_head_map(plan, tmp_path / "new folder" / "map.png")
     with Image.open(path) as image:
         assert min(image.size) > 200
-    axes = figures[0].axes
-    assert [axis.get_title() for axis in axes] == ["encoder self heads", "decoder self heads", "cross heads"]
-    colors = [patch.get_facecolor() for axis in axes for patch in axis.patches if isinstance(patch, Rectangle)]
+    axes = [axis for axis in figures[0].axes if "heads" in axis.get_title(loc="left")]
+    titles = [axis.get_title(loc="left") for axis in axes]
+    assert titles == ["encoder self heads", "decoder self heads", "cross heads"]
+    colors = [patch.get_facecolor() for axis in axes for patch in squares(axis)]
     assert len(colors) == sum(plan.num_heads.values())
     assert colors.count(mpl.colors.to_rgba(plots._KEPT)) == plan.num_kept_heads
-    cross = {
-        (round(patch.get_y() + 0.44), round(patch.get_x() + 0.44))
-        for patch in axes[2].patches
-        if patch.get_facecolor() == mpl.colors.to_rgba(plots._REMOVED)
-    }
+    removed = mpl.colors.to_rgba(plots._REMOVED)
+    cross = {(int(it.get_y()), int(it.get_x())) for it in squares(axes[2]) if it.get_facecolor() == removed}
     assert cross == {(1, 0), (1, 2)}
 
 
-def test_the_head_map_shows_ffn_panels_when_units_go(tmp_path, figures):
+def test_heads_that_would_leave_later_are_darker(tmp_path, figures):
+    plan = marian_plan(layers=1, heads=3)
+    order = Frontier(
+        "accuracy", "unseen examples", 0.01, PLANS, leaves_at={"encoder.layers.0.self_attn": (0.0, 0.3, 0.1)}
+    )
+    plot_head_map(plan, tmp_path / "map.png", order)
+    heads, others = figures[0].axes[0], figures[0].axes[2]
+    last, next_, between = (sum(patch.get_facecolor()[:3]) for patch in squares(heads))
+    assert last < between < next_
+    assert {patch.get_facecolor() for patch in squares(others)} == {
+        mpl.colors.to_rgba(plots._KEPT)
+    }  # of no known order
+    assert [text.get_text() for text in figures[0].legends[0].texts][:2] == ["would leave last", "would leave next"]
+
+
+def test_the_map_shows_how_many_ffn_units_of_each_layer_are_kept(tmp_path, figures):
     plan = marian_plan().replace(kept_ffn={"decoder.layers.0.fc1": (0, 1)})
     plot_head_map(plan, tmp_path / "map.svg")
-    assert [axis.get_title() for axis in figures[0].axes][-1] == "decoder FFN units"
-    assert "2" in [text.get_text() for text in figures[0].axes[-1].texts]
+    axis = figures[0].axes[-1]
+    assert axis.get_title(loc="left") == "decoder FFN units"
+    assert [text.get_text() for text in axis.texts] == ["2", "8"]
+    widths = [patch.get_width() / plots._BAR for patch in squares(axis)]
+    assert widths == [1, 2 / 8, 1, 1]
 
 
 def test_the_head_map_accepts_a_model_that_was_pruned_before_and_lost_a_whole_layer(tmp_path):
@@ -107,31 +129,60 @@ def test_the_head_map_accepts_a_model_that_was_pruned_before_and_lost_a_whole_la
     assert plot_head_map(plan, tmp_path / "map.png").stat().st_size > 1000
 
 
-def test_the_frontier_tells_plans_that_hold_from_those_that_do_not_and_marks_the_chosen_one(tmp_path, figures):
-    history = [Step(0, 0.9, True), Step(3, 0.89, True), Step(5, 0.7, False), Step(4, 0.885, True)]
-    path = plot_frontier(history, tmp_path / "frontier.png", threshold=0.88, chosen=history[3])
-    with Image.open(path) as image:
+@pytest.mark.parametrize(("confidence", "is_shaded"), [(0.95, True), (None, False)])
+def test_the_frontier_shades_what_is_certified_and_marks_what_was_pruned(confidence, is_shaded, tmp_path, figures):
+    frontier = Frontier("accuracy", "unseen examples", 0.01, PLANS, confidence)
+    with Image.open(plot_frontier(frontier, tmp_path / "frontier.png")) as image:
         assert min(image.size) > 200
     axis = figures[0].axes[0]
-    feasible, infeasible, chosen = (collection.get_offsets().tolist() for collection in axis.collections)
-    assert feasible == [[0, 0.9], [3, 0.89], [4, 0.885]]
-    assert infeasible == [[5, 0.7]]
-    assert chosen == [[4, 0.885]]
-    best = next(line for line in axis.lines if line.get_label() == "best so far")
-    assert list(best.get_xdata()) == [0, 3, 4]
+    passed, failed, pruned = (collection.get_offsets().tolist() for collection in axis.collections)
+    assert (len(passed), failed, pruned) == (3, [[51.1, 0.87]], [[55.2, 0.893]])
+    shaded = [(patch.get_x(), patch.get_width()) for patch in axis.patches]
+    assert shaded == ([(55.2, pytest.approx(35.7))] if is_shaded else [])
+    floor = next(line for line in axis.lines if "worse than before pruning" in line.get_label())
+    assert set(floor.get_ydata()) == {0.89}
+    assert axis.xaxis_inverted()
 
 
-def test_the_frontier_of_a_search_that_found_nothing_is_drawn_too(tmp_path):
-    assert plot_frontier([Step(1, 0.1, False)], tmp_path / "f.png", threshold=0.5).exists()
+def test_the_line_of_what_is_allowed_lies_above_where_less_is_better(tmp_path, figures):
+    frontier = Frontier("perplexity", "searched examples", 0.5, (SizedMetric(1, 9, 20, passed=True),), None, False)
+    plot_frontier(frontier, tmp_path / "frontier.png")
+    assert set(figures[0].axes[0].lines[0].get_ydata()) == {20.5}
 
 
-def test_the_frontier_refuses_an_empty_history(tmp_path):
-    with pytest.raises(InvalidSettingError, match="history is empty"):
-        plot_frontier([], tmp_path / "f.png", threshold=0.5)
+def test_every_number_that_is_written_in_the_frontier_is_in_it(tmp_path, figures):
+    plot_frontier(Frontier("accuracy", "unseen examples", 0.01, PLANS, 0.95), tmp_path / "frontier.png")
+    axis = figures[0].axes[0]
+    words = [axis.get_title(loc="left"), *(text.get_text() for text in axis.get_legend().texts)]
+    assert set(re.findall(r"\d[\d.]*", " ".join(words))) == {"4", "1", "95", "55.2", "0.8930"}
 
 
-def test_a_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "Figure", None)
+def test_pictures_have_names_and_captions_and_are_the_same_each_time():
+    frontier = Frontier("accuracy", "unseen examples", 0.01, PLANS)
+    drawn = pictures(marian_plan(), frontier)
+    assert drawn.keys() == captions(marian_plan(), frontier).keys() == {plots.KEPT_NAME, plots.FRONTIER_NAME}
+    assert drawn == pictures(marian_plan(), frontier)
+    assert captions(marian_plan(), None).keys() == {plots.KEPT_NAME}
+
+
+def test_the_frontier_refuses_no_plans(tmp_path):
+    with pytest.raises(InvalidSettingError, match="no plan was measured"):
+        plot_frontier(Frontier("accuracy", "unseen examples", 0.01, ()), tmp_path / "f.png")
+
+
+def test_without_matplotlib_there_are_no_pictures_and_asking_for_one_names_the_extra(tmp_path, monkeypatch):
+    def missing(name: str):
+        raise ImportError(name)
+
+    monkeypatch.setattr(plots, "import_module", missing)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    assert pictures(marian_plan(), None) == {}
     with pytest.raises(MissingExtraError, match=r"hf-headprune\[plot\]"):
         plot_head_map(marian_plan(), tmp_path / "map.png")
     assert issubclass(MissingExtraError, ImportError)
+
+
+def test_sites_of_towers_are_headed_by_the_tower():
+    model, _ = made("clip")
+    titles = [group.title for group in groups_of(PruningPlan.of(model))]
+    assert titles == ["vision self heads", "vision FFN units", "text self heads", "text FFN units"]

@@ -7,7 +7,13 @@ import time
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, MarianConfig, MarianMTModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    CLIPForImageClassification,
+    MarianConfig,
+    MarianMTModel,
+)
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
@@ -15,6 +21,7 @@ from hf_headprune.latency import LatencyChange, LatencySample, LatencySettings, 
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
+from tests.support.families import made
 from tests.support.models import tiny_bert
 
 FAST = LatencySample(33.0, 32.5, 33.4)
@@ -257,6 +264,18 @@ def test_random_tokens_hold_no_padding_and_feed_both_sides_of_a_translation_mode
     assert inputs["input_ids"].shape == (4, 50)
     assert not (inputs["input_ids"] == 11).any()
     assert inputs["input_ids"].unique().numel() == 11
+
+
+def test_random_texts_and_images_feed_the_towers_that_a_model_has():
+    model, _ = made("clip")
+    settings = LatencySettings(batch_size=2, seq_len=6)
+    inputs = random_inputs(model, settings)
+    assert {name: tuple(tensor.shape) for name, tensor in inputs.items()} == {
+        "pixel_values": (2, 3, 16, 16),
+        "input_ids": (2, 6),
+        "attention_mask": (2, 6),
+    }
+    assert set(random_inputs(CLIPForImageClassification(model.config), settings)) == {"pixel_values"}
 
 
 def test_a_sequence_longer_than_the_model_is_refused(bert):

@@ -14,8 +14,9 @@ from hf_headprune.cost import latency_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.refit import one_shot
-from hf_headprune.refit.choice import budget_gap, record_refit, removal_path
+from hf_headprune.refit.choice import record_refit, removal_path
 from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
+from hf_headprune.refit.reach import budget_gap
 from hf_headprune.refit.settings import SecondOrderTuning
 from tests.support.classifiers import batches_of, classifier, decisive, examples
 from tests.support.models import tiny_bert
@@ -47,6 +48,31 @@ def token_rows(count):
     """Examples with a label for each token but the first and the last."""
     texts = [row["input_ids"] for row in examples(count)]
     return [{"input_ids": ids, "labels": [-100, *[int(i > 50) for i in ids[1:-1]], -100]} for ids in texts]
+
+
+def choice_rows(count):
+    """Examples of four choices each: their labels are choices, of which the configuration knows no number."""
+    texts = [row["input_ids"] for row in examples(4 * count)]
+    return [{"input_ids": texts[4 * i : 4 * i + 4], "labels": i % 4} for i in range(count)]
+
+
+def as_they_are(rows):
+    ids = [
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in row["input_ids"]], batch_first=True) for row in rows
+    ]
+    length = max(each.shape[1] for each in ids)
+    padded = [torch.nn.functional.pad(each, (0, length - each.shape[1])) for each in ids]
+    return {"input_ids": torch.stack(padded), "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def test_labels_of_a_multiple_choice_are_choices_and_no_classes():
+    model, rows = tiny_bert("MultipleChoice"), choice_rows(16)
+    assert model.config.num_labels == 2
+    found = plan_for_budget(model, rows, density=0.5, data_collator=as_they_are)
+    assert linear_density(found.plan, anatomy_of(model)) < 0.75
+    wrong = [{**row, "labels": 4} for row in rows]
+    with pytest.raises(InvalidSettingError, match=r"labels must be 0\.\.3, received \[4\]"):
+        plan_for_budget(model, wrong, density=0.5, data_collator=as_they_are)
 
 
 ROWS = {

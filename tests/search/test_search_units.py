@@ -13,16 +13,24 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.latency import latency_gains
-from hf_headprune.search.plans import order_by_costs, search_over_plans
+from hf_headprune.search.plans import _heads_by_scores, order_by_costs, search_over_plans
 from hf_headprune.search.problem import Measurement
-from hf_headprune.search.units import layers_of, plan_without, removed_at, units_of_search
+from hf_headprune.search.units import gains_of, layers_of, places_of, plan_without, removed_at, units_of_search
 from tests.support.classifiers import batches_of, classifier, own_examples, searched
+from tests.support.families import made
 from tests.support.models import tiny_marian
 from tests.support.searches import Given, changed, over_heads
 
 BOTH = over_heads(units=("heads", "ffn"), objective="parameters", ffn_chunk=32, max_drop=0.1)
 ALL = dataclasses.replace(BOTH, units=("heads", "ffn", "layers"))
 LAYERS = dataclasses.replace(BOTH, units=("layers",))
+
+
+def test_the_layers_of_all_stages_are_units_though_they_are_numbered_through():
+    model, _ = made("swin")
+    layers = layers_of(anatomy_of(model))
+    assert list(layers) == [f"encoder.layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1)]
+    assert all(sites == [f"{layer}.attention", f"{layer}.mlp"] for layer, sites in layers.items())
 
 
 def everything(plan):
@@ -346,3 +354,33 @@ def test_scores_of_heads_decide_among_heads_and_chunks_keep_their_places():
     assert all(unit not in removed.kept(site) for site, (unit,) in gone)
     assert not set(removed.kept(chunks[0][0])) & {*chunks[0][1], *chunks[1][1]}
     assert removed.num_removed_heads == 4
+
+
+def test_groups_of_query_heads_are_searched_whole():
+    anatomy = anatomy_of(made("llama")[0])  # four groups of two
+    full = PruningPlan.full(anatomy)
+    first, second = full.num_heads
+    start = full.replace(kept_heads={first: (0, 3), second: (0, 1, 6, 7)})  # of the first, a head of two groups
+    heads = dataclasses.replace(BOTH, units=("heads",))
+    units = units_of_search(anatomy, start, heads)
+    found = [(part.site, part.index, part.indices) for (part,) in units]
+    assert found[:2] == [(first, 0, (0,)), (first, 1, (3,))]  # whole groups can't be put back beside them
+    assert found[2:] == [(second, group, (2 * group, 2 * group + 1)) for group in range(4)]
+    assert removed_at(start, units) == {3, 4}
+    for removed in ({0}, {1, 3}, {0, 2, 3, 4, 5}):
+        plan = plan_without(start, units, removed)
+        saved = sum(gains_of(anatomy, units, heads)[unit] for unit in {0, 1, 2, 3, 4, 5} - removed)
+        gone = cost_of(plan, anatomy, seq_len=8).parameters
+        empty = cost_of(plan_without(start, units, range(6)), anatomy, seq_len=8).parameters
+        assert gone - empty == saved
+
+
+def test_scores_of_heads_order_groups_by_their_mean():
+    anatomy = anatomy_of(made("llama")[0])
+    full = PruningPlan.full(anatomy)
+    site, other = full.num_heads
+    scores = np.array([5.0, 5, 0, 3, 1, 1, 9, 9] + [10.0] * 8)
+    removals = [(site, full.groups(site)[0]), *((other, group) for group in full.groups(other))]
+    assert [units for _, units in _heads_by_scores(full, removals, scores)][:1] == [(4, 5)]
+    units = units_of_search(anatomy, full, dataclasses.replace(BOTH, units=("heads",)))
+    assert places_of(units, _heads_by_scores(full, None, scores))[:4] == (1, 2, 0, 3)  # by mean places

@@ -49,6 +49,7 @@ from tests.support.models import (
 
 PrunableBertConfig = prunable_named("PrunableBertConfig")
 PrunableMarianConfig = prunable_named("PrunableMarianConfig")
+PrunableLlamaConfig = prunable_named("PrunableLlamaConfig")
 DENSE_CLASSES = [
     getattr(transformers, name.removeprefix("Prunable")) for name in class_names() if not name.endswith("Config")
 ]
@@ -363,6 +364,18 @@ def test_a_configuration_survives_json_and_pickle():
 def test_a_malformed_entry_is_refused_with_layer_and_rule(entries, message):
     with pytest.raises(InvalidConfigError, match=message):
         PrunableBertConfig(**BERT_SIZE, per_layer_config=entries)
+
+
+@pytest.mark.parametrize("numbers", [(5, 2), (8, 2), (0, 2), (4, 0), (2, 4), (6, None), (None, 3)])
+def test_heads_of_a_layer_are_equally_many_for_each_of_its_groups(numbers):
+    entry = dict(zip(("num_attention_heads", "num_key_value_heads"), numbers, strict=True))
+    entry = {field: number for field, number in entry.items() if number is not None}  # else that of the dense model
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
+    for valid in ((8, 4), (4, 4), (2, 1), (3, 3), (0, 0)):
+        allowed = dict(zip(("num_attention_heads", "num_key_value_heads"), valid, strict=True))
+        PrunableLlamaConfig(**sizes, per_layer_config={"1": allowed})
+    with pytest.raises(InvalidConfigError, match=r"layer 1: num_attention_heads must be a multiple of .* at most 2"):
+        PrunableLlamaConfig(**sizes, per_layer_config={"1": entry})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import sys
@@ -10,9 +11,11 @@ import sys
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from hf_headprune._compat import is_older_than
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidConfigError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.families import FAMILIES
 from hf_headprune.plan import PruningPlan
@@ -192,32 +195,47 @@ def every_other(model, kind):
     return plan.replace(kept_ffn={site: range(1, units, 2) for site, units in plan.num_ffn.items()})
 
 
-SAYS_HEADS = {"nomic_bert", "eurobert", "vit", "deit", "dinov2", "llama", "mistral", "qwen2", "qwen3", "gemma3_text"}
-SAYS_HEADS |= {"phi3"}
-SAYS_NO_WIDTH = {
-    "dinov2",
-    "gpt2",
-    "siglip_vision_model",
-}  # a ratio; None for four times the hidden size; a pooling head
-
-
 @pytest.mark.parametrize("kind", ["heads", "ffn"])
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_equal_numbers_are_saved_as_a_dense_class_where_it_can_say_them(name, kind, tmp_path):
     model, inputs = made(name)
     if kind == "heads" and not PruningPlan.of(model).num_heads:
         pytest.skip("its heads are not pruned")
+    said = {site.block.said for site in anatomy_of(model).sites if site.is_attention == (kind == "heads")}
     prune_model_(model, every_other(model, kind))
-    if name not in SAYS_HEADS if kind == "heads" else name in SAYS_NO_WIDTH:
+    if said == {None}:
         with pytest.raises(UnsupportedModelError, match=r"can't be what this Prunable\w+ is: .*mode=\"remote\""):
             export_model(model, tmp_path, mode="plain")
         return
     export_model(model, tmp_path, mode="plain")
-    read = getattr(transformers, TINY_FAMILIES[name].auto).from_pretrained(tmp_path)
+    read = getattr(transformers, type(model).__name__.removeprefix("Prunable")).from_pretrained(tmp_path)
     assert type(read).__module__.startswith("transformers.")
     with torch.no_grad():
         assert torch.equal(read(**inputs)[0], model(**inputs)[0])
     assert not list(tmp_path.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in SUPPORTED if FAMILIES[name].attentions])
+def test_a_dense_configuration_takes_the_numbers_of_heads_that_its_family_declares(name):
+    config = made(name)[0].config
+    block = FAMILIES[name].attentions[0]
+    if block.said is None:
+        pytest.skip("it can't say fewer heads")
+    taken = set()
+    for heads in range(1, 9):
+        sizes = {"hidden_size": 48, "head_dim": 6, "num_key_value_heads": heads, "num_attention_heads": heads}
+        with contextlib.suppress(ValueError, StrictDataclassError):
+            type(config).from_dict(config.to_dict() | sizes)
+            taken.add(heads)
+    assert taken == ({1, 2, 3, 4, 6, 8} if block.said == "divisors" else set(range(1, 9)))
+
+
+def test_a_number_of_heads_that_the_dense_configuration_refuses_is_refused_with_its_words(tmp_path):
+    model = made("llama")[0]  # 4 groups of two heads, hidden size 32
+    sites = {site: range(3) for site in PruningPlan.of(model).num_heads}
+    prune_model_(model, PruningPlan.of(model).replace(kept_heads=sites))
+    with pytest.raises(UnsupportedModelError, match=r"size \(32\) is not a multiple of the number of attention heads"):
+        export_model(model, tmp_path, mode="plain")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForMaskedLM,
@@ -170,9 +171,16 @@ def test_what_can_not_be_cut_is_refused_before_anything_changes():
         prune_vocabulary_(tiny_bert(), tokenizer, OWN)
     with pytest.raises(UnsupportedModelError, match="library tokenizers"):
         prune_vocabulary_(model, object(), OWN)
-    apart = tiny_marian(vocab_size=size, decoder_vocab_size=size, share_encoder_decoder_embeddings=False)
-    with pytest.raises(UnsupportedModelError, match="second table"):
-        prune_vocabulary_(apart, tokenizer, OWN)
+    apart = {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": False}
+    for written, words_ in ((size, "its decoder has a table of its own"), (size - 9, f"and it predicts {size - 9:,}")):
+        translator = tiny_marian(vocab_size=size, decoder_vocab_size=written, **apart)
+        weights = {name: value.clone() for name, value in translator.state_dict().items()}
+        with pytest.raises(UnsupportedModelError, match=f"has two vocabularies: it reads {size:,} pieces, .*{words_}"):
+            prune_vocabulary_(translator, tokenizer, OWN)
+        assert all(torch.equal(value, weights[name]) for name, value in translator.state_dict().items())
+    spread = cpu_offload(tiny_bert(vocab_size=size), execution_device="cpu")
+    with pytest.raises(UnsupportedModelError, match="prune_vocabulary_: the BertForSequenceClassification is spread"):
+        prune_vocabulary_(spread, tokenizer, OWN)
     counting = tiny_roberta(vocab_size=size, pad_token_id=size - 1, max_position_embeddings=size + 100)
     with pytest.raises(UnsupportedModelError, match=f"counts positions from the padding token, number {size - 1}"):
         prune_vocabulary_(counting, tokenizer, OWN)

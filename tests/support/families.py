@@ -28,7 +28,10 @@ def implementations(name: str) -> tuple[str, ...]:
 
 
 def random_plan(model: Any, *, seed: int) -> PruningPlan:
-    """Draws a plan in which, site by site, some lose units, some all, and some none; another one for each seed."""
+    """Draws a plan in which, site by site, some lose units, some all, and some none; another one for each seed.
+
+    Grouped heads lose whole groups with odd seeds; with even ones, also heads of each group that stays.
+    """
     full, generator = PruningPlan.of(model), torch.Generator().manual_seed(seed)
 
     def drawn(place: int, units: int) -> tuple[int, ...]:
@@ -39,7 +42,15 @@ def random_plan(model: Any, *, seed: int) -> PruningPlan:
         count = int(torch.randint(1, max(units, 2), (1,), generator=generator))
         return tuple(sorted(torch.randperm(units, generator=generator)[:count].tolist()))
 
-    heads = {site: drawn(place, units) for place, (site, units) in enumerate(full.num_heads.items())}
+    def drawn_heads(place: int, units: int, group: int) -> list[int]:
+        groups = drawn(place, units // group)
+        is_whole = group == 1 or seed % 2 == 1 or (place + seed) % 4 == 3
+        each = group if is_whole else int(torch.randint(1, group, (1,), generator=generator))
+        chosen = [sorted(torch.randperm(group, generator=generator)[:each].tolist()) for _ in groups]
+        return [number * group + head for number, heads in zip(groups, chosen, strict=True) for head in heads]
+
+    sizes = enumerate(full.num_heads.items())
+    heads = {site: drawn_heads(place, units, full.heads_per_group.get(site, 1)) for place, (site, units) in sizes}
     ffn = {site: drawn(place + 1, units) for place, (site, units) in enumerate(full.num_ffn.items())}
     return full.replace(kept_heads=heads, kept_ffn=ffn)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,15 @@ def translation_inputs(*, seed: int = 1, batch: int = 3, length: int = 9) -> dic
     return {**text_inputs(seed=seed, batch=batch, length=length), "decoder_input_ids": target}
 
 
-def _pixels(*, seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
-    """Images `(batch, 3, 16, 16)`."""
+def _pixels(*, seed: int = 1, batch: int = 3, side: int = 16) -> dict[str, torch.Tensor]:
+    """Images `(batch, 3, side, side)`."""
     generator = torch.Generator().manual_seed(seed)
-    return {"pixel_values": torch.randn(batch, 3, 16, 16, generator=generator)}
+    return {"pixel_values": torch.randn(batch, 3, side, side, generator=generator)}
+
+
+def _pairs(*, seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
+    """Texts and images, as in `text_inputs` and `_pixels`."""
+    return {**text_inputs(seed=seed, batch=batch), **_pixels(seed=seed, batch=batch)}
 
 
 def _speech(*, seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
@@ -221,6 +227,21 @@ WAV2VEC2_SIZES = {
     "apply_spec_augment": False,
 }
 GPT2_SIZES = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **TEXT}
+SWIN_SIZES = {
+    "image_size": 28,  # windows are filled up in the first stage, and as wide as all there is in the last
+    "patch_size": 4,
+    "num_channels": 3,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+    "mlp_ratio": 2.0,
+}
+CLIP_SIZES = {"text_config": {**BERT_SIZES, **TEXT}, "vision_config": IMAGE_SIZES, "projection_dim": 16}
+SIGLIP_SIZES = {
+    "text_config": {**BERT_SIZES, **TEXT, "num_hidden_layers": 3, "projection_size": 24},
+    "vision_config": {**IMAGE_SIZES, "hidden_size": 24, "num_attention_heads": 3},
+}
 # class of a model, class of its configuration, its sizes, its inputs, and what else sets it apart
 _OTHERS: dict[str, tuple[str, str, dict[str, Any], Any, dict[str, Any]]] = {
     "camembert": ("CamembertForSequenceClassification", "CamembertConfig", {**BERT_SIZES, **TEXT}, text_inputs, {}),
@@ -242,9 +263,13 @@ _OTHERS: dict[str, tuple[str, str, dict[str, Any], Any, dict[str, Any]]] = {
     "vit": ("ViTForImageClassification", "ViTConfig", IMAGE_SIZES, _pixels, {}),
     "deit": ("DeiTForImageClassification", "DeiTConfig", IMAGE_SIZES, _pixels, {}),
     "dinov2": ("Dinov2ForImageClassification", "Dinov2Config", {**IMAGE_SIZES, "mlp_ratio": 2}, _pixels, {}),
+    "swin": ("SwinForImageClassification", "SwinConfig", SWIN_SIZES, partial(_pixels, side=28), {}),
     "clip_text_model": ("CLIPTextModel", "CLIPTextConfig", {**BERT_SIZES, **TEXT}, text_inputs, {}),
     "clip_vision_model": ("CLIPVisionModel", "CLIPVisionConfig", IMAGE_SIZES, _pixels, {}),
+    "clip": ("CLIPModel", "CLIPConfig", CLIP_SIZES, _pairs, {}),
     "siglip_vision_model": ("SiglipVisionModel", "SiglipVisionConfig", IMAGE_SIZES, _pixels, {}),
+    "siglip_text_model": ("SiglipTextModel", "SiglipTextConfig", {**BERT_SIZES, **TEXT}, text_inputs, {}),
+    "siglip": ("SiglipModel", "SiglipConfig", SIGLIP_SIZES, _pairs, {}),
     "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER_SIZES, text_inputs, {}),
     "mistral": ("MistralForCausalLM", "MistralConfig", DECODER_SIZES, text_inputs, {}),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**DECODER_SIZES, "hidden_size": 64}, text_inputs, {}),

@@ -6,12 +6,14 @@ import sys
 
 import torch
 from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from hf_headprune import HeadPruneCallback, anatomy_of
+from hf_headprune import Distillation, HeadPruneCallback, anatomy_of
 from hf_headprune.callback.gathering import is_split
 from tests.support.models import tiny_bert
+from tests.support.settings import gates, movement
 from tests.support.trainers import LEARNS, attended_rows, logits_of
 
 
@@ -31,20 +33,29 @@ class Fsdp(Trainer):
         self.is_fsdp_enabled = True
 
 
-def main() -> None:
-    folder = sys.argv[1]
-    callback = HeadPruneCallback(max_drop=0.05, latency=None)
+MODES = {
+    "default": lambda: {"max_drop": 0.05},
+    "costs": lambda: {"density": 0.5, "distillation": Distillation(tiny_bert(seed=1))},
+    "gates": lambda: {"gates": gates(kept_heads=5, scoring_examples=8, estimator="hard_concrete", penalty=0.1)},
+    "movement": lambda: {"movement": movement(attention_block="unit", penalty=1.0, warmup_ratio=0.0, width_multiple=8)},
+}
+
+
+def run(trainer_class, folder, mode, **settings):
+    """A Trainer whose training has ended, its callback, and for each step whether the model was split then."""
+    callback = HeadPruneCallback(**MODES[mode](), latency=None)
     arguments = TrainingArguments(
         output_dir=folder,
-        **{**LEARNS, "per_device_train_batch_size": 8, "max_steps": 30},
+        **{**LEARNS, "per_device_train_batch_size": 8, "max_steps": 30 if mode == "default" else 12},
         use_cpu=True,
         ddp_backend="gloo",
         save_strategy="no",
-        logging_steps=10,
+        logging_steps=5,
         disable_tqdm=True,
         report_to="none",
+        **settings,
     )
-    trainer = Fsdp(
+    trainer = trainer_class(
         model=tiny_bert(),
         args=arguments,
         train_dataset=attended_rows(64, 0),
@@ -55,20 +66,43 @@ def main() -> None:
     step = trainer.training_step
     trainer.training_step = lambda *given, **named: (seen.append(is_split(trainer.model)), step(*given, **named))[1]
     trainer.train()
-    trainer.save_model(folder + "/saved")
+    return trainer, callback, seen
+
+
+def outcome_of(folder, mode):
+    """What this process ends with, and how far the weights are from those of data parallelism on the same batches."""
+    trainer, callback, seen = run(Fsdp, folder + "/" + mode, mode)
+    trainer.save_model(folder + "/saved " + mode)
     trainer.accelerator.wait_for_everyone()
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder + "/saved")
-    outcome = {
-        "rank": arguments.process_index,
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder + "/saved " + mode)
+    found = {
+        "mode": mode,
+        "rank": trainer.args.process_index,
         "was split": all(seen) and len(seen) > 0,
         "is split": is_split(trainer.model),
         "kept": [list(callback.plan.kept(site)) for site in (*callback.plan.num_heads, *callback.plan.num_ffn)],
         "heads": anatomy_of(trainer.model).num_heads,
         "reloads alike": torch.equal(logits_of(loaded), logits_of(trainer.model)),
         "accuracy": trainer.evaluate()["eval_loss"],
+        "scores": [score for bank in callback._parts.banks if bank.learns_scores for score in bank.scores.tolist()],
     }
-    sys.stdout.write(f"OUTCOME {json.dumps(outcome)}\n")
-    sys.stdout.flush()
+    if mode == "default":
+        return found
+    plain, other, was_split = run(Trainer, folder + "/plain " + mode, mode, ddp_find_unused_parameters=True)
+    scores = [score for bank in other._parts.banks if bank.learns_scores for score in bank.scores.tolist()]
+    return found | {
+        "plain was split": any(was_split),
+        "plan of plain": other.plan == callback.plan,
+        "from plain": float((logits_of(plain.model) - logits_of(trainer.model)).abs().max()),
+        "scores from plain": max((abs(a - b) for a, b in zip(scores, found["scores"], strict=True)), default=0.0),
+    }
+
+
+def main() -> None:
+    for mode in MODES if len(sys.argv) < 3 else sys.argv[2:]:
+        sys.stdout.write(f"OUTCOME {json.dumps(outcome_of(sys.argv[1], mode))}\n")
+        sys.stdout.flush()
+        AcceleratorState._reset_state()
     torch.distributed.destroy_process_group()
     os._exit(0)
 

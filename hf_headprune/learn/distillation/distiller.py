@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.learn.distillation.stored_answers import StoredAnswers
 from hf_headprune.learn.distillation.teachers import (
     has_softmax,
     layer_pairs,
@@ -72,6 +74,7 @@ class Distiller:
         student: nn.Module,
         label_names: Collection[str] = (),
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        repeated: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Checks that the teacher fits the student, before anything is trained.
 
@@ -80,6 +83,8 @@ class Distiller:
             student: The model in training, not wrapped.
             label_names: Inputs that are labels, beside the usual ones: the teacher does not get them.
             autocast: Makes the context that the teacher runs in: that of the student's forward pass.
+            repeated: Returns, once training has begun, how many examples there are if they are read more than once; the
+                teacher's logits are then stored. None asks the teacher every time.
 
         Raises:
             InvalidSettingError: The teacher does not fit the student.
@@ -94,6 +99,8 @@ class Distiller:
         self._labels = LABEL_NAMES | set(label_names)
         self._accepted = _named_inputs(settings.teacher)
         self._autocast = autocast
+        self._repeated = repeated
+        self._stored: StoredAnswers | None = None
         settings.teacher.eval()
 
     @property
@@ -132,18 +139,34 @@ class Distiller:
 
     @torch.no_grad()
     def teach(self, inputs: Mapping[str, Any], device: torch.device) -> Any:
-        """Returns the teacher's outputs for a batch."""
+        """Returns the teacher's outputs for a batch: from the store where it has seen the examples before.
+
+        Hidden states are not stored: they are too many.
+        """
+        given = self._given(inputs)
+        if self._stored is None:
+            self._stored = StoredAnswers(0 if self.pairs else self._repeated() or 0)
+        if self._stored.is_on:
+            return self._stored.answers(given, partial(self._ask, device=device))
+        return self._ask(given, device)
+
+    def _given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what of a batch the teacher is called with."""
         teacher = self.settings.teacher
-        if teacher.training:  # somebody else may have used it in between
-            teacher.eval()
-        if next(teacher.parameters()).device != device:
-            teacher.to(device)
         # An encoder-decoder makes its decoder's inputs of the labels, unless they were made already.
         needs_labels = _is_encoder_decoder(teacher) and "decoder_input_ids" not in inputs
         hidden = self._labels - {"labels"} if needs_labels else self._labels
         given = {name: value for name, value in inputs.items() if name not in hidden}
         if self._accepted is not None:
             given = {name: value for name, value in given.items() if name in self._accepted}
+        return given
+
+    def _ask(self, given: Mapping[str, Any], device: torch.device) -> Any:
+        teacher = self.settings.teacher
+        if teacher.training:  # somebody else may have used it in between
+            teacher.eval()
+        if next(teacher.parameters()).device != device:
+            teacher.to(device)
         with self._autocast():
             return teacher(**given, **self.extra_inputs, return_dict=True)
 

@@ -34,7 +34,7 @@ class GatePruner(ScorePruner[SubsetGates]):
     """Scores and gates of all heads of one model.
 
     Training uses soft, noisy gates until the choice is decided; evaluation uses the hard top-K without noise, from the
-    first training step on.
+    first training step on. Where query heads share keys and values, a group of them is what has one score and one gate.
 
     Attributes:
         groups: Which heads share which budget; together all heads once.
@@ -74,8 +74,8 @@ class GatePruner(ScorePruner[SubsetGates]):
         self.probe: torch.Tensor | None = None
         self._full = PruningPlan.full(anatomy)
         self._sites = anatomy.attention_sites
-        self.heads_per_site = [site.units for site in self._sites]
-        self.scales = [UnitScale(site.unit_width) for site in self._sites]
+        self.heads_per_site = [site.groups for site in self._sites]
+        self.scales = [UnitScale(site.group_width) for site in self._sites]
         self._frozen: list[nn.Parameter] = []
         self.reset()
 
@@ -186,9 +186,13 @@ class GatePruner(ScorePruner[SubsetGates]):
             self._score_heads(model, loop)
         self.decide()
         self.check_state()
-        kept = dict(zip((site.name for site in self._sites), self.kept_per_site(), strict=True))
+        chosen = zip(self._sites, self.kept_per_site(), strict=True)
+        kept = {site.name: site.units_of(groups) for site, groups in chosen}
+        heads = torch.tensor([site.group for site in self._sites for _ in range(site.groups)])
         self.detach(model)
-        return Choice(self._full.replace(kept_heads=kept), head_scores=self.scores.detach().cpu())
+        return Choice(
+            self._full.replace(kept_heads=kept), head_scores=self.scores.detach().cpu().repeat_interleave(heads)
+        )
 
     def choice_problems(self) -> Iterable[str]:
         """Yields what is wrong with a choice that is decided."""
@@ -239,13 +243,13 @@ class GatePruner(ScorePruner[SubsetGates]):
 
     def add_penalty_grad(self, *, loss_scale: float = 1.0) -> None:
         """See `ScorePruner.add_penalty_grad`; nothing for estimators that have none."""
-        grad = self.importance_bias.grad
-        if not self.has_penalty or self.phase != "learn" or grad is None:
+        if not self.has_penalty or self.phase != "learn":
             return
+        scores = self.scores.detach()
+        slope, strength = torch.zeros_like(scores), self.settings.tuning.penalty * loss_scale
         for positions, kept in self.budgets():
-            scores = self.scores.detach()[positions]
-            strength = self.settings.tuning.penalty * loss_scale
-            grad[positions] += hard_concrete_penalty_grad(scores, kept=kept, strength=strength)
+            slope[positions] = hard_concrete_penalty_grad(scores[positions], kept=kept, strength=strength)
+        self.add_grad(slope)
 
     def refresh(self) -> None:
         """Computes the gates of a forward pass once and hands each site its slice."""

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_headprune.anatomy import base_model, matrix_of
-from hf_headprune.cost import macs_per_unit
+from hf_headprune.cost import macs_price
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.learn.movement.masks import ScoreTensor
 
@@ -121,7 +121,7 @@ def _price_of_a_weight(site: Site, linears: dict[str, Any], settings: BlockMovem
         return None
     if settings.tuning.counts == "parameters":
         return 1.0
-    macs = site.units * macs_per_unit(site, settings.tuning.seq_len, settings.tuning.target_len)
+    macs = site.price(macs_price(site, settings.tuning.seq_len, settings.tuning.target_len))
     return macs / sum(linear.weight.numel() for linear in linears.values())
 
 
@@ -143,11 +143,11 @@ def _unit_scores(site: Site, settings: BlockMovement, linears: dict[str, Any], p
         name=site.name,
         paths=(*site.inputs, site.output),
         kind=_kind(site),
-        shape=(site.units,),
-        cost=1.0 if price is None else price * entries / site.units,
+        shape=(site.groups,),
+        cost=1.0 if price is None else price * entries / site.groups,
         multiple=1 if site.is_attention else settings.tuning.width_multiple,
         site=site.name,
-        units=site.units,
+        units=site.groups,
         rows=tuple(part.rows for part in site.parts),
     )
 
@@ -155,7 +155,7 @@ def _unit_scores(site: Site, settings: BlockMovement, linears: dict[str, Any], p
 def _block_scores(
     site: Site, linears: dict[str, Any], shape: Block | str, price: float | None, problems: list[str]
 ) -> Iterator[ScoreTensor]:
-    width = {part.path: part.rows.per_unit for part in site.parts} | {site.output: site.unit_width}
+    width = {part.path: part.rows.per_unit for part in site.parts} | {site.output: site.group_width}
     for path, linear in linears.items():
         rows, columns = matrix_of(linear).shape
         unit_rows, other = (columns, rows) if path == site.output else (rows, columns)
@@ -171,7 +171,7 @@ def _block_scores(
             shape=counts[::-1] if path == site.output else counts,
             cost=1.0 if price is None else price * block[0] * block[1],
             site=site.name,
-            units=site.units,
+            units=site.groups,
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_headprune._distributed import whole
 from hf_headprune.anatomy import matrix_of
 from hf_headprune.learn.movement.blocks import block_sums
 
@@ -26,7 +27,7 @@ def magnitudes(layout: Iterable[ScoreTensor], linears: Iterable[tuple[nn.Linear,
     """
     parts = []
     for tensor, matrices in zip(layout, linears, strict=True):
-        weights = [matrix_of(linear).detach().abs() for linear in matrices]
+        weights = [whole(matrix_of(linear)).detach().abs() for linear in matrices]
         if tensor.is_units:
             *inputs, output = weights
             sums = output.sum(0, dtype=torch.float32).view(tensor.numel, -1).sum(1)

@@ -231,10 +231,8 @@ class MovementPruner(ScorePruner[BlockMovement]):
         Args:
             loss_scale: What the gradients that are there are still multiplied with.
         """
-        grad = self.importance_bias.grad
-        if grad is not None and self.penalty_strength > 0.0 and not self.is_decided:
-            slope = masks.penalty_grad(self.scores, self.penalty_weights)
-            grad.add_(slope, alpha=self.penalty_strength * loss_scale)
+        if self.penalty_strength > 0.0 and not self.is_decided:
+            self.add_grad(masks.penalty_grad(self.scores, self.penalty_weights) * (self.penalty_strength * loss_scale))
 
     def refresh(self) -> None:
         """Hands each masked module its part of the masks and scores of a forward pass; none where all is open."""

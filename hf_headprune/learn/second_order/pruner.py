@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_headprune._distributed import is_part, reshard_
 from hf_headprune.anatomy import base_model
 from hf_headprune.budgets import budget_groups
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.pruner import Choice, Pruner
 from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.choice import budget_gap, check_budget, choose, scored_sites
+from hf_headprune.refit.choice import choose, scored_sites
+from hf_headprune.refit.reach import budget_gap, check_budget
 from hf_headprune.refit.settings import SecondOrder
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class SecondOrderPruner(Pruner[SecondOrder]):
             int(settings.tuning.width_multiple),
         )
         how = how if table is None else (*how, str(table))
+        how = (*how, "whole groups") if settings.tuning.whole_groups else how
+        how = (*how, "uniform") if settings.tuning.uniform else how
         super().__init__(settings, num_kept=sum(site.units for site in sites), budget=how)
         self.seed = seed
         self._sites, self._anatomy = sites, anatomy
@@ -141,9 +145,11 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         self.remove(model, (loop.summed_loss(batch) for batch in batches), rounds)
         # What was evaluated before was the model with more units: no checkpoint of it is the best one.
         loop.forget_best_model()
-        # Processes that stream have seen different examples, and rounding may differ between devices.
+        # Processes that stream have seen different examples, and rounding may differ between devices. What FSDP has
+        # split was written as the first process has it.
         for values in (self.kept, *self.refitted(model)):
-            values.data.copy_(loop.from_first(values.data))
+            if not is_part(values):
+                values.data.copy_(loop.from_first(values.data))
         self.seal()
 
     def remove(self, model: nn.Module, losses: Iterable[torch.Tensor], number: int) -> None:
@@ -158,7 +164,8 @@ class SecondOrderPruner(Pruner[SecondOrder]):
             TrainingStateError: The losses gave no gradient, or one that is not finite.
         """
         refit = self.choose(model, losses, number, over_processes=True)
-        before = [(parameter, parameter.data) for parameter in self.refitted(model)]
+        reshard_(model)
+        before = [(parameter, parameter.data) for parameter in self.refitted(model) if not is_part(parameter)]
         refit.apply_(model, self.plan())
         for parameter, data in before:  # weights stay where whoever else holds them expects them
             parameter.data = data.copy_(parameter.data)
@@ -199,7 +206,10 @@ class SecondOrderPruner(Pruner[SecondOrder]):
 
     def problems(self) -> Iterable[str]:
         """Yields what is wrong with the state, in words."""
-        yield from super().problems()
+        problems = [*super().problems()]
+        yield from problems
+        if problems:  # there may be no such plan
+            return
         if not 0 <= self.rounds_done <= self.settings.rounds:
             yield f"{self.rounds_done} rounds are done, of {self.settings.rounds}"
         elif self.rounds_done == 0 and not bool(self.kept.all()):

@@ -86,7 +86,7 @@ class ModelCapabilities:
         """Returns a plan that removes a unit of every site."""
         full = PruningPlan.full(self._stack.anatomy)
         return full.replace(
-            kept_heads={site: range(count - 1) for site, count in full.num_heads.items()},
+            kept_heads={site: sum(full.groups(site)[:-1], ()) for site in full.num_heads},
             kept_ffn={site: range(1, count) for site, count in full.num_ffn.items()},
         )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from hf_headprune._checks import check, is_ratio, is_rising
 from hf_headprune._distributed import over_processes, sharing
+from hf_headprune._offloaded import device_of
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.search.evaluation.memory import StateMemory
@@ -114,7 +115,7 @@ class EarlyStopper:
         self._world = sharing(self._share_processes)
         self._examples_run = 0
         self.memory = StateMemory(settings.activation_cache_mib)
-        device = next(model.parameters()).device
+        device = device_of(model)
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
         runner = partial(PrecisionRunner, scorer=scorer, memory=self.memory, sample=sample, refit=refit)
         exact = runner(model, is_exact=True)

@@ -9,6 +9,7 @@ import torch
 
 from hf_headprune._distributed import over_processes, sharing
 from hf_headprune._fingerprints import sha256_of
+from hf_headprune._offloaded import Weights, device_of
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating, masked
@@ -140,7 +141,7 @@ class ExampleEvaluator(Evaluator):
         settings = f"{self.scorer.metric} {self._settings.rounds(self._model)}"
         read = [*self._batches, *([] if self._calibration is self._batches else self._calibration)]
         batches = {f"{i} {name}": tensor for i, batch in enumerate(read) for name, tensor in batch.items()}
-        return sha256_of(settings, self._model.state_dict(), batches)
+        return sha256_of(settings, Weights(self._model), batches)
 
     def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Returns the outputs for a batch, and the batch on the device of the model."""
@@ -149,7 +150,7 @@ class ExampleEvaluator(Evaluator):
 
     def _moved(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns a batch on the device of the model."""
-        device = next(self._model.parameters()).device
+        device = device_of(self._model)
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def _opened(self) -> EarlyStopper:
@@ -216,7 +217,7 @@ class MetricEvaluator(Evaluator):
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the weights and of the data's own fingerprint."""
-        return sha256_of(f"{self._sign} {self._data_fingerprint}", self._model.state_dict(), {})
+        return sha256_of(f"{self._sign} {self._data_fingerprint}", Weights(self._model), {})
 
 
 def _without_input(scorer: Scorer, batches: Sequence[Mapping[str, torch.Tensor]]) -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_headprune._offloaded import device_of
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists
 from hf_headprune.masking import UnitScale, attach
 from hf_headprune.search.evaluation.weight_slices import WeightSlices
@@ -79,7 +80,7 @@ class LayerStack:
 
         Sites that keep the same as before stay as they are: a plan differs from its parent in few.
         """
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         for site in self._sites:
             kept = plan.kept(site.name)
             if not site.units or self._kept.get(site.name) == kept:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._offloaded import is_offloaded
 from hf_headprune.anatomy import base_model, transposed
 
 if TYPE_CHECKING:
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from hf_headprune._layouts import Entries
-    from hf_headprune.anatomy import Site
+    from hf_headprune.anatomy import Part, Site
     from hf_headprune.plan import PruningPlan
 
 
@@ -32,14 +32,14 @@ class WeightSlices:
             sites: Of that model.
         """
         base = base_model(model)
-        self._projections: list[tuple[Site, list[tuple[Entries, Any]], Any]] = [
+        self._projections: list[tuple[Site, list[tuple[Part, Any]], Any]] = [
             (
                 site,
-                [(part.rows, base.get_submodule(part.path)) for part in site.parts],
+                [(part, base.get_submodule(part.path)) for part in site.parts],
                 base.get_submodule(site.output),
             )
             for site in sites
-            if site.units and not site.has_own_state
+            if site.units and not site.has_own_state and not _is_loaded_anew(base, site)
         ]
         self._whole: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
 
@@ -50,10 +50,12 @@ class WeightSlices:
             kept = plan.kept(site.name)
             if not 0 < len(kept) < site.units or site.name in self._whole:
                 continue
+            if len(kept) < site.group * len(site.groups_of(kept)):  # a number that the forward pass reads would change
+                continue
             taken.add(site.name)
             columns = torch.tensor(site.columns(kept), device=output.weight.device)
-            for rows, projection in inputs:
-                entries = torch.tensor(rows.indices(kept), device=output.weight.device)
+            for part, projection in inputs:
+                entries = torch.tensor(site.rows(part, kept), device=output.weight.device)
                 for parameter in projection.parameters(recurse=False):
                     self._put(
                         site,
@@ -72,3 +74,8 @@ class WeightSlices:
     def _put(self, site: Site, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
         self._whole.setdefault(site.name, []).append((parameter, parameter.data))
         parameter.data = tensor
+
+
+def _is_loaded_anew(base: nn.Module, site: Site) -> bool:
+    """Tells whether weights of a site are loaded at each pass, so that slices of them would not last."""
+    return any(is_offloaded(base.get_submodule(path)) for path in (*site.inputs, site.output))

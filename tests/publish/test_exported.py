@@ -1,4 +1,4 @@
-"""ONNX files of pruned models: what they compute, where they lie, and that a certificate is about them."""
+"""Files for onnxruntime and OpenVINO: what they compute, where they lie, and that a certificate is about them."""
 
 import hashlib
 import json
@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_headprune.errors import HeadPruneError, MissingExtraError
+from hf_headprune.errors import HeadPruneError, InvalidSettingError, MissingExtraError
 from hf_headprune.guarantee.certify import certify
 from hf_headprune.plan import PruningPlan
-from hf_headprune.publish import onnx
+from hf_headprune.publish import exported
 from hf_headprune.publish.onnx import export_onnx
+from hf_headprune.publish.openvino import export_openvino
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
 from tests.support.trainers import labelled_rows
@@ -47,10 +48,32 @@ def test_the_file_computes_what_torch_computes_and_is_what_is_certified(pruned, 
     assert all(installed not in file.path.read_bytes() for file in (found, small))  # of traces of the export
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_openvino_files_compute_what_torch_computes_and_are_what_is_certified(pruned, tmp_path):
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
+    found = export_openvino(pruned, tmp_path)
+    assert found.path == tmp_path / "openvino" / "openvino_model.xml"
+    assert found.difference < 1e-5
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
+    rows = labelled_rows(40, 0)
+    certificate = certify(pruned, found.path, rows, max_drop=0.9)
+    assert certificate.pruned.name == "the OpenVINO file openvino_model.xml"
+    assert certificate.evidence.regressions == certificate.evidence.improvements == 0  # it answers as torch does
+    weights = found.path.with_suffix(".bin")
+    content = found.path.read_bytes() + weights.read_bytes()
+    assert certificate.pruned.weights == hashlib.sha256(content).hexdigest()
+    weights.unlink()
+    with pytest.raises(InvalidSettingError, match=r"of an OpenVINO one \(\.xml, its \.bin beside it\)"):
+        certify(pruned, found.path, rows, max_drop=0.9)
+
+
 def test_without_the_extra_the_error_names_it(pruned, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx, "import_module", _missing)
+    monkeypatch.setattr(exported, "import_module", _missing)
     with pytest.raises(MissingExtraError, match=r"pip install 'hf-headprune\[onnx\]'"):
         export_onnx(pruned, tmp_path)
+    with pytest.raises(MissingExtraError, match=r"export_openvino: .* pip install 'hf-headprune\[openvino\]'"):
+        export_openvino(pruned, tmp_path)
 
 
 def _missing(name):
@@ -99,7 +122,7 @@ def test_a_file_that_computes_something_else_is_not_left_behind(pruned, tmp_path
         "onnx_ir": Ir(),
         "onnx_ir.passes.common": Passes,
     }
-    monkeypatch.setattr(onnx, "import_module", stand_ins.get)
+    monkeypatch.setattr(exported, "import_module", stand_ins.get)
     with pytest.raises(HeadPruneError, match="differs from the model by 1 of its largest output"):
         export_onnx(pruned, tmp_path)
     assert not (tmp_path / "onnx" / "model.onnx").exists()

@@ -1,0 +1,121 @@
+"""What training on after the cut wins back: the pruned model, taught by the dense one, as `headprune prune --recover`.
+
+The models are those of `benchmarks.default_run`, which trains them where they are missing. Each is pruned to a share of
+its attention and FFN weights, refitted, and trained on for some epochs on the same training examples; zero epochs is
+pruning alone. Scores are of the untouched test, on which certificates compare with the fine-tuned model.
+
+Run: OMP_NUM_THREADS=1 python -m benchmarks.recovery [--tasks sst2] [--seeds 0] [--work FOLDER] [--smoke]
+     python -m benchmarks.recovery --collect
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.default_run import plain_run, plain_seconds, recipe_of, trained
+from benchmarks.plain_models import parsed, parser_for, work_or_collect
+from benchmarks.results_file import RESULTS, over_seeds
+from benchmarks.tasks import load_task
+from benchmarks.training import build_trainer, score
+from hf_headprune import anatomy_of, certify, linear_density, plan_for_budget, prune_model_
+from hf_headprune.callback.plain_recovery import PlainRecovery
+from hf_headprune.tasks.batches import Batching
+
+RESULT = RESULTS / "recovery.json"
+TASKS = ("sst2", "snli")
+SEEDS = (0, 1, 2)
+DENSITIES = (0.25, 0.1)
+EPOCHS = (0.0, 1.0, 3.0)
+LEARNING_RATE = 2e-4  # of `headprune prune --recover`
+DROPS = (0.01, 0.02)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model, the share of its weights that is kept, and for how long it trains on."""
+
+    task: str
+    seed: int
+    density: float
+    epochs: float
+
+
+def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
+    """Prunes a model, trains it on, and scores it."""
+    task = load_task(run.task, limit=400 if smoke else None)
+    plain = plain_run(task, run.seed, work, smoke=smoke)
+    plain_cpu = plain_seconds(task, run.seed, work, smoke=smoke)
+    dense, model = (trained(task, run.seed, work) for _ in range(2))
+    recover = PlainRecovery(task.train, Batching(), run.epochs, LEARNING_RATE) if run.epochs else None
+    started = time.process_time()
+    found = plan_for_budget(model, task.train, density=run.density, recover=recover)
+    prune_model_(model, found)
+    seconds = time.process_time() - started
+    trainers = [
+        build_trainer(task, recipe_of(task, smoke=smoke), seed=0, callback=None, model=it) for it in (dense, model)
+    ]
+    scores = score(trainers[1], task)
+    answers = [trainer.predict(task.test).predictions.argmax(-1).tolist() for trainer in trainers]
+    verdicts = {f"{100 * drop:g}": certify(*answers, task.test, max_drop=drop).verdict for drop in DROPS}
+    return {
+        **scores,
+        "dense_test": plain["test"],
+        "drop": plain["test"] - scores["test"],
+        "density_reached": linear_density(found.plan, anatomy_of(dense)),
+        "certified": verdicts,
+        "cpu_ratio": seconds / plain_cpu,
+    }
+
+
+def summarised(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds."""
+    summary = []
+    for task in TASKS:
+        for density in DENSITIES:
+            for epochs in EPOCHS:
+                cell = task, density, epochs
+                mine = [run for run in runs if (run["task"], run["density"], run["epochs"]) == cell]
+                if mine:
+                    values = over_seeds(mine, "dense_test", "test", "drop", "cpu_ratio")
+                    passed = {name: sum(run["certified"][name] == "PASS" for run in mine) for name in ("1", "2")}
+                    named = {"task": task, "density": density, "epochs": epochs, "seeds": len(mine)}
+                    summary.append({**named, **values, "certified": passed})
+    return summary
+
+
+def line(row: dict[str, Any]) -> str:
+    """Says what a row of the summary says."""
+    return (
+        f"{row['task']}, density {row['density']}, {row['epochs']:g} epochs: {row['dense_test']['mean']:.2f} -> "
+        f"{row['test']['mean']:.2f} %, {row['cpu_ratio']['mean']:.2f} of plain training, certified at one and two "
+        f"points {row['certified']['1']} and {row['certified']['2']} of {row['seeds']}"
+    )
+
+
+def main() -> None:
+    """Works through the runs, or collects."""
+    options = parsed(parser_for(__doc__ or "", TASKS, SEEDS))
+    runs = [
+        Run(task, seed, density, epochs)
+        for seed in SEEDS
+        for epochs in EPOCHS
+        for density in DENSITIES
+        for task in TASKS
+    ]
+    work_or_collect(
+        options,
+        runs,
+        smoke=Run("sst2", 0, 0.1, 1.0),
+        result=RESULT,
+        perform=perform,
+        summarise=summarised,
+        line=line,
+        cache="recovery",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Recovery where there is no Trainer yet: one with settings that suit a small model that has lost a part of itself."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from hf_headprune.callback.distillation import taught_by
+from hf_headprune.tasks.batches import collated
+from hf_headprune.tasks.examples import ModelExamples
+
+if TYPE_CHECKING:
+    from hf_headprune.tasks.batches import Batching
+
+WARMUP_SHARE = 0.1  # of the steps
+
+
+@dataclass(frozen=True)
+class PlainRecovery:
+    """Trains a pruned model on: AdamW, a linear schedule, and the dense model as teacher where it can be one.
+
+    Attributes:
+        dataset: Tokenized, labelled training examples.
+        batching: How they become batches.
+        epochs: For which it trains.
+        learning_rate: At its highest. A cut model takes a higher one than fine-tuning.
+        shows_progress: Whether to show a bar.
+    """
+
+    dataset: Any
+    batching: Batching
+    epochs: float
+    learning_rate: float
+    shows_progress: bool = False
+
+    def __call__(self, pruned: Any, dense: Any) -> None:
+        """Trains, in place, and leaves the model in evaluation mode.
+
+        Args:
+            pruned: What trains.
+            dense: Its teacher; the labels alone teach where they do not exclude each other.
+        """
+        examples = ModelExamples(self.dataset, pruned, where="recovery", collate=self.batching.data_collator)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                model=pruned,
+                args=self._arguments(folder, len(examples), is_on_cpu=pruned.device.type == "cpu"),
+                train_dataset=examples,
+                data_collator=partial(collated, self.batching.collate_for(pruned)),
+            )
+            trainer.remove_callback(PrinterCallback)  # standard output is the caller's
+            if self.shows_progress:
+                trainer.add_callback(StepsOnStandardError())
+            with taught_by(trainer, dense):
+                trainer.train()
+        pruned.eval()
+
+    def _arguments(self, folder: str, examples: int, *, is_on_cpu: bool) -> TrainingArguments:
+        steps = self.epochs * examples / self.batching.batch_size
+        return TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            warmup_steps=round(WARMUP_SHARE * steps),
+            per_device_train_batch_size=self.batching.batch_size,
+            remove_unused_columns=False,
+            use_cpu=is_on_cpu,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,  # its bar writes what it logs to standard output
+            seed=0,
+        )
+
+
+class StepsOnStandardError(TrainerCallback):
+    """Shows how many of the optimizer steps are done."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Shows none."""
+        self._bar = tqdm(total=state.max_steps, desc="Recovery", unit=" steps", leave=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Shows one more."""
+        self._bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes the bar away."""
+        self._bar.close()

@@ -1,0 +1,118 @@
+"""A model as a file for another runtime: what onnxruntime and OpenVINO have in common."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_headprune._beside_weights import write_text
+from hf_headprune._compat import is_dispatched
+from hf_headprune.anatomy import family_of
+from hf_headprune.errors import HeadPruneError, MissingExtraError, UnsupportedModelError
+from hf_headprune.families import PRUNABLE_PREFIX
+from hf_headprune.latency import LatencySettings, random_inputs
+from hf_headprune.masking import evaluating
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+LARGEST_DIFFERENCE = 1e-3  # of the largest output, in fp32
+TRACED, COMPARED = LatencySettings(batch_size=2, seq_len=12), LatencySettings(batch_size=3, seq_len=7)
+OF_LAYERS = ("per_layer_config", "auto_map")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file for another runtime, and how far it is from the model in torch.
+
+    Attributes:
+        path: The file.
+        difference: Largest difference of the first output on random inputs, over the largest output of torch.
+        changed: Share of the random inputs to which the file gives another largest output.
+    """
+
+    path: Path
+    difference: float
+    changed: float
+
+    def check_equal(self, where: str) -> None:
+        """Removes a file that computes something else than torch, and all that lies beside it.
+
+        Raises:
+            HeadPruneError: It does.
+        """
+        if not self.difference <= LARGEST_DIFFERENCE:
+            for file in self.path.parent.glob(f"{self.path.stem}.*"):
+                file.unlink()
+            raise HeadPruneError(
+                f"{where}: {self.path} differs from the model by {self.difference:.2g} of its largest output, allowed "
+                f"is {LARGEST_DIFFERENCE:g}. It is removed. Export the model in fp32, with inputs= like those of your "
+                "data."
+            )
+
+
+def check_whole(model: Any, where: str) -> None:
+    """Refuses a model that is spread over devices.
+
+    Raises:
+        UnsupportedModelError: It is.
+    """
+    if is_dispatched(model):
+        raise UnsupportedModelError(
+            f"{where}: the {type(model).__name__} is spread over devices (device_map, or offloading), and a trace "
+            "needs its weights in one place. Save it, load the folder without device_map, and export that."
+        )
+
+
+def imported(name: str, *, where: str, extra: str) -> Any:
+    """Imports what an export needs.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{where}: {name} can't be imported ({error}). Install the extra: pip install 'hf-headprune[{extra}]', "
+            "with Transformers 5.24 or newer."
+        ) from error
+
+
+def traced_inputs(model: Any, inputs: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    """Returns what the forward pass is traced with: the inputs of the user, or random tokens."""
+    return dict(random_inputs(model, TRACED) if inputs is None else inputs)
+
+
+def compared(
+    model: Any, file: Path, run: Callable[[dict[str, np.ndarray]], np.ndarray], inputs: Any = None
+) -> Exported:
+    """Compares what a file computes with the model in torch.
+
+    Args:
+        model: In torch.
+        file: That was written from it.
+        run: Returns the first output of the file for inputs by name.
+        inputs: As for `traced_inputs`; random ones are of another batch size and length than those traced.
+    """
+    given = dict(random_inputs(model, COMPARED) if inputs is None else inputs)
+    with evaluating(model):
+        expected = model(**given)[0].float().cpu().numpy()
+    received = run({name: tensor.cpu().numpy() for name, tensor in given.items()})
+    difference = float(np.abs(received - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    return Exported(file, difference, float((received.argmax(-1) != expected.argmax(-1)).mean()))
+
+
+def write_dense_config(model: Any, folder: str | Path) -> None:
+    """Writes the configuration as of the dense model: servers know its type, and the file has the sizes."""
+    content = {name: value for name, value in model.config.to_dict().items() if name not in OF_LAYERS}
+    name = type(model).__name__.removeprefix(PRUNABLE_PREFIX.removesuffix("_").capitalize())
+    content |= {"model_type": family_of(model).model_type, "architectures": [name]}
+    write_text(Path(folder, "config.json"), json.dumps(content, indent=2, sort_keys=True))

@@ -1,0 +1,56 @@
+"""A model as files for OpenVINO; what they compute is compared with torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_headprune.masking import evaluating
+from hf_headprune.publish.exported import Exported, check_whole, compared, imported, traced_inputs, write_dense_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import nn
+
+FILE = Path("openvino", "openvino_model.xml")
+IN_FP32 = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO computes in bf16 where the CPU has it, unless told otherwise
+
+
+def export_openvino(
+    model: nn.Module, path: str | Path, *, inputs: Mapping[str, torch.Tensor] | None = None
+) -> Exported:
+    """Writes a model as `openvino/openvino_model.xml` and `.bin` in a folder, with a `config.json` beside them.
+
+    There Optimum Intel and sentence-transformers find it. Batch size and length are free, weights are fp32. A
+    certificate is about these files: `certify(dense, "folder/openvino/openvino_model.xml", test)`. It holds for fp32:
+    compile the model with `{"INFERENCE_PRECISION_HINT": "f32"}`, since OpenVINO computes in bf16 where the CPU has it.
+
+    Args:
+        model: Dense or pruned, in fp32.
+        path: Folder; it is made where there is none.
+        inputs: Keyword arguments of the forward pass to trace with, batch first, at least two rows; random tokens when
+            left out.
+
+    Raises:
+        MissingExtraError: The extra `openvino` is not installed, or Transformers has no exporter for it.
+        UnsupportedModelError: The model is spread over devices.
+        HeadPruneError: The files compute something else than torch; they are not left behind.
+    """
+    check_whole(model, "export_openvino")
+    needed = ("transformers.exporters", "openvino")
+    exporters, runtime = (imported(name, where="export_openvino", extra="openvino") for name in needed)
+    file = Path(path, FILE)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with evaluating(model):
+        exported = exporters.OpenVINOExporter().export(
+            model, traced_inputs(model, inputs), config=exporters.OpenVINOConfig(dynamic=True)
+        )
+    runtime.save_model(exported.program, str(file), compress_to_fp16=False)
+    compiled = runtime.Core().compile_model(str(file), "CPU", IN_FP32)
+    names = [it.get_any_name() for it in compiled.inputs]
+    found = compared(model, file, lambda given: compiled({name: given[name] for name in names})[0], inputs)
+    found.check_equal("export_openvino")
+    write_dense_config(model, path)
+    return found
