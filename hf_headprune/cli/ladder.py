@@ -1,4 +1,4 @@
-"""Several densities at once: a folder for each model, and one table of all."""
+"""Several densities from one run: a folder for each model, and one table of all."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def export_onnx(
         HeadPruneError: The fp32 file computes something else than torch; it is not left behind.
     """
     check_whole(model, "export_onnx")
-    needed = ("transformers.exporters", "onnxruntime", "onnx_ir")
-    exporters, runtime, ir = (imported(name, where="export_onnx", extra="onnx") for name in needed)
+    needed = ("transformers.exporters", "onnxruntime", "onnx_ir", "onnx_ir.passes.common")
+    exporters, runtime, ir, passes = (imported(it, where="export_onnx", extra="onnx") for it in needed)
     file = Path(path, FILE)
     file.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"dynamic": True}
@@ -50,6 +50,7 @@ def export_onnx(
         exported = exporters.OnnxExporter().export(
             model, traced_inputs(model, inputs), config=exporters.OnnxConfig(**options)
         )
+    passes.ClearMetadataAndDocStringPass()(exported.program)  # stack traces, with paths of this machine
     ir.save(exported.program, str(file))  # one file, so that its sha256 is about the weights, too
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = [it.name for it in session.get_inputs()]

@@ -32,8 +32,9 @@ def prune_vocabulary_(model: nn.Module, tokenizer: Any, texts: Iterable[str]) ->
 
     Kept are the pieces of the texts, all special and added tokens, and every single character or byte, so that any
     text can be encoded. A text whose pieces all stayed is split as before and gets the same output; others are split
-    into smaller pieces, so let examples that were not looked at tell what that costs: `certify` takes a function for
-    each model. The ids are new: tokenize again, and save the tokenizer with the model.
+    into smaller pieces, so let examples that were not looked at tell what that costs: `certify` takes each model with
+    the examples as its own tokenizer encodes them. The ids are new: tokenize again, and save the tokenizer with the
+    model.
 
     Args:
         model: Transformers model with one table of embeddings, tied to its output layer or not; also a pruned one.

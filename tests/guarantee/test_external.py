@@ -68,7 +68,9 @@ def test_few_labels_and_none_are_enough_for_answers_too(case):
 def test_what_can_not_answer_is_refused(case, tmp_path):
     model, _, rows, answers = case
     for given in (5, None, "nothing.onnx", {"a": 1}):
-        with pytest.raises(InvalidSettingError, match="dense and pruned must be a model, a function of the examples"):
+        with pytest.raises(
+            InvalidSettingError, match="dense and pruned must be a model, a pair of a model and the examples"
+        ):
             certify(model, given, rows)
     for given in (answers[:-1], lambda examples: "abc", [0.5] * COUNT):
         with pytest.raises(InvalidSettingError, match="answers must be one class, a whole number, for each of the 60"):
