@@ -1,4 +1,4 @@
-"""Names that Transformers, accelerate and torch keep to themselves, as far as models and configurations need them.
+"""Names that other libraries keep to themselves, as far as models, configurations and their cards need them.
 
 Each is used by one function here, which says what happens in a version that lacks it; those of the Trainer are in
 `hf_headprune.callback.trainer_compat`. Importing this file touches none; `tests/test_compat.py` takes away each.
@@ -35,6 +35,9 @@ LOOKED_UP_IN = "_model_mapping"
 DISPATCHED = "_hf_hook"
 HOOKED_FORWARD = "_old_forward"
 UNWRAPPED_FORWARD = "_original_forward"
+# sentence-transformers
+CARD_WRITER = "_create_model_card"
+WRITE_CARDS = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")
 # torch
 COMPILED_IN_PLACE = "_compiled_call_impl"
 HOOKS_BEFORE_FORWARD = "_forward_pre_hooks"
@@ -219,3 +222,16 @@ def classes_by_auto_class(auto: Any, config_class: type[Any]) -> dict[str, type[
             classes = mapping[config_class]
             found[name] = classes[0] if isinstance(classes, tuple | list) else classes
     return found
+
+
+def wrap_card_writers_(wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+    """Wraps, once, what writes the model cards of sentence-transformers, if the package is in use.
+
+    Its models save the modules inside first and then write a card over the one that came with them; there is no hook
+    for it. A version that writes no cards in this way is left as it is: then its card has no section of ours.
+    """
+    package = sys.modules.get("sentence_transformers")
+    for kind in filter(None, (getattr(package, name, None) for name in WRITE_CARDS)):
+        owner = next((it for it in kind.__mro__ if CARD_WRITER in vars(it)), None)
+        if owner is not None and not hasattr(vars(owner)[CARD_WRITER], "__wrapped__"):
+            setattr(owner, CARD_WRITER, wrap(vars(owner)[CARD_WRITER]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from yaml import YAMLError
 
 from hf_headprune._beside_weights import file_beside, read_text, write_text
 from hf_headprune._certificate_file import weights_sha256
+from hf_headprune._compat import wrap_card_writers_
 from hf_headprune._offloaded import Weights
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 TAGS = ("hf-headprune", "pruned")
-WRITES_CARDS = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")  # of sentence-transformers, after its modules
 THIS_MODEL = "<this model>"  # stands for the model's name on the Hub until it has one
 _BEGIN, _END = "<!-- hf_headprune: about weights", "<!-- hf_headprune: end -->"
 _FILE = re.compile(r"\bheadprune_(?:report\.json|\w+\.png)")
@@ -97,7 +96,7 @@ def write_card_(
         ours = holder.headprune_card = None
         logger.warning("The model card is about other weights than those which are saved, and is not written.")
     if ours is not None:
-        _let_sentence_transformers_keep_section()
+        wrap_card_writers_(_keeping_section)
         write_text(file, merged(present, ours.replace(THIS_MODEL, name or THIS_MODEL)).rstrip())
         _write_files(model, folder)
     elif (old := _OURS.search(present)) and old["weights"] != weights:
@@ -148,20 +147,9 @@ def merged(card: str, ours: str) -> str:
     return _with_metadata({**metadata, "tags": list(dict.fromkeys(tags))}, f"{body}\n\n{found.group().strip()}\n")
 
 
-def _let_sentence_transformers_keep_section() -> None:
-    """Lets the models of sentence-transformers, if they are in use, keep our section in the card that they write.
-
-    They save the pruned model inside first and then write a card over the one that came with it. They have no hook for
-    it, so the method that writes is wrapped, once, in the class that defines it.
-    """
-    package = sys.modules.get("sentence_transformers")
-    for kind in filter(None, (getattr(package, name, None) for name in WRITES_CARDS)):
-        owner = next((it for it in kind.__mro__ if "_create_model_card" in vars(it)), None)
-        if owner is not None and not hasattr(owner._create_model_card, "__wrapped__"):
-            owner._create_model_card = _keeping_section(owner._create_model_card)
-
-
 def _keeping_section(create: Callable[..., None]) -> Callable[..., None]:
+    """Wraps what writes a card of its own into a folder, over the one that was saved there with a pruned model."""
+
     @wraps(create)
     def create_with_section(self: Any, path: str, *args: Any, **kwargs: Any) -> None:
         file = Path(path, CARD_NAME)

@@ -29,7 +29,7 @@ FOUNDATION = {
     "_unit_ranges": {"errors"},
     "_beside_weights": set(),
     "_certificate_file": {"errors", "_beside_weights", "_fingerprints", "_offloaded", "_strict_json"},
-    "_model_card": {"_beside_weights", "_certificate_file", "_offloaded"},
+    "_model_card": {"_beside_weights", "_certificate_file", "_compat", "_offloaded"},
     "_compat": {"errors"},
     "_offloaded": {"_compat", "_distributed"},
     "families": set(),

@@ -1,7 +1,8 @@
-"""Private names of Transformers, accelerate and torch: all of them, and what happens in a version that lacks one."""
+"""Private names of other libraries: all of them, and what happens in a version that lacks one."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,18 @@ def test_without_a_private_name(constant, monkeypatch, tmp_path):
 
 def test_every_row_is_about_a_name_that_is_used():
     assert set(ROWS) == {name for module in MODULES for name in names_of(module)}
+
+
+@without("CARD_WRITER")
+def _(folder):
+    class Embedder:
+        def _no_other_name(self, path):
+            raise AssertionError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Embedder))
+        _compat.wrap_card_writers_(lambda create: pytest.fail("there is nothing to wrap"))
+    assert [name for name in vars(Embedder) if not name.startswith("__")] == ["_no_other_name"]
 
 
 @without("NOT_SAVED")
