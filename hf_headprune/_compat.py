@@ -228,7 +228,7 @@ def wrap_card_writers_(wrap: Callable[[Callable[..., None]], Callable[..., None]
     """Wraps, once, what writes the model cards of sentence-transformers, if the package is in use.
 
     Its models save the modules inside first and then write a card over the one that came with them; there is no hook
-    for it. A version that writes no cards in this way is left as it is: then its card has no section of ours.
+    for it. A version that writes no cards in this way is left unchanged: then its card has no section of ours.
     """
     package = sys.modules.get("sentence_transformers")
     for kind in filter(None, (getattr(package, name, None) for name in WRITE_CARDS)):

@@ -644,6 +644,7 @@ _SWIN = Family(
                     units=_of_stages(lambda config, stage: int(config.mlp_ratio * config.embed_dim * 2**stage)),
                     own_field="num_ffn_units",
                     tokens=_swin_pixels,
+                    said=None,
                 ),
             ),
             depth=lambda config: sum(config.depths),

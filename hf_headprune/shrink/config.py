@@ -353,10 +353,10 @@ def _entry_problems(layer: int, entry: Mapping[str, Any], rules: Mapping[str, _F
             yield f"layer {layer}: unknown field {field!r} (known: {', '.join(rules)})"
         elif not 0 <= layer < len(rule.dense_numbers):
             yield f"layer {layer}: {rule.place} has {len(rule.dense_numbers)} layers with {field}"
-        elif type(number) is not int or not 0 <= number <= (most := rule.dense_numbers[layer]):
+        elif type(number) is not int or not 0 <= number <= rule.dense_numbers[layer]:
             yield (
-                f"layer {layer}: {field} must be an integer from 0 to {most}, the number of the dense model; received "
-                f"{number!r}"
+                f"layer {layer}: {field} must be an integer from 0 to {rule.dense_numbers[layer]}, the number of the dense "
+                f"model; received {number!r}"
             )
 
 

@@ -86,7 +86,7 @@ def refill_zeros_(model: nn.Module, *, seed: int, scale: float = 0.01) -> int:
 
 
 def _fold_site_(base: nn.Module, site: Site, first_input: torch.Tensor) -> tuple[int, ...]:
-    """Folds the dead units of one site, of grouped heads the groups that are dead as a whole; returns what stays.
+    """Folds the dead units of one site, of grouped heads the groups that are dead as a whole; returns what is kept.
 
     Args:
         base: Base model.

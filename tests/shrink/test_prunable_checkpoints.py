@@ -57,11 +57,12 @@ BERT_SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4
 
 
 def pruned(model):
-    """Layer 0 of the first stack keeps two heads and three units; the last site of each kind keeps nothing."""
+    """Layer 0 of the first stack keeps some heads and three units; the last site of each kind keeps nothing."""
     plan = PruningPlan.of(model)
     heads, ffn = list(plan.num_heads), list(plan.num_ffn)
-    kept_heads = {heads[0]: (1, 3), heads[-1]: ()} if heads else {}
-    return prune_model_(model, plan.replace(kept_heads=kept_heads, kept_ffn={ffn[0]: (0, 7, 63), ffn[-1]: ()}))
+    kept_heads = {heads[0]: {1, plan.num_heads[heads[0]] - 1}, heads[-1]: ()} if heads else {}
+    kept_ffn = {ffn[0]: (0, 7, plan.num_ffn[ffn[0]] - 1), ffn[-1]: ()}
+    return prune_model_(model, plan.replace(kept_heads=kept_heads, kept_ffn=kept_ffn))
 
 
 @torch.no_grad()
@@ -138,7 +139,7 @@ def test_every_auto_class_of_the_dense_model_knows_the_pruned_one(family):
         if dense_config in mapping:
             assert mapping[config_class] == siblings_of(mapping[dense_config])
             known += 1
-    assert known >= 1
+    assert known >= 1 or FAMILIES[family].body  # which no Auto class makes
     assert transformers.AutoConfig.for_model(f"prunable_{family}").model_type == f"prunable_{family}"
     assert TOKENIZER_MAPPING.get(config_class, None) == TOKENIZER_MAPPING.get(dense_config, None)
 

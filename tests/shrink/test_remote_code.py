@@ -203,7 +203,7 @@ def test_equal_numbers_are_saved_as_a_dense_class_where_it_can_say_them(name, ki
         pytest.skip("its heads are not pruned")
     said = {site.block.said for site in anatomy_of(model).sites if site.is_attention == (kind == "heads")}
     prune_model_(model, every_other(model, kind))
-    if said == {None}:
+    if None in said:  # of two towers, one
         with pytest.raises(UnsupportedModelError, match=r"can't be what this Prunable\w+ is: .*mode=\"remote\""):
             export_model(model, tmp_path, mode="plain")
         return
@@ -232,7 +232,7 @@ def test_a_dense_configuration_takes_the_numbers_of_heads_that_its_family_declar
 
 def test_a_number_of_heads_that_the_dense_configuration_refuses_is_refused_with_its_words(tmp_path):
     model = made("llama")[0]  # 4 groups of two heads, hidden size 32
-    sites = {site: range(3) for site in PruningPlan.of(model).num_heads}
+    sites = {site: range(6) for site in PruningPlan.of(model).num_heads}
     prune_model_(model, PruningPlan.of(model).replace(kept_heads=sites))
     with pytest.raises(UnsupportedModelError, match=r"size \(32\) is not a multiple of the number of attention heads"):
         export_model(model, tmp_path, mode="plain")

@@ -294,15 +294,6 @@ def test_a_bert_decoder_with_a_cache_computes_what_it_computes_at_once(heads):
     assert second[CACHE].get_seq_length() == 9
 
 
-def test_a_model_that_is_spread_over_devices_is_refused_before_it_changes():
-    model = accelerate.cpu_offload(tiny_bert(), execution_device=torch.device("cpu"))
-    plan = PruningPlan.of(model)
-    with pytest.raises(UnsupportedModelError, match=r"spread over devices.*remove_hook_from_submodules"):
-        prune_model_(model, plan.replace(kept_heads=dict.fromkeys(plan.kept_heads, ())))
-    assert PruningPlan.of(model) == plan
-    assert type(model) is BertForSequenceClassification
-
-
 def test_a_model_that_computes_its_ffn_in_chunks_is_cut():
     model = tiny_bert(chunk_size_feed_forward=16).eval()
     plan = PruningPlan.of(model)
