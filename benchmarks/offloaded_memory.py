@@ -25,7 +25,7 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from hf_headprune import plan_for_budget, prune_model_
 
 WAYS = {"in memory": None, "on disk": {"bert": "disk", "classifier": "cpu"}}
-SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1536}
+SHAPE = {"hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 1024}
 SMOKE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 EXAMPLES, LENGTH, VOCABULARY, DENSITY = 32, 32, 1000, 0.5
 SECONDS = 0.005  # between samples
