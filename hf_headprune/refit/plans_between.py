@@ -64,7 +64,7 @@ def steps_between(
     width_multiple: int = 32,
     ties: Sequence[Sequence[Site]] = (),
 ) -> list[Units]:
-    """Returns what each step from one plan to another removes, by site; see `plans_between`.
+    """Returns what is removed step by step from one plan to another, by site; see `plans_between`.
 
     Args:
         start: What is there at first.

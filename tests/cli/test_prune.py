@@ -484,5 +484,5 @@ def test_equal_layers_are_pruned_and_exported_for_transformers_alone(capsys, cla
     assert called(capsys, "export", tmp_path / "out", tmp_path / "plain", "--mode", "plain").code == 0
     read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
     assert (type(read).__name__, read.config.intermediate_size) == ("BertForSequenceClassification", 32)
-    refused = called(capsys, "prune", *words, "--kept-heads", 4)
+    refused = called(capsys, "prune", *words, "--kept-heads", 4, "--overwrite")
     assert "bert has no field that says fewer heads" in refused.problem

@@ -50,6 +50,7 @@ TAKEN = {
     ("mask_bias", True),
     ("whole_groups", True),
     ("refit", True),
+    ("uniform", True),
     ("bf16_screening", True),
     ("greater_is_better", True),
     ("group_column", "x"),
