@@ -40,8 +40,8 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDis
         return _distil_embeddings(trainer, settings)
     if model_of(trainer) is not trainer.model:
         raise InvalidSettingError(
-            f"Distillation(teacher=...): the loss of a {type(trainer.model).__name__} runs the model on its own, so its "
-            "outputs can't be compared with the teacher's. Let the teacher score the training pairs, and pass these "
+            f"Distillation(teacher=...): the loss of a {type(trainer.model).__name__} runs the model on its own, so "
+            "its outputs can't be compared with the teacher's. Let the teacher score the training pairs, and pass these "
             "as labels with a loss that learns them, such as MSELoss, without distillation."
         )
     # The student's forward pass brings its mixed precision along; the teacher's would not.

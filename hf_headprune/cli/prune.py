@@ -141,7 +141,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
 ) -> None:
-    """Prunes MODEL, a fine-tuned folder or Hub name, and saves it in OUTPUT; trains only with --recover.
+    """Prunes MODEL, a fine-tuned folder or Hub name, and saves it in OUTPUT.
 
     FILE is .csv, .tsv, .json, .jsonl or .parquet. Exits with 1 if what was asked does not hold.
     """

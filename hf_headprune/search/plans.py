@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.evaluation.base import Evaluator
     from hf_headprune.search.problem import Measurement, OnProgress, Question
     from hf_headprune.search.settings import AStarSearch
-    from hf_headprune.search.units import Order, Unit
+    from hf_headprune.search.units import Order, Part, Unit
 
 LEAST_SECONDS = 1e-6
 
@@ -177,7 +177,7 @@ def _problem(
 def _result(
     found: SearchResult, start: PruningPlan, units: Sequence[Unit], search: AStarSearch, **others: Any
 ) -> PlanSearchResult:
-    names = [[(part.site, part.index) for part in unit] for unit in units]
+    names = [[name for part in unit for name in _names(part, start)] for unit in units]
     steps = [
         SearchStep(**{**vars(step), "removed": tuple(name for unit in step.removed for name in names[unit])})
         for step in found.history
@@ -193,6 +193,13 @@ def _result(
         units=search.units,
         **others,
     )
+
+
+def _names(part: Part, start: PruningPlan) -> list[tuple[str, int]]:
+    """Returns how a history names a part: each of its heads, or the chunk of FFN units."""
+    if part.site in start.num_heads:
+        return [(part.site, head) for head in part.indices]
+    return [(part.site, part.index)]
 
 
 def _searched(start: PruningPlan, units: Sequence[Unit]) -> dict[str, Any]:

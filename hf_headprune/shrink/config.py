@@ -355,8 +355,8 @@ def _entry_problems(layer: int, entry: Mapping[str, Any], rules: Mapping[str, _F
             yield f"layer {layer}: {rule.place} has {len(rule.dense_numbers)} layers with {field}"
         elif type(number) is not int or not 0 <= number <= rule.dense_numbers[layer]:
             yield (
-                f"layer {layer}: {field} must be an integer from 0 to {rule.dense_numbers[layer]}, the number of the dense "
-                f"model; received {number!r}"
+                f"layer {layer}: {field} must be an integer from 0 to {rule.dense_numbers[layer]}, the number of the "
+                f"dense model; received {number!r}"
             )
 
 

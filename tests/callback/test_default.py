@@ -248,8 +248,8 @@ def test_at_most_two_copies_of_the_model_are_alive_after_training(tmp_path, monk
     gc.collect()
     before = models_alive()
 
-    def counted(model):
-        twin = copy.deepcopy(model)
+    def counted(model, shared):
+        twin = copy.deepcopy(model, shared)
         gc.collect()
         alive.append(models_alive() - before)
         return twin

@@ -90,7 +90,7 @@ def test_unusable_data_is_refused(dataset, message):
         ({"metric": "bleu"}, "metric must be one of accuracy, .*received 'bleu'"),
         ({"search": AStarSearch(metric="eval_loss")}, "received 'eval_loss'"),
         ({"search": AStarSearch(max_drop=1)}, "max_drop is absolute"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ],
 )
 def test_unusable_settings_are_refused(arguments, message):

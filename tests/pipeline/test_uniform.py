@@ -29,7 +29,7 @@ from tests.support.models import TINY_FAMILIES, tiny_bert
 from tests.support.settings import second_order
 from tests.support.trainers import trainer_of
 
-SAYS_NOTHING = {"gpt2", "siglip_vision_model"}
+SAYS_NOTHING = {"gpt2", "swin", "siglip_vision_model"}
 LAYERS = 3
 
 
@@ -87,7 +87,8 @@ def test_every_family_that_can_say_equal_numbers_is_pruned_to_some_and_is_of_the
     for tie in tied_sites(anatomy_of(model).sites):
         assert len({len(found.plan.kept(site.name)) for site in tie}) == 1
     assert found.plan != PruningPlan.of(model)
-    assert isinstance(model, getattr(transformers, TINY_FAMILIES[name].auto)._model_mapping[type(model.config)])
+    if FAMILIES[name].body is None:
+        assert isinstance(model, getattr(transformers, TINY_FAMILIES[name].auto)._model_mapping[type(model.config)])
     assert difference_of_plain(model, found, tmp_path, inputs) == 0.0
 
 
@@ -105,12 +106,12 @@ def test_numbers_that_a_configuration_refuses_are_passed_over(llama, rows, kept,
     labelled = [{"input_ids": row["input_ids"], "label": 0} for row in rows]
     tuning = second_order(density=density, uniform=True, width_multiple=8)
     found = second_order_plan(llama, labelled, tuning)
-    assert numbers(found.plan)[0] <= {1, 2, 4}  # groups of two heads each, and 6 do not divide 32
+    assert numbers(found.plan)[0] <= {2, 4, 8}  # of groups of two; 6 do not divide 32
     assert linear_density(found.plan, anatomy_of(llama)) == pytest.approx(density, abs=0.09)
     inputs = {"input_ids": torch.tensor([rows[0]["input_ids"]])}
     assert difference_of_plain(llama, found, tmp_path, inputs) == 0.0
     by_heads = plan_for_budget(llama, rows, kept_heads=kept * LAYERS, uniform=True)
-    assert numbers(by_heads.plan)[0] == {kept}
+    assert numbers(by_heads.plan)[0] == {2 * kept}  # a budget counts groups
 
 
 def test_a_budget_of_measured_ms_is_met_by_equal_layers(mistral, rows):
@@ -128,7 +129,7 @@ def test_rounds_of_training_meet_a_budget_by_equal_layers(rows, tmp_path):
     assert_equal_layers(callback.plan)
     folder = export_model(trainer.model, tmp_path / "plain", mode="plain")
     read = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert ({read.config.num_key_value_heads}, {read.config.intermediate_size}) == numbers(callback.plan)
+    assert ({read.config.num_attention_heads}, {read.config.intermediate_size}) == numbers(callback.plan)
 
 
 def test_the_order_of_costs_is_walked_down_in_steps_of_equal_layers(mistral, rows):
@@ -138,7 +139,7 @@ def test_the_order_of_costs_is_walked_down_in_steps_of_equal_layers(mistral, row
         assert_equal_layers(measured.plan)
 
 
-@pytest.mark.parametrize("scores", [None, range(4 * LAYERS)], ids=["by costs", "by scores"])
+@pytest.mark.parametrize("scores", [None, range(8 * LAYERS)], ids=["by costs", "by scores"])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_a_search_and_the_candidates_of_its_certificate_have_equal_layers(family, rows, scores):
     model = classifier(family)
@@ -150,7 +151,7 @@ def test_a_search_and_the_candidates_of_its_certificate_have_equal_layers(family
     assert len(found.history) > 2
     for plan in (found.plan, found.search.plan, *(measured.plan for measured in found.history)):
         assert_equal_layers(plan)
-    heads = {site: set(range(4)) for site in found.plan.kept_heads}
+    heads = {site: set(range(8)) for site in found.plan.kept_heads}
     assert {site: set(searched) for site, searched in found.search.heads.items()} == heads
 
 
@@ -179,7 +180,7 @@ def test_what_no_configuration_can_say_is_refused_with_the_reason(llama, mistral
     refused(lambda: plan_for_budget(mistral, rows, kept_heads=5, uniform=True), "one of 3, 6, 9, 12 heads, received 5")
     uneven = classifier("llama")
     prune_model_(uneven, PruningPlan.of(uneven).replace(kept_heads={"layers.0.self_attn": (0, 1)}))
-    refused(lambda: search_plan(uneven, rows, uniform=True), "the layers of this model have 2 to 4 units already")
+    refused(lambda: search_plan(uneven, rows, uniform=True), "the layers of this model have 2 to 8 units already")
     for setting in ({"units": ("layers",)}, {"units": ("heads",), "objective": "latency"}):
         table = {"tuning": latency_tuning(llama)} if "objective" in setting else {}
         refused(
