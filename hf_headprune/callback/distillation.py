@@ -41,8 +41,8 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDis
     if model_of(trainer) is not trainer.model:
         raise InvalidSettingError(
             f"Distillation(teacher=...): the loss of a {type(trainer.model).__name__} runs the model on its own, so "
-            "its outputs can't be compared with the teacher's. Let the teacher score the training pairs, and pass these "
-            "as labels with a loss that learns them, such as MSELoss, without distillation."
+            "its outputs can't be compared with the teacher's. Let the teacher score the training pairs, and pass "
+            "these as labels with a loss that learns them, such as MSELoss, without distillation."
         )
     # The student's forward pass brings its mixed precision along; the teacher's would not.
     told = partial(_autocast, trainer), partial(_repeated_examples, trainer)

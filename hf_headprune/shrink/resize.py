@@ -132,7 +132,7 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
 
 
 def _check_hooks(model: nn.Module) -> None:
-    """Refuses hooks of accelerate that load the weights of several modules in one step, or do something else."""
+    """Refuses hooks of accelerate that load the weights of several modules together, or do something else."""
     for name, module in model.named_modules():
         for hook in accelerate_hooks(module):
             if not hasattr(hook, "weights_map") or (hook.offload and hook.place_submodules):

@@ -149,7 +149,7 @@ def test_a_teacher_of_a_cross_encoder_is_refused_when_the_trainer_is_built(tmp_p
     folder = save_text_model(tmp_path / "text", "BertForSequenceClassification", num_labels=3)
     model, teacher = (st.CrossEncoder(str(folder), device="cpu") for _ in range(2))
     callback = HeadPruneCallback(density=0.5, distillation=Distillation(teacher))
-    with pytest.raises(InvalidSettingError, match="loss of a CrossEncoder runs the model by itself"):
+    with pytest.raises(InvalidSettingError, match="loss of a CrossEncoder runs the model on its own"):
         trained(model, tmp_path, callback)
 
 

@@ -339,3 +339,15 @@ def test_codes_are_not_read_as_weights(folder, dtype):
 def test_weights_of_any_floating_dtype_are_read(folder, dtype):
     edit(folder, lambda tensors: tensors.update({name: value.to(dtype) for name, value in tensors.items()}))
     assert AutoModelForSequenceClassification.from_pretrained(folder) is not None
+
+
+def test_a_module_around_a_model_is_refused_with_the_name_of_the_part_to_pass():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.text = nn.ModuleDict({"body": tiny_bert(None)})
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"Around is no Transformers model, but holds one: pass its \.text\.body"
+    ):
+        prune_model_(Around(), PruningPlan.of(tiny_bert(None)))
