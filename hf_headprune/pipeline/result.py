@@ -134,7 +134,12 @@ def sized(plans: Iterable[MeasuredPlan], anatomy: Anatomy, *, sign: float = 1.0)
         sign: -1 where the metric was negated, because lower is better.
     """
     return tuple(
-        SizedMetric(it.density, cost_of(it.plan, anatomy, seq_len=1).size_bytes / 1e6, sign * it.metric, it.passed)
+        SizedMetric(
+            it.density,
+            cost_of(it.plan, anatomy, seq_len=1).size_bytes / 1e6,
+            sign * float(it.metric),  # a metric of the user's may be NumPy's
+            bool(it.passed),
+        )
         for it in plans
         if math.isfinite(it.metric)
     )
