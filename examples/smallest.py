@@ -16,6 +16,7 @@ import argparse
 import copy
 import csv
 import json
+import re
 import os
 import time
 from collections import Counter
@@ -249,10 +250,19 @@ def rows_of(folder: Path) -> dict[str, Texts]:
         read[name] = rows
     classes = sorted({row[-1] for row in read["train"]})
     read["unseen"] = read.pop("dev") + read["test"]
+    unseen = {words_of(row) for row in read["unseen"]}
+    new = [row for row in read["train"] if words_of(row) not in unseen]
+    print(f"{len(read['train']) - len(new):,} training examples are left out: they are among the unseen ones")
+    read["train"] = new
     return {
         name: Texts([tuple(row[:-1]) for row in rows], [classes.index(row[-1]) for row in rows])
         for name, rows in read.items()
     }
+
+
+def words_of(row: list[str]) -> tuple[str, ...]:
+    """Returns the words of the texts of a row, by which examples are the same."""
+    return tuple(re.findall(r"\w+", " ".join(row[:-1]).casefold()))
 
 
 def pairs_of(scale: Scale) -> dict[str, Texts]:
