@@ -16,8 +16,8 @@ import argparse
 import copy
 import csv
 import json
-import re
 import os
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
