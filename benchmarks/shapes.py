@@ -57,6 +57,11 @@ def dense_model(*, smoke: bool) -> BertModel:
     return BertModel(BertConfig(**narrow)).eval()
 
 
+def batches(*, smoke: bool) -> list[tuple[int, int]]:
+    """Returns sizes of batches and lengths of their texts, which are short in a smoke run."""
+    return [(batch, length // 16 if smoke else length) for batch, length in BATCHES]
+
+
 def widths_of(shape: Shape) -> dict[str, Shape]:
     """Returns a shape with its FFN widths as published and rounded up."""
     heads, ffn = shape
@@ -89,7 +94,7 @@ def cut_saved_reloaded(shape: Shape, *, smoke: bool) -> tuple[nn.Module, dict[st
             cost_of(full, anatomy, seq_len=length).macs + pooler,
             cost_of(plan, anatomy, seq_len=length).macs + pooler,
         )
-        for _, length in BATCHES
+        for _, length in batches(smoke=smoke)
     }
     return reloaded, size
 
@@ -138,7 +143,7 @@ def measure(name: str, runs: int, *, smoke: bool) -> list[dict[str, Any]]:
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         models = [model.to(dtype) for model in (dense, *(model for model, _ in cut.values()))]
-        for batch, length in BATCHES:
+        for batch, length in batches(smoke=smoke):
             tokens = torch.randint(5, 1000, (batch, length), generator=torch.Generator().manual_seed(0))
             inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
             seconds = in_turns(models, inputs, runs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import re
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -136,10 +137,12 @@ def _files() -> Iterator[tuple[str, Path]]:
         if spec is not None and spec.submodule_search_locations:
             roots[package] = Path(next(iter(spec.submodule_search_locations)))
     for package, root in roots.items():
-        for path in root.rglob("*.py"):
-            name = path.relative_to(root).as_posix()
-            if not _NOT_READ.search(name):
-                yield f"{package}/{name}", path
+        for folder, inner, files in os.walk(root):
+            inside = Path(folder).relative_to(root)
+            inner[:] = [name for name in inner if not _NOT_READ.search(f"{(inside / name).as_posix()}/")]
+            for name in [(inside / file).as_posix() for file in files if file.endswith(".py")]:
+                if not _NOT_READ.search(name):
+                    yield f"{package}/{name}", root / name
 
 
 def _words(text: str) -> frozenset[str]:

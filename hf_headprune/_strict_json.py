@@ -6,6 +6,7 @@ import dataclasses
 import json
 import types
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
@@ -93,8 +94,13 @@ def read(kind: type[T], content: Any, where: str) -> T:
             f"{where}: the fields must be exactly {names}, missing {sorted(set(names) - given)}, unknown "
             f"{shown(sorted(given - set(names)))}. Pass a certificate as it was saved."
         )
-    hints = typing.get_type_hints(kind)
+    hints = _hints_of(kind)
     return kind(**{name: _value(hints[name], content[name], f"{where}.{name}") for name in names})
+
+
+@cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _value(hint: Any, content: Any, where: str) -> Any:

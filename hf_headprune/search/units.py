@@ -195,7 +195,8 @@ def plan_without(start: PruningPlan, units: Sequence[Unit], removed: Iterable[in
     gone = set(removed)
     listed = {(part.site, index) for unit in units for part in unit for index in part.indices}
     kept: dict[str, list[int]] = {
-        site: [index for index in start.kept(site) if (site, index) not in listed] for site, _ in listed
+        site: [index for index in start.kept(site) if (site, index) not in listed]
+        for site in {site: None for site, _ in listed}
     }
     for number, unit in enumerate(units):
         for part in unit if number not in gone else ():

@@ -6,7 +6,7 @@ import ast
 import copy
 import re
 from collections.abc import Iterator
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,8 @@ def names_used(block: str) -> set[str]:
     return used
 
 
-def messages() -> list[str]:
+@cache
+def messages() -> tuple[str, ...]:
     """Every text of the package, with what is filled in as `…`."""
     found = []
     for file in sorted((ROOT / "hf_headprune").rglob("*.py")):
@@ -166,7 +167,12 @@ def messages() -> list[str]:
                 found.append("".join(_part(value) for value in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"%[-.\d,]*[a-z]", VARIES, node.value))
-    return found
+    return tuple(found)
+
+
+@cache
+def _callables() -> dict[str, Any]:
+    return {name: getattr(hf_headprune, name) for name in dir(hf_headprune)} | TUNINGS
 
 
 def calls(code: str) -> list[tuple[Any, set[str]]]:
@@ -175,7 +181,7 @@ def calls(code: str) -> list[tuple[Any, set[str]]]:
         tree = ast.parse(code.strip())
     except SyntaxError:
         return []
-    known = {name: getattr(hf_headprune, name) for name in dir(hf_headprune)} | TUNINGS
+    known = _callables()
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and not any(isinstance(part, ast.Call) for part in ast.walk(node.func)):
