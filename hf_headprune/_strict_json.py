@@ -94,7 +94,7 @@ def read(kind: type[T], content: Any, where: str) -> T:
             f"{where}: the fields must be exactly {names}, missing {sorted(set(names) - given)}, unknown "
             f"{shown(sorted(given - set(names)))}. Pass a certificate as it was saved."
         )
-    hints = _hints_of(kind)
+    hints = _hints_of(kind)  # type: ignore[arg-type] # a class can be hashed
     return kind(**{name: _value(hints[name], content[name], f"{where}.{name}") for name in names})
 
 
