@@ -99,7 +99,7 @@ def read(kind: type[T], content: Any, where: str) -> T:
 
 
 @cache
-def _hints_of(kind: type) -> dict[str, Any]:
+def _hints_of(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 

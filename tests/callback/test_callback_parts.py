@@ -142,7 +142,7 @@ class _Undivided(Trainer):
         self.model_accepts_loss_kwargs = False
 
 
-class _Seen(Exception):
+class _SeenError(Exception):
     """Ends a run that has shown what it was run for."""
 
 
@@ -157,7 +157,7 @@ class _Gradients(TrainerCallback):
             scores = next(module for module in model.modules() if isinstance(module, ScorePruner))
             self.scores = scores.importance_bias.grad.clone()
             self.weight = model.bert.encoder.layer[0].attention.self.query.weight.grad.norm()
-            raise _Seen
+            raise _SeenError
 
 
 LOSSES = {
@@ -206,7 +206,7 @@ def test_a_penalty_weighs_the_same_however_many_batches_are_accumulated(tmp_path
             **{name: value for name, value in others.items() if name != "compute_loss_func"},
         )
         trainer.compute_loss_func = others.get("compute_loss_func")
-        with pytest.raises(_Seen):
+        with pytest.raises(_SeenError):
             trainer.train()
         return looks
 
