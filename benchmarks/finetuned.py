@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks import Task
 
-RECIPES = {"sst2": Recipe(epochs=3.0, bf16=None), "snli": Recipe(epochs=2.0, bf16=None)}
+RECIPES = {"sst2": Recipe(epochs=3.0), "snli": Recipe(epochs=2.0)}
 
 
 def fine_tuned(task: Task, seed: int, work: Path, *, smoke: bool = False) -> nn.Module:

@@ -32,7 +32,7 @@ class Recipe:
     learning_rate: float = 1e-4
     batch_size: int = 32
     warmup_steps: float = 0.06
-    bf16: bool | None = True
+    bf16: bool | None = None
     attention_dropout: bool = True
 
     @property
