@@ -13,8 +13,10 @@ import torch
 
 from benchmarks.results_file import environment, write_json
 from benchmarks.run_queue import RunQueue
+from hf_headprune import certify
 
 R = TypeVar("R")
+DROPS = (0.01, 0.02)
 
 
 def parser_for(about: str, tasks: Sequence[str], seeds: Sequence[int]) -> argparse.ArgumentParser:
@@ -76,3 +78,8 @@ def work_or_collect(  # noqa: PLR0913 - what a study is made of
     if options.collect and not options.smoke:
         content = {"missing": len(runs) - len(finished), "summary": summary, "runs": finished}
         write_json(result, {**environment(), **content})
+
+
+def verdicts(dense: list[int], pruned: list[int], examples: Any) -> dict[str, str]:
+    """Returns the verdict on the answers of a pruned model for each of `DROPS`, by its percentage points."""
+    return {f"{100 * drop:g}": certify(dense, pruned, examples, max_drop=drop).verdict for drop in DROPS}

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.default_run import plain_run, plain_seconds, recipe_of, trained
-from benchmarks.plain_models import parsed, parser_for, work_or_collect
+from benchmarks.plain_models import parsed, parser_for, verdicts, work_or_collect
 from benchmarks.results_file import RESULTS, over_seeds
 from benchmarks.tasks import load_task
 from benchmarks.training import build_trainer, score
-from hf_headprune import anatomy_of, certify, linear_density, plan_for_budget, prune_model_
+from hf_headprune import anatomy_of, linear_density, plan_for_budget, prune_model_
 from hf_headprune.callback.plain_recovery import PlainRecovery
 from hf_headprune.tasks.batches import Batching
 
@@ -30,7 +30,6 @@ SEEDS = (0, 1, 2)
 DENSITIES = (0.25, 0.1)
 EPOCHS = (0.0, 1.0, 3.0)
 LEARNING_RATE = 2e-4  # of `headprune prune --recover`
-DROPS = (0.01, 0.02)
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,12 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
     ]
     scores = score(trainers[1], task)
     answers = [trainer.predict(task.test).predictions.argmax(-1).tolist() for trainer in trainers]
-    verdicts = {f"{100 * drop:g}": certify(*answers, task.test, max_drop=drop).verdict for drop in DROPS}
     return {
         **scores,
         "dense_test": plain["test"],
         "drop": plain["test"] - scores["test"],
         "density_reached": linear_density(found.plan, anatomy_of(dense)),
-        "certified": verdicts,
+        "certified": verdicts(*answers, task.test),
         "cpu_ratio": seconds / plain_cpu,
     }
 

@@ -19,10 +19,10 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.default_run import plain_run, trained
-from benchmarks.plain_models import parsed, parser_for, work_or_collect
+from benchmarks.plain_models import parsed, parser_for, verdicts, work_or_collect
 from benchmarks.results_file import RESULTS, over_seeds
 from benchmarks.tasks import data_folder, load_task, minilm_path, read_rows
-from hf_headprune import certify, plan_for_budget, prune_model_, prune_vocabulary_
+from hf_headprune import plan_for_budget, prune_model_, prune_vocabulary_
 
 RESULT = RESULTS / "vocabulary.json"
 TASKS = ("sst2", "snli")
@@ -83,10 +83,6 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
         {"id": number, "text": "\t".join(text), "label": int(it)}
         for number, (text, it) in enumerate(zip(texts, gold, strict=True))
     ]
-    certificates = {
-        f"{100 * drop:g}": certify(dense.tolist(), after.tolist(), examples, max_drop=drop).verdict
-        for drop in (0.01, 0.02)
-    }
     shares = {"dense": dense, "before": before, "test": after}
     return {
         **{name: 100.0 * float((found == gold).mean()) for name, found in shares.items()},
@@ -96,7 +92,7 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
         "pieces": model.config.vocab_size,
         "dense_mb": size,
         "mb": saved_mb(model),
-        "certified": certificates,
+        "certified": verdicts(dense.tolist(), after.tolist(), examples),
     }
 
 
