@@ -36,6 +36,7 @@ from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.refit.choice import choose
+from hf_headprune.refit.in_order import Runs
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -235,8 +236,8 @@ def _walk_down(
     """Returns what is pruned in the order of removal costs; see `_find`."""
     search, before, own, ours = settings.measured, learned.plan, None, None
     decide: Any = None
+    twin = plain_copy(model_of(trainer))
     if isinstance(holdout, Holdout):
-        twin = plain_copy(model_of(trainer))
         split = holdout.read(twin, before)
         train = trainer_compat.drawn_examples(trainer.train_dataset, CALIBRATION, trainer.args.seed)
         decide = by_test_of_recovered(holdout, twin, before, recover, train, split)
@@ -252,11 +253,13 @@ def _walk_down(
         allowed = search.max_drop if own is None else own.max_drop
         decide = by_metric(metric_source(trainer, search, is_own=own is not None), allowed, before)
         _remember(trainer)
-    batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
+    batches = list(trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed))
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
     several = number_of_processes() > 1
-    found = walk_down(model_of(trainer), before, losses, decide, uniform=settings.uniform, over_processes=several)
-    return found, holdout
+    # With several processes, each has seen other examples, and one of them tests: projections alone are refitted.
+    runs = None if several else Runs(twin, [partial(trainer_compat.run_on, trainer, batch) for batch in batches])
+    how: Any = {"uniform": settings.uniform, "over_processes": several, "runs": runs}
+    return walk_down(model_of(trainer), before, losses, decide, **how), holdout
 
 
 def _cut_to_size(trainer: Trainer, settings: Settings, before: PruningPlan, recover: Recover) -> Found:

@@ -360,6 +360,11 @@ def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
         return trainer.compute_loss(trainer.model, batch, **counted)
 
 
+def run_on(trainer: Trainer, batch: Any, model: Any) -> Any:
+    """Makes the forward pass of a training step with another model, such as a copy, in that model's own precision."""
+    return trainer.compute_loss(model, dict(batch) if isinstance(batch, Mapping) else batch)
+
+
 def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
     """Returns the loss times the examples of the batch, as fp16 training scales it."""
     first = next(tensors(batch), None)
@@ -368,7 +373,8 @@ def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
             f"HeadPruneCallback: the data collator returns no tensor, received {shown(batch)}. Removal costs need "
             "batches of tensors, which may be nested in dicts or lists."
         )
-    return batch_loss(trainer, batch) * (len(first[1]) * loss_scale(trainer))
+    given = dict(batch) if isinstance(batch, Mapping) else batch  # some losses take labels out
+    return batch_loss(trainer, given) * (len(first[1]) * loss_scale(trainer))
 
 
 def loss_scale(trainer: Trainer) -> float:

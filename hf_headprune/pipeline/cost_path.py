@@ -27,6 +27,8 @@ from hf_headprune.pipeline.run import Found, reference_in_words
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
 from hf_headprune.refit.choice import plans_at
+from hf_headprune.refit.in_order import Runs
+from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
 
 if TYPE_CHECKING:
@@ -40,10 +42,12 @@ if TYPE_CHECKING:
     from hf_headprune.pipeline.holdout import Allowed
     from hf_headprune.pipeline.run import MetricSource
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.refit.projections import Refit
 
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
 DENSITIES = (0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
-CALIBRATION = 2048  # training examples that costs and refit are computed from
+CALIBRATION = 1024  # training examples that costs and refit are computed from
+IN_ORDER_AT = 0.5  # density at and below which plans are refitted in order: above it, that changes little
 ROUND_OFF = 1e-9
 
 
@@ -69,12 +73,13 @@ class Decision:
 Decide = Callable[[list[RefittedPlan]], Decision]
 
 
-def walk_down(
+def walk_down(  # noqa: PLR0913 - a model, its examples, and what is asked
     model: nn.Module,
     before: PruningPlan,
     losses: Iterable[torch.Tensor],
     decide: Decide,
     *,
+    runs: Runs | None = None,
     uniform: bool = False,
     over_processes: bool = False,
 ) -> Found:
@@ -85,6 +90,7 @@ def walk_down(
         before: Units that are open in it.
         losses: Of training examples, summed over each batch; each is computed when it is asked for.
         decide: Tests plans, the largest first; see `by_test` and `by_metric`.
+        runs: Forward passes on the same examples. With them, the plans that remove much are refitted in order.
         uniform: Whether all layers keep equally many units.
         over_processes: Whether all processes of a distributed run do so, each with losses of its own.
     """
@@ -94,7 +100,10 @@ def walk_down(
         plans, refit = from_first_unless(
             plans_at(model, DENSITIES, order, before, losses, over_processes=over_processes), over_processes
         )
-    decision = decide([RefittedPlan(plan, refit) for plan in plans])
+    candidates = [RefittedPlan(plan, refit) for plan in plans]
+    if runs is not None:
+        candidates = refitted_in_order(candidates, refit, before, runs)
+    decision = decide(candidates)
     effort = Effort(
         search_seconds=time.perf_counter() - started,
         evaluations=len(decision.measured),
@@ -107,8 +116,27 @@ def walk_down(
         plans=sized(history, anatomy, sign=1.0 if decision.asked.higher_is_better else -1.0),
         leaves_at=leaving_densities(before, plans, anatomy),
     )
-    pruned = decision.trained or RefittedPlan(chosen.plan, refit)
+    found = (candidate for candidate in candidates if candidate.plan == chosen.plan)
+    pruned = decision.trained or next(found, RefittedPlan(chosen.plan, refit))
     return Found(pruned, None, decision.metric, chosen, effort, history, frontier)
+
+
+def refitted_in_order(plans: list[RefittedPlan], refit: Refit, before: PruningPlan, runs: Runs) -> list[RefittedPlan]:
+    """Returns plans of which those that remove much are refitted in order, each when it is first asked for.
+
+    Args:
+        plans: All there are.
+        refit: Of output projections.
+        before: Units that are open in the model.
+        runs: On the examples of the refit; every second one is used.
+    """
+    anatomy = anatomy_of(runs.dense)
+    some = Runs(runs.dense, [run if number % 2 == 0 else None for number, run in enumerate(runs.each)])
+    deep = {found.plan for found in plans if linear_density(found.plan, anatomy) <= IN_ORDER_AT + ROUND_OFF}
+    return [
+        RefittedPlan(found.plan, RefitInOrder(refit, found.plan, before, some)) if found.plan in deep else found
+        for found in plans
+    ]
 
 
 def leaving_densities(before: PruningPlan, plans: list[PruningPlan], anatomy: Anatomy) -> dict[str, tuple[float, ...]]:

@@ -26,6 +26,7 @@ from hf_headprune.publish.plots import plot_ladder
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.choice import plans_at
 from hf_headprune.refit.one_shot import ExampleLosses
+from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching
@@ -162,7 +163,8 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
         )
     remember_seen_(twin, calibration=losses.drawn)
     share_seen_(model, twin)
-    found = [RefittedPlan(plan, refit) for plan in plans]
+    runs = losses.runs()
+    found = [RefittedPlan(plan, RefitInOrder(refit, plan, full, runs)) for plan in plans]
     rungs = _measured(twin, found, holdout, latency or LatencySettings())
     note = TOGETHER.format(100 * confidence) if any(rung.certificate is not None for rung in rungs) else ""
     return PruningLadder(asked, rungs, note)

@@ -153,7 +153,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         examples = dataset if calibration is None else calibration
         losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
         decide = _decide(source, drop, holdout, twin, recover, losses.drawn)
-        found = walk_down(twin, full, losses, decide, uniform=uniform)
+        found = walk_down(twin, full, losses, decide, runs=losses.runs(), uniform=uniform)
     return _result(model, anatomy, full, found, holdout)
 
 

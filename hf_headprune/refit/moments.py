@@ -36,12 +36,15 @@ class SiteMoments:
         tokens: Their number.
         sensitivity: Sum, over tokens, of the products of the loss's gradient for the projection's outputs,
             `(hidden_size, hidden_size)`, float32; None where no loss was recorded.
+        weights: How much tokens counted, of each pass `(batch, length)`, zero for padding; empty where no loss was
+            recorded.
     """
 
     site: Site
     inputs: Symmetric
     tokens: float
     sensitivity: torch.Tensor | None = None
+    weights: tuple[torch.Tensor, ...] = ()
 
 
 def record_moments(
@@ -191,6 +194,7 @@ class _Recorder:
         self.probe: torch.Tensor | None = None
         self._reader, self._folder = reader, folder
         self._inputs, self._outputs = _Sum(folder), _Sum(folder)
+        self._weights: list[torch.Tensor] = []
 
     def read(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         """Forward hook: counts the tokens of `(batch, length, width)` now, or when the gradient of the output arrives.
@@ -213,6 +217,7 @@ class _Recorder:
     def _add_by_gradient(self, given: torch.Tensor, real: torch.Tensor, gradient: torch.Tensor) -> None:
         gradient = gradient.detach()
         weights = EVEN_SHARE + (1.0 - EVEN_SHARE) * _shares(gradient, real)
+        self._weights.append((weights * real).cpu())
         tokens = _flat(gradient, real)
         self._add(_flat(given, real), _flat(weights[..., None], real))
         self._outputs.add(tokens, tokens)
@@ -231,7 +236,7 @@ class _Recorder:
         sensitivity = None if outputs is None else outputs.dense()
         if sensitivity is not None and self._folder is not None:
             sensitivity = mapped(sensitivity, self._folder)
-        return SiteMoments(self.site, mean, tokens, sensitivity)
+        return SiteMoments(self.site, mean, tokens, sensitivity, tuple(self._weights))
 
 
 def _real_tokens(mask: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import choose
+from hf_headprune.refit.in_order import Runs
+from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.tasks.batches import collated
+from hf_headprune.tasks.batches import collated, longest_first
 from hf_headprune.tasks.embeddings import projected
 from hf_headprune.tasks.examples import (
     IGNORED_LABEL,
@@ -44,6 +47,8 @@ def second_order_plan(
     batch_size: int = 32,
 ) -> RefittedPlan:
     """Finds what of a fine-tuned model to keep within a budget, without training.
+
+    What remains is refitted to what the whole model computes, module by module; see `hf_headprune.refit.in_order`.
 
     The model is left as it was: prune it with `prune_model_(model, found)`. `certify` refuses the examples that were
     looked at here.
@@ -74,7 +79,9 @@ def second_order_plan(
         model, dataset, settings.tuning.scoring_examples, settings.tuning.seed or 0, data_collator, batch_size
     )
     remember_seen_(model, calibration=losses.drawn)
-    return RefittedPlan(*choose(model, settings, PruningPlan.full(anatomy_of(model)), losses))
+    full = PruningPlan.full(anatomy_of(model))
+    plan, refit = choose(model, settings, full, losses)
+    return RefittedPlan(plan, RefitInOrder(refit, plan, full, losses.runs()).fit())
 
 
 class ExampleLosses:
@@ -118,7 +125,8 @@ class ExampleLosses:
             raise InvalidSettingError(
                 f"{where}: no example has a label that counts: all are {IGNORED_LABEL}. Pass labelled examples."
             )
-        self._examples = [examples[index] for index in order]
+        drawn = [examples[index] for index in order]
+        self._examples = [drawn[place] for place in longest_first(drawn)]
         self._collate = data_collator or PadRight(getattr(model.config, "pad_token_id", None))
         self.drawn = [dataset[index] for index in order]
 
@@ -129,17 +137,30 @@ class ExampleLosses:
             InvalidSettingError: A label is no class.
             UnsupportedModelError: The model returns no loss.
         """
-        device = device_of(self._model)
         drawn = torch.Generator().manual_seed(self._seed)  # directions, for embeddings
+        for batch, items in self._batches():
+            if embeds_texts(self._model):
+                yield projected(self._model, batch, drawn)
+            else:
+                yield _loss(self._model, batch, self._where) * items
+
+    def runs(self) -> Runs:
+        """Returns, for each loss, a forward pass on its examples."""
+        return Runs(self._model, [partial(_run, batch=batch) for batch, _ in self._batches()])
+
+    def _batches(self) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
+        """Yields each batch, and of how many items its loss is the mean; batches of none are left out."""
+        device = device_of(self._model)
         for first in range(0, len(self._examples), self._batch_size):
             chosen = self._examples[first : first + self._batch_size]
             batch = {name: value.to(device) for name, value in collated(self._collate, chosen).items()}
-            if embeds_texts(self._model):
-                yield projected(self._model, batch, drawn)
-                continue
-            items = _items(self._model, batch, len(chosen))
+            items = 1 if embeds_texts(self._model) else _items(self._model, batch, len(chosen))
             if items:  # else the mean over none is no number
-                yield _loss(self._model, batch, self._where) * items
+                yield batch, items
+
+
+def _run(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
+    return model(**batch)
 
 
 def _drawn(examples: ModelExamples, count: int, seed: int) -> list[int]:

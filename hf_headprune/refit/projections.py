@@ -10,6 +10,7 @@ in ZipLM (Kurtic et al. 2023, arXiv 2302.04089, section 3), here with a constant
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,18 +19,32 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from hf_headprune._offloaded import as_kept, contents_of, off_device, put_, put_contents_, tensor_of
+from hf_headprune._checks import shown
+from hf_headprune._offloaded import (
+    as_kept,
+    contents_of,
+    is_offloaded,
+    off_device,
+    put_,
+    put_contents_,
+    tensor_of,
+)
 from hf_headprune.anatomy import base_model, transposed
 from hf_headprune.errors import InvalidPlanError
+from hf_headprune.masking import evaluating, masked, plain_copy
+from hf_headprune.plan import RefittedPlan
+from hf_headprune.refit.in_order import fits_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from hf_headprune.anatomy import Site
     from hf_headprune.plan import PruningPlan
+    from hf_headprune.refit.in_order import Fit, Runs
     from hf_headprune.refit.moments import SiteMoments
     from hf_headprune.refit.symmetric import Symmetric
 
+logger = logging.getLogger(__name__)
 RIDGE = 1e-3  # of the mean square of an entry; more where tokens are few for the number of coefficients
 REMEMBERED = 16  # refitted projections of each block; neighbouring plans share most of them
 
@@ -118,6 +133,7 @@ class Refit:
             recorded: With exactly the units of the start open. Other sites are left as they are.
         """
         self.blocks = {name: Block.of(model, moments, start.kept(name)) for name, moments in recorded.items()}
+        self._weights = {name: moments.weights for name, moments in recorded.items()}
         self._refitted: dict[Any, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     @torch.no_grad()
@@ -169,23 +185,82 @@ class Refit:
 
     @contextmanager
     def restoring(self, model: nn.Module) -> Iterator[None]:
-        """Puts every output projection back at the end of a `with` block, after an error too.
+        """Puts what was refitted back at the end of a `with` block, after an error too.
 
         Blocks of several refits may end in any order: what one leaves is what the last of the others has set.
         """
-        base = base_model(model)
-        outputs = [base.get_submodule(block.site.output) for block in self.blocks.values()]
-        layer = object()
+        layer, modules = object(), self._modules(model)
         try:
-            for output in outputs:
-                _LAYERS.setdefault(output, []).append((layer, contents_of(output)))
+            for module in modules:
+                _LAYERS.setdefault(module, []).append((layer, contents_of(module)))
             yield
         finally:
-            for output in outputs:
-                _leave(output, layer)
+            for module in modules:
+                _leave(module, layer)
+
+    def _modules(self, model: nn.Module) -> list[nn.Module]:
+        """Returns the modules of a model that a refit may change."""
+        base = base_model(model)
+        return [base.get_submodule(block.site.output) for block in self.blocks.values()]
 
 
-# Of each output projection that is refitted now: who did so, and what was there before.
+class RefitInOrder(Refit):
+    """The refit of one plan, module by module in the order of the forward pass; other plans get that of `Refit`.
+
+    It is made when it is first applied. Until then the examples are kept.
+    """
+
+    def __init__(self, refit: Refit, plan: PruningPlan, start: PruningPlan, runs: Runs) -> None:
+        """Takes what it will need; see `fits_in_order`.
+
+        Args:
+            refit: What was recorded, and what other plans get.
+            plan: The plan.
+            start: Units that were open in the model that was recorded.
+            runs: On the examples that were recorded; the model is left unchanged.
+        """
+        self.blocks, self._weights, self._refitted = refit.blocks, refit._weights, refit._refitted
+        self._plan, self._start = plan, start
+        self._runs: Runs | None = runs
+        self._fits: list[Fit] = []
+
+    def fit(self) -> RefitInOrder:
+        """Makes it now, where that was not done yet, lets go of the examples, and returns itself."""
+        runs, self._runs = self._runs, None
+        if runs is None or is_offloaded(runs.dense) or any(len(it) != len(runs.each) for it in self._weights.values()):
+            return self  # the last, where a loss runs the model several times
+        used = {number: run for number, run in enumerate(runs.each) if run is not None}
+        weights = {site: [found[number] for number in used] for site, found in self._weights.items()}
+        dense, pruned = runs.dense, plain_copy(runs.dense)
+        with evaluating(dense), masked(dense, self._start), masked(pruned, RefittedPlan(self._plan, self)):
+            try:
+                self._fits = fits_in_order(pruned, dense, self._plan, list(used.values()), weights)
+            except Exception as error:  # noqa: BLE001 - a loss of the user's may insist on a model of its own
+                logger.warning(
+                    "Only output projections are refitted, since no copy of the model runs on the examples: %s: %s",
+                    type(error).__name__,
+                    shown(str(error)),
+                )
+        return self
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
+        """Gives every module, in place, what a plan needs; `restoring` takes it back."""
+        if plan == self._plan:
+            self.fit()
+        super().apply_(model, plan)
+        for fit in self._fits if plan == self._plan else ():
+            module = model.get_submodule(fit.place.path)
+            for name, tensor in fit.tensors(module).items():
+                put_(module, name, as_kept(module, tensor))
+
+    def _modules(self, model: nn.Module) -> list[nn.Module]:
+        self.fit()
+        fitted = [model.get_submodule(fit.place.path) for fit in self._fits]
+        return list(dict.fromkeys([*super()._modules(model), *fitted]))
+
+
+# Of each module that is refitted now: who did so, and what was there before.
 _LAYERS: WeakKeyDictionary[nn.Module, list[tuple[object, dict[str, Any]]]] = WeakKeyDictionary()
 
 

@@ -90,8 +90,7 @@ def ordered_batches(
     examples = [dataset[index] for index in range(len(dataset))]
     if not examples:
         raise InvalidSettingError("length_sorted_batches: the data set is empty. Pass one with labelled examples.")
-    lengths = _lengths(examples) if "input_ids" in examples[0] else [0] * len(examples)  # the collator tokenizes
-    order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
+    order = longest_first(examples)
     batches = []
     for first in range(0, len(order), batch_size):
         batches.append(collated(collate, [examples[index] for index in order[first : first + batch_size]]))
@@ -101,6 +100,16 @@ def ordered_batches(
                 f"with {shown(sorted(examples[0]))}. Tokenize the data set first, or let the data collator do so."
             )
     return batches, np.array(order, dtype=np.int64)
+
+
+def longest_first(examples: list[Any]) -> list[int]:
+    """Returns the places of examples in the order of length; as they are where the collator tokenizes them.
+
+    Raises:
+        InvalidSettingError: The tokens of one are no list.
+    """
+    lengths = _lengths(examples) if "input_ids" in examples[0] else [0] * len(examples)
+    return sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
 
 
 def collated(collate: Callable[[list[Any]], Mapping[str, Any]], examples: list[Any]) -> dict[str, torch.Tensor]:
