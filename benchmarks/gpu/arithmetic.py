@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
+from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, IN_ORDER
 
 LENGTH, HELD_OUT = 128, 2000
 PLANS = 1 + len(DENSITIES)  # the whole model is measured, too
@@ -40,9 +40,14 @@ class Size:
         return FLOAT32 * self.layers * entries / GIB
 
     @property
+    def activations_gib(self) -> float:
+        """What a refit in order holds while all its examples wait at one module: its inputs, and both streams."""
+        return FLOAT32 * LENGTH * CALIBRATION / 2 * (self.ffn + 3 * self.hidden) / GIB
+
+    @property
     def hours(self) -> float:
-        """Forward and backward passes of the calibration, and a forward pass of each plan, at `RATE`."""
-        tokens = LENGTH * (3 * CALIBRATION + PLANS * HELD_OUT)
+        """Forward and backward passes of the calibration, and what each plan takes to refit and to test, at `RATE`."""
+        tokens = LENGTH * ((3 + len(IN_ORDER)) * CALIBRATION + PLANS * HELD_OUT)
         return 2 * self.linear_weights * tokens / RATE / 3600
 
 
@@ -61,6 +66,7 @@ def main() -> None:
         "weights, bf16",
         "two copies more",
         "moments, on the CPU",
+        "activations of a refit",
         "passes after training",
     )
     sys.stdout.write(f"| {' | '.join(names)} |\n{'|---' * len(names)}|\n")
@@ -68,7 +74,7 @@ def main() -> None:
         weights = 2 * size.parameters / GIB
         sys.stdout.write(
             f"| {size.name} | {size.linear_weights / 1e6:,.0f} M | {weights:.1f} GiB | {2 * weights:.1f} GiB | "
-            f"{size.moments_gib:.1f} GiB | {60 * size.hours:.1f} minutes |\n"
+            f"{size.moments_gib:.1f} GiB | {size.activations_gib:.1f} GiB | {60 * size.hours:.1f} minutes |\n"
         )
 
 

@@ -11,9 +11,8 @@ from tqdm.auto import tqdm
 
 from hf_headprune._offloaded import device_of
 from hf_headprune.masking import evaluating
-from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
+from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, IN_ORDER
 from hf_headprune.pipeline.holdout import CANDIDATES
-from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples
@@ -43,17 +42,17 @@ def examples_of_work(
         epochs: For which a pruned model trains on, and the whole one teaches.
     """
     counts = splits.counts()
-    certify, seen = counts.get("certify", 0), SecondOrderTuning().scoring_examples
+    certify, measured = counts.get("certify", 0), min(CALIBRATION, counts["train"])
     if searches:
         limit = AStarSearch().max_evaluations or 0
         searched = TYPICAL_SHARE * limit * counts["validation"]
         return searched + (CANDIDATES + 1 + CERTIFIED) * certify, counts["train"]
     training = epochs * counts["train"]
     if tests:
-        measured = min(CALIBRATION, counts["train"])
         looked_at = len(DENSITIES) * measured if epochs else 0  # how deep to cut is decided on training examples
-        return (1 + len(DENSITIES) + CERTIFIED) * certify + training + looked_at, measured + training
-    return (CERTIFIED + sizes - 1) * certify + training, min(seen, counts["train"]) + training
+        refitted = len(IN_ORDER) * measured  # half of them, by the whole and the pruned model
+        return (1 + len(DENSITIES) + CERTIFIED) * certify + training + looked_at + refitted, measured + training
+    return (CERTIFIED + sizes - 1) * certify + training + 2 * sizes * measured, measured + training
 
 
 def seconds_of(model: Any, splits: Splits, batching: Batching, work: tuple[float, float]) -> float:

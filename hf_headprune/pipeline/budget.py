@@ -15,6 +15,7 @@ from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
+from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.pipeline.holdout import Holdout, pruned_copy
 from hf_headprune.pipeline.recovery import Recover, recovered
 from hf_headprune.pipeline.result import PruningResult
@@ -108,7 +109,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=latency_ms)
-    settings = replace(asked, tuning=replace(asked.tuning, seed=seed))
+    settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=CALIBRATION))
     holdout = None
     if certify is not None:
         batching = Batching(data_collator=data_collator, batch_size=batch_size)

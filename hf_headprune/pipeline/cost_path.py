@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
 DENSITIES = (0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 CALIBRATION = 1024  # training examples that costs and refit are computed from
-IN_ORDER_AT = 0.5  # density at and below which plans are refitted in order: above it, that changes little
+IN_ORDER = tuple(density for density in DENSITIES if density <= 0.5)  # of plans that are refitted in order # noqa: PLR2004
 ROUND_OFF = 1e-9
+NEAREST_UNIT = 0.02  # by which a plan may keep more than its density
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def refitted_in_order(plans: list[RefittedPlan], refit: Refit, before: PruningPl
     """
     anatomy = anatomy_of(runs.dense)
     some = Runs(runs.dense, [run if number % 2 == 0 else None for number, run in enumerate(runs.each)])
-    deep = {found.plan for found in plans if linear_density(found.plan, anatomy) <= IN_ORDER_AT + ROUND_OFF}
+    deep = {found.plan for found in plans if linear_density(found.plan, anatomy) <= IN_ORDER[0] + NEAREST_UNIT}
     return [
         RefittedPlan(found.plan, RefitInOrder(refit, found.plan, before, some)) if found.plan in deep else found
         for found in plans

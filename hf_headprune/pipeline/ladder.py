@@ -16,6 +16,7 @@ from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.masking import plain_copy
+from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.pipeline.holdout import Chosen, Holdout, as_pruned, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import WHOLE, against, certified, unseen_change
@@ -152,8 +153,7 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
         holdout.rehearse(model)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     settings = SecondOrder(density=asked[-1])
-    count = settings.tuning.scoring_examples
-    losses = ExampleLosses(twin, dataset, count, seed, data_collator, batch_size, where="plan_ladder")
+    losses = ExampleLosses(twin, dataset, CALIBRATION, seed, data_collator, batch_size, where="plan_ladder")
     full = PruningPlan.full(anatomy)
     plans, refit = plans_at(twin, asked, settings, full, losses)
     if len(plans) != len(asked):
