@@ -11,6 +11,7 @@ in ZipLM (Kurtic et al. 2023, arXiv 2302.04089, section 3), here with a constant
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.in_order import fits_in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hf_headprune.anatomy import Site
     from hf_headprune.plan import PruningPlan
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 RIDGE = 1e-3  # of the mean square of an entry; more where tokens are few for the number of coefficients
+MOST_ACTIVATIONS = (
+    2 * 2**30
+)  # bytes that a refit in order holds, or as many as the model has; else it takes fewer batches
 REMEMBERED = 16  # refitted projections of each block; neighbouring plans share most of them
 
 
@@ -230,6 +234,8 @@ class RefitInOrder(Refit):
         if runs is None or is_offloaded(runs.dense) or any(len(it) != len(runs.each) for it in self._weights.values()):
             return self  # the last, where a loss runs the model several times
         used = {number: run for number, run in enumerate(runs.each) if run is not None}
+        step = math.ceil(self._activations(used) / max(MOST_ACTIVATIONS, _size_of(runs.dense)))
+        used = dict(list(used.items())[:: max(step, 1)])
         weights = {site: [found[number] for number in used] for site, found in self._weights.items()}
         dense, pruned = runs.dense, plain_copy(runs.dense)
         with evaluating(dense), masked(dense, self._start), masked(pruned, RefittedPlan(self._plan, self)):
@@ -242,6 +248,14 @@ class RefitInOrder(Refit):
                     shown(str(error)),
                 )
         return self
+
+    def _activations(self, numbers: Iterable[int]) -> int:
+        """Returns the bytes that are held while runs wait at the widest module: its inputs, and both streams."""
+        found = [0]
+        for name, weights in self._weights.items():
+            entries = self.blocks[name].own_weight.shape[1] + 3 * self.blocks[name].own_weight.shape[0]
+            found.append(entries * sum(weights[number].numel() * torch.float32.itemsize for number in numbers))
+        return max(found)
 
     @torch.no_grad()
     def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
@@ -262,6 +276,10 @@ class RefitInOrder(Refit):
 
 # Of each module that is refitted now: who did so, and what was there before.
 _LAYERS: WeakKeyDictionary[nn.Module, list[tuple[object, dict[str, Any]]]] = WeakKeyDictionary()
+
+
+def _size_of(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _matrix_of(output: nn.Module) -> torch.Tensor:

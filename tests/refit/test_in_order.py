@@ -14,6 +14,7 @@ import torch
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.masking import masked, plain_copy
 from hf_headprune.plan import PruningPlan, RefittedPlan
+from hf_headprune.refit import projections
 from hf_headprune.refit.choice import record_refit
 from hf_headprune.refit.in_order import Runs
 from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
@@ -186,3 +187,16 @@ def test_the_costs_of_a_budget_do_not_depend_on_it():
     settings = SecondOrder(density=0.4, tuning=SecondOrderTuning(width_multiple=8))
     plans = [second_order_plan(model, examples(40), settings, batch_size=size).plan for size in (4, 10)]
     assert plans[0] == plans[1]
+
+
+def test_fewer_batches_are_run_where_their_activations_would_be_too_large(monkeypatch):
+    model = classifier().eval()
+    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(40))]
+    plan, ran = random_plan(model, seed=1), []
+    refit, _ = refits_of(model, plan, batches)
+    runs = [lambda twin, number=number: ran.append(number) or twin(**batches[number]) for number in range(len(batches))]
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    monkeypatch.setattr(projections, "MOST_ACTIVATIONS", 4 * tokens * (64 + 3 * 32) // 2)  # half of what all take
+    monkeypatch.setattr(projections, "_size_of", lambda model: 0)
+    RefitInOrder(refit, plan, PruningPlan.of(model), Runs(model, runs)).fit()
+    assert set(ran) == set(range(0, len(batches), 2))
