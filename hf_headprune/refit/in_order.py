@@ -143,13 +143,13 @@ def fits_in_order(
     orders = []
     for model in (pruned, dense):
         with SideBySide(model, runs[-1:]) as passes:
-            _stop_at(passes, places.values())
+            _stop_at(passes, places.values(), "before")
             orders.append(passes.order())
     once = set.intersection(*({path for path, times in Counter(order).items() if times == 1} for order in orders))
     order, found = [path for path in orders[0] if path in once], []
     with SideBySide(pruned, runs) as here, SideBySide(dense, runs) as there:
-        for passes in (here, there):
-            _stop_at(passes, [places[path] for path in order])
+        _stop_at(here, [places[path] for path in order], "before")
+        _stop_at(there, [places[path] for path in order], "after")
         for path in order:
             place, module = places[path], dense.get_submodule(path)
             stops, wanted = here.advance(path), [_outputs(place, module, stop) for stop in there.advance(path)]
@@ -176,16 +176,19 @@ def _places(model: nn.Module, plan: PruningPlan, weights: Mapping[str, Any]) -> 
     return found + [Place(paths[module], last, is_head=True) for module in outside]
 
 
-def _stop_at(passes: SideBySide, places: Iterable[Place]) -> None:
+def _stop_at(passes: SideBySide, places: Iterable[Place], others: str) -> None:
+    """Stops where outputs are added to the stream; at modules that are no output projections "before" or "after"."""
     outputs = [place.path for place in places if place.is_output]
-    passes.stop_at(before=[place.path for place in places if not place.is_output], sums=outputs)
+    passes.stop_at(sums=outputs, **{others: [place.path for place in places if not place.is_output]})
 
 
 def _outputs(place: Place, module: nn.Module, stop: Stop) -> torch.Tensor:
     """Returns what a model has at a place, `(batch, ..., rows)`: outputs, with those of a block in the stream."""
-    if stop.stream is not None and stop.outputs is not None:
+    if stop.outputs is None:
+        return place.outputs(module, stop.given)
+    if stop.stream is not None:
         return stop.stream + stop.outputs
-    return place.outputs(module, stop.given)
+    return stop.outputs if place.rows is None else stop.outputs[..., place.rows]
 
 
 def _counts(
@@ -220,6 +223,8 @@ def _fit_(
     fit = Fit(place, weight + change[:-1].T.to(weight), None if bias is None else bias + change[-1].to(bias))
     for name, tensor in fit.tensors(module).items():
         getattr(module, name).data = tensor
+    for stop in stops:
+        stop.is_outdated = True
     return fit
 
 

@@ -33,12 +33,14 @@ class Stop:
         given: Its inputs, `(batch, ..., in_features)`.
         outputs: What it makes of them; None where the pass waits before it does.
         stream: What the outputs are about to be added to, of their shape; None where the pass waits before.
+        is_outdated: Whether the module was changed meanwhile, so that the pass makes the outputs anew.
     """
 
     path: str
     given: torch.Tensor
     outputs: torch.Tensor | None = None
     stream: torch.Tensor | None = None
+    is_outdated: bool = False
 
 
 class ForwardPass:
@@ -129,7 +131,8 @@ class _Sums(TorchFunctionMode):
             if isinstance(stream, torch.Tensor) and stream.shape == args[0].shape == args[1].shape:
                 self._pass.awaited, stop.stream = None, stream
                 self._pass.stop_at(stop)
-                return stream + module.forward(stop.given)  # the module may have been changed meanwhile
+                if stop.is_outdated:
+                    return stream + module.forward(stop.given)
         return func(*args, **(kwargs or {}))
 
 
@@ -154,19 +157,20 @@ class SideBySide:
         self._passes = [ForwardPass(partial(run, model)) for run in runs]
         self._open = ExitStack()
 
-    def stop_at(self, before: Iterable[str], sums: Iterable[str]) -> None:
+    def stop_at(self, *, before: Iterable[str] = (), after: Iterable[str] = (), sums: Iterable[str] = ()) -> None:
         """Says where the passes stop.
 
         Args:
             before: Paths of modules: before they run.
+            after: Paths of modules: once they have run.
             sums: Paths of modules: where their outputs are added to something.
         """
         for path in before:
             hook = self._model.get_submodule(path).register_forward_pre_hook(_stop_before(path))
             self._open.callback(hook.remove)
-        for path in sums:
-            hook = self._model.get_submodule(path).register_forward_hook(_await_sum(path))
-            self._open.callback(hook.remove)
+        for stops, paths in ((_stop_after, after), (_await_sum, sums)):
+            for path in paths:
+                self._open.callback(self._model.get_submodule(path).register_forward_hook(stops(path)).remove)
 
     def __enter__(self) -> SideBySide:
         """Nothing runs yet."""
@@ -211,6 +215,15 @@ def _stop_before(path: str) -> Callable[..., None]:
         forward_pass = getattr(_OF_THREAD, "forward_pass", None)
         if forward_pass is not None:
             forward_pass.stop_at(Stop(path, args[0]))
+
+    return hook
+
+
+def _stop_after(path: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, outputs: Any) -> None:
+        forward_pass = getattr(_OF_THREAD, "forward_pass", None)
+        if forward_pass is not None:
+            forward_pass.stop_at(Stop(path, args[0], outputs))
 
     return hook
 
