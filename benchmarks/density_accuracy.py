@@ -10,7 +10,7 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   second-order removal, which is what `density` asks for; the hybrid of gates for heads and movement scores for FFN
   units; block movement alone (units); gates for heads with the FFN by magnitude; magnitude; second-order costs, and
   Fisher scores (Kwon et al. 2022, arXiv 2204.09656, without its mask tuning), after dense training and without any
-  other; and second-order removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
+  other, the costs at 10 % too, and with output projections alone refitted; and second-order removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
 - layers: what one would try first, on the tasks of the budget group: every other layer of the pretrained model dropped,
   then fine-tuned for 300 or 600 steps, with or without the dense model of the budget group as a teacher.
 - questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %; and, with one seed (a run takes
@@ -54,7 +54,8 @@ from hf_headprune import (
 from hf_headprune.budgets import budgets
 from hf_headprune.callback.distillation import distil
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.choice import choose
+from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ THEIR_RECIPE = BlockMovement.hybrid(
     10.0, ffn_penalty=1.0, score_learning_rate=3e-2, width_multiple=1, warmup_ratio=50 / 866, ramp_end=1 - 200 / 866
 )
 RANDOM_UNITS, FISHER, ONE_SHOT = "random units", "Fisher, one-shot", "second order, one-shot"
+ALONE = "second order, one-shot, output projections alone"
+WITHOUT_TRAINING = (FISHER, ONE_SHOT, ALONE)
 LAYERS = tuple("layers dropped" + words for words in ("", ", 600 steps", ", teacher", ", teacher, 600 steps"))
 IN_TRAINING = (SECOND_ORDER, HYBRID, "movement", "gates, FFN by magnitude", "magnitude")
 TEACHER = Recipe(epochs=1.5, batch_size=16, learning_rate=5e-5)
@@ -106,8 +109,9 @@ def all_runs() -> Iterator[Run]:
         budget.append(Run("budget", task, DENSE, 1.0, 0))
         budget += [
             Run("budget", task, *cell, 0)
-            for cell in product((*IN_TRAINING, ONE_SHOT, FISHER, RANDOM_UNITS), (0.5, 0.25))
+            for cell in product((*IN_TRAINING, *WITHOUT_TRAINING, RANDOM_UNITS), (0.5, 0.25))
         ]
+        budget += [Run("budget", task, method, 0.1, 0) for method in (ONE_SHOT, ALONE)]
     layers = [Run("layers", task, method, 0.5, 0) for task in ("sst2", "snli", "qamr") for method in LAYERS]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
     cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (HIDDEN, 0.26), (LONGER, 0.26)]
@@ -123,7 +127,7 @@ def needed_by(run: Run) -> Run | None:
         return replace(run, method=SECOND_ORDER)
     if run.group == "layers":
         return Run("budget", run.task, DENSE, 1.0, run.seed) if "teacher" in run.method else None
-    if run.method in (FISHER, ONE_SHOT) or (run.group == "questions" and run.method != DENSE):
+    if run.method in WITHOUT_TRAINING or (run.group == "questions" and run.method != DENSE):
         return replace(run, method=DENSE, density=1.0)
     if run.group == "published" and run.method != DENSE:
         return Run("teacher", run.task, DENSE, 1.0, run.seed)
@@ -144,7 +148,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     if "600 steps" in run.method and not smoke:
         recipe = replace(recipe, max_steps=600)
     build = partial(build_trainer, task, recipe, seed=run.seed)
-    if run.method in (FISHER, ONE_SHOT):
+    if run.method in WITHOUT_TRAINING:
         trainer = build(callback=None, model=saved_model(run, task, work))
         plan, refit = cut_at_once(run, trainer, examples=4 if smoke else 1024)
         prune_model_(plain(trainer), RefittedPlan(plan, refit))
@@ -182,7 +186,11 @@ def cut_at_once(run: Run, trainer: Trainer, *, examples: int) -> tuple[PruningPl
     if run.method == FISHER:
         return fisher_plan(trainer, run.density, examples=examples), None
     settings = SecondOrder(density=run.density, tuning=SecondOrderTuning(scoring_examples=examples, seed=run.seed))
-    found = second_order_plan(plain(trainer).eval(), trainer.train_dataset, settings)
+    model = plain(trainer).eval()
+    if run.method == ALONE:
+        losses = ExampleLosses(model, trainer.train_dataset, examples, run.seed)
+        return choose(model, settings, PruningPlan.full(anatomy_of(model)), losses)
+    found = second_order_plan(model, trainer.train_dataset, settings)
     return found.plan, found.refit
 
 
