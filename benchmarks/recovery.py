@@ -28,7 +28,7 @@ RESULT = RESULTS / "recovery.json"
 TASKS = ("sst2", "snli")
 SEEDS = (0, 1, 2)
 DENSITIES = (0.25, 0.1)
-EPOCHS = (0.0, 1.0, 3.0)
+EPOCHS = (0.0, 2.0)
 LEARNING_RATE = 2e-4  # of `headprune prune --recover`
 
 
@@ -57,7 +57,10 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
         build_trainer(task, recipe_of(task, smoke=smoke), seed=0, callback=None, model=it) for it in (dense, model)
     ]
     scores = score(trainers[1], task)
-    answers = [trainer.predict(task.test).predictions.argmax(-1).tolist() for trainer in trainers]
+    outputs = [trainer.predict(task.test) for trainer in trainers]
+    if any(output.label_ids.tolist() != list(task.test["label"]) for output in outputs):
+        raise RuntimeError("The answers are in another order than the examples.")
+    answers = [output.predictions.argmax(-1).tolist() for output in outputs]
     return {
         **scores,
         "dense_test": plain["test"],

@@ -42,7 +42,10 @@ class Recipe:
 
 
 class InOrder(Trainer):
-    """Evaluates in the order of the data set, which post-processing of windows needs, and trains by length."""
+    """Evaluates in the order of the data set, and trains by length.
+
+    The Trainer would evaluate by length too. Windows of a text, and answers of two models, are compared in their order.
+    """
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         return SequentialSampler(eval_dataset)
@@ -73,8 +76,7 @@ def build_trainer(
         train_sampling_strategy="group_by_length",
         length_column_name="length",
     )
-    kind = InOrder if task.metric == "f1" else Trainer
-    return kind(
+    return InOrder(
         model=model or task.model(**settings),
         args=arguments,
         train_dataset=task.train,
