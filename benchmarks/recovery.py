@@ -58,7 +58,7 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
     ]
     scores = score(trainers[1], task)
     outputs = [trainer.predict(task.test) for trainer in trainers]
-    if any(output.label_ids.tolist() != list(task.test["label"]) for output in outputs):
+    if any(output.label_ids.tolist() != list(task.test["labels"]) for output in outputs):
         raise RuntimeError("The answers are in another order than the examples.")
     answers = [output.predictions.argmax(-1).tolist() for output in outputs]
     return {
