@@ -10,7 +10,8 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   second-order removal, which is what `density` asks for; the hybrid of gates for heads and movement scores for FFN
   units; block movement alone (units); gates for heads with the FFN by magnitude; magnitude; second-order costs, and
   Fisher scores (Kwon et al. 2022, arXiv 2204.09656, without its mask tuning), after dense training and without any
-  other, the costs at 10 % too, and with output projections alone refitted; and second-order removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
+  other, the costs at 10 % too, and with output projections alone refitted; and second-order removal's own sizes per
+  layer, filled with heads and units drawn at random, trained as long.
 - layers: what one would try first, on the tasks of the budget group: every other layer of the pretrained model dropped,
   then fine-tuned for 300 or 600 steps, with or without the dense model of the budget group as a teacher.
 - questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %; and, with one seed (a run takes
