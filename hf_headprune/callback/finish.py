@@ -236,8 +236,9 @@ def _walk_down(
     """Returns what is pruned in the order of removal costs; see `_find`."""
     search, before, own, ours = settings.measured, learned.plan, None, None
     decide: Any = None
-    twin = plain_copy(model_of(trainer))
+    twin: Any = None
     if isinstance(holdout, Holdout):
+        twin = plain_copy(model_of(trainer))
         split = holdout.read(twin, before)
         train = trainer_compat.drawn_examples(trainer.train_dataset, CALIBRATION, trainer.args.seed)
         decide = by_test_of_recovered(holdout, twin, before, recover, train, split)
@@ -251,7 +252,9 @@ def _walk_down(
         if recover is not None:
             logger.warning("HeadPruneCallback: the pruned model does not train on, since nothing could test it then.")
         allowed = search.max_drop if own is None else own.max_drop
-        decide = by_metric(metric_source(trainer, search, is_own=own is not None), allowed, before)
+        source = metric_source(trainer, search, is_own=own is not None)
+        twin = source.model or plain_copy(model_of(trainer))
+        decide = by_metric(source, allowed, before)
         _remember(trainer)
     batches = list(trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed))
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)

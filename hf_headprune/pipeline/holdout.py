@@ -14,8 +14,9 @@ from hf_headprune.guarantee.power import PowerAssumptions, describe_power
 from hf_headprune.guarantee.scored import ScoredSplit
 from hf_headprune.guarantee.sequence import evenly_spaced
 from hf_headprune.masking import plain_copy
-from hf_headprune.plan import RefittedPlan
+from hf_headprune.plan import RefittedPlan, refitted
 from hf_headprune.refit.plans_between import plans_along, steps_between
+from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the s
 
 def pruned_copy(model: Any, plan: PlanOrResult) -> Any:
     """Returns a copy of a model, pruned to a plan: it runs as fast as the file that will be saved."""
+    refit = refitted(plan).refit
+    if isinstance(refit, RefitInOrder):  # which takes a copy of its own, and lets it go
+        refit.fit()
     return prune_model_(plain_copy(model), plan)
 
 
