@@ -12,6 +12,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.latency import LatencySettings
+from hf_headprune.refit.projections import RefitInOrder
 from tests.pipeline.test_cost_path import accuracy, learnable, trained  # noqa: F401 - a fixture
 
 TEST = learnable(400, seed=3)

@@ -9,6 +9,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked, plain_copy
 from hf_headprune.pipeline.budget import plan_for_budget
 from hf_headprune.pipeline.search import search_plan
+from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
