@@ -41,6 +41,11 @@ def whole(tensor: Any) -> torch.Tensor:
     return tensor.full_tensor() if is_part(tensor) else tensor
 
 
+def own(tensor: Any) -> torch.Tensor:
+    """Returns what this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def part_like(values: torch.Tensor, like: Any) -> Any:
     """Splits values as another tensor is split, if it is; the first process's values count."""
     return _split(values, like, source=0)

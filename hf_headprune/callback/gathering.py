@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._distributed import own
 from hf_headprune._seen_splits import share_seen_
 from hf_headprune.masking import temporary_parts
 
@@ -31,11 +32,6 @@ def is_split(model: nn.Module) -> bool:
     return any(hasattr(parameter, name) for parameter in model.parameters() for name in (DISTRIBUTED, PARTITIONED))
 
 
-def local_part(parameter: Any) -> torch.Tensor:
-    """Returns what this process holds of a parameter."""
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
-
-
 def whole_copy(model: Any) -> Any:
     """Builds a whole copy of a split model, in evaluation mode, on the device of its parts."""
     kind = _class_before(type(model))
@@ -43,18 +39,18 @@ def whole_copy(model: Any) -> Any:
         twin: Any = kind(copy.deepcopy(model.config))
     joined = {part.module_name() for part in temporary_parts(model)}  # of a training: they join the copy by themselves
     places = {name: it for name, it in model.named_parameters() if not joined & set(name.split("."))}
-    twin = twin.to_empty(device=local_part(next(iter(places.values()))).device)
+    twin = twin.to_empty(device=own(next(iter(places.values()))).device)
     twin.tie_weights()
-    own = dict(twin.named_parameters())
+    given = dict(twin.named_parameters())
     with torch.no_grad():
         for name, parameter in places.items():
             with _whole(parameter) as tensor:
-                own[name].data = tensor.to(own[name].device, copy=True)
-            own[name].requires_grad_(parameter.requires_grad)
+                given[name].data = tensor.to(given[name].device, copy=True)
+            given[name].requires_grad_(parameter.requires_grad)
         for name, buffer in model.named_buffers():
             if joined & set(name.split(".")):
                 continue
-            twin.get_buffer(name).data = local_part(buffer).detach().clone()
+            twin.get_buffer(name).data = own(buffer).detach().clone()
     twin.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     share_seen_(twin, model)
     return twin.eval()

@@ -6,14 +6,14 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast, gather_object
 
 from hf_headprune._distributed import whole
+from hf_headprune._finite import are_finite
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
-from hf_headprune.callback.gathering import is_split, local_part
+from hf_headprune.callback.gathering import is_split
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.registry import PRUNERS, detach_pruners
@@ -149,20 +149,18 @@ class LearnedParts:
         return found
 
     def check_finite(self) -> None:
-        """Checks the weights of the model.
+        """Checks what the model is made of.
 
         Raises:
-            TrainingStateError: One holds NaN or infinity.
+            TrainingStateError: A weight holds NaN or infinity.
         """
         trainer: Any = self._trainer()
-        names, weights = zip(*trainer.model.named_parameters(), strict=True)
-        are_finite = torch.stack([local_part(weight).detach().isfinite().all() for weight in weights]).tolist()
-        if is_split(trainer.model):  # what one process finds in its part, all refuse
-            are_finite = [all(found) for found in zip(*gather_object([are_finite]), strict=True)]
-        bad = [name for name, is_finite in zip(names, are_finite, strict=True) if not is_finite]
+        found = are_finite(trainer.model)
+        parts = gather_object([found]) if is_split(trainer.model) else [found]  # what one process finds, all refuse
+        bad = [name for name in found if not all(part[name] for part in parts)]
         if bad:
             raise TrainingStateError(
-                f"After {trainer.state.global_step} optimizer steps {len(bad)} of {len(names)} parameters hold NaN or "
+                f"After {trainer.state.global_step} optimizer steps {len(bad)} of {len(found)} tensors hold NaN or "
                 f"infinity, {bad[0]} among them, so pruning would choose by nothing. The loss or a gradient was not "
                 "finite: look at the data, lower the learning rate, or train in a higher precision, and resume from an "
                 "earlier checkpoint."

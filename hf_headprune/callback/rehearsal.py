@@ -52,7 +52,8 @@ def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
         except Exception as error:
             raise TrainingStateError(
                 "HeadPruneCallback: what follows training was tried on a copy after the first step, and failed: "
-                f"{type(error).__name__}: {error}. After the last step it would have cost the training."
+                f"{type(error).__name__}: {str(error).rstrip('.')}. After the last step it would have cost the "
+                "training."
             ) from error
 
 

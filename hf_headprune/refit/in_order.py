@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_headprune._finite import is_finite
 from hf_headprune._offloaded import tensor_of
 from hf_headprune.anatomy import anatomy_of, base_model, transposed
 from hf_headprune.refit.side_by_side import SideBySide
@@ -221,6 +222,8 @@ def _fit_(
         return None
     weight, bias = place.weight(module), place.bias(module)
     fit = Fit(place, weight + change[:-1].T.to(weight), None if bias is None else bias + change[-1].to(bias))
+    if not (is_finite(fit.weight) and is_finite(fit.bias)):  # too large for the precision of the model
+        return None
     for name, tensor in fit.tensors(module).items():
         getattr(module, name).data = tensor
     for stop in stops:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from hf_headprune._checks import shown
+from hf_headprune._finite import is_finite
 from hf_headprune._offloaded import (
     as_kept,
     contents_of,
@@ -158,13 +159,23 @@ class Refit:
             site: Its name.
             kept: Units that stay.
             output: The projection, which gives precision, device and layout.
+
+        Raises:
+            InvalidPlanError: A weight would be NaN or infinite.
         """
         key = site, kept, output.weight.dtype, output.weight.device
         found = self._refitted.pop(key, None)
         if found is None:
             weight, bias = self.blocks[site].refitted(kept)
             weight = (weight.T.contiguous() if transposed(output) else weight).to(output.weight.dtype)
-            found = as_kept(output, weight), None if bias is None else as_kept(output, bias.to(output.weight.dtype))
+            bias = None if bias is None else bias.to(output.weight.dtype)
+            if not (is_finite(weight) and (bias is None or is_finite(bias))):
+                raise InvalidPlanError(
+                    f"The refit of {site} to {len(kept)} units is not finite in {output.weight.dtype}: what is left "
+                    "would need weights that are too large for it. Load the model in float32, or prune by the "
+                    "plan alone: prune_model_(model, result.plan)."
+                )
+            found = as_kept(output, weight), None if bias is None else as_kept(output, bias)
         self._refitted[key] = found
         if len(self._refitted) > REMEMBERED * len(self.blocks):
             del self._refitted[next(iter(self._refitted))]

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_headprune._compat import accelerate_hooks, hooks_before_forward, let_class_run_
+from hf_headprune._finite import check_finite
 from hf_headprune._layouts import HEADS, Entries
 from hf_headprune._offloaded import device_of, keeper_of, put_, tensor_of
 from hf_headprune.anatomy import anatomy_of, base_model, transposed
@@ -94,11 +95,11 @@ def _empty_(base: nn.Module, site: Site) -> None:
 def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     """Checks that every module of the sites is a plain linear module whose tensors are here, whole and its own.
 
-    No site of the model may carry gates or a mask, be it cut or not.
+    No site of the model may carry gates or a mask, be it cut or not, and all tensors of the model must be finite.
 
     Raises:
         UnsupportedModelError: At least one is not; the message lists every offender. Or accelerate moves the weights in
-            a way that is not known here, or the model carries what chooses units during training.
+            a way that is not known here, or the model carries what chooses units during training, or NaN.
     """
     parts = [part.part for part in temporary_parts(model)]
     if parts:
@@ -108,6 +109,7 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
             "load the model without them: AutoModel...from_pretrained(folder) ignores them."
         )
     _check_hooks(model)
+    check_finite(model)
     base = base_model(model)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     problems = [

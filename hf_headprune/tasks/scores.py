@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hf_headprune._finite import check_finite
 from hf_headprune._offloaded import device_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating
@@ -38,7 +39,7 @@ def scores_of(
 
     Raises:
         InvalidSettingError: The data set is empty, unlabelled or not tokenized, or a label is out of range.
-        UnsupportedModelError: The model has no such task, or its outputs are not finite.
+        UnsupportedModelError: The model has no such task, or its weights or outputs are not finite.
     """
     return ScoredExamples(model, dataset, metric, batching, where=where).scores_of(model)
 
@@ -85,9 +86,10 @@ class ScoredExamples:
 
         Raises:
             InvalidSettingError: The examples hold tokens that the model does not embed.
-            UnsupportedModelError: The model returned something else than its task needs.
+            UnsupportedModelError: The model returned something else than its task needs, or holds NaN.
         """
         self._check_tokens(model)
+        check_finite(model)
         with evaluating(model):
             answers = Answers.joined([self._answers(model, batch) for batch in self._batches])
         return answers.taken(np.argsort(self._order))

@@ -49,6 +49,13 @@ def test_pruning_in_training_chooses_under_fsdp_what_it_chooses_under_data_paral
     assert (len(set(found["scores"])) > 1) == (mode != "costs")
 
 
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_a_run_under_fsdp_goes_on_from_a_checkpoint_and_ends_as_the_unbroken_one(outcomes, mode):
+    for found in outcomes[mode]:
+        assert found["plan of resumed"]
+        assert found["from resumed"] < 1e-5
+
+
 class Partitions:
     """Stands for DeepSpeed: parameters are empty but while they are gathered.
 

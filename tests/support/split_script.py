@@ -28,11 +28,12 @@ class Fsdp(Trainer):
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["BertLayer"],
-            state_dict_type="FULL_STATE_DICT",
+            state_dict_type="SHARDED_STATE_DICT",
         )
         self.is_fsdp_enabled = True
 
 
+SAVED = 4  # steps after which a checkpoint is written: before anything is decided
 MODES = {
     "default": lambda: {"max_drop": 0.05},
     "costs": lambda: {"density": 0.5, "distillation": Distillation(tiny_bert(seed=1))},
@@ -41,7 +42,7 @@ MODES = {
 }
 
 
-def run(trainer_class, folder, mode, **settings):
+def run(trainer_class, folder, mode, *, resumes=None, **settings):
     """A Trainer whose training has ended, its callback, and for each step whether the model was split then."""
     callback = HeadPruneCallback(**MODES[mode](), latency=None)
     arguments = TrainingArguments(
@@ -49,7 +50,8 @@ def run(trainer_class, folder, mode, **settings):
         **{**LEARNS, "per_device_train_batch_size": 8, "max_steps": 30 if mode == "default" else 12},
         use_cpu=True,
         ddp_backend="gloo",
-        save_strategy="no",
+        save_strategy="no" if mode == "default" else "steps",
+        save_steps=SAVED,
         logging_steps=5,
         disable_tqdm=True,
         report_to="none",
@@ -65,7 +67,7 @@ def run(trainer_class, folder, mode, **settings):
     seen = []
     step = trainer.training_step
     trainer.training_step = lambda *given, **named: (seen.append(is_split(trainer.model)), step(*given, **named))[1]
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resumes)
     return trainer, callback, seen
 
 
@@ -88,6 +90,12 @@ def outcome_of(folder, mode):
     }
     if mode == "default":
         return found
+    AcceleratorState._reset_state()
+    again, same, _ = run(Fsdp, folder + "/" + mode, mode, resumes=f"{folder}/{mode}/checkpoint-{SAVED}")
+    found |= {
+        "plan of resumed": same.plan == callback.plan,
+        "from resumed": float((logits_of(again.model) - logits_of(trainer.model)).abs().max()),
+    }
     plain, other, was_split = run(Trainer, folder + "/plain " + mode, mode, ddp_find_unused_parameters=True)
     scores = [score for bank in other._parts.banks if bank.learns_scores for score in bank.scores.tolist()]
     return found | {

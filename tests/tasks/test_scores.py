@@ -44,9 +44,9 @@ def test_answers_that_are_not_finite_are_refused_alike_by_search_and_scores(name
     batches = length_sorted_batches(ModelExamples(dataset, model), PadRight(0), batch_size=8)
     evaluator = ExampleEvaluator(model, batches, metric=task.metric)
     assert evaluator(PruningPlan.of(model)).metric > 0
-    head = next(p for n, p in reversed([*model.named_parameters()]) if p.dim() == 1)
-    with torch.no_grad():
-        head[0] = value
+    head = next(name for name, parameter in reversed([*model.named_parameters()]) if parameter.dim() == 1)
+    owner = model.get_submodule(head.rpartition(".")[0])
+    owner.register_forward_hook(lambda *given: given[-1].index_fill(-1, torch.tensor([0]), value))
     for measure in (lambda: scores_of(model, dataset, task.metric), lambda: evaluator(PruningPlan.of(model))):
         with pytest.raises(UnsupportedModelError, match=r"finite logits, received \d+ logits that are NaN or infinite"):
             measure()

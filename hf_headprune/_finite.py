@@ -1,0 +1,56 @@
+"""Whether what a model is made of are numbers: a NaN in a weight may leave every answer finite, and wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_headprune._distributed import own
+from hf_headprune._offloaded import tensor_of
+from hf_headprune.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SHOWN = 3
+
+
+def are_finite(model: nn.Module) -> dict[str, bool]:
+    """Tells of each parameter and each buffer that is saved, by its name, whether all of it is finite.
+
+    Of a model that is split over processes, it tells what this process holds.
+    """
+    found = {}
+    for name, tensor in model.state_dict().items():
+        path, _, attribute = name.rpartition(".")
+        is_elsewhere = getattr(tensor, "is_meta", False)
+        found[name] = is_finite(tensor_of(model.get_submodule(path), attribute) if is_elsewhere else own(tensor))
+    return found
+
+
+def check_finite(model: nn.Module) -> None:
+    """Checks all that `are_finite` looks at.
+
+    Raises:
+        UnsupportedModelError: Something is NaN or infinite; the message names it.
+    """
+    found = are_finite(model)
+    bad = [name for name, holds in found.items() if not holds]
+    if bad:
+        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds NaN or infinity in {len(bad)} of its {len(found)} tensors: "
+            f"{', '.join(bad[:SHOWN])}{more}. Whatever is measured or pruned of it would mean nothing. Load an earlier "
+            "checkpoint, or load it in a precision that holds its values."
+        )
+
+
+def is_finite(tensor: Any) -> bool:
+    """Tells whether a tensor holds neither NaN nor infinity; in one pass over it, which needs no memory."""
+    if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+        return True
+    values = tensor.detach()
+    values = values.float() if values.element_size() == 1 else values  # of eight bits, nothing is compared
+    smallest, largest = values.aminmax()
+    return bool(smallest.isfinite() & largest.isfinite())
