@@ -114,7 +114,7 @@ _OF_THREAD = threading.local()
 
 
 class _Closed(BaseException):
-    """Ends a forward pass that nobody needs any longer; no `except Exception` of a model takes it."""
+    """Ends a forward pass that is no longer needed; no `except Exception` of a model takes it."""
 
 
 class _Sums(TorchFunctionMode):
