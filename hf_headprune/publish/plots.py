@@ -270,6 +270,7 @@ def _training(training: Sequence[Curve]) -> Any:
     kinds = [kind for kind in (LOSS, METRIC, KEPT) if any(curve.kind == kind for curve in curves)]
     size = (_SIZE[0], 0.7 + _PANEL * len(kinds))
     figure = _matplotlib("figure").Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     axes = figure.subplots(len(kinds), sharex=True, squeeze=False)[:, 0]
     for kind, axis in zip(kinds, axes, strict=True):
         shown = [curve for curve in curves if curve.kind == kind]

@@ -17,7 +17,7 @@ LOSS, METRIC, KEPT = "loss", "metric", "kept"
 EVALUATION, OURS = "eval_", "headprune/"
 MOST_POINTS = 400  # of a curve; a picture shows no more
 _UNITS = ("hard_heads/", "kept_units/")  # units that are kept at a site, in the log
-_TIMES = ("runtime", "_per_second", "epoch", "model_preparation_time")  # ends of what evaluation logs of itself
+_TIMES = ("runtime", "per_second", "epoch", "model_preparation_time")  # ends of what evaluation logs of itself
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _values_of(entry: Mapping[str, Any], plan: PruningPlan) -> Iterator[tuple[st
 
 def _kept(numbers: Mapping[str, float], plan: PruningPlan) -> Iterator[tuple[str, str, float]]:
     if f"{OURS}density" in numbers:
-        yield KEPT, "weights kept", numbers[f"{OURS}density"]
+        yield KEPT, "blocks kept", numbers[f"{OURS}density"]
     for name, sizes in (("heads kept", plan.num_heads), ("FFN units kept", plan.num_ffn)):
         known = {
             site: numbers[f"{OURS}{key}{site}"] for key in _UNITS for site in sizes if f"{OURS}{key}{site}" in numbers

@@ -150,7 +150,9 @@ class Refit:
         """
         base = base_model(model)
         outputs = {name: base.get_submodule(block.site.output) for name, block in self.blocks.items()}
-        strange = [name for name, output in outputs.items() if "weight" not in output._parameters]
+        strange = [
+            name for name, output in outputs.items() if "weight" not in dict(output.named_parameters(recurse=False))
+        ]
         if strange:
             raise InvalidPlanError(
                 f"This refit can't be applied: the output projection of {strange[0]} has no weight of its own, as one "

@@ -44,7 +44,7 @@ def test_curves_are_losses_metrics_and_what_is_kept(plan):
 @pytest.mark.parametrize(
     ("entry", "name", "value"),
     [
-        ({"headprune/density": 0.4, "headprune/final_density": 0.3}, "weights kept", 0.4),
+        ({"headprune/density": 0.4, "headprune/final_density": 0.3}, "blocks kept", 0.4),
         ({"headprune/kept_units/encoder.layer.0.intermediate": 16.0}, "FFN units kept", 0.25),
         ({"headprune/kept_units/elsewhere": 16.0, "eval_dev_loss": 1.0}, "dev_loss on evaluation", 1.0),
     ],
