@@ -136,7 +136,7 @@ def journey(tmp_path_factory):
         here = made_here(root)
         readers = {"torch": ("remote", "plain"), "onnx": ("onnx", "int8"), "wheel": ("native",)}
         for environment, names in readers.items():
-            patch.setenv("HF_HOME", str(root / environment))
+            patch.setenv("HF_HOME", str(root / f"home_{environment}"))  # no name of a package
             there = read_there(environment, root, *names)
             found["has"][environment] = there.pop("has")
             found["modules"] |= there.pop("modules", {})
