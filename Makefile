@@ -21,13 +21,18 @@ FAMILIES ?=
 # Where the documentation is built.
 SITE := build/site
 
-.PHONY: demo test check static format install docs test-oldest test-newest test-host contracts-oldest clean help
+# Environments of the journey: one with the wheel, and those of users who have torch or onnxruntime, and not this package.
+JOURNEY := build/journey
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check static format install docs journey test-oldest test-newest test-host contracts-oldest clean help
 
 help:
 	@echo "make demo         fine-tune, prune, search, save and reload a real BERT; a few minutes on 2 cores"
 	@echo "make test         the whole test suite"
 	@echo "make check        formatting, lint, types and the tests; what CI runs"
 	@echo "make docs         the documentation site, in $(SITE); a warning is an error"
+	@echo "make journey      a model from the built wheel to its users, each in a clean environment; minutes to install"
 	@echo "make test-oldest  the suite on the oldest supported Transformers ($(OLDEST))"
 	@echo "make test-newest  the suite on the newest Transformers of the registry"
 	@echo "make test-host    the tests of Transformers on our classes; minutes per family, FAMILIES=\"bert t5\""
@@ -44,6 +49,22 @@ demo: install
 
 docs: install
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . $(SITE)
+
+$(JOURNEY)/.installed: pyproject.toml constraints.txt
+	for name in wheel torch onnx; do $(PYTHON) -m venv --clear $(JOURNEY)/$$name || exit 1; done
+	$(JOURNEY)/torch/bin/python $(PIP_INSTALL) torch transformers
+	$(JOURNEY)/onnx/bin/python $(PIP_INSTALL) onnxruntime transformers
+	@touch $@
+
+# The wheel is built from a copy: what an earlier build left in build/lib would be packed, too.
+journey: install $(JOURNEY)/.installed
+	rm -rf $(JOURNEY)/source $(JOURNEY)/dist
+	mkdir -p $(JOURNEY)/source
+	cp -r hf_headprune pyproject.toml README.md LICENSE $(JOURNEY)/source
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(JOURNEY)/dist $(JOURNEY)/source
+	$(JOURNEY)/wheel/bin/python $(PIP_INSTALL) "$$(ls $(JOURNEY)/dist/*.whl)[onnx]" pytest
+	$(JOURNEY)/wheel/bin/python $(PIP_INSTALL) --force-reinstall --no-deps $(JOURNEY)/dist/*.whl
+	$(TEST_ENV) HEADPRUNE_JOURNEY=$(abspath $(JOURNEY)) $(BIN)/python -m pytest tests/test_journey.py
 
 test: install
 	$(TEST_ENV) $(BIN)/python $(PYTEST) $(TESTS)

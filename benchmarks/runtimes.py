@@ -6,7 +6,10 @@ in rounds, so that a change of the machine's speed meets all. Reported are the m
 of the same turn with its quartiles, of wall seconds. One thread.
 
 The bound of a runtime is 1 / (other + products / ratio): what it would gain if matrix products shrank as their
-multiply-accumulates do, and all other work stayed. Both shares come from the runtime's own profile of the dense model.
+multiply-accumulates do, and all other work stayed. Products are what the runtime's own profile of the dense model says
+that its matrix products take; all the rest of the wall time of a run without a profile is other work, Python between
+operations and the start of a run included, which no profile counts. Both are measured in each round. Other work may
+shrink with the model, too (the activation of an FFN, softmax), so a share above 1 is no error.
 Files that were exported stay in `--work`, and batch sizes that are in the result file are not measured again.
 
 Run: python -m benchmarks.runtimes [--smoke] [--runtimes "torch fp32,ONNX int8"] [--work FOLDER]
@@ -25,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
-from benchmarks.shapes import share_of_other_work
+from benchmarks.shapes import MATRIX_PRODUCTS
 from benchmarks.tasks import minilm
 from hf_headprune import LatencySettings, PruningPlan, anatomy_of, cost_of, export_onnx, export_openvino, prune_model_
 from hf_headprune.latency import random_inputs
@@ -51,12 +55,12 @@ class Runner:
 
     Attributes:
         run: Runs it once on the inputs of the batch.
-        other: Returns the share of its time that is spent outside matrix products.
+        products: Returns the ms of one run that are spent in matrix products.
         size_mb: Of its file.
     """
 
     run: Callable[[], Any]
-    other: Callable[[], float]
+    products: Callable[[], float]
     size_mb: float
 
 
@@ -80,14 +84,21 @@ def _torch(runtime: str, model: nn.Module, inputs: dict[str, torch.Tensor]) -> R
     used: Any = model.bfloat16() if runtime == "torch bf16" else model
     size = sum(parameter.numel() * parameter.element_size() for parameter in used.parameters()) / 1e6
     if runtime == "torch compiled":
-        used = torch.compile(used)
+        used = torch.compile(used, dynamic=False)  # else a second batch size makes kernels for any
 
     def run() -> None:
         with torch.inference_mode():
             used(**inputs)
 
+    def products() -> float:
+        with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as profiled:
+            for _ in range(TURNS):
+                used(**inputs)
+        events = [it for it in profiled.key_averages() if any(part in it.key for part in MATRIX_PRODUCTS)]
+        return sum(it.self_cpu_time_total for it in events) / 1000 / TURNS
+
     run()
-    return Runner(run, lambda: share_of_other_work(used, inputs), size)
+    return Runner(run, products, size)
 
 
 def _onnx(runtime: str, model: nn.Module, inputs: dict[str, torch.Tensor], folder: Path) -> Runner:
@@ -105,17 +116,20 @@ def _onnx(runtime: str, model: nn.Module, inputs: dict[str, torch.Tensor], folde
             setattr(options, name, value)
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    def other() -> float:
+    def products() -> float:
         with tempfile.TemporaryDirectory(prefix="headprune-bench-") as place:
             profiled = session(enable_profiling=True, profile_file_prefix=f"{place}/run")
             for _ in range(WARMUP + TURNS):
                 profiled.run(None, given)
             events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
-        nodes = [it for it in events if it.get("cat") == "Node" and it["name"].endswith("kernel_time")]
-        return _other((it["args"]["op_name"], it["dur"]) for it in nodes)
+        taken: dict[str, list[float]] = {}
+        for it in events:
+            if it.get("cat") == "Node" and it["name"].endswith("kernel_time") and _is_product(it["args"]["op_name"]):
+                taken.setdefault(it["name"], []).append(it["dur"] / 1000)
+        return sum(float(np.median(of_node)) for of_node in taken.values())
 
     used = session()
-    return Runner(lambda: used.run(None, given), other, file.stat().st_size / 1e6)
+    return Runner(lambda: used.run(None, given), products, file.stat().st_size / 1e6)
 
 
 def _openvino(runtime: str, model: nn.Module, inputs: dict[str, torch.Tensor], folder: Path) -> Runner:
@@ -130,20 +144,22 @@ def _openvino(runtime: str, model: nn.Module, inputs: dict[str, torch.Tensor], f
     names = {it.get_any_name() for it in used.inputs}
     given = {name: tensor.numpy() for name, tensor in inputs.items() if name in names}
 
-    def other() -> float:
+    def products() -> float:
         request = core.compile_model(str(file), "CPU", {**settings, "PERF_COUNT": True}).create_infer_request()
+        taken = []
         for _ in range(WARMUP + TURNS):
             request.infer(given)
-        return _other((it.node_type, it.real_time.total_seconds()) for it in request.profiling_info)
+            nodes = [it for it in request.profiling_info if _is_product(it.node_type)]
+            taken.append(1000 * sum(it.real_time.total_seconds() for it in nodes))
+        return float(np.median(taken[WARMUP:]))
 
     size = sum(it.stat().st_size for it in file.parent.iterdir()) / 1e6
-    return Runner(lambda: used(given), other, size)
+    return Runner(lambda: used(given), products, size)
 
 
-def _other(times: Any) -> float:
-    """Returns the share of the time of operations, by name, that are no matrix products."""
-    found = [(any(part in name for part in PRODUCTS), seconds) for name, seconds in times]
-    return 1.0 - sum(seconds for is_product, seconds in found if is_product) / sum(seconds for _, seconds in found)
+def _is_product(operation: str) -> bool:
+    """Tells whether an operation of a runtime is a matrix product, by its name."""
+    return any(part in operation for part in PRODUCTS)
 
 
 def in_turns(runners: list[Runner]) -> np.ndarray:
@@ -173,12 +189,14 @@ def measure(batch: int, runtimes: list[str], densities: tuple[float, ...], round
         for runtime in runtimes
     }
     taken: dict[str, list[np.ndarray]] = {runtime: [] for runtime in runtimes}
+    shares: dict[str, list[float]] = {runtime: [] for runtime in runtimes}
     for _ in range(rounds):
         for runtime, models in runners.items():
             taken[runtime].append(in_turns(models))
+            shares[runtime].append(1.0 - models[0].products() / float(np.median(taken[runtime][-1][:, 0])))
     rows = []
     for runtime, models in runners.items():
-        ms, other = np.concatenate(taken[runtime]), models[0].other()
+        ms, other = np.concatenate(taken[runtime]), max(float(np.median(shares[runtime])), 0.0)
         for place, density in enumerate(densities):
             ratios = ms[:, 0] / ms[:, place]
             bound = 1.0 / (other + (1.0 - other) * macs[place] / macs[0])

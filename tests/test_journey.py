@@ -1,18 +1,32 @@
-"""The journey of a model at smoke size: fine-tuned and pruned, pushed to a Hub, read elsewhere in every way."""
+"""The journey of a model at smoke size: fine-tuned and pruned, pushed to a Hub, read elsewhere in every way.
+
+`make journey` makes environments for it: the model is made, and read natively, where the built wheel is installed; it
+is read as remote code and plainly where there are torch and Transformers alone; its ONNX files where there is
+onnxruntime and no torch. In the suite all of them are processes of one environment, in which this package can't be
+imported.
+"""
+
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
-from tests.support.fresh_process import fresh
+from tests.support.fresh_process import ROOT, fresh
 from tests.support.hub import local_hub
 
-for package in ("onnx", "onnxruntime", "onnxscript"):
-    pytest.importorskip(package, reason="the extra `onnx` is not installed")
+ENVIRONMENTS = os.environ.get("HEADPRUNE_JOURNEY")
+if ENVIRONMENTS is None:
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="the extra `onnx` is not installed")
 
 HERE = """
 import copy
+import numpy as np
 import torch
 from huggingface_hub import HfApi
 from transformers import Trainer, TrainingArguments
+import hf_headprune
 from hf_headprune import HeadPruneCallback, certify, export_model, export_onnx
 from tests.support.command_line import sentences, tokenizer_of_words
 from tests.support.models import tiny_bert
@@ -46,59 +60,88 @@ out["width"] = len(model.bert.encoder.layer[0].intermediate.dense.weight)
 texts = [row["sentence"] for row in unseen]
 with torch.no_grad():
     logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
-torch.save({"texts": texts, "labels": [row["labels"] for row in encoded(unseen)], "logits": logits}, root + "/given.pt")
+labels = [row["labels"] for row in encoded(unseen)]
+np.savez(root + "/given.npz", texts=np.array(texts), labels=np.array(labels), logits=logits.numpy())
+out["package"] = hf_headprune.__file__
 """
 # What another machine does, with this package for the native mode and without it for all others.
 READ = """
-root, *names = sys.argv[1:]
-if "native" not in names:
+from importlib.util import find_spec
+root, hides, *names = sys.argv[1:]
+if hides == "hidden":
     sys.modules["hf_headprune"] = None  # importing it fails, as where it is not installed
-else:
+out["has"] = {name: find_spec(name) is not None for name in ("hf_headprune", "torch", "onnxruntime")}
+if "native" in names:
     import hf_headprune
-import onnxruntime, torch
+import numpy as np
 from huggingface_hub import hf_hub_download
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-given = torch.load(root + "/given.pt")
+from transformers import AutoTokenizer
+given = np.load(root + "/given.npz")
 
 def by_torch(repo, inputs, **options):
+    import torch
+    from transformers import AutoModelForSequenceClassification
     model = AutoModelForSequenceClassification.from_pretrained(repo, **options)
     out.setdefault("modules", {})[name] = type(model).__module__.split(".")[0]
     with torch.no_grad():
-        return model(**inputs).logits
+        return model(**{key: torch.from_numpy(value) for key, value in inputs.items()}).logits.numpy()
 
 def by_onnxruntime(repo, inputs):
+    import onnxruntime
     session = onnxruntime.InferenceSession(hf_hub_download(repo, "onnx/model.onnx"))
-    known = {each.name: inputs[each.name].numpy() for each in session.get_inputs()}
-    return torch.from_numpy(session.run(None, known)[0])
+    return session.run(None, {each.name: inputs[each.name] for each in session.get_inputs()})[0]
 
 for name in names:
     repo = "me/" + {"remote": "pruned", "native": "pruned"}.get(name, name)
     options = {"trust_remote_code": True} if name == "remote" else {}
-    inputs = AutoTokenizer.from_pretrained(repo, **options)(given["texts"], padding=True, return_tensors="pt")
+    tokenizer = AutoTokenizer.from_pretrained(repo, **options)
+    inputs = dict(tokenizer(list(given["texts"]), padding=True, return_tensors="np"))
     is_torch = name in ("remote", "native", "plain")
     logits = by_torch(repo, inputs, **options) if is_torch else by_onnxruntime(repo, inputs)
-    labels = torch.tensor(given["labels"])
     out[name] = {
-        "difference": float((logits - given["logits"]).abs().max()),
-        "accuracy": float((logits.argmax(-1) == labels).float().mean()),
+        "difference": float(np.abs(logits - given["logits"]).max()),
+        "accuracy": float((logits.argmax(-1) == given["labels"]).mean()),
         "same": bool((logits.argmax(-1) == given["logits"].argmax(-1)).all()),
     }
 """
+
+
+def made_here(root):
+    """Makes and uploads the model, from the wheel where there is one."""
+    if ENVIRONMENTS is None:
+        return fresh(HERE, str(root))
+    shutil.copytree(ROOT / "tests" / "support", root / "helpers" / "tests" / "support")  # and not the package
+    (root / "helpers" / "tests" / "__init__.py").touch()
+    python = Path(ENVIRONMENTS, "wheel", "bin", "python")
+    return fresh(HERE, str(root), python=python, path=root / "helpers", cwd=root)
+
+
+def read_there(environment, root, *names):
+    """Reads the model in some ways, where there is nothing but what the environment is said to have."""
+    if ENVIRONMENTS is None:
+        return fresh(READ, str(root), "shown" if environment == "wheel" else "hidden", *names)
+    python = Path(ENVIRONMENTS, environment, "bin", "python")
+    return fresh(READ, str(root), "installed", *names, python=python, path=None, cwd=root)
 
 
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory):
     """What the process that made the model says, and those that read it elsewhere."""
     root = tmp_path_factory.mktemp("journey")
+    found = {"has": {}, "modules": {}}
     with local_hub() as hub, pytest.MonkeyPatch.context() as patch:
         for name, value in hub.environment(root / "home").items():
             patch.setenv(name, value)
         patch.setenv("PYTHONWARNINGS", "ignore")  # torch's exporter names what it will change
-        here = fresh(HERE, str(root))
-        patch.setenv("HF_HOME", str(root / "elsewhere"))
-        there = fresh(READ, str(root), "remote", "plain", "onnx", "int8")
-        patch.setenv("HF_HOME", str(root / "third"))
-        return here, there | {"native": fresh(READ, str(root), "native")["native"]}
+        here = made_here(root)
+        readers = {"torch": ("remote", "plain"), "onnx": ("onnx", "int8"), "wheel": ("native",)}
+        for environment, names in readers.items():
+            patch.setenv("HF_HOME", str(root / f"home_{environment}"))  # no name of a package
+            there = read_there(environment, root, *names)
+            found["has"][environment] = there.pop("has")
+            found["modules"] |= there.pop("modules", {})
+            found |= there
+    return here, found
 
 
 def test_the_model_that_is_read_elsewhere_has_learned_its_task_and_lost_weights(journey):
@@ -113,7 +156,21 @@ def test_it_computes_the_same_in_each_mode(mode, journey):
 
 
 def test_each_mode_has_the_code_that_it_is_said_to_have(journey):
-    assert journey[1]["modules"] == {"remote": "transformers_modules", "plain": "transformers"}
+    modules = {"remote": "transformers_modules", "plain": "transformers", "native": "hf_headprune"}
+    assert journey[1]["modules"] == modules
+
+
+def test_the_package_is_where_it_is_read_natively_and_nowhere_else(journey):
+    has = journey[1]["has"]
+    assert {name: it["hf_headprune"] for name, it in has.items()} == {"torch": False, "onnx": False, "wheel": True}
+
+
+@pytest.mark.skipif(ENVIRONMENTS is None, reason="`make journey` makes the environments")
+def test_the_environments_are_clean_and_the_package_comes_from_the_wheel(journey):
+    here, there = journey
+    assert Path(here["package"]).is_relative_to(Path(ENVIRONMENTS, "wheel"))
+    assert there["has"]["torch"] == {"hf_headprune": False, "torch": True, "onnxruntime": False}
+    assert there["has"]["onnx"] == {"hf_headprune": False, "torch": False, "onnxruntime": True}
 
 
 def test_its_onnx_file_gives_the_same_answers(journey):

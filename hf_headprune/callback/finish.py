@@ -35,6 +35,7 @@ from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
+from hf_headprune.publish.training import curves_of
 from hf_headprune.refit.choice import choose
 from hf_headprune.refit.in_order import Runs
 from hf_headprune.shrink.surgery import prune_model_
@@ -76,6 +77,7 @@ def finish(  # noqa: PLR0913 - a run, and what follows it
         train_seconds: Wall time that training took.
         recover: Trains a pruned copy on before it is certified; None prunes for good.
     """
+    logged = list(trainer.state.log_history)  # a second run begins a history of its own
     parts.check_finite()
     parts.warn_of_early_end(trainer.state.max_steps)  # before a spare checkpoint says that all steps were seen
     if make_whole_(trainer):
@@ -99,6 +101,7 @@ def finish(  # noqa: PLR0913 - a run, and what follows it
         latency=latency,
         effort=replace(found.effort, training_seconds=train_seconds),
         frontier=found.frontier,
+        training=curves_of(logged, found.pruned.plan),
     )
     result = PruningResult(
         found.pruned.plan,

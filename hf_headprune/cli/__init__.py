@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, Any
 
 import datasets
 import transformers
 import typer
 
+from hf_headprune.cli.card import card
 from hf_headprune.cli.certify import certify, disagreements
 from hf_headprune.cli.export import export
 from hf_headprune.cli.inspect import bench, power, show, verify
@@ -34,9 +36,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"max_content_width": 100},
-    help="Prunes fine-tuned Transformers, inspects pruned ones, and verifies their certificates.",
 )
-for command in (prune, show, bench, export, migrate, disagreements, certify, verify, monitor, power):
+
+
+def _say_version(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if asked:
+        typer.echo(metadata.version("hf-headprune"))
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[  # noqa: FBT002
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """Prunes fine-tuned Transformers, inspects pruned ones, and verifies their certificates."""
+
+
+for command in (prune, show, bench, export, card, migrate, disagreements, certify, verify, monitor, power):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.examples import reader_for
 from hf_headprune.cli.files import read_file
 from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
+from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.texts import read_labels, read_texts, write_to_label
@@ -38,6 +40,7 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
     text_pair_column: PairColumn = None,
     tokenizer: TokenizerName = None,
     max_length: Length = None,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Writes the texts on which the models disagree, for someone to label; no other needs a label."""
     model = to_accelerator_(load_model(dense))
@@ -52,6 +55,9 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
         for index, answers in disagreements_of(model, other, split).items():
             found.setdefault(index, set()).update(answers)
     count = write_to_label(out, texts, {index: tuple(sorted(found[index])) for index in sorted(found)}, model)
+    if as_json:
+        typer.echo(json.dumps({"disagreements": count, "texts": len(texts), "file": str(out)}))
+        return
     typer.echo(
         f"{count:,} of {len(texts):,} texts need a label; they are in {out}. Fill in the column 'label'; answers are "
         f"sorted, so that they don't tell which model gave which. Then: headprune certify ... --labels {out}"
@@ -82,6 +88,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     max_length: Length = None,
     junit: Junit = None,
     summary: Summary = None,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Certifies that PRUNED loses less than a drop, and writes the certificate into its folder.
 
@@ -101,7 +108,12 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     split = CertificationData(rows, train=seen, labels=known, batching=Batching(processing_class=reading))
     certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
     report(f"Certificate of {pruned.name}", cases_of_certificate(certificate), junit, summary)
-    typer.echo(f"{certificate.statement}\nWritten: {certificate.save(pruned)}")
+    content = {
+        "verdict": certificate.verdict,
+        "statement": certificate.statement,
+        "file": str(certificate.save(pruned)),
+    }
+    typer.echo(json.dumps(content) if as_json else f"{content['statement']}\nWritten: {content['file']}")
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
 
 

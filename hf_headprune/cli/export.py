@@ -57,5 +57,5 @@ def copy_tokenizer(source: str, model: object, folder: Path) -> None:
     """Saves the tokenizer beside the model, if there is one."""
     try:
         load_tokenizer(source, model).save_pretrained(folder)
-    except HeadPruneError as error:
-        typer.echo(f"No tokenizer was saved: {error}", err=True)
+    except HeadPruneError:
+        typer.echo(f"No tokenizer was saved: there is none beside {source}.", err=True)

@@ -46,7 +46,7 @@ def show(
     model = load_model(folder)
     anatomy, plan = anatomy_of(model), PruningPlan.of(model)
     if html is not None:
-        html.write_text(_report_of(folder, plan).to_html(folder.resolve().name), encoding="utf-8")
+        html.write_text(report_of(folder, plan, asked="--html").to_html(folder.resolve().name), encoding="utf-8")
     cost = cost_of(plan, anatomy, seq_len=length)
     certificate = Certificate.load(folder) if (folder / CERTIFICATE_NAME).exists() else None
     is_about_these = certificate is not None and certificate.pruned.weights == record_of(model).weights
@@ -156,8 +156,13 @@ def power(
     typer.echo(describe_labels(examples, max_drop, assumptions))
 
 
-def _report_of(folder: Path, plan: PruningPlan) -> PruningReport:
+def report_of(folder: Path, plan: PruningPlan, *, asked: str) -> PruningReport:
     """Returns the report that lies beside a model.
+
+    Args:
+        folder: Of the model.
+        plan: Of the model in it.
+        asked: What needs the report, for the errors.
 
     Raises:
         InvalidSettingError: There is none, or it is about a model with other numbers of units.
@@ -165,13 +170,13 @@ def _report_of(folder: Path, plan: PruningPlan) -> PruningReport:
     file = folder / REPORT_NAME
     if not file.exists():
         raise InvalidSettingError(
-            f"--html: there is no {REPORT_NAME} in {folder}. It is saved with a model that headprune prune, a "
+            f"{asked}: there is no {REPORT_NAME} in {folder}. It is saved with a model that headprune prune, a "
             "HeadPruneCallback or prune_model_(model, result) has pruned."
         )
     found = PruningReport.from_json(file.read_text(encoding="utf-8"))
     kept = {site: len(found.plan.kept(site)) for site in (*found.plan.num_heads, *found.plan.num_ffn)}
     if kept != {**plan.num_heads, **plan.num_ffn}:
-        raise InvalidSettingError(f"--html: {file} is about another model than the one beside it.")
+        raise InvalidSettingError(f"{asked}: {file} is about another model than the one beside it.")
     return found
 
 

@@ -64,7 +64,7 @@ def model_card(
         headline=report.headline(),
         rows=[[cell.strip() for cell in row] for row in report.rows()],
         layers="\n".join(report.layers()),
-        pictures=captions(report.plan, report.frontier),
+        pictures=captions(report.plan, report.frontier, report.training),
         notes=report.notes(),
         certified=bool(report.certificate) and report.unseen is not None,
         auto_class=auto_class,

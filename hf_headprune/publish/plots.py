@@ -1,4 +1,4 @@
-"""Pictures of a pruning: which heads and FFN units are kept, and the metric over the size. Needs the extra `plot`."""
+"""Pictures of a pruning: what is kept, the metric over the size, curves of the training. Needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import InvalidSettingError, MissingExtraError
 from hf_headprune.publish.layout import SiteGroup, groups_of
+from hf_headprune.publish.training import KEPT, LOSS, METRIC
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.publish.ladder import Rung
     from hf_headprune.publish.measurements import Frontier
+    from hf_headprune.publish.training import Curve
 
-KEPT_NAME, FRONTIER_NAME = "headprune_kept.png", "headprune_frontier.png"
+KEPT_NAME, FRONTIER_NAME, TRAINING_NAME = "headprune_kept.png", "headprune_frontier.png", "headprune_training.png"
 LEAST_PLANS = 2  # that make a frontier
+LEAST_POINTS = 2  # that make a curve
 ONE_POINT = 0.01
 
 # From the palette of Okabe and Ito, which stays distinct in the common forms of colour blindness; kept and removed also
@@ -38,10 +41,14 @@ _GAP = 0.85  # between panels, for the numbers at the end of a row
 _MARGIN = {"left": 0.6, "right": 0.75, "top": 0.85, "bottom": 0.8}
 _BAR = 6  # cells that a bar of FFN units is wide
 _SIZE = (7.2, 4.6)
+_PANEL = 1.7  # inches that a panel of curves is high
+_LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+_DASHES = ("-", "--", ":")
+_FEW_POINTS = 40  # a curve with more has no marks
 _DPI = 144
 
 
-def captions(plan: PruningPlan, frontier: Frontier | None) -> dict[str, str]:
+def captions(plan: PruningPlan, frontier: Frontier | None, training: Sequence[Curve] = ()) -> dict[str, str]:
     """Returns what each picture of `pictures` shows, in words, by its file name."""
     if find_spec("matplotlib") is None:
         return {}
@@ -50,16 +57,22 @@ def captions(plan: PruningPlan, frontier: Frontier | None) -> dict[str, str]:
         found[KEPT_NAME] = "Which attention heads and how many FFN units of each layer are kept"
     if frontier is not None and len(frontier.plans) >= LEAST_PLANS:
         found[FRONTIER_NAME] = f"The {frontier.metric} on {frontier.split} over the size of the file"
+    if curves := _drawable(training):
+        found[TRAINING_NAME] = f"Over the steps of the training: {', '.join(curve.name for curve in curves)}"
     return found
 
 
-def pictures(plan: PruningPlan, frontier: Frontier | None) -> dict[str, bytes]:
-    """Returns PNG files by name: what is kept, and the plans that were measured; none where matplotlib is missing."""
+def pictures(plan: PruningPlan, frontier: Frontier | None, training: Sequence[Curve] = ()) -> dict[str, bytes]:
+    """Returns PNG files by name: what is kept, the plans that were measured, and curves; none without matplotlib."""
+    draw = {
+        KEPT_NAME: lambda: _map(plan, _order(frontier)),
+        FRONTIER_NAME: lambda: _frontier(frontier),
+        TRAINING_NAME: lambda: _training(training),
+    }
     drawn = {}
-    for name in captions(plan, frontier):
-        figure = _frontier(frontier) if name == FRONTIER_NAME and frontier else _map(plan, _order(frontier))
+    for name in captions(plan, frontier, training):
         file = BytesIO()
-        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        draw[name]().savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
         drawn[name] = file.getvalue()
     return drawn
 
@@ -246,7 +259,38 @@ def _dress_map(axis: Any, group: SiteGroup, cells: int, *, is_first: bool) -> No
         axis.set_ylabel("layer", color=_MUTED, fontsize=9)
 
 
-def _frontier(frontier: Frontier) -> Any:
+def _drawable(training: Sequence[Curve]) -> list[Curve]:
+    """Returns the curves with enough points, where something was trained for longer than that."""
+    return [curve for curve in training if len(curve.steps) >= LEAST_POINTS]
+
+
+def _training(training: Sequence[Curve]) -> Any:
+    """Draws a panel for each kind of curve, one below the other, over the same steps."""
+    curves = _drawable(training)
+    kinds = [kind for kind in (LOSS, METRIC, KEPT) if any(curve.kind == kind for curve in curves)]
+    size = (_SIZE[0], 0.7 + _PANEL * len(kinds))
+    figure = _matplotlib("figure").Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    axes = figure.subplots(len(kinds), sharex=True, squeeze=False)[:, 0]
+    for kind, axis in zip(kinds, axes, strict=True):
+        shown = [curve for curve in curves if curve.kind == kind]
+        for number, curve in enumerate(shown):
+            style = {"color": _LINES[number % len(_LINES)], "linestyle": _DASHES[number // len(_LINES) % len(_DASHES)]}
+            marker = "o" if len(curve.steps) <= _FEW_POINTS else None
+            axis.plot(curve.steps, curve.values, marker=marker, markersize=4, lw=1.5, label=curve.name, **style)
+        if kind == KEPT:
+            axis.set_ylim(0, 1.05)
+            axis.yaxis.set_major_formatter(_matplotlib("ticker").PercentFormatter(1.0))
+        axis.margins(x=0.02, y=0.12)
+        _dress_frontier(axis)
+        axis.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0].set_title("Training, until the model was cut", color=_TEXT, fontsize=12, loc="left", weight="bold")
+    axes[-1].set_xlabel("optimizer steps", color=_TEXT, fontsize=10)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _frontier(frontier: Any) -> Any:
     plans, sign = frontier.plans, 1 if frontier.higher_is_better else -1
     figure = _matplotlib("figure").Figure(figsize=_SIZE)
     axis = figure.add_axes((0.1, 0.29, 0.87, 0.62))

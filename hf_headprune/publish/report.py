@@ -21,7 +21,8 @@ from hf_headprune.latency import LatencyChange, LatencySample
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.layout import groups_of
 from hf_headprune.publish.measurements import CONFIDENCE, Effort, Frontier, MetricChange
-from hf_headprune.publish.plots import FRONTIER_NAME, captions, pictures
+from hf_headprune.publish.plots import FRONTIER_NAME, TRAINING_NAME, captions, pictures
+from hf_headprune.publish.training import Curve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ REPORT_NAME = "headprune_report.json"
 PAGE = Path(__file__).with_name("report.html")
 REPORT_FORMAT = "hf_headprune.report/2"
 _COUNTED = ("before", "after", "seq_len", "linear_density")
-_MEASURED = ("unseen", "metric", "latency", "effort", "certificate", "frontier")
+_MEASURED = ("unseen", "metric", "latency", "effort", "certificate", "frontier", "training")
 _WIDTH = 100
 _NAME_WIDTH = 38
 _LAYERS_PER_ROW = 12
@@ -55,6 +56,8 @@ class PruningReport:
         certificate: What is certified about unseen data, in words; empty where nothing is.
         linear_density: Share of the weights of all attention and FFN matrices that is kept.
         frontier: Plans that were measured on the way, or None where a budget decided.
+        training: Loss, metrics and what is kept over the steps of the training before the model was cut; empty where
+            nothing was trained.
     """
 
     plan: PruningPlan
@@ -68,6 +71,7 @@ class PruningReport:
     certificate: str = ""
     linear_density: float | None = None
     frontier: Frontier | None = None
+    training: tuple[Curve, ...] = ()
 
     @classmethod
     def of(  # noqa: PLR0913 - one argument for each thing that was measured
@@ -81,6 +85,7 @@ class PruningReport:
         latency: LatencyChange | None = None,
         effort: Effort | None = None,
         frontier: Frontier | None = None,
+        training: tuple[Curve, ...] = (),
     ) -> PruningReport:
         """Counts the costs of a plan and puts the measurements beside them.
 
@@ -93,6 +98,7 @@ class PruningReport:
             latency: Measured latency before and after pruning.
             effort: What training and search took.
             frontier: Plans that were measured on the way.
+            training: Curves of the training.
 
         Raises:
             InvalidPlanError: The plan was made for another anatomy.
@@ -102,11 +108,12 @@ class PruningReport:
         after = cost_of(plan, anatomy, seq_len=seq_len)
         density = linear_density(plan, anatomy)
         known: dict[str, Any] = {"unseen": unseen, "metric": metric, "latency": latency, "frontier": frontier}
-        return cls(plan, before, after, seq_len, **known, effort=effort or Effort(), linear_density=density)
+        known |= {"effort": effort or Effort(), "linear_density": density, "training": training}
+        return cls(plan, before, after, seq_len, **known)
 
     def files(self) -> dict[str, bytes]:
         """Returns what lies beside a model card, by name: this report, and its pictures if matplotlib is installed."""
-        return {REPORT_NAME: self.to_json().encode(), **pictures(self.plan, self.frontier)}
+        return {REPORT_NAME: self.to_json().encode(), **pictures(self.plan, self.frontier, self.training)}
 
     def to_json(self) -> str:
         """Returns the report as JSON text that `from_json` reads back to an equal report."""
@@ -149,15 +156,16 @@ class PruningReport:
         Args:
             title: Its heading, such as the name of the model.
         """
-        drawn = pictures(self.plan, self.frontier)
+        drawn = pictures(self.plan, self.frontier, self.training)
         environment = Environment(undefined=StrictUndefined, autoescape=True)
         return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
             report=self,
             title=title,
             certified=bool(self.certificate) and self.unseen is not None,
             pictures={name: base64.b64encode(picture).decode() for name, picture in drawn.items()},
-            captions=captions(self.plan, self.frontier),
+            captions=captions(self.plan, self.frontier, self.training),
             frontier_name=FRONTIER_NAME,
+            training_name=TRAINING_NAME,
             report_name=REPORT_NAME,
             version=metadata.version("hf-headprune"),
         )
@@ -268,7 +276,9 @@ def _percent(before: float, after: float) -> str:
     return f"{(after - before) / before:+.1%}" if after != before else "unchanged"
 
 
-def _plain(value: Cost | MetricChange | LatencyChange | Effort | Frontier | float | str | None) -> Any:
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     return value if value is None or isinstance(value, (int, float, str)) else dataclasses.asdict(value)
 
 
@@ -277,6 +287,8 @@ def _field(name: str, value: Any) -> Any:
         return None
     if name == "plan":
         return PruningPlan.from_json(json.dumps(value))
+    if name == "training":
+        return tuple(Curve.from_plain(curve) for curve in value)
     if name == "frontier":
         return Frontier.from_plain(value)
     if name == "latency":

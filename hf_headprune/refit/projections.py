@@ -143,10 +143,24 @@ class Refit:
 
     @torch.no_grad()
     def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
-        """Gives every output projection recorded, in place, what a plan needs; `restoring` takes it back."""
+        """Gives every output projection recorded, in place, what a plan needs; `restoring` takes it back.
+
+        Raises:
+            InvalidPlanError: A projection has no weight of its own, as one with an adapter that is not merged.
+        """
         base = base_model(model)
-        for name, block in self.blocks.items():
-            output: Any = base.get_submodule(block.site.output)
+        outputs = {name: base.get_submodule(block.site.output) for name, block in self.blocks.items()}
+        strange = [
+            name for name, output in outputs.items() if "weight" not in dict(output.named_parameters(recurse=False))
+        ]
+        if strange:
+            raise InvalidPlanError(
+                f"This refit can't be applied: the output projection of {strange[0]} has no weight of its own, as one "
+                "with an adapter of PEFT or a parametrization. Merge the adapter in a copy (merge_and_unload) and mask "
+                "that, or cut the model with its adapter: prune_model_."
+            )
+        for name in self.blocks:
+            output: Any = outputs[name]
             weight, bias = self._projection(name, plan.kept(name), output)
             put_(output, "weight", weight)
             if bias is not None:

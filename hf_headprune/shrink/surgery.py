@@ -17,6 +17,7 @@ from hf_headprune.anatomy import anatomy_of, base_model, declaration_of, family_
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import check_plan, refitted
+from hf_headprune.shrink.adapters import cut_together, model_inside
 from hf_headprune.shrink.config import entries_of, to_prunable
 from hf_headprune.shrink.description import check_described, models_around
 from hf_headprune.shrink.own_numbers import LayerNumbers
@@ -44,7 +45,8 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     The model remembers what it has kept of the dense model, and `save_pretrained` writes that plan beside the weights.
 
     Args:
-        model: Transformers model of a declared family, with or without a task head, dense or already pruned.
+        model: Transformers model of a declared family, with or without a task head, dense or already pruned; or one of
+            PEFT, whose LoRA is cut with it.
         plan: What is kept, made for this very model. A result with a refit also refits the output projections.
 
     Returns:
@@ -58,11 +60,12 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
         HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
     """
     found: Any = refitted(plan)
-    with owned(model, "prune_model_", alone=True):
-        _pruned(model, found)
-    card = found.card(model)
+    inside = model_inside(model)
+    with owned(inside, "prune_model_", alone=True), cut_together(inside, found):
+        _pruned(inside, found)
+    card = found.card(inside)
     if card is not None:
-        attach_card_(model, card, found.report.files)
+        attach_card_(inside, card, found.report.files)
     return model
 
 

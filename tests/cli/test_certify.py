@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 
 import pytest
 from transformers import AutoModelForSequenceClassification
@@ -51,11 +52,12 @@ def truth(row):
 
 def test_a_few_labels_give_the_verdict_of_all(capsys, folder, tmp_path):
     out = tmp_path / "to_label.csv"
-    said = called(
-        capsys, "disagreements", folder / "dense", folder / "smaller", "--data", folder / "texts.csv", "--out", out
-    )
+    words = "disagreements", folder / "dense", folder / "smaller", "--data", folder / "texts.csv", "--out"
+    said = called(capsys, *words, out)
     assert said.code == 0, said.err
     rows = read(out)
+    content = json.loads(called(capsys, *words, tmp_path / "again.csv", "--json").out)
+    assert content == {"disagreements": len(rows), "texts": COUNT, "file": str(tmp_path / "again.csv")}
     assert 0 < len(rows) < COUNT
     assert f"{len(rows)} of {COUNT} texts need a label" in said.out
     assert {row["answers"] for row in rows} == {"negative | positive"}
@@ -69,8 +71,8 @@ def test_a_few_labels_give_the_verdict_of_all(capsys, folder, tmp_path):
     assert f"examples {len(rows)} have a label" in few.out
     of_few = Certificate.load(folder / "smaller")
     assert [record.name for record in of_few.disjointness] == ["train"]
-    whole = called(capsys, "certify", *words, "--data", folder / "labelled.csv")
-    assert whole.code == 0, whole.err
+    whole = called(capsys, "certify", *words, "--data", folder / "labelled.csv", "--json")
+    assert (whole.code, json.loads(whole.out)["verdict"]) == (0, "PASS"), whole.err
     of_all = Certificate.load(folder / "smaller")
     for name in ("regressions", "improvements", "p_value", "upper_bound", "changed"):
         assert getattr(of_few.evidence, name) == getattr(of_all.evidence, name)

@@ -1,4 +1,4 @@
-"""`headprune show`, `verify` and `power`, on saved models of a real certificate."""
+"""`headprune show`, `card`, `verify` and `power`, on saved models of a real certificate."""
 
 import copy
 import json
@@ -7,11 +7,14 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 
+import hf_headprune
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.guarantee.certify import certify
 from hf_headprune.guarantee.power import PowerAssumptions, power_of
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.measurements import MetricChange
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.classifiers import classifier, decided, examples
@@ -133,6 +136,27 @@ def test_show_writes_the_report_of_the_run_as_a_page(saved, pruned, dense, capsy
     assert "<h1>pruned</h1>" in page.read_text()
     report.write_text(PruningReport.of(PruningPlan.of(dense), anatomy_of(dense)).to_json())
     assert "is about another model" in called(capsys, *words).problem
+
+
+def test_card_is_written_from_the_report_and_keeps_what_else_it_says(saved, pruned, capsys):
+    folder, report = saved / "pruned", saved / "pruned" / "headprune_report.json"
+    assert "card: there is no headprune_report.json" in called(capsys, "card", folder).problem
+    unseen = MetricChange("accuracy", "unseen examples", 500, 0.9, 0.89)
+    report.write_text(PruningReport.of(PruningPlan.of(pruned), anatomy_of(pruned), unseen=unseen).to_json())
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
+    said = called(capsys, "card", folder, "--base-model", "owner/bert", "--dataset", "owner/sst2", "--json")
+    assert json.loads(said.out)["card"] == str(folder / "README.md")
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", "owner/bert", ["owner/sst2"])
+    assert "# Mine" in card.text
+    assert "0.8900" in card.text
+    assert called(capsys, "card", folder).code == 0  # once more is the same section
+    assert ModelCard.load(folder / "README.md").text.count("## Limits") == 1
+    assert "--dataset is a name on the Hub" in called(capsys, "card", folder, "--dataset", "a b/c").problem
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert called(capsys, "--version").out.strip() == hf_headprune.__version__
 
 
 def test_bench_measures_both_models_and_names_the_bound(saved, capsys):

@@ -17,11 +17,12 @@ from hf_headprune.publish import plots
 from hf_headprune.publish.card import is_hub_name, model_card
 from hf_headprune.publish.measurements import Frontier, MetricChange, SizedMetric
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
+from hf_headprune.publish.training import Curve
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
 
 NUMBER = r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?"
-FILES = {REPORT_NAME, plots.KEPT_NAME, plots.FRONTIER_NAME}
+FILES = {REPORT_NAME, plots.KEPT_NAME, plots.FRONTIER_NAME, plots.TRAINING_NAME}
 STATEMENT = "Certificate: at 95 % confidence the accuracy on unseen data drops by less than 2 percentage points."
 
 
@@ -41,7 +42,8 @@ def result(bert):
     unseen = MetricChange("accuracy", "unseen examples", 800, 0.9, 0.895)
     measured = SizedMetric(1.0, 0.31, 0.9, passed=True), SizedMetric(0.91, 0.29, 0.895, passed=True)
     frontier = Frontier("accuracy", "unseen examples", 0.02, measured, 0.95)
-    report = PruningReport.of(plan, anatomy_of(bert), unseen=unseen, frontier=frontier)
+    loss = Curve("training loss", "loss", (10, 20), (0.7, 0.5))
+    report = PruningReport.of(plan, anatomy_of(bert), unseen=unseen, frontier=frontier, training=(loss,))
     report = dataclasses.replace(report, certificate=STATEMENT)
     return PruningResult(plan, None, reference=PruningPlan.of(bert), report=report)
 
@@ -69,7 +71,7 @@ def test_every_number_of_the_page_is_in_the_report(result):
     plans = [f"{100 * it.density:.1f} {it.size_mb:.1f} {it.metric:.4f}" for it in result.report.frontier.plans]
     assert {"0.8950", "91.0", "0.3", "95"} <= numbers(words)
     assert numbers(words) - numbers(result.report.to_text()) - numbers(" ".join(plans)) == set()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
 
 
 def test_the_page_is_made_without_pictures_where_matplotlib_is_missing_and_escapes_names(result, monkeypatch):

@@ -21,6 +21,7 @@ from hf_headprune.latency import LatencyChange, LatencySample, LatencySettings, 
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.measurements import Effort, MetricChange
 from hf_headprune.publish.report import PruningReport
+from hf_headprune.publish.training import Curve
 from tests.support.families import made
 from tests.support.models import tiny_bert
 
@@ -55,6 +56,7 @@ def report(bert, plan) -> PruningReport:
         metric=MetricChange("accuracy", "search split", 872, 0.8730, 0.8704),
         latency=latency(SLOW, FAST),
         effort=Effort(120.4, 45.2, 1321, "stopped by its budget"),
+        training=(Curve("training loss", "loss", (10, 20), (0.7, 0.5)),),
     )
 
 

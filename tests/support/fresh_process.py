@@ -12,8 +12,19 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def fresh(script: str, *arguments: str) -> dict[str, Any]:
-    """Runs a script in a process of its own; returns what it puts into `out`."""
+def fresh(
+    script: str, *arguments: str, python: str | Path = sys.executable, path: Path | None = ROOT, cwd: Path | None = None
+) -> dict[str, Any]:
+    """Runs a script in a process of its own; returns what it puts into `out`.
+
+    Args:
+        script: Code.
+        *arguments: Of it, `sys.argv[1:]`.
+        python: That runs it.
+        path: Folder that it may import from, besides what is installed; None lets it import from no other.
+        cwd: Folder that it runs in, from which it may import, too.
+    """
+    places = [str(path), os.environ.get("PYTHONPATH", "")] if path is not None else []
     lines = [
         "import json, sys",
         "out = {}",
@@ -22,8 +33,9 @@ def fresh(script: str, *arguments: str) -> dict[str, Any]:
         "print(json.dumps(out))",
     ]  # a question may be left on the line
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines), *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        [str(python), "-c", "\n".join(lines), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -1,0 +1,39 @@
+"""`headprune card`: the model card of a saved model, written anew from the report beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from hf_headprune._model_card import CARD_NAME, attach_card_, write_card_
+from hf_headprune.cli.inspect import AsJson, Folder, report_of
+from hf_headprune.cli.models import load_model
+from hf_headprune.errors import InvalidSettingError
+from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.card import is_hub_name, model_card
+from hf_headprune.shrink.remote_code import auto_class_of
+
+
+def card(
+    folder: Folder,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name on the Hub of the model that was pruned.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name on the Hub of the data of the unseen examples.")
+    ] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Writes README.md from the report of a saved model; what else the card says stays."""
+    for option, name in (("--base-model", base_model), ("--dataset", dataset)):
+        if name is not None and not is_hub_name(name):
+            raise InvalidSettingError(f"card: {option} is a name on the Hub, such as owner/name, received {name!r}.")
+    model = load_model(folder)
+    report = report_of(folder, PruningPlan.of(model), asked="card")
+    names = {"class_name": type(model).__name__, "auto_class": auto_class_of(model)}
+    attach_card_(model, model_card(report, **names, base_model=base_model, dataset=dataset), report.files)
+    write_card_(model, folder)
+    file = folder / CARD_NAME
+    typer.echo(json.dumps({"card": str(file), "files": sorted(report.files())}) if as_json else f"Written: {file}")
