@@ -3,7 +3,7 @@
 Each linear module is fitted by least squares to what the dense model has at the same place: the output projection of a
 block so that the residual stream after it is that of the dense model, which also makes up for what earlier blocks have
 lost; the others so that they return what they return there, of the units that remain. Coefficients are pulled to where
-they are; how strongly is chosen on examples that were held out, and a module that nothing helps there stays as it is.
+they are; how strongly is chosen on examples that were held out, and a module that nothing helps there is not changed.
 Labels count only through the gradients that weigh tokens, and nothing is trained.
 
 Sources: K-prune (Park et al. 2024, arXiv 2308.03449) fits output projections to the dense residual stream, layer by

@@ -446,10 +446,10 @@ def test_a_hook_that_uses_what_was_cut_makes_the_check_fail():
         prune_model_(model, plan)
 
 
-def test_infinities_in_the_weights_are_reported_and_do_not_stop_the_cut(caplog):
+def test_infinities_in_the_outputs_are_reported_and_do_not_stop_the_cut(caplog):
     model = tiny_bert()
     with torch.no_grad():
-        model.bert.embeddings.LayerNorm.bias[0] = float("inf")
+        model.bert.embeddings.LayerNorm.bias.fill_(3e38)  # finite itself
     prune_model_(model, small_plan(model))
     assert "could not be checked against the mask" in caplog.text
 
