@@ -10,8 +10,8 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   second-order removal, which is what `density` asks for; the hybrid of gates for heads and movement scores for FFN
   units; block movement alone (units); gates for heads with the FFN by magnitude; magnitude; second-order costs, and
   Fisher scores (Kwon et al. 2022, arXiv 2204.09656, without its mask tuning), after dense training and without any
-  other, the costs at 10 % too, and with output projections alone refitted; and second-order removal's own sizes per
-  layer, filled with heads and units drawn at random, trained as long.
+  other, the costs at 10 % too, with output projections alone refitted, and with the refit in order; and second-order
+  removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
 - layers: what one would try first, on the tasks of the budget group: every other layer of the pretrained model dropped,
   then fine-tuned for 300 or 600 steps, with or without the dense model of the budget group as a teacher.
 - questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %; and, with one seed (a run takes
@@ -75,8 +75,8 @@ THEIR_RECIPE = BlockMovement.hybrid(
     10.0, ffn_penalty=1.0, score_learning_rate=3e-2, width_multiple=1, warmup_ratio=50 / 866, ramp_end=1 - 200 / 866
 )
 RANDOM_UNITS, FISHER, ONE_SHOT = "random units", "Fisher, one-shot", "second order, one-shot"
-ALONE = "second order, one-shot, output projections alone"
-WITHOUT_TRAINING = (FISHER, ONE_SHOT, ALONE)
+IN_ORDER = "second order, one-shot, in order"
+WITHOUT_TRAINING = (FISHER, ONE_SHOT, IN_ORDER)
 LAYERS = tuple("layers dropped" + words for words in ("", ", 600 steps", ", teacher", ", teacher, 600 steps"))
 IN_TRAINING = (SECOND_ORDER, HYBRID, "movement", "gates, FFN by magnitude", "magnitude")
 TEACHER = Recipe(epochs=1.5, batch_size=16, learning_rate=5e-5)
@@ -112,7 +112,7 @@ def all_runs() -> Iterator[Run]:
             Run("budget", task, *cell, 0)
             for cell in product((*IN_TRAINING, *WITHOUT_TRAINING, RANDOM_UNITS), (0.5, 0.25))
         ]
-        budget += [Run("budget", task, method, 0.1, 0) for method in (ONE_SHOT, ALONE)]
+        budget += [Run("budget", task, method, 0.1, 0) for method in (ONE_SHOT, IN_ORDER)]
     layers = [Run("layers", task, method, 0.5, 0) for task in ("sst2", "snli", "qamr") for method in LAYERS]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
     cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (HIDDEN, 0.26), (LONGER, 0.26)]
@@ -188,7 +188,7 @@ def cut_at_once(run: Run, trainer: Trainer, *, examples: int) -> tuple[PruningPl
         return fisher_plan(trainer, run.density, examples=examples), None
     settings = SecondOrder(density=run.density, tuning=SecondOrderTuning(scoring_examples=examples, seed=run.seed))
     model = plain(trainer).eval()
-    if run.method == ALONE:
+    if run.method == ONE_SHOT:
         losses = ExampleLosses(model, trainer.train_dataset, examples, run.seed)
         return choose(model, settings, PruningPlan.full(anatomy_of(model)), losses)
     found = second_order_plan(model, trainer.train_dataset, settings)
