@@ -100,11 +100,13 @@ class Fit:
         place: Which part of it.
         weight: Shape `(rows, columns)`.
         bias: Shape `(rows,)`, or None.
+        shape: Of the weight of the whole module, as it stores it.
     """
 
     place: Place
     weight: torch.Tensor
     bias: torch.Tensor | None
+    shape: torch.Size
 
     def tensors(self, module: Any) -> dict[str, torch.Tensor]:
         """Returns weight and bias of a module, as it stores them, with this part as it was fitted."""
@@ -221,7 +223,8 @@ def _fit_(
     if change is None:
         return None
     weight, bias = place.weight(module), place.bias(module)
-    fit = Fit(place, weight + change[:-1].T.to(weight), None if bias is None else bias + change[-1].to(bias))
+    fitted = weight + change[:-1].T.to(weight), None if bias is None else bias + change[-1].to(bias)
+    fit = Fit(place, *fitted, tensor_of(module, "weight").shape)
     if not (is_finite(fit.weight) and is_finite(fit.bias)):  # too large for the precision of the model
         return None
     for name, tensor in fit.tensors(module).items():

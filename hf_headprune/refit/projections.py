@@ -274,6 +274,22 @@ class RefitInOrder(Refit):
                 )
         return self
 
+    def check_fits(self, model: nn.Module) -> None:
+        """Checks that a model has the modules that were fitted.
+
+        Raises:
+            InvalidPlanError: One is missing or has other weights.
+        """
+        super().check_fits(model)
+        modules = dict(model.named_modules())
+        for fit in self._fits:
+            weight = getattr(modules.get(fit.place.path), "weight", None)
+            if weight is None or weight.shape != fit.shape:
+                raise InvalidPlanError(
+                    f"This refit does not fit the model: {fit.place.path} has another weight than the model that was "
+                    "refitted. Pass the refit of this very model, with the weights that it had then."
+                )
+
     def _activations(self, numbers: Iterable[int]) -> int:
         """Returns the bytes that are held while runs wait at the widest module: its inputs, and both streams."""
         found = [0]

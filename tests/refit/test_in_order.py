@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.errors import InvalidPlanError
 from hf_headprune.masking import masked, plain_copy
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit import projections
@@ -202,3 +203,16 @@ def test_fewer_batches_are_run_where_their_activations_would_be_too_large(monkey
     monkeypatch.setattr(projections, "_size_of", lambda model: 0)
     RefitInOrder(refit, plan, PruningPlan.of(model), Runs(model, runs)).fit()
     assert set(ran) == set(range(0, len(batches), 2))
+
+
+def test_a_model_with_another_head_is_refused():
+    model = classifier().eval()
+    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(80))]
+    plan = random_plan(model, seed=1)
+    _, in_order = refits_of(model, plan, batches)
+    in_order.fit()
+    other = plain_copy(model)
+    other.bert.pooler.dense = torch.nn.Linear(32, 16)
+    other.classifier = torch.nn.Linear(16, 5)
+    with pytest.raises(InvalidPlanError, match=r"This refit does not fit the model: .* has another weight"):
+        in_order.check_fits(other)
