@@ -109,7 +109,7 @@ def main() -> None:
     work_or_collect(
         options,
         runs,
-        smoke=Run("sst2", 0, 0.1, 1.0),
+        smoke=Run("sst2", 0, 0.1, 2.0),
         result=RESULT,
         perform=perform,
         summarise=summarised,

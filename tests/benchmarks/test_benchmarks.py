@@ -244,7 +244,7 @@ def test_the_benchmark_of_the_vocabulary_runs_with_smoke(smoke, tmp_path):
 
 
 def test_the_benchmark_of_the_recovery_runs_with_smoke(smoke, tmp_path):
-    assert "sst2, density 0.1, 1 epochs: " in smoke("benchmarks.recovery", "--work", str(tmp_path))
+    assert "sst2, density 0.1, 2 epochs: " in smoke("benchmarks.recovery", "--work", str(tmp_path))
 
 
 def test_the_simulation_of_several_promises_runs_with_smoke(smoke):
