@@ -255,3 +255,8 @@ def test_the_parts_of_a_run_are_timed_on_a_device(smoke):
     said = smoke("benchmarks.gpu.costs", "--device", "cpu")
     for part in ("training step", "moments and order", "one plan", "certificate", "bfloat16, batch 1, eager"):
         assert f"{part}: " in said
+
+
+def test_small_models_are_measured_beside_the_arithmetic_of_large_ones(smoke):
+    said = smoke("benchmarks.gpu.small_cases")
+    assert "'moments_mib_by_arithmetic': " in said
