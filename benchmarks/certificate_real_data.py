@@ -56,7 +56,7 @@ def answers(task: Task, seed: int, work: Path, *, smoke: bool) -> np.ndarray:
         return np.load(file)
     model: Any = fine_tuned(task, seed, work, smoke=smoke)
     rows = []
-    for plan in plans_by_gradient(model, task, (0, *REMOVED)):
+    for plan in plans_by_gradient(model, task.dev, (0, *REMOVED)):
         with masked(model, plan):
             rows.append(scores_of(model, task.test))
     found = np.stack(rows).astype(np.int8)

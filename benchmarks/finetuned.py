@@ -62,11 +62,11 @@ def some_of(split: Any, seed: int) -> Any:
     return split.select(np.random.default_rng(seed).permutation(len(split))[:CALIBRATION])
 
 
-def plans_by_gradient(model: Any, task: Task, removed: Iterable[int]) -> list[PruningPlan]:
-    """Returns the plans without so many heads each, those whose removal changes the loss on dev least leaving first."""
+def plans_by_gradient(model: Any, split: Any, removed: Iterable[int]) -> list[PruningPlan]:
+    """Returns the plans without so many heads each, those whose removal changes the loss of examples least first."""
     full = PruningPlan.of(model)
     units = units_of_search(anatomy_of(model), full, AStarSearch(units=("heads",)))
-    effects = loss_effects(model, evaluator_on(model, task.dev), units)
+    effects = loss_effects(model, evaluator_on(model, split), units)
     order = np.abs(effects).mean(axis=1).argsort()
     heads = [(site, head) for site, count in full.num_heads.items() for head in range(count)]
     plans = []

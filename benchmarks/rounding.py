@@ -88,7 +88,7 @@ def main() -> None:
         model = fine_tuned(task, options.seed, options.work, smoke=options.smoke)
         twin, batches = half_precision_twin(model), batches_of(model, task.dev)
         scorer, removed = ClassScorer(model.config.num_labels), REMOVED[:2] if options.smoke else REMOVED
-        for heads, plan in zip(removed, plans_by_gradient(model, task, removed), strict=True):
+        for heads, plan in zip(removed, plans_by_gradient(model, task.dev, removed), strict=True):
             for ffn, cut in ((0.0, plan), (1 / 3, without_ffn_units(plan, 1 / 3, options.seed))):
                 own, rounded = (answers(each, cut, batches, scorer) for each in (model, twin))
                 row = compared(own, rounded, rough_band(scorer, own.margins))

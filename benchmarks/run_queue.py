@@ -48,7 +48,7 @@ class RunQueue(Generic[R]):
         A finished run is done again where its model is gone and an unfinished one needs it.
 
         Args:
-            perform: Does a run; returns at least `dev` and `test`.
+            perform: Does a run; returns at least `test`, and `dev` where it has looked at it.
             can_start: Whether a run may be taken now.
             source_of: The run whose model or result another one needs, or None.
             model_of: The folder in which a run leaves its model for others, or None where it leaves none.
@@ -64,7 +64,8 @@ class RunQueue(Generic[R]):
                 if is_gone or not self._has_finished(run, published):
                     result = {**asdict(run), **perform(run)}
                     write_json(self.work / f"{key}.json", result)
-                    print(key, f"dev {result['dev']:.2f} test {result['test']:.2f}", flush=True)
+                    scores = (f"{split} {result[split]:.2f}" for split in ("dev", "test") if split in result)
+                    print(key, *scores, flush=True)
 
     def published(self) -> dict[str, dict[str, Any]]:
         """Returns the runs of the committed result file by their keys; a field that came later has its default."""

@@ -103,8 +103,8 @@ class PerplexityTrainer(Trainer):
         return metrics | {f"{name.removesuffix('loss')}perplexity": math.exp(loss) for name, loss in losses.items()}
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+def trainer_and_splits(arguments: list[str]) -> tuple[Trainer, dict[str, Dataset]]:
+    """Returns the Trainer that the arguments ask for, and what it reads."""
     parser = HfArgumentParser((ModelArguments, DataArguments, common.PruningArguments, TrainingArguments))
     model_args, data_args, pruning_args, training_args = parser.parse_args_into_dataclasses(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
@@ -128,7 +128,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=pruning_args.callbacks(),
     )
-    return common.journey(trainer, splits, AutoModelForCausalLM.from_pretrained)
+    return trainer, splits
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+    return common.journey(*trainer_and_splits(arguments), AutoModelForCausalLM.from_pretrained)
 
 
 def smoke_arguments(folder: Path) -> list[str]:

@@ -114,8 +114,8 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(axis=-1) == prediction.label_ids).mean())}
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+def trainer_and_splits(arguments: list[str]) -> tuple[Trainer, dict[str, Dataset]]:
+    """Returns the Trainer that the arguments ask for, and what it reads."""
     parser = HfArgumentParser((ModelArguments, DataArguments, common.PruningArguments, TrainingArguments))
     model_args, data_args, pruning_args, training_args = parser.parse_args_into_dataclasses(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     splits = data_args.images(training_args.seed)
     feature = splits["train"].features["label"]
     labels = getattr(feature, "names", None) or [str(i) for i in range(max(splits["train"]["label"]) + 1)]
-    pixels = Pixels(model_args.model_name_or_path)
+    pixels = Pixels(None if data_args.arrays_file else model_args.model_name_or_path)
     training_args.remove_unused_columns = False  # the collator reads the images
     training_args.metric_for_best_model = "accuracy"
     trainer = Trainer(
@@ -137,7 +137,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
         compute_metrics=accuracy,
         callbacks=pruning_args.callbacks(),
     )
-    return common.journey(trainer, splits, AutoModelForImageClassification.from_pretrained)
+    return trainer, splits
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+    return common.journey(*trainer_and_splits(arguments), AutoModelForImageClassification.from_pretrained)
 
 
 def smoke_arguments(folder: Path) -> list[str]:

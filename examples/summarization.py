@@ -21,7 +21,7 @@ import common
 import numpy as np
 import text_pairs
 from datasets import Dataset
-from transformers import HfArgumentParser, Seq2SeqTrainingArguments, set_seed
+from transformers import AutoModelForSeq2SeqLM, HfArgumentParser, Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 
@@ -70,8 +70,8 @@ class Rouge:
         return float(np.mean([scorer.score(*pair)[self._name].fmeasure for pair in pairs]))
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+def trainer_and_splits(arguments: list[str]) -> tuple[Seq2SeqTrainer, dict[str, Dataset]]:
+    """Returns the Trainer that the arguments ask for, and what it reads."""
     parser = HfArgumentParser(
         (text_pairs.ModelArguments, DataArguments, common.PruningArguments, Seq2SeqTrainingArguments)
     )
@@ -79,7 +79,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     set_seed(training_args.seed)
     metrics = {name: Rouge(name) for name in ROUGES}
-    return text_pairs.run(data_args.pairs(), model_args, pruning_args, training_args, metrics)
+    return text_pairs.trainer_and_splits(data_args.pairs(), model_args, pruning_args, training_args, metrics)
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+    return common.journey(*trainer_and_splits(arguments), AutoModelForSeq2SeqLM.from_pretrained)
 
 
 TOPICS = ["cats", "ships", "tea", "maps"]

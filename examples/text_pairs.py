@@ -113,14 +113,14 @@ class TextMetrics:
         return [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def run(
+def trainer_and_splits(
     splits: dict[str, Dataset],
     model_args: ModelArguments,
     pruning_args: common.PruningArguments,
     training_args: Seq2SeqTrainingArguments,
     metrics: dict[str, common.TextMetric],
-) -> dict[str, Any]:
-    """Trains on the columns "source" and "target", prunes, saves, reloads and tests; returns the results."""
+) -> tuple[Seq2SeqTrainer, dict[str, Dataset]]:
+    """Returns a Trainer that reads the columns "source" and "target", and the splits as it reads them."""
     tokenizer, model = model_args.load([*splits["train"]["source"], *splits["train"]["target"]])
 
     def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def run(
         compute_metrics=TextMetrics(tokenizer, metrics),
         callbacks=pruning_args.callbacks(),
     )
-    return common.journey(trainer, encoded, AutoModelForSeq2SeqLM.from_pretrained)
+    return trainer, encoded
 
 
 def smoke_arguments(folder: Path, names: tuple[str, str], pair: Callable[[], tuple[Any, Any]], own: str) -> list[str]:

@@ -24,7 +24,7 @@ import common
 import numpy as np
 import text_pairs
 from datasets import Dataset
-from transformers import HfArgumentParser, Seq2SeqTrainingArguments, set_seed
+from transformers import AutoModelForSeq2SeqLM, HfArgumentParser, Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 
 
 @dataclass
@@ -64,8 +64,8 @@ def chrf(predicted: list[str], gold: list[str]) -> float:
     return float(sacrebleu.corpus_chrf(predicted, [gold]).score)
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+def trainer_and_splits(arguments: list[str]) -> tuple[Seq2SeqTrainer, dict[str, Dataset]]:
+    """Returns the Trainer that the arguments ask for, and what it reads."""
     parser = HfArgumentParser(
         (text_pairs.ModelArguments, DataArguments, common.PruningArguments, Seq2SeqTrainingArguments)
     )
@@ -73,7 +73,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     set_seed(training_args.seed)
     metrics = {"bleu": bleu, "chrf": chrf}
-    return text_pairs.run(data_args.pairs(), model_args, pruning_args, training_args, metrics)
+    return text_pairs.trainer_and_splits(data_args.pairs(), model_args, pruning_args, training_args, metrics)
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Trains, prunes, saves, reloads and tests; returns the results that it also writes to `results.json`."""
+    return common.journey(*trainer_and_splits(arguments), AutoModelForSeq2SeqLM.from_pretrained)
 
 
 NOUNS = {"der Hund": "the dog", "die Katze": "the cat", "der Mann": "the man", "das Kind": "the child"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import search_ablation
+from benchmarks import other_tasks, search_ablation
 from tests.examples.test_examples import load
 from tests.support.models import save_narrow_minilm
 
@@ -245,6 +245,13 @@ def test_the_benchmark_of_the_vocabulary_runs_with_smoke(smoke, tmp_path):
 
 def test_the_benchmark_of_the_recovery_runs_with_smoke(smoke, tmp_path):
     assert "sst2, density 0.1, 2 epochs: " in smoke("benchmarks.recovery", "--work", str(tmp_path))
+
+
+@pytest.mark.parametrize("task", other_tasks.STUDIES)
+def test_the_benchmark_of_other_tasks_runs_with_smoke(smoke, tmp_path, task):
+    said = smoke("benchmarks.other_tasks", "--tasks", task, "--work", str(tmp_path)).splitlines()
+    row = next(line for line in said if line.startswith(f"{task}, {next(iter(other_tasks.STUDIES[task].ways))}: "))
+    assert 0.1 < float(row.split("density ")[1].split(",")[0]) < 1
 
 
 def test_the_simulation_of_several_promises_runs_with_smoke(smoke):
