@@ -233,8 +233,8 @@ def other_tasks_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## Images, embeddings, text that is written"
     yield from missing_runs(content)
     yield "\n*change*: mean ± standard deviation over seeds. *weights*: share of the attention and FFN weights that is"
-    yield "kept. *cache*: KB of keys and values of one sequence. *speed*: of encoding or writing, over that of the dense"
-    yield "model, in CPU seconds of one thread. Without *recovery* or *taught* nothing is trained after the cut."
+    yield "kept. *cache*: KB of keys and values of one sequence. *speed*: of encoding or writing, over the dense one's,"
+    yield "in CPU seconds of one thread. Without *recovery* or *taught* nothing is trained after the cut."
     for task, words in OTHER_TASKS.items():
         rows = [row for row in content["summary"] if row["task"] == task]
         if rows:
