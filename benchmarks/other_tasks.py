@@ -10,6 +10,7 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.other_tasks [--tasks images] [--seed
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import tempfile
@@ -44,7 +45,7 @@ LENGTH = 16  # tokens of a source or a prompt whose continuation is timed
 WRITTEN = 24  # tokens that are written after it
 BATCH = 16
 TURNS = 7
-TAUGHT = 4096  # sentences on which a pruned embedding model is taught
+TAUGHT = 2048  # sentences on which a pruned embedding model is taught
 TEXT_LENGTH = 24  # tokens of each
 
 
@@ -203,24 +204,29 @@ def _of_example(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     study, folder = STUDIES[run.task], dense_folder(run.task, run.seed, work, smoke=smoke)
     way = study.ways[run.way]
     before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    asked = [*arguments_of(run.task, run.seed, work, smoke=smoke), "--model_name_or_path", str(folder)]
-    with tempfile.TemporaryDirectory() as out:
-        how = way.arguments.split() if way.arguments else ["--no_pruning"]
-        trainer, splits = example(study.example).trainer_and_splits([*asked, *how, "--output_dir", out])
-        dense, model = type(trainer.model).from_pretrained(folder), trainer.model
-        started = time.process_time()
-        if way.arguments:
-            trainer.train()
-        else:
-            size = trainer.args.per_device_train_batch_size
-            collate = trainer.data_collator
-            _prune(model, dense, trainer.train_dataset, way, run.seed, data_collator=collate, batch_size=size)
-        seconds = time.process_time() - started
-        after = trainer.evaluate(splits["test"], metric_key_prefix="test")
-    first, *others = ({name: study.scale * it[f"test_{name}"] for name in study.metric} for it in (after, before))
+    arguments = (*arguments_of(run.task, run.seed, work, smoke=smoke), "--model_name_or_path", str(folder))
+    trainer, splits, dense = _trainer_of(study.example, arguments, way.arguments or "--no_pruning")
+    trainer.model = trainer.model_wrapped = model = trainer.model if way.arguments else copy.deepcopy(dense)
+    started = time.process_time()
+    if way.arguments:
+        trainer.train()
+    else:
+        size, collate = trainer.args.per_device_train_batch_size, trainer.data_collator
+        _prune(model, dense, trainer.train_dataset, way, run.seed, data_collator=collate, batch_size=size)
+    seconds = time.process_time() - started
+    after = trainer.evaluate(splits["test"], metric_key_prefix="test")
+    first, other = ({name: study.scale * it[f"test_{name}"] for name in study.metric} for it in (after, before))
     name = study.metric[0]
-    found = {"test": first[name], "dense_test": others[0][name], "metrics": first, "dense_metrics": others[0]}
+    found = {"test": first[name], "dense_test": other[name], "metrics": first, "dense_metrics": other}
     return {**found, **_sizes(dense, model), **_written(dense, model), "cpu_seconds": seconds}
+
+
+@cache
+def _trainer_of(script: str, arguments: tuple[str, ...], how: str) -> tuple[Any, dict[str, Any], Any]:
+    """Returns an example's Trainer on the dense model, what it reads, and the dense model a second time."""
+    asked = [*arguments, *how.split(), "--output_dir", tempfile.mkdtemp(prefix="headprune-bench-")]
+    trainer, splits = example(script).trainer_and_splits(asked)
+    return trainer, splits, copy.deepcopy(trainer.model)
 
 
 def _prune(model: Any, dense: Any, examples: Any, way: Way, seed: int, **batching: Any) -> None:
@@ -251,29 +257,35 @@ def _plan_of_heads(model: Any, examples: Any, way: Way, seed: int) -> PruningPla
 
 def _embeddings(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Makes the given embedding model smaller, on sentences without their scores; measures both."""
-    way, module = STUDIES[run.task].ways[run.way], example("sentence_embeddings")
-    arguments = [*arguments_of(run.task, run.seed, work, smoke=smoke)]
-    data = HfArgumentParser(module.common.DataArguments).parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True
-    )[0]
-    splits = {name: module.scored(split) for name, split in data.complete(data.read()).items()}
-    given = arguments[arguments.index("--model_name_or_path") + 1]
-    dense, model = (module.SentenceTransformer(given, device="cpu") for _ in range(2))
+    way = STUDIES[run.task].ways[run.way]
+    splits, measure, dense, score = _given_embedder(arguments_of(run.task, 0, work, smoke=smoke))
+    model = copy.deepcopy(dense)
     sentences = sorted({*splits["train"]["sentence1"], *splits["train"]["sentence2"]})
     drawn = np.random.default_rng(run.seed).permutation(len(sentences))[:TAUGHT]
-    chosen = [sentences[i] for i in drawn]
-    texts = [
-        {"input_ids": ids} for ids in model.tokenizer(chosen, truncation=True, max_length=TEXT_LENGTH)["input_ids"]
-    ]
+    encoded = model.tokenizer([sentences[i] for i in drawn], truncation=True, max_length=TEXT_LENGTH)
     bodies = [it.transformers_model for it in (dense, model)]
     started = time.process_time()
-    _prune(bodies[1], bodies[0], texts, way, run.seed)
+    _prune(bodies[1], bodies[0], [{"input_ids": ids} for ids in encoded["input_ids"]], way, run.seed)
     seconds = time.process_time() - started
-    measure = module.evaluator_of(splits["test"], "test")
-    scores = {name: measure(it)["test_spearman_cosine"] for name, it in {"test": model, "dense_test": dense}.items()}
-    some = splits["test"]["sentence1"][: 16 * BATCH]
+    some = splits["test"]["sentence1"][: 4 * BATCH]
     speed = _ratio(*(partial(it.encode, some, batch_size=BATCH) for it in (dense, model)))
-    return {**scores, **_sizes(*bodies), "speed": speed, "cpu_seconds": seconds}
+    return {"test": measure(model), "dense_test": score, **_sizes(*bodies), "speed": speed, "cpu_seconds": seconds}
+
+
+@cache
+def _given_embedder(arguments: tuple[str, ...]) -> tuple[Any, Callable[[Any], float], Any, float]:
+    """Returns the data, what measures a model on its test, the given model, and what that reaches."""
+    module = example("sentence_embeddings")
+    parser = HfArgumentParser(module.common.DataArguments)
+    data, _ = parser.parse_args_into_dataclasses([*arguments], return_remaining_strings=True)
+    splits = {name: module.scored(split) for name, split in data.complete(data.read()).items()}
+    evaluator = module.evaluator_of(splits["test"], "test")
+    dense = module.SentenceTransformer(arguments[arguments.index("--model_name_or_path") + 1], device="cpu")
+
+    def measure(model: Any) -> float:
+        return evaluator(model)["test_spearman_cosine"]
+
+    return splits, measure, dense, measure(dense)
 
 
 def _ratio(dense: Callable[[], Any], pruned: Callable[[], Any]) -> float:
