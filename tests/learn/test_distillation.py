@@ -26,6 +26,7 @@ from hf_headprune.learn.distillation.teachers import layer_pairs
 from hf_headprune.tasks.examples import predicts_next_token
 from tests.support.models import (
     EOS,
+    TINY_FAMILIES,
     VOCAB_SIZE,
     text_inputs,
     tiny_bart,
@@ -612,6 +613,21 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(student, teacher
     Distiller(Distillation(STUDENTS[student](seed=3)), STUDENTS[student]())
     with pytest.raises(InvalidSettingError, match=message):
         Distiller(Distillation(teacher()), STUDENTS[student]())
+
+
+def test_an_image_classifier_learns_from_another_one_unless_several_labels_hold():
+    vit = TINY_FAMILIES["vit"]
+    student, teacher = vit.make(num_labels=3), vit.make(seed=3, num_labels=3)
+    batch = vit.inputs() | {"labels": torch.tensor([0, 2, 1])}
+    outputs = student(**batch)
+    settings = Distillation(teacher)
+    found = Distiller(settings, student)(outputs, batch, outputs.loss)
+    kl = logits_divergence(outputs.logits, teacher(pixel_values=batch["pixel_values"]).logits, settings.temperature)
+    wanted = settings.tuning.alpha_task * outputs.loss + settings.alpha_teacher * kl.mean()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    several = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    with pytest.raises(InvalidSettingError, match="exclude each other in no softmax"):
+        Distiller(Distillation(vit.make(seed=3, **several)), vit.make(**several))
 
 
 def test_the_student_itself_and_a_teacher_that_shares_its_weights_are_refused():

@@ -9,7 +9,8 @@ from hf_headprune.errors import InvalidSettingError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LABELLED_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
+ONE_ROW_TASKS = ("SequenceClassification", "ImageClassification")  # one row of logits for each example
+LABELLED_TASKS = (*ONE_ROW_TASKS, "TokenClassification", "QuestionAnswering", "MultipleChoice")
 LANGUAGE_MODELLING = "language modelling"
 SOFTMAX_TASKS = (None, "single_label_classification")
 PADDING = 128  # embeddings are padded to multiples of at most this
@@ -88,7 +89,7 @@ def _task_differences(teacher: Any, student: Any) -> list[str]:
         return []
     found = _difference("number of labels", teacher.config.num_labels, student.config.num_labels)
     excludes = student.config.num_labels > 1 and all(has_softmax(model.config) for model in (teacher, student))
-    if tasks[1] == "SequenceClassification" and not excludes:
+    if tasks[1] in ONE_ROW_TASKS and not excludes:
         found.append("its labels exclude each other in no softmax (regression or several labels)")
     return found or _label_order_differences(teacher.config.id2label, student.config.id2label)
 
