@@ -101,6 +101,7 @@ class Study:
 
 
 HEADS = (54, 36, 18, 9)  # of 72
+GATES = "--gates --mode pipelined --max_steps 100 --learning_rate 1e-4 --warmup_steps 0"  # as benchmarks.gates_accuracy
 STUDIES = {
     "images": Study(
         "image_classification",
@@ -133,7 +134,7 @@ STUDIES = {
         "causal_lm",
         "multi30k_de_en",
         "--train_file DATA/train.en.gz --validation_file DATA/val.en.gz --test_file DATA/test_2016_flickr.en.gz "
-        "--vocab_size 4000 --hidden_size 192 --layers 4 --max_seq_length 48 --num_train_epochs 2 --learning_rate 2e-3 "
+        "--vocab_size 4000 --hidden_size 192 --layers 4 --max_seq_length 48 --num_train_epochs 1 --learning_rate 2e-3 "
         "--warmup_steps 100 --per_device_train_batch_size 64 --per_device_eval_batch_size 64",
         ("perplexity",),
         1.0,
@@ -161,6 +162,11 @@ STUDIES = {
             f"{choice}, {kept} heads": Way({"kept_heads": kept / 72}, choice)
             for choice in ("second order", "gradient", "random")
             for kept in HEADS
+        }
+        | {
+            f"{name}, {kept} heads": Way(arguments=f"{GATES} --estimator {estimator} --kept_heads {kept / 72}")
+            for name, estimator in (("gates, pipelined", "sigmoid"), ("DSP, pipelined", "dsp"))
+            for kept in HEADS
         },
     ),
 }
@@ -180,6 +186,8 @@ def arguments_of(task: str, seed: int, work: Path, *, smoke: bool) -> tuple[str,
     if smoke:
         (work / "data").mkdir(exist_ok=True)
         given = [*example(study.example).smoke_arguments(work / "data"), "--max_steps", "4"]
+        for budget in {"--max_drop", "--density"} & {*given}:
+            del given[given.index(budget) : given.index(budget) + 2]
     else:
         given = study.arguments.replace("DATA", str(data_folder(study.folder))).split()
         given += ["--model_name_or_path", str(minilm_path())] if task == "embeddings" else []
@@ -389,8 +397,8 @@ def main() -> None:
     runs = [
         Run(task, seed, way)
         for task, study in STUDIES.items()
-        for seed in study.seeds
         for way in study.ways
+        for seed in study.seeds
         if task in options.tasks or options.collect
     ]
     work_or_collect(
