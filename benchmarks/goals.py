@@ -19,7 +19,7 @@ GATES_AND_BASELINES = ("ste", "sigmoid", "dsp", "hard_concrete", "gradient at th
 
 def goals() -> Iterator[Goal]:
     """Yields every goal that the project set itself."""
-    for section in (_of_default, _of_gates, _of_density, _of_cost, _of_search):
+    for section in (_of_default, _of_gates, _of_density, _of_other_tasks, _of_cost, _of_search):
         yield from section()
 
 
@@ -87,6 +87,23 @@ def _of_density() -> Iterator[Goal]:
     if drops:
         goal = "questions, 26 % of the linear weights: at most 1 F1 below dense"
         yield goal, f"{mean(drops):.1f} below ({len(drops)} seeds)", _verdict(mean(drops) <= 1)
+
+
+def _of_other_tasks() -> Iterator[Goal]:
+    goals = {
+        ("images", "60 % of the heads"): (0.0, "no drop"),
+        ("images", "50 % of the weights"): (0.5, "a drop of at most 0.5 points"),
+        ("embeddings", "50 % of the weights"): (0.01, "a Spearman correlation at most 0.01 below dense"),
+    }
+    for row in read_json(RESULTS / "other_tasks.json").get("summary", []):
+        most, words = goals.get((row["task"], row["way"].partition(",")[0]), (0.0, ""))
+        if words:
+            drop, spread = -row["change"]["mean"], row["change"]["spread"]
+            places = 4 if row["task"] == "embeddings" else 2
+            error = "" if spread is None else f" ± {spread / sqrt(row['seeds']):.{places}f}"
+            found = f"{drop:+.{places}f}{error} ({row['seeds']} seed{'s' * (row['seeds'] > 1)})"
+            verdict = _verdict(drop <= most, nearly=spread is not None and drop - spread / sqrt(row["seeds"]) <= most)
+            yield f"{row['task']}, kept {row['way']}: {words}", found, verdict
 
 
 def _of_cost() -> Iterator[Goal]:
