@@ -218,8 +218,8 @@ def recovery_section(content: dict[str, Any]) -> Iterator[str]:
 
 
 OTHER_TASKS = {
-    "images": "A ViT of 4 layers and 24 heads, trained on `mnist_t10k` from scratch for 8 epochs. *Recovery* is a ninth, "
-    "on the labels, which the dense model did not get. Accuracy on test in percent.",
+    "images": "A ViT of 4 layers and 24 heads, trained on `mnist_t10k` from scratch for 8 epochs. *Recovery* is a "
+    "ninth, on the labels, which the dense model did not get. Accuracy on test in percent.",
     "embeddings": "all-MiniLM-L6-v2 as it is published, pruned and taught on sentences of stsb without their scores. "
     "Spearman correlation on test.",
     "grouped_heads": "A Llama of 4 layers, 8 query heads on 4 pairs of keys and values in each, trained on the English "
