@@ -383,7 +383,7 @@ def summarised(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def line(row: dict[str, Any]) -> str:
     """Says what a row of the summary says."""
-    heads = ", ".join(f"{kept:g} of {count} {kind} heads" for kind, (count, kept) in row["heads"].items())
+    heads = ", ".join(f"{kept:.3g} of {count} {kind} heads" for kind, (count, kept) in row["heads"].items())
     speed = f", {row['speed']['mean']:.2f} times as fast" if "speed" in row else ""
     values = f"{row['metric']} {row['dense_test']['mean']:.4g} -> {row['test']['mean']:.4g}"
     return f"{row['task']}, {row['way']}: {values}, density {row['density_reached']['mean']:.2f}, {heads}{speed}"

@@ -221,7 +221,7 @@ OTHER_TASKS = {
     "images": "A ViT of 4 layers and 24 heads, trained on `mnist_t10k` from scratch for 8 epochs. *Recovery* is a "
     "ninth, on the labels, which the dense model did not get. Accuracy on test in percent.",
     "embeddings": "all-MiniLM-L6-v2 as it is published, pruned and taught on sentences of stsb without their scores. "
-    "Spearman correlation on test.",
+    "Seeds draw the sentences. Spearman correlation on test.",
     "grouped_heads": "A Llama of 4 layers, 8 query heads on 4 pairs of keys and values in each, trained on the English "
     "captions of Multi30k from scratch. Perplexity on test, less is better.",
     "translation": "A Marian of 6 + 6 layers, 24 heads each in the encoder, the decoder and across, trained from "
