@@ -38,6 +38,7 @@ from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.publish.training import curves_of
 from hf_headprune.refit.choice import choose
 from hf_headprune.refit.in_order import Runs
+from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.shrink.surgery import prune_model_
 
 if TYPE_CHECKING:
@@ -262,9 +263,7 @@ def _walk_down(
     batches = list(trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed))
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
     several = number_of_processes() > 1
-    # With several processes, each has seen other examples, and one of them tests: projections alone are refitted.
-    runs = None if several else Runs(twin, [partial(trainer_compat.run_on, trainer, batch) for batch in batches])
-    how: Any = {"uniform": settings.uniform, "over_processes": several, "runs": runs}
+    how: Any = {"uniform": settings.uniform, "over_processes": several, "runs": _runs(trainer, twin, batches)}
     return walk_down(model_of(trainer), before, losses, decide, **how), holdout
 
 
@@ -272,11 +271,21 @@ def _cut_to_size(trainer: Trainer, settings: Settings, before: PruningPlan, reco
     """Returns what a budget of size keeps of the trained model, trained on."""
     twin = plain_copy(model_of(trainer))
     asked = settings.cut_of(anatomy_of(twin), twin)
-    batches = trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed)
+    batches = list(trainer_compat.scoring_batches(trainer, CALIBRATION, trainer.args.seed))
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
     over_processes = number_of_processes() > 1
     found = choose(model_of(trainer), asked, before, losses, over_processes=over_processes)
-    return Found(recovered(twin, RefittedPlan(*from_first_unless(found, over_processes)), recover))
+    plan, refit = from_first_unless(found, over_processes)
+    runs = _runs(trainer, twin, batches)
+    refit = refit if runs is None else RefitInOrder(refit, plan, before, runs)
+    return Found(recovered(twin, RefittedPlan(plan, refit), recover))
+
+
+def _runs(trainer: Trainer, twin: Any, batches: list[Any]) -> Runs | None:
+    """Returns what refits in order; None in several processes, each of which has seen other examples."""
+    if number_of_processes() > 1:
+        return None
+    return Runs(twin, [partial(trainer_compat.run_on, trainer, batch) for batch in batches])
 
 
 def _search(trainer: Trainer, settings: Settings, splits: Splits, learned: Learned, *, is_own: bool) -> Found:
