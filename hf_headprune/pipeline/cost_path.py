@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
 DENSITIES = (0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 CALIBRATION = 1024  # training examples that costs and refit are computed from
-IN_ORDER = tuple(density for density in DENSITIES if density <= 0.35)  # of plans that are refitted in order # noqa: PLR2004
+IN_ORDER = tuple(density for density in DENSITIES if density <= 0.25)  # of plans that are refitted in order # noqa: PLR2004
 ROUND_OFF = 1e-9
 NEAREST_UNIT = 0.02  # by which a plan may keep more than its density
 
