@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune.errors import InvalidSettingError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def is_number(value: Any) -> bool:
@@ -106,3 +106,9 @@ def with_tuning(changes: Mapping[str, Any], tuning: type[Any]) -> dict[str, Any]
             "=...), or leave tuning out."
         )
     return {**own, "tuning": tuning(**inner) if given is None else replace(given, **inner)}
+
+
+def first_of(problems: Sequence[str], most: int, separator: str = "; ") -> str:
+    """Lists the first few of some problems, and says how many more there are."""
+    more = f" and {len(problems) - most} more" if len(problems) > most else ""
+    return f"{separator.join(problems[:most])}{more}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._checks import first_of
 from hf_headprune._distributed import own
 from hf_headprune._offloaded import tensor_of
 from hf_headprune.errors import UnsupportedModelError
@@ -38,10 +39,9 @@ def check_finite(model: nn.Module) -> None:
     found = are_finite(model)
     bad = [name for name, holds in found.items() if not holds]
     if bad:
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise UnsupportedModelError(
             f"{type(model).__name__} holds NaN or infinity in {len(bad)} of its {len(found)} tensors: "
-            f"{', '.join(bad[:SHOWN])}{more}. Whatever is measured or pruned of it would mean nothing. Load an earlier "
+            f"{first_of(bad, SHOWN, ', ')}. Whatever is measured or pruned of it would mean nothing. Load an earlier "
             "checkpoint, or load it in a precision that holds its values."
         )
 

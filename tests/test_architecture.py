@@ -32,7 +32,7 @@ FOUNDATION = {
     "_model_card": {"_beside_weights", "_certificate_file", "_compat", "_offloaded"},
     "_compat": {"errors"},
     "_offloaded": {"_compat", "_distributed"},
-    "_finite": {"errors", "_distributed", "_offloaded"},
+    "_finite": {"errors", "_checks", "_distributed", "_offloaded"},
     "families": set(),
     "_layouts": set(),
     "anatomy": {"errors", "_compat", "_layouts", "families"},

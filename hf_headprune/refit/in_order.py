@@ -73,7 +73,7 @@ class Place:
 
     def weight(self, module: Any) -> torch.Tensor:
         """Returns the weight of these rows and columns, `(rows, columns)`; a copy unless it is all."""
-        weight = _matrix(module, tensor_of(module, "weight"))
+        weight = as_matrix(module, tensor_of(module, "weight"))
         weight = weight if self.rows is None else weight[self.rows]
         return weight if self.columns is None else weight[:, self.columns]
 
@@ -111,7 +111,7 @@ class Fit:
     def tensors(self, module: Any) -> dict[str, torch.Tensor]:
         """Returns weight and bias of a module, as it stores them, with this part as it was fitted."""
         found = {"weight": tensor_of(module, "weight").clone()}
-        matrix, rows = _matrix(module, found["weight"]), _slice(self.place.rows)
+        matrix, rows = as_matrix(module, found["weight"]), _slice(self.place.rows)
         if self.place.columns is None:
             matrix[rows] = self.weight.to(matrix)
         else:
@@ -258,7 +258,7 @@ def _ridge(sums: Sums, ridge: float) -> torch.Tensor:
     return torch.linalg.solve(sums[0] + added.diag(), sums[1])
 
 
-def _matrix(module: Any, weight: torch.Tensor) -> torch.Tensor:
+def as_matrix(module: Any, weight: torch.Tensor) -> torch.Tensor:
     """Returns the weight of a linear module as `(out_features, in_features)`, a view."""
     return weight.T if transposed(module) else weight
 

@@ -35,7 +35,7 @@ from hf_headprune.anatomy import base_model, transposed
 from hf_headprune.errors import InvalidPlanError
 from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.refit.in_order import fits_in_order
+from hf_headprune.refit.in_order import as_matrix, fits_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,7 +80,9 @@ class Block:
     def of(cls, model: nn.Module, recorded: SiteMoments, start: Sequence[int]) -> Block:
         """Copies the projection of a live model, and pairs it with its moments."""
         output: Any = base_model(model).get_submodule(recorded.site.output)
-        weight = off_device(output, _matrix_of(output).clone(memory_format=torch.contiguous_format))
+        weight = off_device(
+            output, as_matrix(output, tensor_of(output, "weight")).clone(memory_format=torch.contiguous_format)
+        )
         bias = None if output.bias is None else tensor_of(output, "bias").cpu().double()
         moments = recorded.inputs, recorded.tokens
         return cls(recorded.site, weight, bias, *moments, tuple(start), recorded.sensitivity)
@@ -204,7 +206,7 @@ class Refit:
         modules = dict(base_model(model).named_modules())
         for name, block in self.blocks.items():
             output: Any = modules.get(block.site.output)
-            weight = None if getattr(output, "weight", None) is None else _matrix_of(output)
+            weight = None if getattr(output, "weight", None) is None else as_matrix(output, tensor_of(output, "weight"))
             if weight is None or weight.shape != block.own_weight.shape or not _are_alike(weight, block.own_weight):
                 raise InvalidPlanError(
                     f"This refit does not fit the model: {name} has another output projection than the model "
@@ -321,12 +323,6 @@ _LAYERS: WeakKeyDictionary[nn.Module, list[tuple[object, dict[str, Any]]]] = Wea
 
 def _size_of(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _matrix_of(output: nn.Module) -> torch.Tensor:
-    """Returns the weight of a projection as `(hidden_size, width)`, from where it is kept."""
-    weight = tensor_of(output, "weight")
-    return weight.T if transposed(output) else weight
 
 
 def _leave(output: nn.Module, layer: object) -> None:

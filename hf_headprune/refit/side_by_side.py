@@ -166,11 +166,12 @@ class SideBySide:
             sums: Paths of modules: where their outputs are added to something.
         """
         for path in before:
-            hook = self._model.get_submodule(path).register_forward_pre_hook(_stop_before(path))
-            self._open.callback(hook.remove)
-        for stops, paths in ((_stop_after, after), (_await_sum, sums)):
+            handle = self._model.get_submodule(path).register_forward_pre_hook(partial(_stop_before, path))
+            self._open.callback(handle.remove)
+        for hook, paths in ((_stop_after, after), (_await_sum, sums)):
             for path in paths:
-                self._open.callback(self._model.get_submodule(path).register_forward_hook(stops(path)).remove)
+                handle = self._model.get_submodule(path).register_forward_hook(partial(hook, path))
+                self._open.callback(handle.remove)
 
     def __enter__(self) -> SideBySide:
         """Nothing runs yet."""
@@ -210,28 +211,21 @@ class SideBySide:
         return found
 
 
-def _stop_before(path: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        forward_pass = getattr(_OF_THREAD, "forward_pass", None)
-        if forward_pass is not None:
-            forward_pass.stop_at(Stop(path, args[0]))
-
-    return hook
+def _stop_before(path: str, module: nn.Module, args: Any) -> None:
+    if (here := _of_this_thread()) is not None:
+        here.stop_at(Stop(path, args[0]))
 
 
-def _stop_after(path: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, outputs: Any) -> None:
-        forward_pass = getattr(_OF_THREAD, "forward_pass", None)
-        if forward_pass is not None:
-            forward_pass.stop_at(Stop(path, args[0], outputs))
-
-    return hook
+def _stop_after(path: str, module: nn.Module, args: Any, outputs: Any) -> None:
+    if (here := _of_this_thread()) is not None:
+        here.stop_at(Stop(path, args[0], outputs))
 
 
-def _await_sum(path: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, outputs: Any) -> None:
-        forward_pass = getattr(_OF_THREAD, "forward_pass", None)
-        if forward_pass is not None:
-            forward_pass.awaited = Stop(path, args[0], outputs), module
+def _await_sum(path: str, module: nn.Module, args: Any, outputs: Any) -> None:
+    if (here := _of_this_thread()) is not None:
+        here.awaited = Stop(path, args[0], outputs), module
 
-    return hook
+
+def _of_this_thread() -> ForwardPass | None:
+    """Returns the forward pass that runs in this thread; None in a thread of the user's."""
+    return getattr(_OF_THREAD, "forward_pass", None)

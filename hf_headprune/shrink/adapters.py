@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._checks import first_of
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.families import PRUNABLE_PREFIX
@@ -130,10 +131,9 @@ def _check_plain(model: Any, cut: set[str], wrappers: Mapping[str, Any]) -> None
         if path in cut and (not (is_plain := type(module) is plain) or module.lora_variant)
     ]
     if problems:
-        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UnsupportedModelError(
             f"{type(model).__name__}: of adapters, only plain LoRA on linear modules can be cut with the model: "
-            f"{'; '.join(problems[:SHOWN])}{more}. Merge the adapter (merge_and_unload of PEFT) and prune what comes "
+            f"{first_of(problems, SHOWN)}. Merge the adapter (merge_and_unload of PEFT) and prune what comes "
             "out."
         )
 
@@ -223,9 +223,8 @@ def check_adapter_fits(model: nn.Module, state: Mapping[str, torch.Tensor], pref
 
 def stale_adapter(model: Any, problems: list[str]) -> UnsupportedModelError:
     """Returns the error about an adapter that does not fit, with the first problems."""
-    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     return UnsupportedModelError(
         f"{type(model).__name__}: this adapter was made for a model of another shape, such as the one before pruning: "
-        f"{'; '.join(problems[:SHOWN])}{more}. Prune that model with the adapter in it (prune_model_), or "
+        f"{first_of(problems, SHOWN)}. Prune that model with the adapter in it (prune_model_), or "
         "train a new adapter on the pruned model. The model in hand has part of the adapter now: load it again."
     )

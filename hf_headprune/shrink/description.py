@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_headprune._checks import first_of
 from hf_headprune.anatomy import base_model
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.masking import temporary_parts
@@ -40,10 +41,9 @@ def check_described(model: nn.Module) -> None:
         if name in found and found[name] != shape
     ]
     if problems:
-        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UnsupportedModelError(
             f"{type(model).__name__}: the model is not what its class and its configuration say, so what is saved of "
-            f"it could not be loaded again: {'; '.join(problems[:SHOWN])}{more}. Set the configuration to what the "
+            f"it could not be loaded again: {first_of(problems, SHOWN)}. Set the configuration to what the "
             "model is (num_hidden_layers after dropping layers, vocab_size, num_labels), or give a head of your own a "
             "class of its own, a subclass of the family's PreTrainedModel that builds it."
         )

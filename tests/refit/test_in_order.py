@@ -36,6 +36,10 @@ def first_of(outputs):
     return next(value for value in found if value is not None)
 
 
+def unlabelled(dataset):
+    return [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(dataset)]
+
+
 def error(model, plan, batches):
     """Mean squared difference of the outputs of the model under a plan."""
     with torch.no_grad():
@@ -78,7 +82,7 @@ def test_other_examples_gain_too_and_more_modules_than_output_projections_change
     )
     refit = record_refit(model, anatomy_of(model).sites, full, losses)
     in_order = RefitInOrder(refit, plan, full, losses.runs()).fit()
-    unseen = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(200, seed=7))]
+    unseen = unlabelled(examples(200, seed=7))
     before = error(model, RefittedPlan(plan, refit), unseen)
     assert error(model, RefittedPlan(plan, in_order), unseen) < 0.95 * before
     cut = prune_model_(plain_copy(model), RefittedPlan(plan, in_order))
@@ -88,7 +92,7 @@ def test_other_examples_gain_too_and_more_modules_than_output_projections_change
 
 def test_another_plan_gets_the_refit_of_output_projections():
     model = classifier().eval()
-    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(40))]
+    batches = unlabelled(examples(40))
     full = PruningPlan.of(model)
     plan, other = (full.replace(kept_heads={"encoder.layer.0.attention": heads}) for heads in ((0,), (0, 1)))
     refit, in_order = refits_of(model, plan, batches)
@@ -109,7 +113,7 @@ def test_a_model_is_left_as_it_was_and_so_is_what_a_block_masks():
 
 def test_examples_and_model_are_let_go_once_it_is_made():
     model = classifier().eval()
-    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(40))]
+    batches = unlabelled(examples(40))
     plan = random_plan(model, seed=1)
     _, in_order = refits_of(model, plan, batches)
     in_order.fit()
@@ -124,7 +128,7 @@ def test_examples_and_model_are_let_go_once_it_is_made():
 def test_padding_changes_nothing():
     model = classifier().eval()
     plan = random_plan(model, seed=1)
-    plain = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(40))]
+    plain = unlabelled(examples(40))
     wide = [{name: torch.nn.functional.pad(tensor, (0, 6)) for name, tensor in batch.items()} for batch in plain]
     cuts = []
     for batches in (plain, wide):
@@ -137,7 +141,7 @@ def test_padding_changes_nothing():
 
 def test_with_a_loss_of_several_passes_output_projections_alone_are_refitted():
     model = classifier().eval()
-    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(16))]
+    batches = unlabelled(examples(16))
     full, plan = PruningPlan.of(model), random_plan(model, seed=1)
     losses = (model(**batch).logits.square().sum() + model(**batch).logits.sum() for batch in batches)
     refit = record_refit(model, anatomy_of(model).sites, full, losses)
@@ -149,7 +153,7 @@ def test_with_a_loss_of_several_passes_output_projections_alone_are_refitted():
 
 def test_where_no_copy_runs_output_projections_alone_are_refitted_and_a_warning_says_so(caplog):
     model = classifier().eval()
-    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(16))]
+    batches = unlabelled(examples(16))
     plan, full = random_plan(model, seed=1), PruningPlan.of(model)
     refit, _ = refits_of(model, plan, batches)
 
@@ -165,7 +169,7 @@ def test_where_no_copy_runs_output_projections_alone_are_refitted_and_a_warning_
 
 def test_passes_wait_for_each_other_and_go_on_with_what_was_changed():
     model = classifier().eval()
-    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(16))]
+    batches = unlabelled(examples(16))
     ends = []
     runs = [lambda twin, batch=batch: ends.append(twin(**batch).logits) for batch in batches]
     output = "bert.encoder.layer.1.output.dense"
@@ -194,7 +198,7 @@ def test_the_costs_of_a_budget_do_not_depend_on_it():
 
 def test_fewer_batches_are_run_where_their_activations_would_be_too_large(monkeypatch):
     model = classifier().eval()
-    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(40))]
+    batches = unlabelled(examples(40))
     plan, ran = random_plan(model, seed=1), []
     refit, _ = refits_of(model, plan, batches)
     runs = [lambda twin, number=number: ran.append(number) or twin(**batches[number]) for number in range(len(batches))]
@@ -207,7 +211,7 @@ def test_fewer_batches_are_run_where_their_activations_would_be_too_large(monkey
 
 def test_a_model_with_another_head_is_refused():
     model = classifier().eval()
-    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches_of(examples(80))]
+    batches = unlabelled(examples(80))
     plan = random_plan(model, seed=1)
     _, in_order = refits_of(model, plan, batches)
     in_order.fit()
