@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from benchmarks.one_shot import fisher_plan
+from benchmarks.arena import kwon
+from benchmarks.arena.case import Case, plan_of
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, copied, load_task
@@ -151,7 +152,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     build = partial(build_trainer, task, recipe, seed=run.seed)
     if run.method in WITHOUT_TRAINING:
         trainer = build(callback=None, model=saved_model(run, task, work))
-        plan, refit = cut_at_once(run, trainer, examples=4 if smoke else 1024)
+        plan, refit = cut_at_once(run, trainer, task, examples=4 if smoke else 1024)
         prune_model_(plain(trainer), RefittedPlan(plan, refit))
         return {**score(trainer, task), **sizes(plan, task)}
     if run.method == RANDOM_UNITS:
@@ -182,10 +183,12 @@ def every_other_layer(model: Any) -> Any:
     return model
 
 
-def cut_at_once(run: Run, trainer: Trainer, *, examples: int) -> tuple[PruningPlan, Any]:
+def cut_at_once(run: Run, trainer: Trainer, task: Task, *, examples: int) -> tuple[PruningPlan, Any]:
     """Returns what a one-shot method keeps of a fine-tuned model, and what refits the model to it."""
     if run.method == FISHER:
-        return fisher_plan(trainer, run.density, examples=examples), None
+        case = Case(plain(trainer).eval(), task, run.density, run.seed)
+        grads = kwon.gradients(case.model, case.sites, case.batches)
+        return plan_of(case.model, kwon.search(case.sites, grads, case.budget)), None
     settings = SecondOrder(density=run.density, tuning=SecondOrderTuning(scoring_examples=examples, seed=run.seed))
     model = plain(trainer).eval()
     if run.method == ONE_SHOT:

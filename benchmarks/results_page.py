@@ -35,6 +35,7 @@ def main() -> None:
         ("prune_command", command_section),
         ("vocabulary", vocabulary_section),
         ("recovery", recovery_section),
+        ("arena", arena_section),
         ("other_tasks", other_tasks_section),
         ("gates_accuracy", accuracy_section),
         ("density_accuracy", density_section),
@@ -216,6 +217,43 @@ def recovery_section(content: dict[str, Any]) -> Iterator[str]:
         numbers = [f"{row[name]['mean']:.2f}" for name in ("dense_test", "test", "drop", "cpu_ratio")]
         cells = [row["task"], f"{row['density']:.0%}", f"{row['epochs']:g}", str(row["seeds"])]
         yield table_row([*cells, *numbers, " and ".join(str(passed) for passed in row["certified"].values())])
+
+
+TRAININGS = {
+    "none": "Without training",
+    "300 steps": "300 steps on the labels after the cut",
+    "2 epochs": "Two epochs after the cut, with the dense model as teacher",
+}
+
+
+def arena_section(content: dict[str, Any]) -> Iterator[str]:
+    """Tables of every way of the arena: ways down, densities across."""
+    yield "## The arena"
+    yield from missing_runs(content)
+    yield "\nThe models of the runs above, made smaller in several ways that look at the same 1,024 training examples."
+    yield "Training after the cut is the same for all. *layers dropped* is the set of whole layers whose loss on"
+    yield "training examples is least, so many as come nearest to the density: of six layers, one is 17 %. *Kwon et al.*"
+    yield "and *K-prune* are written after their papers and code, *ZipLM's price* is its cost of a removal with our refit"
+    yield "of output projections. Accuracy on test in percent: mean ± standard deviation over seeds; the best is bold."
+    for task in dict.fromkeys(row["task"] for row in content["summary"]):
+        for training, title in TRAININGS.items():
+            rows = [row for row in content["summary"] if (row["task"], row["training"]) == (task, training)]
+            if rows:
+                dense = rows[0]["dense_test"]["mean"]
+                yield f"\n### {task}, {title[0].lower()}{title[1:]}\n\nThe dense models reach {dense:.2f}.\n"
+                best = {
+                    density: max(row["test"]["mean"] for row in rows if row["density"] == density)
+                    for density in {row["density"] for row in rows}
+                }
+                named = [{**row, "method": row["way"], "best": best[row["density"]]} for row in rows]
+                yield from table_of(named, "density", lambda density: f"{density:.0%}", arena_cell)
+
+
+def arena_cell(row: dict[str, Any]) -> str:
+    """Mean and spread; the best of a column is bold."""
+    mean, spread = row["test"]["mean"], row["test"]["spread"]
+    text = f"{mean:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    return (f"**{text}**" if mean == row["best"] else text) + seeds_unless_three(row["seeds"])
 
 
 OTHER_TASKS = {

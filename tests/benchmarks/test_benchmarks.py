@@ -172,7 +172,9 @@ def test_the_certified_pruning_benchmark_runs_with_smoke_and_goes_on_where_it_wa
 
 
 def test_every_benchmark_is_named_here():
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")}
+    folder = ROOT / "benchmarks"
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    texts |= {path.parent.name: path.read_text(encoding="utf-8") for path in folder.glob("*/__main__.py")}
     scripts = {name for name, text in texts.items() if "--smoke" in text and "__main__" in text}
     assert scripts <= {name for name in scripts if f"benchmarks.{name}" in Path(__file__).read_text(encoding="utf-8")}
 
@@ -245,6 +247,10 @@ def test_the_benchmark_of_the_vocabulary_runs_with_smoke(smoke, tmp_path):
 
 def test_the_benchmark_of_the_recovery_runs_with_smoke(smoke, tmp_path):
     assert "sst2, density 0.1, 2 epochs: " in smoke("benchmarks.recovery", "--work", str(tmp_path))
+
+
+def test_the_arena_runs_with_smoke(smoke, tmp_path):
+    assert "sst2, 2 epochs, density 0.25, K-prune: " in smoke("benchmarks.arena", "--work", str(tmp_path))
 
 
 @pytest.mark.parametrize("task", other_tasks.STUDIES)

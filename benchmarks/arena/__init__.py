@@ -1,0 +1,1 @@
+"""The arena: ways to make a fine-tuned MiniLM smaller, on the same models, examples and steps. See `__main__`."""
