@@ -232,9 +232,10 @@ def arena_section(content: dict[str, Any]) -> Iterator[str]:
     yield from missing_runs(content)
     yield "\nThe models of the runs above, made smaller in several ways that look at the same 1,024 training examples."
     yield "Training after the cut is the same for all. *layers dropped* is the set of whole layers whose loss on"
-    yield "training examples is least, so many as come nearest to the density: of six layers, one is 17 %. *Kwon et al.*"
-    yield "and *K-prune* are written after their papers and code, *ZipLM's price* is its cost of a removal with our refit"
-    yield "of output projections. Accuracy on test in percent: mean ± standard deviation over seeds; the best is bold."
+    yield "training examples is least, so many as come nearest to the density: of six layers, one is 17 %. *Kwon et"
+    yield "al.* and *K-prune* are written after their papers and code; *ZipLM's price* is its cost of a removal, with"
+    yield "our refit of output projections. Accuracy on test in percent: mean ± standard deviation over seeds; the"
+    yield "best is bold."
     for task in dict.fromkeys(row["task"] for row in content["summary"]):
         for training, title in TRAININGS.items():
             rows = [row for row in content["summary"] if (row["task"], row["training"]) == (task, training)]
