@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.errors import InvalidSettingError
+from tests.support.evaluate_modules import own_modules
 from tests.support.models import tiny_bert
 
 MODULE = """
@@ -37,22 +35,17 @@ def test_without_a_name_the_task_decides(model):
     assert metric_named(None, model) == (None, "")
 
 
-def test_a_module_on_disk_is_loaded_offline(model, tmp_path, monkeypatch):
-    evaluate = pytest.importorskip("evaluate", reason="the extra `examples` brings it")
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "cache")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
-        monkeypatch.delitem(sys.modules, name)  # of a cache that another test made
-    own = [folder for folder in sys.path if not Path(folder, "evaluate_modules").exists()]
-    monkeypatch.setattr(sys, "path", own)
+def test_a_module_on_disk_is_loaded_offline(model, tmp_path):
     (tmp_path / "share").mkdir()
     (tmp_path / "share" / "share.py").write_text(MODULE, encoding="utf-8")
-    metric, note = metric_named(str(tmp_path / "share"), model)
-    assert metric.compute(predictions=[0, 1], references=[0, 0]) == {"share": 0.5}
-    assert note.endswith("from evaluate.")
-    (tmp_path / "share" / "share.py").write_text("1 / 0", encoding="utf-8")
-    (tmp_path / "share").rename(tmp_path / "other")
-    with pytest.raises(InvalidSettingError, match="evaluate can't load this module"):
-        metric_named(str(tmp_path / "other"), model)
+    with own_modules(tmp_path):
+        metric, note = metric_named(str(tmp_path / "share"), model)
+        assert metric.compute(predictions=[0, 1], references=[0, 0]) == {"share": 0.5}
+        assert note.endswith("from evaluate.")
+        (tmp_path / "share" / "share.py").write_text("1 / 0", encoding="utf-8")
+        (tmp_path / "share").rename(tmp_path / "other")
+        with pytest.raises(InvalidSettingError, match="evaluate can't load this module"):
+            metric_named(str(tmp_path / "other"), model)
 
 
 def test_what_the_hub_can_not_give_is_ours_or_of_scikit_learn_and_said(model):

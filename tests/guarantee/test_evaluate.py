@@ -12,6 +12,7 @@ from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
+from tests.support.evaluate_modules import own_modules
 from tests.support.searches import over_heads
 from tests.support.tasks import task_of
 
@@ -32,10 +33,9 @@ class Module(evaluate.Metric):
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
+def module(tmp_path):
     """Loads a module from a file, as a user without a network does."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    evaluate = pytest.importorskip("evaluate")
+    evaluate = pytest.importorskip("evaluate", reason="the extra `examples` brings it")
 
     def load(name, function, options=""):
         folder = tmp_path / name
@@ -45,7 +45,8 @@ def module(tmp_path, monkeypatch):
             warnings.simplefilter("ignore")  # of the packages that it imports
             return evaluate.load(str(folder / f"{name}.py"), cache_dir=str(tmp_path / "cache"))
 
-    return load
+    with own_modules(tmp_path):
+        yield load
 
 
 @pytest.fixture(scope="module")
