@@ -31,6 +31,13 @@ def ours(case: Case) -> None:
     prune_model_(case.model, found)
 
 
+def unlabelled(case: Case) -> None:
+    """The same without labels: the model's own answers stand for them."""
+    names = [name for name in ("label", "labels") if name in case.task.train.column_names]
+    found = plan_for_budget(case.model, case.task.train.remove_columns(names), density=case.density, seed=case.seed)
+    prune_model_(case.model, found)
+
+
 def equal_outputs(case: Case) -> None:
     """Costs of removal that count every output alike, and a refit: the price of ZipLM (arXiv 2302.04089).
 
@@ -107,6 +114,7 @@ def norms(model: Any, site: Site) -> torch.Tensor:
 
 WAYS: dict[str, Callable[[Case], None]] = {
     "ours": ours,
+    "ours, no labels": unlabelled,
     "layers dropped": fewer_layers,
     "uniform width": uniform,
     "magnitude": magnitude,

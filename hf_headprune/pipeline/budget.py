@@ -76,7 +76,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
 
     Args:
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
-        dataset: Labelled training examples, sized and indexable; a thousand are enough.
+        dataset: Training examples, sized and indexable; a thousand are enough. Without a column of labels, what the
+            model answers itself stands for them, unless it writes a text.
         density: Share of the weights of all attention and FFN matrices that is kept.
         speedup: Multiply-accumulates of all attention and FFN blocks before, over those after; with `latency_ms`, their
             ms.
@@ -102,7 +103,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     Raises:
         DataLeakError: Examples of `certify` are in `dataset`.
         InvalidSettingError: Not exactly one budget is given, the model can't meet it, or a data set is empty,
-            unlabelled or not tokenized.
+            labelled in part or not tokenized.
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     anatomy = anatomy_of(model)

@@ -122,7 +122,8 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
 
     Args:
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
-        dataset: Labelled training examples, sized and indexable; a thousand are enough.
+        dataset: Training examples, sized and indexable; a thousand are enough. Without a column of labels, what the
+            model answers itself stands for them, unless it writes a text.
         densities: Shares of the weights of all attention and FFN matrices that are kept.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`; None measures
             and certifies nothing.
@@ -137,8 +138,8 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
 
     Raises:
         DataLeakError: Examples of `certify` are in `dataset`.
-        InvalidSettingError: A density is out of range, two give the same plan, or a data set is empty, unlabelled or
-            not tokenized.
+        InvalidSettingError: A density is out of range, two give the same plan, or a data set is empty, labelled in
+            part or not tokenized.
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     anatomy = anatomy_of(model)

@@ -86,8 +86,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
             Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
             family's configuration can't say fewer heads, all are kept.
-        calibration: Labelled training examples (a thousand are enough) for the removal costs and the refit. None takes
-            `dataset`, which can then certify nothing.
+        calibration: Training examples (a thousand are enough) for the removal costs and the refit; without labels as
+            in `plan_for_budget`. None takes `dataset`, which can then certify nothing.
         certify: Labelled examples that neither training nor search has seen, or `CertificationData`. When left out
             and nothing is searched, `dataset` certifies: the order of plans comes from `calibration` alone.
         reference: Model that the certificate compares with, such as the one before its vocabulary was cut: alone, or as

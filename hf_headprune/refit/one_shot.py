@@ -1,4 +1,4 @@
-"""One-shot pruning of a fine-tuned model to a budget: no training, some hundred labelled examples."""
+"""One-shot pruning of a fine-tuned model to a budget: no training, some hundred examples."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.tasks.batches import collated, longest_first
-from hf_headprune.tasks.embeddings import projected
 from hf_headprune.tasks.examples import (
     IGNORED_LABEL,
+    LABEL_NAMES,
+    SPAN_NAMES,
     ModelExamples,
     PadRight,
     counted_labels,
     embeds_texts,
     plain,
 )
+from hf_headprune.tasks.own_answers import projected, projected_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +58,8 @@ def second_order_plan(
     Args:
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
         dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
-            "start_positions" and "end_positions". Training examples do. Other columns are ignored.
+            "start_positions" and "end_positions". Training examples do. Without a column of labels, what the model
+            answers itself stands for them, unless it writes a text. Other columns are ignored.
         settings: The budget, and how many of the examples are looked at. They are drawn by their content: the same
             examples in another order, or in batches of another size, give the same plan up to rounding. (Of more than
             20,000, those at as many places are candidates.)
@@ -64,8 +67,8 @@ def second_order_plan(
         batch_size: Examples per batch.
 
     Raises:
-        InvalidSettingError: A setting is of another type, the data set is empty, unlabelled or not tokenized, a label
-            is no class, or the model can't meet the budget.
+        InvalidSettingError: A setting is of another type, the data set is empty, labelled in part or not tokenized, a
+            label is no class, or the model can't meet the budget.
         TrainingStateError: The loss does not depend on the model, or is not finite.
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
@@ -87,7 +90,7 @@ def second_order_plan(
 class ExampleLosses:
     """Losses of drawn examples, summed over each batch; each is computed when it is asked for.
 
-    A model without a head has none: its embeddings are projected on random directions in their place.
+    Where examples have no labels, or the model no head, random projections of what it answers are in their place.
 
     Attributes:
         drawn: The examples, as they are in the data set.
@@ -108,7 +111,7 @@ class ExampleLosses:
 
         Args:
             model: Its forward pass returns a loss.
-            dataset: Sized and indexable; labelled, tokenized examples.
+            dataset: Sized and indexable; tokenized examples, labelled where the model writes a text.
             count: How many are drawn at most.
             seed: Of the draw.
             data_collator: Makes the batches; when left out, examples are padded on the right.
@@ -116,10 +119,11 @@ class ExampleLosses:
             where: Name of the public function, for errors.
 
         Raises:
-            InvalidSettingError: The data set is empty, unlabelled or not tokenized.
+            InvalidSettingError: The data set is empty, not tokenized, or lacks labels.
         """
         self._model, self._batch_size, self._where, self._seed = model, batch_size, where, seed
-        examples = ModelExamples(dataset, model, where=where, collate=data_collator)
+        writes = bool(getattr(model.config, "is_encoder_decoder", False))
+        examples = ModelExamples(dataset, model, where=where, collate=data_collator, needs_labels=writes)
         order = [index for index in _drawn(examples, count, seed) if _has_label(examples[index])]
         if not order:
             raise InvalidSettingError(
@@ -137,12 +141,31 @@ class ExampleLosses:
             InvalidSettingError: A label is no class.
             UnsupportedModelError: The model returns no loss.
         """
-        drawn = torch.Generator().manual_seed(self._seed)  # directions, for embeddings
+        drawn = torch.Generator().manual_seed(self._seed)  # directions of projections
         for batch, items in self._batches():
             if embeds_texts(self._model):
-                yield projected(self._model, batch, drawn)
+                yield projected_embeddings(self._model, batch, drawn)
             else:
-                yield _loss(self._model, batch, self._where) * items
+                yield self._loss(batch, items, drawn)
+
+    def _loss(self, batch: dict[str, torch.Tensor], items: int, drawn: torch.Generator) -> torch.Tensor:
+        """Returns the sum of losses of a batch, or what is in its place."""
+        model, where = self._model, self._where
+        _check_classes(model, batch, where)
+        outputs = model(**batch)
+        loss = getattr(outputs, "loss", None)
+        if loss is not None:
+            return loss * items
+        if isinstance(outputs, tuple):
+            raise UnsupportedModelError(
+                f"{where}: the outputs of a {type(model).__name__} are a tuple. Set model.config.return_dict = True."
+            )
+        if any(name in batch for name in (*LABEL_NAMES, *SPAN_NAMES)):
+            raise UnsupportedModelError(
+                f"{where}: a {type(model).__name__} returns no loss for {sorted(batch)}. Pass a model with the head of "
+                "its task."
+            )
+        return projected(model, outputs, batch, drawn, where=where)
 
     def runs(self) -> Runs:
         """Returns, for each loss, a forward pass on its examples."""
@@ -195,7 +218,7 @@ def _answers(model: Any, batch: dict[str, torch.Tensor]) -> int:
     return getattr(model.config, "num_labels", 0)
 
 
-def _loss(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> torch.Tensor:
+def _check_classes(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> None:
     labels, classes = batch.get("labels"), _answers(model, batch)
     is_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point() and classes > 1
     wrong = [label for label in labels.tolist() if not 0 <= label < classes] if is_class else []  # type: ignore[union-attr]
@@ -204,11 +227,3 @@ def _loss(model: nn.Module, batch: dict[str, torch.Tensor], where: str) -> torch
             f"{where}: labels must be 0..{classes - 1}, received {sorted(set(wrong))[:5]}. Remove unlabelled "
             "examples, or map the labels to the classes of the model."
         )
-    outputs = model(**batch)
-    loss = getattr(outputs, "loss", None)
-    if loss is None:
-        advice = "Pass a model with the head of its task"
-        if isinstance(outputs, tuple):
-            advice = "Its outputs are a tuple: set model.config.return_dict = True"
-        raise UnsupportedModelError(f"{where}: a {type(model).__name__} returns no loss for {sorted(batch)}. {advice}.")
-    return loss

@@ -60,26 +60,10 @@ def texts_of(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if is_paired else inputs
 
 
-def projected(model: nn.Module, batch: Mapping[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-    """Returns the embeddings of a batch, each projected on a random direction, summed: what removal costs come from.
-
-    There are no labels, and the distance to the dense embedding has no gradient where nothing was removed. The mean of
-    the squared gradients of random projections is the curvature of that distance.
-
-    Args:
-        model: Without a head.
-        batch: Texts, or pairs of them.
-        generator: On the CPU; draws the signs of the directions, text by text.
-    """
-    inputs = texts_of(batch)
-    embeddings = embedded(model(**inputs), inputs)
-    return (embeddings * signs_like(embeddings, generator)).sum()
-
-
-def signs_like(embeddings: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draws random signs of the shape of embeddings, `(texts, hidden_size)`."""
-    drawn = torch.randint(0, 2, tuple(embeddings.shape), generator=generator)
-    return (2 * drawn - 1).to(embeddings)
+def signs_like(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draws random signs of the shape of some values, `(batch, ...)`, example by example."""
+    drawn = [torch.randint(0, 2, tuple(values.shape[1:]), generator=generator) for _ in values]
+    return (2 * torch.stack(drawn) - 1).to(values)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,19 @@ class ModelExamples:
 
     Labels are "labels", under which name "label" goes too, or for question answering the two positions of the answer.
     An example of a causal language model may have none: it is its own label; one of an embedding model needs none, and
-    may be a pair of texts, each entry a list of two. A data collator of the user's is given
-    what the data set holds, under its own names.
+    may be a pair of texts, each entry a list of two. A data collator of the user's is given what the data set holds,
+    under its own names.
     """
 
-    def __init__(self, dataset: Any, model: nn.Module, *, where: str = "search_plan", collate: Any = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        model: nn.Module,
+        *,
+        where: str = "search_plan",
+        collate: Any = None,
+        needs_labels: bool = True,
+    ) -> None:
         """Checks the first example.
 
         Args:
@@ -41,6 +49,7 @@ class ModelExamples:
             model: The model that will read them.
             where: Name of the public function, for errors.
             collate: Data collator of the user's that will make the batches, if any.
+            needs_labels: Whether there must be labels; else a data set without a column of them will do.
 
         Raises:
             InvalidSettingError: The data set is not sized and indexable, is empty, or has no labels or inputs.
@@ -63,6 +72,7 @@ class ModelExamples:
         self._inputs = tuple(name for name in accepted if name not in LABEL_NAMES)
         self._has_spans = all(name in accepted for name in SPAN_NAMES)
         self._is_causal, self._embeds = predicts_next_token(model), embeds_texts(model)
+        self._needs_labels = needs_labels and not self._embeds
         self._view = self._as_given if collate is not None else self._named
         first = dataset[0]
         if collate is not None and hasattr(first, "keys"):
@@ -140,10 +150,11 @@ class ModelExamples:
         return {**inputs, "labels": named[0]}
 
     def _is_labelled(self, example: Mapping[str, Any]) -> bool:
+        names = SPAN_NAMES if self._has_spans else LABEL_NAMES
+        if not self._needs_labels and not any(name in example for name in names):
+            return True
         if self._has_spans:
             return all(example.get(name) is not None for name in SPAN_NAMES)
-        if self._embeds and not any(name in example for name in LABEL_NAMES):
-            return True
         return self._is_causal or any(example.get(name) is not None for name in LABEL_NAMES)
 
 

@@ -18,8 +18,9 @@ from hf_headprune.refit.choice import record_refit, removal_path
 from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
 from hf_headprune.refit.reach import budget_gap
 from hf_headprune.refit.settings import SecondOrderTuning
+from hf_headprune.tasks import own_answers
 from tests.support.classifiers import batches_of, classifier, decisive, examples
-from tests.support.models import tiny_bert
+from tests.support.models import tiny_bert, tiny_marian
 
 
 @pytest.fixture
@@ -144,10 +145,61 @@ def test_one_shot_pruning_works_in_every_family(tiny_family, any_model):
     assert found.plan.num_kept_heads == heads - 2
 
 
-def test_one_shot_pruning_refuses_examples_without_labels(case):
+def unlabelled(rows):
+    return [{"input_ids": row["input_ids"]} for row in rows]
+
+
+TASKS = {
+    "classes": ("SequenceClassification", {"num_labels": 3}),
+    "several labels": ("SequenceClassification", {"num_labels": 3, "problem_type": "multi_label_classification"}),
+    "a number": ("SequenceClassification", {"num_labels": 1}),
+    "tokens": ("TokenClassification", {"num_labels": 2}),
+    "spans": ("QuestionAnswering", {}),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_without_labels_a_model_s_own_answers_choose_and_the_plan_depends_on_nothing_else(task):
+    name, sizes = TASKS[task]
+    model, rows = decisive(tiny_bert(name, **sizes)).eval(), unlabelled(examples(40))
+    settings = SecondOrder(density=0.5, tuning=SecondOrderTuning(width_multiple=8))
+    expected = second_order_plan(model, rows, settings)
+    assert expected.plan != PruningPlan.of(model)
+    assert alike(second_order_plan(model, rows[::-1], settings, batch_size=5), expected)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"problem_type": "multi_label_classification"}])
+def test_random_projections_have_the_curvature_of_the_answers(monkeypatch, sizes):
+    logits = torch.tensor([[1.0, -2.0, 0.5]])
+    model = tiny_bert(num_labels=3, **sizes)
+    directions = []
+    for signs in itertools.product((-1.0, 1.0), repeat=3):
+        monkeypatch.setattr(own_answers, "signs_like", lambda values, drawn, signs=signs: torch.tensor([signs]))
+        directions.append(own_answers._direction(model, logits, None, -1, torch.Generator())[0])
+    found = torch.stack([torch.outer(it, it) for it in directions]).mean(0)
+    share = logits[0].sigmoid() if sizes else logits[0].softmax(-1)
+    expected = torch.diag(share * (1 - share)) if sizes else torch.diag(share) - torch.outer(share, share)
+    torch.testing.assert_close(found, expected)
+
+
+def test_padding_has_no_answer_of_its_own():
+    logits, real = torch.randn(2, 4, 3), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    model = tiny_bert("TokenClassification", num_labels=3)
+    direction = own_answers._direction(model, logits, real, -1, torch.Generator().manual_seed(0))
+    assert direction[0, 2:].eq(0).all()
+    assert direction[1].ne(0).all()
+
+
+def test_examples_that_are_labelled_in_part_are_refused(case):
     model, _ = case
-    with pytest.raises(InvalidSettingError, match="second_order_plan: examples must hold"):
-        second_order_plan(model, [{"input_ids": [1, 2]}], SecondOrder(density=0.5))
+    rows = [{"input_ids": [1, 2], "labels": 0}, {"input_ids": [1, 2], "labels": None}]
+    with pytest.raises(InvalidSettingError, match="example 1 has no label"):
+        second_order_plan(model, rows, SecondOrder(density=0.5))
+
+
+def test_a_model_that_writes_texts_needs_labels():
+    with pytest.raises(InvalidSettingError, match="second_order_plan: examples must hold 'labels'"):
+        second_order_plan(tiny_marian(), [{"input_ids": [5, 6]}], SecondOrder(density=0.5))
 
 
 # --- a budget of measured ms ---

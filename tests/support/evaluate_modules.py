@@ -14,7 +14,7 @@ PACKAGE = "evaluate_modules"
 def own_modules(folder: Path) -> Iterator[None]:
     """Lets evaluate keep what it loads in a folder of the test's own, and forget it afterwards.
 
-    It copies modules into a package of one fixed name: one that another test left behind would be searched in its place.
+    It copies modules into a package of one fixed name: another test's would be searched in its place.
     """
     evaluate = pytest.importorskip("evaluate", reason="the extra `examples` brings it")
     with pytest.MonkeyPatch.context() as patch:
