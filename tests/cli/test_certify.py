@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import shutil
 
 import pytest
 from transformers import AutoModelForSequenceClassification
@@ -11,6 +12,7 @@ from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.shrink.vocabulary import prune_vocabulary_
+from tests.guarantee.test_format_2 import FILE
 from tests.support.command_line import called, save_classifier, save_model, scored, sentences, tokenizer_of_words, write
 
 COUNT = 200
@@ -124,6 +126,51 @@ def test_a_model_with_a_vocabulary_of_its_own_reads_the_texts_by_it(capsys, fold
     assert (said.code, "differs (models)" in said.out) == (1, True)
     said = called(capsys, "disagreements", *words[:3], folder / "texts.csv", "--out", tmp_path / "none.csv")
     assert "0 of 200 texts need a label" in said.out
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's exporter names what it will change
+@pytest.mark.parametrize(
+    ("words", "name", "part"),
+    [
+        (("--onnx", "--int8"), "onnx/model.onnx", "onnx/model.onnx"),
+        (("--openvino",), "openvino/openvino_model.xml", "openvino/openvino_model.bin"),
+    ],
+)
+def test_an_exported_file_is_certified_and_a_changed_byte_fails(words, name, part, capsys, folder, tmp_path):
+    for package in ("onnxruntime", "onnxscript") if "--onnx" in words else ("openvino",):
+        pytest.importorskip(package, reason="the extra of this runtime is not installed")
+    pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
+    out = tmp_path / "exported"
+    assert called(capsys, "export", folder / "smaller", out, *words).code == 0
+    lone = called(capsys, "verify", out)
+    assert (lone.code, "there is no headprune_certificate.json" in lone.problem) == (2, True)
+    data = ["--data", folder / "labelled.csv", "--train", folder / "train.csv"]
+    said = called(capsys, "certify", folder / "dense", out / name, *data, "--max-drop", "0.9")
+    assert said.code == 0, said.out + said.err
+    certificate = Certificate.load((out / name).parent)
+    assert certificate.pruned.name.endswith(f" file {(out / name).name}")
+    for place in (out, (out / name).parent):
+        said = called(capsys, "verify", place)
+        assert said.code == 0, said.out + said.err
+        assert "checked: fingerprints: pruned weights" in said.out
+    shutil.copytree((out / name).parent, tmp_path / "elsewhere")
+    said = called(capsys, "verify", tmp_path / "elsewhere", "--model", out / name, "--dense", folder / "dense")
+    assert said.code == 0, said.out + said.err
+    content = bytearray((out / part).read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / part).write_bytes(content)
+    said = called(capsys, "verify", out)
+    assert said.code == 1, said.out + said.err
+    assert "differs (fingerprints): pruned weights: the model has " in said.out
+
+
+def test_of_two_exported_files_with_a_certificate_one_must_be_named(capsys, tmp_path):
+    for name in ("onnx", "openvino"):
+        (tmp_path / name).mkdir()
+        shutil.copy(FILE, tmp_path / name / "headprune_certificate.json")
+    said = called(capsys, "verify", tmp_path)
+    assert (said.code, "there are several certificates. Pass one: " in said.problem) == (2, True)
+    assert called(capsys, "verify", tmp_path / "onnx").code == 0  # its arithmetic
 
 
 def test_what_can_not_be_used_is_said_in_one_line(capsys, folder, tmp_path):
