@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +23,7 @@ from hf_headprune.latency import LatencySettings, random_inputs
 from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
@@ -89,6 +93,19 @@ def imported(name: str, *, where: str, extra: str) -> Any:
 def traced_inputs(model: Any, inputs: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
     """Returns what the forward pass is traced with: the inputs of the user, or random tokens."""
     return dict(random_inputs(model, TRACED) if inputs is None else inputs)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keeps what exporters print, log and warn about from the user: what a file computes is compared with torch."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def compared(

@@ -128,7 +128,6 @@ def test_a_model_with_a_vocabulary_of_its_own_reads_the_texts_by_it(capsys, fold
     assert "0 of 200 texts need a label" in said.out
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's exporter names what it will change
 @pytest.mark.parametrize(
     ("words", "name", "part"),
     [

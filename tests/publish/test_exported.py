@@ -28,7 +28,6 @@ def pruned():
     return prune_model_(model, PruningPlan.of(model).replace(kept_heads=heads, kept_ffn=ffn))
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's exporter names what it will change
 def test_the_file_computes_what_torch_computes_and_is_what_is_certified(pruned, tmp_path):
     for name in NEEDS:
         pytest.importorskip(name, reason="the extra `onnx` is not installed")
@@ -48,7 +47,6 @@ def test_the_file_computes_what_torch_computes_and_is_what_is_certified(pruned, 
     assert all(installed not in file.path.read_bytes() for file in (found, small))  # of traces of the export
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_openvino_files_compute_what_torch_computes_and_are_what_is_certified(pruned, tmp_path):
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
