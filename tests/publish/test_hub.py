@@ -1,6 +1,7 @@
 """Pruned models on a Hub, by its real client: uploaded by the model and by the Trainer, and read in each mode."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -62,6 +63,47 @@ with torch.no_grad():
 out["module"] = type(remote).__module__.split(".")[0]
 out["heads"] = sum(len(layer.attention.self.value.weight) for layer in trained.bert.encoder.layer)
 """
+EMBEDDERS = """
+from pathlib import Path
+import numpy as np
+from huggingface_hub import hf_hub_download, upload_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
+from hf_headprune import PruningResult, anatomy_of
+from hf_headprune.publish.report import PruningReport
+from tests.support.texts import TEXTS, save_text_model
+def embedder(body, name):
+    save_text_model(Path(root, name), "BertModel")
+    found = SentenceTransformer(root + "/" + name, device="cpu")
+    plan = PruningPlan.of(found[0].auto_model).replace(**body)
+    report = PruningReport.of(plan, anatomy_of(found[0].auto_model))
+    result = PruningResult(plan, reference=PruningPlan.of(found[0].auto_model), report=report)
+    prune_model_(found[0].auto_model, result)
+    return found
+pruned_embedder = embedder({"kept_heads": {"encoder.layer.1.attention": (0, 3)}}, "embedder")
+pruned_embedder.push_to_hub("embedder")
+card = Path(hf_hub_download("me/embedder", "README.md")).read_text()
+upload_file(path_or_fileobj=(card + "\\nMine.\\n").encode(), path_in_repo="README.md", repo_id="me/embedder")
+pruned_embedder.push_to_hub("embedder", exist_ok=True)
+narrow = embedder({"kept_ffn": {f"encoder.layer.{i}.intermediate": range(9) for i in (0, 1)}}, "narrow")
+np.save(root + "/embeddings.npy", [it.encode(TEXTS) for it in (pruned_embedder, narrow)])
+plain_body = export_model(narrow[0].auto_model, root + "/plain-body", mode="plain")
+narrow.save_pretrained(root + "/narrow-plain", create_model_card=False)
+AutoModel.from_pretrained(plain_body).save_pretrained(root + "/narrow-plain")
+SentenceTransformer(root + "/narrow-plain", device="cpu").push_to_hub("embedder-plain")
+out["embedder"] = float(np.abs(SentenceTransformer("me/embedder", device="cpu").encode(TEXTS)
+    - pruned_embedder.encode(TEXTS)).max())
+"""
+EMBEDDERS_ELSEWHERE = """
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from tests.support.texts import TEXTS
+for name, embeddings in zip(("embedder", "embedder-plain"), np.load(sys.argv[1] + "/embeddings.npy")):
+    read = SentenceTransformer("me/" + name, device="cpu", trust_remote_code=name == "embedder")
+    out[name] = float(np.abs(read.encode(TEXTS) - embeddings).max())
+"""
+HAS_EMBEDDERS = find_spec("sentence_transformers") is not None
+needs_embedders = pytest.mark.skipif(not HAS_EMBEDDERS, reason="sentence-transformers comes with the extra `demo`")
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +116,9 @@ def uploaded(tmp_path_factory):
     with local_hub() as hub, pytest.MonkeyPatch.context() as patch:
         for name, value in hub.environment(root / "home").items():
             patch.setenv(name, value)
-        here = fresh(UPLOAD, str(root))
+        here = fresh(UPLOAD + EMBEDDERS * HAS_EMBEDDERS, str(root))
         patch.setenv("HF_HOME", str(root / "elsewhere"))
-        there = fresh(ELSEWHERE, str(root))
+        there = fresh(ELSEWHERE + EMBEDDERS_ELSEWHERE * HAS_EMBEDDERS, str(root))
     return hub, here, there, root
 
 
@@ -100,6 +142,23 @@ def test_a_model_is_read_from_the_hub_in_each_mode_with_equal_outputs(uploaded):
     assert (here["native"], here["difference"]) == ("PrunableBertForSequenceClassification", 0.0)
     assert (there["module"], there["remote"]) == ("transformers_modules", 0.0)
     assert there["plain"] == 0.0
+
+
+@needs_embedders
+def test_a_sentence_transformer_is_read_from_the_hub_in_each_mode_with_equal_embeddings(uploaded):
+    _, here, there, _ = uploaded
+    assert (here["embedder"], there["embedder"], there["embedder-plain"]) == (0.0, 0.0, 0.0)
+
+
+@needs_embedders
+def test_the_card_of_a_sentence_transformer_names_it_and_its_class_and_a_second_upload_keeps_what_is_there(uploaded):
+    hub, *_ = uploaded
+    card = hub.files("me/embedder")["README.md"].decode()
+    assert "## What was pruned" in card
+    assert 'SentenceTransformer("me/embedder", trust_remote_code=True)' in card
+    for strange in ("<this model>", "AutoModel", "sentence_transformers_model_id"):
+        assert strange not in card
+    assert "\nMine.\n" in card
 
 
 def test_the_certificate_and_the_plan_come_with_a_model_from_the_hub(uploaded):
