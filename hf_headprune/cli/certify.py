@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_headprune.cli.columns import NamedColumns
+from hf_headprune.cli.duration import shown
 from hf_headprune.cli.examples import reader_for
 from hf_headprune.cli.files import read_file
 from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
@@ -54,7 +55,9 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
         other = to_accelerator_(load_model(name))
         own = own_reader(other, name, reading, max_length)
         other = other if own is None else (other, own.encode_again(texts))
-        for index, answers in disagreements_of(model, other, split).items():
+        with shown([model, other], len(texts), f"Comparing with {name}"):
+            compared = disagreements_of(model, other, split)
+        for index, answers in compared.items():
             found.setdefault(index, set()).update(answers)
     count = write_to_label(out, texts, {index: tuple(sorted(found[index])) for index in sorted(found)}, model)
     if as_json:
@@ -109,7 +112,8 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
         whole, reading = (models[0], rows), own.tokenizer
         rows, seen = own.encode_again(rows), None if seen is None else own.encode_again(seen)
     split = CertificationData(rows, train=seen, labels=known, batching=Batching(processing_class=reading))
-    certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
+    with shown(models, len(rows), "Certifying"):
+        certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
     report(f"Certificate of {pruned.name}", cases_of_certificate(certificate), junit, summary)
     content = {
         "verdict": certificate.verdict,

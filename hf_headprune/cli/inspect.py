@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune._strict_json import parse
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli.duration import shown
 from hf_headprune.cli.explanation import in_words, sites_of
 from hf_headprune.cli.gate import Junit, Summary, cases_of_verification, report
 from hf_headprune.cli.models import load_deployed, load_model, to_accelerator_
@@ -122,12 +124,14 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     found = Certificate.load(file)
     about = _beside(found, file.parent) if model is None else model
     whole = None if dense is None else load_model(dense)
-    result = verify_certificate(
-        found,
-        None if about is None else load_deployed(about),
-        None if data is None else _examples(data),
-        dense=whole if whole is None or dense_data is None else (whole, _examples(dense_data)),
-    )
+    deployed, rows = None if about is None else load_deployed(about), None if data is None else _examples(data)
+    with shown([whole, deployed], len(rows), "Verifying") if rows else nullcontext():
+        result = verify_certificate(
+            found,
+            deployed,
+            rows,
+            dense=whole if whole is None or dense_data is None else (whole, _examples(dense_data)),
+        )
     report(f"Verification of {certificate.name}", cases_of_verification(result), junit, summary)
     typer.echo(json.dumps({"holds": result.holds, **dataclasses.asdict(result)}) if as_json else result.to_text())
     if not result.holds:

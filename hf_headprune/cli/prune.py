@@ -264,12 +264,14 @@ class Run:
         }
         options = self._options(inputs)
         if self.budget.is_ladder:
-            with duration.shown(model, work):
+            with duration.shown([model], sum(work), "Pruning"):
                 ladder = plan_ladder(model, splits.train, self.budget.value, metric=metric, **options)
             only = self.budget.confidence is not None
             tokenizer = batching.processing_class
             return saved_ladder(ladder, model, tokenizer, self.output, certified_only=only, content=content)
-        with nullcontext() if self.searches else duration.shown(model, work):  # a search has a bar of its own
+        with (
+            nullcontext() if self.searches else duration.shown([model], sum(work), "Pruning")
+        ):  # a search has a bar of its own
             result = self._result(model, batching, splits, metric, options)
         return self._finished(inputs, result, content)
 

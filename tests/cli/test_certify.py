@@ -8,10 +8,12 @@ import shutil
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from hf_headprune.cli import duration
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.shrink.vocabulary import prune_vocabulary_
+from tests.cli.test_duration import Bar
 from tests.guarantee.test_format_2 import FILE
 from tests.support.command_line import called, save_classifier, save_model, scored, sentences, tokenizer_of_words, write
 
@@ -81,6 +83,25 @@ def test_a_few_labels_give_the_verdict_of_all(capsys, folder, tmp_path):
     strict = called(capsys, "certify", *words[:2], "--data", folder / "labelled.csv", "--max-drop", "0.0001")
     assert strict.code == 1
     assert strict.out.startswith(("FAIL.", "INCONCLUSIVE."))
+
+
+def test_bars_count_the_examples_that_the_models_read(capsys, folder, tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(duration, "tqdm", lambda **settings: bars.append(Bar(**settings)) or bars[-1])
+    models = folder / "dense", folder / "small"
+    data = "--data", folder / "labelled.csv"
+    assert called(capsys, "disagreements", *models, *data, "--out", tmp_path / "to_label.csv").code == 0
+    assert called(capsys, "certify", *models, *data, "--max-drop", "0.9").code == 0
+    encoded = tokenizer_of_words()([row["sentence"] for row in read(folder / "labelled.csv")])["input_ids"]
+    labels = [int(row["label"] == "positive") for row in read(folder / "labelled.csv")]
+    rows = [{"input_ids": ids, "labels": label} for ids, label in zip(encoded, labels, strict=True)]
+    tokenized = write(tmp_path / "tokenized.jsonl", rows)
+    called(capsys, "verify", models[1], "--dense", models[0], "--data", tokenized)
+    assert [(bar.title, bar.n, bar.total) for bar in bars] == [
+        (f"Comparing with {models[1]}", 2 * COUNT, 2 * COUNT),
+        ("Certifying", 2 * COUNT, 2 * COUNT),
+        ("Verifying", 2 * COUNT, 2 * COUNT),
+    ]
 
 
 def test_several_models_share_one_file_of_labels(capsys, folder, tmp_path):
