@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    Wrapper = Callable[[Callable[..., None]], Callable[..., None]]
+
 SUPPORTED_TRANSFORMERS = "5.14 to 5.24"
 
 # Transformers
@@ -224,14 +226,20 @@ def classes_by_auto_class(auto: Any, config_class: type[Any]) -> dict[str, type[
     return found
 
 
-def wrap_card_writers_(wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+def wrap_card_writers_(writing: Wrapper, saving: Wrapper) -> None:
     """Wraps, once, what writes the model cards of sentence-transformers, if the package is in use.
 
     Its models save the modules inside first and then write a card over the one that came with them; there is no hook
     for it. A version that writes no cards in this way is left unchanged: then its card has no section of ours.
+
+    Args:
+        writing: Wraps the method that writes a card.
+        saving: Wraps the method that saves a model, and may be asked for no card.
     """
     package = sys.modules.get("sentence_transformers")
     for kind in filter(None, (getattr(package, name, None) for name in WRITE_CARDS)):
         owner = next((it for it in kind.__mro__ if CARD_WRITER in vars(it)), None)
         if owner is not None and not hasattr(vars(owner)[CARD_WRITER], "__wrapped__"):
-            setattr(owner, CARD_WRITER, wrap(vars(owner)[CARD_WRITER]))
+            setattr(owner, CARD_WRITER, writing(vars(owner)[CARD_WRITER]))
+            if "save" in vars(owner):
+                owner.save = saving(owner.save)

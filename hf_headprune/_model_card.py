@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from functools import partial, wraps
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from yaml import YAMLError
 
 from hf_headprune._beside_weights import file_beside, read_text, write_text
 from hf_headprune._certificate_file import weights_sha256
-from hf_headprune._compat import wrap_card_writers_
+from hf_headprune._compat import WRITE_CARDS, wrap_card_writers_
 from hf_headprune._offloaded import Weights
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ TAGS = ("hf-headprune", "pruned")
 THIS_MODEL = "<this model>"  # stands for the model's name on the Hub until it has one
 _BEGIN, _END = "<!-- hf_headprune: about weights", "<!-- hf_headprune: end -->"
 _FILE = re.compile(r"\bheadprune_(?:report\.json|\w+\.png)")
+# Of a card of sentence-transformers, and of our section: how the model is loaded.
+_OF_EMBEDDER = re.compile(rf'(?P<kind>{"|".join(WRITE_CARDS)})\("(?P<name>[^"]+)"')
+_BY_TRANSFORMERS = re.compile(r"from transformers import (?P<auto>\w+)\n\nmodel = (?P=auto)\.from_pretrained\(")
+_WITHOUT_NAME = "sentence_transformers_model_id"
 _OURS = re.compile(rf"{_BEGIN} (?P<weights>\w*) -->\n(?P<section>.*?){_END}\n?", re.DOTALL)
 
 
@@ -52,6 +57,7 @@ def attach_card_(model: nn.Module, text: str, files: Callable[[], Mapping[str, b
     """
     weights = weights_sha256(Weights(model))
     if weights is not None:
+        wrap_card_writers_(_keeping_section, _keeping_no_card)
         holder: Any = model
         holder.headprune_card_files = files
         holder.headprune_card = _OURS.sub(lambda found: _section(found["section"], weights), text)
@@ -62,6 +68,7 @@ def attach_saved_card_(model: nn.Module, source: Any, options: dict[str, Any]) -
     file = file_beside(CARD_NAME, source, options, downloads=True)
     text = "" if file is None else read_text(file)
     if found := _OURS.search(text):
+        wrap_card_writers_(_keeping_section, _keeping_no_card)
         holder: Any = model
         holder.headprune_card = text
         beside = {name: file_beside(name, source, options, downloads=True) for name in _files_of(found["section"])}
@@ -96,7 +103,7 @@ def write_card_(
         ours = holder.headprune_card = None
         logger.warning("The model card is about other weights than those which are saved, and is not written.")
     if ours is not None:
-        wrap_card_writers_(_keeping_section)
+        wrap_card_writers_(_keeping_section, _keeping_no_card)
         write_text(file, merged(present, ours.replace(THIS_MODEL, name or THIS_MODEL)).rstrip())
         _write_files(model, folder)
     elif (old := _OURS.search(present)) and old["weights"] != weights:
@@ -144,7 +151,20 @@ def merged(card: str, ours: str) -> str:
     metadata = {**own.data.to_dict(), **theirs.data.to_dict()}
     tags = [*(theirs.data.tags or []), *(own.data.tags or [])]
     body = _OURS.sub("", theirs.text).strip()
-    return _with_metadata({**metadata, "tags": list(dict.fromkeys(tags))}, f"{body}\n\n{found.group().strip()}\n")
+    section = _as_loaded_in(body, found.group().strip())
+    return _with_metadata({**metadata, "tags": list(dict.fromkeys(tags))}, f"{body}\n\n{section}\n")
+
+
+def _as_loaded_in(body: str, section: str) -> str:
+    """Returns our section as it is true in a card of sentence-transformers, which loads the model by its own class."""
+    known = _OF_EMBEDDER.search(body)
+    if known is None:
+        return section
+    loads = rf"from sentence_transformers import {known['kind']}\n\nmodel = {known['kind']}("
+    section = _BY_TRANSFORMERS.sub(loads, section).replace(
+        "torch and Transformers alone", "sentence-transformers alone"
+    )
+    return section if known["name"] == _WITHOUT_NAME else section.replace(THIS_MODEL, known["name"])
 
 
 def _keeping_section(create: Callable[..., None]) -> Callable[..., None]:
@@ -160,6 +180,21 @@ def _keeping_section(create: Callable[..., None]) -> Callable[..., None]:
             write_text(file, (merged(written, before) if _OURS.search(before) else written).rstrip())
 
     return create_with_section
+
+
+def _keeping_no_card(save: Callable[..., None]) -> Callable[..., None]:
+    """Wraps what saves a model of several modules, perhaps without a card: then the module inside leaves none."""
+
+    @wraps(save)
+    def save_as_asked(self: Any, path: str, *args: Any, **kwargs: Any) -> None:
+        file = Path(path, CARD_NAME)
+        is_new = not file.exists()
+        save(self, path, *args, **kwargs)
+        asked = signature(save).bind(self, path, *args, **kwargs).arguments
+        if is_new and not asked.get("create_model_card", True):
+            file.unlink(missing_ok=True)
+
+    return save_as_asked
 
 
 def _section(text: str, weights: str) -> str:

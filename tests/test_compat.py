@@ -71,7 +71,7 @@ def _(folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Embedder))
-        _compat.wrap_card_writers_(lambda create: pytest.fail("there is nothing to wrap"))
+        _compat.wrap_card_writers_(*[lambda method: pytest.fail("there is nothing to wrap")] * 2)
     assert [name for name in vars(Embedder) if not name.startswith("__")] == ["_no_other_name"]
 
 

@@ -72,6 +72,12 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     assert len(list(run_page(page, tmp_path))) == len(blocks(page, "python"))
 
 
+def test_pages_that_name_checkpoints_with_pruned_heads_name_the_command_that_reads_them():
+    pages = [page for page in PAGES if "pruned_heads" in page.read_text(encoding="utf-8")]
+    assert {"migrate.md", "use_it_with.md"} <= {page.name for page in pages}
+    assert [page.name for page in pages if "headprune migrate" not in page.read_text(encoding="utf-8")] == []
+
+
 def test_the_first_block_of_readme_leaves_a_pruned_model_and_what_is_said_to_be_saved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = next(run_page(ROOT / "README.md", tmp_path))

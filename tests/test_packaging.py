@@ -73,7 +73,7 @@ def test_version_and_command_come_from_the_package_and_its_settings(wheel):
     metadata = Parser().parsestr(wheel.read(f"{place}/METADATA").decode())
     assert metadata["Version"] == hf_headprune.__version__
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert {"plot", "onnx", "openvino", "docs"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"plot", "onnx", "openvino", "examples", "docs"} <= set(metadata.get_all("Provides-Extra"))
     commands = wheel.read(f"{place}/entry_points.txt").decode().splitlines()
     assert {f"{name} = hf_headprune.cli:main" for name in ("headprune", "hf-headprune")} <= set(commands)
     assert f"{place}/licenses/LICENSE" in wheel.namelist()

@@ -9,17 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from hf_headprune.cli.columns import NamedColumns
+from hf_headprune.cli.duration import shown
 from hf_headprune.cli.examples import reader_for
 from hf_headprune.cli.files import read_file
 from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
 from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.metrics import metric_named
-from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
+from hf_headprune.cli.models import load_deployed, load_model, load_tokenizer, to_accelerator_
+from hf_headprune.cli.output import CONFIG_NAME
 from hf_headprune.cli.texts import read_labels, read_texts, write_to_label
 from hf_headprune.cli.vocabulary import own_reader
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import certify as certify_models
 from hf_headprune.guarantee.disagreements import disagreements as disagreements_of
+from hf_headprune.guarantee.external import is_external
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.wording import AGREEMENT
 from hf_headprune.tasks.batches import Batching
@@ -52,7 +55,9 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
         other = to_accelerator_(load_model(name))
         own = own_reader(other, name, reading, max_length)
         other = other if own is None else (other, own.encode_again(texts))
-        for index, answers in disagreements_of(model, other, split).items():
+        with shown([model, other], len(texts), f"Comparing with {name}"):
+            compared = disagreements_of(model, other, split)
+        for index, answers in compared.items():
             found.setdefault(index, set()).update(answers)
     count = write_to_label(out, texts, {index: tuple(sorted(found[index])) for index in sorted(found)}, model)
     if as_json:
@@ -67,7 +72,7 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
 def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     dense: Dense,
     pruned: Annotated[
-        Path, typer.Argument(metavar="PRUNED", help="Folder of the pruned model.", exists=True, file_okay=False)
+        Path, typer.Argument(metavar="PRUNED", help="Folder of the pruned model; or its .onnx or .xml.", exists=True)
     ],
     data: Annotated[Path, typer.Option(metavar="FILE", help="Unseen examples")],
     labels: Annotated[
@@ -90,31 +95,38 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     summary: Summary = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Certifies that PRUNED loses less than a drop, and writes the certificate into its folder.
+    """Certifies that PRUNED loses less than a drop, and writes the certificate beside its weights.
 
     Exit code 0: PASS; 1: FAIL or INCONCLUSIVE, and the certificate is written all the same.
     """
-    models = [to_accelerator_(load_model(name)) for name in (dense, str(pruned))]
+    models = [load_deployed(name) for name in (dense, pruned)]
     reading = load_tokenizer(tokenizer or dense, models[0])
     named = NamedColumns(text_column, text_pair_column, label_column)
     rows = _rows(data, models[0], reading, named, max_length, is_labelled=labels is None and metric != AGREEMENT)
     known = None if labels is None else read_labels(labels, rows, models[0])
-    chosen = (metric, "") if metric == AGREEMENT else metric_named(metric, models[0])
+    is_file = is_external(models[1])
+    chosen = (metric, "") if is_file or metric == AGREEMENT else metric_named(metric, models[0])
     seen = None if train is None else _rows(train, models[0], reading, named, max_length, is_labelled=False)
-    whole, own = models[0], own_reader(models[1], pruned, reading, max_length)
+    whole, own = models[0], own_reader(models[0 if is_file else 1], _place_of_tokenizer(pruned), reading, max_length)
     if own is not None:
         whole, reading = (models[0], rows), own.tokenizer
         rows, seen = own.encode_again(rows), None if seen is None else own.encode_again(seen)
     split = CertificationData(rows, train=seen, labels=known, batching=Batching(processing_class=reading))
-    certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
+    with shown(models, len(rows), "Certifying"):
+        certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
     report(f"Certificate of {pruned.name}", cases_of_certificate(certificate), junit, summary)
     content = {
         "verdict": certificate.verdict,
         "statement": certificate.statement,
-        "file": str(certificate.save(pruned)),
+        "file": str(certificate.save(pruned.parent if is_file else pruned)),
     }
     typer.echo(json.dumps(content) if as_json else f"{content['statement']}\nWritten: {content['file']}")
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
+
+
+def _place_of_tokenizer(pruned: Path) -> Path:
+    """Returns the folder of a model: that of an exported file is above onnx/ and openvino/."""
+    return next((it for it in (pruned, *pruned.parents[:2]) if (it / CONFIG_NAME).exists()), pruned)
 
 
 def _rows(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from hf_headprune._offloaded import device_of
+from hf_headprune.guarantee.external import bare, is_model
 from hf_headprune.masking import evaluating
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, IN_ORDER
 from hf_headprune.pipeline.holdout import CANDIDATES
@@ -18,7 +19,7 @@ from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from hf_headprune.cli.splits import Splits
     from hf_headprune.tasks.batches import Batching
@@ -86,19 +87,28 @@ def in_words(seconds: float) -> str:
 
 
 @contextmanager
-def shown(model: Any, work: tuple[float, float]) -> Iterator[None]:
-    """Shows on a terminal how many of the examples the model has read; a run may end before it has read them all."""
-    bar = tqdm(total=round(sum(work)), desc="Pruning", unit=" examples", disable=not sys.stderr.isatty(), leave=False)
+def shown(models: Sequence[Any], examples: float, title: str) -> Iterator[None]:
+    """Shows on a terminal how many examples the models have read; a run may end before they have read them all.
+
+    Args:
+        models: Of which those of torch are watched.
+        examples: That each of these reads, at most.
+        title: What is done, for the bar.
+    """
+    watched = [model for model in map(bare, models) if is_model(model)]
+    total = round(examples * len(watched))
+    bar = tqdm(total=total, desc=title, unit=" examples", disable=not sys.stderr.isatty(), leave=False)
 
     def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         bar.update(min(len(next(iter(kwargs.values()))), bar.total - bar.n))
 
-    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    handles = [model.register_forward_pre_hook(count, with_kwargs=True) for model in watched]
     try:
         with bar:
             yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _run(model: Any, batch: dict[str, Any]) -> None:

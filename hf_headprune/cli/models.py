@@ -11,6 +11,7 @@ import transformers
 
 from hf_headprune.cli.columns import listed
 from hf_headprune.errors import HeadPruneError, InvalidSettingError, UnsupportedModelError
+from hf_headprune.guarantee.external import SUFFIXES
 from hf_headprune.shrink.prunable import class_names, prunable_named
 
 if TYPE_CHECKING:
@@ -42,6 +43,15 @@ def load_model(source: str | Path) -> Any:
             "trained for its task."
         )
     return model.eval()
+
+
+def load_deployed(source: str | Path) -> Any:
+    """Loads a model, on the accelerator where there is one; of an ONNX or OpenVINO file, returns the path.
+
+    Raises:
+        UnsupportedModelError: As of `load_model`.
+    """
+    return path if (path := Path(source)).suffix in SUFFIXES else to_accelerator_(load_model(source))
 
 
 def load_tokenizer(source: str | Path, model: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hf_headprune.cli.columns import listed
 from hf_headprune.cli.files import read_file
+from hf_headprune.cli.inspect import AsJson
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.monitor import Monitor
@@ -22,6 +24,7 @@ def monitor(
         Path, typer.Option(metavar="FILE", help="Answers since deployment, in order: columns dense and pruned")
     ],
     confidence: Annotated[float, typer.Option(help="One minus the chance of a false alarm, ever.")] = 0.95,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Compares how often the models answer differently with what the certificate saw; no labels.
 
@@ -35,5 +38,7 @@ def monitor(
             "of both models to each input there."
         )
     is_raised = watched.update(*(rows[name][:] for name in COLUMNS))
-    typer.echo(watched.to_text())
+    content: dict[str, Any] = {"covered": not is_raised, "examples": watched.examples, "changed": watched.changed}
+    content |= {"alarm_at": watched.alarm_at, "certified_rate": watched.rate}
+    typer.echo(json.dumps(content) if as_json else watched.to_text())
     raise typer.Exit(1 if is_raised else 0)

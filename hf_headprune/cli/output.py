@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.shrink.saved_plan import PLAN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ class OutputFolder:
             return
         if not self.overwrite:
             raise InvalidSettingError(f"{self.path}: the folder is not empty. Choose another, or pass --overwrite.")
-        if not any((here / name).exists() for name in (CONFIG_NAME, LADDER_NAME)):
+        if not any((here / name).exists() for name in (CONFIG_NAME, LADDER_NAME, PLAN_NAME)):
             raise InvalidSettingError(
                 f"{self.path}: --overwrite replaces the folder of a saved model, and this one has no {CONFIG_NAME}. "
                 "Choose another output folder."

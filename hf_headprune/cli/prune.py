@@ -1,4 +1,7 @@
-"""`headprune prune`: a fine-tuned model and labelled examples in, the smallest model that keeps its accuracy out."""
+"""`headprune prune`: a fine-tuned model and labelled examples in, the smallest model that keeps its accuracy out.
+
+`headprune search` is the same without the weights of that model.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +25,7 @@ from hf_headprune.cli.ladder import saved_ladder
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.output import OutputFolder
-from hf_headprune.cli.saving import save_pruned
+from hf_headprune.cli.saving import save_found, save_pruned
 from hf_headprune.cli.splits import encoded_splits, held_back
 from hf_headprune.cli.vocabulary import SmallerVocabulary
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
@@ -138,6 +142,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         int | None, typer.Option(metavar="N", help="Tokens of an example  [default: as many as the model reads]")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Examples per batch", min=1)] = 32,
+    plan_only: Annotated[bool, typer.Option("--plan-only", hidden=True)] = False,  # noqa: FBT002 - headprune search
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
 ) -> None:
@@ -161,9 +166,23 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         tokenizer=tokenizer or model,
         max_length=max_length,
         batch_size=batch_size,
+        plan_only=plan_only,
     ).outcome()
     typer.echo(outcome.to_json() if as_json else outcome.to_text())
     raise typer.Exit(0 if outcome.holds else 1)
+
+
+def search(**options: Any) -> None:
+    """Finds what `headprune prune` would save, and writes plan, frontier and report into OUTPUT: no weights.
+
+    It takes the options of `headprune prune`. Exits with 1 if what was asked does not hold.
+    """
+    prune(**options, plan_only=True)
+
+
+_OPTIONS = {name: option for name, option in signature(prune, eval_str=True).parameters.items() if name != "plan_only"}
+search.__signature__ = Signature([*_OPTIONS.values()])  # type: ignore[attr-defined] # which typer reads
+search.__annotations__ = {name: option.annotation for name, option in _OPTIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -231,6 +250,7 @@ class Run:
     tokenizer: str
     max_length: int | None
     batch_size: int
+    plan_only: bool
 
     def outcome(self) -> Outcome | LadderOutcome:
         """Reads, prunes and saves.
@@ -264,12 +284,14 @@ class Run:
         }
         options = self._options(inputs)
         if self.budget.is_ladder:
-            with duration.shown(model, work):
+            with duration.shown([model], sum(work), "Pruning"):
                 ladder = plan_ladder(model, splits.train, self.budget.value, metric=metric, **options)
             only = self.budget.confidence is not None
             tokenizer = batching.processing_class
             return saved_ladder(ladder, model, tokenizer, self.output, certified_only=only, content=content)
-        with nullcontext() if self.searches else duration.shown(model, work):  # a search has a bar of its own
+        with (
+            nullcontext() if self.searches else duration.shown([model], sum(work), "Pruning")
+        ):  # a search has a bar of its own
             result = self._result(model, batching, splits, metric, options)
         return self._finished(inputs, result, content)
 
@@ -279,6 +301,10 @@ class Run:
         content["output"] = str(self.output.path) if holds else None
         if not holds:
             return Outcome(holds, result, f"{self._why_not(result)} Nothing was saved.", content)
+        if self.plan_only:
+            with self.output.staged() as folder:
+                save_found(folder, result)
+            return Outcome(holds, result, f"Saved in {self.output.path}: plan, frontier, report; no weights.", content)
         size, difference = self._saved(inputs.model, inputs.batching.processing_class, result)
         content |= {"size_mb": size, "reload_difference": difference}
         closing = f"Saved in {self.output.path}: {size:.1f} MB; loaded again, it differs by {difference:g}."
@@ -317,6 +343,11 @@ class Run:
             raise InvalidSettingError("prune: --search measures plans that do not train on. Leave it or --recover out.")
         if self.budget.is_ladder and self.recovery is not None:
             raise InvalidSettingError("prune: --recover trains one pruned model on. Pass one size, or leave it out.")
+        if self.plan_only and (self.budget.is_ladder or self.recovery is not None or self.vocabulary is not None):
+            raise InvalidSettingError(
+                "search: it saves one plan of the model that it is given. Leave --recover, --vocabulary and further "
+                "densities out."
+            )
         if self.measured and self.budget.name != "speedup":
             raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
 

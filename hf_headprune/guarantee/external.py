@@ -19,7 +19,7 @@ from hf_headprune.tasks.examples import PadRight
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-ONNX, OPENVINO = ".onnx", ".xml"
+SUFFIXES = ONNX, OPENVINO = ".onnx", ".xml"
 WEIGHTS = ".bin"  # of OpenVINO lie beside the graph
 IN_FP32 = {"INFERENCE_PRECISION_HINT": "f32"}  # else the answers depend on whether the CPU has bf16
 BATCH = 32
@@ -60,7 +60,7 @@ def check_external(models: Sequence[Any], where: str) -> None:
             file and no list of answers.
     """
     for given in filter(is_external, models):
-        is_path = isinstance(given, (str, Path)) and str(given).endswith((ONNX, OPENVINO))
+        is_path = isinstance(given, (str, Path)) and str(given).endswith(SUFFIXES)
         is_file = is_path and all(file.is_file() for file in _files(path_of(given, where)))
         if not (callable(given) or is_file or isinstance(given, (list, tuple, np.ndarray))):
             raise InvalidSettingError(
@@ -100,14 +100,22 @@ def fingerprint_of(given: Any) -> tuple[str, str | None]:
     """Returns the name of something external, and the sha256 of its file or its answers; None for a function."""
     if isinstance(given, (str, Path)):
         together = b"".join(file.read_bytes() for file in _files(Path(given)))
-        runtime = "OpenVINO" if Path(given).suffix == OPENVINO else "ONNX"
-        return f"the {runtime} file {Path(given).name}", hashlib.sha256(together).hexdigest()
+        return _name_of(Path(given)), hashlib.sha256(together).hexdigest()
     if callable(given):
         name = getattr(given, "__qualname__", type(given).__qualname__)
         return f"the function {name}"[:200], None
     content = repr(given.tolist() if hasattr(given, "tolist") else list(given))
     name = "recorded nearest neighbours" if isinstance(given, Neighbours) else "recorded answers"
     return name, hashlib.sha256(content.encode()).hexdigest()
+
+
+def file_named(name: str, folder: Path) -> Path | None:
+    """Returns the file of a runtime that a certificate calls by a name, in a folder; None where it is not there."""
+    return next((file for file in folder.iterdir() if file.suffix in SUFFIXES and _name_of(file) == name), None)
+
+
+def _name_of(file: Path) -> str:
+    return f"the {'OpenVINO' if file.suffix == OPENVINO else 'ONNX'} file {file.name}"
 
 
 def _files(path: Path) -> tuple[Path, ...]:
@@ -127,19 +135,26 @@ def _answers_of_file(file: Path, dataset: Any) -> list[int]:
 
 def _onnx(file: Path) -> tuple[list[str], Callable[[dict[str, Any]], Any]]:
     """Returns the names of the inputs, and a function of them that returns the first output."""
-    session = _runtime("onnxruntime", file).InferenceSession(str(file))
+    session = _opened("onnxruntime", file, lambda runtime: runtime.InferenceSession(str(file)))
     return [it.name for it in session.get_inputs()], lambda inputs: session.run(None, inputs)[0]
 
 
 def _openvino(file: Path) -> tuple[list[str], Callable[[dict[str, Any]], Any]]:
-    compiled = _runtime("openvino", file).Core().compile_model(str(file), "CPU", IN_FP32)
+    compiled = _opened("openvino", file, lambda runtime: runtime.Core().compile_model(str(file), "CPU", IN_FP32))
     return [it.get_any_name() for it in compiled.inputs], lambda inputs: compiled(inputs)[0]
 
 
-def _runtime(name: str, file: Path) -> Any:
+def _opened(name: str, file: Path, opened_by: Callable[[Any], Any]) -> Any:
+    """Opens a file with its runtime, a package of this name."""
     try:
-        return import_module(name)
+        runtime = import_module(name)
     except ImportError as error:
         raise MissingExtraError(
             f"certify: {file} needs the package {name}. Install it, or pass a function that runs the file."
+        ) from error
+    try:
+        return opened_by(runtime)
+    except Exception as error:  # each runtime has kinds of its own
+        raise InvalidSettingError(
+            f"certify: {name} can't open {file}: {str(error).strip().partition(chr(10))[0][:300]}. Export it again."
         ) from error

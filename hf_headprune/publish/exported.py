@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,12 +23,13 @@ from hf_headprune.latency import LatencySettings, random_inputs
 from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
 LARGEST_DIFFERENCE = 1e-3  # of the largest output, in fp32
 TRACED, COMPARED = LatencySettings(batch_size=2, seq_len=12), LatencySettings(batch_size=3, seq_len=7)
+DECODER = "decoder_"  # begins the names of the inputs of an encoder-decoder's second half
 OF_LAYERS = ("per_layer_config", "auto_map")
 
 
@@ -88,7 +93,28 @@ def imported(name: str, *, where: str, extra: str) -> Any:
 
 def traced_inputs(model: Any, inputs: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
     """Returns what the forward pass is traced with: the inputs of the user, or random tokens."""
-    return dict(random_inputs(model, TRACED) if inputs is None else inputs)
+    return dict(_random(model, TRACED) if inputs is None else inputs)
+
+
+def _random(model: Any, settings: LatencySettings) -> dict[str, torch.Tensor]:
+    """Returns random inputs; a decoder gets fewer tokens than its encoder, or a trace takes both lengths for one."""
+    given = random_inputs(model, settings)
+    if not getattr(model, "can_generate", bool)():  # BART's classifier reads the same tokens twice
+        return given
+    return {name: value[:, :-2] if name.startswith(DECODER) else value for name, value in given.items()}
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keeps what exporters print, log and warn about from the user: what a file computes is compared with torch."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def compared(
@@ -102,7 +128,7 @@ def compared(
         run: Returns the first output of the file for inputs by name.
         inputs: As for `traced_inputs`; random ones are of another batch size and length than those traced.
     """
-    given = dict(random_inputs(model, COMPARED) if inputs is None else inputs)
+    given = dict(_random(model, COMPARED) if inputs is None else inputs)
     with evaluating(model):
         expected = model(**given)[0].float().cpu().numpy()
     received = run({name: tensor.cpu().numpy() for name, tensor in given.items()})

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.masking import evaluating
-from hf_headprune.publish.exported import Exported, check_whole, compared, imported, traced_inputs, write_dense_config
+from hf_headprune.publish.exported import (
+    Exported,
+    check_whole,
+    compared,
+    imported,
+    silenced,
+    traced_inputs,
+    write_dense_config,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +54,7 @@ def export_onnx(
     options: dict[str, Any] = {"dynamic": True}
     if int8:
         options["quantizer"] = exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig())
-    with evaluating(model):
+    with evaluating(model), silenced():
         exported = exporters.OnnxExporter().export(
             model, traced_inputs(model, inputs), config=exporters.OnnxConfig(**options)
         )

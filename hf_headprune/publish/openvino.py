@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_headprune.masking import evaluating
-from hf_headprune.publish.exported import Exported, check_whole, compared, imported, traced_inputs, write_dense_config
+from hf_headprune.publish.exported import (
+    Exported,
+    check_whole,
+    compared,
+    imported,
+    silenced,
+    traced_inputs,
+    write_dense_config,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +51,7 @@ def export_openvino(
     exporters, runtime = (imported(name, where="export_openvino", extra="openvino") for name in needed)
     file = Path(path, FILE)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with evaluating(model):
+    with evaluating(model), silenced():
         exported = exporters.OpenVINOExporter().export(
             model, traced_inputs(model, inputs), config=exporters.OpenVINOConfig(dynamic=True)
         )

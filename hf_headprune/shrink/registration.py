@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune._compat import register_on_demand_
-from hf_headprune.errors import HeadPruneError
-from hf_headprune.families import FAMILIES
+from hf_headprune.errors import HeadPruneError, InvalidConfigError
+from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX
 
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
@@ -49,6 +49,7 @@ def register_model_types(auto: Any) -> None:
     try:
         for model_type, family in FAMILIES.items():
             register_on_demand_(auto.CONFIG_MAPPING, family.prunable_type, partial(_config_class, model_type))
+        _let_dense_classes_refuse_pruned_ones_(import_module("transformers").PretrainedConfig)
     except VERSION_FAULTS as error:
         _warn("AutoConfig", error)
 
@@ -109,6 +110,31 @@ class _ThenRegister(Loader):
         self._loader.exec_module(module)
         sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Watch)]
         register_model_types(module)
+
+
+def _let_dense_classes_refuse_pruned_ones_(config_base: Any) -> None:
+    """Wraps, once, what reads a configuration, so that a dense class that opens a pruned checkpoint says what can.
+
+    The error that Transformers raises otherwise is about `per_layer_config`. Without `from_dict` it stays so.
+    """
+    read: Any = getattr(vars(config_base).get("from_dict"), "__func__", None)
+    if read is None or hasattr(read, "__wrapped__"):
+        return
+
+    @wraps(read)
+    def from_dict(cls: Any, config_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        saved_type = config_dict.get("model_type") or ""
+        if saved_type.startswith(PRUNABLE_PREFIX) and cls.model_type not in ("", saved_type):
+            own_class = (config_dict.get("architectures") or ["Prunable..."])[0]
+            raise InvalidConfigError(
+                f"{cls.__name__}: this is the checkpoint of a pruned model, of type {saved_type!r}; a dense class has "
+                "one number of heads and FFN units for all layers and can't hold it. Load it by the Auto class of its "
+                f"task, or by hf_headprune.{own_class}. If all its layers have equal numbers, "
+                'hf_headprune.export_model(model, folder, mode="plain") writes it for dense classes.'
+            )
+        return read(cls, config_dict, *args, **kwargs)
+
+    config_base.from_dict = classmethod(from_dict)
 
 
 def _config_class(model_type: str) -> type[Any]:

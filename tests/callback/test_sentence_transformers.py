@@ -85,6 +85,10 @@ def test_the_card_of_sentence_transformers_keeps_our_section_while_the_weights_a
     assert found[0].count("## What was pruned") == 1
     assert "sentence-transformers" in found[0]
     assert "- pruned" in found[0]
+    assert found[0].count('SentenceTransformer("<this model>"') == 2
+    assert "from transformers import" not in found[0]
+    embedder.save_pretrained(str(tmp_path / "bare"), create_model_card=False)
+    assert not (tmp_path / "bare" / "README.md").exists()
     again = st.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     again.save_pretrained(str(tmp_path / "again"))
     assert (tmp_path / "again" / "README.md").read_text().count("## What was pruned") == 1

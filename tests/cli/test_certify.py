@@ -3,14 +3,18 @@
 import copy
 import csv
 import json
+import shutil
 
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from hf_headprune.cli import duration
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.shrink.vocabulary import prune_vocabulary_
+from tests.cli.test_duration import Bar
+from tests.guarantee.test_format_2 import FILE
 from tests.support.command_line import called, save_classifier, save_model, scored, sentences, tokenizer_of_words, write
 
 COUNT = 200
@@ -81,6 +85,25 @@ def test_a_few_labels_give_the_verdict_of_all(capsys, folder, tmp_path):
     assert strict.out.startswith(("FAIL.", "INCONCLUSIVE."))
 
 
+def test_bars_count_the_examples_that_the_models_read(capsys, folder, tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(duration, "tqdm", lambda **settings: bars.append(Bar(**settings)) or bars[-1])
+    models = folder / "dense", folder / "small"
+    data = "--data", folder / "labelled.csv"
+    assert called(capsys, "disagreements", *models, *data, "--out", tmp_path / "to_label.csv").code == 0
+    assert called(capsys, "certify", *models, *data, "--max-drop", "0.9").code == 0
+    encoded = tokenizer_of_words()([row["sentence"] for row in read(folder / "labelled.csv")])["input_ids"]
+    labels = [int(row["label"] == "positive") for row in read(folder / "labelled.csv")]
+    rows = [{"input_ids": ids, "labels": label} for ids, label in zip(encoded, labels, strict=True)]
+    tokenized = write(tmp_path / "tokenized.jsonl", rows)
+    called(capsys, "verify", models[1], "--dense", models[0], "--data", tokenized)
+    assert [(bar.title, bar.n, bar.total) for bar in bars] == [
+        (f"Comparing with {models[1]}", 2 * COUNT, 2 * COUNT),
+        ("Certifying", 2 * COUNT, 2 * COUNT),
+        ("Verifying", 2 * COUNT, 2 * COUNT),
+    ]
+
+
 def test_several_models_share_one_file_of_labels(capsys, folder, tmp_path):
     files = {}
     for name, models in {"one": ["small"], "two": ["smaller"], "both": ["small", "smaller"]}.items():
@@ -124,6 +147,50 @@ def test_a_model_with_a_vocabulary_of_its_own_reads_the_texts_by_it(capsys, fold
     assert (said.code, "differs (models)" in said.out) == (1, True)
     said = called(capsys, "disagreements", *words[:3], folder / "texts.csv", "--out", tmp_path / "none.csv")
     assert "0 of 200 texts need a label" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "part"),
+    [
+        (("--onnx", "--int8"), "onnx/model.onnx", "onnx/model.onnx"),
+        (("--openvino",), "openvino/openvino_model.xml", "openvino/openvino_model.bin"),
+    ],
+)
+def test_an_exported_file_is_certified_and_a_changed_byte_fails(words, name, part, capsys, folder, tmp_path):
+    for package in ("onnxruntime", "onnxscript") if "--onnx" in words else ("openvino",):
+        pytest.importorskip(package, reason="the extra of this runtime is not installed")
+    pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
+    out = tmp_path / "exported"
+    assert called(capsys, "export", folder / "smaller", out, *words).code == 0
+    lone = called(capsys, "verify", out)
+    assert (lone.code, "there is no headprune_certificate.json" in lone.problem) == (2, True)
+    data = ["--data", folder / "labelled.csv", "--train", folder / "train.csv"]
+    said = called(capsys, "certify", folder / "dense", out / name, *data, "--max-drop", "0.9")
+    assert said.code == 0, said.out + said.err
+    certificate = Certificate.load((out / name).parent)
+    assert certificate.pruned.name.endswith(f" file {(out / name).name}")
+    for place in (out, (out / name).parent):
+        said = called(capsys, "verify", place)
+        assert said.code == 0, said.out + said.err
+        assert "checked: fingerprints: pruned weights" in said.out
+    shutil.copytree((out / name).parent, tmp_path / "elsewhere")
+    said = called(capsys, "verify", tmp_path / "elsewhere", "--model", out / name, "--dense", folder / "dense")
+    assert said.code == 0, said.out + said.err
+    content = bytearray((out / part).read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / part).write_bytes(content)
+    said = called(capsys, "verify", out)
+    assert said.code == 1, said.out + said.err
+    assert "differs (fingerprints): pruned weights: the model has " in said.out
+
+
+def test_of_two_exported_files_with_a_certificate_one_must_be_named(capsys, tmp_path):
+    for name in ("onnx", "openvino"):
+        (tmp_path / name).mkdir()
+        shutil.copy(FILE, tmp_path / name / "headprune_certificate.json")
+    said = called(capsys, "verify", tmp_path)
+    assert (said.code, "there are several certificates. Pass one: " in said.problem) == (2, True)
+    assert called(capsys, "verify", tmp_path / "onnx").code == 0  # its arithmetic
 
 
 def test_what_can_not_be_used_is_said_in_one_line(capsys, folder, tmp_path):

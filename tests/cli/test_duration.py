@@ -65,7 +65,7 @@ def test_the_bar_counts_examples_never_more_than_it_announced_and_leaves_the_mod
     bars = []
     monkeypatch.setattr(duration, "tqdm", lambda **settings: bars.append(Bar(**settings)) or bars[0])
     inputs = {"input_ids": torch.ones(8, 4, dtype=torch.long)}
-    with duration.shown(model, (10, 3)), torch.no_grad():
+    with duration.shown([model, "model.onnx", None], 13, "Pruning"), torch.no_grad():
         model(**inputs)
         assert bars[0].n == 8
         model(**inputs)
@@ -77,7 +77,7 @@ class Bar:
     """Stands in for a progress bar."""
 
     def __init__(self, **settings):
-        self.total, self.n, self.closed = settings["total"], 0, False
+        self.title, self.total, self.n, self.closed = settings["desc"], settings["total"], 0, False
 
     def update(self, count):
         self.n += count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,19 @@ def test_a_folder_is_written_for_each_mode(mode, model_type, has_code, folder, t
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == model_type
     assert bool(list((tmp_path / "out").glob("modeling_*.py"))) is has_code
     assert "No tokenizer was saved" in said.err
+
+
+def test_standard_output_is_json_alone_whatever_the_exporters_have_to_say(folder, tmp_path, capfd):
+    for name in ("onnxruntime", "onnxscript", "openvino"):
+        pytest.importorskip(name, reason="the extra of this runtime is not installed")
+    pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
+    out = tmp_path / "out"
+    said = called(capfd, "export", folder, out, "--onnx", "--int8", "--openvino", "--json")
+    assert said.code == 0, said.err
+    files = [file["path"] for file in json.loads(said.out)["files"]]
+    assert files == [str(out / "onnx" / "model.onnx"), str(out / "openvino" / "openvino_model.xml")]
+    assert all(Path(file).exists() for file in files)
+    assert said.err == f"No tokenizer was saved: there is none beside {folder}.\n"
 
 
 @pytest.mark.parametrize(

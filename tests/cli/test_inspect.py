@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 import hf_headprune
 from hf_headprune.anatomy import anatomy_of
+from hf_headprune.cli import app
 from hf_headprune.guarantee.certify import certify
 from hf_headprune.guarantee.power import PowerAssumptions, power_of
 from hf_headprune.plan import PruningPlan
@@ -204,6 +205,11 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(saved, capsys, words, mess
     assert said.code == 2
     assert said.out == ""
     assert message in said.problem
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda it: it.callback.__name__)
+def test_every_command_prints_json_when_asked(command, capsys):
+    assert "--json" in called(capsys, command.callback.__name__, "--help").out
 
 
 def test_a_fault_of_the_program_is_one_line_too(saved, capsys, monkeypatch):

@@ -68,6 +68,28 @@ KINDS = {
 }
 
 
+def test_search_finds_the_plan_that_prune_saves_and_writes_no_weights(capsys, classifier, tmp_path):
+    data = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv", "--max-drop", "0.2"]
+    found, pruned = tmp_path / "found", tmp_path / "pruned"
+    said = called(capsys, "search", classifier / "model", found, *data)
+    assert said.code == 0, said.err
+    assert "plan, frontier, report; no weights." in said.out
+    assert called(capsys, "prune", classifier / "model", pruned, *data).code == 0
+    plan = (found / "headprune_plan.json").read_text()
+    assert plan == (pruned / "headprune_plan.json").read_text()
+    frontier = json.loads((found / "headprune_frontier.json").read_text())
+    assert [it["density"] for it in frontier] == sorted((it["density"] for it in frontier), reverse=True)
+    assert json.loads(plan) in [it["plan"] for it in frontier]
+    assert json.loads((found / "headprune_report.json").read_text())["plan"] == json.loads(plan)
+    assert not [*found.glob("*.safetensors"), *found.glob("config.json")]
+    again = called(capsys, "search", classifier / "model", found, *data, "--overwrite", "--json")
+    assert json.loads(again.out)["output"] == str(found)
+    said = called(capsys, "search", classifier / "model", tmp_path / "no", *data[:2], "--density", "0.5,0.25")
+    assert (said.code, "search: it saves one plan" in said.problem) == (2, True)
+    said = called(capsys, "search", classifier / "model", tmp_path / "no", *data, "--plan-only")
+    assert (said.code, "No such option" in said.problem) == (2, True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_input_is_pruned_to_a_size(capsys, tmp_path, kind):
     save, name, rows = KINDS[kind]

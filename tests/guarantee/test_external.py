@@ -101,6 +101,14 @@ def test_a_file_is_run_by_onnxruntime(tmp_path, monkeypatch):
         answers_of(file, rows)
 
 
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"no graph")
+    with pytest.raises(InvalidSettingError, match=r"onnxruntime can't open .*model\.onnx: .* Export it again"):
+        answers_of(file, [{"input_ids": [1]}])
+
+
 class Runtime:
     """A stand-in for onnxruntime: the answer is the first token, modulo three."""
 

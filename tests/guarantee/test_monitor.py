@@ -1,6 +1,7 @@
 """A monitor raises its alarm when answers change more often than when they were certified, and seldom else."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -105,6 +106,10 @@ def test_the_command_reads_answers_and_its_exit_code_is_the_alarm(certificate, t
         rows = [{"dense": "a", "pruned": "b" if change else "a"} for change in generator.random(800) < share]
         said = called(capsys, "monitor", tmp_path, "--data", write(tmp_path / "live.csv", rows))
         assert (said.code, said.out.startswith(words)) == (code, True)
+        said = called(capsys, "monitor", tmp_path, "--data", tmp_path / "live.csv", "--json")
+        content = json.loads(said.out)
+        assert (said.code, content["covered"], content["certified_rate"]) == (code, not code, 0.03)
+        assert (content["alarm_at"] is None, 0 < content["changed"] < content["examples"] == 800) == (not code, True)
     assert len(read(tmp_path / "live.csv")) == 800
     other = write(tmp_path / "other.csv", [{"dense": "a"}])
     assert "the columns 'pruned' are missing" in called(capsys, "monitor", tmp_path, "--data", other).problem

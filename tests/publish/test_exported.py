@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hf_headprune.publish import exported
 from hf_headprune.publish.onnx import export_onnx
 from hf_headprune.publish.openvino import export_openvino
 from hf_headprune.shrink.surgery import prune_model_
+from tests.support.families import made
 from tests.support.models import tiny_bert
 from tests.support.trainers import labelled_rows
 
@@ -28,7 +30,6 @@ def pruned():
     return prune_model_(model, PruningPlan.of(model).replace(kept_heads=heads, kept_ffn=ffn))
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's exporter names what it will change
 def test_the_file_computes_what_torch_computes_and_is_what_is_certified(pruned, tmp_path):
     for name in NEEDS:
         pytest.importorskip(name, reason="the extra `onnx` is not installed")
@@ -48,7 +49,23 @@ def test_the_file_computes_what_torch_computes_and_is_what_is_certified(pruned, 
     assert all(installed not in file.path.read_bytes() for file in (found, small))  # of traces of the export
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["vit", "gpt2", "marian"], ids=["pixels", "decoder", "encoder-decoder"])
+def test_the_file_computes_what_torch_computes_for_each_kind_of_input(family, tmp_path):  # of tokens: above
+    for name in NEEDS:
+        pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
+    model, inputs = made(family)
+    plan = PruningPlan.of(model)
+    heads, ffn = list(plan.num_heads), list(plan.num_ffn)
+    prune_model_(model, plan.replace(kept_heads={heads[0]: (1,)}, kept_ffn={ffn[-1]: range(5)}))
+    session = import_module("onnxruntime").InferenceSession(export_onnx(model, tmp_path).path)
+    names = [it.name for it in session.get_inputs()]
+    received = session.run(None, {name: inputs[name].numpy() for name in names})[0]
+    with torch.no_grad():
+        expected = model.eval()(**{name: inputs[name] for name in names})[0]
+    torch.testing.assert_close(torch.from_numpy(received), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_openvino_files_compute_what_torch_computes_and_are_what_is_certified(pruned, tmp_path):
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")

@@ -15,7 +15,7 @@ from hf_headprune.shrink.prunable import PrunableModel
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.documentation import ROOT, blocks, stand_ins
 from tests.support.families import made
-from tests.support.models import text_inputs, tiny_bert
+from tests.support.models import TINY_FAMILIES, text_inputs, tiny_bert
 from tests.support.trainers import labelled_rows, trainer_of
 
 peft = pytest.importorskip("peft", reason="PEFT comes with the extra `dev`")
@@ -235,7 +235,9 @@ def test_a_new_adapter_of_a_pruned_model_is_saved_and_loaded(tmp_path):
     by_transformers.load_adapter(tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "t5", "llama", "gpt2"])
+@pytest.mark.parametrize(
+    "name", sorted(TINY_FAMILIES.keys() & peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.keys())
+)
 def test_pefts_default_modules_are_those_of_the_family(name):
     dense, _ = made(name)
     pruned, _ = made(name)

@@ -144,6 +144,16 @@ def test_every_auto_class_of_the_dense_model_knows_the_pruned_one(family):
     assert TOKENIZER_MAPPING.get(config_class, None) == TOKENIZER_MAPPING.get(dense_config, None)
 
 
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_dense_class_that_opens_a_pruned_checkpoint_says_which_class_can(family, tmp_path):
+    model, _ = made(family)
+    dense = type(model)
+    pruned(model).save_pretrained(tmp_path)
+    with pytest.raises(InvalidConfigError, match=rf"of type 'prunable_{family}'; .*by hf_headprune\.Prunable.*plain"):
+        dense.from_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).num_parameters() == model.num_parameters()
+
+
 def test_registering_twice_is_harmless():
     register_auto_classes()
     register_auto_classes()

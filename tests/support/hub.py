@@ -24,24 +24,27 @@ class LocalHub:
 
     Attributes:
         url: Where it listens.
-        commits: Of each repository, by name: its files, by path, after each commit.
+        commits: Of each repository, by name: its files, by path, after each commit to any branch.
+        branches: Of each repository: the number of the last commit to each branch.
         private: Names of the repositories that were created as private.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.commits: dict[str, list[dict[str, bytes]]] = {}
+        self.branches: dict[str, dict[str, int]] = {}
         self.private: set[str] = set()
         self.large: dict[str, bytes] = {}
 
-    def files(self, repo: str) -> dict[str, bytes]:
+    def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
         """The files of a repository now."""
-        return self.commits[repo][-1]
+        return self.commits[repo][self.branches[repo][branch]]
 
     def at(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """The sha of a revision and its files."""
         commits = self.commits.get(repo, [])
-        number = int(revision[:8], 16) if re.fullmatch("[0-9a-f]{40}", revision) else len(commits) - 1
+        is_sha = re.fullmatch("[0-9a-f]{40}", revision)
+        number = int(revision[:8], 16) if is_sha else self.branches.get(repo, {}).get(revision, -1)
         return (f"{number:08x}".ljust(40, "a"), commits[number]) if 0 <= number < len(commits) else None
 
     def environment(self, home: Path) -> dict[str, str]:
@@ -118,14 +121,16 @@ class _Handler(BaseHTTPRequestHandler):
                 for file in json.loads(body)["files"]
             ]
             return self._json({"files": files})
-        if found := re.fullmatch(REPO + r"/commit/[^/]+", path):
-            return self._commit(found["repo"], body)
+        if found := re.fullmatch(REPO + r"/(?P<what>branch|commit)/(?P<branch>[^/]+)", path):
+            answer = {"branch": self._branch, "commit": self._commit}[found["what"]]
+            return answer(found["repo"], found["branch"], body)
         return self._missing("no such page")
 
     def _create(self, content: dict[str, Any]) -> None:
         repo = f"{content.get('organization') or OWNER}/{content['name']}"
         status = 409 if repo in self.hub.commits else 200
         self.hub.commits.setdefault(repo, [{}])
+        self.hub.branches.setdefault(repo, {"main": 0})
         if content.get("private") or content.get("visibility") == "private":
             self.hub.private.add(repo)
         self._json({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo}, status)
@@ -137,8 +142,14 @@ class _Handler(BaseHTTPRequestHandler):
 
         self._json({"transfer": "basic", "objects": list(map(asked, objects))})
 
-    def _commit(self, repo: str, body: bytes) -> None:
-        files = dict(self.hub.files(repo))
+    def _branch(self, repo: str, branch: str, _body: bytes) -> None:
+        branches = self.hub.branches[repo]
+        status = 409 if branch in branches else 200
+        branches.setdefault(branch, branches["main"])
+        self._json({}, status)
+
+    def _commit(self, repo: str, branch: str, body: bytes) -> None:
+        files = dict(self.hub.files(repo, branch))
         for line in body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -146,8 +157,9 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
+        self.hub.branches[repo][branch] = len(self.hub.commits[repo])
         self.hub.commits[repo].append(files)
-        sha = self.hub.at(repo, "main")[0]  # type: ignore[index]
+        sha = self.hub.at(repo, branch)[0]  # type: ignore[index]
         self._json({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{repo}/commit/{sha}"})
 
     def _file(self, repo: str, revision: str, file: str) -> None:

@@ -16,6 +16,7 @@ from tests.support.models import BERT_SIZES, _seeded
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = ("red", "blue", "pale", "kite", "lamp", "boat", "found", "sold", "drew", "Anna", "Ben", "Cleo", "in", "a")
+TEXTS = ["red kite in a boat", "Anna found a pale lamp", "Ben sold blue"]
 
 
 def tokenizer_of(words: Sequence[str]) -> Any:
