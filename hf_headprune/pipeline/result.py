@@ -82,7 +82,7 @@ class PruningResult(RefittedPlan):
 
         Args:
             model: The pruned model.
-            dataset: Name on the Hub of the data set of the metric, for the metadata.
+            dataset: Name on the Hub of the data set of the metric, for the metadata; that of the report when left out.
         """
         return model_card(
             self.report,
@@ -136,7 +136,7 @@ def sized(plans: Iterable[MeasuredPlan], anatomy: Anatomy, *, sign: float = 1.0)
     return tuple(
         SizedMetric(
             it.density,
-            cost_of(it.plan, anatomy, seq_len=1).size_bytes / 1e6,
+            cost_of(it.plan, anatomy, seq_len=1).size_mb,
             sign * float(it.metric),  # a metric of the user's may be NumPy's
             bool(it.passed),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 _SHARES = ("accuracy",)  # metrics that are a share of right answers
+_ON_HUB = re.compile(r"hf://datasets/([^@]+)@")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,39 @@ class Frontier:
         plans = tuple(SizedMetric(**plan) for plan in content["plans"])
         leaves_at = {site: tuple(densities) for site, densities in content["leaves_at"].items()}
         return cls(**{**content, "plans": plans, "leaves_at": leaves_at})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How it was decided what to prune, in words. A part that nothing is known of is empty.
+
+    Attributes:
+        method: What chose heads and FFN units.
+        budget: What was asked for, as it was passed, such as "density=0.5".
+        recovery: How the pruned model trained on.
+        dataset: Name on the Hub of the data set that the examples are from.
+    """
+
+    method: str = ""
+    budget: str = ""
+    recovery: str = ""
+    dataset: str = ""
+
+
+def name_on_hub(*datasets: Any) -> str:
+    """Returns the name of the first data set that says from where on the Hub it was loaded; an empty text without one.
+
+    Args:
+        *datasets: Of any kind; one that holds another, as `.dataset`, is asked for that.
+    """
+    for given in datasets:
+        dataset = given
+        while hasattr(dataset, "dataset"):
+            dataset = dataset.dataset
+        sources = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+        if found := next(filter(None, map(_ON_HUB.match, sources)), None):
+            return found[1]
+    return ""
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ def plot_ladder(rungs: Sequence[Rung], path: str | Path) -> Path:
     measured = [(rung, rung.report.unseen) for rung in rungs if rung.report.unseen is not None]
     if not measured:
         raise InvalidSettingError("plot_ladder: no rung has a metric. Pass certify= to plan_ladder.")
-    metric, size = measured[0][1], measured[0][0].report.before.size_bytes / 1e6
-    xs = [size, *(rung.report.after.size_bytes / 1e6 for rung, _ in measured)]
+    metric, size = measured[0][1], measured[0][0].report.before.size_mb
+    xs = [size, *(rung.report.after.size_mb for rung, _ in measured)]
     ys = [metric.before, *(change.after for _, change in measured)]
     figure = _matplotlib("figure").Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()

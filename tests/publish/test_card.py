@@ -14,8 +14,8 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import plots
-from hf_headprune.publish.card import is_hub_name, model_card
-from hf_headprune.publish.measurements import Frontier, MetricChange, SizedMetric
+from hf_headprune.publish.card import is_hub_name, model_card, write_eval_results
+from hf_headprune.publish.measurements import Frontier, MetricChange, Recipe, SizedMetric
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.publish.training import Curve
 from hf_headprune.shrink.surgery import prune_model_
@@ -44,7 +44,8 @@ def result(bert):
     frontier = Frontier("accuracy", "unseen examples", 0.02, measured, 0.95)
     loss = Curve("training loss", "loss", (10, 20), (0.7, 0.5))
     report = PruningReport.of(plan, anatomy_of(bert), unseen=unseen, frontier=frontier, training=(loss,))
-    report = dataclasses.replace(report, certificate=STATEMENT)
+    recipe = Recipe("removal costs", "max_drop=0.02", "trained on for 2 epochs")
+    report = dataclasses.replace(report, certificate=STATEMENT, recipe=recipe)
     return PruningResult(plan, None, reference=PruningPlan.of(bert), report=report)
 
 
@@ -114,7 +115,12 @@ def test_a_card_says_what_was_pruned_what_is_known_and_how_to_load_it(result, be
         STATEMENT,
         'AutoModelForSequenceClassification.from_pretrained("<this model>", trust_remote_code=True)',
         "import hf_headprune",
-        'mode="plain"',
+        "- Budget: max_drop=0.02.",
+        "- Recovery: trained on for 2 epochs.",
+        "| parameters of embeddings |",
+        "| MB of all else |",
+        "headprune export <this model> plain --mode plain",
+        "headprune export <this model> onnx-model --onnx",
         "## Limits",
     ):
         assert words in card.text
@@ -128,6 +134,22 @@ def test_the_metric_is_written_as_the_hub_reads_it_back(result, bert):
     bare = PruningResult(plan, reference=plan, report=PruningReport.of(plan, anatomy_of(bert)))
     with pytest.raises(InvalidSettingError, match="there is no metric on unseen examples"):
         bare.eval_results(dataset="owner/benchmark", task="default")
+
+
+def test_the_metric_is_written_into_the_folder_that_the_hub_reads(result, tmp_path):
+    file = write_eval_results(result.report, tmp_path, dataset="owner/benchmark", task="default")
+    assert file == tmp_path / ".eval_results" / "benchmark.yaml"
+    assert file.read_text() == result.eval_results(dataset="owner/benchmark", task="default")
+
+
+def test_a_card_says_how_to_load_the_other_forms_that_lie_beside_the_model(result, bert, tmp_path):
+    for name in ("plain/config.json", "onnx/model.onnx"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    card = model_card(result.report, class_name="PrunableBertModel", folder=tmp_path)
+    assert 'AutoModel.from_pretrained("<this model>", subfolder="plain")' in card
+    assert 'hf_hub_download("<this model>", "onnx/model.onnx")' in card
+    assert "headprune export" not in card
 
 
 def test_a_card_without_certificate_says_so_and_names_no_folder_of_this_machine(bert, tmp_path):
