@@ -174,7 +174,7 @@ class Settings:
         words = {
             "gates": "gates of heads were learned in training",
             "movement": "blocks of weights were chosen by movement in training",
-            "second_order": "heads and FFN units whose second-order removal costs were lowest left during training",
+            "second_order": "second-order removal costs; the cheapest heads and FFN units were removed during training",
         }
         parts = [words[name] for name in self._methods]
         if self.cuts_to_size:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WHOLE = "the whole model"
-BY_COSTS = "heads and FFN units whose second-order removal costs are lowest left, and the others were refitted"
+BY_COSTS = "second-order removal costs; the cheapest heads and FFN units were removed, the others refitted"
 IN_ORDER = f"{BY_COSTS}; plans in this order were tested, the largest first"
 OPTIMALITY_WORDS = {
     "proved": "no larger removal meets the constraint: every one was evaluated",

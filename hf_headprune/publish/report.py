@@ -197,7 +197,7 @@ class PruningReport:
         parameters = (whole.parameters, kept.parameters), (whole.embedding_parameters, kept.embedding_parameters)
         yield from _apart("parameters", *parameters, digits=0)
         sizes = (whole.size_mb, kept.size_mb), (whole.embedding_bytes / 1e6, kept.embedding_bytes / 1e6)
-        yield from _apart("file, MB", *sizes, digits=1)
+        yield from _apart("file, MB", *sizes, digits=1 if kept.size_mb >= 1 else 3)
         if self.latency:
             samples = self.latency.before, self.latency.after
             before, after = (f"{sample.median_ms:.2f}" for sample in samples)

@@ -20,6 +20,7 @@ from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.publish.training import Curve
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
+from tools.model_cards import CARDS, NAMES
 
 NUMBER = r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?"
 FILES = {REPORT_NAME, plots.KEPT_NAME, plots.FRONTIER_NAME, plots.TRAINING_NAME}
@@ -56,7 +57,7 @@ def numbers(text):
 def body(card):
     """A card without its metadata, its code and the version of the package."""
     text = re.sub(r"```python.*?```", "", ModelCard(card).text, flags=re.DOTALL)
-    return re.sub(r"(?<=\) )\d+\.\d+\.\d+(?=:)|<!--.*?-->", "", text)
+    return re.sub(r"(?<=` )\d+\.\d+\.\d+(?=:)|<!--.*?-->", "", text)
 
 
 def test_every_number_of_a_card_is_in_its_report(result, bert):
@@ -64,6 +65,21 @@ def test_every_number_of_a_card_is_in_its_report(result, bert):
     assert "0.8717 and 0.9154" in card  # Clopper and Pearson's interval of 716 in 800
     assert {"800", "0.8950", "95"} <= numbers(body(card))
     assert numbers(body(card)) - numbers(result.report.to_text()) == set()
+
+
+@pytest.mark.parametrize("folder", sorted(it.parent for it in CARDS.glob("*/README.md")), ids=lambda it: it.name)
+def test_every_number_of_a_card_of_the_examples_is_in_its_report(folder):
+    report = PruningReport.from_json((folder / REPORT_NAME).read_text(encoding="utf-8"))
+    card = (folder / CARD_NAME).read_text(encoding="utf-8")
+    assert len(numbers(body(card))) > 20
+    assert numbers(body(card)) - numbers(report.to_text()) == set()
+    assert all((folder / name).exists() for name in re.findall(r"\]\((headprune_\w+\.png)\)", card))
+
+
+def test_the_page_of_the_cards_lists_those_that_the_examples_make():
+    page = (CARDS / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[(\w+)\]\(\1/README\.md\)", page, re.MULTILINE) == list(NAMES)
+    assert {it.parent.name for it in CARDS.glob("*/README.md")} == set(NAMES)
 
 
 def test_every_number_of_the_page_is_in_the_report(result):
