@@ -165,7 +165,7 @@ def find(job: Job) -> Found:
         job.source.metric,
         job.source.split,
         search.max_drop,
-        sized(reported, anatomy, sign=job.source.sign),
+        sized(reported, anatomy, sign=job.source.sign, latency_ms=search.tuning.latency_ms),
         higher_is_better=job.source.sign > 0,
     )
     return Found(RefittedPlan(plan, result.refit), result, metric, chosen, effort, history, frontier)

@@ -74,12 +74,14 @@ class SizedMetric:
         size_mb: Of the weights, embeddings included, in MB.
         metric: On the examples that decided.
         passed: Whether it met what was asked.
+        latency_ms: Of the attention and FFN blocks, by a table of measured latencies; None without one.
     """
 
     density: float
     size_mb: float
     metric: float
     passed: bool
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ class Frontier:
     confidence: float | None = None
     higher_is_better: bool = True
     leaves_at: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def has_latency(self) -> bool:
+        """Whether the latency of every plan is known."""
+        return bool(self.plans) and all(plan.latency_ms is not None for plan in self.plans)
 
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> Frontier:
