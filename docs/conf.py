@@ -26,6 +26,7 @@ include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md",
 html_theme = "furo"
 html_title = f"hf_headprune {release}"
 myst_heading_anchors = 4
+myst_enable_extensions = ["dollarmath"]  # as GitHub reads formulas
 suppress_warnings = ["myst.xref_missing"]  # a link to a folder of the checkout; the tests check every link
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -203,7 +203,7 @@ class PruningReport:
             before, after = (f"{sample.median_ms:.2f}" for sample in samples)
             yield "latency, ms (median)", before, after, self.latency.verdict
             before, after = (f"{s.lower_quartile_ms:.2f} .. {s.upper_quartile_ms:.2f}" for s in samples)
-            yield "  quartiles", before, after, ""
+            yield "latency, ms (quartiles)", before, after, ""
         for metric in (self.unseen, self.metric):
             if metric:
                 name = f"{metric.name} ({metric.split})"

@@ -35,7 +35,7 @@ class EmptyLayers:
 
     @property
     def left_out(self) -> tuple[int, ...]:
-        """The layers that the model can do without: all of them, or none."""
+        """The layers that the model can do without; there are none as soon as one acts."""
         return () if self.acting else self.indices
 
     def renumbered(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

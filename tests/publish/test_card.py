@@ -89,6 +89,7 @@ def test_every_number_of_the_page_is_in_the_report(result):
     assert {"0.8950", "91.0", "0.3", "95"} <= numbers(words)
     assert numbers(words) - numbers(result.report.to_text()) - numbers(" ".join(plans)) == set()
     assert page.count("data:image/png;base64,") == 3
+    assert all(f"<li>{line}</li>" in page for line in result.report.how())
 
 
 def test_the_page_is_made_without_pictures_where_matplotlib_is_missing_and_escapes_names(result, monkeypatch):
@@ -133,6 +134,7 @@ def test_a_card_says_what_was_pruned_what_is_known_and_how_to_load_it(result, be
         "import hf_headprune",
         "- Budget: max_drop=0.02.",
         "- Recovery: trained on for 2 epochs.",
+        "|---|---:|---:|---:|",  # numbers stand below one another
         "| parameters of embeddings |",
         "| MB of all else |",
         "headprune export <this model> plain --mode plain",
