@@ -104,8 +104,9 @@ class Settings:
             others["confidence"] = DECIDING if decides else REPORTING
         if others["latency"] == AUTO:
             others["latency"] = LatencySettings()
-        allowed = search.max_drop if search is not None else max_drop
-        asked = asked_in_words({**size, "max_drop": allowed}, uniform=others.get("uniform", False))
+        asked = asked_in_words(
+            {**size, "max_drop": getattr(search, "max_drop", max_drop)}, uniform=others.get("uniform", False)
+        )
         return cls(size=size, max_drop=max_drop, **others, asked=asked)
 
     def __post_init__(self) -> None:
