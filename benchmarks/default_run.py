@@ -127,7 +127,7 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
         "drop": plain["test"] - scores["test"],
         "density": linear_density(callback.result.plan, dense),
         "file": report.after.size_bytes / report.before.size_bytes,
-        "file_mb": report.after.size_bytes / 1e6,
+        "file_mb": report.after.size_mb,
         "heads": callback.result.plan.num_kept_heads,
         "evaluations": report.effort.evaluations,
         "plain_cpu_seconds": plain_cpu,

@@ -14,13 +14,22 @@ if TYPE_CHECKING:
 
 Goal = tuple[str, str, str]  # what was to be reached, what is, and a verdict
 REFERENCE = {"dev": 87.0, "test": 89.2}  # nn_pruning's own run at 74 %: one seed
-QUARTER = 0.25
+QUARTER, SHARE_OF_BOUND = 0.25, 0.97
 GATES_AND_BASELINES = ("ste", "sigmoid", "dsp", "hard_concrete", "gradient at the start", "gradient", "random")
 
 
 def goals() -> Iterator[Goal]:
     """Yields every goal that the project set itself."""
-    for section in (_of_default, _of_gates, _of_density, _of_recovery, _of_other_tasks, _of_cost, _of_search):
+    for section in (
+        _of_default,
+        _of_gates,
+        _of_density,
+        _of_recovery,
+        _of_other_tasks,
+        _of_cost,
+        _of_runtimes,
+        _of_search,
+    ):
         yield from section()
 
 
@@ -139,12 +148,21 @@ def _of_cost() -> Iterator[Goal]:
     memory = {row["part"]: row["ratio"] for row in read_json(RESULTS / "memory_cost.json")["results"]}
     most = max(ratio for part, ratio in memory.items() if "teacher" not in part)
     yield "peak training memory over plain: at most 1.05", f"{most:.3f} at most", _verdict(most <= 1.05)  # noqa: PLR2004
-    shapes = read_json(RESULTS / "shapes.json")["results"]
-    for dtype in ("float32", "bfloat16"):
-        shares = [row["share_of_bound"] for row in shapes if row["dtype"] == dtype]
-        reached = sum(share >= 0.93 for share in shares)  # noqa: PLR2004
-        found = f"{mean(shares):.2f} in the mean; {reached} of {len(shares)} cells"
-        yield f"speed-up of published shapes, {dtype}: 0.93 of the bound", found, _verdict(reached == len(shares))
+
+
+def _of_runtimes() -> Iterator[Goal]:
+    """Yields the share of what each runtime would gain if its matrix products alone shrank, as their MACs do.
+
+    A bound by the MACs of the whole model is no goal: work outside the products does not shrink with them.
+    """
+    rows = read_json(RESULTS / "runtimes.json").get("results", [])
+    for runtime in ("torch fp32", "ONNX fp32"):
+        shares = [row["share_of_bound"] for row in rows if row["runtime"] == runtime and row["density"] < 1]
+        if shares:
+            reached = sum(share >= SHARE_OF_BOUND for share in shares)
+            goal = f"speed-up of a pruned model in {runtime}: {SHARE_OF_BOUND} of the runtime's own bound"
+            found = f"{mean(shares):.3f} in the mean, {min(shares):.3f} at least; {reached} of {len(shares)} cells"
+            yield goal, found, _verdict(reached == len(shares))
 
 
 def _spread(test: dict[str, Any]) -> str:

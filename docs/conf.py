@@ -22,10 +22,11 @@ copyright = "the authors of hf_headprune, Apache-2.0"  # noqa: A001 - the name t
 release = version = hf_headprune.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/methods/*.md"]
 html_theme = "furo"
 html_title = f"hf_headprune {release}"
 myst_heading_anchors = 4
+myst_enable_extensions = ["dollarmath"]  # as GitHub reads formulas
 suppress_warnings = ["myst.xref_missing"]  # a link to a folder of the checkout; the tests check every link
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -41,7 +42,7 @@ _ROW = re.compile(r"^\| \[(?P<title>[^]]+)\]\((?P<page>[^)#]+)\.md\) \| (?P<abou
 def pages() -> list[tuple[str, str, str]]:
     """Returns the title, the name in the site, and the question of each page that the index lists, README first."""
     rows = [(row["title"], row["page"], row["about"]) for row in _ROW.finditer(INDEX.read_text(encoding="utf-8"))]
-    named = [(title, page.removeprefix("../") if "/" in page else f"docs/{page}", about) for title, page, about in rows]
+    named = [(title, f"docs/{page}".replace("docs/../", ""), about) for title, page, about in rows]
     return [("hf_headprune", "README", "What it is, and three ways to call it"), *named]
 
 

@@ -212,6 +212,8 @@ class Anatomy:
         sites: Sites in the order of the forward pass; the order of all score vectors over heads.
         num_parameters: Parameters of the whole model, tied ones counted once.
         num_bytes: Bytes of all tensors that `save_pretrained` writes, tied ones counted once.
+        num_embedding_parameters: Those of the embedding tables; a table inside an attention block belongs to the block.
+        num_embedding_bytes: Bytes of the embedding tables in the file.
         left_out: Why units that the family has are not among the sites, if so.
     """
 
@@ -219,6 +221,8 @@ class Anatomy:
     sites: tuple[Site, ...]
     num_parameters: int
     num_bytes: int
+    num_embedding_parameters: int
+    num_embedding_bytes: int
     left_out: str | None = None
 
     @property
@@ -330,19 +334,37 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     # Weights that are offloaded are tied by name alone: each use makes them other objects.
     tied = set(getattr(model, "all_tied_weights_keys", {})) if is_dispatched(model) else set()
     not_saved = names_not_saved(model) | tied
-    saved = {
-        tensor.data_ptr() or id(tensor): tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if name not in not_saved
-    }
-    parameters = {id(it): it for name, it in model.named_parameters(remove_duplicate=False) if name not in tied}
+    saved = {name: it for name, it in model.state_dict(keep_vars=True).items() if name not in not_saved}
+    parameters = {name: it for name, it in model.named_parameters(remove_duplicate=False) if name not in tied}
+    tables = _embedding_tables(model, sites)
     return Anatomy(
         model_type=family.model_type,
         sites=sites,
-        num_parameters=sum(parameter.numel() for parameter in parameters.values()),
-        num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in saved.values()),
+        num_parameters=_entries(parameters.values()),
+        num_bytes=_bytes(saved.values()),
+        num_embedding_parameters=_entries(it for name, it in parameters.items() if name in tables),
+        num_embedding_bytes=_bytes(it for name, it in saved.items() if name in tables),
         left_out=family.left_out,
     )
+
+
+def _embedding_tables(model: Any, sites: Iterable[Site]) -> set[str]:
+    """Returns the names of the weights of all embeddings that are in no attention block."""
+    present = dict(base_model(model).named_modules())
+    inside = {id(module) for site in sites if site.is_attention for module in present[site.name].modules()}
+    modules = model.named_modules(remove_duplicate=False)
+    return {f"{path}.weight" for path, it in modules if hasattr(it, "num_embeddings") and id(it) not in inside}
+
+
+def _entries(parameters: Iterable[Any]) -> int:
+    """Counts the entries of parameters, those of the same one once."""
+    return sum(parameter.numel() for parameter in {id(it): it for it in parameters}.values())
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    """Counts the bytes of tensors, those in the same memory once."""
+    apart = {tensor.data_ptr() or id(tensor): tensor for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in apart.values())
 
 
 def attention_by_layer(model: nn.Module) -> dict[int, Site]:

@@ -29,16 +29,20 @@ class Cost:
         parameters: Parameters of the whole pruned model, tied ones counted once.
         size_bytes: Bytes of the tensors in its `model.safetensors`, without the file's header.
         macs: Multiply-accumulates of all attention and FFN blocks for one sequence, see `cost_of`.
+        embedding_parameters: Those of the embedding tables, which pruning does not change.
+        embedding_bytes: Bytes of these tables in the file.
     """
 
     parameters: int
     size_bytes: int
     macs: int
+    embedding_parameters: int = 0
+    embedding_bytes: int = 0
 
     @property
-    def size_mib(self) -> float:
-        """Size in MiB."""
-        return self.size_bytes / 2**20
+    def size_mb(self) -> float:
+        """Size in MB, of 10^6 bytes."""
+        return self.size_bytes / 1e6
 
 
 def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: int | None = None) -> Cost:
@@ -72,6 +76,8 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
         parameters=anatomy.num_parameters - sum(parameters),
         size_bytes=anatomy.num_bytes - sum(size) + indices,
         macs=sum(macs),
+        embedding_parameters=anatomy.num_embedding_parameters,
+        embedding_bytes=anatomy.num_embedding_bytes,
     )
 
 

@@ -66,6 +66,7 @@ USUAL_SENTENCE = 12
 WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of sentence-transformers and PEFT
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -112,7 +113,7 @@ def test_the_links_of_a_page_lead_to_a_file_and_to_a_heading(page):
 
 def test_the_index_names_every_page_of_the_documentation():
     named = {link.partition("#")[0] for link in links(DOCS / "index.md")}
-    assert {page.name for page in DOCS.glob("*.md")} - {"index.md"} <= named
+    assert {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - {"index.md"} <= named
 
 
 def test_the_page_of_families_is_what_the_declarations_give():

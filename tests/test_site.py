@@ -50,3 +50,9 @@ def test_docstrings_become_markup_without_losing_a_letter(settings, line, expect
     lines = [line]
     settings["literal"](None, "function", "f", None, None, lines)
     assert lines == [expected]
+
+
+def test_formulas_between_dollars_are_read_as_formulas(settings):
+    pages = {name_of(page) for page in PAGES if re.search(r"^\$\$.+\$\$$", page.read_text(encoding="utf-8"), re.M)}
+    assert {"docs/methods/second_order.md", "docs/methods/certificate.md"} <= pages
+    assert "dollarmath" in settings["myst_enable_extensions"]

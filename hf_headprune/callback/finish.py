@@ -29,11 +29,12 @@ from hf_headprune.latency import measure_latency
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, from_first_unless, walk_down
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
-from hf_headprune.pipeline.recovery import by_test_of_recovered, recovered
+from hf_headprune.pipeline.recovery import by_test_of_recovered, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan, RefittedPlan
+from hf_headprune.publish.measurements import Recipe, name_on_hub
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.publish.training import curves_of
 from hf_headprune.refit.choice import choose
@@ -103,6 +104,7 @@ def finish(  # noqa: PLR0913 - a run, and what follows it
         effort=replace(found.effort, training_seconds=train_seconds),
         frontier=found.frontier,
         training=curves_of(logged, found.pruned.plan),
+        recipe=_recipe(trainer, settings, asked, found),
     )
     result = PruningResult(
         found.pruned.plan,
@@ -154,6 +156,14 @@ def with_certificate(
         attach_certificate_(model, certificate.to_json())
     report = replace(result.report, unseen=unseen_change(certificate, name), certificate=words)
     return replace(result, certificate=certificate, report=report)
+
+
+def _recipe(trainer: Trainer, settings: Settings, asked: Certification, found: Found) -> Recipe:
+    recovery = recovery_in_words(found.pruned.refit, settings.recover_epochs)
+    if settings.trains_twice:
+        recovery = "trained once more, with its zeros refilled"
+    source = name_on_hub(asked.dataset, trainer.eval_dataset, trainer.train_dataset)
+    return Recipe(settings.method, settings.asked, recovery, source)
 
 
 def _latency(dense: Any, model: Any, settings: Settings) -> LatencyChange | None:

@@ -15,6 +15,7 @@ from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.pipeline.budget import one_budget, second_order_of
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, REPORTING
+from hf_headprune.pipeline.run import BY_COSTS, IN_ORDER, asked_in_words, searched_in_words
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.uniform import check_uniform
@@ -56,6 +57,7 @@ class Settings:
         uniform: Whether all layers keep equally many heads and FFN units.
         confidence: Of the certificate; None certifies nothing.
         latency: At what latency is measured before and after pruning.
+        asked: The budget as it was passed, in words.
 
     Raises:
         InvalidSettingError: A part is of another type, two contradict each other, or nothing would be pruned.
@@ -73,6 +75,7 @@ class Settings:
     uniform: bool = False
     confidence: float | None = DECIDING
     latency: LatencySettings | None = None
+    asked: str = ""
 
     @classmethod
     def of(cls, max_drop: float | None, size: dict[str, Any], **others: Any) -> Settings:
@@ -101,7 +104,10 @@ class Settings:
             others["confidence"] = DECIDING if decides else REPORTING
         if others["latency"] == AUTO:
             others["latency"] = LatencySettings()
-        return cls(size=size, max_drop=max_drop, **others)
+        asked = asked_in_words(
+            {**size, "max_drop": getattr(search, "max_drop", max_drop)}, uniform=others.get("uniform", False)
+        )
+        return cls(size=size, max_drop=max_drop, **others, asked=asked)
 
     def __post_init__(self) -> None:
         """Checks all that does not depend on the model."""
@@ -162,6 +168,23 @@ class Settings:
     def allowed_drop(self) -> float | None:
         """Drop of the metric that is allowed after training, by a search or without; None where nothing follows."""
         return self.max_drop if self.search is None else self.search.max_drop
+
+    @property
+    def method(self) -> str:
+        """What chooses heads and FFN units, in words."""
+        words = {
+            "gates": "gates of heads were learned in training",
+            "movement": "blocks of weights were chosen by movement in training",
+            "second_order": "second-order removal costs; the cheapest heads and FFN units were removed during training",
+        }
+        parts = [words[name] for name in self._methods]
+        if self.cuts_to_size:
+            parts.append(BY_COSTS)
+        if self.follows:
+            parts.append(IN_ORDER if self.search is None else searched_in_words(self.search))
+        if self.distillation is not None:
+            parts.append("a teacher taught the model")
+        return "; then ".join(parts)
 
     @property
     def measured(self) -> AStarSearch:

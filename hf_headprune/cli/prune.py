@@ -33,6 +33,7 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.pipeline import plan_for_budget, plan_ladder, search_plan
 from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
+from hf_headprune.publish.card import is_hub_name
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.tasks.batches import Batching
@@ -286,6 +287,7 @@ class Run:
         if self.budget.is_ladder:
             with duration.shown([model], sum(work), "Pruning"):
                 ladder = plan_ladder(model, splits.train, self.budget.value, metric=metric, **options)
+            ladder = replace(ladder, rungs=tuple(map(self._named, ladder.rungs)))
             only = self.budget.confidence is not None
             tokenizer = batching.processing_class
             return saved_ladder(ladder, model, tokenizer, self.output, certified_only=only, content=content)
@@ -297,6 +299,7 @@ class Run:
 
     def _finished(self, inputs: Inputs, result: PruningResult, content: dict[str, Any]) -> Outcome:
         """Saves the model, if what was asked for holds."""
+        result = self._named(result)
         holds = self.budget.is_met(result)
         content["output"] = str(self.output.path) if holds else None
         if not holds:
@@ -421,6 +424,14 @@ class Run:
             return search_plan(model, splits.certify, metric, max_drop=value, **options)
         search = AStarSearch(max_drop=value)
         return search_plan(model, splits.validation, metric, search, progress=_is_watched(), **options)
+
+    def _named(self, result: PruningResult) -> PruningResult:
+        """Returns a result whose report names the data set of the Hub that was read."""
+        name = self.source.dataset
+        if name is None or not is_hub_name(name):
+            return result
+        recipe = replace(result.report.recipe, dataset=name)
+        return replace(result, report=replace(result.report, recipe=recipe))
 
     def _why_not(self, result: PruningResult) -> str:
         budget = self.budget

@@ -17,10 +17,11 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.pipeline.holdout import Holdout, pruned_copy
-from hf_headprune.pipeline.recovery import Recover, recovered
+from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import WHOLE, against, certified, unseen_change
+from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, asked_in_words, certified, unseen_change
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.measurements import Recipe, name_on_hub
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.reach import check_budget
@@ -134,7 +135,13 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         certificate, words = certified(
             holdout, None, plain_copy(model), pruned_copy(model, found), reference_name=WHOLE
         )
-    report = PruningReport.of(found.plan, anatomy, unseen=unseen_change(certificate, WHOLE))
+    recipe = Recipe(
+        BY_COSTS,
+        asked_in_words(given, uniform=uniform),
+        recovery_in_words(found.refit, getattr(recover, "epochs", None)),
+        name_on_hub(certify, dataset),
+    )
+    report = PruningReport.of(found.plan, anatomy, unseen=unseen_change(certificate, WHOLE), recipe=recipe)
     return PruningResult(
         found.plan,
         found.refit,

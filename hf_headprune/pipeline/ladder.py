@@ -19,10 +19,10 @@ from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.pipeline.holdout import Chosen, Holdout, as_pruned, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import WHOLE, against, certified, unseen_change
+from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, certified, unseen_change
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.ladder import Rung, ladder_table
-from hf_headprune.publish.measurements import MetricChange
+from hf_headprune.publish.measurements import MetricChange, Recipe, name_on_hub
 from hf_headprune.publish.plots import plot_ladder
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.choice import plans_at
@@ -166,7 +166,9 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     share_seen_(model, twin)
     runs = losses.runs()
     found = [RefittedPlan(plan, RefitInOrder(refit, plan, full, runs)) for plan in plans]
-    rungs = _measured(twin, found, holdout, latency or LatencySettings())
+    source = name_on_hub(certify, dataset)
+    recipes = [Recipe(BY_COSTS, f"density={share:g}", "none", source) for share in asked]
+    rungs = _measured(twin, found, holdout, latency or LatencySettings(), recipes)
     note = TOGETHER.format(100 * confidence) if any(rung.certificate is not None for rung in rungs) else ""
     return PruningLadder(asked, rungs, note)
 
@@ -182,7 +184,7 @@ def _falling(densities: Any) -> tuple[float, ...]:
 
 
 def _measured(
-    model: Any, plans: list[RefittedPlan], holdout: Holdout | None, latency: LatencySettings
+    model: Any, plans: list[RefittedPlan], holdout: Holdout | None, latency: LatencySettings, recipes: list[Recipe]
 ) -> tuple[PruningResult, ...]:
     """Returns each plan with what was measured of it."""
     full = PruningPlan.full(anatomy_of(model))
@@ -195,7 +197,7 @@ def _measured(
     for index, found in enumerate(plans):
         pruned = pruned_copy(model, found)
         change = measure_latency(model, pruned, latency)
-        report = PruningReport.of(found.plan, anatomy_of(model), latency=change)
+        report = PruningReport.of(found.plan, anatomy_of(model), latency=change, recipe=recipes[index])
         certificate, words = None, ""
         if holdout is not None and split is not None and path is not None:
             if path.certified_index is not None and index <= path.certified_index:

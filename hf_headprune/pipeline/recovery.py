@@ -48,6 +48,18 @@ def recovered(dense: nn.Module, target: RefittedPlan, recover: Recover) -> Refit
     return RefittedPlan(target.plan, TrainedWeights(dense, student, target.plan))
 
 
+def recovery_in_words(refit: Any, epochs: float | None) -> str:
+    """Says how a pruned model trained on, by the update that belongs to its plan.
+
+    Args:
+        refit: Of the plan.
+        epochs: For which it trained, if it did and they are known.
+    """
+    if not isinstance(refit, TrainedWeights):
+        return "none"
+    return "trained on" if epochs is None else f"trained on for {epochs:g} epoch{'' if epochs == 1 else 's'}"
+
+
 def by_test_of_recovered(
     holdout: Holdout,
     model: nn.Module,

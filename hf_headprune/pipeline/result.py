@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.budgets import linear_density
-from hf_headprune.cost import cost_of
+from hf_headprune.cost import cost_of, latency_of
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.publish.card import eval_results, model_card
 from hf_headprune.publish.measurements import SizedMetric
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hf_headprune.anatomy import Anatomy
+    from hf_headprune.cost import LatencyTable
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.path import CertifiedPath
     from hf_headprune.plan import PruningPlan
@@ -82,7 +83,7 @@ class PruningResult(RefittedPlan):
 
         Args:
             model: The pruned model.
-            dataset: Name on the Hub of the data set of the metric, for the metadata.
+            dataset: Name on the Hub of the data set of the metric, for the metadata; that of the report when left out.
         """
         return model_card(
             self.report,
@@ -125,20 +126,24 @@ def unbeaten(plans: Iterable[MeasuredPlan]) -> tuple[MeasuredPlan, ...]:
     return tuple(reversed(found))
 
 
-def sized(plans: Iterable[MeasuredPlan], anatomy: Anatomy, *, sign: float = 1.0) -> tuple[SizedMetric, ...]:
+def sized(
+    plans: Iterable[MeasuredPlan], anatomy: Anatomy, *, sign: float = 1.0, latency_ms: LatencyTable | None = None
+) -> tuple[SizedMetric, ...]:
     """Returns numbers alone for the report, of the plans that were measured with a finite one.
 
     Args:
         plans: Measured.
         anatomy: Of the model before pruning.
         sign: -1 where the metric was negated, because lower is better.
+        latency_ms: Table of latencies, where there is one.
     """
     return tuple(
         SizedMetric(
             it.density,
-            cost_of(it.plan, anatomy, seq_len=1).size_bytes / 1e6,
+            cost_of(it.plan, anatomy, seq_len=1).size_mb,
             sign * float(it.metric),  # a metric of the user's may be NumPy's
             bool(it.passed),
+            None if latency_ms is None else latency_of(it.plan, latency_ms),
         )
         for it in plans
         if math.isfinite(it.metric)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.cost import cost_of
-from hf_headprune.errors import SearchStateError
+from hf_headprune.errors import SearchStateError, shown
 from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable
@@ -24,6 +24,7 @@ from hf_headprune.search.plans import search_over_plans
 from hf_headprune.uniform import tied_sites
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WHOLE = "the whole model"
+BY_COSTS = "second-order removal costs; the cheapest heads and FFN units were removed, the others refitted"
+IN_ORDER = f"{BY_COSTS}; plans in this order were tested, the largest first"
 OPTIMALITY_WORDS = {
     "proved": "no larger removal meets the constraint: every one was evaluated",
     "under heredity": (
@@ -162,7 +165,7 @@ def find(job: Job) -> Found:
         job.source.metric,
         job.source.split,
         search.max_drop,
-        sized(reported, anatomy, sign=job.source.sign),
+        sized(reported, anatomy, sign=job.source.sign, latency_ms=search.tuning.latency_ms),
         higher_is_better=job.source.sign > 0,
     )
     return Found(RefittedPlan(plan, result.refit), result, metric, chosen, effort, history, frontier)
@@ -223,6 +226,17 @@ def unseen_change(certificate: Certificate | None, reference: str) -> MetricChan
     )
 
 
+def searched_in_words(search: AStarSearch) -> str:
+    """Says by which search a plan was found."""
+    return f"A* search over {' and '.join(search.units)}".replace("ffn", "FFN units")
+
+
+def asked_in_words(given: Mapping[str, Any], *, uniform: bool) -> str:
+    """Returns the budget that is not None as it was passed, such as "density=0.5"; an empty text without one."""
+    said = [f"{name}={shown(value)}" for name, value in given.items() if value is not None]
+    return ", ".join([*said, "uniform=True"] if uniform else said)
+
+
 def against(report: PruningReport, reference: Any) -> PruningReport:
     """Returns a report whose sizes before pruning are those of another model; as it is where there is none."""
     if reference is None:
@@ -230,7 +244,7 @@ def against(report: PruningReport, reference: Any) -> PruningReport:
     model = reference[0] if isinstance(reference, tuple) else reference
     before, frontier = cost_of(PruningPlan.of(model), anatomy_of(model), seq_len=report.seq_len), report.frontier
     if frontier is not None and frontier.plans:
-        whole = replace(frontier.plans[0], size_mb=before.size_bytes / 1e6)
+        whole = replace(frontier.plans[0], size_mb=before.size_mb)
         frontier = replace(frontier, plans=(whole, *frontier.plans[1:]))
     return replace(report, before=before, frontier=frontier)
 

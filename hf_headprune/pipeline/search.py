@@ -14,11 +14,24 @@ from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable, pruned_copy
-from hf_headprune.pipeline.recovery import Recover, by_test_of_recovered, halved, require_recoverable
+from hf_headprune.pipeline.recovery import Recover, by_test_of_recovered, halved, recovery_in_words, require_recoverable
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import WHOLE, Found, Job, MetricSource, against, certified, find, unseen_change
+from hf_headprune.pipeline.run import (
+    IN_ORDER,
+    WHOLE,
+    Found,
+    Job,
+    MetricSource,
+    against,
+    asked_in_words,
+    certified,
+    find,
+    searched_in_words,
+    unseen_change,
+)
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.measurements import Recipe, name_on_hub
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import ExampleLosses
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
@@ -154,7 +167,19 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
         decide = _decide(source, drop, holdout, twin, recover, losses.drawn)
         found = walk_down(twin, full, losses, decide, runs=losses.runs(), uniform=uniform)
-    return _result(model, anatomy, full, found, holdout)
+    return _result(
+        model,
+        anatomy,
+        full,
+        found,
+        holdout,
+        Recipe(
+            IN_ORDER if search is None else searched_in_words(search),
+            asked_in_words({"max_drop": drop}, uniform=uniform),
+            recovery_in_words(found.pruned.refit, getattr(recover, "epochs", None)),
+            name_on_hub(certify, dataset, calibration),
+        ),
+    )
 
 
 def _decide(
@@ -194,7 +219,7 @@ def _allowed(search: AStarSearch | None, max_drop: float | None, reference: Any)
 
 
 def _result(
-    model: nn.Module, anatomy: Anatomy, full: PruningPlan, found: Found, holdout: Holdout | None
+    model: nn.Module, anatomy: Anatomy, full: PruningPlan, found: Found, holdout: Holdout | None, recipe: Recipe
 ) -> PruningResult:
     certificate, words = None, ""
     if holdout is not None:
@@ -207,6 +232,7 @@ def _result(
         unseen=unseen_change(certificate, WHOLE),
         effort=found.effort,
         frontier=found.frontier,
+        recipe=recipe,
     )
     return PruningResult(
         found.pruned.plan,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_headprune.publish.measurements import MetricChange
     from hf_headprune.publish.report import PruningReport
 
+PLAIN, ONNX = "plain", "onnx/model.onnx"  # where other forms of a model lie beside it
 TEMPLATE = Path(__file__).with_name("model_card.md")
 PIPELINES = {
     "ForSequenceClassification": "text-classification",
@@ -39,6 +40,7 @@ def model_card(
     auto_class: str = "AutoModel",
     base_model: str | None = None,
     dataset: str | None = None,
+    folder: Path | None = None,
 ) -> str:
     """Returns the card of a pruned model: metadata and Markdown, every number of which is in the report.
 
@@ -47,8 +49,11 @@ def model_card(
         class_name: Of the pruned model, which says what pipeline it serves.
         auto_class: That loads it.
         base_model: Name on the Hub of the model that was fine-tuned or pruned; what is no such name is left out.
-        dataset: Name on the Hub of the data set of the metric; without one, no metric is among the metadata.
+        dataset: Name on the Hub of the data set of the metric; that of the report when left out. Without one, no metric
+            is among the metadata.
+        folder: Of the model, if it is saved: the card says how to load the other forms of it that lie there.
     """
+    dataset = dataset or report.recipe.dataset or None
     base = base_model if base_model is not None and is_hub_name(base_model) else None
     pipeline = next((kind for end, kind in PIPELINES.items() if class_name.endswith(end)), None)
     title = f"{base.rpartition('/')[2] if base else report.plan.model_type}, pruned"
@@ -62,12 +67,17 @@ def model_card(
         version=metadata.version("hf-headprune"),
         base="the dense model" if base is None else f"[{base}](https://huggingface.co/{base})",
         headline=report.headline(),
+        how=report.how(),
         rows=[[cell.strip() for cell in row] for row in report.rows()],
         layers="\n".join(report.layers()),
         pictures=captions(report.plan, report.frontier, report.training),
         notes=report.notes(),
         certified=bool(report.certificate) and report.unseen is not None,
         auto_class=auto_class,
+        has_plain=folder is not None and (folder / PLAIN / "config.json").exists(),
+        has_onnx=folder is not None and (folder / ONNX).exists(),
+        plain=PLAIN,
+        onnx=ONNX,
         this_model=THIS_MODEL,
     )
     return card_of(about, title, section)
@@ -92,6 +102,15 @@ def eval_results(report: PruningReport, *, dataset: str, task: str) -> str:
     count = "" if found.num_examples is None else f" on {found.num_examples:,} examples"
     entry = EvalResultEntry(dataset, task, found.after, notes=f"{found.name}{count}; pruned by hf_headprune")
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+
+
+def write_eval_results(report: PruningReport, folder: Path, *, dataset: str, task: str) -> Path:
+    """Writes the metric on unseen examples where the Hub's leaderboards read it; see `eval_results`."""
+    file = folder / ".eval_results" / f"{dataset.rpartition('/')[2]}.yaml"
+    text = eval_results(report, dataset=dataset, task=task)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def is_hub_name(name: str) -> bool:

@@ -39,7 +39,7 @@ def ladder_table(rungs: Sequence[Rung]) -> str:
     first = rungs[0].report
     unseen, latency = first.unseen, first.latency
     head = [name if name != "metric" or unseen is None else unseen.name[:9] for name in _HEAD]
-    whole = ["whole", f"{first.before.parameters / 1e6:.2f}", f"{first.before.size_bytes / 1e6:.1f}"]
+    whole = ["whole", f"{first.before.parameters / 1e6:.2f}", f"{first.before.size_mb:.1f}"]
     whole += ["" if unseen is None else f"{unseen.before:.4f}", "", "", "", ""]
     if latency is not None:
         whole[5] = f"{latency.before.median_ms:.1f}"
@@ -49,7 +49,7 @@ def ladder_table(rungs: Sequence[Rung]) -> str:
 def _cells(rung: Rung) -> list[str]:
     report = rung.report
     share = "" if report.linear_density is None else f"{100 * report.linear_density:.1f} %"
-    cells = [share, f"{report.after.parameters / 1e6:.2f}", f"{report.after.size_bytes / 1e6:.1f}"]
+    cells = [share, f"{report.after.parameters / 1e6:.2f}", f"{report.after.size_mb:.1f}"]
     if report.unseen is None:
         cells += ["", ""]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 _SHARES = ("accuracy",)  # metrics that are a share of right answers
+_ON_HUB = re.compile(r"hf://datasets/([^@]+)@")
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class SizedMetric:
         size_mb: Of the weights, embeddings included, in MB.
         metric: On the examples that decided.
         passed: Whether it met what was asked.
+        latency_ms: Of the attention and FFN blocks, by a table of measured latencies; None without one.
     """
 
     density: float
     size_mb: float
     metric: float
     passed: bool
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,11 @@ class Frontier:
     higher_is_better: bool = True
     leaves_at: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
+    @property
+    def has_latency(self) -> bool:
+        """Whether the latency of every plan is known."""
+        return bool(self.plans) and all(plan.latency_ms is not None for plan in self.plans)
+
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> Frontier:
         """Returns what `dataclasses.asdict` made plain.
@@ -115,6 +124,39 @@ class Frontier:
         plans = tuple(SizedMetric(**plan) for plan in content["plans"])
         leaves_at = {site: tuple(densities) for site, densities in content["leaves_at"].items()}
         return cls(**{**content, "plans": plans, "leaves_at": leaves_at})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How it was decided what to prune, in words. A part that nothing is known of is empty.
+
+    Attributes:
+        method: What chose heads and FFN units.
+        budget: What was asked for, as it was passed, such as "density=0.5".
+        recovery: How the pruned model trained on.
+        dataset: Name on the Hub of the data set that the examples are from.
+    """
+
+    method: str = ""
+    budget: str = ""
+    recovery: str = ""
+    dataset: str = ""
+
+
+def name_on_hub(*datasets: Any) -> str:
+    """Returns the name of the first data set that says from where on the Hub it was loaded; an empty text without one.
+
+    Args:
+        *datasets: Of any kind; one that holds another, as `.dataset`, is asked for that.
+    """
+    for given in datasets:
+        dataset = given
+        while hasattr(dataset, "dataset"):
+            dataset = dataset.dataset
+        sources = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+        if found := next(filter(None, map(_ON_HUB.match, sources)), None):
+            return found[1]
+    return ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ def captions(plan: PruningPlan, frontier: Frontier | None, training: Sequence[Cu
     if sum(plan.num_heads.values()) or sum(plan.num_ffn.values()):
         found[KEPT_NAME] = "Which attention heads and how many FFN units of each layer are kept"
     if frontier is not None and len(frontier.plans) >= LEAST_PLANS:
-        found[FRONTIER_NAME] = f"The {frontier.metric} on {frontier.split} over the size of the file"
+        over = "the size of the file, and over its latency" if frontier.has_latency else "the size of the file"
+        found[FRONTIER_NAME] = f"The {frontier.metric} on {frontier.split} over {over}"
     if curves := _drawable(training):
         found[TRAINING_NAME] = f"Over the steps of the training: {', '.join(curve.name for curve in curves)}"
     return found
@@ -98,6 +100,8 @@ def plot_head_map(plan: PruningPlan, path: str | Path, frontier: Frontier | None
 def plot_frontier(frontier: Frontier, path: str | Path) -> Path:
     """Draws the metric of each plan that was measured over the size of its file; the certified part is shaded.
 
+    Where the latency of every plan is known, a second panel is over the latency.
+
     Args:
         frontier: Of the run, `result.report.frontier`.
         path: File to write; its suffix decides the format.
@@ -128,8 +132,8 @@ def plot_ladder(rungs: Sequence[Rung], path: str | Path) -> Path:
     measured = [(rung, rung.report.unseen) for rung in rungs if rung.report.unseen is not None]
     if not measured:
         raise InvalidSettingError("plot_ladder: no rung has a metric. Pass certify= to plan_ladder.")
-    metric, size = measured[0][1], measured[0][0].report.before.size_bytes / 1e6
-    xs = [size, *(rung.report.after.size_bytes / 1e6 for rung, _ in measured)]
+    metric, size = measured[0][1], measured[0][0].report.before.size_mb
+    xs = [size, *(rung.report.after.size_mb for rung, _ in measured)]
     ys = [metric.before, *(change.after for _, change in measured)]
     figure = _matplotlib("figure").Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()
@@ -291,35 +295,51 @@ def _training(training: Sequence[Curve]) -> Any:
 
 
 def _frontier(frontier: Any) -> Any:
-    plans, sign = frontier.plans, 1 if frontier.higher_is_better else -1
-    figure = _matplotlib("figure").Figure(figsize=_SIZE)
-    axis = figure.add_axes((0.1, 0.29, 0.87, 0.62))
+    """Draws the metric over the size of the file, and beside it over the latency where that of every plan is known."""
+    over = {"size_mb": "file, MB (embeddings included)"}
+    if frontier.has_latency:
+        over["latency_ms"] = "attention and FFN blocks, ms"
+    figure = _matplotlib("figure").Figure(figsize=(_SIZE[0] * (1 + 0.5 * (len(over) - 1)), _SIZE[1]))
+    axes = figure.subplots(1, len(over), sharey=True, squeeze=False)[0]
+    figure.subplots_adjust(left=0.1 / len(over) ** 0.6, right=0.98, bottom=0.29, top=0.91, wspace=0.08)
+    for axis, (name, label) in zip(axes, over.items(), strict=True):
+        _draw_plans(axis, frontier, name)
+        axis.set_xlabel(label, color=_TEXT, fontsize=10)
+        axis.invert_xaxis()  # pruning goes to the right
+        axis.margins(0.05, 0.12)
+        _dress_frontier(axis)
+    first, plans = axes[0], len(frontier.plans)
+    first.set_ylabel(f"{frontier.metric} on {frontier.split}", color=_TEXT, fontsize=10)
+    first.set_title(f"The {plans:,} models that were measured", color=_TEXT, fontsize=12, loc="left", weight="bold")
+    at = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2}
+    first.legend(frameon=False, fontsize=9, labelcolor=_TEXT, borderaxespad=0, borderpad=0, columnspacing=1.6, **at)
+    return figure
+
+
+def _draw_plans(axis: Any, frontier: Any, over: str) -> None:
+    """Draws the plans over one of their numbers: what is allowed, which passed, and which was pruned."""
+    plans, sign, x = frontier.plans, 1 if frontier.higher_is_better else -1, attrgetter(over)
     whole, passed = plans[0], [plan for plan in plans if plan.passed]
-    failed = [plan for plan in plans if not plan.passed]
     chosen = min(passed, key=lambda plan: plan.size_mb, default=None)
-    floor = whole.metric - sign * frontier.max_drop
     allowed = f"{100 * frontier.max_drop:g} percentage point{'' if frontier.max_drop == ONE_POINT else 's'}"
     if frontier.confidence is not None and chosen is not None and chosen is not whole:
         label = f"loses less than {allowed}, certified at {100 * frontier.confidence:g} %"
-        axis.axvspan(chosen.size_mb, whole.size_mb, color=_SAFE, zorder=0, label=label)
-    dashes = (0, (4, 3))
+        axis.axvspan(x(chosen), x(whole), color=_SAFE, zorder=0, label=label)
+    floor, dashes = whole.metric - sign * frontier.max_drop, (0, (4, 3))
     axis.axhline(floor, color=_MUTED, lw=1, linestyle=dashes, zorder=1, label=f"{allowed} worse than before pruning")
-    ordered = sorted(plans, key=lambda plan: plan.size_mb)
-    axis.plot([it.size_mb for it in ordered], [it.metric for it in ordered], color=_KEPT, lw=1, alpha=0.35, zorder=2)
-    _scatter(axis, passed, marker="o", color=_KEPT, s=34, zorder=3, label="passed")
-    _scatter(axis, failed, marker="X", color=_FAILED, s=48, linewidths=0, zorder=3, label="failed")
+    ordered = sorted(plans, key=x)
+    axis.plot([x(it) for it in ordered], [it.metric for it in ordered], color=_KEPT, lw=1, alpha=0.35, zorder=2)
+    marked = [(passed, {"marker": "o", "color": _KEPT, "s": 34, "zorder": 3, "label": "passed"})]
+    failed = [plan for plan in plans if not plan.passed]
+    marked.append((failed, {"marker": "X", "color": _FAILED, "s": 48, "lw": 0, "zorder": 3, "label": "failed"}))
     if chosen is not None:
-        label = f"pruned: {chosen.size_mb:,.1f} MB, {chosen.metric:.4f}"
-        _scatter(axis, [chosen], marker="*", s=230, color=_CHOSEN, edgecolors=_TEXT, lw=0.8, zorder=4, label=label)
-    axis.set_xlabel("file, MB (embeddings included)", color=_TEXT, fontsize=10)
-    axis.set_ylabel(f"{frontier.metric} on {frontier.split}", color=_TEXT, fontsize=10)
-    axis.set_title(f"The {len(plans):,} models that were measured", color=_TEXT, fontsize=12, loc="left", weight="bold")
-    axis.invert_xaxis()  # pruning goes to the right
-    axis.margins(0.05, 0.12)
-    _dress_frontier(axis)
-    at = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2}
-    axis.legend(frameon=False, fontsize=9, labelcolor=_TEXT, borderaxespad=0, borderpad=0, columnspacing=1.6, **at)
-    return figure
+        ms = f", {chosen.latency_ms:,.2f} ms" if frontier.has_latency else ""
+        label = f"pruned: {chosen.size_mb:,.1f} MB{ms}, {chosen.metric:.4f}"
+        marked.append(([chosen], {"marker": "*", "s": 230, "color": _CHOSEN, "edgecolors": _TEXT, "lw": 0.8}))
+        marked[-1][1].update(zorder=4, label=label)
+    for shown, style in marked:
+        if shown:
+            axis.scatter([x(plan) for plan in shown], [plan.metric for plan in shown], **style)
 
 
 def _dress_frontier(axis: Any) -> None:
@@ -328,11 +348,6 @@ def _dress_frontier(axis: Any) -> None:
     axis.tick_params(length=0, colors=_MUTED, labelsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(_MUTED)
-
-
-def _scatter(axis: Any, plans: Any, **style: Any) -> None:
-    if plans:
-        axis.scatter([plan.size_mb for plan in plans], [plan.metric for plan in plans], **style)
 
 
 def _write(figure: Any, path: str | Path) -> Path:

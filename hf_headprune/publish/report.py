@@ -20,12 +20,12 @@ from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.latency import LatencyChange, LatencySample
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.layout import groups_of
-from hf_headprune.publish.measurements import CONFIDENCE, Effort, Frontier, MetricChange
+from hf_headprune.publish.measurements import CONFIDENCE, Effort, Frontier, MetricChange, Recipe
 from hf_headprune.publish.plots import FRONTIER_NAME, TRAINING_NAME, captions, pictures
 from hf_headprune.publish.training import Curve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from hf_headprune.anatomy import Anatomy
 
@@ -33,10 +33,11 @@ REPORT_NAME = "headprune_report.json"
 PAGE = Path(__file__).with_name("report.html")
 REPORT_FORMAT = "hf_headprune.report/2"
 _COUNTED = ("before", "after", "seq_len", "linear_density")
-_MEASURED = ("unseen", "metric", "latency", "effort", "certificate", "frontier", "training")
+_MEASURED = ("unseen", "metric", "latency", "effort", "certificate", "frontier", "training", "recipe")
 _WIDTH = 100
 _NAME_WIDTH = 38
 _LAYERS_PER_ROW = 12
+_Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class PruningReport:
         frontier: Plans that were measured on the way, or None where a budget decided.
         training: Loss, metrics and what is kept over the steps of the training before the model was cut; empty where
             nothing was trained.
+        recipe: How it was decided what to prune.
     """
 
     plan: PruningPlan
@@ -72,6 +74,7 @@ class PruningReport:
     linear_density: float | None = None
     frontier: Frontier | None = None
     training: tuple[Curve, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
 
     @classmethod
     def of(  # noqa: PLR0913 - one argument for each thing that was measured
@@ -86,6 +89,7 @@ class PruningReport:
         effort: Effort | None = None,
         frontier: Frontier | None = None,
         training: tuple[Curve, ...] = (),
+        recipe: Recipe | None = None,
     ) -> PruningReport:
         """Counts the costs of a plan and puts the measurements beside them.
 
@@ -99,6 +103,7 @@ class PruningReport:
             effort: What training and search took.
             frontier: Plans that were measured on the way.
             training: Curves of the training.
+            recipe: How it was decided what to prune.
 
         Raises:
             InvalidPlanError: The plan was made for another anatomy.
@@ -109,6 +114,7 @@ class PruningReport:
         density = linear_density(plan, anatomy)
         known: dict[str, Any] = {"unseen": unseen, "metric": metric, "latency": latency, "frontier": frontier}
         known |= {"effort": effort or Effort(), "linear_density": density, "training": training}
+        known["recipe"] = recipe or Recipe()
         return cls(plan, before, after, seq_len, **known)
 
     def files(self) -> dict[str, bytes]:
@@ -147,7 +153,7 @@ class PruningReport:
     def to_text(self) -> str:
         """Returns a table for people: at most 100 columns, one column per layer, a dozen layers a row."""
         totals = [_row("", "before", "after", "change"), *(_row(*row) for row in self.rows())]
-        blocks = [[self.headline()], totals, [*self.layers()], [*self._wrapped_notes()]]
+        blocks = [[self.headline(), *_wrapped(self.how())], totals, [*self.layers()], [*_wrapped(self.notes())]]
         return "\n\n".join("\n".join(block) for block in blocks if block)
 
     def to_html(self, title: str) -> str:
@@ -182,20 +188,22 @@ class PruningReport:
         for name, counts in (
             ("heads", (sum(self.plan.num_heads.values()), self.plan.num_kept_heads)),
             ("FFN units", (sum(self.plan.num_ffn.values()), self.plan.num_kept_ffn)),
-            ("parameters", (self.before.parameters, self.after.parameters)),
             (f"million MACs at length {self.seq_len}", (self.before.macs / 1e6, self.after.macs / 1e6)),
         ):
             yield name, f"{counts[0]:,.0f}", f"{counts[1]:,.0f}", _percent(*counts)
         if self.linear_density is not None:
             yield "attention and FFN weights", "100 %", f"{100 * self.linear_density:.1f} %", ""
-        sizes = self.before.size_bytes / 1e6, self.after.size_bytes / 1e6
-        yield "file, MB (embeddings included)", f"{sizes[0]:.1f}", f"{sizes[1]:.1f}", _percent(*sizes)
+        whole, kept = self.before, self.after
+        parameters = (whole.parameters, kept.parameters), (whole.embedding_parameters, kept.embedding_parameters)
+        yield from _apart("parameters", *parameters, digits=0)
+        sizes = (whole.size_mb, kept.size_mb), (whole.embedding_bytes / 1e6, kept.embedding_bytes / 1e6)
+        yield from _apart("file, MB", *sizes, digits=1 if kept.size_mb >= 1 else 3)
         if self.latency:
             samples = self.latency.before, self.latency.after
             before, after = (f"{sample.median_ms:.2f}" for sample in samples)
             yield "latency, ms (median)", before, after, self.latency.verdict
             before, after = (f"{s.lower_quartile_ms:.2f} .. {s.upper_quartile_ms:.2f}" for s in samples)
-            yield "  quartiles", before, after, ""
+            yield "latency, ms (quartiles)", before, after, ""
         for metric in (self.unseen, self.metric):
             if metric:
                 name = f"{metric.name} ({metric.split})"
@@ -206,6 +214,12 @@ class PruningReport:
         """Returns what is certified, where the numbers come from and under which conditions, as paragraphs."""
         notes = self.certificate, self._interval_note(), self._metric_note(), self._latency_note(), self._effort_note()
         return [note for note in notes if note]
+
+    def how(self) -> list[str]:
+        """Returns what chose the plan, what was asked for, how the model trained on, and where examples are from."""
+        recipe = self.recipe
+        said = {"Method": recipe.method, "Budget": recipe.budget, "Recovery": recipe.recovery, "Data": recipe.dataset}
+        return [f"{name}: {words}." for name, words in said.items() if words]
 
     def layers(self) -> Iterator[str]:
         """Yields how many heads and FFN units each layer keeps, as lines of a table."""
@@ -219,10 +233,6 @@ class PruningReport:
                 span = f", layers {start}-{start + len(row) - 1}" if len(cells) > _LAYERS_PER_ROW else ", by layer"
                 label = f"kept {group.title}{uniform}{span}" if start == 0 else f"  {span.strip(', ')}"
                 yield f"{label:<{_NAME_WIDTH}}" + "".join(f"{cell:>5}" for cell in row)
-
-    def _wrapped_notes(self) -> Iterator[str]:
-        for note in self.notes():
-            yield from textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
 
     def _interval_note(self) -> str:
         interval = None if self.unseen is None else self.unseen.interval
@@ -268,6 +278,28 @@ class PruningReport:
         return f"Effort: {'; '.join(parts)}." if parts else ""
 
 
+def _wrapped(paragraphs: Iterable[str]) -> Iterator[str]:
+    for paragraph in paragraphs:
+        yield from textwrap.wrap(paragraph, _WIDTH, subsequent_indent="  ")
+
+
+def _apart(name: str, total: _Pair, embeddings: _Pair, *, digits: int) -> Iterator[tuple[str, str, str, str]]:
+    """Yields rows of a total, of what embeddings have of it, and of all else; the total alone without embeddings.
+
+    Args:
+        name: Of the total.
+        total: Before and after.
+        embeddings: The same, of the embedding tables.
+        digits: After the decimal point.
+    """
+    unit, parts = name.removeprefix("file, "), {name: total}
+    if embeddings[0]:
+        parts[f"{unit} of embeddings"] = embeddings
+        parts[f"{unit} of all else"] = total[0] - embeddings[0], total[1] - embeddings[1]
+    for part, (before, after) in parts.items():
+        yield part, f"{before:,.{digits}f}", f"{after:,.{digits}f}", _percent(before, after)
+
+
 def _row(name: str, before: str, after: str, change: str = "") -> str:
     return f"{name:<{_NAME_WIDTH}}{before:>20}{after:>20}{change:>20}".rstrip()
 
@@ -300,5 +332,6 @@ def _field(name: str, value: Any) -> Any:
         "metric": MetricChange,
         "latency": LatencyChange,
         "effort": Effort,
+        "recipe": Recipe,
     }
     return kinds[name](**value) if name in kinds else value

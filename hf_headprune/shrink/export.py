@@ -13,14 +13,18 @@ from hf_headprune._offloaded import Weights
 from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.shrink.config import added_fields
+from hf_headprune.shrink.empty_layers import empty_layers
 from hf_headprune.shrink.prunable import PrunableModel
 from hf_headprune.shrink.remote_code import AUTO_MAP, file_name, travels
 from hf_headprune.shrink.surgery import probe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from hf_headprune.anatomy import Site
+    from hf_headprune.shrink.empty_layers import EmptyLayers
 
 SHOWN = 2
 Mode = Literal["remote", "native", "plain"]
@@ -37,8 +41,9 @@ def export_model(model: nn.Module, path: str | Path, *, mode: Mode = "remote") -
         mode: "remote" writes the code of the model, and `from_pretrained(path, trust_remote_code=True)` needs neither
             this package nor its import. "native" writes no code; the folder is loaded after `import hf_headprune`.
             "plain" writes a checkpoint of the dense class, which any Transformers loads: possible where all layers
-            have equally many heads and FFN units, and the family's configuration can say that number. A plain folder
-            holds neither plan nor certificate, which are about the pruned class.
+            have equally many heads and FFN units, and the family's configuration can say that number. Layers that have
+            lost all units are left out where they hand on what they are given, as those of Llama, Mistral and Qwen do.
+            A plain folder holds neither plan nor certificate, which are about the pruned class.
 
     Returns:
         The folder.
@@ -99,30 +104,41 @@ def plain_model(model: Any) -> Any:
     Raises:
         UnsupportedModelError: No configuration of the dense class says these numbers.
     """
-    problems = [*_problems_of_numbers(model)]
+    empty = empty_layers(model)
+    problems = [*_problems_of_layers(empty), *_problems_of_numbers(model, empty)]
+    weights = empty.renumbered(dict(Weights(model)))
     try:
         with torch.random.fork_rng(devices=[]):
-            plain = None if problems else _dense_class(model)(_plain_config(model))
+            plain = None if problems else _dense_class(model)(_plain_config(model, empty))
     except (ValueError, StrictDataclassError) as error:  # such as heads that must divide the hidden size
         problems, plain = [str(error).splitlines()[-1].strip().removeprefix("ValueError: ").rstrip(".")], None
     if plain is not None:
-        problems += _misfits(plain, model)
+        problems += _misfits(plain, model, weights)
     if plain is None or problems:
         raise UnsupportedModelError(
             f"{_dense_class(model).__name__} can't be what this {type(model).__name__} is: {'; '.join(problems)}. Pass "
             'mode="remote" to export_model; or prune to equal numbers in all layers, where the configuration of the '
             "family can say them."
         )
-    plain.load_state_dict(dict(Weights(model)), assign=True)
+    plain.load_state_dict(weights, assign=True)
     plain.tie_weights()
     if hasattr(model, "generation_config"):
         plain.generation_config = copy.deepcopy(model.generation_config)
     return plain.train(model.training)
 
 
-def _problems_of_numbers(model: Any) -> list[str]:
-    """Returns, in words, why one number per field can't say what the layers have."""
-    sites, problems = anatomy_of(model).sites, []
+def _problems_of_layers(empty: EmptyLayers) -> list[str]:
+    """Returns, in words, why layers without units can't be left out."""
+    if not empty.acting:
+        return []
+    listed = ", ".join(map(str, empty.acting))
+    return [f"no layer can be left out, since the norm or bias of an empty layer still acts (layers {listed})"]
+
+
+def _problems_of_numbers(model: Any, empty: EmptyLayers) -> list[str]:
+    """Returns, in words, why one number per field can't say what the layers have, but those that are left out."""
+    sites = [site for site in anatomy_of(model).sites if site.layer not in empty.left_out]
+    problems = []
     fields = dict.fromkeys(
         (site.tower, site.block.units if isinstance(site.block.units, str) else site.field) for site in sites
     )
@@ -140,10 +156,16 @@ def _problems_of_numbers(model: Any) -> list[str]:
     return problems
 
 
-def _plain_config(model: Any) -> Any:
-    """Returns the configuration of the dense class with the numbers of a model, which are the same in all layers."""
+def _plain_config(model: Any, empty: EmptyLayers) -> Any:
+    """Returns the configuration of the dense class with the numbers of a model, which are the same in all layers.
+
+    Those of the layers that are left out don't count.
+    """
     family, config = family_of(model), _dense_config(model.config)
+    empty.leave_out_(config)
     for site in _changed(model):
+        if site.layer in empty.left_out:
+            continue
         own = site.config_of(config)
         setattr(own, str(site.block.units), site.units)
         if site.block.groups is not None:
@@ -163,9 +185,9 @@ def _dense_config(config: Any) -> Any:
     return config.dense_class.from_dict(content)
 
 
-def _misfits(plain: Any, model: Any) -> list[str]:
+def _misfits(plain: Any, model: Any, found: Mapping[str, torch.Tensor]) -> list[str]:
     """Returns, in words, the first weights that a model of the dense class has in another shape."""
-    wanted, found = plain.state_dict(), model.state_dict()
+    wanted = plain.state_dict()
     problems = [f"{name} is in one of them alone" for name in sorted(wanted.keys() ^ found.keys())]
     problems += [
         f"{name} would have shape {tuple(wanted[name].shape)} and has {tuple(found[name].shape)}"

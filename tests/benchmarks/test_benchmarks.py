@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import other_tasks, search_ablation
+from benchmarks import goals, other_tasks, search_ablation
 from tests.examples.test_examples import load
 from tests.support.models import save_narrow_minilm
 
@@ -273,3 +273,15 @@ def test_the_parts_of_a_run_are_timed_on_a_device(smoke):
 def test_small_models_are_measured_beside_the_arithmetic_of_large_ones(smoke):
     said = smoke("benchmarks.gpu.small_cases")
     assert "'moments_mib_by_arithmetic': " in said
+
+
+def test_the_goal_of_each_runtime_is_shown_once_it_was_measured(monkeypatch):
+    measured = [("torch fp32", 0.5, 0.98), ("torch fp32", 1.0, 0.9), ("ONNX fp32", 0.5, 0.96), ("ONNX int8", 0.5, 0.5)]
+    names = ("runtime", "density", "share_of_bound")
+    rows = [dict(zip(names, row, strict=True)) for row in measured]
+    monkeypatch.setattr(goals, "read_json", lambda file: {"results": rows} if file.name == "runtimes.json" else {})
+    found = [(goal, verdict) for goal, _, verdict in goals._of_runtimes()]
+    words = "speed-up of a pruned model in {}: 0.97 of the runtime's own bound"
+    assert found == [(words.format("torch fp32"), "reached"), (words.format("ONNX fp32"), "**missed**")]
+    monkeypatch.setattr(goals, "read_json", lambda file: {})
+    assert list(goals._of_runtimes()) == []

@@ -3,9 +3,11 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
 
@@ -151,6 +153,11 @@ def test_card_is_written_from_the_report_and_keeps_what_else_it_says(saved, prun
     assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", "owner/bert", ["owner/sst2"])
     assert "# Mine" in card.text
     assert "0.8900" in card.text
+    said = called(capsys, "card", folder, "--dataset", "owner/sst2", "--task", "default", "--json")
+    (file,) = json.loads(said.out)["eval_results"]
+    assert file == str(folder / ".eval_results" / "sst2.yaml")
+    assert yaml.safe_load(Path(file).read_text())[0]["value"] == 0.89
+    assert "Pass its --dataset, too" in called(capsys, "card", folder, "--task", "default").problem
     assert called(capsys, "card", folder).code == 0  # once more is the same section
     assert ModelCard.load(folder / "README.md").text.count("## Limits") == 1
     assert "--dataset is a name on the Hub" in called(capsys, "card", folder, "--dataset", "a b/c").problem

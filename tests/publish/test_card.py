@@ -14,12 +14,13 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import plots
-from hf_headprune.publish.card import is_hub_name, model_card
-from hf_headprune.publish.measurements import Frontier, MetricChange, SizedMetric
+from hf_headprune.publish.card import is_hub_name, model_card, write_eval_results
+from hf_headprune.publish.measurements import Frontier, MetricChange, Recipe, SizedMetric
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.publish.training import Curve
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
+from tools.model_cards import CARDS, NAMES
 
 NUMBER = r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?"
 FILES = {REPORT_NAME, plots.KEPT_NAME, plots.FRONTIER_NAME, plots.TRAINING_NAME}
@@ -44,7 +45,8 @@ def result(bert):
     frontier = Frontier("accuracy", "unseen examples", 0.02, measured, 0.95)
     loss = Curve("training loss", "loss", (10, 20), (0.7, 0.5))
     report = PruningReport.of(plan, anatomy_of(bert), unseen=unseen, frontier=frontier, training=(loss,))
-    report = dataclasses.replace(report, certificate=STATEMENT)
+    recipe = Recipe("removal costs", "max_drop=0.02", "trained on for 2 epochs")
+    report = dataclasses.replace(report, certificate=STATEMENT, recipe=recipe)
     return PruningResult(plan, None, reference=PruningPlan.of(bert), report=report)
 
 
@@ -55,7 +57,7 @@ def numbers(text):
 def body(card):
     """A card without its metadata, its code and the version of the package."""
     text = re.sub(r"```python.*?```", "", ModelCard(card).text, flags=re.DOTALL)
-    return re.sub(r"(?<=\) )\d+\.\d+\.\d+(?=:)|<!--.*?-->", "", text)
+    return re.sub(r"(?<=` )\d+\.\d+\.\d+(?=:)|<!--.*?-->", "", text)
 
 
 def test_every_number_of_a_card_is_in_its_report(result, bert):
@@ -65,6 +67,21 @@ def test_every_number_of_a_card_is_in_its_report(result, bert):
     assert numbers(body(card)) - numbers(result.report.to_text()) == set()
 
 
+@pytest.mark.parametrize("folder", sorted(it.parent for it in CARDS.glob("*/README.md")), ids=lambda it: it.name)
+def test_every_number_of_a_card_of_the_examples_is_in_its_report(folder):
+    report = PruningReport.from_json((folder / REPORT_NAME).read_text(encoding="utf-8"))
+    card = (folder / CARD_NAME).read_text(encoding="utf-8")
+    assert len(numbers(body(card))) > 20
+    assert numbers(body(card)) - numbers(report.to_text()) == set()
+    assert all((folder / name).exists() for name in re.findall(r"\]\((headprune_\w+\.png)\)", card))
+
+
+def test_the_page_of_the_cards_lists_those_that_the_examples_make():
+    page = (CARDS / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[(\w+)\]\(\1/README\.md\)", page, re.MULTILINE) == list(NAMES)
+    assert {it.parent.name for it in CARDS.glob("*/README.md")} == set(NAMES)
+
+
 def test_every_number_of_the_page_is_in_the_report(result):
     page = result.report.to_html("a model")
     words = re.sub(r"(?s)<style>.*?</style>|<[^>]*>|hf_headprune [\d.]+", " ", page)
@@ -72,6 +89,7 @@ def test_every_number_of_the_page_is_in_the_report(result):
     assert {"0.8950", "91.0", "0.3", "95"} <= numbers(words)
     assert numbers(words) - numbers(result.report.to_text()) - numbers(" ".join(plans)) == set()
     assert page.count("data:image/png;base64,") == 3
+    assert all(f"<li>{line}</li>" in page for line in result.report.how())
 
 
 def test_the_page_is_made_without_pictures_where_matplotlib_is_missing_and_escapes_names(result, monkeypatch):
@@ -114,7 +132,13 @@ def test_a_card_says_what_was_pruned_what_is_known_and_how_to_load_it(result, be
         STATEMENT,
         'AutoModelForSequenceClassification.from_pretrained("<this model>", trust_remote_code=True)',
         "import hf_headprune",
-        'mode="plain"',
+        "- Budget: max_drop=0.02.",
+        "- Recovery: trained on for 2 epochs.",
+        "|---|---:|---:|---:|",  # numbers stand below one another
+        "| parameters of embeddings |",
+        "| MB of all else |",
+        "headprune export <this model> plain --mode plain",
+        "headprune export <this model> onnx-model --onnx",
         "## Limits",
     ):
         assert words in card.text
@@ -128,6 +152,22 @@ def test_the_metric_is_written_as_the_hub_reads_it_back(result, bert):
     bare = PruningResult(plan, reference=plan, report=PruningReport.of(plan, anatomy_of(bert)))
     with pytest.raises(InvalidSettingError, match="there is no metric on unseen examples"):
         bare.eval_results(dataset="owner/benchmark", task="default")
+
+
+def test_the_metric_is_written_into_the_folder_that_the_hub_reads(result, tmp_path):
+    file = write_eval_results(result.report, tmp_path, dataset="owner/benchmark", task="default")
+    assert file == tmp_path / ".eval_results" / "benchmark.yaml"
+    assert file.read_text() == result.eval_results(dataset="owner/benchmark", task="default")
+
+
+def test_a_card_says_how_to_load_the_other_forms_that_lie_beside_the_model(result, bert, tmp_path):
+    for name in ("plain/config.json", "onnx/model.onnx"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    card = model_card(result.report, class_name="PrunableBertModel", folder=tmp_path)
+    assert 'AutoModel.from_pretrained("<this model>", subfolder="plain")' in card
+    assert 'hf_hub_download("<this model>", "onnx/model.onnx")' in card
+    assert "headprune export" not in card
 
 
 def test_a_card_without_certificate_says_so_and_names_no_folder_of_this_machine(bert, tmp_path):

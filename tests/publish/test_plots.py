@@ -1,5 +1,6 @@
 """Plots: they are written, show what the plan says, and say what is missing."""
 
+import dataclasses
 import re
 
 import matplotlib as mpl
@@ -8,13 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, MissingExtraError
+from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import plots
 from hf_headprune.publish.layout import groups_of
 from hf_headprune.publish.measurements import Frontier, SizedMetric
 from hf_headprune.publish.plots import captions, pictures, plot_frontier, plot_head_map
+from hf_headprune.search.settings import AStarSearch, SearchTuning
 from tests.support.families import made
+from tests.support.models import tiny_bert
+from tests.support.trainers import labelled_rows
 
 PLANS = (
     SizedMetric(1.0, 90.9, 0.9, passed=True),
@@ -142,6 +148,37 @@ def test_the_frontier_shades_what_is_certified_and_marks_what_was_pruned(confide
     floor = next(line for line in axis.lines if "worse than before pruning" in line.get_label())
     assert set(floor.get_ydata()) == {0.89}
     assert axis.xaxis_inverted()
+
+
+def test_a_second_panel_is_over_latency_where_that_of_every_plan_is_known(tmp_path, figures):
+    timed = tuple(dataclasses.replace(plan, latency_ms=plan.size_mb / 10) for plan in PLANS)
+    frontier = Frontier("accuracy", "unseen examples", 0.01, timed, 0.95)
+    plot_frontier(frontier, tmp_path / "frontier.png")
+    sizes, latencies = figures[0].axes
+    assert latencies.get_xlabel() == "attention and FFN blocks, ms"
+    drawn = [[collection.get_offsets() for collection in axis.collections] for axis in (sizes, latencies)]
+    for over_sizes, over_latencies in zip(*drawn, strict=True):
+        assert over_latencies.tolist() == [[pytest.approx(x / 10), y] for x, y in over_sizes.tolist()]
+    assert sizes.get_ylim() == latencies.get_ylim()
+    assert latencies.xaxis_inverted()
+    assert "pruned: 55.2 MB, 5.52 ms, 0.8930" in [text.get_text() for text in sizes.get_legend().texts]
+    assert "over its latency" in captions(marian_plan(), frontier)[plots.FRONTIER_NAME]
+    partly = Frontier("accuracy", "unseen examples", 0.01, (*timed[:-1], PLANS[-1]), 0.95)
+    plot_frontier(partly, tmp_path / "frontier.png")
+    assert len(figures[1].axes) == 1
+
+
+def test_a_search_for_latency_says_that_of_each_plan(tmp_path):
+    model, rows = tiny_bert(), labelled_rows(24, 0)
+    sites = anatomy_of(model).sites
+    table = {site.name: {0: 1.0, site.units: 1.0 + site.units / 8} for site in sites}
+    search = AStarSearch(0.5, "latency", max_evaluations=6, tuning=SearchTuning(latency_ms=table))
+    frontier = search_plan(model, rows, search=search, progress=False).report.frontier
+    assert frontier.has_latency
+    assert frontier.plans[0].latency_ms == sum(site.units for site in sites) / 8
+    assert frontier.plans[-1].latency_ms < frontier.plans[0].latency_ms
+    ordered = search_plan(model, rows, search=AStarSearch(0.5, max_evaluations=6), progress=False).report.frontier
+    assert not ordered.has_latency
 
 
 def test_the_line_of_what_is_allowed_lies_above_where_less_is_better(tmp_path, figures):

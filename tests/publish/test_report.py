@@ -68,6 +68,28 @@ def test_costs_are_those_of_the_model_and_of_what_leaves_it(bert, report):
     assert report.before.size_bytes - report.after.size_bytes == 4 * (3 * head + 48 * unit)
 
 
+def test_embeddings_are_told_apart_from_all_else(bert, report):
+    tables = bert.bert.embeddings
+    names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    count = sum(getattr(tables, name).weight.numel() for name in names)
+    assert (report.before.embedding_parameters, report.after.embedding_parameters) == (count, count)
+    assert report.before.embedding_bytes == 4 * count
+    rows = {name: (before, after, change) for name, before, after, change in report.rows()}
+    assert rows["parameters of embeddings"] == (f"{count:,}", f"{count:,}", "unchanged")
+    assert rows["parameters of all else"][0] == f"{report.before.parameters - count:,}"
+    shares = {name: float(rows[name][2].rstrip("%")) for name in ("file, MB", "MB of all else")}
+    assert shares["MB of all else"] < shares["file, MB"] < 0  # what is pruned is a larger share of it
+
+
+def test_tied_embeddings_are_counted_once_and_those_of_attention_are_its_own():
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    model, _ = made("t5")
+    anatomy = anatomy_of(model)
+    assert bias in dict(model.named_parameters())
+    assert anatomy.num_embedding_parameters == model.get_input_embeddings().weight.numel()
+    assert anatomy.num_embedding_bytes == 4 * anatomy.num_embedding_parameters
+
+
 def test_the_report_comes_back_equal_from_json(report, bert, plan):
     assert PruningReport.from_json(report.to_json()) == report
     bare = PruningReport.of(plan, anatomy_of(bert))
@@ -106,7 +128,7 @@ def test_text_that_is_no_json_is_refused():
 def test_the_table_says_everything_in_few_lines(report):
     text = report.to_text()
     lines = text.splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
     assert lines[0] == "bert: 3 of 8 heads and 48 of 128 FFN units removed"
     for words in (
@@ -154,7 +176,7 @@ def test_the_table_of_a_deep_model_wraps_and_still_fits(layers, rows):
     change = MetricChange("matthews_correlation", "search split", 10, 0.5, 0.25)
     report = PruningReport.of(PruningPlan.of(model), anatomy_of(model), metric=change, latency=latency(SLOW, FAST))
     lines = report.to_text().splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
     assert sum("4096" in line[38:] for line in lines) == rows
 

@@ -250,7 +250,7 @@ def test_pefts_default_modules_are_those_of_the_family(name):
 
 def test_the_block_of_the_documentation_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = [code for code in blocks(ROOT / "docs" / "use_it_with.md", "text") if "peft" in code]
+    (code,) = [code for code in blocks(ROOT / "docs" / "use_it_with.md", "python") if "peft" in code]
     names = {**stand_ins(tmp_path, code), "plan_for_budget": plan_for_budget, "prune_model_": prune_model_}
     exec(code, names)
     read = peft.PeftModel.from_pretrained(

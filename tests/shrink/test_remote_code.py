@@ -257,6 +257,52 @@ def test_what_no_dense_configuration_says_is_refused_with_the_reason(kept, reaso
     assert not (tmp_path / "plain").exists()
 
 
+def without_layers(model, *layers):
+    """Removes all units of some layers, in place."""
+    plan, sites = PruningPlan.of(model), anatomy_of(model).sites
+    emptied = {site.name: () for site in sites if site.layer in layers}
+    heads, ffn = ({name: () for name in kept if name in emptied} for kept in (plan.kept_heads, plan.kept_ffn))
+    return prune_model_(model, plan.replace(kept_heads=heads, kept_ffn=ffn))
+
+
+@pytest.mark.parametrize("kept_width", ["whole", "half"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"])
+def test_layers_that_hand_on_what_they_are_given_are_left_out_of_a_plain_checkpoint(name, kept_width, tmp_path):
+    model, inputs = made(name)
+    if kept_width == "half":
+        prune_model_(model, every_other(model, "ffn"))
+    layers = model.config.num_hidden_layers
+    without_layers(model, 0)
+    export_model(model, tmp_path, mode="plain")
+    read = getattr(transformers, type(model).__name__.removeprefix("Prunable")).from_pretrained(tmp_path)
+    assert type(read).__module__.startswith("transformers.")
+    assert read.config.num_hidden_layers == len(read.base_model.layers) == layers - 1
+    with torch.no_grad():
+        assert (read(**inputs)[0] - model(**inputs)[0]).abs().max() == 0.0
+
+
+def test_a_language_model_without_layers_generates_the_same_tokens_as_a_plain_one(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=5, num_attention_heads=4, intermediate_size=64
+    )
+    model = without_layers(transformers.LlamaForCausalLM(config).eval(), 1, 3)
+    export_model(model, tmp_path, mode="plain")
+    read = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert read.config.num_hidden_layers == 3
+    tokens = torch.arange(2, 8).view(1, -1)
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(read.generate(tokens, **settings), model.generate(tokens, **settings))
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
+def test_an_empty_layer_whose_norm_or_bias_acts_stays_and_the_error_says_so(name, tmp_path):
+    model = without_layers(made(name)[0], 1)
+    with pytest.raises(UnsupportedModelError, match=r"norm or bias of an empty layer still acts \(layers 1\)"):
+        export_model(model, tmp_path / "plain", mode="plain")
+    assert not (tmp_path / "plain").exists()
+
+
 def test_a_native_folder_holds_no_code_and_loads_after_the_import(folder, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     export_model(model, tmp_path / "native", mode="native")

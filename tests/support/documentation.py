@@ -5,12 +5,18 @@ from __future__ import annotations
 import ast
 import copy
 import re
+import sys
 from collections.abc import Iterator
-from functools import cache, reduce
+from functools import cache, partial, reduce
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 import hf_headprune
@@ -22,11 +28,14 @@ from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.settings import SearchTuning
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.command_line import sentences, tokenizer_of_words
+from tests.support.families import made
 from tests.support.models import VOCAB_SIZE, tiny_bert
 from tests.support.tasks import task_of, word_tokenizer
+from tests.support.tasks import texts as unlabelled
+from tests.support.texts import WORDS, save_text_model
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LENGTH = 6  # tokens of each example: equal ones need no padding
 VARIES = "…"
 TUNINGS: dict[str, Any] = {
@@ -39,6 +48,27 @@ EXAMPLES_OF_TASKS = {  # names of examples in blocks
     "rows_with_a_number": "regression",
     "translations": "references",
 }
+
+
+class Study:
+    """Stands in for a study of Optuna: two trials, each in the middle of what is suggested."""
+
+    def __init__(self, directions: list[str]) -> None:
+        self.directions, self.best_trials = directions, []
+
+    def optimize(self, objective: Any, n_trials: int) -> None:
+        for _ in range(min(n_trials, 2)):
+            params: dict[str, float] = {}
+            values = objective(SimpleNamespace(suggest_float=partial(_middle, params)))
+            assert len(values) == len(self.directions)
+            self.best_trials.append(SimpleNamespace(params=params, values=values))
+
+
+def _middle(params: dict[str, float], name: str, low: float, high: float) -> float:
+    return params.setdefault(name, (low + high) / 2)
+
+
+STAND_INS: dict[str, Any] = {"optuna": SimpleNamespace(create_study=Study)}  # in place of packages
 PRUNED = "bert-pruned"  # folder of a pruned model, which blocks may read
 
 
@@ -87,7 +117,9 @@ def run_page(page: Path, folder: Path) -> Iterator[dict[str, Any]]:
         names = {**names, **_public_names(block), **stand_ins(folder, block)}
         if PRUNED in block and not (folder / PRUNED).exists():
             save_pruned(folder / PRUNED)
-        exec(code, names)
+        if all(map(find_spec, imported(block) - STAND_INS.keys())):
+            with patch.dict(sys.modules, STAND_INS):
+                exec(code, names)
         yield names
 
 
@@ -114,7 +146,34 @@ def stand_ins(folder: Path, block: str) -> dict[str, Any]:
     if "trainer" in names_used(block):
         callbacks = [hf_headprune.HeadPruneCallback()]
         found["trainer"] = Trainer(model, args, train_dataset=train, eval_dataset=dev, callbacks=callbacks)
+    if "embedder" in names_used(block) and find_spec("sentence_transformers") is not None:
+        found |= of_embeddings(folder, names_used(block))
+    if "AutoModelForCausalLM" in block:
+        language_model, _ = made("llama")
+        language_model.save_pretrained(folder / "llama")
+        rows = [{**row, "labels": row["input_ids"]} for row in train]
+        found |= {"name": str(folder / "llama"), "rows": rows}
     return found | of_task(names_used(block))
+
+
+def of_embeddings(folder: Path, used: set[str]) -> dict[str, Any]:
+    """Stand-ins for a block about sentence-transformers: a model of it, arguments, texts, pairs and an evaluator."""
+    st = import_module("sentence_transformers")
+    saved = save_text_model(folder / "embedder", "BertModel", vocab_size=VOCAB_SIZE)
+    drawn = torch.randint(len(WORDS), (64, 6), generator=torch.Generator().manual_seed(0)).tolist()
+    written = [" ".join(WORDS[place] for place in row) for row in drawn]
+    rows = {"sentence1": written[:32], "sentence2": written[32:], "score": [place / 32 for place in range(32)]}
+    settings = {"max_steps": 4, "per_device_train_batch_size": 8, "disable_tqdm": True, "report_to": "none"}
+    found = {
+        "embedder": st.SentenceTransformer(str(saved), device="cpu"),
+        "args": st.SentenceTransformerTrainingArguments(str(folder / "out"), use_cpu=True, **settings),
+        "pairs": Dataset.from_dict(rows),
+        "sentences": Dataset.from_dict({"text": written}),
+        "evaluator": import_module("sentence_transformers.evaluation").EmbeddingSimilarityEvaluator(*rows.values()),
+        "texts": unlabelled(40, seed=1),
+        "other_texts": unlabelled(48),
+    }
+    return {name: value for name, value in found.items() if name in used}
 
 
 def of_task(used: set[str]) -> dict[str, Any]:
@@ -144,6 +203,13 @@ def save_pruned(folder: Path) -> None:
     model = tiny_bert(num_labels=2)
     plan = PruningPlan.of(model).replace(kept_heads={"encoder.layer.1.attention": (0, 3)})
     prune_model_(model, plan).save_pretrained(folder)
+
+
+def imported(block: str) -> set[str]:
+    """The packages that a block imports."""
+    nodes = [node for node in ast.walk(ast.parse(block)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
+    return {str(name).partition(".")[0] for name in names}
 
 
 def names_used(block: str) -> set[str]:
