@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,13 @@ import torch
 
 from hf_headprune import latency
 from tests.support.models import FAMILY_NAMES, TINY_FAMILIES, TinyFamily
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from walking through all imported libraries again and again: a fifth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(autouse=True)
