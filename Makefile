@@ -64,7 +64,7 @@ journey: install $(JOURNEY)/.installed
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(JOURNEY)/dist $(JOURNEY)/source
 	$(JOURNEY)/wheel/bin/python $(PIP_INSTALL) "$$(ls $(JOURNEY)/dist/*.whl)[onnx]" pytest
 	$(JOURNEY)/wheel/bin/python $(PIP_INSTALL) --force-reinstall --no-deps $(JOURNEY)/dist/*.whl
-	$(TEST_ENV) HEADPRUNE_JOURNEY=$(abspath $(JOURNEY)) $(BIN)/python -m pytest tests/test_journey.py
+	$(TEST_ENV) HEADPRUNE_JOURNEY=$(abspath $(JOURNEY)) $(BIN)/python -m pytest tests/test_journey.py tests/shrink/test_remote_code.py
 
 test: install
 	$(TEST_ENV) $(BIN)/python $(PYTEST) $(TESTS)

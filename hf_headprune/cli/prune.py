@@ -291,9 +291,8 @@ class Run:
             only = self.budget.confidence is not None
             tokenizer = batching.processing_class
             return saved_ladder(ladder, model, tokenizer, self.output, certified_only=only, content=content)
-        with (
-            nullcontext() if self.searches else duration.shown([model], sum(work), "Pruning")
-        ):  # a search has a bar of its own
+        # A search has a bar of its own.
+        with nullcontext() if self.searches else duration.shown([model], sum(work), "Pruning"):
             result = self._result(model, batching, splits, metric, options)
         return self._finished(inputs, result, content)
 

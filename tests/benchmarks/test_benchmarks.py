@@ -250,7 +250,7 @@ def test_the_benchmark_of_the_recovery_runs_with_smoke(smoke, tmp_path):
 
 
 def test_the_arena_runs_with_smoke(smoke, tmp_path):
-    assert "sst2, 2 epochs, density 0.25, K-prune: " in smoke("benchmarks.arena", "--work", str(tmp_path))
+    assert "sst2, 2 epochs, density 0.25, K-prune: " in smoke("benchmarks.arena.__main__", "--work", str(tmp_path))
 
 
 @pytest.mark.parametrize("task", other_tasks.STUDIES)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,21 +26,29 @@ from hf_headprune.shrink.remote_code import code_of, file_name
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.families import made, random_plan
 from tests.support.fresh_process import fresh
+from tests.support.hub import local_hub
 from tests.support.models import TINY_FAMILIES, text_inputs, tiny_bert
 
 SUPPORTED = [name for name, family in FAMILIES.items() if family.since is None or not is_older_than(family.since)]
 GENERATING = [name for name in SUPPORTED if TINY_FAMILIES[name].generates]
+# Where `make journey` has made environments: one of them has torch and Transformers, and not this package.
+ENVIRONMENTS = os.environ.get("HEADPRUNE_JOURNEY")
+OWNER = "me"
 ELSEWHERE = """
+from importlib.util import find_spec
+from pathlib import Path
+has_package = find_spec("hf_headprune") is not None
 sys.modules["hf_headprune"] = None  # importing it fails, as where it is not installed
 import torch, transformers
-from pathlib import Path
-for folder in sorted(Path(sys.argv[1]).iterdir()):
+root, *owner = sys.argv[1:]
+for folder in sorted(Path(root).iterdir()):
     given = torch.load(folder / "given.pt")
     read = getattr(transformers, given["auto"])
-    model = read.from_pretrained(folder, trust_remote_code=True)
+    model = read.from_pretrained("/".join([*owner, folder.name]) if owner else folder, trust_remote_code=True)
     with torch.no_grad():
         logits = model(**given["inputs"])[0]
     found = {"difference": float((logits - given["logits"]).abs().max()), "class": type(model).__name__}
+    found["has package"] = has_package
     found["module"] = type(model).__module__.split(".")[0]
     if given["again"]:  # saved there, and read there
         model.save_pretrained(folder / "again")
@@ -53,10 +62,20 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
+UPLOAD = """
+from pathlib import Path
+from huggingface_hub import HfApi
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    name = f"{sys.argv[2]}/{folder.name}"
+    HfApi().create_repo(name)
+    HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=["given.pt", "again/*"])
+"""
+
+
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """What each family's checkpoint is in a process in which this package can't be imported."""
-    root, modules = tmp_path_factory.mktemp("checkpoints"), tmp_path_factory.mktemp("modules")
+def checkpoints(tmp_path_factory):
+    """A folder with a pruned checkpoint of each family, and what it computes here."""
+    root = tmp_path_factory.mktemp("checkpoints")
     for number, name in enumerate(SUPPORTED):
         model, inputs = made(name, seed=number)
         prune_model_(model, random_plan(model, seed=number)).save_pretrained(root / name)
@@ -69,14 +88,34 @@ def elsewhere(tmp_path_factory):
             options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
             given |= {"prompt": prompt, "tokens": model.generate(**prompt, **options).tolist()}
         torch.save(given, root / name / "given.pt")
-    before = os.environ.get("HF_MODULES_CACHE")
-    os.environ["HF_MODULES_CACHE"] = str(modules)
-    try:
-        return fresh(ELSEWHERE, str(root))
-    finally:
-        os.environ.pop("HF_MODULES_CACHE")
-        if before is not None:
-            os.environ["HF_MODULES_CACHE"] = before
+    return root
+
+
+def read_elsewhere(root, modules, *owner):
+    """Reads all of them in a process in which this package can't be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_MODULES_CACHE", str(modules))
+        if ENVIRONMENTS is None:
+            return fresh(ELSEWHERE, str(root), *owner)
+        python = Path(ENVIRONMENTS, "torch", "bin", "python")
+        return fresh(ELSEWHERE, str(root), *owner, python=python, path=None, cwd=modules)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(checkpoints, tmp_path_factory):
+    """What each family's checkpoint is there, read from its folder."""
+    return read_elsewhere(checkpoints, tmp_path_factory.mktemp("modules"))
+
+
+@pytest.fixture(scope="module")
+def from_hub(checkpoints, tmp_path_factory):
+    """What each family's checkpoint is there, read from a Hub."""
+    home = tmp_path_factory.mktemp("home")
+    with local_hub() as hub, pytest.MonkeyPatch.context() as patch:
+        for name, value in hub.environment(home).items():
+            patch.setenv(name, value)
+        fresh(UPLOAD, str(checkpoints), OWNER)
+        return read_elsewhere(checkpoints, home, OWNER)
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -86,6 +125,16 @@ def test_every_family_loads_elsewhere_and_computes_the_same(name, elsewhere):
     assert found["class"].startswith("Prunable")
     assert found["difference"] == 0.0
     assert found.get("again", 0.0) == 0.0
+    assert found["has package"] == (ENVIRONMENTS is None)
+
+
+@pytest.mark.skipif(ENVIRONMENTS is None, reason="`make journey` makes the environment")
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_every_family_loads_from_a_hub_where_there_are_torch_and_transformers_alone(name, from_hub):
+    found = from_hub[name]
+    assert found["module"] == "transformers_modules"
+    assert found["difference"] == 0.0
+    assert not found["has package"]
 
 
 @pytest.mark.parametrize("name", GENERATING)
