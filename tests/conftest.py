@@ -8,12 +8,16 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from hf_headprune import latency
+from tests.support.environments import python_of
 from tests.support.models import FAMILY_NAMES, TINY_FAMILIES, TinyFamily
 
 
@@ -34,6 +38,12 @@ def short_latency_runs(monkeypatch):
 def no_pictures(monkeypatch):
     """Lets saving end sooner: drawing the pictures of a card takes longer than a tiny model's training."""
     monkeypatch.setattr("hf_headprune.publish.report.pictures", lambda *_: {})
+
+
+@pytest.fixture(scope="session")
+def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The interpreter of an environment, by its name; see `tests.support.environments`."""
+    return cache(lambda environment: python_of(environment, tmp_path_factory.mktemp(environment)))
 
 
 @pytest.fixture

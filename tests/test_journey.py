@@ -1,12 +1,10 @@
 """The journey of a model at smoke size: fine-tuned and pruned, pushed to a Hub, read elsewhere in every way.
 
-`make journey` makes environments for it: the model is made, and read natively, where the built wheel is installed; it
-is read as remote code and plainly where there are torch and Transformers alone; its ONNX files where there is
-onnxruntime and no torch. In the suite all of them are processes of one environment, in which this package can't be
-imported.
+Each in an environment of its own: the model is made, and read natively, where the built wheel is; it is read as remote
+code and plainly where there are torch and Transformers alone; its ONNX files where there is onnxruntime and no torch.
+`make journey` installs these environments anew; in the suite they are made of what is installed.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -15,10 +13,8 @@ import pytest
 from tests.support.fresh_process import ROOT, fresh
 from tests.support.hub import local_hub
 
-ENVIRONMENTS = os.environ.get("HEADPRUNE_JOURNEY")
-if ENVIRONMENTS is None:
-    for package in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(package, reason="the extra `onnx` is not installed")
+for package in ("onnx", "onnxruntime", "onnxscript"):
+    pytest.importorskip(package, reason="the extra `onnx` is not installed")
 
 HERE = """
 import copy
@@ -67,9 +63,7 @@ out["package"] = hf_headprune.__file__
 # What another machine does, with this package for the native mode and without it for all others.
 READ = """
 from importlib.util import find_spec
-root, hides, *names = sys.argv[1:]
-if hides == "hidden":
-    sys.modules["hf_headprune"] = None  # importing it fails, as where it is not installed
+root, *names = sys.argv[1:]
 out["has"] = {name: find_spec(name) is not None for name in ("hf_headprune", "torch", "onnxruntime")}
 if "native" in names:
     import hf_headprune
@@ -106,26 +100,15 @@ for name in names:
 """
 
 
-def made_here(root):
-    """Makes and uploads the model, from the wheel where there is one."""
-    if ENVIRONMENTS is None:
-        return fresh(HERE, str(root))
+def made_here(root, python):
+    """Makes and uploads the model, from the wheel."""
     shutil.copytree(ROOT / "tests" / "support", root / "helpers" / "tests" / "support")  # and not the package
     (root / "helpers" / "tests" / "__init__.py").touch()
-    python = Path(ENVIRONMENTS, "wheel", "bin", "python")
     return fresh(HERE, str(root), python=python, path=root / "helpers", cwd=root)
 
 
-def read_there(environment, root, *names):
-    """Reads the model in some ways, where there is nothing but what the environment is said to have."""
-    if ENVIRONMENTS is None:
-        return fresh(READ, str(root), "shown" if environment == "wheel" else "hidden", *names)
-    python = Path(ENVIRONMENTS, environment, "bin", "python")
-    return fresh(READ, str(root), "installed", *names, python=python, path=None, cwd=root)
-
-
 @pytest.fixture(scope="module")
-def journey(tmp_path_factory):
+def journey(tmp_path_factory, clean_python):
     """What the process that made the model says, and those that read it elsewhere."""
     root = tmp_path_factory.mktemp("journey")
     found = {"has": {}, "modules": {}}
@@ -133,11 +116,11 @@ def journey(tmp_path_factory):
         for name, value in hub.environment(root / "home").items():
             patch.setenv(name, value)
         patch.setenv("PYTHONWARNINGS", "ignore")  # torch's exporter names what it will change
-        here = made_here(root)
+        here = made_here(root, clean_python("wheel"))
         readers = {"torch": ("remote", "plain"), "onnx": ("onnx", "int8"), "wheel": ("native",)}
         for environment, names in readers.items():
             patch.setenv("HF_HOME", str(root / f"home_{environment}"))  # no name of a package
-            there = read_there(environment, root, *names)
+            there = fresh(READ, str(root), *names, python=clean_python(environment), path=None, cwd=root)
             found["has"][environment] = there.pop("has")
             found["modules"] |= there.pop("modules", {})
             found |= there
@@ -160,15 +143,10 @@ def test_each_mode_has_the_code_that_it_is_said_to_have(journey):
     assert journey[1]["modules"] == modules
 
 
-def test_the_package_is_where_it_is_read_natively_and_nowhere_else(journey):
-    has = journey[1]["has"]
-    assert {name: it["hf_headprune"] for name, it in has.items()} == {"torch": False, "onnx": False, "wheel": True}
-
-
-@pytest.mark.skipif(ENVIRONMENTS is None, reason="`make journey` makes the environments")
-def test_the_environments_are_clean_and_the_package_comes_from_the_wheel(journey):
+def test_the_environments_are_clean_and_the_package_comes_from_the_wheel(journey, clean_python):
     here, there = journey
-    assert Path(here["package"]).is_relative_to(Path(ENVIRONMENTS, "wheel"))
+    assert Path(here["package"]).is_relative_to(clean_python("wheel").parents[1])
+    assert there["has"]["wheel"]["hf_headprune"]
     assert there["has"]["torch"] == {"hf_headprune": False, "torch": True, "onnxruntime": False}
     assert there["has"]["onnx"] == {"hf_headprune": False, "torch": False, "onnxruntime": True}
 

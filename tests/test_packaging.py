@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,9 +11,9 @@ from email.parser import Parser
 import pytest
 
 import hf_headprune
+from tests.support.environments import built_wheel
 from tests.support.fresh_process import ROOT
 
-BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
 NOT_CODE = {"hf_headprune/py.typed", "hf_headprune/__init__.pyi"}
 NOT_CODE |= {"hf_headprune/publish/model_card.md", "hf_headprune/publish/report.html"}
 WITHOUT_CHECKOUT = """
@@ -49,16 +48,7 @@ assert all(file.is_relative_to(unpacked) for file in files), files
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of a copy of the checkout, since building leaves files beside the source."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in BUILT_FROM:
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "hf_headprune", source / "hf_headprune", ignore=shutil.ignore_patterns("__pycache__"))
-    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir"]
-    done = subprocess.run([sys.executable, *words, str(out), str(source)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (file,) = out.glob("*.whl")
-    return zipfile.ZipFile(file)
+    return zipfile.ZipFile(built_wheel(tmp_path_factory.mktemp("wheel")))
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
