@@ -101,6 +101,15 @@ def test_a_budget_is_met_by_equal_layers_that_differ_in_which_units_they_keep(mi
     assert difference_of_plain(mistral, found, tmp_path, inputs) == 0.0
 
 
+def test_a_search_over_whole_layers_gives_a_model_with_fewer_of_them(mistral, rows, tmp_path):
+    found = search_plan(mistral, rows, search=AStarSearch(max_drop=0.2, units=("layers",), max_evaluations=20))
+    emptied = [name for name, heads in found.plan.kept_heads.items() if not heads]
+    assert 0 < len(emptied) < LAYERS
+    inputs = {"input_ids": torch.tensor([rows[0]["input_ids"]])}
+    assert difference_of_plain(mistral, found, tmp_path, inputs) == 0.0
+    assert AutoConfig.from_pretrained(tmp_path).num_hidden_layers == LAYERS - len(emptied)
+
+
 @pytest.mark.parametrize(("kept", "density"), [(1, 0.25), (2, 0.5), (4, 0.9)])
 def test_numbers_that_a_configuration_refuses_are_passed_over(llama, rows, kept, density, tmp_path):
     labelled = [{"input_ids": row["input_ids"], "label": 0} for row in rows]
