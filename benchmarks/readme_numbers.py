@@ -18,7 +18,8 @@ BEGIN, END = "<!-- numbers: written by benchmarks.results_page -->", "<!-- end o
 TASKS = {"sst2": "sentiment (sst2)", "snli": "inference (snli)"}
 DEFAULT_WAY = "HeadPruneCallback()"
 OURS = ("second order", "second order, one-shot")
-HALF = 0.5
+HALF, QUARTER = 0.5, 0.25
+BATCH, TORCH, INT8 = 8, "torch fp32", "ONNX int8"
 EPOCHS, SEEDS = 2, 3  # of recovery
 
 
@@ -30,7 +31,8 @@ def write(file: Path = README) -> None:
     """
     before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    file.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+    parts = (before + BEGIN, table(), *speed(), END + after)
+    file.write_text("\n\n".join(parts), encoding="utf-8")
 
 
 def table() -> str:
@@ -40,6 +42,22 @@ def table() -> str:
         lines += list(rows)
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
+
+
+def speed() -> Iterator[str]:
+    """The time of a batch by the weights that are kept, in torch, and in int8; where it was measured."""
+    rows = {
+        (row["runtime"], row["density"]): row["ms"]
+        for row in read_json(RESULTS / "runtimes.json").get("results", ())
+        if row["batch"] == BATCH
+    }
+    found = [rows.get(cell) for cell in (*((TORCH, density) for density in (1.0, HALF, QUARTER)), (INT8, QUARTER))]
+    if None not in found:
+        dense, half, quarter, int8 = (f"{ms:.0f}" for ms in found)
+        yield (
+            f"A batch of {BATCH} texts of 128 tokens takes {dense} ms on one core: with half of these weights {half},\n"
+            f"with a quarter {quarter}, and {int8} as an ONNX file in int8."
+        )
 
 
 def _default() -> Iterator[Sequence[str]]:
