@@ -107,6 +107,7 @@ def main() -> None:
     parser = parser_for(__doc__ or "", TASKS, SEEDS)
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="of these alone")
     parser.add_argument("--trainings", nargs="+", choices=tuple(TRAININGS), default=tuple(TRAININGS))
+    parser.add_argument("--densities", nargs="+", type=float, choices=DENSITIES, default=DENSITIES)
     options = parsed(parser)
     runs = [
         Run(task, seed, way, density, training)
@@ -115,7 +116,7 @@ def main() -> None:
         for task in TASKS
         for density in densities
         for way in WAYS
-        if options.collect or training in options.trainings
+        if options.collect or (training in options.trainings and density in options.densities)
     ]
     work_or_collect(
         options,
