@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ENDS = ("start_logits", "end_logits")  # of spans
-NEVER = 1e9  # what is taken from a logit of padding
+NEVER = -1e9  # the logit of padding, which is no answer
 OF_TOKENS = 3  # dimensions of logits, (batch, length, classes)
 
 
@@ -45,19 +45,20 @@ def projected(
     Raises:
         UnsupportedModelError: There are no logits.
     """
-    real = batch.get(MASK)
-    logits, ends = getattr(outputs, "logits", None), [getattr(outputs, name, None) for name in ENDS]
-    if all(values is not None for values in ends):  # one of the tokens is the answer
-        logits = torch.stack(ends, dim=-1)  # type: ignore[arg-type]
-        logits = logits if real is None else logits.masked_fill(~real.bool()[..., None], -NEVER)
-    if logits is None:
+    found, ends = getattr(outputs, "logits", None), [getattr(outputs, name, None) for name in ENDS]
+    are_ends = all(values is not None for values in ends)  # then one of the tokens is the answer
+    if are_ends:
+        found = torch.stack(ends, dim=-1)  # type: ignore[arg-type]
+    if found is None:
         raise UnsupportedModelError(
             f"{where}: a {type(model).__name__} returns neither a loss nor logits for {sorted(batch)}. Pass a model "
             "with the head of its task, or labelled examples."
         )
-    classes = 1 if ends[0] is not None else -1
-    real = real if logits.ndim == OF_TOKENS and real is not None and real.shape == logits.shape[:2] else None
-    return (finite(logits) * _direction(model, finite(logits).detach(), real, classes, generator)).sum()
+    logits, real = finite(found), batch.get(MASK)
+    real = real.bool() if logits.ndim == OF_TOKENS and real is not None and real.shape == logits.shape[:2] else None
+    if are_ends and real is not None:
+        logits = logits.masked_fill(~real[..., None], NEVER)
+    return (logits * _direction(model, logits.detach(), real, 1 if are_ends else -1, generator)).sum()
 
 
 def projected_embeddings(
@@ -83,7 +84,7 @@ def _direction(
     Args:
         model: Whose configuration names the kind of its answers.
         logits: Shape `(batch, ...)`.
-        real: Marks the tokens that are no padding, `(batch, length)`, where logits are of tokens.
+        real: Whether a token is no padding, `(batch, length)`, where logits are of tokens.
         classes: Dimension of logits that holds what an answer is one of.
         generator: Draws the signs.
     """
@@ -103,6 +104,6 @@ def _signs(logits: torch.Tensor, real: torch.Tensor | None, generator: torch.Gen
     if real is None:
         return signs_like(logits, generator)
     signs = torch.zeros_like(logits)
-    for row, mask in enumerate(real.bool()):
+    for row, mask in enumerate(real):
         signs[row, mask] = signs_like(logits[row, mask][None], generator)[0]
     return signs

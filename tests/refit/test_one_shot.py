@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,11 +184,23 @@ def test_random_projections_have_the_curvature_of_the_answers(monkeypatch, sizes
 
 
 def test_padding_has_no_answer_of_its_own():
-    logits, real = torch.randn(2, 4, 3), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    logits, real = torch.randn(2, 4, 3), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()
     model = tiny_bert("TokenClassification", num_labels=3)
     direction = own_answers._direction(model, logits, real, -1, torch.Generator().manual_seed(0))
     assert direction[0, 2:].eq(0).all()
     assert direction[1].ne(0).all()
+
+
+def test_the_ends_of_spans_are_projected_in_half_precision_too():
+    ends = {name: torch.randn(2, 4).half().requires_grad_() for name in own_answers.ENDS}
+    batch = {"attention_mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])}
+    drawn = torch.Generator().manual_seed(0)
+    model = tiny_bert("QuestionAnswering")
+    loss = own_answers.projected(model, SimpleNamespace(**ends), batch, drawn, where="plan_for_budget")
+    for grad in torch.autograd.grad(loss, list(ends.values())):
+        assert grad.isfinite().all()
+        assert grad[0, 2:].eq(0).all()
+        assert grad[1].ne(0).any()
 
 
 def test_examples_that_are_labelled_in_part_are_refused(case):
