@@ -1,9 +1,9 @@
 """Every way of the arena on the same fine-tuned models: accuracy on untouched test examples at equal size.
 
 The models are those of `benchmarks.default_run`, which trains them where they are missing. Every way is given the same
-training examples to look at, cuts the model for real, and is scored as it is, after 300 further steps, or after two
-epochs with the dense model as teacher, each with the settings of `headprune prune --recover`. What of a way's paper is
-not its way to cut, such as distillation while it prunes, is left out: training is the same for all.
+training examples to look at, cuts the model for real, and is scored as it is, after 300 further steps on the labels, or
+after two epochs with the dense model as teacher, both at the learning rate of `headprune prune --recover`. What of a
+way's paper is not its way to cut, such as distillation while it prunes, is left out: training is the same for all.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.arena [--tasks sst2] [--seeds 0] [--ways ours] [--trainings none]
      python -m benchmarks.arena --collect
@@ -12,7 +12,7 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.arena [--tasks sst2] [--seeds 0] [--
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,14 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
 
 def train_on_(model: Any, dense: Any, task: Task, training: str, *, smoke: bool) -> None:
     """Trains a pruned model on: for some steps on the labels, or for some epochs with the dense model as teacher."""
-    batching = Batching()
-    steps = 4 if smoke else STEPS
-    epochs = EPOCHS if training == "2 epochs" and not smoke else steps * batching.batch_size / len(task.train)
-    PlainRecovery(task.train, batching, epochs, LEARNING_RATE)(model, dense if training == "2 epochs" else None)
+    if training == "2 epochs":
+        batching = Batching()
+        epochs = 4 * batching.batch_size / len(task.train) if smoke else EPOCHS
+        PlainRecovery(task.train, batching, epochs, LEARNING_RATE)(model, dense)
+        return
+    recipe = replace(recipe_of(task, smoke=smoke), learning_rate=LEARNING_RATE)
+    recipe = recipe if smoke else replace(recipe, max_steps=STEPS)
+    build_trainer(task, recipe, seed=0, callback=None, model=model).train()
 
 
 def summarised(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
