@@ -34,6 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "HeadPruneCallback()": {},
     "HeadPruneCallback(max_drop=0.02, confidence=0.95)": {"max_drop": 0.02, "confidence": 0.95},
     "HeadPruneCallback(search=AStarSearch(max_drop=0.01))": {"search": AStarSearch(max_drop=0.01)},
+    "HeadPruneCallback(density=0.5)": {"density": 0.5},
 }
 RECIPE = Recipe(epochs=3.0)
 TIMED = 50  # steps: batches of 50 at a time are sorted by length

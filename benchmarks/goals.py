@@ -145,6 +145,14 @@ def _of_cost() -> Iterator[Goal]:
             f"{held} of {len(own)} cells, the largest ratio {max(ratio for ratio, _ in own):.3f}",
             _verdict(held == len(own)),
         )
+    halves = [row["cpu_seconds"]["ratio_quartiles"][1] for row in rows if row["part"] == "half of the weights"]
+    if halves:
+        found = f"{sum(ratio <= 1 for ratio in halves)} of {len(halves)} cells, the largest ratio {max(halves):.3f}"
+        yield (
+            "a training step once half of the weights is chosen: at most a dense one",
+            found,
+            _verdict(max(halves) <= 1),
+        )
     memory = {row["part"]: row["ratio"] for row in read_json(RESULTS / "memory_cost.json")["results"]}
     most = max(ratio for part, ratio in memory.items() if "teacher" not in part)
     yield "peak training memory over plain: at most 1.05", f"{most:.3f} at most", _verdict(most <= 1.05)  # noqa: PLR2004

@@ -30,7 +30,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from benchmarks.results_file import RESULTS, environment, read_json, write_json
 from benchmarks.tasks import minilm
-from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SubsetGates
+from hf_headprune import BlockMovement, Distillation, HeadPruneCallback, SecondOrder, SubsetGates
 from hf_headprune.callback.distillation import distil
 from hf_headprune.learn.gates.settings import GateTuning
 
@@ -38,7 +38,14 @@ WARMUP_STEPS = 3
 EPOCH_STEPS = 4
 PHASES = {"learn": 1.0, "decided": 0.0}  # fraction of the run at which the choice is fixed
 STORED = "second epoch"
-PARTS = {"gates": tuple(PHASES), "hybrid": ("learn",), "hybrid, teacher": ("learn",), "teacher": (STORED,)}
+HALF = "half of the weights"
+PARTS = {
+    "gates": tuple(PHASES),
+    "hybrid": ("learn",),
+    "hybrid, teacher": ("learn",),
+    "teacher": (STORED,),
+    HALF: ("decided",),
+}
 
 
 class Turns(TrainerCallback):
@@ -92,7 +99,9 @@ def build(model: Any, shape: tuple[int, int], steps: int, callbacks: list[Traine
 
 
 def pruning(part: str, phase: str, teacher: nn.Module | None) -> HeadPruneCallback:
-    """Builds the callback: gates of heads alone, or with movement scores of FFN units, and a teacher."""
+    """Builds the callback: gates, or with movement scores of FFN units and a teacher; or removal costs."""
+    if part == HALF:
+        return HeadPruneCallback(second_order=SecondOrder(density=0.5, freeze_at=PHASES[phase]))
     gates = SubsetGates(
         kept_heads=0.5, warmup_ratio=0.0, freeze_at=PHASES[phase], tuning=GateTuning(scoring_examples=1)
     )

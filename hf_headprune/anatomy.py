@@ -145,6 +145,13 @@ class Site:
         block = self.block
         return bool(block.attributes or block.own_numbers or block.tables or block.shared_bias)
 
+    def runs_with(self, kept: Sequence[int]) -> bool:
+        """Tells whether the forward pass computes some of the units where its projections return no others.
+
+        No kernel takes products of no width, and numbers that a forward pass reads beside them would have to change.
+        """
+        return 0 < len(kept) == self.group * len(self.groups_of(kept)) and not self.has_own_state
+
     def config_of(self, config: Any) -> Any:
         """Returns the configuration that holds the numbers of the site, by that of the model."""
         return getattr(config, self.tower) if self.tower else config

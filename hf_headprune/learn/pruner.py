@@ -15,7 +15,7 @@ from hf_headprune.errors import TrainingStateError
 from hf_headprune.masking import TemporaryPart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
@@ -82,6 +82,7 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
         self.is_idle = True
         self.handles: list[RemovableHandle] = []
         self._was_interrupted = False
+        self._chosen: list[tuple[int, ...]] | None = None
 
     @classmethod
     @abstractmethod
@@ -127,7 +128,14 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
 
     def seal(self) -> None:
         """Notes what was chosen, so that a checkpoint that was damaged is refused."""
+        self._chosen = None
         self.choice.fill_(self._checksum())
+
+    def chosen(self, parts: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
+        """Returns the places of the ones in parts of `kept`, which are read once per choice."""
+        if self._chosen is None:
+            self._chosen = [tuple(part.nonzero().flatten().tolist()) for part in parts]
+        return self._chosen
 
     def _checksum(self) -> int:
         return zlib.crc32(
@@ -253,6 +261,7 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
             )
         self.before_loading({name: state_dict[prefix + name] for name in state})
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._chosen = None
         self.gather()
         self.check_state()
 

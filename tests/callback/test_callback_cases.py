@@ -385,7 +385,7 @@ def test_generation_after_a_training_step_sees_the_hard_choice(tmp_path):
     model(input_ids=tokens, labels=tokens)  # leaves soft gates at the sites
     model.eval()
     seen = []
-    scale = bank.scales[0]
+    scale = bank.units.scales[0]
     model.model.encoder.layers[0].self_attn.out_proj.register_forward_pre_hook(
         lambda *_: seen.append(scale.scale.clone())
     )

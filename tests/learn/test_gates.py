@@ -59,7 +59,7 @@ def test_noise_is_drawn_once_per_step_for_all_its_micro_batches_and_anew_for_the
         bank.set_step(step)
         for _ in range(2):
             _loss(model, text_inputs()).backward()
-            drawn.append(torch.cat([scale.scale for scale in bank.scales]).detach())
+            drawn.append(torch.cat([scale.scale for scale in bank.units.scales]).detach())
     assert all(torch.equal(gates, drawn[0]) for gates in drawn[:4])
     assert torch.equal(drawn[4], drawn[5])
     assert not torch.equal(drawn[4], drawn[0])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_headprune.learn.closed_units import ClosedUnits
 from hf_headprune.learn.exact import exact_device
 from hf_headprune.learn.gates.clipping import ClippedSum
 from hf_headprune.learn.gates.estimators import GATES, NOISE, hard_concrete_penalty_grad
@@ -15,7 +16,7 @@ from hf_headprune.learn.gates.settings import WITH_TEMPERATURE, SubsetGates
 from hf_headprune.learn.pruner import Choice
 from hf_headprune.learn.score_pruner import ScorePruner, check_steps_to_learn
 from hf_headprune.learn.top_k import top_k_mask
-from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
+from hf_headprune.masking import BeforeEveryPass
 from hf_headprune.plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class GatePruner(ScorePruner[SubsetGates]):
         self._full = PruningPlan.full(anatomy)
         self._sites = anatomy.attention_sites
         self.heads_per_site = [site.groups for site in self._sites]
-        self.scales = [UnitScale(site.group_width) for site in self._sites]
+        self.units = ClosedUnits(self._sites, by_group=True)
         self._frozen: list[nn.Parameter] = []
         self.reset()
 
@@ -254,9 +255,12 @@ class GatePruner(ScorePruner[SubsetGates]):
     def refresh(self) -> None:
         """Computes the gates of a forward pass once and hands each site its slice."""
         factors = self.gates()
-        slices = [None] * len(self.scales) if factors is None else factors.split(self.heads_per_site)
-        for scale, factor in zip(self.scales, slices, strict=True):
-            scale.scale = factor
+        if factors is None:
+            self.units.scale([None] * len(self._sites))
+        elif self.probe is None and self.phase == "decided":
+            self.units.close(self.chosen(parts := factors.split(self.heads_per_site)), parts)
+        else:
+            self.units.scale(factors.split(self.heads_per_site))
 
     def attach(self, model: nn.Module) -> None:
         """Joins the base model as a submodule and hooks every attention site; pipelined, freezes all weights."""
@@ -265,7 +269,7 @@ class GatePruner(ScorePruner[SubsetGates]):
             self._freeze(frozen=True)
         self.join(model)
         self.handles = BeforeEveryPass(self.refresh).attach(model)
-        self.handles += [attach(model, site, scale) for site, scale in zip(self._sites, self.scales, strict=True)]
+        self.handles += self.units.attach(model)
 
     def idle(self) -> None:
         """See `Pruner.idle`; what was frozen can train again."""

@@ -11,8 +11,9 @@ from hf_headprune._distributed import is_part, reshard_
 from hf_headprune.anatomy import base_model
 from hf_headprune.budgets import budget_groups
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.learn.closed_units import ClosedUnits
 from hf_headprune.learn.pruner import Choice, Pruner
-from hf_headprune.masking import BeforeEveryPass, UnitScale, attach
+from hf_headprune.masking import BeforeEveryPass
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.choice import choose, scored_sites
 from hf_headprune.refit.reach import budget_gap, check_budget
@@ -73,7 +74,8 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         self.register_buffer("rounds", torch.tensor(0))
         self.rounds_done = 0
         self._max_steps = 0
-        self.scales = [UnitScale(site.unit_width) for site in self._scored]
+        self.units = ClosedUnits(self._scored)
+        self._is_choosing = False
         self.seal()
 
     @property
@@ -92,7 +94,7 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         """Joins the base model as a submodule and hooks the sites that lose something."""
         self.join(model)
         self.handles = BeforeEveryPass(self.refresh).attach(model)
-        self.handles += [attach(model, site, scale) for site, scale in zip(self._scored, self.scales, strict=True)]
+        self.handles += self.units.attach(model)
 
     def prepare(self, max_steps: int) -> None:
         """See `Pruner.prepare`."""
@@ -185,7 +187,11 @@ class SecondOrderPruner(Pruner[SecondOrder]):
             TrainingStateError: The losses gave no gradient, or one that is not finite.
         """
         share = number / self.settings.rounds
-        plan, refit = choose(model, self.settings, self.plan(), losses, share=share, over_processes=over_processes)
+        self._is_choosing = True  # what is recorded has the width of the whole projections
+        try:
+            plan, refit = choose(model, self.settings, self.plan(), losses, share=share, over_processes=over_processes)
+        finally:
+            self._is_choosing = False
         for name, part in self._parts().items():
             part.zero_()
             part[list(plan.kept(name))] = 1.0
@@ -222,9 +228,13 @@ class SecondOrderPruner(Pruner[SecondOrder]):
     def refresh(self) -> None:
         """Hands each site its part of the choice."""
         parts = self._parts()
-        is_open = self.is_idle or not self.rounds_done
-        for site, scale in zip(self._scored, self.scales, strict=True):
-            scale.scale = None if is_open else parts[site.name]
+        factors = [parts[site.name] for site in self._scored]
+        if self.is_idle or not self.rounds_done:
+            self.units.scale([None] * len(factors))
+        elif self._is_choosing:
+            self.units.scale(factors)
+        else:
+            self.units.close(self.chosen(factors), factors)
 
     def _parts(self) -> dict[str, torch.Tensor]:
         """Returns each site's part of `kept`, as views."""

@@ -39,7 +39,7 @@ class WeightSlices:
                 base.get_submodule(site.output),
             )
             for site in sites
-            if site.units and not site.has_own_state and not _is_loaded_anew(base, site)
+            if site.units and not _is_loaded_anew(base, site)
         ]
         self._whole: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
 
@@ -48,9 +48,7 @@ class WeightSlices:
         taken = set()
         for site, inputs, output in self._projections:
             kept = plan.kept(site.name)
-            if not 0 < len(kept) < site.units or site.name in self._whole:
-                continue
-            if len(kept) < site.group * len(site.groups_of(kept)):  # a number that the forward pass reads would change
+            if len(kept) == site.units or not site.runs_with(kept) or site.name in self._whole:
                 continue
             taken.add(site.name)
             columns = torch.tensor(site.columns(kept), device=output.weight.device)
