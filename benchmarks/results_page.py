@@ -436,8 +436,8 @@ def step_cost_section(content: dict[str, Any]) -> Iterator[str]:
     yield "median and quartiles of the ratio of neighbouring steps. *learn*: gates soft and learning; *decided*: after"
     yield "the choice is fixed; *hybrid*: movement scores of FFN units learn, too; *teacher*: both sides run its"
     yield "forward pass, too, but in the phase *second epoch*, when its logits are stored, over a step without any;"
-    yield "*half of the weights*: removal costs have chosen, `density=0.5`. CPU seconds of the stepping thread; wall time"
-    yield "beside it.\n"
+    yield "*half of the weights*: removal costs have chosen, `density=0.5`. CPU seconds of the stepping thread; wall"
+    yield "time beside it.\n"
     yield from header("model", "batch x length", "what", "precision", "phase", "ratio (CPU)", "quartiles", "(wall)")
     for row in content["results"]:
         cpu, wall = row["cpu_seconds"], row["wall_seconds"]
