@@ -47,6 +47,7 @@ def main() -> None:
         ("shapes", shapes_section),
         ("head_costs", head_costs_section),
         ("latency_table", latency_table_section),
+        ("measured_speed", measured_speed_section),
         ("runtimes", runtimes_section),
         ("optimum", optimum_section),
         ("search_speed", search_speed_section),
@@ -576,6 +577,19 @@ def latency_table_section(content: dict[str, Any]) -> Iterator[str]:
         yield table_row([*cells, f"{row['dense_ms']:.1f}", f"{row['measured']:.3f}", f"{row['predicted']:.3f}"])
     errors = [abs(row["predicted"] - row["measured"]) for row in content["results"]]
     yield f"\nOff by {median(errors):.3f} of the dense time in the median, {max(errors):.3f} at most."
+
+
+def measured_speed_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of speed-ups that were asked for, and of those that were then measured."""
+    yield "## Speed-ups asked for and measured"
+    yield "\nMiniLM, fine-tuned on sst2. *Asked*: the speed-up that a number of whole layers gives, measured;"
+    yield "*reached*: that of `plan_for_budget(speedup=, latency=)`, cut and measured anew. *Kept*: share of the"
+    yield "attention and FFN weights, of the layers and of the plan that is as fast.\n"
+    yield from header("batch x length", "layers of 6", "asked", "reached", "reached / asked", "kept: layers", "plan")
+    for row in content["results"]:
+        cells = [f"{row['batch_size']} x {row['seq_len']}", str(row["layers"]), f"{row['asked']:.2f}"]
+        cells += [f"{row['reached']:.2f}", f"{row['reached'] / row['asked']:.3f}"]
+        yield table_row([*cells, f"{row['weights_of_layers']:.0%}", f"{row['weights']:.0%}"])
 
 
 def runtimes_section(content: dict[str, Any]) -> Iterator[str]:

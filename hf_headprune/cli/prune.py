@@ -30,12 +30,12 @@ from hf_headprune.cli.splits import encoded_splits, held_back
 from hf_headprune.cli.vocabulary import SmallerVocabulary
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
+from hf_headprune.latency import LatencySettings
 from hf_headprune.pipeline import plan_for_budget, plan_ladder, search_plan
 from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.publish.card import is_hub_name
 from hf_headprune.search.settings import AStarSearch
-from hf_headprune.shrink.latency_table import measure_latency_table
 from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
@@ -416,7 +416,7 @@ class Run:
         value = self.budget.value
         if not self.budget.is_drop:
             if self.measured:
-                options = {**options, "latency_ms": measure_latency_table(model, progress=_is_watched())}
+                options = {**options, "latency": LatencySettings()}
             return plan_for_budget(model, splits.train, metric=metric, **{self.budget.name: value}, **options)
         options = options | {"calibration": splits.train, "processing_class": batching.processing_class}
         if not self.searches:

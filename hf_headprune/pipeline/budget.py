@@ -20,10 +20,11 @@ from hf_headprune.pipeline.holdout import Holdout, pruned_copy
 from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, asked_in_words, certified, unseen_change
+from hf_headprune.pipeline.speed import Speed
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.measurements import Recipe, name_on_hub
 from hf_headprune.publish.report import PruningReport
-from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.one_shot import planned
 from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.shrink.surgery import check_can_prune
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.budgets import Budget
     from hf_headprune.cost import LatencyTable
+    from hf_headprune.latency import LatencySettings
 
 MB = 1_000_000
 # What each budget must be on any model.
@@ -59,7 +61,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     size_mb: float | None = None,
     kept_heads: Budget | None = None,
     uniform: bool = False,
-    latency_ms: LatencyTable | None = None,
+    latency: LatencySettings | LatencyTable | None = None,
     certify: Any = None,
     reference: Any = None,
     metric: Any = None,
@@ -80,14 +82,15 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         dataset: Training examples, sized and indexable; a thousand are enough. Without a column of labels, what the
             model answers itself stands for them, unless it writes a text.
         density: Share of the weights of all attention and FFN matrices that is kept.
-        speedup: Multiply-accumulates of all attention and FFN blocks before, over those after; with `latency_ms`, their
-            ms.
+        speedup: Multiply-accumulates of all attention and FFN blocks before, over those after; with `latency`, time.
         size_mb: Size of the saved `model.safetensors`, embeddings included, in MB (10^6 bytes).
         kept_heads: Number or share of the attention heads that are kept; FFN units are all kept.
         uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
             Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
             family's configuration can't say fewer heads, all are kept.
-        latency_ms: For `speedup`: ms of each block, see `measure_latency_table`.
+        latency: For `speedup`: at what batch and length it is measured, here and now, of the whole model: blocks are
+            measured first, then pruned copies until one is as fast as was asked for. Or the ms of each block, measured
+            elsewhere by `measure_latency_table`; the speed-up is then that of the blocks.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`, for a
             certificate about the drop; None certifies nothing.
         reference: Model that the certificate compares with, such as the one before its vocabulary was cut: alone, or as
@@ -110,7 +113,10 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     anatomy = anatomy_of(model)
     check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
-    asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=latency_ms)
+    one_budget(given, where="plan_for_budget")  # before anything is measured
+    twin = plain_copy(model)  # another thread may run the model meanwhile
+    speed = Speed(twin, latency, speedup)
+    asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=speed.table)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=CALIBRATION))
     holdout = None
     if certify is not None:
@@ -125,8 +131,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
             reference=reference,
         )
         holdout.rehearse(model)
-    twin = plain_copy(model)  # another thread may run the model meanwhile
-    found = second_order_plan(twin, dataset, settings, data_collator=data_collator, batch_size=batch_size)
+    measure = speed.of if speed.is_measured else None
+    found = planned(twin, dataset, settings, data_collator, batch_size, measure)
     share_seen_(model, twin)
     if recover is not None:
         found = recovered(twin, found, recover)
@@ -141,7 +147,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         recovery_in_words(found.refit, getattr(recover, "epochs", None)),
         name_on_hub(certify, dataset),
     )
-    report = PruningReport.of(found.plan, anatomy, unseen=unseen_change(certificate, WHOLE), recipe=recipe)
+    unseen = unseen_change(certificate, WHOLE)
+    report = PruningReport.of(found.plan, anatomy, latency=speed.changes.get(found.plan), unseen=unseen, recipe=recipe)
     return PruningResult(
         found.plan,
         found.refit,
@@ -188,7 +195,7 @@ def second_order_of(
         latency_ms: Measured ms, which a speed-up then is of.
 
     Raises:
-        InvalidSettingError: Not exactly one is given, or it is out of range; or ms come with another than a speed-up.
+        InvalidSettingError: Not exactly one is given, or it is out of range.
     """
     found = _second_order_of(given, anatomy, model, where, latency_ms)
     if uniform:
@@ -204,8 +211,6 @@ def _second_order_of(
     if name is None:
         raise InvalidSettingError(f"{where} needs one budget, received none. Pass one of {', '.join(given)}.")
     value = given[name]
-    if latency_ms is not None and name != "speedup":
-        raise InvalidSettingError(f"{where}: latency_ms belongs to speedup=, received {name}. Leave it out.")
     if name == "kept_heads":
         return SecondOrder(kept_heads=value)
     if name == "speedup":

@@ -14,12 +14,15 @@ from hf_headprune.budgets import budget_groups
 from hf_headprune.cost import latency_of, macs_price, ms_with, weights_price
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.plan import PruningPlan
+from hf_headprune.refit.measured import plan_as_measured
 from hf_headprune.refit.moments import record_moments_by_gradient
 from hf_headprune.refit.projections import Refit
 from hf_headprune.refit.removal_costs import Step, cheapest_first, elimination
 from hf_headprune.uniform import stops, tied_sites
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import nn
 
@@ -51,7 +54,7 @@ class Path:
         return self.left + sum(widths) - np.cumsum([0, *widths])
 
 
-def choose(
+def choose(  # noqa: PLR0913 - a budget, what it is met by, and how it is measured
     model: nn.Module,
     settings: SecondOrder,
     before: PruningPlan,
@@ -59,6 +62,7 @@ def choose(
     *,
     share: float = 1.0,
     over_processes: bool = False,
+    speed_up_of: Callable[[PruningPlan], float] | None = None,
 ) -> tuple[PruningPlan, Refit]:
     """Returns the plan that meets a share of a budget, and what refits the model to it or to any plan on the way.
 
@@ -69,8 +73,10 @@ def choose(
         losses: Of training examples, summed over each batch; each is computed when it is asked for.
         share: Of what the budget removes, from 0 to 1.
         over_processes: Whether all processes of a distributed run do so, each with losses of its own.
+        speed_up_of: Of "latency": measures a plan; the density is then one over the speed-up of the whole model.
 
     Raises:
+        InvalidSettingError: No plan is measured to be so fast.
         TrainingStateError: The losses gave no gradient, or one that is not finite.
     """
     anatomy = anatomy_of(model)
@@ -78,7 +84,13 @@ def choose(
     refit = record_refit(model, sites, before, losses, over_processes=over_processes)
     steps = _up_to_density if settings.density is not None else _up_to_heads
     paths = _paths(sites, refit, before, settings)
-    return _without(before, steps(paths, before, anatomy, settings, share)), refit
+
+    def plan_at(density: float | None) -> PruningPlan:
+        return _without(before, steps(paths, before, anatomy, replace(settings, density=density), share))
+
+    if speed_up_of is not None and settings.density is not None:
+        return plan_as_measured(1.0 / settings.density, plan_at, speed_up_of), refit
+    return plan_at(settings.density), refit
 
 
 def plans_at(

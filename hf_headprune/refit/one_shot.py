@@ -77,13 +77,25 @@ def second_order_plan(
             "second_order_plan: settings must be SecondOrder(...) and batch_size a whole number >= 1, received "
             f"{settings!r} and {batch_size!r}."
         )
+    return planned(model, dataset, settings, data_collator, batch_size)
+
+
+def planned(
+    model: nn.Module,
+    dataset: Any,
+    settings: SecondOrder,
+    data_collator: Callable[[list[Any]], Any] | None,
+    batch_size: int,
+    speed_up_of: Callable[[PruningPlan], float] | None = None,
+) -> RefittedPlan:
+    """Does what `second_order_plan` does; `speed_up_of` is that of `choose`."""
     check_budget(settings, anatomy_of(model))
     losses = ExampleLosses(
         model, dataset, settings.tuning.scoring_examples, settings.tuning.seed or 0, data_collator, batch_size
     )
     remember_seen_(model, calibration=losses.drawn)
     full = PruningPlan.full(anatomy_of(model))
-    plan, refit = choose(model, settings, full, losses)
+    plan, refit = choose(model, settings, full, losses, speed_up_of=speed_up_of)
     return RefittedPlan(plan, RefitInOrder(refit, plan, full, losses.runs()).fit())
 
 

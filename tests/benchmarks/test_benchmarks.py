@@ -118,6 +118,13 @@ def test_the_rounding_benchmark_runs_with_smoke_and_finds_small_errors(smoke, tm
     assert all(0 < error < 0.1 for error in errors)
 
 
+def test_the_measured_speed_benchmark_runs_with_smoke(smoke, tmp_path):
+    row = smoke("benchmarks.measured_speed", "--work", str(tmp_path)).strip().splitlines()[-1]
+    values = dict(pair.split("=") for pair in row.split())
+    assert 0 < float(values["weights"]) < 1
+    assert float(values["reached"]) > 0
+
+
 def test_the_latency_table_benchmark_runs_with_smoke(smoke):
     lines = [line for line in smoke("benchmarks.latency_table").splitlines() if "predicted=" in line]
     assert len(lines) == 2

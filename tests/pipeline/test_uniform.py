@@ -125,7 +125,7 @@ def test_numbers_that_a_configuration_refuses_are_passed_over(llama, rows, kept,
 
 def test_a_budget_of_measured_ms_is_met_by_equal_layers(mistral, rows):
     table = {site.name: {0: 0.0, site.units: 1.0} for site in anatomy_of(mistral).sites}
-    found = plan_for_budget(mistral, rows, speedup=2.0, latency_ms=table, uniform=True)
+    found = plan_for_budget(mistral, rows, speedup=2.0, latency=table, uniform=True)
     assert_equal_layers(found.plan)
     assert latency_of(found.plan, table) <= latency_of(PruningPlan.of(mistral), table) / 2 + 1e-9
 

@@ -239,7 +239,7 @@ def test_a_budget_of_ms_is_met_and_no_other_removals_that_meet_it_cost_less(case
         for levels in itertools.product(*(range(len(path) + 1) for path in paths))
         if latency_of(without(full, paths, levels), table) <= latency_of(full, table) / 2 + 1e-9
     )
-    found = plan_for_budget(model, examples(40), speedup=2.0, latency_ms=table, batch_size=8)
+    found = plan_for_budget(model, examples(40), speedup=2.0, latency=table, batch_size=8)
     assert latency_of(found.plan, table) <= latency_of(full, table) / 2 + 1e-9
     gone = {site.name: site.units - len(found.plan.kept(site.name)) for site in anatomy.sites}
     paid = 0.0
@@ -276,11 +276,11 @@ def test_a_budget_of_ms_holds_between_its_rounds_too():
         (lambda model, table: SecondOrder(density=0.5, counts="latency"), "latency_ms is for counts='latency'"),
         (lambda model, table: SecondOrder.to_speedup(2.0, latency_ms={"a": 1}), "latency_ms must be"),
         (
-            lambda model, table: plan_for_budget(model, examples(4), density=0.5, latency_ms=table),
+            lambda model, table: plan_for_budget(model, examples(4), density=0.5, latency=table),
             "belongs to speedup=",
         ),
         (
-            lambda model, table: plan_for_budget(model, examples(4), speedup=2.0, latency_ms={"x": {0: 0.0, 1: 1.0}}),
+            lambda model, table: plan_for_budget(model, examples(4), speedup=2.0, latency={"x": {0: 0.0, 1: 1.0}}),
             r"missing are \['encoder.layer.0.attention'.*unknown \['x'\]",
         ),
     ],
