@@ -128,12 +128,15 @@ def run(
     smaller = prune_vocabulary_(model, tokenizer, frequent_words(train, scale.uses))
     say(started, f"2/5  vocabulary: {len(smaller):,} of {len(tokenizer):,} pieces")
 
-    prune_model_(model, plan_for_budget(model, train.encoded(smaller), size_mb=scale.size_mb, seed=seed))
-    say(started, f"3/5  heads and FFN units: {model.num_parameters():,} of {dense.num_parameters():,} parameters")
-
     answers = logits_of(dense, train.encoded(tokenizer), tokenizer).tolist()
-    rows = train.encoded(smaller, answers=answers)
-    learn_(model, rows, smaller, output, epochs=scale.recovery_epochs, rate=2e-4, seed=seed, kind=Student)
+
+    def recover(pruned: Any, _: Any) -> None:
+        say(started, f"3/5  heads and FFN units: {pruned.num_parameters():,} of {dense.num_parameters():,} parameters")
+        rows = train.encoded(smaller, answers=answers)
+        learn_(pruned, rows, smaller, output, epochs=scale.recovery_epochs, rate=2e-4, seed=seed, kind=Student)
+
+    rows = train.encoded(smaller)
+    prune_model_(model, plan_for_budget(model, rows, size_mb=scale.size_mb, recover=recover, seed=seed))
     say(started, "4/5  learned what the whole model answers")
 
     found = certified(dense, tokenizer, model, smaller, splits, output)
@@ -164,7 +167,11 @@ def certified(
         "accuracy_on_test": {"dense": right(dense, test, tokenizer), "fp32": right(model, test, smaller)},
         "mb": {"fp32": megabytes(output / "fp32" / "model.safetensors"), "int8": megabytes(exported)},
         "certified": {
-            name: {"verdict": it.verdict, "drop": it.evidence.dense_metric - it.evidence.pruned_metric}
+            name: {
+                "verdict": it.verdict,
+                "drop": it.evidence.dense_metric - it.evidence.pruned_metric,
+                "drop_at_most": it.evidence.upper_bound,
+            }
             for name, it in certificates.items()
         },
     }

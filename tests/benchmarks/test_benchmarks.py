@@ -118,6 +118,12 @@ def test_the_rounding_benchmark_runs_with_smoke_and_finds_small_errors(smoke, tm
     assert all(0 < error < 0.1 for error in errors)
 
 
+def test_the_smallest_benchmark_runs_with_smoke(smoke, tmp_path):
+    assert smoke("benchmarks.smallest", "--work", str(tmp_path)).splitlines()[-1].startswith("sst2")
+    found = json.loads(next((tmp_path / "smallest").glob("*.json")).read_text())
+    assert found["int8_mb"] < found["mb"] <= 3
+
+
 def test_the_measured_speed_benchmark_runs_with_smoke(smoke, tmp_path):
     row = smoke("benchmarks.measured_speed", "--work", str(tmp_path)).strip().splitlines()[-1]
     values = dict(pair.split("=") for pair in row.split())
