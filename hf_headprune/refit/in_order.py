@@ -45,10 +45,13 @@ class Runs:
     Attributes:
         dense: The model that was recorded, or a copy of it.
         each: For each loss, what runs a model on its examples; None to leave them out.
+        recorded: The model that was recorded, where earlier rounds have pruned it; what is aimed at is then all that
+            `dense` computes.
     """
 
     dense: nn.Module
     each: Sequence[Callable[[nn.Module], Any] | None]
+    recorded: nn.Module | None = None
 
 
 @dataclass(frozen=True)

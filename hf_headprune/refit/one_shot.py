@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from hf_headprune.refit.choice import choose
 from hf_headprune.refit.in_order import Runs
 from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.refit.reach import check_budget
+from hf_headprune.refit.rounds import planned_in_rounds
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.tasks.batches import collated, longest_first
 from hf_headprune.tasks.examples import (
@@ -60,7 +62,8 @@ def second_order_plan(
         dataset: Sized and indexable; tokenized examples with "labels" (or "label" for a class), or with
             "start_positions" and "end_positions". Training examples do. Without a column of labels, what the model
             answers itself stands for them, unless it writes a text. Other columns are ignored.
-        settings: The budget, and how many of the examples are looked at. They are drawn by their content: the same
+        settings: The budget, its rounds, and how many of the examples are looked at. Each round takes as long as one
+            alone, and what is left is refitted before the next. Examples are drawn by their content: the same
             examples in another order, or in batches of another size, give the same plan up to rounding. (Of more than
             20,000, those at as many places are candidates.)
         data_collator: Makes the batches; when left out, examples are padded on the right.
@@ -94,6 +97,8 @@ def planned(
         model, dataset, settings.tuning.scoring_examples, settings.tuning.seed or 0, data_collator, batch_size
     )
     remember_seen_(model, calibration=losses.drawn)
+    if settings.rounds > 1:
+        return planned_in_rounds(model, settings, losses, speed_up_of)
     full = PruningPlan.full(anatomy_of(model))
     plan, refit = choose(model, settings, full, losses, speed_up_of=speed_up_of)
     return RefittedPlan(plan, RefitInOrder(refit, plan, full, losses.runs()).fit())
@@ -178,6 +183,12 @@ class ExampleLosses:
                 "its task."
             )
         return projected(model, outputs, batch, drawn, where=where)
+
+    def on(self, model: nn.Module) -> ExampleLosses:
+        """Returns the losses of another model on the same examples."""
+        found = copy.copy(self)
+        found._model = model
+        return found
 
     def runs(self) -> Runs:
         """Returns, for each loss, a forward pass on its examples."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -264,8 +264,9 @@ class RefitInOrder(Refit):
         step = math.ceil(self._activations(used) / max(MOST_ACTIVATIONS, _size_of(runs.dense)))
         used = dict(list(used.items())[:: max(step, 1)])
         weights = {site: [found[number] for number in used] for site, found in self._weights.items()}
-        dense, pruned = runs.dense, plain_copy(runs.dense)
-        with evaluating(dense), masked(dense, self._start), masked(pruned, RefittedPlan(self._plan, self)):
+        dense, pruned = runs.dense, plain_copy(runs.dense if runs.recorded is None else runs.recorded)
+        aimed = masked(dense, self._start) if runs.recorded is None else nullcontext()
+        with evaluating(dense), aimed, masked(pruned, RefittedPlan(self._plan, self)):
             try:
                 self._fits = fits_in_order(pruned, dense, self._plan, list(used.values()), weights)
             except Exception as error:  # noqa: BLE001 - a loss of the user's may insist on a model of its own
