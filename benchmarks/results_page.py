@@ -49,6 +49,7 @@ def main() -> None:
         ("head_costs", head_costs_section),
         ("latency_table", latency_table_section),
         ("measured_speed", measured_speed_section),
+        ("one_shot_cost", one_shot_cost_section),
         ("runtimes", runtimes_section),
         ("optimum", optimum_section),
         ("search_speed", search_speed_section),
@@ -607,6 +608,19 @@ def measured_speed_section(content: dict[str, Any]) -> Iterator[str]:
         cells = [f"{row['batch_size']} x {row['seq_len']}", str(row["layers"]), f"{row['asked']:.2f}"]
         cells += [f"{row['reached']:.2f}", f"{row['reached'] / row['asked']:.3f}"]
         yield table_row([*cells, f"{row['weights_of_layers']:.0%}", f"{row['weights']:.0%}"])
+
+
+def one_shot_cost_section(content: dict[str, Any]) -> Iterator[str]:
+    """Table of the time of costs and refit, by layers, width and examples."""
+    yield "## Time of costs and refit"
+    yield f"\nBERT shapes, pruned to half of their attention and FFN weights on texts of {content['length']} tokens,"
+    yield "without training. *Costs*: moments, gradients and the order of removal; *refit*: all linear modules in"
+    yield "order. CPU seconds of one thread.\n"
+    yield from header("layers", "width", "examples", "costs", "refit", "together")
+    for row in content["results"]:
+        cells = [str(row["layers"]), str(row["width"]), f"{row['examples']:,}"]
+        cells += [f"{row['costs']:.1f}", f"{row['refit']:.1f}"]
+        yield table_row([*cells, f"{row['costs'] + row['refit']:.1f}"])
 
 
 def runtimes_section(content: dict[str, Any]) -> Iterator[str]:

@@ -124,6 +124,12 @@ def test_the_smallest_benchmark_runs_with_smoke(smoke, tmp_path):
     assert found["int8_mb"] < found["mb"] <= 3
 
 
+def test_the_one_shot_cost_benchmark_runs_with_smoke(smoke):
+    row = dict(pair.split("=") for pair in smoke("benchmarks.one_shot_cost").strip().splitlines()[-1].split())
+    assert float(row["costs"]) > 0
+    assert float(row["refit"]) > 0
+
+
 def test_the_measured_speed_benchmark_runs_with_smoke(smoke, tmp_path):
     row = smoke("benchmarks.measured_speed", "--work", str(tmp_path)).strip().splitlines()[-1]
     values = dict(pair.split("=") for pair in row.split())
