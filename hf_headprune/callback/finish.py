@@ -235,6 +235,8 @@ def _find(
     search = settings.search
     own = own_number(trainer, search, learned.plan, is_one_point=settings.is_one_point)
     if own is not None and asked.metric is None and splits.holdout is not None:
+        if asked.required_by == "confidence":
+            return _nothing(learned.plan, own.reason)
         splits = Splits(holdout=NotCertifiable(own.reason))
     return _search(trainer, settings, splits, learned, is_own=own is not None), splits.holdout
 
@@ -261,6 +263,8 @@ def _walk_down(
     if decide is None or asked.metric is None:
         own = own_number(trainer, search, before, is_one_point=settings.is_one_point, ours=ours)
     if own is not None and asked.metric is None and holdout is not None:
+        if asked.required_by == "confidence":
+            return _nothing(before, own.reason)
         decide, holdout = None, NotCertifiable(own.reason)
     if decide is None:
         if recover is not None:
@@ -275,6 +279,13 @@ def _walk_down(
     several = number_of_processes() > 1
     how: Any = {"uniform": settings.uniform, "over_processes": several, "runs": _runs(trainer, twin, batches)}
     return walk_down(model_of(trainer), before, losses, decide, **how), holdout
+
+
+def _nothing(before: PruningPlan, reason: str) -> tuple[Found, NotCertifiable]:
+    """Returns what is pruned where a confidence was asked for and nothing can be certified: nothing."""
+    words = f"{reason}. Nothing was pruned, since confidence=... prunes only what is certified"
+    logger.warning("HeadPruneCallback: %s.", words)
+    return Found(RefittedPlan(before)), NotCertifiable(words)
 
 
 def _cut_to_size(trainer: Trainer, settings: Settings, before: PruningPlan, recover: Recover) -> Found:

@@ -196,7 +196,7 @@ def runs_to_100(name: str, value: float) -> bool:
     return FAR_ABOVE_ONE < abs(value) <= PERCENT and name != "loss"
 
 
-def require_searchable(trainer: Trainer, settings: Settings) -> float:
+def require_searchable(trainer: Trainer, settings: Settings, *, needs_certificate: bool = False) -> float:
     """Sees that plans will find their units and their metric, before hours of training rest on it.
 
     Where examples are scored, they are read; numbers of the user's are looked for in an evaluation.
@@ -204,6 +204,7 @@ def require_searchable(trainer: Trainer, settings: Settings) -> float:
     Args:
         trainer: Of the run.
         settings: Of the run.
+        needs_certificate: Whether only what is certified may be pruned, by our own score of each example.
 
     Returns:
         Seconds to measure one plan on all examples, about.
@@ -211,7 +212,7 @@ def require_searchable(trainer: Trainer, settings: Settings) -> float:
     Raises:
         InvalidSettingError: The metric is not among those that an evaluation returns, or nothing says whether it is an
             error; or an example has no tokens, or a label that is no class; or the drop allowed allows anything; or the
-            settings do not fit the model.
+            settings do not fit the model; or a number in percent stands in the way of the certificate.
     """
     search = settings.measured
     closes_ffn = settings.second_order is not None  # movement's are gone for good
@@ -229,6 +230,12 @@ def require_searchable(trainer: Trainer, settings: Settings) -> float:
         higher_is_better(trainer, name, search)
         if settings.is_one_point and is_scored and runs_to_100(name, value):
             logger.warning("HeadPruneCallback: %s runs from 0 to 100. A drop of 1.0, a point, is allowed.", name)
+        elif needs_certificate and is_scored and runs_to_100(name, value):
+            raise InvalidSettingError(
+                f"HeadPruneCallback(confidence=...) prunes what is certified, from 0 to 1, and compute_metrics returns "
+                f"{value:.4g} as {name}: a drop of {search.max_drop:g} would mean two things. Let compute_metrics "
+                "return it from 0 to 1, or leave confidence out; then the number that compute_metrics returns decides."
+            )
         else:
             _warn_of_scale(name, value, search.max_drop)
     elif is_scored:

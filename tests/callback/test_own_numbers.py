@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from transformers import Trainer
 
+from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import HeadPruneCallback, search_metric
 from hf_headprune.callback.metric_choice import metric_of
 from hf_headprune.callback.search_metric import metric_source
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.plan import PruningPlan
 from hf_headprune.search.settings import AStarSearch
 from tests.support.models import tiny_bert
 from tests.support.rows import questions, tagged
@@ -82,6 +85,29 @@ def test_a_number_of_another_meaning_decides_under_the_same_name(tmp_path, parts
     assert callback.report.metric.after == pytest.approx(trainer.evaluate()["eval_accuracy"])
     assert callback.report.metric.num_examples == 240
     assert callback.certificate is None
+
+
+@pytest.mark.parametrize("parts", [{"max_drop": 0.5}, {"search": AStarSearch(max_drop=0.5, max_evaluations=3)}])
+def test_a_confidence_refuses_a_metric_in_percent_before_training(tmp_path, parts):
+    callback = HeadPruneCallback(**parts, confidence=0.6, latency=None)
+    data = {"train_dataset": attended_rows(64, 0), "eval_dataset": attended_rows(1200, 1)}
+    trainer = trainer_of(tmp_path, callback, compute_metrics=percent_accuracy, **data)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    with pytest.raises(InvalidSettingError, match="would mean two things"):
+        trainer.train()
+    after = trainer.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("parts", [{"max_drop": 0.2}, {"search": AStarSearch(**SHORT, metric="accuracy")}], ids=str)
+def test_with_a_confidence_nothing_is_pruned_by_a_number_that_is_not_certified(tmp_path, parts):
+    data = {"train_dataset": tagged(64, 0), "eval_dataset": tagged(240, 1)}
+    callback = HeadPruneCallback(**parts, confidence=0.6, latency=None)
+    model = tiny_bert("TokenClassification")
+    trainer_of(tmp_path, callback, model=model, compute_metrics=right_sentences, **data).train()
+    assert callback.plan == PruningPlan.full(anatomy_of(tiny_bert("TokenClassification")))
+    assert callback.certificate is None
+    assert "Nothing was pruned, since confidence=... prunes only what is certified" in callback.report.certificate
 
 
 class Answers(Trainer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -14,6 +13,8 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.records import record_of
 from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.latency import LatencyChange, LatencySample, LatencySettings
+from hf_headprune.pipeline import speed
 from hf_headprune.plan import PruningPlan
 from tests.support.command_line import (
     WORDS,
@@ -176,19 +177,26 @@ def test_a_size_is_certified_on_request_and_else_reported(capsys, classifier, tm
     assert "macro_f1 (unseen examples)" in said.out
 
 
-def test_a_speed_up_counts_what_the_blocks_of_this_machine_take(capsys, classifier, tmp_path, monkeypatch):
-    def table(model, progress):
+def test_a_speed_up_is_that_of_this_machine(capsys, classifier, tmp_path, monkeypatch):
+    dense = {site.name: site.units for site in anatomy_of(tiny_bert()).sites}
+
+    def table(model, settings, progress):
         return {site.name: {0: 0.0, site.units: 4.0 if site.is_attention else 1.0} for site in anatomy_of(model).sites}
 
-    monkeypatch.setattr(sys.modules["hf_headprune.cli.prune"], "measure_latency_table", table)
+    def measured(before, after, settings):
+        assert settings == LatencySettings()
+        kept = {site.name: site.units / dense[site.name] for site in anatomy_of(after).sites}
+        ms = 2.0 + sum(share * (4.0 if "attention" in name else 1.0) for name, share in kept.items())
+        samples = [LatencySample(each, each, each) for each in (12.0, ms)]
+        return LatencyChange(*samples, device="cpu", dtype="float32", batch_size=8, seq_len=128, threads=1, runs=5)
+
+    monkeypatch.setattr(speed, "measure_latency_table", table)
+    monkeypatch.setattr(speed, "measure_latency", measured)
     words = ["prune", classifier / "model", tmp_path / "out", "--train", classifier / "train.csv", "--speedup", "2"]
     said = called(capsys, *words, "--measured")
     assert said.code == 0, said.err
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    dense = {site.name: site.units for site in anatomy_of(tiny_bert()).sites}
-    kept = {site.name: site.units / dense[site.name] for site in anatomy_of(model).sites}
-    ms = sum(share * (4.0 if "attention" in name else 1.0) for name, share in kept.items())
-    assert ms <= 5.0 + 1e-6  # of 10
+    assert measured(None, model, LatencySettings()).after.median_ms == pytest.approx(6.0, rel=0.1)
 
 
 def test_a_size_in_megabytes_is_that_of_the_file(capsys, classifier, tmp_path):

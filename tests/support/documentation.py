@@ -152,6 +152,8 @@ def stand_ins(folder: Path, block: str) -> dict[str, Any]:
         found |= of_embeddings(folder, names_used(block))
     if "measure_latency_table" in names_used(block):
         found["measure_latency_table"] = steady_table
+    if "latency=LatencySettings" in block:
+        found["plan_for_budget"] = by_steady_table
     if "AutoModelForCausalLM" in block:
         language_model, _ = made("llama")
         language_model.save_pretrained(folder / "llama")
@@ -164,6 +166,12 @@ def steady_table(model: Any, settings: Any) -> dict[str, dict[int, float]]:
     """Stands for a measurement, which noise makes useless of a tiny model; called as the function itself may be."""
     signature(hf_headprune.measure_latency_table).bind(model, settings)
     return {site.name: {0: 0.0, site.units: 4.0 if site.is_attention else 1.0} for site in anatomy_of(model).sites}
+
+
+def by_steady_table(model: Any, dataset: Any, *, latency: Any, **given: Any) -> Any:
+    """Stands for a call that measures, for the same reason."""
+    table = steady_table(model, latency) if isinstance(latency, hf_headprune.LatencySettings) else latency
+    return hf_headprune.plan_for_budget(model, dataset, latency=table, **given)
 
 
 def of_embeddings(folder: Path, used: set[str]) -> dict[str, Any]:
