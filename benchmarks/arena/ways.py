@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from benchmarks.arena import kprune, kwon
+from benchmarks.arena import kprune, kwon, packaged
 from benchmarks.arena.case import Case, best_units, plan_of, weights_of
 from hf_headprune import PruningPlan, plan_for_budget, prune_model_
 from hf_headprune.anatomy import base_model
@@ -121,4 +121,5 @@ WAYS: dict[str, Callable[[Case], None]] = {
     "ZipLM's price": equal_outputs,
     "Kwon et al.": kwon.cut,
     "K-prune": kprune.cut,
+    "Torch-Pruning": packaged.cut,
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from benchmarks.arena import kprune, kwon
+from benchmarks.arena import kprune, kwon, packaged
 from benchmarks.arena.case import Case, weights_of
 from benchmarks.arena.ways import WAYS
 from hf_headprune.anatomy import anatomy_of, base_model
@@ -34,6 +34,8 @@ def weights(model):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("density", [0.5, 0.25])
 def test_every_way_cuts_to_the_density(case, way, density):
+    if way == "Torch-Pruning":
+        pytest.importorskip("torch_pruning", reason="the extra `test` is not installed")
     asked = case(density)
     chunk = max(32 * weights_of(site) if not site.is_attention else weights_of(site) for site in asked.sites)
     WAYS[way](asked)
@@ -83,3 +85,22 @@ def test_masks_are_tuned_to_what_the_dense_layer_returns(case):
     factors = kwon._masks(weight, given, given @ weight.T, ffn, kept)
     assert factors[0] == pytest.approx(2.0, abs=0.01)
     assert torch.allclose(factors[1:], torch.ones(len(kept) - 1), atol=0.01)
+
+
+def test_torch_pruning_removes_what_the_loss_does_not_depend_on(case):
+    pytest.importorskip("torch_pruning", reason="the extra `test` is not installed")
+    asked = case(0.76)
+    with torch.no_grad():  # a quarter of the heads and of the FFN units of each layer adds next to nothing
+        for site in asked.sites:
+            output = base_model(asked.model).get_submodule(site.output)
+            output.weight[:, site.columns(range(site.units // 4))] *= 1e-4
+    before = logits(asked)
+    packaged.cut(asked)
+    assert weights(asked.model) <= asked.budget
+    assert torch.allclose(logits(asked), before, atol=1e-2)
+
+
+def test_torch_pruning_says_what_to_install(case, monkeypatch):
+    monkeypatch.setattr(packaged, "torch_pruning", None)
+    with pytest.raises(SystemExit, match="pip install --no-deps torch-pruning"):
+        packaged.cut(case(0.5))
