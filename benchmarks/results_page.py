@@ -262,7 +262,8 @@ def arena_section(content: dict[str, Any]) -> Iterator[str]:
             rows = [row for row in content["summary"] if (row["task"], row["training"]) == (task, training)]
             if rows:
                 dense = rows[0]["dense_test"]["mean"]
-                yield f"\n### {task}, {title[0].lower()}{title[1:]}\n\nThe dense models reach {dense:.2f}.\n"
+                metric = "F1 on test in percent. " if task == "qamr" else ""
+                yield f"\n### {task}, {title[0].lower()}{title[1:]}\n\n{metric}The dense models reach {dense:.2f}.\n"
                 cells = Counter(row["density"] for row in rows)  # a column that lacks ways has no best one
                 best = {
                     density: max(row["test"]["mean"] for row in rows if row["density"] == density)

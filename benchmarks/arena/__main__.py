@@ -31,7 +31,7 @@ from benchmarks.training import build_trainer
 from hf_headprune import anatomy_of
 
 RESULT = RESULTS / "arena.json"
-TASKS = ("sst2", "snli")
+TASKS = ("sst2", "snli", "qamr")
 SEEDS = (0, 1, 2)
 DENSITIES = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1)
 TRAININGS = {"none": DENSITIES, "300 steps": (0.5, 0.25, 0.1), "2 epochs": (0.5, 0.25, 0.1)}

@@ -8,13 +8,14 @@ from datasets import Dataset
 
 from benchmarks.arena import __main__ as arena
 from benchmarks.arena import kprune, kwon, packaged, training
-from benchmarks.arena.case import Case, weights_of
+from benchmarks.arena.case import Case, answers_of, weights_of
 from benchmarks.arena.cofi import Lesson
 from benchmarks.arena.during import DURING
 from benchmarks.arena.l0 import Gates, GateSteps
 from benchmarks.arena.ways import WAYS
 from hf_headprune.anatomy import anatomy_of, base_model
-from tests.support.classifiers import NUM_LABELS, classifier, examples
+from tests.support.classifiers import NUM_LABELS, classifier, decisive, examples
+from tests.support.models import tiny_bert
 
 
 @pytest.fixture
@@ -28,30 +29,51 @@ def case():
     return make
 
 
+@pytest.fixture
+def questions():
+    def make(density, **settings):
+        model = decisive(tiny_bert("QuestionAnswering", num_hidden_layers=4, intermediate_size=128, **settings))
+        spans = [{"start_positions": 1, "end_positions": 2, "input_ids": row["input_ids"]} for row in examples(48)]
+        train = Dataset.from_list(spans)
+        task = SimpleNamespace(
+            name="tiny", num_labels=0, train=train, dev=train.select(range(8)), scorers={"dev": None}
+        )
+        return Case(model, task, density, seed=0)
+
+    return make
+
+
 def logits(case):
     with torch.no_grad():
-        return torch.cat([case.model(**batch).logits for batch in case.batches])
+        return torch.cat([answers_of(case.model(**batch)).flatten() for batch in case.batches])
 
 
 def weights(model):
     return sum(weights_of(site) * site.units for site in anatomy_of(model).sites)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("density", [0.5, 0.25])
-def test_every_way_cuts_to_the_density(case, way, density):
+def cuts_to_the_density(way, asked):
     if way == "Torch-Pruning":
         pytest.importorskip("torch_pruning", reason="the extra `test` is not installed")
-    asked = case(density)
     chunk = max(32 * weights_of(site) if not site.is_attention else weights_of(site) for site in asked.sites)
     WAYS[way](asked)
     assert abs(weights(asked.model) - asked.budget) <= chunk
     assert logits(asked).isfinite().all()
 
 
-@pytest.mark.parametrize("cut", [kprune.cut, kwon.cut])
-def test_where_nothing_is_removed_nothing_changes(case, cut):
-    asked = case(1.0)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_cuts_to_the_density(case, way):
+    cuts_to_the_density(way, case(0.25))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_cuts_a_model_that_answers_questions(questions, way):
+    cuts_to_the_density(way, questions(0.5))
+
+
+@pytest.mark.parametrize(("kind", "cut"), [("case", kprune.cut), ("questions", kprune.cut), ("case", kwon.cut)])
+def test_where_nothing_is_removed_nothing_changes(request, kind, cut):
+    asked = request.getfixturevalue(kind)(1.0)
     before = logits(asked)
     cut(asked)
     assert torch.allclose(logits(asked), before, atol=1e-3)
@@ -135,6 +157,13 @@ def test_every_way_that_prunes_during_training_cuts_to_the_density(case, monkeyp
     assert steps == (2 if way == "block movement" else 10)  # whose second run counts anew
 
 
+def test_cofi_learns_from_a_teacher_that_answers_questions(questions):
+    asked, dense = questions(0.5), questions(0.5).model
+    batch = asked.batches[0]
+    outputs = asked.model(**batch, output_hidden_states=True)
+    assert Lesson(dense).loss(outputs, batch, [True] * 4).item() == pytest.approx(0.0, abs=1e-5)
+
+
 def test_ways_that_prune_during_training_have_no_runs_without(case):
     runs = arena.all_runs()
     assert {run.way for run in runs if run.training == "none"} == set(WAYS)
@@ -151,14 +180,13 @@ def one_step(steps, number, loss=0.0):
     steps.on_pre_optimizer_step(None, None, None)
 
 
-@pytest.mark.parametrize("density", [0.5, 0.1])
-def test_gates_are_led_to_the_density(case, density):
-    gates = Gates(case(density))
+def test_gates_are_led_to_the_density(case):
+    gates = Gates(case(0.1))
     assert gates.expected_density() > 0.98
     steps = steps_of(gates)
     for number in range(300):
         one_step(steps, number)
-    assert gates.expected_density().item() == pytest.approx(density, abs=0.03)
+    assert gates.expected_density().item() == pytest.approx(0.1, abs=0.03)
 
 
 def test_gates_of_what_the_loss_needs_stay_open(case):
