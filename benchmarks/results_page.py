@@ -238,6 +238,16 @@ TRAININGS = {
 }
 
 
+RIVALS = {  # of the arena, where they have runs
+    "Torch-Pruning": "the package of that name, its Taylor scores ranked over all layers, heads and FFN units apart",
+    "ours, during": "`HeadPruneCallback(density=...)`, which cuts after 60 % of the steps of the training",
+    "CoFi": "written after its paper; it prunes during the same training, with gates on blocks, heads and FFN units, "
+    "and where there is a teacher it learns layer by layer",
+    "block movement": "the published recipe `hybrid_filled`, which prunes during the same training and refills after "
+    "80 % of the steps",
+}
+
+
 def arena_section(content: dict[str, Any]) -> Iterator[str]:
     """Tables of every way of the arena: ways down, densities across."""
     yield "## The arena"
@@ -248,12 +258,15 @@ def arena_section(content: dict[str, Any]) -> Iterator[str]:
     yield "al.* and *K-prune* are written after their papers and code; *ZipLM's price* is its cost of a removal, with"
     yield "our refit of output projections. Accuracy on test in percent: mean ± standard deviation over seeds; the"
     yield "best is bold."
+    present = {row["way"] for row in content["summary"]}
+    yield from (f"\n*{way}*: {words}." for way, words in RIVALS.items() if way in present)
     for task in dict.fromkeys(row["task"] for row in content["summary"]):
         for training, title in TRAININGS.items():
             rows = [row for row in content["summary"] if (row["task"], row["training"]) == (task, training)]
             if rows:
                 dense = rows[0]["dense_test"]["mean"]
-                yield f"\n### {task}, {title[0].lower()}{title[1:]}\n\nThe dense models reach {dense:.2f}.\n"
+                metric = "F1 on test in percent. " if task == "qamr" else ""
+                yield f"\n### {task}, {title[0].lower()}{title[1:]}\n\n{metric}The dense models reach {dense:.2f}.\n"
                 cells = Counter(row["density"] for row in rows)  # a column that lacks ways has no best one
                 best = {
                     density: max(row["test"]["mean"] for row in rows if row["density"] == density)

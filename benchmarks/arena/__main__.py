@@ -2,8 +2,11 @@
 
 The models are those of `benchmarks.default_run`, which trains them where they are missing. Every way is given the same
 training examples to look at, cuts the model for real, and is scored as it is, after 300 further steps on the labels, or
-after two epochs with the dense model as teacher, both at the learning rate of `headprune prune --recover`. What of a
-way's paper is not its way to cut, such as distillation while it prunes, is left out: training is the same for all.
+after two epochs with the dense model as teacher, both at the learning rate of `headprune prune --recover`. What is no
+part of these ways' cut is left out: training is the same for all. Ways that prune during training have as many steps,
+and the same labels or the same teacher, from whom they learn as their papers say.
+
+Embedding models (stsb) are left out: their training examples have no labels, which most of the ways need.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.arena [--tasks sst2] [--seeds 0] [--ways ours] [--trainings none]
      python -m benchmarks.arena --collect
@@ -12,28 +15,27 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.arena [--tasks sst2] [--seeds 0] [--
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.arena.case import Case, weights_of
+from benchmarks.arena.during import DURING
+from benchmarks.arena.training import Training
 from benchmarks.arena.ways import WAYS
 from benchmarks.default_run import plain_run, recipe_of, trained
 from benchmarks.plain_models import parsed, parser_for, work_or_collect
 from benchmarks.results_file import RESULTS, over_seeds
-from benchmarks.tasks import Task, load_task
+from benchmarks.tasks import load_task
 from benchmarks.training import build_trainer
 from hf_headprune import anatomy_of
-from hf_headprune.callback.plain_recovery import PlainRecovery
-from hf_headprune.tasks.batches import Batching
 
 RESULT = RESULTS / "arena.json"
-TASKS = ("sst2", "snli")
+TASKS = ("sst2", "snli", "qamr")
 SEEDS = (0, 1, 2)
 DENSITIES = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1)
-STEPS, EPOCHS = 300, 2.0
-LEARNING_RATE = 2e-4  # of `headprune prune --recover`
 TRAININGS = {"none": DENSITIES, "300 steps": (0.5, 0.25, 0.1), "2 epochs": (0.5, 0.25, 0.1)}
+NAMES = (*WAYS, *DURING)
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,34 @@ class Run:
     training: str
 
 
+def all_runs() -> list[Run]:
+    """Returns all there are, seed by seed; a way that prunes during training has no run without any."""
+    return [
+        Run(task, seed, way, density, training)
+        for seed in SEEDS
+        for training, densities in TRAININGS.items()
+        for task in TASKS
+        for density in densities
+        for way in NAMES
+        if way in WAYS or training != "none"
+    ]
+
+
 def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
     """Makes a model smaller, trains it on where that is asked for, and scores it."""
     task = load_task(run.task, limit=400 if smoke else None)
     plain = plain_run(task, run.seed, work, smoke=smoke)
     dense, model = (trained(task, run.seed, work).eval() for _ in range(2))
+    case = Case(model, task, run.density, run.seed)
+    training = Training(run.training, task, dense, smoke=smoke)
     started = time.process_time()
-    WAYS[run.way](Case(model, task, run.density, run.seed))
-    seconds = time.process_time() - started
-    if run.training != "none":
-        train_on_(model, dense, task, run.training, smoke=smoke)
+    if run.way in DURING:
+        DURING[run.way](case, training)
+    else:
+        WAYS[run.way](case)
+    seconds = time.process_time() - started  # training included where it prunes
+    if run.way in WAYS and run.training != "none":
+        training.after_cut(model)
     trainer = build_trainer(task, recipe_of(task, smoke=smoke), seed=0, callback=None, model=model)
     trainer.compute_metrics = task.scorers["test"]
     test = trainer.evaluate(task.test)[f"eval_{task.metric}"]
@@ -70,24 +90,12 @@ def perform(run: Run, *, work: Path, smoke: bool) -> dict[str, Any]:
     }
 
 
-def train_on_(model: Any, dense: Any, task: Task, training: str, *, smoke: bool) -> None:
-    """Trains a pruned model on: for some steps on the labels, or for some epochs with the dense model as teacher."""
-    if training == "2 epochs":
-        batching = Batching()
-        epochs = 4 * batching.batch_size / len(task.train) if smoke else EPOCHS
-        PlainRecovery(task.train, batching, epochs, LEARNING_RATE)(model, dense)
-        return
-    recipe = replace(recipe_of(task, smoke=smoke), learning_rate=LEARNING_RATE)
-    recipe = recipe if smoke else replace(recipe, max_steps=STEPS)
-    build_trainer(task, recipe, seed=0, callback=None, model=model).train()
-
-
 def summarised(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over seeds."""
     summary = []
     for task in TASKS:
         for training, densities in TRAININGS.items():
-            for way in WAYS:
+            for way in NAMES:
                 for density in densities:
                     cell = task, training, way, density
                     mine = [r for r in runs if (r["task"], r["training"], r["way"], r["density"]) == cell]
@@ -109,18 +117,14 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Works through the runs, or collects."""
     parser = parser_for(__doc__ or "", TASKS, SEEDS)
-    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="of these alone")
+    parser.add_argument("--ways", nargs="+", choices=NAMES, default=NAMES, help="of these alone")
     parser.add_argument("--trainings", nargs="+", choices=tuple(TRAININGS), default=tuple(TRAININGS))
     parser.add_argument("--densities", nargs="+", type=float, choices=DENSITIES, default=DENSITIES)
     options = parsed(parser)
     runs = [
-        Run(task, seed, way, density, training)
-        for seed in SEEDS
-        for training, densities in TRAININGS.items()
-        for task in TASKS
-        for density in densities
-        for way in WAYS
-        if options.collect or (training in options.trainings and density in options.densities)
+        run
+        for run in all_runs()
+        if options.collect or (run.training in options.trainings and run.density in options.densities)
     ]
     work_or_collect(
         options,

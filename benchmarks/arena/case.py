@@ -85,3 +85,8 @@ def best_units(sites: Sequence[Site], scores: Mapping[str, torch.Tensor], budget
 def real_tokens(batch: Mapping[str, Any], values: torch.Tensor) -> torch.Tensor:
     """Returns the rows of `(batch, tokens, width)` that are no padding, `(real tokens, width)`."""
     return values[batch["attention_mask"].bool()]
+
+
+def answers_of(outputs: Any) -> torch.Tensor:
+    """Returns the logits of a batch, `(rows, classes)`; of spans, starts above ends, `(2 rows, tokens)`."""
+    return outputs.logits if "logits" in outputs else torch.cat([outputs.start_logits, outputs.end_logits])

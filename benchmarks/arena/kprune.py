@@ -2,7 +2,7 @@
 
 Source: Park et al. 2024 (arXiv 2308.03449), algorithm 1, with the coefficients of the authors' script. Where the paper
 is silent we do as their code does: gradients of masks are squared by batch, those of a head are averaged over its
-columns, and a weight counts in the place of a FLOP.
+columns, and a weight counts in the place of a FLOP. Of spans, starts and ends count alike.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.arena.case import Case, best_units, plan_of, real_tokens, weights_of
+from benchmarks.arena.case import Case, answers_of, best_units, plan_of, real_tokens, weights_of
 from hf_headprune import prune_model_
 from hf_headprune.anatomy import base_model
 from hf_headprune.masking import UnitScale, attach
@@ -92,7 +92,7 @@ def _of_dense(case: Case) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
     streams: dict[str, list[torch.Tensor]] = {site.name: [] for site in case.sites}
     with Recorder(case.model, case.sites) as seen:
         for batch in case.batches:
-            answers.append((case.model(**batch).logits / TEMPERATURE).softmax(-1))
+            answers.append((answers_of(case.model(**batch)) / TEMPERATURE).softmax(-1))
             for name, found in streams.items():
                 found.append(real_tokens(batch, seen.streams[name] + seen.added[name]))
     return answers, {name: torch.cat(found) for name, found in streams.items()}
@@ -102,14 +102,14 @@ def _knowledge(
     case: Case, sites: Sequence[Site], answers: Sequence[torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """Returns the score of each unit per weight, and what the first site's projection and block are given."""
-    model, examples = case.model, sum(len(answer) for answer in answers)
+    model, examples = case.model, sum(len(batch["input_ids"]) for batch in case.batches)
     tokens = sum(int(batch["attention_mask"].sum()) for batch in case.batches)
     totals = {site.name: torch.zeros(site.units * site.unit_width) for site in sites}
     given: list[torch.Tensor] = []
     streams: list[torch.Tensor] = []
     with Recorder(model, sites) as seen:
         for batch, answer in zip(case.batches, answers, strict=True):
-            logits = (model(**batch).logits / TEMPERATURE).log_softmax(-1)
+            logits = (answers_of(model(**batch)) / TEMPERATURE).log_softmax(-1)
             loss = torch.nn.functional.kl_div(logits, answer, reduction="batchmean") * TEMPERATURE**2
             grads = torch.autograd.grad(loss, list(seen.masks.values()))
             for site, grad in zip(sites, grads, strict=True):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from benchmarks.arena import kprune, kwon
+from benchmarks.arena import kprune, kwon, packaged
 from benchmarks.arena.case import Case, best_units, plan_of, weights_of
 from hf_headprune import PruningPlan, plan_for_budget, prune_model_
 from hf_headprune.anatomy import base_model
+from hf_headprune.learn.distillation.distiller import LABEL_NAMES
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.moments import record_moments
 from hf_headprune.refit.projections import Refit
@@ -33,7 +34,7 @@ def ours(case: Case) -> None:
 
 def unlabelled(case: Case) -> None:
     """The same without labels: the model's own answers stand for them."""
-    names = [name for name in ("label", "labels") if name in case.task.train.column_names]
+    names = [name for name in case.task.train.column_names if name in LABEL_NAMES]
     found = plan_for_budget(case.model, case.task.train.remove_columns(names), density=case.density, seed=case.seed)
     prune_model_(case.model, found)
 
@@ -121,4 +122,5 @@ WAYS: dict[str, Callable[[Case], None]] = {
     "ZipLM's price": equal_outputs,
     "Kwon et al.": kwon.cut,
     "K-prune": kprune.cut,
+    "Torch-Pruning": packaged.cut,
 }
