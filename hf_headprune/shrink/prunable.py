@@ -491,14 +491,22 @@ def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head
 
 def _is_body(key: str, model: nn.Module) -> bool:
     """Tells whether a weight is one of the base model that every task needs."""
-    name = key.removeprefix(f"{model.base_model_prefix}.")
-    is_in_base = name != key or base_model(model) is model
-    return is_in_base and not is_of_some_tasks(key, model)
+    parts = _body(model)
+    paths = tuple(f"{path}." if path else "" for path, module in model.named_modules() if module in parts)
+    return key.startswith(paths) and not is_of_some_tasks(key, model)
+
+
+def _body(model: Any) -> list[Any]:
+    """Returns what all tasks share: the base model, or the towers that a task class holds beside its head."""
+    base, names = base_model(model), modeling_auto.MODEL_MAPPING_NAMES.get(family_of(model).model_type, ())
+    names = (names,) if isinstance(names, str) else names
+    is_task = base is model and type(model).__name__.removeprefix("Prunable") not in names
+    return (towers_of(model) if is_task else []) or [base]
 
 
 def _modules_of_heads(model: nn.Module) -> dict[str, set[str]]:
     """Returns the names of the parameters of each module outside of the base model, but for those that are tied."""
-    body = {id(parameter) for parameter in base_model(model).parameters()}
+    body = {id(parameter) for part in _body(model) for parameter in part.parameters()}
     found: dict[str, set[str]] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in body:
