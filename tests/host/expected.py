@@ -11,12 +11,15 @@ EXPECTED = {
 }
 # Tests of one family.
 ROPE = "all layers of one type have lost their heads, and the host divides by their number before it takes head_dim"
-EMPTY = "the attentions of a block without heads are empty: nothing depends on them, and they have no maximum"
+EMPTY = "the attentions of a block without heads are empty: without a gradient, a maximum, or a number above zero"
 OF_FAMILY = {
     ("deberta-v2", "test_model_outputs_equivalence"): EMPTY,
     ("modernbert", "test_model_rope_scaling_frequencies"): ROPE,
+    ("modernbert", "test_model_rope_scaling_from_config_1_dynamic"): ROPE,
     ("modernbert", "test_model_rope_scaling_from_config_2_yarn"): ROPE,
     ("mpnet", "test_model_outputs_equivalence"): EMPTY,
+    ("qwen2", "test_sliding_window_mask"): EMPTY,
+    ("qwen3", "test_sliding_window_mask"): EMPTY,
     ("swin", "test_retain_grad_hidden_states_attentions"): EMPTY,
 }
 
