@@ -11,9 +11,11 @@ import typer
 from benchmarks import readme_chart, readme_numbers
 from benchmarks.results_file import RESULTS, read_json
 from hf_headprune.cli import app
+from hf_headprune.families import FAMILIES
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, can_decide
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, REPORTING
 from hf_headprune.plan import PruningPlan
+from tests.host.expected import reason_for
 from tests.support.documentation import (
     PAGES,
     ROOT,
@@ -27,7 +29,7 @@ from tests.support.documentation import (
     prose,
     run_page,
 )
-from tools import families_page
+from tools import families_page, family_tests, host_suite
 
 DOCS = ROOT / "docs"
 PLAIN = [
@@ -118,6 +120,26 @@ def test_the_index_names_every_page_of_the_documentation():
 
 def test_the_page_of_families_is_what_the_declarations_give():
     assert families_page.PAGE.read_text(encoding="utf-8") == families_page.page(), "run python -m tools.families_page"
+
+
+def test_every_family_has_results_of_the_tests_that_the_page_of_families_counts():
+    ours, hosts = (read_json(file.RESULTS)["families"] for file in (family_tests, host_suite))
+    assert set(ours) == set(hosts) == set(FAMILIES)
+    assert {name: found["unexpected"] for name, found in hosts.items() if found["unexpected"]} == {}
+    named = {test for tests in families_page.TESTED.values() for test in tests}
+    assert named <= {test for found in ours.values() for test in found}
+    tested = families_page.page().partition("## What is tested")[2].partition("## Not supported")[0].splitlines()
+    assert [row.split("|")[1].strip(" `") for row in tested if row.startswith("| `")] == list(FAMILIES)
+    assert all(reason_for(name, test) == reason for name in hosts for test, reason in hosts[name]["expected"].items())
+
+
+def test_a_case_of_a_test_is_counted_for_its_family():
+    outcomes = {"test_a[xlm-roberta-eager]": "passed", "test_a[xlm-roberta-sdpa]": "Error", "test_a[bert]": "skipped"}
+    found = family_tests.counts({**outcomes, "test_a[other]": "passed", "test_b": "passed"})
+    assert {name: tests for name, tests in found.items() if tests} == {
+        "xlm-roberta": {"test_a": {"passed": 1, "failed": 1}},
+        "bert": {"test_a": {"skipped": 1}},
+    }
 
 
 def test_what_troubleshooting_quotes_are_messages_of_the_package():

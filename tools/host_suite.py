@@ -71,6 +71,11 @@ def outcomes(folder: Path, family: str, names: list[str] | None = None, *, dense
     command = [sys.executable, "-m", "pytest", *settings, f"--junitxml={report}", *chosen]
     with report.with_suffix(".log").open("w", encoding="utf-8") as log:
         subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=SECONDS, check=False)
+    return read_outcomes(report)
+
+
+def read_outcomes(report: Path) -> dict[str, str]:
+    """Returns for each test in a JUnit report "passed", "skipped", or how it failed."""
     found: dict[str, str] = {}
     for test in ElementTree.parse(report).getroot().iter("testcase"):
         name = test.attrib["name"]

@@ -31,10 +31,11 @@ def check_described(model: nn.Module) -> None:
         UnsupportedModelError: Names or shapes differ, or the class can't be built from its configuration.
     """
     expected, found = _shapes(_skeleton(model).state_dict()), _shapes(_own_state(model))
-    problems = [f"{name} has no place in it" for name in found if name not in expected]
-    is_body = base_model(model) is model  # one without a pooler came out of a task class that has none
-    missing = [name for name in expected if name not in found and not (is_body and is_pooler(name, model))]
-    problems += [f"{name} is missing" for name in missing]
+    differing = expected.keys() ^ found.keys()
+    if base_model(model) is model:  # it may be that of a task
+        differing = {name for name in differing if not is_of_some_tasks(name, model)}
+    problems = [f"{name} has no place in it" for name in found if name in differing]
+    problems += [f"{name} is missing" for name in expected if name in differing]
     problems += [
         f"{name} has shape {found[name]} instead of {shape}"
         for name, shape in expected.items()
@@ -49,9 +50,10 @@ def check_described(model: nn.Module) -> None:
         )
 
 
-def is_pooler(key: str, model: Any) -> bool:
-    """Tells whether a weight, by its name in the state dict, is one of the pooler, which some classes lack."""
-    return key.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")
+def is_of_some_tasks(key: str, model: Any) -> bool:
+    """Tells whether a weight, by its name in the state dict, is of the pooler or a mask token: some tasks lack them."""
+    name = key.removeprefix(f"{model.base_model_prefix}.")
+    return name.startswith("pooler.") or name.rpartition(".")[2] == "mask_token"
 
 
 def _own_state(model: nn.Module) -> Mapping[str, torch.Tensor]:

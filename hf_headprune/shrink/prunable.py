@@ -39,12 +39,13 @@ from hf_headprune.errors import (
 from hf_headprune.families import FAMILIES
 from hf_headprune.shrink.adapters import check_adapter_fits, stale_adapter
 from hf_headprune.shrink.config import check_numbers, config_names, prunable_config
-from hf_headprune.shrink.description import is_pooler
+from hf_headprune.shrink.description import is_of_some_tasks
 from hf_headprune.shrink.remote_code import attach_auto_map_, write_code_
 from hf_headprune.shrink.resize import cut_site_
 from hf_headprune.shrink.saved_dtypes import codes_among
 from hf_headprune.shrink.saved_plan import attach_saved_plan_, write_plan_
 from hf_headprune.shrink.self_contained import align_weights_
+from hf_headprune.shrink.shared_bias import write_heads_of_bias_
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,11 @@ class PrunableModel:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_to_config_(self)  # type: ignore[arg-type] # every class that this is mixed into is a model
         adopt_classes_(self)  # type: ignore[arg-type]
+
+    def initialize_weights(self) -> None:
+        """Initialises as Transformers does, and writes what no checkpoint has said about a shared bias."""
+        super().initialize_weights()  # type: ignore[misc]
+        write_heads_of_bias_(self)  # type: ignore[arg-type] # it is a model
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Loads as torch does, and refuses the weights of an adapter that was made for another shape.
@@ -442,7 +448,13 @@ def _is_named_after(model_type: str, name: str) -> bool:
 
 def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
     name = f"Prunable{dense_class.__name__}"
+
+    @functools.wraps(dense_class.__init__)  # so that its arguments are seen, such as `use_mask_token`
+    def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        PrunableModel.__init__(self, config, *args, **kwargs)
+
     namespace: dict[str, Any] = {
+        "__init__": build,
         "__module__": __name__,
         "__qualname__": name,
         "__doc__": f"`{dense_class.__name__}` whose layers have the numbers of heads and FFN units of its config.",
@@ -465,7 +477,7 @@ def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head
             "by hf_headprune.register_prunable(<the dense class>).from_pretrained"
         )
     for key in info["missing_keys"]:
-        is_body = _is_body(key, model) or (heads and not has_new_head and is_pooler(key, model))
+        is_body = _is_body(key, model) or (heads and not has_new_head and is_of_some_tasks(key, model))
         is_torn = any(key in names and not missing >= names for names in heads.values())
         if _in_layers(key, stacks) or ((is_body or is_torn) and not _is_computed(key, model)):
             yield f"{_where(key, sites)} is missing from the weights"
@@ -478,15 +490,23 @@ def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head
 
 
 def _is_body(key: str, model: nn.Module) -> bool:
-    """Tells whether a weight is one that every task needs: of the base model, but for a pooler, which some lack."""
-    name = key.removeprefix(f"{model.base_model_prefix}.")
-    is_in_base = name != key or base_model(model) is model
-    return is_in_base and not is_pooler(key, model)
+    """Tells whether a weight is one of the base model that every task needs."""
+    parts = _body(model)
+    paths = tuple(f"{path}." if path else "" for path, module in model.named_modules() if module in parts)
+    return key.startswith(paths) and not is_of_some_tasks(key, model)
+
+
+def _body(model: Any) -> list[Any]:
+    """Returns what all tasks share: the base model, or the towers that a task class holds beside its head."""
+    base, names = base_model(model), modeling_auto.MODEL_MAPPING_NAMES.get(family_of(model).model_type, ())
+    names = (names,) if isinstance(names, str) else names
+    is_task = base is model and type(model).__name__.removeprefix("Prunable") not in names
+    return (towers_of(model) if is_task else []) or [base]
 
 
 def _modules_of_heads(model: nn.Module) -> dict[str, set[str]]:
     """Returns the names of the parameters of each module outside of the base model, but for those that are tied."""
-    body = {id(parameter) for parameter in base_model(model).parameters()}
+    body = {id(parameter) for part in _body(model) for parameter in part.parameters()}
     found: dict[str, set[str]] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in body:

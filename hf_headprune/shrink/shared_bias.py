@@ -11,6 +11,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import initialization
 
 from hf_headprune._offloaded import device_of
 from hf_headprune.anatomy import KEPT_HEADS
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
+
+UNWRITTEN = "headprune_unwritten_heads"  # attribute of a block whose buffer has no memory: what will be written there
 
 
 class OwnHeadsOfBias:
@@ -86,9 +89,20 @@ def take_heads_of_bias_(core: nn.Module, kept: Sequence[int], *, argument: str) 
     if known is not None:
         index = known.index_select(0, index)
     core.register_buffer(KEPT_HEADS, index)
+    if index.is_meta:
+        before = vars(core).get(UNWRITTEN)
+        vars(core)[UNWRITTEN] = list(kept) if before is None else [before[head] for head in kept]
     if not isinstance(core, OwnHeadsOfBias):
         dense_class: Any = type(core)
         core.__class__ = own_heads_class(dense_class, argument)
+
+
+def write_heads_of_bias_(model: nn.Module) -> None:
+    """Writes into buffers that were made without memory which heads they hold, unless a checkpoint has said so."""
+    for core in model.modules():
+        index = getattr(core, KEPT_HEADS, None)
+        if index is not None and not index.is_meta and UNWRITTEN in vars(core):
+            initialization.copy_(index, torch.tensor(vars(core).pop(UNWRITTEN), device=index.device))
 
 
 def _blank(dense_class: Any, bias_argument: str) -> Any:

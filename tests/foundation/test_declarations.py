@@ -112,3 +112,25 @@ def test_heads_kept_of_a_shared_bias_are_in_the_checkpoint(tmp_path):
     assert reloaded.mpnet.encoder.layer[1].attention.attn.headprune_kept_heads.tolist() == [3]
     with torch.no_grad():
         assert torch.equal(reloaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["t5", "mpnet"])
+def test_a_model_built_without_memory_takes_the_first_heads_of_a_shared_bias(name, tmp_path):
+    def kept(model):
+        return {key: value.tolist() for key, value in model.named_buffers() if key.endswith("headprune_kept_heads")}
+
+    model, inputs = made(name)
+    plan = PruningPlan.of(model)
+    prune_model_(model, plan.replace(kept_heads=dict.fromkeys(plan.num_heads, (1, 3))))
+    assert [*map(tuple, kept(model).values())] == [(1, 3)] * len(plan.num_heads)
+    model.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        empty = type(model)(model.config).eval()
+    for value in empty.to_empty(device="cpu").state_dict().values():
+        value.fill_(77)
+    empty.init_weights()
+    assert kept(empty) == {key: [0, 1] for key in kept(model)}
+    assert empty(**inputs)[0].isfinite().all()
+    loaded = type(model).from_pretrained(tmp_path)
+    loaded.init_weights()
+    assert kept(loaded) == kept(model)

@@ -146,6 +146,23 @@ def test_a_classifier_with_the_image_tower_alone_keeps_the_same_contract(name):
     assert_contract(model.eval(), random_plan(model, seed=0), images, auto="AutoModelForImageClassification")
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_new_head_may_be_put_on_a_pruned_image_tower(name, tmp_path):
+    towers, _ = made(name, num_labels=3)
+    prune_model_(towers, random_plan(towers, seed=0)).save_pretrained(tmp_path)
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)  # the whole has no classifier
+    assert model.classifier.weight.shape[0] == 3
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InvalidConfigError, match=r"classifier\.bias has shape .*pass ignore_mismatched_sizes=True"):
+        type(model).from_pretrained(tmp_path, num_labels=5)
+    fresh = type(model).from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert fresh.classifier.weight.shape[0] == 5
+    state = {key: value for key, value in model.state_dict().items() if "post_layernorm" not in key}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(InvalidConfigError, match=r"post_layernorm\.weight is missing from the weights"):
+        type(model).from_pretrained(tmp_path)
+
+
 def test_the_layers_of_each_tower_are_in_its_own_configuration(tmp_path):
     model, _ = made("siglip")
     heads = {"vision_model.encoder.layers.1.self_attn": (2,), "text_model.encoder.layers.2.self_attn": (0, 1, 3)}

@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     TOKENIZER_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForMaskedImageModeling,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertModel,
     BertTokenizer,
+    ViTModel,
     pipeline,
 )
 
@@ -234,6 +236,27 @@ def test_a_new_task_head_may_be_put_on_a_pruned_body(tmp_path):
         InvalidConfigError, match=r"classifier\.weight has shape \(3, 32\) in the weights and \(5, 32\)"
     ):
         AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+
+
+@pytest.mark.parametrize("name", ["vit", "deit"])
+def test_a_pruned_classifier_of_images_is_read_for_masked_images_with_a_fresh_mask_token(name, tmp_path):
+    pruned(TINY_FAMILIES[name].make()).save_pretrained(tmp_path)
+    model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path)
+    assert type(model).__name__.startswith("Prunable")
+    assert model.base_model.embeddings.mask_token.isfinite().all()
+    model.save_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda tensors: tensors.pop(f"{name}.embeddings.mask_token"))
+    with pytest.raises(InvalidConfigError, match=r"embeddings\.mask_token is missing"):
+        AutoModelForMaskedImageModeling.from_pretrained(tmp_path)
+
+
+def test_a_class_shows_the_arguments_of_its_dense_one(tmp_path):
+    assert signature(prunable_named("PrunableViTModel")) == signature(ViTModel)
+    pruned(TINY_FAMILIES["vit"].make()).save_pretrained(tmp_path)
+    model = prunable_named("PrunableViTModel").from_pretrained(tmp_path, use_mask_token=True)
+    model.save_pretrained(tmp_path)
+    again = prunable_named("PrunableViTModel").from_pretrained(tmp_path, use_mask_token=True)
+    assert torch.equal(again.embeddings.mask_token, model.embeddings.mask_token)
 
 
 def test_loading_info_is_returned_where_asked_for(tmp_path):

@@ -152,7 +152,8 @@ def _speech(*, seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
     """Spectrograms `(batch, 8, 20)` and target ids `(batch, 7)`."""
     generator = torch.Generator().manual_seed(seed)
     spectrogram = torch.randn(batch, 8, 20, generator=generator)
-    return {"input_features": spectrogram, "decoder_input_ids": translation_inputs(seed=seed)["decoder_input_ids"]}
+    target = translation_inputs(seed=seed, batch=batch)["decoder_input_ids"]
+    return {"input_features": spectrogram, "decoder_input_ids": target}
 
 
 def _waves(*, seed: int = 1, batch: int = 3) -> dict[str, torch.Tensor]:
