@@ -304,6 +304,23 @@ def check_config(kind: type[Any], source: Any, given: dict[str, Any]) -> None:
         ) from error
 
 
+def check_buildable(kind: type[Any], config: Any) -> None:
+    """Builds a model of a configuration without memory, as reading its checkpoint will.
+
+    Raises:
+        UnsupportedModelError: Transformers can't.
+    """
+    try:
+        with torch.device("meta"):
+            kind(config)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{kind.__name__}: what would be saved could not be read again, since Transformers builds no model whose "
+            f"blocks have so few heads ({type(error).__name__}: {' '.join(str(error).split())[:LONGEST_VALUE]}). Keep "
+            "a head in each block of attention, or in one of each kind of layer."
+        ) from error
+
+
 def resize_to_config_(model: nn.Module) -> None:
     """Cuts a freshly built skeleton, in place, to the numbers of its configuration, keeping the first units."""
     config: Any = model.config

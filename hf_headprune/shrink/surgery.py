@@ -22,7 +22,7 @@ from hf_headprune.shrink.config import entries_of, to_prunable
 from hf_headprune.shrink.description import check_described, models_around
 from hf_headprune.shrink.own_numbers import LayerNumbers
 from hf_headprune.shrink.probe import probe_inputs
-from hf_headprune.shrink.prunable import adopt_classes_, prunable_class
+from hf_headprune.shrink.prunable import adopt_classes_, check_buildable, prunable_class
 from hf_headprune.shrink.resize import check_can_cut, cut_site_
 from hf_headprune.shrink.saved_plan import attach_plan_, composed, plan_from_dense
 
@@ -54,7 +54,8 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
 
     Raises:
         UnsupportedModelError: The model's class has no prunable sibling, a module is no plain linear module, the model
-            is not what its class and configuration say, or it is a part of one that can't say that it is cut.
+            is not what its class and configuration say, it is a part of one that can't say that it is cut, or
+            Transformers could not build it again.
         InvalidPlanError: The plan or the refit was made for another model.
         ModelInUseError: The model is masked, or another thread changes it.
         HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
@@ -79,6 +80,8 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
     around = models_around(model)
     configs = _pruned_configs(model, plan, anatomy)
     _add_wholes_(configs, [whole.config for whole in (*around, model)])
+    if any(site.units and not plan.kept(site.name) for site in anatomy.attention_sites):
+        check_buildable(target, configs[id(model.config)])
     from_dense = composed(plan_from_dense(model), plan)
     if refit is not None:
         refit.check_fits(model)

@@ -19,6 +19,7 @@ from hf_headprune.masking import UnitScale, attach, masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import class_names
 from hf_headprune.shrink.surgery import prune_model_
+from tests.support.families import made
 from tests.support.models import CACHE, text_inputs, tiny_bert, tiny_bert_decoder, tiny_distilbert, tiny_marian
 
 ATTENTION = "encoder.layer.0.attention"
@@ -458,3 +459,21 @@ def test_the_probe_fits_models_with_few_positions_and_tokens():
     model = tiny_bert("MaskedLM", vocab_size=5, max_position_embeddings=3)
     prune_model_(model, PruningPlan.of(model).replace(kept_heads={ATTENTION: (0,)}))
     assert anatomy_of(base_model(model)).num_heads == 5
+
+
+def test_a_plan_whose_model_the_host_could_not_build_again_is_refused_before_the_cut():
+    dense, _ = made("modernbert")
+    config = copy.deepcopy(dense.config)
+    scaled = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+    config.rope_parameters = dict.fromkeys(config.rope_parameters, scaled)
+    model = type(dense)(config).eval()
+    full = PruningPlan.of(model)
+    of_one_kind = [
+        site for site, kind in zip(full.num_heads, config.layer_types, strict=True) if kind == "full_attention"
+    ]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UnsupportedModelError, match=r"could not be read again.*ZeroDivisionError.*Keep a head"):
+        prune_model_(model, full.replace(kept_heads=dict.fromkeys(of_one_kind, ())))
+    assert type(model) is type(dense)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    prune_model_(model, full.replace(kept_heads=dict.fromkeys(of_one_kind, (0,))))
