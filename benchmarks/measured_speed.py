@@ -63,7 +63,7 @@ def main() -> None:
             rows.append(row)
             print(" ".join(f"{key}={value:.4g}" for key, value in row.items()), flush=True)
     if not options.smoke:
-        write_json(RESULT, {**environment(), "seed": 0, "results": rows})
+        write_json(RESULT, {**environment(), "seed": 0, "missing": 0, "results": rows})
 
 
 if __name__ == "__main__":

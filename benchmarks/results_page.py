@@ -614,6 +614,7 @@ def latency_table_section(content: dict[str, Any]) -> Iterator[str]:
 def measured_speed_section(content: dict[str, Any]) -> Iterator[str]:
     """Table of speed-ups that were asked for, and of those that were then measured."""
     yield "## Speed-ups asked for and measured"
+    yield from missing_runs(content)
     yield "\nMiniLM, fine-tuned on sst2. *Asked*: the speed-up that a number of whole layers gives, measured;"
     yield "*reached*: that of `plan_for_budget(speedup=, latency=)`, cut and measured anew. *Kept*: share of the"
     yield "attention and FFN weights, of the layers and of the plan that is as fast.\n"
