@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import HeadPruneError, InvalidPlanError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import UnitScale, attach, masked
 from hf_headprune.plan import PruningPlan
-from hf_headprune.shrink.prunable import class_names
+from hf_headprune.shrink.prunable import check_buildable, class_names
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.families import made
 from tests.support.models import CACHE, text_inputs, tiny_bert, tiny_bert_decoder, tiny_distilbert, tiny_marian
@@ -461,19 +461,30 @@ def test_the_probe_fits_models_with_few_positions_and_tokens():
     assert anatomy_of(base_model(model)).num_heads == 5
 
 
-def test_a_plan_whose_model_the_host_could_not_build_again_is_refused_before_the_cut():
+def test_a_plan_whose_model_the_host_could_not_build_again_is_refused_before_the_cut(tmp_path):
     dense, _ = made("modernbert")
     config = copy.deepcopy(dense.config)
     scaled = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
     config.rope_parameters = dict.fromkeys(config.rope_parameters, scaled)
     model = type(dense)(config).eval()
     full = PruningPlan.of(model)
-    of_one_kind = [
-        site for site, kind in zip(full.num_heads, config.layer_types, strict=True) if kind == "full_attention"
-    ]
+    kinds = zip(full.num_heads, config.layer_types, strict=True)
+    emptied = full.replace(kept_heads={site: () for site, kind in kinds if kind == "full_attention"})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(UnsupportedModelError, match=r"could not be read again.*ZeroDivisionError.*Keep a head"):
-        prune_model_(model, full.replace(kept_heads=dict.fromkeys(of_one_kind, ())))
-    assert type(model) is type(dense)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    prune_model_(model, full.replace(kept_heads=dict.fromkeys(of_one_kind, (0,))))
+    try:
+        prune_model_(model, emptied)
+    except UnsupportedModelError:
+        assert type(model) is type(dense)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    else:  # a version of the host that builds it
+        model.save_pretrained(tmp_path)
+        assert anatomy_of(type(model).from_pretrained(tmp_path)).num_heads < sum(full.num_heads.values())
+
+
+def test_what_the_host_does_not_build_is_named():
+    class Host:
+        def __init__(self, config):
+            self.size = 32 // config.num_attention_heads
+
+    with pytest.raises(UnsupportedModelError, match=r"Host: what would be saved could not be read.*ZeroDivisionError"):
+        check_buildable(Host, BertConfig(num_attention_heads=0))
