@@ -240,6 +240,7 @@ TRAININGS = {
 
 
 RIVALS = {  # of the arena, where they have runs
+    "ours, 3 rounds": "a third of what leaves at a time, with costs of what the rounds before have left",
     "Torch-Pruning": "the package of that name, its Taylor scores ranked over all layers, heads and FFN units apart",
     "ours, during": "`HeadPruneCallback(density=...)`, which cuts after 60 % of the steps of the training",
     "CoFi": "written after its paper; it prunes during the same training, with gates on blocks, heads and FFN units, "

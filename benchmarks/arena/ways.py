@@ -11,13 +11,16 @@ from torch import nn
 
 from benchmarks.arena import kprune, kwon, packaged
 from benchmarks.arena.case import Case, best_units, plan_of, weights_of
-from hf_headprune import PruningPlan, plan_for_budget, prune_model_
+from hf_headprune import PruningPlan, SecondOrder, plan_for_budget, prune_model_
 from hf_headprune.anatomy import base_model
 from hf_headprune.learn.distillation.distiller import LABEL_NAMES
+from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.moments import record_moments
+from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.projections import Refit
 from hf_headprune.refit.removal_costs import elimination
+from hf_headprune.refit.settings import SecondOrderTuning
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Site
@@ -37,6 +40,13 @@ def unlabelled(case: Case) -> None:
     names = [name for name in case.task.train.column_names if name in LABEL_NAMES]
     found = plan_for_budget(case.model, case.task.train.remove_columns(names), density=case.density, seed=case.seed)
     prune_model_(case.model, found)
+
+
+def in_rounds(case: Case) -> None:
+    """The same as ours in three rounds: each looks anew at what the rounds before have left."""
+    tuning = SecondOrderTuning(scoring_examples=CALIBRATION, seed=case.seed)
+    settings = SecondOrder(density=case.density, rounds=3, tuning=tuning)
+    prune_model_(case.model, second_order_plan(case.model, case.task.train, settings))
 
 
 def equal_outputs(case: Case) -> None:
@@ -116,6 +126,7 @@ def norms(model: Any, site: Site) -> torch.Tensor:
 WAYS: dict[str, Callable[[Case], None]] = {
     "ours": ours,
     "ours, no labels": unlabelled,
+    "ours, 3 rounds": in_rounds,
     "layers dropped": fewer_layers,
     "uniform width": uniform,
     "magnitude": magnitude,
