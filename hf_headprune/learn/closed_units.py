@@ -39,7 +39,7 @@ class ClosedUnits:
         """
         self._sites, self._by_group = sites, by_group
         self.scales = [UnitScale(site.group_width if by_group else site.unit_width) for site in sites]
-        self._closed: dict[str, tuple[int, ...]] = {}  # what is kept of sites that compute with nothing else
+        self._kept: dict[str, tuple[int, ...]] = {}  # of the sites that `close` has closed
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hooks the sites of a model; returns what removes the hooks."""
@@ -60,33 +60,37 @@ class ClosedUnits:
             factors: Ones and zeros that say the same.
         """
         for site, scale, units, factor in zip(self._sites, self.scales, kept, factors, strict=True):
-            if site.name in self._closed and self._closed[site.name] == units:
+            if self._kept.get(site.name) == units:  # it is so since an earlier pass
                 continue
             self._put_back(site)
-            whole = site.groups if self._by_group else site.units
-            scale.scale = None if len(units) == whole else factor
+            self._kept[site.name] = units
+            scale.scale = factor
+            if len(units) == (site.groups if self._by_group else site.units):
+                scale.scale = None
+                continue
             # No kernel takes products of no width: where nothing is kept, a group is computed, and masked.
             computed = site.units_of(units or (0,)) if self._by_group or not units else units
-            if len(units) < whole and self._take_out(site, computed):
-                self._closed[site.name] = units
+            if self._take_out(site, computed):
                 scale.scale = None if units else factor[: 1 if self._by_group else site.group]
 
     def _take_out(self, site: Site, units: Sequence[int]) -> bool:
         """Lets the projections of a site compute with some units alone; returns whether they can."""
-        output = self._base.get_submodule(site.output)
-        parts = [(self._base.get_submodule(part.path), site.rows(part, units)) for part in site.parts]
-        modules = [output, *(module for module, _ in parts)]
-        if not site.runs_with(units) or not all(_is_plain(module) for module in modules):
+        modules = self._modules(site)
+        if not site.runs_with(units) or not all(map(_is_plain, modules)):
             return False
-        for module, rows in parts:
-            vars(module)["forward"] = _SomeOf(module, rows, outputs=True)
-        vars(output)["forward"] = _SomeOf(output, site.columns(units), outputs=False)
+        for module, part in zip(modules, site.parts, strict=False):  # the last one is the output projection
+            vars(module)["forward"] = _SomeOf(module, site.rows(part, units), outputs=True)
+        vars(modules[-1])["forward"] = _SomeOf(modules[-1], site.columns(units), outputs=False)
         return True
 
     def _put_back(self, site: Site) -> None:
-        if self._closed.pop(site.name, None) is not None:
-            for path in (*site.inputs, site.output):
-                vars(self._base.get_submodule(path)).pop("forward", None)
+        if self._kept.pop(site.name, None) is not None:
+            for module in self._modules(site):
+                if isinstance(vars(module).get("forward"), _SomeOf):
+                    del vars(module)["forward"]
+
+    def _modules(self, site: Site) -> list[nn.Module]:
+        return [self._base.get_submodule(path) for path in (*site.inputs, site.output)]
 
 
 class _SomeOf:
