@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.errors import InvalidPlanError
 from hf_headprune.masking import masked, plain_copy
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import choose
 from hf_headprune.refit.in_order import Runs
 from hf_headprune.refit.projections import RefitInOrder
+from hf_headprune.refit.weights_of_plan import WeightsOfPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import nn
 
@@ -55,8 +54,13 @@ def planned_in_rounds(
     return RefittedPlan(plan, WeightsOfRounds(model, twin, plan))
 
 
-class WeightsOfRounds:
-    """The weights that several rounds of pruning and refitting have changed; those of one plan."""
+class WeightsOfRounds(WeightsOfPlan):
+    """The weights that several rounds of pruning and refitting have changed."""
+
+    kind = "refitted weights"
+    fits = "model that was looked at"
+    belong = "Weights that several rounds have refitted belong to the plan of the last one"
+    other = "ask for one round: SecondOrder(rounds=1)"
 
     def __init__(self, model: nn.Module, twin: nn.Module, plan: PruningPlan) -> None:
         """Copies the weights of a model that differ from those of another.
@@ -68,46 +72,4 @@ class WeightsOfRounds:
         """
         before = dict(model.named_parameters())
         changed = {name: it for name, it in twin.named_parameters() if not torch.equal(it, before[name])}
-        self._plan, self._weights = plan, {name: it.detach().clone() for name, it in changed.items()}
-
-    def check_fits(self, model: nn.Module) -> None:
-        """Checks that a model has the weights, of these shapes.
-
-        Raises:
-            InvalidPlanError: One is missing or has another shape.
-        """
-        present = dict(model.named_parameters())
-        wrong = [name for name, it in self._weights.items() if name not in present or present[name].shape != it.shape]
-        if wrong:
-            raise InvalidPlanError(
-                f"These refitted weights do not fit the model: it has no {wrong[0]} of shape "
-                f"{tuple(self._weights[wrong[0]].shape)}. Pass them to the model that was looked at."
-            )
-
-    @torch.no_grad()
-    def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
-        """Gives the model, in place, the weights; `restoring` takes them back.
-
-        Raises:
-            InvalidPlanError: It is another plan.
-        """
-        if plan != self._plan:
-            raise InvalidPlanError(
-                "Weights that several rounds have refitted belong to the plan of the last one, received another. Prune "
-                "to the plan of the same result, or ask for one round: SecondOrder(rounds=1)."
-            )
-        present = dict(model.named_parameters())
-        for name, tensor in self._weights.items():
-            present[name].copy_(tensor)
-
-    @contextmanager
-    def restoring(self, model: nn.Module) -> Iterator[None]:
-        """Puts the weights back at the end of a `with` block, after an error too."""
-        present = dict(model.named_parameters())
-        before = {name: present[name].detach().clone() for name in self._weights}
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, tensor in before.items():
-                    present[name].copy_(tensor)
+        super().__init__({name: it.detach().clone() for name, it in changed.items()}, plan)

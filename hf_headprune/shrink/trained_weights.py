@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hf_headprune.anatomy import anatomy_of, base_model
-from hf_headprune.errors import InvalidPlanError
+from hf_headprune.refit.weights_of_plan import WeightsOfPlan, tensors_of
 from hf_headprune.shrink.resize import cut_site_
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hf_headprune.plan import PruningPlan
 
 
-class TrainedWeights:
+class TrainedWeights(WeightsOfPlan):
     """All weights of a pruned model that was trained on, each in its place in the dense model.
 
     With it, `prune_model_` makes the trained model of the dense one; a refit changes the output projections alone.
     """
+
+    kind = "trained weights"
+    fits = "dense model that was pruned and trained on"
+    belong = "Trained weights belong to the plan that they were trained with"
+    other = "take the refit of a search"
 
     def __init__(self, dense: nn.Module, trained: nn.Module, plan: PruningPlan) -> None:
         """Copies the weights.
@@ -33,63 +35,16 @@ class TrainedWeights:
             trained: Pruned, and trained on.
             plan: To which it was pruned.
         """
-        self._plan = plan
         places = _places(dense, trained, plan)
-        shapes = {name: tensor.shape for name, tensor in _tensors(dense).items()}
-        self._weights: dict[str, torch.Tensor] = {}
-        for name, tensor in _tensors(trained).items():
+        shapes = {name: tensor.shape for name, tensor in tensors_of(dense).items()}
+        weights: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors_of(trained).items():
             flat = tensor.detach().to("cpu", copy=True)
             if name in places:
                 values, flat = flat, flat.new_zeros(shapes[name].numel())
                 flat[places[name].flatten()] = values.flatten()
-            self._weights[name] = flat.view(shapes[name])
-
-    def check_fits(self, model: nn.Module) -> None:
-        """Checks that a model has the weights, of these shapes.
-
-        Raises:
-            InvalidPlanError: One is missing or has another shape.
-        """
-        present = _tensors(model)
-        wrong = [
-            name for name, tensor in self._weights.items() if name not in present or present[name].shape != tensor.shape
-        ]
-        if wrong:
-            raise InvalidPlanError(
-                f"These trained weights do not fit the model: it has no {wrong[0]} of shape "
-                f"{tuple(self._weights[wrong[0]].shape)}. Pass them to the dense model that was pruned and trained on."
-            )
-
-    @torch.no_grad()
-    def apply_(self, model: nn.Module, plan: PruningPlan) -> None:
-        """Gives the model, in place, the trained weights; `restoring` takes them back.
-
-        Raises:
-            InvalidPlanError: It is another plan than the one that was trained.
-        """
-        if plan != self._plan:
-            raise InvalidPlanError(
-                "Trained weights belong to the plan that they were trained with, received another one. Prune to the "
-                "plan of the same result, or take the refit of a search."
-            )
-        for name, tensor in _tensors(model).items():
-            if name in self._weights:
-                tensor.copy_(self._weights[name])
-
-    @contextmanager
-    def restoring(self, model: nn.Module) -> Iterator[None]:
-        """Puts all weights back at the end of a `with` block, after an error too."""
-        before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, tensor in _tensors(model).items():
-                    tensor.copy_(before[name])
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            weights[name] = flat.view(shapes[name])
+        super().__init__(weights, plan)
 
 
 def _places(dense: nn.Module, trained: nn.Module, plan: PruningPlan) -> dict[str, torch.Tensor]:
@@ -97,9 +52,9 @@ def _places(dense: nn.Module, trained: nn.Module, plan: PruningPlan) -> dict[str
 
     The dense model is copied with numbered entries in place of such tensors, and cut in the same way.
     """
-    after = {name: tensor.shape for name, tensor in _tensors(trained).items()}
+    after = {name: tensor.shape for name, tensor in tensors_of(trained).items()}
     smaller, memo = set(), {}
-    for name, tensor in _tensors(dense).items():
+    for name, tensor in tensors_of(dense).items():
         is_smaller = name in after and after[name] != tensor.shape
         smaller |= {name} if is_smaller else set()
         numbers = torch.arange(tensor.numel()).view(tensor.shape) if is_smaller else tensor.detach().to("meta")
@@ -108,4 +63,4 @@ def _places(dense: nn.Module, trained: nn.Module, plan: PruningPlan) -> dict[str
     numbered: Any = copy.deepcopy(dense, memo)
     for site in anatomy_of(numbered).sites:
         cut_site_(base_model(numbered), site, plan.kept(site.name))
-    return {name: tensor.detach() for name, tensor in _tensors(numbered).items() if name in smaller}
+    return {name: tensor.detach() for name, tensor in tensors_of(numbered).items() if name in smaller}
