@@ -45,6 +45,11 @@ class Certification:
     reference_name: str = "the model passed as reference"
     required_by: str | None = None
 
+    @property
+    def is_condition(self) -> bool:
+        """Whether only what is certified may be pruned."""
+        return self.required_by == "confidence"
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -93,7 +98,7 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
         data = replace(data, search=seen)
     drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
     confidence = halved(settings.confidence) if settings.recovers and settings.follows else settings.confidence
-    required = "HeadPruneCallback" if asked.required_by == "confidence" else None
+    required = "HeadPruneCallback" if asked.is_condition else None
     decides = settings.follows and can_decide(len(data.dataset), drop, confidence, required_by=required)
     holdout = Holdout(
         data,

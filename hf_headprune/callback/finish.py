@@ -235,7 +235,7 @@ def _find(
     search = settings.search
     own = own_number(trainer, search, learned.plan, is_one_point=settings.is_one_point)
     if own is not None and asked.metric is None and splits.holdout is not None:
-        if asked.required_by == "confidence":
+        if asked.is_condition:
             return _nothing(learned.plan, own.reason)
         splits = Splits(holdout=NotCertifiable(own.reason))
     return _search(trainer, settings, splits, learned, is_own=own is not None), splits.holdout
@@ -263,7 +263,7 @@ def _walk_down(
     if decide is None or asked.metric is None:
         own = own_number(trainer, search, before, is_one_point=settings.is_one_point, ours=ours)
     if own is not None and asked.metric is None and holdout is not None:
-        if asked.required_by == "confidence":
+        if asked.is_condition:
             return _nothing(before, own.reason)
         decide, holdout = None, NotCertifiable(own.reason)
     if decide is None:

@@ -245,7 +245,7 @@ class HeadPruneCallback(TrainerCallback):
             second_run_steps(self.settings.movement.refill_ratio, state.max_steps)
         seconds = None
         if self.settings.follows:
-            needs = self._asked.required_by == "confidence" and self._asked.metric is None
+            needs = self._asked.is_condition and self._asked.metric is None
             seconds = search_metric.require_searchable(trainer, self.settings, needs_certificate=needs)
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
