@@ -110,7 +110,7 @@ def _smallest() -> Iterator[Sequence[str]]:
         if all(found):
             best = [min(row["mb"]["mean"] for row in of_task) for of_task in found]
             yield (
-                f"Smallest file (90.9 MB before) certified to lose less than {words}",
+                f"Smallest file that is certified to lose less than {words}",
                 *(f"{mb:.1f} MB" for mb in best),
             )
 

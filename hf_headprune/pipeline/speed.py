@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from hf_headprune.errors import InvalidSettingError
@@ -32,12 +33,13 @@ class Speed:
             InvalidSettingError: No speed-up is asked for, or what is measured does not fit the model.
         """
         if latency is not None and speedup is None:
-            raise InvalidSettingError("plan_for_budget: latency belongs to speedup=, received none. Leave it out.")
+            raise InvalidSettingError("plan_for_budget: latency belongs to speedup=, which is not given. Leave it out.")
         self._model: Any = model
         self._settings: LatencySettings | None = None
         self.table: LatencyTable | None
+        is_watched = sys.stderr.isatty()  # it takes a minute
         if isinstance(latency, LatencySettings):
-            self._settings, self.table = latency, measure_latency_table(model, latency, progress=False)
+            self._settings, self.table = latency, measure_latency_table(model, latency, progress=is_watched)
         else:
             self.table = latency
         self.changes: dict[PruningPlan, LatencyChange] = {}
