@@ -63,11 +63,11 @@ class ClosedUnits:
             if self._kept.get(site.name) == units:  # it is so since an earlier pass
                 continue
             self._put_back(site)
-            self._kept[site.name] = units
-            scale.scale = factor
-            if len(units) == (site.groups if self._by_group else site.units):
+            if len(units) == (site.groups if self._by_group else site.units):  # of a block without units, too
                 scale.scale = None
                 continue
+            self._kept[site.name] = units
+            scale.scale = factor
             # No kernel takes products of no width: where nothing is kept, a group is computed, and masked.
             computed = site.units_of(units or (0,)) if self._by_group or not units else units
             if self._take_out(site, computed):

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from hf_headprune import SecondOrder, anatomy_of
+from hf_headprune import PruningPlan, SecondOrder, anatomy_of, prune_model_
 from hf_headprune.anatomy import base_model
 from hf_headprune.learn.closed_units import ClosedUnits
 from hf_headprune.learn.gates.pruner import GatePruner
@@ -79,6 +79,19 @@ def test_opened_again_the_model_is_as_it_was():
     units.scale([None] * len(units.scales))
     assert torch.equal(probe(model), before)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == modules
+
+
+def test_blocks_that_an_earlier_cut_has_emptied_are_closed_and_opened_with_the_others():
+    model = tiny_bert().eval()
+    whole = PruningPlan.of(model)
+    first_of = {kind: next(iter(getattr(whole, kind))) for kind in ("kept_heads", "kept_ffn")}
+    prune_model_(model, whole.replace(**{kind: {site: ()} for kind, site in first_of.items()}))
+    before, left = probe(model), PruningPlan.of(model)
+    halves = {kind: {site: units[::2] for site, units in getattr(left, kind).items()} for kind in first_of}
+    units = closed(model, left.replace(**halves))
+    assert not torch.equal(probe(model), before)
+    units.scale([None] * len(units.scales))
+    assert torch.equal(probe(model), before)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
