@@ -24,18 +24,20 @@ from hf_headprune._finite import is_finite
 from hf_headprune._offloaded import tensor_of
 from hf_headprune.anatomy import anatomy_of, base_model, transposed
 from hf_headprune.refit.side_by_side import SideBySide
+from hf_headprune.refit.symmetric import Symmetric
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.side_by_side import Stop
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the mean square of an input
 FOLDS = 5  # of the batches; one of them is held out while the ridge is chosen
+ROUNDING = 1e-6  # of the squares of what a module returns: sums in float32 do not show what helps less
 Sums = tuple[
     torch.Tensor, torch.Tensor
-]  # over tokens: `(in + 1, in + 1)` of inputs and one, `(in + 1, out)` with errors
+]  # over tokens, float64: `(in + 1, in + 1)` of inputs and one, `(in + 1, out)` with what they miss
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,6 @@ class Place:
     def inputs(self, given: torch.Tensor) -> torch.Tensor:
         """Returns these columns of what the module is given."""
         return given if self.columns is None else given[..., self.columns]
-
-    def outputs(self, module: Any, given: torch.Tensor) -> torch.Tensor:
-        """Returns these rows of what the module makes of its inputs."""
-        bias = self.bias(module)
-        return nn.functional.linear(self.inputs(given).to(module.weight.dtype), self.weight(module), bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,15 +149,15 @@ def fits_in_order(
             _stop_at(passes, places.values(), "before")
             orders.append(passes.order())
     once = set.intersection(*({path for path, times in Counter(order).items() if times == 1} for order in orders))
-    order, found = [path for path in orders[0] if path in once], []
+    order, found, moments = [path for path in orders[0] if path in once], [], _Moments()
     with SideBySide(pruned, runs) as here, SideBySide(dense, runs) as there:
         _stop_at(here, [places[path] for path in order], "before")
         _stop_at(there, [places[path] for path in order], "after")
         for path in order:
-            place, module = places[path], dense.get_submodule(path)
-            stops, wanted = here.advance(path), [_outputs(place, module, stop) for stop in there.advance(path)]
+            place, stops = places[path], here.advance(path)
+            aims = [_aim(place, *pair) for pair in zip(there.advance(path), stops, strict=True)]
             counts = _counts(place, stops, weights)
-            if counts is not None and (fit := _fit_(place, pruned.get_submodule(path), stops, wanted, counts)):
+            if counts is not None and (fit := _fit_(place, pruned.get_submodule(path), stops, aims, counts, moments)):
                 found.append(fit)
     return found
 
@@ -188,13 +185,12 @@ def _stop_at(passes: SideBySide, places: Iterable[Place], others: str) -> None:
     passes.stop_at(sums=outputs, **{others: [place.path for place in places if not place.is_output]})
 
 
-def _outputs(place: Place, module: nn.Module, stop: Stop) -> torch.Tensor:
-    """Returns what a model has at a place, `(batch, ..., rows)`: outputs, with those of a block in the stream."""
-    if stop.outputs is None:
-        return place.outputs(module, stop.given)
-    if stop.stream is not None:
-        return stop.stream + stop.outputs
-    return stop.outputs if place.rows is None else stop.outputs[..., place.rows]
+def _aim(place: Place, dense: Stop, pruned: Stop) -> torch.Tensor:
+    """Returns what a module should return, `(batch, ..., rows)`: of a block, what makes the streams after it equal."""
+    outputs: Any = dense.outputs
+    if dense.stream is not None and pruned.stream is not None:
+        return dense.stream + outputs - pruned.stream
+    return outputs if place.rows is None else outputs[..., place.rows]
 
 
 def _counts(
@@ -209,23 +205,82 @@ def _counts(
     return None
 
 
+class _Moments:
+    """Second moments of what modules are given, in turn; modules in a row that are given the same share theirs.
+
+    Of two sums, the first is over the batches to learn from, and the second over those that are held out.
+    """
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._given: list[torch.Tensor] = []  # kept, so that no other tensor gets the identity of one of them
+        self._sums: list[torch.Tensor | None] = []
+
+    def of(
+        self, place: Place, stops: Sequence[Stop], counts: Sequence[torch.Tensor], *, constant: bool
+    ) -> list[torch.Tensor | None]:
+        """Returns both, `(in + 1, in + 1)`, float64; None for a sum of no batches."""
+        given = [stop.given for stop in stops]
+        key = place.site, place.columns, constant, [id(it) for it in given]
+        if key != self._key:
+            sums: list[Symmetric | None] = [None, None]
+            for batch in _tokens(place, stops, counts, constant=constant):
+                product, before = Symmetric.product(batch.weighted, batch.inputs), sums[batch.is_held_out]
+                if before is None:
+                    sums[batch.is_held_out] = product
+                else:
+                    before.add_(product)
+            self._key, self._given = key, given
+            self._sums = [None if it is None else it.dense().double() for it in sums]
+        return self._sums
+
+
+@dataclass(frozen=True, eq=False)
+class _Tokens:
+    """Those of a batch that count.
+
+    Attributes:
+        is_held_out: Whether the batch is.
+        real: Which they are, `(batch, ...)`.
+        inputs: What the module is given, and one where it has a bias, else zero; `(tokens, in + 1)`, float32.
+        weighted: The same, times how much each counts.
+    """
+
+    is_held_out: bool
+    real: torch.Tensor
+    inputs: torch.Tensor
+    weighted: torch.Tensor
+
+
+def _tokens(
+    place: Place, stops: Sequence[Stop], counts: Sequence[torch.Tensor], *, constant: bool
+) -> Iterator[_Tokens]:
+    for number, (stop, count) in enumerate(zip(stops, counts, strict=True)):
+        real = count > 0
+        inputs = place.inputs(stop.given)[real].float()
+        inputs = torch.cat([inputs, torch.full_like(inputs[:, :1], float(constant))], dim=1)
+        yield _Tokens(number % FOLDS == 0, real, inputs, inputs * count[real][:, None].float())
+
+
 def _fit_(
-    place: Place, module: Any, stops: Sequence[Stop], wanted: Sequence[torch.Tensor], counts: Sequence[torch.Tensor]
+    place: Place,
+    module: Any,
+    stops: Sequence[Stop],
+    aims: Sequence[torch.Tensor],
+    counts: Sequence[torch.Tensor],
+    moments: _Moments,
 ) -> Fit | None:
     """Fits one module in place; None where no change helps."""
-    folds: list[list[Sums]] = [[], []]
-    for number, (stop, target, count) in enumerate(zip(stops, wanted, counts, strict=True)):
-        present = _outputs(place, module, stop)
-        real = count > 0
-        inputs, missing = place.inputs(stop.given)[real].float(), (target - present)[real].float()
-        constant = torch.full_like(inputs[:, :1], float(module.bias is not None))
-        inputs = torch.cat([inputs, constant], dim=1)
-        weighted = (inputs * count[real][:, None].float()).T
-        folds[number % FOLDS == 0].append((weighted @ inputs, weighted @ missing))
-    change = _change(*(_total(fold) for fold in folds)) if all(folds) else None
+    weight, bias = place.weight(module), place.bias(module)
+    has_bias, products = bias is not None, [torch.zeros((), dtype=torch.float64)] * 2
+    for batch, aim in zip(_tokens(place, stops, counts, constant=has_bias), aims, strict=True):
+        product = batch.weighted.T @ aim[batch.real].float()
+        products[batch.is_held_out] = products[batch.is_held_out] + product.cpu().double()
+    squares = moments.of(place, stops, counts, constant=has_bias)
+    present = torch.cat([weight, weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]], dim=1).T
+    change = _change(present.cpu().double(), list(zip(squares, products, strict=True)))
     if change is None:
         return None
-    weight, bias = place.weight(module), place.bias(module)
     fitted = weight + change[:-1].T.to(weight), None if bias is None else bias + change[-1].to(bias)
     fit = Fit(place, *fitted, tensor_of(module, "weight").shape)
     if not (is_finite(fit.weight) and is_finite(fit.bias)):  # too large for the precision of the model
@@ -237,19 +292,26 @@ def _fit_(
     return fit
 
 
-def _total(sums: Sequence[Sums]) -> Sums:
-    moments, products = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
-    return moments.cpu().double(), products.cpu().double()
+def _change(present: torch.Tensor, sums: Sequence[tuple[torch.Tensor | None, torch.Tensor]]) -> torch.Tensor | None:
+    """Returns the change of weights and bias, with the ridge that helps held-out tokens most; None where none does.
 
-
-def _change(seen: Sums, held_out: Sums) -> torch.Tensor | None:
-    """Returns the change of weights and bias, `(columns + 1, rows)`, with the ridge that helps held-out tokens most."""
-    best, ridge = 0.0, None
+    Args:
+        present: Weights and bias, `(in + 1, rows)`, float64.
+        sums: Moments of the inputs, and products with what is aimed at; of tokens to learn from, and held out.
+    """
+    if any(moments is None for moments, _ in sums):  # too few batches to hold one out
+        return None
+    seen, held_out = ((moments, products - moments @ present) for moments, products in sums if moments is not None)
+    best, ridge = -ROUNDING * float((present * (held_out[0] @ present)).sum()), None
+    before = torch.inf
     for tried in RIDGES:
         change = _ridge(seen, tried)
         error = float((change * (held_out[0] @ change - 2.0 * held_out[1])).sum())
         if error < best:
             best, ridge = error, tried
+        if error > before:  # a stronger pull only takes more of what helps
+            break
+        before = error
     return None if ridge is None else _ridge((seen[0] + held_out[0], seen[1] + held_out[1]), ridge)
 
 

@@ -113,7 +113,7 @@ def elimination(
         found.append(removal)
         rest = torch.ones(len(precision), dtype=torch.bool).index_fill(0, own, value=False).nonzero().flatten()
         weight = weight.addmm_(weight[:, own], change, alpha=-1)[:, rest]
-        precision = precision.addmm_(precision[:, own], change, alpha=-1)[rest[:, None], rest]
+        precision = precision.addmm_(precision[:, own], change, alpha=-1)[rest][:, rest]
         may_leave.difference_update(removal.units)
         gone = {*removal.units}
         left = [unit for unit in left if unit not in gone]

@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROWS = 512  # of a block; a matrix of at most so many rows is one block
+ROWS = 128  # of a block; a matrix of at most so many rows is one block
 
 
 class Symmetric:
