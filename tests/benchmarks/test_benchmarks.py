@@ -1,7 +1,6 @@
 """Every benchmark runs with --smoke, from the folder of the project, on toy data and a narrow model."""
 
 import json
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import transformers
 from benchmarks import goals, other_tasks, search_ablation
 from tests.examples.test_examples import load
 from tests.support.models import save_narrow_minilm
+from tests.support.processes import run
 
 ROOT = Path(__file__).parents[2]
 IN_A_PROCESS = ("benchmarks.memory_cost",)  # measures copies of itself
@@ -45,15 +45,7 @@ def smoke(tmp_path_factory) -> Iterator[Callable[..., str]]:
         for name, value in {"DATA": data, "MODEL": model}.items():
             patch.setenv(f"HEADPRUNE_{name}", str(value))
         patch.setenv("OMP_NUM_THREADS", "1")
-        yield lambda module, *arguments: (_process if module in IN_A_PROCESS else _call)(module, "--smoke", *arguments)
-
-
-def _process(module: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+        yield lambda module, *arguments: (run if module in IN_A_PROCESS else _call)(module, "--smoke", *arguments)
 
 
 def _call(module: str, *arguments: str) -> str:

@@ -1,35 +1,14 @@
 """Two processes on the CPU (gloo): the same decisions in each, and what one process finds."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.support.classifiers import classifier
+from tests.support.processes import both
 from tests.support.shared_search_script import evaluator_of, searched
 
-ROOT = Path(__file__).parents[2]
 MODES = ["gates", "movement", "second_order", "default", "seen drop", "own number"]
-
-
-def both(script, folder):
-    """What each of two processes printed, those of the first one first."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    done = subprocess.run(
-        [*launcher, script, str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line.partition("OUTCOME ")[2] for line in done.stdout.splitlines() if "OUTCOME " in line]
-    return sorted((json.loads(line) for line in lines), key=lambda outcome: outcome["rank"])
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
@@ -19,6 +17,7 @@ from transformers import AutoTokenizer, EvalPrediction
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.tasks.windows import check_questions, token_span
 from tests.support.models import save_narrow_minilm
+from tests.support.processes import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -37,14 +36,6 @@ def load(name: str) -> ModuleType:
     finally:
         sys.path.remove(str(EXAMPLES))
     return module
-
-
-def run(*arguments: str | Path) -> str:
-    """Runs an example in a process of its own, as a user does."""
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from transformers import Trainer
 from hf_headprune import BlockMovement, HeadPruneCallback, SubsetGates
 from hf_headprune.callback.gathering import is_split, make_whole_, whole_copy
 from hf_headprune.errors import TrainingStateError
-from tests.callback.test_distributed import both
 from tests.support.models import tiny_bart, tiny_bert
+from tests.support.processes import both
 from tests.support.trainers import logits_of, trainer_of
 
 MODES = ("default", "costs", "gates", "movement")

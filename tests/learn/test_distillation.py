@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +33,7 @@ from tests.support.models import (
     tiny_marian,
     tiny_roberta,
 )
+from tests.support.processes import both
 
 ROOT = Path(__file__).parents[2]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -751,17 +749,7 @@ def test_a_loss_without_outputs_is_refused(tmp_path, returned, received):
 
 
 def test_two_processes_step_as_one_does(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.support.distillation_script", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    both("tests.support.distillation_script", tmp_path)
     found = torch.load(tmp_path / "weights.pt")
     assert json.loads((tmp_path / "world.json").read_text()) == 2
     for task in ("classification", "token classification"):
