@@ -6,6 +6,7 @@ import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")  # else it waits for a network, again and again
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable
@@ -32,6 +33,7 @@ def pytest_collection_finish() -> None:
 def short_latency_runs(monkeypatch):
     """Lets every training end sooner; what is measured is the same, with more noise."""
     monkeypatch.setattr(latency, "_SHORTEST_RUN_SECONDS", 0.002)
+    monkeypatch.setattr(latency, "MOST_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)

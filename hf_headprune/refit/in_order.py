@@ -24,7 +24,7 @@ from hf_headprune._finite import is_finite
 from hf_headprune._offloaded import tensor_of
 from hf_headprune.anatomy import anatomy_of, base_model, transposed
 from hf_headprune.refit.side_by_side import SideBySide
-from hf_headprune.refit.symmetric import Symmetric
+from hf_headprune.refit.symmetric import Symmetric, solved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -320,7 +320,7 @@ def _ridge(sums: Sums, ridge: float) -> torch.Tensor:
     squares = sums[0].diagonal()
     added = torch.full_like(squares, ridge * float(squares[:-1].mean()))
     added[-1] = torch.finfo(squares.dtype).eps * float(squares.sum())
-    return torch.linalg.solve(sums[0] + added.diag(), sums[1])
+    return solved(sums[0] + added.diag(), sums[1])
 
 
 def as_matrix(module: Any, weight: torch.Tensor) -> torch.Tensor:

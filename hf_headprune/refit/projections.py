@@ -36,6 +36,7 @@ from hf_headprune.errors import InvalidPlanError
 from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.in_order import as_matrix, fits_in_order
+from hf_headprune.refit.symmetric import solved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -103,10 +104,13 @@ class Block:
         Args:
             columns: Their numbers, the constant's last.
         """
+        return self._with_ridge(self.moments.dense()[columns][:, columns], columns)
+
+    def _with_ridge(self, moments: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         entries = self.moments.diagonal()[self.columns(self.start, constant=False)].double()
         scarcity = len(entries) / self.tokens  # entries per token
         ridge = (RIDGE + scarcity**2) * entries.sum() / max(len(entries), 1) + torch.finfo(torch.float64).tiny
-        found = self.moments.dense()[columns[:, None], columns].double()
+        found = moments.double()
         found.diagonal().add_(ridge * (columns < len(self.moments) - 1))
         return found
 
@@ -117,8 +121,9 @@ class Block:
         if not len(lost) or not len(stay):
             return self.weight, self.bias
         weight, bias = self.weight.clone(), self.bias
-        target = self.moments.dense()[stay[:, None], lost].double() @ weight[:, lost].T  # (stay, hidden_size)
-        change = torch.linalg.solve(self.regularised(stay), target).T  # (hidden_size, stay)
+        moments = self.moments.dense()[stay]
+        target = moments[:, lost].double() @ weight[:, lost].T  # (stay, hidden_size)
+        change = solved(self._with_ridge(moments[:, stay], stay), target).T  # (hidden_size, stay)
         if bias is not None:
             bias, change, stay = bias + change[:, -1], change[:, :-1], stay[:-1]
         weight[:, stay] += change

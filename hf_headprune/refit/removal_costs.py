@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from hf_headprune.cost import weights_price
+from hf_headprune.refit.symmetric import inverse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,7 +91,7 @@ def elimination(
     columns = block.columns(kept, constant=True)
     augmented = block.weight if block.bias is None else torch.cat([block.weight, block.bias[:, None]], dim=1)
     weight = _root(_metric(block)) @ augmented[:, columns]  # (hidden_size, width * units [+ 1])
-    precision = _inverse(block.regularised(columns))
+    precision = inverse(block.regularised(columns))
     left, found = list(kept), []
     multiple = 1 if site.is_attention else width_multiple
     may_leave = set(left) if removable is None else set(left) & set(removable)
@@ -192,12 +193,6 @@ def _costs(weight: torch.Tensor, precision: torch.Tensor, units: int, width: int
     if width == 1:
         return columns.square().sum(dim=(1, 2)) / own[:, 0, 0]
     return (torch.linalg.solve(own, columns) * columns).sum(dim=(1, 2))
-
-
-def _inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """Returns the inverse of a symmetric matrix, by its Cholesky factor unless rounding made it indefinite."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.linalg.inv(matrix) if bool(failed) else torch.cholesky_inverse(factor)
 
 
 def _metric(block: Block) -> torch.Tensor:

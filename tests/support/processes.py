@@ -9,9 +9,17 @@ import socket
 import sys
 import tempfile
 import traceback
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
+from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
+import transformers
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 300  # seconds
@@ -39,6 +47,26 @@ def run(script: str | Path, *arguments: str | Path) -> str:
     """
     (output,) = _ended([{}], script, arguments)
     return output
+
+
+def run_here(script: str | Path, *arguments: str | Path) -> str:
+    """Runs a script as `run` does, but in this process, which saves its imports; puts back what scripts set for all."""
+    said, threads, verbosity = StringIO(), torch.get_num_threads(), transformers.logging.get_verbosity()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers.logging.disable_progress_bar()
+        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        try:
+            if isinstance(script, Path):
+                patch.syspath_prepend(script.parent)
+                runpy.run_path(str(script), run_name="__main__")
+            else:
+                patch.chdir(ROOT)
+                import_module(script).main()
+        finally:
+            torch.set_num_threads(threads)
+            transformers.logging.set_verbosity(verbosity)
+    return said.getvalue()
 
 
 def both(script: str, *arguments: str | Path) -> list[dict[str, Any]]:
