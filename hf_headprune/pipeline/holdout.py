@@ -17,7 +17,7 @@ from hf_headprune.masking import plain_copy
 from hf_headprune.plan import RefittedPlan, refitted
 from hf_headprune.refit.plans_between import plans_along, steps_between
 from hf_headprune.refit.projections import RefitInOrder
-from hf_headprune.shrink.surgery import prune_model_
+from hf_headprune.shrink.surgery import copy_to_run, prune_model_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,15 +43,20 @@ SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the s
 
 def pruned_copy(model: Any, plan: PlanOrResult) -> Any:
     """Returns a copy of a model, pruned to a plan: it runs as fast as the file that will be saved."""
-    refit = refitted(plan).refit
-    if isinstance(refit, RefitInOrder):  # which takes a copy of its own, and lets it go
-        refit.fit()
+    _make_refit(plan)
     return prune_model_(plain_copy(model), plan)
 
 
 def as_pruned(model: Any, plan: PlanOrResult) -> AbstractContextManager[Any]:
     """Opens a plan for a test as a pruned copy; see `certify_path`."""
-    return nullcontext(pruned_copy(model, plan))
+    _make_refit(plan)
+    return nullcontext(copy_to_run(model, plan))
+
+
+def _make_refit(plan: PlanOrResult) -> None:
+    refit = refitted(plan).refit
+    if isinstance(refit, RefitInOrder):  # which takes a copy of its own, and lets it go
+        refit.fit()
 
 
 @dataclass(frozen=True)

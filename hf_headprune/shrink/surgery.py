@@ -15,7 +15,7 @@ from hf_headprune._offloaded import device_of, let_go_
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, declaration_of, family_of
 from hf_headprune.errors import HeadPruneError
-from hf_headprune.masking import evaluating, masked
+from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.plan import check_plan, refitted
 from hf_headprune.shrink.adapters import cut_together, model_inside
 from hf_headprune.shrink.config import entries_of, to_prunable
@@ -27,6 +27,8 @@ from hf_headprune.shrink.resize import check_can_cut, cut_site_
 from hf_headprune.shrink.saved_plan import attach_plan_, composed, plan_from_dense
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.plan import PlanOrResult, PruningPlan, RefittedPlan
 
@@ -78,8 +80,7 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
     check_described(model)
     around = models_around(model)
-    configs = _pruned_configs(model, plan, anatomy)
-    _add_wholes_(configs, [whole.config for whole in (*around, model)])
+    configs = _pruned_configs(model, plan, anatomy, around)
     if any(site.units and not plan.kept(site.name) for site in anatomy.attention_sites):
         check_buildable(target, configs[id(model.config)])
     from_dense = composed(plan_from_dense(model), plan)
@@ -88,7 +89,37 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
         refit.apply_(model, plan)
     with masked(model, plan):
         expected = probe(model)
+    _cut_(model, plan, anatomy, configs, around)
+    attach_plan_(model, from_dense)
+    _check_same(expected, probe(model), model)
+    logger.info("%s: kept %d heads and %d FFN units", target.__name__, plan.num_kept_heads, plan.num_kept_ffn)
+    return model
 
+
+def copy_to_run(model: nn.Module, plan: PlanOrResult) -> Any:
+    """Returns a copy of a model, cut to a plan, to be run and thrown away: what only a saved model needs is left out.
+
+    Nothing is checked: that the model can be cut, saved and built again is known, or found when it is cut itself.
+
+    Args:
+        model: Of a declared family; or one of PEFT, whose LoRA is cut with it.
+        plan: Made for this very model; a result with a refit also refits it.
+    """
+    found: Any = refitted(plan)
+    twin = plain_copy(model)
+    inside = model_inside(twin)
+    with cut_together(inside, found):
+        if found.refit is not None:
+            found.refit.apply_(inside, found.plan)
+        anatomy = anatomy_of(inside)
+        _cut_(inside, found.plan, anatomy, _pruned_configs(inside, found.plan, anatomy))
+    return twin
+
+
+def _cut_(
+    model: nn.Module, plan: PruningPlan, anatomy: Anatomy, configs: dict[int, Any], around: Sequence[Any] = ()
+) -> None:
+    """Cuts, and says so in the configurations and classes of the model and of those around it."""
     base = base_model(model)
     let_go_(model)
     for site in anatomy.sites:
@@ -96,23 +127,22 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
     for whole in (*around, model):  # what the part says of itself, the whole must say too
         _replace_configs_(whole, configs)
         adopt_classes_(whole)
-    attach_plan_(model, from_dense)
-
-    _check_same(expected, probe(model), model)
-    logger.info("%s: kept %d heads and %d FFN units", target.__name__, plan.num_kept_heads, plan.num_kept_ffn)
-    return model
 
 
-def _pruned_configs(model: nn.Module, plan: PruningPlan, anatomy: Anatomy) -> dict[int, Any]:
+def _pruned_configs(
+    model: nn.Module, plan: PruningPlan, anatomy: Anatomy, around: Sequence[Any] = ()
+) -> dict[int, Any]:
     """Returns the new configuration for each one that a module holds, by the identity of the old one."""
     entries = entries_of((site, site.numbers(plan.kept(site.name))) for site in anatomy.sites)
     held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_config(value)}
     towers = {getattr(model.config, tower).model_type: tower for tower in family_of(model).towers}
-    return {
+    configs = {
         key: to_prunable(config, entries.get(towers[config.model_type], {}) if towers else entries)
         for key, config in held.items()
         if not family_of(config).towers
     }
+    _add_wholes_(configs, [whole.config for whole in (*around, model)])
+    return configs
 
 
 def _add_wholes_(configs: dict[int, Any], wholes: list[Any]) -> None:
