@@ -80,13 +80,16 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# What does not depend on the version of Transformers is taken from .venv.
 .venv-oldest/.installed: REQUIREMENT = transformers==$(OLDEST)
 .venv-newest/.installed: REQUIREMENT = transformers
-.venv-oldest/.installed .venv-newest/.installed: pyproject.toml constraints.txt
+.venv-oldest/.installed .venv-newest/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
 	grep -vE '$(UNPINNED)' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt \
-		--upgrade "$(REQUIREMENT)" --editable ".[test]"
+		--upgrade "$(REQUIREMENT)"
 	@touch $@
 
 test-oldest test-newest: test-%: .venv-%/.installed

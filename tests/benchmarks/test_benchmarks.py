@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import goals, other_tasks, search_ablation
+from benchmarks import goals, memory_cost, other_tasks, search_ablation
 from tests.examples.test_examples import load
 from tests.support.models import save_narrow_minilm
 from tests.support.processes import run, run_here
@@ -135,7 +135,7 @@ def test_the_optimum_benchmark_runs_with_smoke(smoke):
 
 
 def test_the_search_quality_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
-    assert smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" test ") == 22
+    assert smoke("benchmarks.search_quality", "--work", str(tmp_path)).count(" test ") == 13
     assert " test " not in smoke("benchmarks.search_quality", "--work", str(tmp_path))
 
 
@@ -169,8 +169,9 @@ def test_every_benchmark_is_named_here():
 
 
 def test_the_memory_benchmark_runs_with_smoke(smoke):
-    ratios = [float(line.split()[-1]) for line in smoke("benchmarks.memory_cost").splitlines()]
-    assert len(ratios) == 6
+    lines = smoke("benchmarks.memory_cost").splitlines()
+    ratios = [float(line.split()[-1]) for line in lines if line[:28].strip() in memory_cost.PARTS]
+    assert len(ratios) == len(memory_cost.PARTS)
     assert ratios[0] == 1.0
     assert all(0.5 < ratio < 3 for ratio in ratios)
 
@@ -206,15 +207,10 @@ def test_the_certificate_benchmark_runs_with_smoke_and_finds_few_wrong_ones(smok
     assert all(float(line.split("wrong ")[1].split(",")[0]) <= 0.06 for line in lines)
 
 
-def test_the_import_benchmark_runs_with_smoke_and_finds_a_lean_import(smoke):
-    lines = smoke("benchmarks.import_time").splitlines()
-    seconds = {line.split(":")[0]: float(line.split(": ")[1].split()[0]) for line in lines}
-    assert list(seconds) == [
-        "import hf_headprune",
-        "read a dense BERT",
-        "import hf_headprune, read a pruned BERT",
-    ]
-    assert seconds["import hf_headprune"] < seconds["read a dense BERT"] / 4
+def test_the_import_benchmark_runs_with_smoke(smoke):
+    name, _, words = smoke("benchmarks.import_time").strip().partition(": ")
+    assert name == "import hf_headprune"
+    assert float(words.split()[0]) > 0
 
 
 def test_the_benchmark_of_the_default_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
@@ -247,10 +243,6 @@ def test_the_benchmark_of_other_tasks_runs_with_smoke(smoke, tmp_path, task):
     said = smoke("benchmarks.other_tasks", "--tasks", task, "--work", str(tmp_path)).splitlines()
     row = next(line for line in said if line.startswith(f"{task}, {next(iter(other_tasks.STUDIES[task].ways))}: "))
     assert 0.1 < float(row.split("density ")[1].split(",")[0]) < 1
-
-
-def test_the_simulation_of_several_promises_runs_with_smoke(smoke):
-    assert smoke("benchmarks.certificate_promises")
 
 
 def test_the_parts_of_a_run_are_timed_on_a_device(smoke):
