@@ -31,7 +31,8 @@ CHECKPOINTING = (  # renamed within the supported range
 SCORES = f"bert.{GatePruner.module_name()}.importance_bias"
 
 
-def test_latency_is_measured_as_asked_or_not_at_all(tmp_path):
+def test_latency_is_measured_as_asked_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_headprune.latency.MOST_SECONDS", 60.0)
     asked = LatencySettings(batch_size=2, seq_len=5, runs=6, threads=1)
     callback = HeadPruneCallback(gates=GATES, latency=asked)
     trainer_of(tmp_path, callback).train()
