@@ -13,7 +13,7 @@ import hf_headprune
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import class_names
 from hf_headprune.shrink.surgery import prune_model_
-from tests.support.fresh_process import fresh
+from tests.support.fresh_process import fresh, fresh_each
 from tests.support.models import tiny_bert
 from tools.stubs import STUB, stub
 
@@ -73,9 +73,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("first", ORDERS.values(), ids=ORDERS)
-def test_auto_classes_know_pruned_checkpoints_in_any_order_of_imports(first, folder):
-    rest = """
+READ = """
 import hf_headprune
 from transformers import AutoConfig, AutoModelForSequenceClassification, TOKENIZER_MAPPING
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
@@ -85,8 +83,17 @@ out["is_config"] = type(config) is type(model.config) is hf_headprune.PrunableBe
 out["tokenizer"] = TOKENIZER_MAPPING[type(config)].__name__
 out["heads"] = [len(layer.attention.self.query.weight) for layer in model.bert.encoder.layer]
 """
-    found = fresh(f"{first}\n{rest}", str(folder))
-    assert found == {"is_known": True, "is_config": True, "tokenizer": "BertTokenizer", "heads": [8, 32]}
+
+
+@pytest.fixture(scope="module")
+def read_in_any_order(folder):
+    return fresh_each({name: f"{first}\n{READ}" for name, first in ORDERS.items()}, str(folder))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_auto_classes_know_pruned_checkpoints_in_any_order_of_imports(order, read_in_any_order):
+    expected = {"is_known": True, "is_config": True, "tokenizer": "BertTokenizer", "heads": [8, 32]}
+    assert read_in_any_order[order] == expected
 
 
 def test_a_pickled_configuration_is_enough_to_build_its_model(folder, tmp_path):

@@ -90,6 +90,7 @@ def trainer_of(
         "output_dir": str(folder),
         "max_steps": 12,
         "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 50,
         "learning_rate": 1e-3,
         "logging_steps": 3,
         "save_strategy": "no",
