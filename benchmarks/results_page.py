@@ -241,6 +241,7 @@ TRAININGS = {
 
 RIVALS = {  # of the arena, where they have runs
     "ours, 3 rounds": "a third of what leaves at a time, with costs of what the rounds before have left",
+    "ours, 4,096 examples": "the same plan and refit from four times as many training examples as all others look at",
     "Torch-Pruning": "the package of that name, its Taylor scores ranked over all layers, heads and FFN units apart",
     "ours, during": "`HeadPruneCallback(density=...)`, which cuts after 60 % of the steps of the training",
     "CoFi": "written after its paper; it prunes during the same training, with gates on blocks, heads and FFN units, "
@@ -258,8 +259,8 @@ def arena_section(content: dict[str, Any]) -> Iterator[str]:
     yield "Training after the cut is the same for all. *layers dropped* is the set of whole layers whose loss on"
     yield "training examples is least, so many as come nearest to the density: of six layers, one is 17 %. *Kwon et"
     yield "al.* and *K-prune* are written after their papers and code; *ZipLM's price* is its cost of a removal, with"
-    yield "our refit of output projections. Accuracy on test in percent: mean ± standard deviation over seeds; the"
-    yield "best is bold."
+    yield "our refit of output projections. Points lost on test, of each model against its own dense one, since"
+    yield "machines do not train the same model from a seed: mean ± standard deviation over seeds; the best is bold."
     present = {row["way"] for row in content["summary"]}
     yield from (f"\n*{way}*: {words}." for way, words in RIVALS.items() if way in present)
     for task in dict.fromkeys(row["task"] for row in content["summary"]):
@@ -267,11 +268,11 @@ def arena_section(content: dict[str, Any]) -> Iterator[str]:
             rows = [row for row in content["summary"] if (row["task"], row["training"]) == (task, training)]
             if rows:
                 dense = rows[0]["dense_test"]["mean"]
-                metric = "F1 on test in percent. " if task == "qamr" else ""
-                yield f"\n### {task}, {title[0].lower()}{title[1:]}\n\n{metric}The dense models reach {dense:.2f}.\n"
+                metric = "F1" if task == "qamr" else "%"
+                yield f"\n### {task}, {title[0].lower()}{title[1:]}\n\nA dense model reaches {dense:.2f} {metric}.\n"
                 cells = Counter(row["density"] for row in rows)  # a column that lacks ways has no best one
                 best = {
-                    density: max(row["test"]["mean"] for row in rows if row["density"] == density)
+                    density: min(row["drop"]["mean"] for row in rows if row["density"] == density)
                     for density, ways in cells.items()
                     if ways == max(cells.values())
                 }
@@ -281,7 +282,7 @@ def arena_section(content: dict[str, Any]) -> Iterator[str]:
 
 def arena_cell(row: dict[str, Any]) -> str:
     """Mean and spread; the best of a column is bold."""
-    mean, spread = row["test"]["mean"], row["test"]["spread"]
+    mean, spread = row["drop"]["mean"], row["drop"]["spread"]
     text = f"{mean:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
     return (f"**{text}**" if mean == row["best"] else text) + seeds_unless_three(row["seeds"])
 

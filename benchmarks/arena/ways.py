@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,16 @@ def unlabelled(case: Case) -> None:
     prune_model_(case.model, found)
 
 
-def in_rounds(case: Case) -> None:
-    """The same as ours in three rounds: each looks anew at what the rounds before have left."""
-    tuning = SecondOrderTuning(scoring_examples=CALIBRATION, seed=case.seed)
-    settings = SecondOrder(density=case.density, rounds=3, tuning=tuning)
+def longer(case: Case, *, rounds: int = 1, examples: int = CALIBRATION) -> None:
+    """The same as ours with more of what takes time.
+
+    Args:
+        case: The model.
+        rounds: Each looks anew at what the rounds before have left.
+        examples: Of the training examples, that are looked at.
+    """
+    tuning = SecondOrderTuning(scoring_examples=examples, seed=case.seed)
+    settings = SecondOrder(density=case.density, rounds=rounds, tuning=tuning)
     prune_model_(case.model, second_order_plan(case.model, case.task.train, settings))
 
 
@@ -126,7 +133,9 @@ def norms(model: Any, site: Site) -> torch.Tensor:
 WAYS: dict[str, Callable[[Case], None]] = {
     "ours": ours,
     "ours, no labels": unlabelled,
-    "ours, 3 rounds": in_rounds,
+    "ours, 3 rounds": partial(longer, rounds=3),
+    "ours, 4,096 examples": partial(longer, examples=4096),
+    "ours, 3 rounds, 4,096 examples": partial(longer, rounds=3, examples=4096),
     "layers dropped": fewer_layers,
     "uniform width": uniform,
     "magnitude": magnitude,
