@@ -36,7 +36,7 @@ Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens of an exam
 
 def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
     dense: Dense,
-    pruned: Annotated[list[str], typer.Argument(metavar="PRUNED...", help="Pruned models, one or more.")],
+    pruned: Annotated[list[str], typer.Argument(metavar="PRUNED...", help="Pruned models, or their .onnx or .xml.")],
     data: Annotated[Path, typer.Option(metavar="FILE", help="Texts; labels in it are not read")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="New .csv file with the texts that need a label")],
     text_column: TextColumn = None,
@@ -49,14 +49,16 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
     model = to_accelerator_(load_model(dense))
     reading = load_tokenizer(tokenizer or dense, model)
     texts = read_texts(data, model, reading, NamedColumns(text_column, text_pair_column), max_length)
-    split = CertificationData(texts, batching=Batching(processing_class=reading))
     found: dict[int, set[Any]] = {}
     for name in pruned:
-        other = to_accelerator_(load_model(name))
-        own = own_reader(other, name, reading, max_length)
-        other = other if own is None else (other, own.encode_again(texts))
+        other = load_deployed(name)
+        own = _own_reader(model, other, Path(name), reading, max_length)
+        whole, rows, tokens = model, texts, reading
+        if own is not None:
+            whole, rows, tokens = (model, texts), own.encode_again(texts), own.tokenizer
+        split = CertificationData(rows, batching=Batching(processing_class=tokens))
         with shown([model, other], len(texts), f"Comparing with {name}"):
-            compared = disagreements_of(model, other, split)
+            compared = disagreements_of(whole, other, split)
         for index, answers in compared.items():
             found.setdefault(index, set()).update(answers)
     count = write_to_label(out, texts, {index: tuple(sorted(found[index])) for index in sorted(found)}, model)
@@ -107,7 +109,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     is_file = is_external(models[1])
     chosen = (metric, "") if is_file or metric == AGREEMENT else metric_named(metric, models[0])
     seen = None if train is None else _rows(train, models[0], reading, named, max_length, is_labelled=False)
-    whole, own = models[0], own_reader(models[0 if is_file else 1], _place_of_tokenizer(pruned), reading, max_length)
+    whole, own = models[0], _own_reader(models[0], models[1], pruned, reading, max_length)
     if own is not None:
         whole, reading = (models[0], rows), own.tokenizer
         rows, seen = own.encode_again(rows), None if seen is None else own.encode_again(seen)
@@ -124,9 +126,10 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
 
 
-def _place_of_tokenizer(pruned: Path) -> Path:
-    """Returns the folder of a model: that of an exported file is above onnx/ and openvino/."""
-    return next((it for it in (pruned, *pruned.parents[:2]) if (it / CONFIG_NAME).exists()), pruned)
+def _own_reader(dense: Any, pruned: Any, place: Path, tokenizer: Any, max_length: int | None) -> Any:
+    """Returns what `own_reader` does; the tokenizer of an exported file is in the folder above onnx/ and openvino/."""
+    folder = next((it for it in (place, *place.parents[:2]) if (it / CONFIG_NAME).exists()), place)
+    return own_reader(dense if is_external(pruned) else pruned, str(folder), tokenizer, max_length)
 
 
 def _rows(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune.guarantee.external import bare, first_reader, has_own_rows
+from hf_headprune.guarantee.external import bare, check_external, first_reader, has_own_rows, is_external
 from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.wording import AGREEMENT
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def disagreements(
-    dense: nn.Module, pruned: nn.Module | Sequence[PlanOrResult], dataset: Any
+    dense: nn.Module, pruned: nn.Module | Sequence[PlanOrResult] | Any, dataset: Any
 ) -> dict[int, tuple[Any, ...]]:
     """Returns the examples that two models answer differently; labels for these are all that `certify` needs.
 
@@ -29,8 +29,8 @@ def disagreements(
 
     Args:
         dense: The model that the pruned one is compared with.
-        pruned: The pruned model; or plans of the dense one, as `certify_path` takes them, of which the union is
-            returned.
+        pruned: The pruned model, or what `certify` takes in its place, but for a list of answers; or plans of the dense
+            one, as `certify_path` takes them, of which the union is returned.
         dataset: Examples without labels, or `CertificationData`; labels that they hold are not looked at.
 
     Returns:
@@ -41,12 +41,13 @@ def disagreements(
         InvalidSettingError: The data set is malformed, or a plan is none.
         UnsupportedModelError: The models' task has no answers that can be compared.
     """
-    split = ScoredSplit(data_of(dataset), AGREEMENT, first_reader((dense, pruned)), seen=(bare(dense),))
+    plans: Any = pruned if isinstance(pruned, (list, tuple)) and not has_own_rows(pruned) else None
+    models = (dense, pruned) if plans is None else (dense,)
+    check_external(models, "disagreements")
+    seen = bare(dense), *filter(is_external, models[1:])
+    split = ScoredSplit(data_of(dataset), AGREEMENT, first_reader((dense, pruned)), seen=seen)
     first = split.outcome_of(dense)
-    if isinstance(pruned, (list, tuple)) and not has_own_rows(pruned):
-        others = [split.outcome_of_plan(dense, plan) for plan in pruned]
-    else:
-        others = [split.outcome_of(pruned)]
+    others = [split.outcome_of(pruned)] if plans is None else [split.outcome_of_plan(dense, plan) for plan in plans]
     answers = [np.asarray(outcome.answers) for outcome in (first, *others)]
     place = {int(index): place for place, index in enumerate(split.prints.order)}
     found = {}

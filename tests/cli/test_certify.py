@@ -162,6 +162,12 @@ def test_an_exported_file_is_certified_and_a_changed_byte_fails(words, name, par
     pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
     out = tmp_path / "exported"
     assert called(capsys, "export", folder / "smaller", out, *words).code == 0
+    texts = ["--data", folder / "texts.csv", "--out"]
+    said = called(capsys, "disagreements", folder / "dense", out / name, *texts, tmp_path / "file.csv")
+    assert said.code == 0, said.out + said.err
+    said = called(capsys, "disagreements", folder / "dense", folder / "smaller", *texts, tmp_path / "torch.csv")
+    of_file, of_torch = ({row["text"] for row in read(tmp_path / f"{it}.csv")} for it in ("file", "torch"))
+    assert len(of_file ^ of_torch) < len(of_torch) / 10
     lone = called(capsys, "verify", out)
     assert (lone.code, "there is no headprune_certificate.json" in lone.problem) == (2, True)
     data = ["--data", folder / "labelled.csv", "--train", folder / "train.csv"]

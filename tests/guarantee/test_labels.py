@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
@@ -113,6 +114,21 @@ def test_labels_of_examples_on_which_both_agree_change_nothing_but_the_record(ca
     assert every.evidence.regressions == few.evidence.regressions
     assert every.evidence.improvements == few.evidence.improvements
     assert every.examples.labelled == "1" * COUNT
+
+
+def test_a_function_disagrees_where_its_model_does_and_a_file_that_is_missing_is_refused():
+    model, rows, _ = task_of("classes", COUNT)
+    full = PruningPlan.of(model)
+    pruned = prune_model_(copy.deepcopy(model), full.replace(kept_heads={next(iter(full.kept_heads)): (0, 3)}))
+    texts = without_labels(rows)
+
+    def answers(dataset):
+        with torch.no_grad():
+            return [int(pruned(input_ids=torch.tensor([row["input_ids"]])).logits.argmax()) for row in dataset]
+
+    assert disagreements(model, answers, texts) == disagreements(model, pruned, texts) != {}
+    with pytest.raises(InvalidSettingError, match=r"disagreements: dense and pruned must be .* received 'none\.onnx'"):
+        disagreements(model, "none.onnx", texts)
 
 
 def test_along_a_path_the_union_of_the_disagreements_is_labelled(case):
