@@ -299,10 +299,10 @@ class RefitInOrder(Refit):
                 )
 
     def _activations(self, numbers: Iterable[int]) -> int:
-        """Returns the bytes that are held while runs wait at the widest module: its inputs, and both streams."""
+        """Returns the bytes that are held while runs wait at the widest module: two modules' inputs, and both streams."""
         found = [0]
         for name, weights in self._weights.items():
-            entries = self.blocks[name].own_weight.shape[1] + 3 * self.blocks[name].own_weight.shape[0]
+            entries = self.blocks[name].own_weight.shape[1] + 4 * self.blocks[name].own_weight.shape[0]
             found.append(entries * sum(weights[number].numel() * torch.float32.itemsize for number in numbers))
         return max(found)
 
