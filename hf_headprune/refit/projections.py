@@ -299,7 +299,7 @@ class RefitInOrder(Refit):
                 )
 
     def _activations(self, numbers: Iterable[int]) -> int:
-        """Returns the bytes that are held while runs wait at the widest module: two modules' inputs, and both streams."""
+        """Returns the bytes that are held while runs wait at the widest module: inputs of two, and both streams."""
         found = [0]
         for name, weights in self._weights.items():
             entries = self.blocks[name].own_weight.shape[1] + 4 * self.blocks[name].own_weight.shape[0]
