@@ -71,7 +71,7 @@ def power_of(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssump
     _check(n, assumptions)
     level = level_of(assumptions.alpha)
     if n > EXACT_UP_TO:
-        return _approximate_power(min(n, 10**15), epsilon, level, assumptions)
+        return _near_power(n, epsilon, assumptions)
     critical = critical_value(int(n), epsilon, level, points=PLANNING_POINTS)
     limits = rejection_limits(critical, int(n), epsilon)
     return float(tail_probabilities(limits, int(n), np.array([assumptions.disagreement]), assumptions.true_drop)[0])
@@ -85,13 +85,13 @@ def detectable_drop(n: int, assumptions: PowerAssumptions = PowerAssumptions()) 
     """
     _check(n, assumptions)
     low, high = int(1000 * assumptions.true_drop), 999  # not at low, perhaps at high
-    if power_of(n, high / 1000, assumptions) < assumptions.power:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = power_of(n, middle / 1000, assumptions) >= assumptions.power
-        low, high = (low, middle) if enough else (middle, high)
-    return high / 1000
+    found = _least(
+        lambda drop: power_of(n, drop / 1000, assumptions) >= assumptions.power,
+        lambda drop: _near_power(n, drop / 1000, assumptions) >= assumptions.power,
+        low,
+        high,
+    )
+    return None if found is None else found / 1000
 
 
 def examples_needed(epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> int | None:
@@ -104,15 +104,42 @@ def examples_needed(epsilon: float, assumptions: PowerAssumptions = PowerAssumpt
     _check(1, assumptions)
     if assumptions.true_drop >= epsilon:
         return None
-    low, high = 1, 64
-    while power_of(high, epsilon, assumptions) < assumptions.power:
-        if high == MOST_EXAMPLES:
-            return None
-        low, high = high, min(2 * high, MOST_EXAMPLES)
-    while high - low > max(1, low // 100):
+    return _least(
+        lambda n: power_of(n, epsilon, assumptions) >= assumptions.power,
+        lambda n: _near_power(n, epsilon, assumptions) >= assumptions.power,
+        0,
+        MOST_EXAMPLES,
+        tolerance=0.01,
+    )
+
+
+def _least(
+    holds: Callable[[int], bool], nearly: Callable[[int], bool], low: int, high: int, *, tolerance: float = 0.0
+) -> int | None:
+    """Returns the least number above `low`, and up to `high`, of which something holds, as of all above; None for none.
+
+    Args:
+        holds: Takes a while.
+        nearly: Is about the same, and takes no time: where it begins to hold is looked at first.
+        low: It does not hold of it.
+        high: The last one.
+        tolerance: Share by which what is returned may be too large.
+    """
+    near = _bisected(nearly, low, high, 0.0) if nearly(high) else high
+    step = max(1, near // 25)
+    if holds(near):
+        while (lower := near - step) > low and holds(lower):
+            near, step = lower, 2 * step
+        return _bisected(holds, max(lower, low), near, tolerance)
+    while near < high and not holds(upper := min(near + step, high)):
+        near, step = upper, 2 * step
+    return None if near == high else _bisected(holds, near, upper, tolerance)
+
+
+def _bisected(holds: Callable[[int], bool], low: int, high: int, tolerance: float) -> int:
+    while high - low > max(1, int(tolerance * low)):
         middle = (low + high) // 2
-        enough = power_of(middle, epsilon, assumptions) >= assumptions.power
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
     return high
 
 
@@ -167,8 +194,9 @@ def describe_labels(n: int, epsilon: float, assumptions: PowerAssumptions = Powe
     )
 
 
-def _approximate_power(n: int, epsilon: float, level: float, assumptions: PowerAssumptions) -> float:
+def _near_power(n: int, epsilon: float, assumptions: PowerAssumptions) -> float:
     """Returns the power of the score test whose statistic is normal, at the rates that it converges to."""
+    n, level = min(n, 10**15), level_of(assumptions.alpha)
     q, drop = assumptions.disagreement, assumptions.true_drop
     improved = (q - drop) / 2
     half = ((2 - drop) * epsilon - q) / 4  # the restricted estimate of the improvements, as in the test
