@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.arena import kprune, kwon, packaged
 from benchmarks.arena.case import Case, best_units, plan_of, weights_of
-from hf_headprune import PruningPlan, SecondOrder, plan_for_budget, prune_model_
+from hf_headprune import PruningPlan, SecondOrder, prune_model_
 from hf_headprune.anatomy import base_model
 from hf_headprune.learn.distillation.distiller import LABEL_NAMES
 from hf_headprune.pipeline.cost_path import CALIBRATION
@@ -30,30 +30,21 @@ JUDGED = 8  # batches on which sets of layers are compared
 MULTIPLE = 32  # FFN widths, as ours are chosen
 
 
-def ours(case: Case) -> None:
-    """Second-order costs, and every linear module refitted in order: what a `density` asks for."""
-    found = plan_for_budget(case.model, case.task.train, density=case.density, seed=case.seed)
-    prune_model_(case.model, found)
-
-
-def unlabelled(case: Case) -> None:
-    """The same without labels: the model's own answers stand for them."""
-    names = [name for name in case.task.train.column_names if name in LABEL_NAMES]
-    found = plan_for_budget(case.model, case.task.train.remove_columns(names), density=case.density, seed=case.seed)
-    prune_model_(case.model, found)
-
-
-def longer(case: Case, *, rounds: int = 1, examples: int = CALIBRATION) -> None:
-    """The same as ours with more of what takes time.
+def ours(case: Case, *, labelled: bool = True, rounds: int = 1, examples: int = CALIBRATION) -> None:
+    """Second-order costs, and every linear module refitted in order, as `plan_for_budget` does.
 
     Args:
         case: The model.
+        labelled: Whether labels are looked at; else the model's own answers stand for them.
         rounds: Each looks anew at what the rounds before have left.
-        examples: Of the training examples, that are looked at.
+        examples: Of the training examples, that are looked at; as many as all ways look at when left out.
     """
+    train = case.task.train
+    if not labelled:
+        train = train.remove_columns([name for name in train.column_names if name in LABEL_NAMES])
     tuning = SecondOrderTuning(scoring_examples=examples, seed=case.seed)
     settings = SecondOrder(density=case.density, rounds=rounds, tuning=tuning)
-    prune_model_(case.model, second_order_plan(case.model, case.task.train, settings))
+    prune_model_(case.model, second_order_plan(case.model, train, settings))
 
 
 def equal_outputs(case: Case) -> None:
@@ -132,10 +123,10 @@ def norms(model: Any, site: Site) -> torch.Tensor:
 
 WAYS: dict[str, Callable[[Case], None]] = {
     "ours": ours,
-    "ours, no labels": unlabelled,
-    "ours, 3 rounds": partial(longer, rounds=3),
-    "ours, 4,096 examples": partial(longer, examples=4096),
-    "ours, 3 rounds, 4,096 examples": partial(longer, rounds=3, examples=4096),
+    "ours, no labels": partial(ours, labelled=False),
+    "ours, 3 rounds": partial(ours, rounds=3),
+    "ours, 4,096 examples": partial(ours, examples=4096),
+    "ours, 3 rounds, 4,096 examples": partial(ours, rounds=3, examples=4096),
     "layers dropped": fewer_layers,
     "uniform width": uniform,
     "magnitude": magnitude,

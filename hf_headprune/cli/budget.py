@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.pipeline.budget import one_budget, second_order_of
+from hf_headprune.pipeline.cost_path import CALIBRATION, examples_for
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.uniform import check_uniform
 
@@ -63,6 +64,14 @@ class Budget:
     def sizes(self) -> int:
         """How many models are asked for."""
         return len(self.value) if self.is_ladder else 1
+
+    def looked_at(self, model: Any) -> int:
+        """Returns how many training examples costs and refit look at, without training afterwards."""
+        if self.is_drop:
+            return CALIBRATION
+        if self.is_ladder:
+            return examples_for(min(self.value))
+        return examples_for(second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune").density)
 
     def check(self, model: Any, *, uniform: bool) -> None:
         """Refuses a size that the model can't have.

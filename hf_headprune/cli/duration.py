@@ -31,7 +31,7 @@ CERTIFIED = 2  # models that the certificate runs: the whole and the pruned one
 
 
 def examples_of_work(
-    splits: Splits, *, searches: bool, tests: bool, sizes: int = 1, epochs: float = 0.0
+    splits: Splits, *, searches: bool, tests: bool, sizes: int = 1, epochs: float = 0.0, looked_at: int = CALIBRATION
 ) -> tuple[float, float]:
     """Returns how many examples pass forward through the model, at most, and how many backward too.
 
@@ -41,9 +41,10 @@ def examples_of_work(
         tests: Whether the plans of the default are tested, rather than those of given sizes.
         sizes: How many sizes are given.
         epochs: For which a pruned model trains on, and the whole one teaches.
+        looked_at: Training examples that costs and refit look at, where there are as many.
     """
     counts = splits.counts()
-    certify, measured = counts.get("certify", 0), min(CALIBRATION, counts["train"])
+    certify, measured = counts.get("certify", 0), min(looked_at, counts["train"])
     if searches:
         limit = AStarSearch().max_evaluations or 0
         searched = TYPICAL_SHARE * limit * counts["validation"]

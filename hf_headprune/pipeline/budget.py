@@ -15,7 +15,7 @@ from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION
+from hf_headprune.pipeline.cost_path import CALIBRATION, examples_for
 from hf_headprune.pipeline.holdout import Holdout, pruned_copy
 from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
@@ -79,8 +79,9 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
 
     Args:
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
-        dataset: Training examples, sized and indexable; a thousand are enough. Without a column of labels, what the
-            model answers itself stands for them, unless it writes a text.
+        dataset: Training examples, sized and indexable. A thousand are looked at, and up to 4,096 where less than half
+            of the weights is kept and nothing is trained afterwards. Without a column of labels, what the model answers
+            itself stands for them, unless it writes a text.
         density: Share of the weights of all attention and FFN matrices that is kept.
         speedup: Multiply-accumulates of all attention and FFN blocks before, over those after; with `latency`, time.
         size_mb: Size of the saved `model.safetensors`, embeddings included, in MB (10^6 bytes).
@@ -117,7 +118,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     twin = plain_copy(model)  # another thread may run the model meanwhile
     speed = Speed(twin, latency, speedup)
     asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=speed.table)
-    settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=CALIBRATION))
+    looked_at = examples_for(asked.density) if recover is None else CALIBRATION
+    settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=looked_at))
     holdout = None
     if certify is not None:
         batching = Batching(data_collator=data_collator, batch_size=batch_size)

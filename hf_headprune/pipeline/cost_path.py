@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
 DENSITIES = (0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
-CALIBRATION = 1024  # training examples that costs and refit are computed from
+CALIBRATION = 1024  # training examples that costs and refit are computed from, of half of the weights or more
+MOST_CALIBRATION = 4096  # of a quarter or less
 IN_ORDER = tuple(density for density in DENSITIES if density <= 0.25)  # of plans that are refitted in order # noqa: PLR2004
 ROUND_OFF = 1e-9
 NEAREST_UNIT = 0.02  # by which a plan may keep more than its density
@@ -72,6 +73,16 @@ class Decision:
 
 
 Decide = Callable[[list[RefittedPlan]], Decision]
+
+
+def examples_for(density: float | None) -> int:
+    """Returns how many training examples a budget looks at: the less is kept, the more of them help.
+
+    Args:
+        density: Share that is kept; None where it is heads that are counted.
+    """
+    times = 1.0 if density is None else (0.5 / density) ** 2
+    return int(min(max(times, 1.0) * CALIBRATION, MOST_CALIBRATION))
 
 
 def walk_down(  # noqa: PLR0913 - a model, its examples, and what is asked

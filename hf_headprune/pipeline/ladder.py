@@ -16,7 +16,7 @@ from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION
+from hf_headprune.pipeline.cost_path import examples_for
 from hf_headprune.pipeline.holdout import Chosen, Holdout, as_pruned, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, certified, unseen_change
@@ -122,8 +122,9 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
 
     Args:
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
-        dataset: Training examples, sized and indexable; a thousand are enough. Without a column of labels, what the
-            model answers itself stands for them, unless it writes a text.
+        dataset: Training examples, sized and indexable, of which as many are looked at as `plan_for_budget` does for
+            the smallest rung. Without a column of labels, what the model answers itself stands for them, unless it
+            writes a text.
         densities: Shares of the weights of all attention and FFN matrices that are kept.
         certify: Labelled examples that neither training nor this call has seen, or `CertificationData`; None measures
             and certifies nothing.
@@ -154,7 +155,7 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
         holdout.rehearse(model)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     settings = SecondOrder(density=asked[-1])
-    losses = ExampleLosses(twin, dataset, CALIBRATION, seed, data_collator, batch_size, where="plan_ladder")
+    losses = ExampleLosses(twin, dataset, examples_for(asked[-1]), seed, data_collator, batch_size, where="plan_ladder")
     full = PruningPlan.full(anatomy)
     plans, refit = plans_at(twin, asked, settings, full, losses)
     if len(plans) != len(asked):

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 
 from hf_headprune.cli import duration
+from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.splits import Splits
 from hf_headprune.pipeline.cost_path import DENSITIES, IN_ORDER
 from hf_headprune.tasks.batches import Batching
@@ -42,6 +43,14 @@ def splits(model, **sizes):
 )
 def test_the_work_is_what_the_model_reads(model, searches, tests, sizes, work):
     assert duration.examples_of_work(splits(model, **sizes), searches=searches, tests=tests) == pytest.approx(work)
+
+
+def test_deep_cuts_look_at_more_examples(model):
+    parts = splits(model, train=30)
+    few, many = (duration.examples_of_work(parts, searches=False, tests=False, looked_at=it) for it in (8, 20))
+    assert (few, many) == ((16, 8), (40, 20))
+    budgets = [Budget("density", value, None) for value in (0.5, 0.25, (0.75, 0.1))]
+    assert [it.looked_at(model) for it in (*budgets, Budget("max_drop", 0.01, None))] == [1024, 4096, 4096, 1024]
 
 
 def test_a_pass_forward_is_timed_and_one_backward_counts_as_three(model, monkeypatch):

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from hf_headprune._seen_splits import seen_by
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.latency import LatencySettings
 from hf_headprune.masking import masked
 from hf_headprune.pipeline.budget import header_bytes, plan_for_budget
-from hf_headprune.pipeline.cost_path import DENSITIES, can_decide, leaving_densities
+from hf_headprune.pipeline.cost_path import DENSITIES, can_decide, examples_for, leaving_densities
+from hf_headprune.pipeline.ladder import plan_ladder
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.choice import plans_at
@@ -211,3 +214,30 @@ def test_a_budget_can_be_certified(trained):
     assert result.certificate.claim.alpha == pytest.approx(0.1)
     assert result.report.unseen.num_examples == 300
     assert np.isfinite(result.report.unseen.after)
+
+
+@pytest.mark.parametrize(
+    ("density", "count"), [(None, 1024), (0.75, 1024), (0.5, 1024), (0.4, 1600), (0.25, 4096), (0.05, 4096)]
+)
+def test_the_less_is_kept_the_more_examples_are_looked_at(density, count):
+    assert examples_for(density) == pytest.approx(count, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({"density": 0.5}, 8), ({"density": 0.2}, 20), ({"density": 0.2, "recover": lambda *_: None}, 8)],
+)
+def test_a_budget_looks_at_that_many_unless_training_follows(trained, monkeypatch, given, count):
+    for name, size in (("cost_path.CALIBRATION", 8), ("budget.CALIBRATION", 8), ("cost_path.MOST_CALIBRATION", 20)):
+        monkeypatch.setattr(f"hf_headprune.pipeline.{name}", size)
+    model = copy.deepcopy(trained)
+    plan_for_budget(model, learnable(40, seed=7), **given)
+    assert [len(seen) for name, seen in seen_by(model) if name == "calibration"][-1] == count
+
+
+def test_a_ladder_looks_at_as_many_as_its_smallest_rung(trained, monkeypatch):
+    monkeypatch.setattr("hf_headprune.pipeline.cost_path.CALIBRATION", 8)
+    monkeypatch.setattr("hf_headprune.pipeline.cost_path.MOST_CALIBRATION", 20)
+    model = copy.deepcopy(trained)
+    plan_ladder(model, learnable(40, seed=7), (0.75, 0.2), latency=LatencySettings(1, 6, 5))
+    assert [len(seen) for name, seen in seen_by(model) if name == "calibration"][-1] == 20
