@@ -241,7 +241,8 @@ TRAININGS = {
 
 RIVALS = {  # of the arena, where they have runs
     "ours, 3 rounds": "a third of what leaves at a time, with costs of what the rounds before have left",
-    "ours, 4,096 examples": "the same plan and refit from four times as many training examples as all others look at",
+    "ours, 4,096 examples": "from four times as many training examples as all others look at, as `plan_for_budget` "
+    "does from a quarter of the weights down",
     "Torch-Pruning": "the package of that name, its Taylor scores ranked over all layers, heads and FFN units apart",
     "ours, during": "`HeadPruneCallback(density=...)`, which cuts after 60 % of the steps of the training",
     "CoFi": "written after its paper; it prunes during the same training, with gates on blocks, heads and FFN units, "
