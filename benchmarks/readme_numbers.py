@@ -106,22 +106,18 @@ def _smallest() -> Iterator[Sequence[str]]:
     """The smallest files of which all seeds are certified, in fp32 and in int8."""
     rows = [row for row in read_json(RESULTS / "smallest.json").get("summary", ()) if row["seeds"] == SEEDS]
     for points, words in {"1": "one percentage point", "2": "two percentage points"}.items():
-        sizes = {
-            name: [
-                min(
-                    (row[name]["mean"] for row in rows if (row["task"], row[certified][points]) == (task, SEEDS)),
-                    default=0,
-                )
-                for task in TASKS
-            ]
-            for name, certified in (("mb", "certified"), ("int8_mb", "int8_certified"))
-        }
-        if any(sizes["mb"]):
-            cells = (
-                f"{mb:.1f} MB" + f", {int8:.1f} MB in int8" * (int8 > 0) if mb else "not measured"
-                for mb, int8 in zip(sizes["mb"], sizes["int8_mb"], strict=True)
-            )
+        cells = [_smallest_of([row for row in rows if row["task"] == task], points) for task in TASKS]
+        if any("MB" in cell for cell in cells):
             yield f"Smallest file that is certified to lose less than {words}", *cells
+
+
+def _smallest_of(rows: list[dict[str, Any]], points: str) -> str:
+    found = [
+        f"{min(sizes):.1f} MB{words}"
+        for name, certified, words in (("mb", "certified", ""), ("int8_mb", "int8_certified", " in int8"))
+        if (sizes := [row[name]["mean"] for row in rows if row[certified][points] == SEEDS])
+    ]
+    return ", ".join(found) or ("none" if rows else "not measured")
 
 
 def _range(rows: Iterable[dict[str, Any]]) -> str:

@@ -65,13 +65,20 @@ class Budget:
         """How many models are asked for."""
         return len(self.value) if self.is_ladder else 1
 
-    def looked_at(self, model: Any) -> int:
-        """Returns how many training examples costs and refit look at, without training afterwards."""
+    def looked_at(self, model: Any, *, trains_on: bool) -> int:
+        """Returns how many training examples costs and refit look at.
+
+        Args:
+            model: To be pruned.
+            trains_on: Whether the pruned model is trained on.
+        """
         if self.is_drop:
             return CALIBRATION
         if self.is_ladder:
-            return examples_for(min(self.value))
-        return examples_for(second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune").density)
+            density = min(self.value)
+        else:
+            density = second_order_of({self.name: self.value}, anatomy_of(model), model, where="prune").density
+        return examples_for(density, trains_on=trains_on)
 
     def check(self, model: Any, *, uniform: bool) -> None:
         """Refuses a size that the model can't have.

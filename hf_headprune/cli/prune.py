@@ -32,7 +32,7 @@ from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.latency import LatencySettings
 from hf_headprune.pipeline import plan_for_budget, plan_ladder, search_plan
-from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
+from hf_headprune.pipeline.cost_path import DENSITIES
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.publish.card import is_hub_name
 from hf_headprune.search.settings import AStarSearch
@@ -269,7 +269,7 @@ class Run:
         model, splits, batching, metric = inputs.model, inputs.splits, inputs.batching, inputs.metric
         tests = self.budget.is_drop and not self.searches
         epochs = 0.0 if self.recovery is None else self.recovery.epochs
-        looked_at = CALIBRATION if epochs else self.budget.looked_at(model)
+        looked_at = self.budget.looked_at(model, trains_on=epochs > 0)
         work = duration.examples_of_work(
             splits, searches=self.searches, tests=tests, sizes=self.budget.sizes, epochs=epochs, looked_at=looked_at
         )

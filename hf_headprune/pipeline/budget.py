@@ -15,7 +15,7 @@ from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, examples_for
+from hf_headprune.pipeline.cost_path import examples_for
 from hf_headprune.pipeline.holdout import Holdout, pruned_copy
 from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
@@ -118,7 +118,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     twin = plain_copy(model)  # another thread may run the model meanwhile
     speed = Speed(twin, latency, speedup)
     asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=speed.table)
-    looked_at = examples_for(asked.density) if recover is None else CALIBRATION
+    looked_at = examples_for(asked.density, trains_on=recover is not None)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=looked_at))
     holdout = None
     if certify is not None:

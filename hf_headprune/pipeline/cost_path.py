@@ -75,13 +75,14 @@ class Decision:
 Decide = Callable[[list[RefittedPlan]], Decision]
 
 
-def examples_for(density: float | None) -> int:
+def examples_for(density: float | None, *, trains_on: bool) -> int:
     """Returns how many training examples a budget looks at: the less is kept, the more of them help.
 
     Args:
         density: Share that is kept; None where it is heads that are counted.
+        trains_on: Whether the pruned model is trained on, which makes up for what few examples do not show.
     """
-    times = 1.0 if density is None else (0.5 / density) ** 2
+    times = 1.0 if density is None or trains_on else (0.5 / density) ** 2
     return int(min(max(times, 1.0) * CALIBRATION, MOST_CALIBRATION))
 
 

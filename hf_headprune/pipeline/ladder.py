@@ -155,7 +155,9 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
         holdout.rehearse(model)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     settings = SecondOrder(density=asked[-1])
-    losses = ExampleLosses(twin, dataset, examples_for(asked[-1]), seed, data_collator, batch_size, where="plan_ladder")
+    losses = ExampleLosses(
+        twin, dataset, examples_for(asked[-1], trains_on=False), seed, data_collator, batch_size, where="plan_ladder"
+    )
     full = PruningPlan.full(anatomy)
     plans, refit = plans_at(twin, asked, settings, full, losses)
     if len(plans) != len(asked):

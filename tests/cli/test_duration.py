@@ -50,7 +50,9 @@ def test_deep_cuts_look_at_more_examples(model):
     few, many = (duration.examples_of_work(parts, searches=False, tests=False, looked_at=it) for it in (8, 20))
     assert (few, many) == ((16, 8), (40, 20))
     budgets = [Budget("density", value, None) for value in (0.5, 0.25, (0.75, 0.1))]
-    assert [it.looked_at(model) for it in (*budgets, Budget("max_drop", 0.01, None))] == [1024, 4096, 4096, 1024]
+    budgets.append(Budget("max_drop", 0.01, None))
+    assert [it.looked_at(model, trains_on=False) for it in budgets] == [1024, 4096, 4096, 1024]
+    assert [it.looked_at(model, trains_on=True) for it in budgets] == [1024] * 4
 
 
 def test_a_pass_forward_is_timed_and_one_backward_counts_as_three(model, monkeypatch):

@@ -220,7 +220,8 @@ def test_a_budget_can_be_certified(trained):
     ("density", "count"), [(None, 1024), (0.75, 1024), (0.5, 1024), (0.4, 1600), (0.25, 4096), (0.05, 4096)]
 )
 def test_the_less_is_kept_the_more_examples_are_looked_at(density, count):
-    assert examples_for(density) == pytest.approx(count, abs=1)
+    assert examples_for(density, trains_on=False) == pytest.approx(count, abs=1)
+    assert examples_for(density, trains_on=True) == 1024
 
 
 @pytest.mark.parametrize(
@@ -228,8 +229,8 @@ def test_the_less_is_kept_the_more_examples_are_looked_at(density, count):
     [({"density": 0.5}, 8), ({"density": 0.2}, 20), ({"density": 0.2, "recover": lambda *_: None}, 8)],
 )
 def test_a_budget_looks_at_that_many_unless_training_follows(trained, monkeypatch, given, count):
-    for name, size in (("cost_path.CALIBRATION", 8), ("budget.CALIBRATION", 8), ("cost_path.MOST_CALIBRATION", 20)):
-        monkeypatch.setattr(f"hf_headprune.pipeline.{name}", size)
+    monkeypatch.setattr("hf_headprune.pipeline.cost_path.CALIBRATION", 8)
+    monkeypatch.setattr("hf_headprune.pipeline.cost_path.MOST_CALIBRATION", 20)
     model = copy.deepcopy(trained)
     plan_for_budget(model, learnable(40, seed=7), **given)
     assert [len(seen) for name, seen in seen_by(model) if name == "calibration"][-1] == count

@@ -59,7 +59,7 @@ def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
     rng = np.random.default_rng(0)
     full = PruningPlan.of(model)
     kinds = []
-    for turn in range(15):
+    for turn in range(30):
         base = full if turn % 3 else random_plan(model, turn)
         base_margins = plain(base).margins
         for plan in (near(base, rng), near(base, rng)):
