@@ -100,6 +100,10 @@ class Study:
     ways: dict[str, Way]
 
 
+HALF = {
+    "50 % of the weights": Way({"density": 0.5}),
+    "50 % of the weights, 1 epoch of recovery": Way({"density": 0.5}, epochs=1.0),
+}
 HEADS = (54, 36, 18, 9)  # of 72
 GATES = "--gates --mode pipelined --max_steps 100 --learning_rate 1e-4 --warmup_steps 0"  # as benchmarks.gates_accuracy
 STUDIES = {
@@ -114,9 +118,8 @@ STUDIES = {
         {
             "60 % of the heads": Way({"kept_heads": 0.6}),
             "60 % of the heads, 1 epoch of recovery": Way({"kept_heads": 0.6}, epochs=1.0),
-            "50 % of the weights": Way({"density": 0.5}),
-            "50 % of the weights, 1 epoch of recovery": Way({"density": 0.5}, epochs=1.0),
-        },
+        }
+        | HALF,
     ),
     "embeddings": Study(
         "sentence_embeddings",
@@ -167,7 +170,20 @@ STUDIES = {
             f"{name}, {kept} heads": Way(arguments=f"{GATES} --estimator {estimator} --kept_heads {kept / 72}")
             for name, estimator in (("gates, pipelined", "sigmoid"), ("DSP, pipelined", "dsp"))
             for kept in HEADS
-        },
+        }
+        | HALF,
+    ),
+    "summarization": Study(
+        "summarization",
+        "scitldr",
+        "--train_file DATA/train.jsonl --validation_file DATA/dev.jsonl --test_file DATA/test.jsonl --vocab_size 4000 "
+        "--layers 3 --hidden_size 128 --max_source_length 256 --max_target_length 40 --num_train_epochs 12 "
+        "--learning_rate 1e-3 --warmup_steps 100 --label_smoothing_factor 0.1 --per_device_train_batch_size 32 "
+        "--per_device_eval_batch_size 32 --train_sampling_strategy group_by_length",
+        ("rouge1", "rouge2", "rougeL"),
+        100.0,
+        (0, 1, 2),
+        HALF,
     ),
 }
 
