@@ -93,7 +93,7 @@ class PruningLadder:
 
     def _rows(self) -> list[Rung]:
         return [
-            Rung(f"{density:g}", result.report, result.certificate.verdict if result.certificate else None)
+            Rung(f"{100 * density:g} %", result.report, result.certificate.verdict if result.certificate else None)
             for density, result in zip(self.densities, self.rungs, strict=True)
         ]
 

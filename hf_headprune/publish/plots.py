@@ -121,6 +121,8 @@ def plot_frontier(frontier: Frontier, path: str | Path) -> Path:
 def plot_ladder(rungs: Sequence[Rung], path: str | Path) -> Path:
     """Draws the metric of each rung of a ladder over the size of its file; filled where it is certified.
 
+    Where the latency of every rung is known, a second panel is over the latency.
+
     Args:
         rungs: The largest first.
         path: File to write; its suffix decides the format.
@@ -129,30 +131,10 @@ def plot_ladder(rungs: Sequence[Rung], path: str | Path) -> Path:
         MissingExtraError: matplotlib is not installed.
         InvalidSettingError: No metric was measured.
     """
-    measured = [(rung, rung.report.unseen) for rung in rungs if rung.report.unseen is not None]
+    measured = [rung for rung in rungs if rung.report.unseen is not None]
     if not measured:
         raise InvalidSettingError("plot_ladder: no rung has a metric. Pass certify= to plan_ladder.")
-    metric, size = measured[0][1], measured[0][0].report.before.size_mb
-    xs = [size, *(rung.report.after.size_mb for rung, _ in measured)]
-    ys = [metric.before, *(change.after for _, change in measured)]
-    figure = _matplotlib("figure").Figure(figsize=_SIZE, layout="constrained")
-    axis = figure.subplots()
-    axis.plot(xs, ys, color=_MUTED, linewidth=1.2, zorder=1)
-    axis.scatter(xs[:1], ys[:1], marker="s", color=_TEXT, s=36, label="whole model", zorder=2)
-    is_certified = [rung.verdict == "PASS" for rung, _ in measured]
-    for holds, face, label in ((True, _KEPT, "certified"), (False, "white", "not certified")):
-        places = [place for place, found in enumerate(is_certified, start=1) if found == holds]
-        if places:
-            points = [xs[place] for place in places], [ys[place] for place in places]
-            axis.scatter(*points, marker="o", facecolor=face, edgecolor=_KEPT, s=44, label=label, zorder=2)
-    for (rung, _), x, y in zip(measured, xs[1:], ys[1:], strict=True):
-        axis.annotate(rung.name, (x, y), textcoords="offset points", xytext=(0, 8), ha="center", color=_MUTED)
-    axis.set_xlabel("file, MB", color=_TEXT)
-    axis.set_ylabel(f"{metric.name} on unseen examples", color=_TEXT)
-    axis.margins(y=0.2)
-    _dress_frontier(axis)
-    axis.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="best")
-    return _write(figure, path)
+    return _write(_ladder(measured), path)
 
 
 def _order(frontier: Frontier | None) -> Mapping[str, tuple[float, ...]]:
@@ -291,6 +273,36 @@ def _training(training: Sequence[Curve]) -> Any:
     axes[0].set_title("Training, until the model was cut", color=_TEXT, fontsize=12, loc="left", weight="bold")
     axes[-1].set_xlabel("optimizer steps", color=_TEXT, fontsize=10)
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _ladder(rungs: Sequence[Any]) -> Any:
+    """Draws the metric of rungs over the size of the file, and beside it over the latency where all have one."""
+    reports = [rung.report for rung in rungs]
+    first, latencies = reports[0], [report.latency for report in reports]
+    over = {"file, MB (embeddings included)": [first.before.size_mb, *(report.after.size_mb for report in reports)]}
+    if None not in latencies:
+        over["latency, ms"] = [latencies[0].before.median_ms, *(it.after.median_ms for it in latencies)]
+    ys = [first.unseen.before, *(report.unseen.after for report in reports)]
+    size = _SIZE[0] * (1 + 0.5 * (len(over) - 1)), _SIZE[1]
+    figure = _matplotlib("figure").Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(over), sharey=True, squeeze=False)[0]
+    for axis, (label, xs) in zip(axes, over.items(), strict=True):
+        axis.plot(xs, ys, color=_MUTED, linewidth=1.2, zorder=1)
+        axis.scatter(xs[:1], ys[:1], marker="s", color=_TEXT, s=36, label="whole model", zorder=2)
+        for holds, face, words in ((True, _KEPT, "certified"), (False, "white", "not certified")):
+            places = [place for place, rung in enumerate(rungs, start=1) if (rung.verdict == "PASS") == holds]
+            if places:
+                points = [xs[place] for place in places], [ys[place] for place in places]
+                axis.scatter(*points, marker="o", facecolor=face, edgecolor=_KEPT, s=44, label=words, zorder=2)
+        for rung, x, y in zip(rungs, xs[1:], ys[1:], strict=True):
+            axis.annotate(rung.name, (x, y), textcoords="offset points", xytext=(6, 4), color=_MUTED)
+        axis.set_xlabel(label, color=_TEXT, fontsize=10)
+        axis.margins(0.1, 0.2)
+        axis.invert_xaxis()  # pruning goes to the right
+        _dress_frontier(axis)
+    axes[0].set_ylabel(f"{first.unseen.name} on unseen examples", color=_TEXT, fontsize=10)
+    axes[0].legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="best")
     return figure
 
 

@@ -74,8 +74,15 @@ def test_one_table_and_one_picture_show_all(ladder, tmp_path):
     found = json.loads(ladder.to_json())["rungs"]
     assert [(it["density"], it["certified"]) for it in found] == [(0.75, True), (0.25, True), (0.05, False)]
     assert found[0]["report"] == json.loads(ladder.rungs[0].report.to_json())
-    if find_spec("matplotlib") is not None:
-        assert ladder.plot(tmp_path / "ladder.png").stat().st_size > 1000
+
+
+def test_the_picture_is_over_sizes_and_latencies(ladder, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        drawn = ladder.plot(tmp_path / "ladder.svg").read_text(encoding="utf-8")
+    for words in ("file, MB", "latency, ms", "whole model", "certified", "not certified", "accuracy on unseen"):
+        assert words in drawn
+    assert all(drawn.count(f">{name}<") == 2 for name in ("75 %", "25 %", "5 %"))
 
 
 def test_without_examples_nothing_is_certified(trained, tmp_path):  # noqa: F811
