@@ -67,6 +67,7 @@ class Way:
         choice: What chooses heads of that budget: "second order", "gradient" or "random". The latter two refit nothing.
         whole_groups: See `SecondOrderTuning`.
         epochs: Of training on afterwards, with the dense model as teacher.
+        learning_rate: Of that.
         arguments: Of the example, which then trains the dense model on and prunes it.
     """
 
@@ -74,6 +75,7 @@ class Way:
     choice: str = "second order"
     whole_groups: bool = False
     epochs: float = 0.0
+    learning_rate: float = LEARNING_RATE
     arguments: str = ""
 
 
@@ -106,6 +108,8 @@ HALF = {
 }
 HEADS = (54, 36, 18, 9)  # of 72
 GATES = "--gates --mode pipelined --max_steps 100 --learning_rate 1e-4 --warmup_steps 0"  # as benchmarks.gates_accuracy
+ONE_EPOCH = 5e-4  # learning rate of an epoch on a translation model, which was trained from scratch at 2e-3
+JOINT = f"--num_train_epochs 1 --learning_rate {ONE_EPOCH} --warmup_steps 20"
 STUDIES = {
     "images": Study(
         "image_classification",
@@ -170,6 +174,16 @@ STUDIES = {
             f"{name}, {kept} heads": Way(arguments=f"{GATES} --estimator {estimator} --kept_heads {kept / 72}")
             for name, estimator in (("gates, pipelined", "sigmoid"), ("DSP, pipelined", "dsp"))
             for kept in HEADS
+        }
+        | {
+            f"{name}, one epoch, {kept} heads": way(kept / 72)
+            for kept in HEADS[2:]
+            for name, way in {
+                "second order, then": lambda share: Way({"kept_heads": share}, epochs=1.0, learning_rate=ONE_EPOCH),
+                "second order, during": lambda share: Way(arguments=f"{JOINT} --kept_heads {share}"),
+                "gates, joint": lambda share: Way(arguments=f"{JOINT} --gates --kept_heads {share}"),
+                "DSP, joint": lambda share: Way(arguments=f"{JOINT} --gates --estimator dsp --kept_heads {share}"),
+            }.items()
         }
         | HALF,
     ),
@@ -263,7 +277,7 @@ def _prune(model: Any, dense: Any, examples: Any, way: Way, seed: int, **batchin
     else:
         prune_model_(model, _plan_of_heads(model, some_of(examples, seed), way, seed))
     if way.epochs:
-        PlainRecovery(examples, Batching(**batching), way.epochs, LEARNING_RATE)(model, dense)
+        PlainRecovery(examples, Batching(**batching), way.epochs, way.learning_rate)(model, dense)
 
 
 def _plan_of_heads(model: Any, examples: Any, way: Way, seed: int) -> PruningPlan:
