@@ -72,7 +72,7 @@ class TextReader:
         texts = text_columns(split, self.named, labels, where=where)
         split, unlabelled = _labelled(split, labels, where, is_score=self.classes is None)
         for column in texts:
-            _check_texts(split, column, where)
+            check_texts(split, column, where)
         targets = self._targets(split, labels, f"{where}, column{'s' * (len(labels) > 1)} {listed(labels)}")
 
         def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -204,7 +204,7 @@ class QuestionReader:
         }
         ids = [str(value) for value in split["id"]] if "id" in split.column_names else [*map(str, range(len(split)))]
         for column in (found["question"], found["context"]):
-            _check_texts(split, column, where)
+            check_texts(split, column, where)
         questions = split.select_columns(list(found.values())).rename_columns({old: new for new, old in found.items()})
         questions = questions.add_column("id", ids)
         check_questions(questions, where, allow_unanswered=True)
@@ -240,7 +240,7 @@ class ReferenceReader:
         target = one_column(split, self.named.label, columns.REFERENCES, option=LABEL_OPTION, where=where)
         split, unlabelled = _labelled(split, (target,), where, is_score=False)
         for column in (source, target):
-            _check_texts(split, column, where)
+            check_texts(split, column, where)
 
         def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
             limits = {"truncation": True, "max_length": self.max_length}
@@ -335,7 +335,12 @@ def _is_none(value: Any) -> bool:
     return value is None or value == "" or value != value  # noqa: PLR0124 - NaN
 
 
-def _check_texts(split: Dataset, column: str, where: str) -> None:
+def check_texts(split: Dataset, column: str, where: str) -> None:
+    """Sees that all rows of a column hold text.
+
+    Raises:
+        InvalidSettingError: Some hold nothing, or a number.
+    """
     wrong = [number for number, value in enumerate(split[column]) if not isinstance(value, str)]
     if wrong:
         raise InvalidSettingError(

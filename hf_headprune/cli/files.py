@@ -72,8 +72,8 @@ class DataSource:
 def read_file(path: Path) -> Dataset:
     """Reads one split from a file.
 
-    All values of a .csv or .tsv are text, "NA" and "007" too; a .tsv is read without quoting. A .json holds SQuAD's
-    articles, or rows like a .jsonl.
+    All values of a .csv or .tsv are text, "NA" and "007" too, and each row has one for each column; a .tsv is read
+    without quoting. A .json holds SQuAD's articles, or rows like a .jsonl.
 
     Raises:
         InvalidSettingError: It is missing, empty, malformed, or of another kind.
@@ -86,7 +86,7 @@ def read_file(path: Path) -> Dataset:
     with tempfile.TemporaryDirectory() as cache, _one_line(str(path)):
         options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
         if suffix in (".csv", ".tsv"):
-            return _read_table(path, options)
+            return _read_table(path)
         if suffix == ".parquet":
             return _filled(Dataset.from_parquet(str(path), **options))
         text = path.read_text(encoding="utf-8-sig")
@@ -95,23 +95,23 @@ def read_file(path: Path) -> Dataset:
         return _filled(Dataset.from_json(str(path), **options)) if text.strip() else _filled([])
 
 
-def _read_table(path: Path, options: dict[str, Any]) -> Dataset:
-    dialect: dict[str, Any] = {}
+def _read_table(path: Path) -> Dataset:
+    dialect: dict[str, Any] = {"strict": True}
     if path.suffix.lower() == ".tsv":
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with path.open(encoding="utf-8-sig", newline="") as file:
         csv.field_size_limit(_LARGE_FIELD)
-        rows = csv.reader(file, **dialect)
-        header, first = next(rows, []), next(rows, None)
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice or (header and not all(header)):
-        raise ValueError(f"the columns in its first line must have different names, received {listed(header)}")
-    if first is None:
-        return _filled([])
+        reader = csv.reader(file, **dialect)
+        header, rows = next(reader, []), []
+        if len({*header}) < len(header) or (header and not all(header)):
+            raise ValueError(f"the columns in its first line must have different names, received {listed(header)}")
+        for row in reader:
+            if row and len(row) != len(header):  # a value more moves all others into columns that are not theirs
+                raise ValueError(f"line {reader.line_num} has {len(row)} values for the {len(header)} columns")
+            rows += [row] if row else []
+    columns: Any = zip(*_filled(rows), strict=True)
     features = Features({name: Value("string") for name in header})
-    return Dataset.from_csv(
-        str(path), features=features, keep_default_na=False, encoding="utf-8-sig", **dialect, **options
-    )
+    return Dataset.from_dict(dict(zip(header, map(list, columns), strict=True)), features=features)
 
 
 def _parsed(text: str) -> Any:
@@ -138,7 +138,7 @@ def _one_line(where: str) -> Iterator[None]:
         yield
     except HeadPruneError:
         raise
-    except (OSError, ValueError, RecursionError, DatasetsError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error, DatasetsError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         raise InvalidSettingError(f"{where}: it can't be read: {reason[:300].rstrip('.')}.") from error
     finally:

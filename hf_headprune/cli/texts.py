@@ -6,7 +6,7 @@ import csv
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.cli.columns import listed, text_columns
-from hf_headprune.cli.examples import TEXT_NAMES, TextReader, reader_for
+from hf_headprune.cli.examples import TEXT_NAMES, TextReader, check_texts, reader_for
 from hf_headprune.cli.files import read_file
 from hf_headprune.cli.labels import ModelClasses
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
@@ -45,9 +45,11 @@ def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_
         )
     split = read_file(file)
     columns = text_columns(split, named, (named.label or LABEL,), where=str(file))
+    for column in columns:
+        check_texts(split, column, str(file))
 
     def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return reader.encoded([[text or "" for text in batch[column]] for column in columns])
+        return reader.encoded([batch[column] for column in columns])
 
     options: dict[str, Any] = {"batched": True, "keep_in_memory": True, "load_from_cache_file": False}
     return split.map(rows, remove_columns=split.column_names, **options)
@@ -88,7 +90,8 @@ def read_labels(file: Path, texts: Any, model: Any) -> dict[int, int]:
     """Returns the labels of a file that `write_to_label` wrote and somebody filled in, by index of the text.
 
     Raises:
-        InvalidSettingError: Columns are missing, an id is of no text, or a label is no class of the model.
+        InvalidSettingError: Columns are missing, an id is of no text or has several labels, or a label is no class of
+            the model.
     """
     rows = read_file(file)
     missing = {ID, LABEL} - set(rows.column_names)
@@ -97,12 +100,21 @@ def read_labels(file: Path, texts: Any, model: Any) -> dict[int, int]:
             f"{file}: the columns {listed(sorted(missing))} are missing. Pass the file that headprune disagreements "
             "wrote, with its labels filled in."
         )
-    given = {row[ID]: row[LABEL].strip() for row in rows if (row[LABEL] or "").strip()}
+    labels = [(row[ID], row[LABEL].strip()) for row in rows if (row[LABEL] or "").strip()]
+    classes = ModelClasses.of(model.config).classes_of(
+        {name for _, name in labels}, None, where=f"{file}, column {LABEL!r}"
+    )
+    given: dict[str, int] = {}
+    disputed = {name for name, label in labels if given.setdefault(name, classes[label]) != classes[label]}
+    if disputed:
+        raise InvalidSettingError(
+            f"{file}: {len(disputed):,} ids have several labels, such as {listed(sorted(disputed)[:3])}. Leave one of "
+            "each."
+        )
     ids = ids_of(texts)
     if unknown := set(given) - set(ids):
         raise InvalidSettingError(
             f"{file}: {len(unknown):,} of {len(given):,} labels are for texts that --data does not hold. Pass the "
             "texts that headprune disagreements read, and the same tokenizer."
         )
-    classes = ModelClasses.of(model.config).classes_of(set(given.values()), None, where=f"{file}, column {LABEL!r}")
-    return {index: classes[given[name]] for index, name in enumerate(ids) if name in given}
+    return {index: given[name] for index, name in enumerate(ids) if name in given}

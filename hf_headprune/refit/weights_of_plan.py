@@ -82,7 +82,7 @@ class WeightsOfPlan:
     def _copy_to(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in tensors_of(model).items():
             if name in weights:
-                tensor.copy_(weights[name])
+                tensor.data = weights[name].to(tensor.device, tensor.dtype, copy=True)  # what was there stays whole
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:

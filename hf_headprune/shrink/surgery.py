@@ -25,6 +25,7 @@ from hf_headprune.shrink.probe import probe_inputs
 from hf_headprune.shrink.prunable import adopt_classes_, check_buildable, prunable_class
 from hf_headprune.shrink.resize import check_can_cut, cut_site_
 from hf_headprune.shrink.saved_plan import attach_plan_, composed, plan_from_dense
+from hf_headprune.shrink.undo import undone_after_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +43,10 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     """Removes, in place, what a plan does not keep: smaller weights, `Prunable*` class and configuration.
 
     Everything is validated before the first tensor changes. The result computes what the model computed under
-    `masked(model, plan)`; that is checked on a small random batch. Training mode, dtype, device, `requires_grad` and
-    tied embeddings stay as they are; an optimizer made before still holds the old parameters, so make it afterwards.
-    The model remembers what it has kept of the dense model, and `save_pretrained` writes that plan beside the weights.
+    `masked(model, plan)`; that is checked on a small random batch. Training mode, dtype, device,
+    `requires_grad` and tied embeddings stay as they are; an optimizer made before still holds the old parameters, so
+    make it afterwards. The model remembers what it has kept of the dense model, and `save_pretrained` writes that plan
+    beside the weights.
 
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned; or one of
@@ -60,11 +62,18 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
             Transformers could not build it again.
         InvalidPlanError: The plan or the refit was made for another model.
         ModelInUseError: The model is masked, or another thread changes it.
-        HeadPruneError: The cut model computes something else than the masked one; the model is then unusable.
+        HeadPruneError: The cut model computes something else than the masked one.
+
+    After an error, or Ctrl-C, the model is what it was, so what is cut off stays in memory until the end. A model is
+    not put back if accelerate keeps its weights elsewhere (`device_map` with offloading): it may be larger than memory.
     """
     found: Any = refitted(plan)
     inside = model_inside(model)
-    with owned(inside, "prune_model_", alone=True), cut_together(inside, found):
+    with (
+        owned(inside, "prune_model_", alone=True),
+        undone_after_errors([model]),
+        cut_together(inside, found),
+    ):
         _pruned(inside, found)
     card = found.card(inside)
     if card is not None:
@@ -86,12 +95,14 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
     from_dense = composed(plan_from_dense(model), plan)
     if refit is not None:
         refit.check_fits(model)
-        refit.apply_(model, plan)
-    with masked(model, plan):
-        expected = probe(model)
-    _cut_(model, plan, anatomy, configs, around)
-    attach_plan_(model, from_dense)
-    _check_same(expected, probe(model), model)
+    with undone_after_errors(around):
+        if refit is not None:
+            refit.apply_(model, plan)
+        with masked(model, plan):
+            expected = probe(model)
+        _cut_(model, plan, anatomy, configs, around)
+        attach_plan_(model, from_dense)
+        _check_same(expected, probe(model), model)
     logger.info("%s: kept %d heads and %d FFN units", target.__name__, plan.num_kept_heads, plan.num_kept_ffn)
     return model
 
@@ -205,8 +216,8 @@ def _check_same(expected: torch.Tensor | None, received: torch.Tensor | None, mo
     if not error <= allowed:
         raise HeadPruneError(
             f"{type(model).__name__}: after pruning, the last hidden state of a probe batch differs from that of the "
-            f"masked model by {error:.2g} of its norm, allowed is {allowed:.2g}. The model is changed; load it again. "
-            "A module outside the declaration, or a hook, makes use of the heads or units that were cut."
+            f"masked model by {error:.2g} of its norm, allowed is {allowed:.2g}. A module outside the declaration, or "
+            "a hook, makes use of the heads or units that were cut. Take it off, or prune a model without it."
         )
 
 

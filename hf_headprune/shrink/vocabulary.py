@@ -15,6 +15,7 @@ from hf_headprune._compat import is_dispatched
 from hf_headprune._ownership import owned
 from hf_headprune.errors import HeadPruneError, InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.masking import evaluating
+from hf_headprune.shrink.undo import undone_after_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -49,7 +50,9 @@ def prune_vocabulary_(model: nn.Module, tokenizer: Any, texts: Iterable[str]) ->
         UnsupportedModelError: The tokenizer is of another kind; or the model has two vocabularies, holds tokens in
             further places, counts positions from a padding token that would get another number, or is spread over
             devices.
-        HeadPruneError: The model computes something else afterwards; it is then unusable.
+        HeadPruneError: The model computes something else afterwards.
+
+    After an error, or Ctrl-C, the model is what it was.
     """
     backend = _backend_of(tokenizer)
     content = json.loads(backend.to_str())
@@ -64,19 +67,18 @@ def prune_vocabulary_(model: nn.Module, tokenizer: Any, texts: Iterable[str]) ->
                 f"prune_vocabulary_: a {type(tokenizer).__name__} splits {shown(text)} into {shown(after)} with the "
                 f"smaller vocabulary, and into {shown(before)} with its own. The model is unchanged."
             )
-    with owned(model, "prune_vocabulary_", alone=True):
+    with owned(model, "prune_vocabulary_", alone=True), undone_after_errors([model]):
         expected = [_of_pieces(output, model, kept) for output in _outputs(model, tokenizer, probed)]
         _keep_rows_(model, kept)
         received = _outputs(model, smaller, probed)
-    error = max(
-        float((one - other).abs().max() / one.abs().max()) for one, other in zip(expected, received, strict=True)
-    )
-    if not error <= _MAX_ERROR:
-        raise HeadPruneError(
-            f"prune_vocabulary_: a {type(model).__name__} computes something else with the smaller vocabulary, by "
-            f"{error:.2g} of its largest output. The model is changed; load it again. It makes use of the numbers of "
-            "tokens elsewhere."
+        error = max(
+            float((one - other).abs().max() / one.abs().max()) for one, other in zip(expected, received, strict=True)
         )
+        if not error <= _MAX_ERROR:
+            raise HeadPruneError(
+                f"prune_vocabulary_: a {type(model).__name__} computes something else with the smaller vocabulary, by "
+                f"{error:.2g} of its largest output. It makes use of the numbers of tokens elsewhere."
+            )
     return smaller
 
 
@@ -332,10 +334,10 @@ def _keep_rows_(model: Any, kept: list[int]) -> None:
     table, output = model.get_input_embeddings(), model.get_output_embeddings()
     tensors = [table.weight, *(() if output is None else (output.weight, getattr(output, "bias", None)))]
     for tensor in {id(it): it for it in tensors if it is not None}.values():
-        tensor[: len(kept)] = tensor[rows.to(tensor.device)]
+        tensor.data = torch.cat([tensor[rows.to(tensor.device)], tensor[len(kept) :]])
     for name, buffer in model.named_buffers():
         if name.endswith("final_logits_bias"):
-            buffer[..., : len(kept)] = buffer[..., rows.to(buffer.device)]
+            buffer.data = torch.cat([buffer[..., rows.to(buffer.device)], buffer[..., len(kept) :]], dim=-1)
     padding = table.padding_idx
     model.resize_token_embeddings(len(kept))
     new = {old: index for index, old in enumerate(kept)}

@@ -212,6 +212,19 @@ def test_what_can_not_be_used_is_said_in_one_line(capsys, folder, tmp_path):
     assert "1 of 1 labels are for texts that --data does not hold" in refused(
         "certify", *models, *texts, "--labels", out
     )
+    twice = tmp_path / "twice.csv"
+    assert called(capsys, "disagreements", folder / "dense", folder / "smaller", *texts, "--out", twice).code == 0
+    known = [{**row, "label": "positive"} for row in read(twice)]
+    of_two = write(tmp_path / "of_two.csv", [*known, {**known[0], "label": "negative"}, {**known[1]}])
+    assert f"1 ids have several labels, such as '{known[0]['id']}'" in refused(
+        "certify", folder / "dense", folder / "smaller", *texts, "--labels", of_two
+    )
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"sentence": "good"}\n{"label": 1}\n', encoding="utf-8")
+    for words in (["certify", "--metric", "agreement"], ["disagreements", "--out", tmp_path / "new.csv"]):
+        assert "'sentence' must hold text, received something else in 1 of 2 rows, first in row 2" in refused(
+            words[0], *models, "--data", empty, *words[1:]
+        )
     other = write(tmp_path / "other.csv", [{"text": "good"}])
     assert "the columns 'id', 'label' are missing" in refused("certify", *models, *texts, "--labels", other)
     assert "no column is named label or labels" in refused("certify", *models, *texts)

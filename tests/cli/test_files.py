@@ -32,6 +32,12 @@ def test_every_format_reads_alike(tmp_path, name, content):
     assert (rows["text"][:], rows["label"][:]) == (TEXTS, LABELS)
 
 
+def test_blank_lines_are_no_rows_and_a_quoted_value_may_have_several_lines(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\r\n\r\n"a\nb",1\r\n\r\n,0\r\n', encoding="utf-8", newline="")
+    rows = read_file(tmp_path / "a.csv")
+    assert (rows["text"][:], rows["label"][:]) == (["a\nb", ""], ["1", "0"])
+
+
 def test_parquet_keeps_the_names_of_classes(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(tmp_path / "a.parquet")
@@ -59,7 +65,10 @@ def test_a_squad_file_has_a_row_per_question(tmp_path):
         ("a.jsonl", "\n", "it has no rows"),
         ("a.json", "[]", "can't be read"),
         ("a.csv", "text,text\na,b\n", "different names, received 'text'"),
-        ("a.csv", "text,label\nx,1\na,b,c\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", "text,label\nx,1\na,b,c\n", "line 3 has 3 values for the 2 columns"),
+        ("a.csv", "text,label\nx, y,1\na, b,0\n", "line 2 has 3 values for the 2 columns"),
+        ("a.csv", 'text,label\n"x\ny",1\na\n', "line 4 has 1 values for the 2 columns"),
+        ("a.csv", 'text,label\n"x,1\na,0\n', "unexpected end of data"),
         ("a.csv", b"text,label\n\xff\xfe,1\n", "can't decode"),
         ("a.jsonl", '{"text": "a"\n', "can't be read"),
         ("a.json", '{"data": [{"paragraphs": 3}]}', "a SQuAD file must hold"),
