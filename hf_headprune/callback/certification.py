@@ -197,16 +197,18 @@ def _held_back(
         return NotCertifiable("the examples of eval_dataset can't be compared with those of train_dataset")
     leaked = set() if train is None else set(prints.shared_with(train))
     left = [index for index in range(len(prints)) if index not in leaked]
-    if len(left) < (LEAST_EXAMPLES if settings.search is not None else 1):
-        return _too_few(len(left))
+    least = LEAST_EXAMPLES if settings.search is not None else 1
+    if len(left) < least:
+        return _too_few(len(left), least)
     if settings.search is None:
         return dataset if not leaked else rows_of(dataset, left), rows_of(dataset, left)
     halves = split_known(dataset, prints, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
     return halves.search, halves.certify
 
 
-def _too_few(count: int) -> NotCertifiable:
+def _too_few(count: int, least: int) -> NotCertifiable:
+    if least == 1:
+        return NotCertifiable("all examples of eval_dataset are in train_dataset, too")
     return NotCertifiable(
-        f"eval_dataset has {count} examples outside of train_dataset, too few to hold some back (at least "
-        f"{LEAST_EXAMPLES})"
+        f"eval_dataset has {count} examples outside of train_dataset, too few to hold some back (at least {least})"
     )

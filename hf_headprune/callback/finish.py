@@ -189,13 +189,16 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
         model = model_of(trainer)
         attach_card_(model, result.card(model), result.report.files)
         tqdm.write(result.report.to_text())
-        texts = {REPORT_NAME: result.report.to_json()}
+        texts: dict[str, str | None] = {REPORT_NAME: result.report.to_json(), CERTIFICATE_NAME: None}
         if result.certificate is not None:
             texts[CERTIFICATE_NAME] = result.certificate.to_json() + "\n"
         folder = Path(trainer.args.output_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
+                if text is None:  # that of an earlier run is about another model
+                    (folder / name).unlink(missing_ok=True)
+                    continue
                 staged = folder / f"{name}.part"
                 staged.write_text(text, encoding="utf-8")
                 staged.replace(folder / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,6 +87,14 @@ def own_number(
     if theirs is None:
         return None
     theirs = float(theirs)
+    if not math.isfinite(theirs):
+        logger.warning(
+            "HeadPruneCallback: the Trainer's evaluation returns %s as %s of the trained model, with which nothing can "
+            "be compared: its examples scored one by one decide.",
+            theirs,
+            name,
+        )
+        return None
     scale = PERCENT if is_one_point and runs_to_100(name, theirs) else 1.0
     if ours is None:
         ours = _by_example(trainer, name, search).evaluator(reference).metric
@@ -228,6 +237,7 @@ def require_searchable(trainer: Trainer, settings: Settings, *, needs_certificat
         value = evaluate(trainer).get(name)
     if value is not None:
         higher_is_better(trainer, name, search)
+        _warn_of_no_number(name, value, is_scored=is_scored)
         if settings.is_one_point and is_scored and runs_to_100(name, value):
             logger.warning("HeadPruneCallback: %s runs from 0 to 100. A drop of 1.0, a point, is allowed.", name)
         elif needs_certificate and is_scored and runs_to_100(name, value):
@@ -245,6 +255,18 @@ def require_searchable(trainer: Trainer, settings: Settings, *, needs_certificat
                 f"SearchTuning(greater_is_better=False): {name} is better when it is higher. Leave it out."
             )
     return _seconds_per_plan(trainer, _checked_batches(trainer, name)) if is_scored else seconds
+
+
+def _warn_of_no_number(name: str, value: float, *, is_scored: bool) -> None:
+    """Says what becomes of a metric that is no number, as a correlation with constant answers is before training."""
+    if not math.isfinite(value):
+        then = "the examples scored one by one decide" if is_scored else "nothing can be compared, nor pruned"
+        logger.warning(
+            "HeadPruneCallback: the Trainer's evaluation returns %s as %s. If it does so after training, too, %s.",
+            value,
+            name,
+            then,
+        )
 
 
 def _warn_of_scale(name: str, value: float, max_drop: float) -> None:

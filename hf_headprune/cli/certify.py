@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.duration import shown
 from hf_headprune.cli.examples import reader_for
@@ -16,7 +17,7 @@ from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
 from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_deployed, load_model, load_tokenizer, to_accelerator_
-from hf_headprune.cli.output import CONFIG_NAME
+from hf_headprune.cli.output import CONFIG_NAME, new_file, writable
 from hf_headprune.cli.texts import read_labels, read_texts, write_to_label
 from hf_headprune.cli.vocabulary import own_reader
 from hf_headprune.errors import InvalidSettingError
@@ -38,7 +39,9 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
     dense: Dense,
     pruned: Annotated[list[str], typer.Argument(metavar="PRUNED...", help="Pruned models, or their .onnx or .xml.")],
     data: Annotated[Path, typer.Option(metavar="FILE", help="Texts; labels in it are not read")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="New .csv file with the texts that need a label")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", callback=new_file, help="New .csv file with the texts that need a label")
+    ],
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     tokenizer: TokenizerName = None,
@@ -101,6 +104,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
 
     Exit code 0: PASS; 1: FAIL or INCONCLUSIVE, and the certificate is written all the same.
     """
+    writable((pruned if pruned.is_dir() else pruned.parent) / CERTIFICATE_NAME)
     models = [load_deployed(name) for name in (dense, pruned)]
     reading = load_tokenizer(tokenizer or dense, models[0])
     named = NamedColumns(text_column, text_pair_column, label_column)
@@ -116,12 +120,12 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     split = CertificationData(rows, train=seen, labels=known, batching=Batching(processing_class=reading))
     with shown(models, len(rows), "Certifying"):
         certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
-    report(f"Certificate of {pruned.name}", cases_of_certificate(certificate), junit, summary)
     content = {
         "verdict": certificate.verdict,
         "statement": certificate.statement,
         "file": str(certificate.save(pruned.parent if is_file else pruned)),
     }
+    report(f"Certificate of {pruned.name}", cases_of_certificate(certificate), junit, summary)
     typer.echo(json.dumps(content) if as_json else f"{content['statement']}\nWritten: {content['file']}")
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
 

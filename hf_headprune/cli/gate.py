@@ -10,6 +10,7 @@ from xml.etree import ElementTree as Xml
 
 import typer
 
+from hf_headprune.cli.output import writable
 from hf_headprune.guarantee.wording import percent, points
 
 if TYPE_CHECKING:
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.certificate import Certificate
     from hf_headprune.guarantee.verification import Verification
 
-Junit = Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML there, for a build server")]
+Junit = Annotated[
+    Path | None, typer.Option(metavar="FILE", callback=writable, help="Write JUnit XML there, for a build server")
+]
 Summary = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", envvar="GITHUB_STEP_SUMMARY", help="Append a summary in Markdown there"),
+    typer.Option(
+        metavar="FILE", envvar="GITHUB_STEP_SUMMARY", callback=writable, help="Append a summary in Markdown there"
+    ),
 ]
 _NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd]")
 

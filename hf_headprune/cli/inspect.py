@@ -17,7 +17,7 @@ from hf_headprune.cli.duration import shown
 from hf_headprune.cli.explanation import in_words, sites_of
 from hf_headprune.cli.gate import Junit, Summary, cases_of_verification, report
 from hf_headprune.cli.models import load_deployed, load_model, to_accelerator_
-from hf_headprune.cli.output import CONFIG_NAME
+from hf_headprune.cli.output import CONFIG_NAME, writable
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
@@ -45,7 +45,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 def show(
     folder: Folder,
     length: Annotated[int, typer.Option(help="Tokens for counting MACs.")] = 128,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report of its run as a page.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=writable, help="Write the report of its run as a page.")
+    ] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Says what a saved model has kept, its size, and its certificate."""
@@ -119,7 +121,10 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     summary: Summary = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Verifies a certificate against what it is about and the data you pass. Exit code 0: it holds; 1: it does not."""
+    """Verifies a certificate against what it is about and the data you pass.
+
+    Exit code 0: it holds, whatever it says; 1: it does not.
+    """
     file = _file_of(certificate)
     found = Certificate.load(file)
     about = _beside(found, file.parent) if model is None else model

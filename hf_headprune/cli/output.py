@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,47 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 LADDER_NAME = "headprune_ladder.json"
+
+
+def writable(path: Path | None) -> Path | None:
+    """Sees that a file can be written, before the work whose results it is to hold; returns the path.
+
+    Raises:
+        InvalidSettingError: It can't.
+    """
+    if path is None:
+        return None
+    if path.exists():
+        is_open = not path.is_dir() and os.access(path, os.W_OK)
+        fault = None if is_open else "there is a folder of that name, or a file that may not be changed"
+    else:
+        fault = _fault_of(path.parent)
+    if fault is not None:
+        raise InvalidSettingError(f"{path}: it can't be written: {fault}. Choose another name.")
+    return path
+
+
+def new_file(path: Path) -> Path:
+    """Sees that a file can be written that is not there yet; returns the path.
+
+    Raises:
+        InvalidSettingError: It can't, or it is there.
+    """
+    if path.exists():
+        raise InvalidSettingError(f"{path}: there is a file of that name, perhaps with labels. Choose another name.")
+    writable(path)
+    return path
+
+
+def _fault_of(folder: Path) -> str | None:
+    """Says why nothing can be written into a folder; None where something can."""
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +90,9 @@ class OutputFolder:
             raise InvalidSettingError(f"{self.path}: {inside[0]} is read from there. Choose another output folder.")
         if here.exists() and not here.is_dir():
             raise InvalidSettingError(f"{self.path}: there is a file of that name. Choose another output folder.")
+        fault = _fault_of(next(folder for folder in here.parents if folder.exists()))
+        if fault is not None:
+            raise InvalidSettingError(f"{self.path}: it can't be made: {fault}. Choose another output folder.")
         if not here.exists() or not any(here.iterdir()):
             return
         if not self.overwrite:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from hf_headprune.pipeline import PruningResult
 
 OUTCOME_FORMAT = "hf_headprune.prune/1"
+LEARNING_RATE = 2e-4  # of --recover
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     recover: Annotated[
         float | None, typer.Option(metavar="EPOCHS", help="Train the pruned model on, taught by MODEL; then certify it")
     ] = None,
-    learning_rate: Annotated[float, typer.Option(metavar="X", help="Of --recover")] = 2e-4,
+    learning_rate: Annotated[float | None, typer.Option(metavar="X", help="Of --recover  [default: 2e-4]")] = None,
     uniform: Annotated[  # noqa: FBT002
         bool, typer.Option("--uniform", help="Equal numbers in all layers, for export --mode plain")
     ] = False,
@@ -194,14 +195,17 @@ class Recovery:
     learning_rate: float
 
     @classmethod
-    def of(cls, epochs: float | None, learning_rate: float) -> Recovery | None:
+    def of(cls, epochs: float | None, rate: float | None) -> Recovery | None:
         """Returns it, or None where the pruned model does not train on.
 
         Raises:
-            InvalidSettingError: A number is out of range.
+            InvalidSettingError: A number is out of range, or there is a learning rate alone.
         """
         if epochs is None:
+            if rate is not None:
+                raise InvalidSettingError("prune: --learning-rate is for --recover. Pass --recover, or leave it out.")
             return None
+        learning_rate = LEARNING_RATE if rate is None else rate
         if not (epochs > 0 and 0 < learning_rate < 1):
             raise InvalidSettingError(
                 f"--recover takes a number of epochs above 0 and --learning-rate one between 0 and 1, received "
@@ -266,7 +270,7 @@ class Run:
         anatomy_of(model)  # refuses other families before anything is read
         self._check(model)
         inputs = self._inputs(model)
-        model, splits, batching, metric = inputs.model, inputs.splits, inputs.batching, inputs.metric
+        model, splits, batching = inputs.model, inputs.splits, inputs.batching
         tests = self.budget.is_drop and not self.searches
         epochs = 0.0 if self.recovery is None else self.recovery.epochs
         looked_at = self.budget.looked_at(model, trains_on=epochs > 0)
@@ -287,14 +291,14 @@ class Run:
         options = self._options(inputs)
         if self.budget.is_ladder:
             with duration.shown([model], sum(work), "Pruning"):
-                ladder = plan_ladder(model, splits.train, self.budget.value, metric=metric, **options)
+                ladder = plan_ladder(model, splits.train, self.budget.value, **options)
             ladder = replace(ladder, rungs=tuple(map(self._named, ladder.rungs)))
             only = self.budget.confidence is not None
             tokenizer = batching.processing_class
             return saved_ladder(ladder, model, tokenizer, self.output, certified_only=only, content=content)
         # A search has a bar of its own.
         with nullcontext() if self.searches else duration.shown([model], sum(work), "Pruning"):
-            result = self._result(model, batching, splits, metric, options)
+            result = self._result(inputs, options)
         return self._finished(inputs, result, content)
 
     def _finished(self, inputs: Inputs, result: PruningResult, content: dict[str, Any]) -> Outcome:
@@ -399,6 +403,7 @@ class Run:
         if self.uniform:
             options["uniform"] = True
         if splits.certify is not None:
+            options["metric"] = inputs.metric
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(
                 splits.certify, train=splits.seen, search=searched, groups=inputs.groups, batching=inputs.batching
@@ -407,9 +412,8 @@ class Run:
             options["confidence"] = self.budget.confidence
         return options
 
-    def _result(
-        self, model: Any, batching: Batching, splits: Splits, metric: Any, options: dict[str, Any]
-    ) -> PruningResult:
+    def _result(self, inputs: Inputs, options: dict[str, Any]) -> PruningResult:
+        model, splits, batching = inputs.model, inputs.splits, inputs.batching
         if self.recovery is not None:  # the Trainer is imported where it is needed alone
             made = import_module("hf_headprune.callback.plain_recovery").PlainRecovery
             settings = self.recovery.epochs, self.recovery.learning_rate, _is_watched()
@@ -418,12 +422,13 @@ class Run:
         if not self.budget.is_drop:
             if self.measured:
                 options = {**options, "latency": LatencySettings()}
-            return plan_for_budget(model, splits.train, metric=metric, **{self.budget.name: value}, **options)
+            return plan_for_budget(model, splits.train, **{self.budget.name: value}, **options)
         options = options | {"calibration": splits.train, "processing_class": batching.processing_class}
+        options["metric"] = inputs.metric
         if not self.searches:
-            return search_plan(model, splits.certify, metric, max_drop=value, **options)
+            return search_plan(model, splits.certify, max_drop=value, **options)
         search = AStarSearch(max_drop=value)
-        return search_plan(model, splits.validation, metric, search, progress=_is_watched(), **options)
+        return search_plan(model, splits.validation, search=search, progress=_is_watched(), **options)
 
     def _named(self, result: PruningResult) -> PruningResult:
         """Returns a result whose report names the data set of the Hub that was read."""

@@ -68,10 +68,8 @@ def write_to_label(file: Path, texts: Any, found: Mapping[int, tuple[Any, ...]],
         The number of rows.
 
     Raises:
-        InvalidSettingError: The file exists already: it may hold labels.
+        FileExistsError: There is a file already: it may hold labels.
     """
-    if file.exists():
-        raise InvalidSettingError(f"{file}: there is a file of that name, perhaps with labels. Choose another name.")
     ids, names = ids_of(texts), {int(index): name for index, name in (model.config.id2label or {}).items()}
     columns = [name for name in TEXT_NAMES if name in texts.column_names]
     rows: dict[str, list[str]] = {}
@@ -79,7 +77,7 @@ def write_to_label(file: Path, texts: Any, found: Mapping[int, tuple[Any, ...]],
         shown = " | ".join(str(names.get(answer, answer)) for answer in answers)
         example = texts[index]
         rows.setdefault(ids[index], [ids[index], *(example[name] for name in columns), shown, ""])
-    with file.open("w", encoding="utf-8", newline="") as opened:
+    with file.open("x", encoding="utf-8", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow([ID, *columns, ANSWERS, LABEL])
         writer.writerows(rows.values())

@@ -209,7 +209,7 @@ def _needed(counts: Counts, claim: Claim) -> int | None:
     n = counts.examples
     disagreement = min(max(counts.regressions + counts.improvements, 1), n - 1) / n if n > 1 else 0.5
     drop = max(0.0, (counts.regressions - counts.improvements) / n)
-    if drop > disagreement:
+    if drop > disagreement or claim.max_drop == 0:  # which no number of examples shows of equal models
         return None
     return examples_needed(claim.max_drop, PowerAssumptions(disagreement, drop, alpha=claim.alpha_spent))
 

@@ -25,6 +25,7 @@ _NAMES_OF_NUMBERS = ("id", "idx", "index", "guid", "uid", "uuid")
 _NAMES_OF_LABELS = ("label", "labels")
 _WORD_IN_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
 INPUT_BYTES, LABEL_BYTES = 8, 4  # kept of each sha256 in a certificate
+MOST_OF_A_TEXT = 10  # different tokens that a text has on average, such as the windows of a context, if it names them
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class ExampleFingerprints:
         Args:
             dataset: Sized and indexable; examples are mappings. Or the fingerprints of a split.
             columns: Text columns. None reads all whose values are texts, without those named after labels or numbers of
-                examples ("gold_label"; "id", "idx", "guid" and the like, also as the last word of a name).
+                examples ("gold_label"; "id", "idx", "guid" and the like, also as the last word of a name). Beside token
+                ids, texts that are the same for many different ones, such as a language or a source, are left out, too.
 
         Raises:
             InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
@@ -77,6 +79,9 @@ class ExampleFingerprints:
                     "hold the columns of the first, or name the text columns."
                 ) from error
             labels.append(_digest([plain(example[name]) for name in LABEL_NAMES if name in example]))
+        if columns is None and TOKENS in digests and not _names_examples(digests.get(TEXT, ()), digests[TOKENS]):
+            del digests[TEXT]
+            names = ()
         return cls({kind: tuple(found) for kind, found in digests.items()}, tuple(labels), names)
 
     def __len__(self) -> int:
@@ -136,6 +141,12 @@ class ExampleFingerprints:
             i for i in range(len(self)) if any(self.kinds[kind][i] in digests for kind, digests in seen.items())
         )
 
+    def alike(self, other: ExampleFingerprints) -> str:
+        """Returns in what another split has examples of this one, in words."""
+        words = {TOKENS: "token ids", TEXT: f"columns of text ({', '.join(self.columns)})", CONTENT: "all fields"}
+        kinds = [kind for kind in self.kinds if kind in other.kinds]
+        return " and ".join(words[kind] for kind in kinds if set(self.kinds[kind]) & set(other.kinds[kind]))
+
     def shares_with(self, other: ExampleFingerprints) -> bool:
         """Tells whether an input is known to be in another split too."""
         return bool(self.compared_with(other)) and bool(self.shared_with(other))
@@ -159,8 +170,9 @@ def check_disjoint(
     if shared:
         raise DataLeakError(
             f"{where}: no example may be in the {name} split too, after normalisation of text and padding; received "
-            f"{len(shared)} of {len(certify)} that are (indices {list(shared[:5])}). What the {name} split has shown "
-            "can't certify anything. Remove them, or make the splits with three_way_split."
+            f"{len(shared)} of {len(certify)} that are (indices {list(shared[:5])}), alike in {certify.alike(other)}. "
+            f"What the {name} split has shown can't certify anything. Remove them, or make the splits with "
+            "three_way_split; CertificationData(columns=...) names the columns to compare."
         )
 
 
@@ -246,6 +258,11 @@ def _tokens_of(example: Mapping[str, Any]) -> list[Any]:
     if not isinstance(tokens, list):
         raise InvalidSettingError(f"{TOKENS!r} must be a list of whole numbers, received {shown(tokens)}.")
     return tokens
+
+
+def _names_examples(texts: Sequence[bytes], tokens: Sequence[bytes]) -> bool:
+    """Tells whether texts beside token ids are those that were tokenized, and not what many examples have in common."""
+    return not texts or MOST_OF_A_TEXT * len({*texts}) >= len({*tokens})
 
 
 def _text_columns(example: Mapping[str, Any]) -> tuple[str, ...]:

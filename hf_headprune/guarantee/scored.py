@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.sequence import AlphaLedger
     from hf_headprune.plan import PlanOrResult
 
+logger = logging.getLogger(__name__)
+
+MOST_COPIES = 0.05  # of the examples, before a word is said about them
 REHEARSED = 4  # examples
 FIRST_BATCH = 64  # examples, where the verdict may be certain before all are looked at
 
@@ -95,6 +99,17 @@ class CertificationData:
                 )
 
 
+def _warn_of_copies(prints: ExampleFingerprints, data: CertificationData) -> None:
+    copies = len(prints) - len({*prints.keys})
+    if data.groups is None and copies > MOST_COPIES * len(prints):
+        logger.warning(
+            "Of %s examples to certify on, %s are copies of others. Each counts as one that was drawn by itself. If "
+            "they are there by mistake, remove them: they make the evidence look stronger than it is.",
+            f"{len(prints):,}",
+            f"{copies:,}",
+        )
+
+
 def data_of(dataset: Any, labels: Any = None) -> CertificationData:
     """Returns a split as `CertificationData`, with labels that were given apart."""
     data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
@@ -128,10 +143,10 @@ class ScoredSplit:
             UnsupportedModelError: The model has no task whose examples can be scored.
         """
         self.data = data
-        check_dataset(data.dataset)
         labels = _labels_of(data, metric)
         rows = data.dataset if labels is None else PartlyLabelled(data.dataset, labels)
         self.prints = ExampleFingerprints.of(rows, columns=data.columns)
+        _warn_of_copies(self.prints, data)
         self.labelled = None if labels is None else np.isin(self.prints.order, list(labels))
         self._groups = None  # of each example, in the order of the data set
         if data.groups is not None:
@@ -358,9 +373,11 @@ class ScoredSplit:
         self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, num_candidates: int = 1
     ) -> Claim:
         """Returns the claim; spends its share of alpha where the split may be used more than once."""
-        if not is_number(confidence):
-            raise InvalidSettingError(f"certify: confidence must be a number, received {shown(confidence)}. Pass 0.95.")
-        alpha = round(1.0 - float(min(max(confidence, 0), 1)), 12)
+        if not is_number(confidence) or not 0.5 < confidence < 1:  # noqa: PLR2004
+            raise InvalidSettingError(
+                f"certify: confidence must be a number above 0.5 and below 1, received {shown(confidence)}. Pass 0.95."
+            )
+        alpha = round(1.0 - float(confidence), 12)
         is_shared = is_whole(num_candidates, at_least=1) and num_candidates <= LARGEST  # else the claim refuses it
         claim = Claim(
             self.metric.name,
@@ -414,6 +431,7 @@ def _label_of(example: Any) -> Any:
 
 def _labels_of(data: CertificationData, metric: Any) -> dict[int, Any] | None:
     """Returns the labels that are known, by index; None where each example holds its own."""
+    check_dataset(data.dataset)
     if isinstance(metric, str) and metric == AGREEMENT:
         return {}
     return None if data.labels is None else labels_by_index(data.labels, data.dataset)

@@ -30,6 +30,7 @@ class Verification:
     """Outcome of a verification.
 
     Attributes:
+        verdict: What the certificate says.
         findings: All that does not fit; none if the certificate holds.
         notes: Differences that the certificate survives.
         checked: What was checked.
@@ -37,6 +38,7 @@ class Verification:
         on_trust: What no check can derive: only who made the certificate knows it.
     """
 
+    verdict: str = ""
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
@@ -59,7 +61,8 @@ class Verification:
 
     def to_text(self) -> str:
         """Returns the outcome in lines of text."""
-        lines = ["The certificate holds." if self.holds else "THE CERTIFICATE DOES NOT HOLD."]
+        says = f" It says {self.verdict}." if self.verdict else ""
+        lines = [f"The certificate holds.{says}" if self.holds else "THE CERTIFICATE DOES NOT HOLD."]
         lines += [f"differs ({finding.level}): {finding.name}: {finding.text}" for finding in self.findings]
         entries = {"note": self.notes, "checked": self.checked, "not checked": self.skipped, "on trust": self.on_trust}
         lines += [f"{title}: {entry}" for title, texts in entries.items() for entry in texts]

@@ -72,7 +72,7 @@ def verify_certificate(
         raise InvalidSettingError(
             f"verify_certificate: certificate must be a Certificate or a path, received {shown(certificate)}."
         )
-    result = Verification()
+    result = Verification(certificate.verdict)
     for name, given in (("dense", dense), ("pruned", model)):
         if given is None:
             result.skipped.append(f"{name} weights and configuration: no {name} model was given")

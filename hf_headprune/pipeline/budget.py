@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune._checks import is_above, is_number
 from hf_headprune._seen_splits import share_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budget_rules
 from hf_headprune.errors import InvalidSettingError, shown
-from hf_headprune.guarantee.claim import Metric
-from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
-from hf_headprune.pipeline.holdout import Holdout, pruned_copy
+from hf_headprune.pipeline.holdout import About, Holdout, pruned_copy
 from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, asked_in_words, certified, unseen_change
@@ -65,8 +63,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     certify: Any = None,
     reference: Any = None,
     metric: Any = None,
-    max_drop: float = 0.01,
-    confidence: float = 0.95,
+    max_drop: float | None = None,
+    confidence: float | Literal["auto"] = "auto",
     recover: Recover | None = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
@@ -97,8 +95,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         reference: Model that the certificate compares with, such as the one before its vocabulary was cut: alone, or as
             a pair with the examples of `certify` as its own tokenizer encodes them. None for `model`.
         metric: Of the certificate, as in `search_plan`; None for the first metric of the model's task.
-        max_drop: Drop that the certificate is about, absolute: 0.01 is one percentage point.
-        confidence: Of the certificate.
+        max_drop: Drop that the certificate is about, absolute; 0.01, one percentage point, when left out.
+        confidence: Of the certificate; "auto" is 0.95.
         recover: Function `(pruned, dense)` that trains the pruned model on, in place, before it is certified; the dense
             one may be its teacher. The result then holds the trained weights.
         data_collator: Makes the batches; when left out, examples are padded on the right.
@@ -107,32 +105,22 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
 
     Raises:
         DataLeakError: Examples of `certify` are in `dataset`.
-        InvalidSettingError: Not exactly one budget is given, the model can't meet it, or a data set is empty,
-            labelled in part or not tokenized.
+        InvalidSettingError: Not exactly one budget is given, the model can't meet it, a data set is empty, labelled in
+            part or not tokenized, or a setting is about a certificate and there is no `certify`.
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     anatomy = anatomy_of(model)
     check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     one_budget(given, where="plan_for_budget")  # before anything is measured
+    about = About("plan_for_budget", reference, metric, max_drop, confidence)
+    batching = Batching(data_collator=data_collator, batch_size=batch_size)
+    holdout = Holdout.asked_for(certify, model, about, batching, is_condition=False)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     speed = Speed(twin, latency, speedup)
     asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=speed.table)
     looked_at = examples_for(asked.density, trains_on=recover is not None)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=looked_at))
-    holdout = None
-    if certify is not None:
-        batching = Batching(data_collator=data_collator, batch_size=batch_size)
-        data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
-        holdout = Holdout(
-            data,
-            Metric.of(metric, model, where="plan_for_budget"),
-            max_drop,
-            confidence,
-            is_condition=False,
-            reference=reference,
-        )
-        holdout.rehearse(model)
     measure = speed.of if speed.is_measured else None
     found = planned(twin, dataset, settings, data_collator, batch_size, measure)
     share_seen_(model, twin)

@@ -10,6 +10,7 @@ Source: Angelopoulos et al. 2021, arXiv 2110.01052 (Learn then Test, section 4);
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from hf_headprune.pipeline.run import MetricSource
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
+
+logger = logging.getLogger(__name__)
 
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
 DENSITIES = (0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
@@ -212,7 +215,13 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Dec
     def decide(plans: list[RefittedPlan]) -> Decision:
         whole = from_first(source.evaluator(before).metric)
         after, plan, measured = whole, before, [(before, whole, True)]
-        for found in plans:
+        if not math.isfinite(whole):
+            logger.warning(
+                "The %s of the model before pruning is %s, with which no plan can be compared: nothing is pruned.",
+                source.metric,
+                whole,
+            )
+        for found in plans if math.isfinite(whole) else ():
             source.evaluator.refit = found.refit  # type: ignore[assignment] # of `plans_at`
             metric = from_first(source.evaluator(found.plan).metric)
             passed = whole - metric <= max_drop + ROUND_OFF

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hf_headprune._distributed import by_first, from_first
+from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
-from hf_headprune.guarantee.claim import METHODS
+from hf_headprune.guarantee.claim import METHODS, Metric
 from hf_headprune.guarantee.power import PowerAssumptions, describe_power
-from hf_headprune.guarantee.scored import ScoredSplit
+from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
 from hf_headprune.guarantee.sequence import evenly_spaced
 from hf_headprune.masking import plain_copy
 from hf_headprune.plan import RefittedPlan, refitted
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Site
     from hf_headprune.guarantee.certificate import Certificate
-    from hf_headprune.guarantee.claim import Metric
     from hf_headprune.guarantee.path import CertifiedPath
-    from hf_headprune.guarantee.scored import CertificationData
     from hf_headprune.plan import PlanOrResult, PruningPlan
     from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
+    from hf_headprune.tasks.batches import Batching
 
+AUTO = "auto"
 DEFAULT_DROP = 0.01
 DECIDING = 0.75  # confidence with which a plan must be shown to keep its metric, where the user names none
 REPORTING = 0.95  # confidence of a certificate that decides nothing
@@ -112,6 +113,40 @@ class NotCertifiable:
 
 
 @dataclass(frozen=True)
+class About:
+    """What a call without a search is asked to show on unseen examples; defaults where a setting was left out.
+
+    Attributes:
+        where: Name of the public function.
+        reference: Model that is compared with, or None.
+        metric: Of the comparison, or None.
+        max_drop: Drop that is to be excluded, or None.
+        confidence: Of the certificate, or "auto".
+    """
+
+    where: str
+    reference: Any
+    metric: Any
+    max_drop: float | None
+    confidence: float | Literal["auto"]
+
+    def check_left_out(self) -> None:
+        """Sees that nothing was asked for.
+
+        Raises:
+            InvalidSettingError: Something was, which would have no effect.
+        """
+        confidence = None if self.confidence == AUTO else self.confidence
+        settings = {"reference": self.reference, "metric": self.metric, "max_drop": self.max_drop}
+        given = [name for name, value in {**settings, "confidence": confidence}.items() if value is not None]
+        if given:
+            raise InvalidSettingError(
+                f"{self.where}: {' and '.join(given)} {'are' if len(given) > 1 else 'is'} about a certificate, and "
+                "without certify= there is none. Pass certify=, examples that nothing has seen, or leave it out."
+            )
+
+
+@dataclass(frozen=True)
 class Holdout:
     """Examples that nothing has seen, and what must hold on them.
 
@@ -134,6 +169,34 @@ class Holdout:
     is_separate: bool = True
     num_candidates: int = CANDIDATES
     reference: Any = None
+
+    @classmethod
+    def asked_for(
+        cls, certify: Any, model: Any, about: About, batching: Batching, *, is_condition: bool
+    ) -> Holdout | None:
+        """Returns a holdout that has been rehearsed, or None where nothing is to be certified.
+
+        Args:
+            certify: Labelled examples, `CertificationData`, or None.
+            model: What is to be pruned.
+            about: What is to be shown.
+            batching: How examples become batches, where the data do not say so themselves.
+            is_condition: See the attributes.
+
+        Raises:
+            DataLeakError: Examples were seen by training or search.
+            InvalidSettingError: A setting is out of range, or is about a certificate and there is none.
+        """
+        if certify is None:
+            about.check_left_out()
+            return None
+        data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
+        metric = Metric.of(about.metric, model, where=about.where)
+        drop = DEFAULT_DROP if about.max_drop is None else about.max_drop
+        level: Any = REPORTING if about.confidence == AUTO else about.confidence
+        found = cls(data, metric, drop, level, is_condition=is_condition, reference=about.reference)
+        found.rehearse(model)
+        return found
 
     def rehearse(self, model: Any, reference: Any = None) -> None:
         """Lets fail before the work what would fail after it.

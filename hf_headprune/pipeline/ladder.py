@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune._checks import is_above
 from hf_headprune._seen_splits import remember_seen_, share_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.certify import certify_path
-from hf_headprune.guarantee.claim import Metric
-from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
-from hf_headprune.pipeline.holdout import Chosen, Holdout, as_pruned, pruned_copy
+from hf_headprune.pipeline.holdout import About, Chosen, Holdout, as_pruned, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, certified, unseen_change
 from hf_headprune.plan import PruningPlan, RefittedPlan
@@ -106,8 +104,8 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     certify: Any = None,
     reference: Any = None,
     metric: Any = None,
-    max_drop: float = 0.01,
-    confidence: float = 0.95,
+    max_drop: float | None = None,
+    confidence: float | Literal["auto"] = "auto",
     latency: LatencySettings | None = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
@@ -130,8 +128,8 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
             and certifies nothing.
         reference: As in `plan_for_budget`.
         metric: As in `plan_for_budget`.
-        max_drop: Drop that each certificate is about, absolute: 0.01 is one percentage point.
-        confidence: Of all certificates together.
+        max_drop: Drop that each certificate is about, absolute; 0.01, one percentage point, when left out.
+        confidence: Of all certificates together; "auto" is 0.95.
         latency: Conditions under which the latency of each rung is measured; the defaults when left out.
         data_collator: Makes the batches; when left out, examples are padded on the right.
         batch_size: Examples per batch.
@@ -139,20 +137,16 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
 
     Raises:
         DataLeakError: Examples of `certify` are in `dataset`.
-        InvalidSettingError: A density is out of range, two give the same plan, or a data set is empty, labelled in
-            part or not tokenized.
+        InvalidSettingError: A density is out of range, two give the same plan, a data set is empty, labelled in part or
+            not tokenized, or a setting is about a certificate and there is no `certify`.
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     anatomy = anatomy_of(model)
     check_can_prune(model)
     asked = _falling(densities)
-    holdout = None
-    if certify is not None:
-        batching = Batching(data_collator=data_collator, batch_size=batch_size)
-        data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
-        compared = Metric.of(metric, model, where="plan_ladder")
-        holdout = Holdout(data, compared, max_drop, confidence, is_condition=True, reference=reference)
-        holdout.rehearse(model)
+    about = About("plan_ladder", reference, metric, max_drop, confidence)
+    batching = Batching(data_collator=data_collator, batch_size=batch_size)
+    holdout = Holdout.asked_for(certify, model, about, batching, is_condition=True)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     settings = SecondOrder(density=asked[-1])
     losses = ExampleLosses(
@@ -172,7 +166,8 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     source = name_on_hub(certify, dataset)
     recipes = [Recipe(BY_COSTS, f"density={share:g}", "none", source) for share in asked]
     rungs = _measured(twin, found, holdout, latency or LatencySettings(), recipes)
-    note = TOGETHER.format(100 * confidence) if any(rung.certificate is not None for rung in rungs) else ""
+    is_certified = any(rung.certificate is not None for rung in rungs)
+    note = TOGETHER.format(100 * holdout.confidence) if holdout is not None and is_certified else ""
     return PruningLadder(asked, rungs, note)
 
 

@@ -130,7 +130,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """
     anatomy = anatomy_of(model)
     check_can_prune(model)
-    drop = _allowed(search, max_drop, reference)
+    drop = _allowed(search, max_drop, reference, head_scores=head_scores, journal=journal)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop), uniform=uniform)
     batching = Batching(processing_class, data_collator, batch_size)
     reading = {
@@ -197,12 +197,19 @@ def _measures_models(metric: Any) -> bool:
     return callable(metric) and not is_prediction_metric(metric)
 
 
-def _allowed(search: AStarSearch | None, max_drop: float | None, reference: Any) -> float:
+def _allowed(search: AStarSearch | None, max_drop: float | None, reference: Any, **of_search: Any) -> float:
     """Returns the drop that is allowed.
 
     Raises:
-        InvalidSettingError: It is stated twice, or a search would measure it against another model.
+        InvalidSettingError: It is stated twice, a search would measure it against another model, or what is for a
+            search comes without one.
     """
+    silent = [name for name, value in of_search.items() if value is not None and search is None]
+    if silent:
+        raise InvalidSettingError(
+            f"search_plan: {' and '.join(silent)} {'are' if len(silent) > 1 else 'is'} for an A* search. Pass search="
+            "AStarSearch(...), or leave it out."
+        )
     if reference is not None and search is not None:
         raise InvalidSettingError(
             "search_plan(reference=..., search=...): a search measures plans against the model that it prunes. Leave "

@@ -136,8 +136,12 @@ class ExampleLosses:
             where: Name of the public function, for errors.
 
         Raises:
-            InvalidSettingError: The data set is empty, not tokenized, or lacks labels.
+            InvalidSettingError: The data set is empty, not tokenized, or lacks labels; or no gradient can be computed.
         """
+        if torch.is_inference_mode_enabled():
+            raise InvalidSettingError(
+                f"{where}: removal costs come from gradients, which torch.inference_mode() forbids. Call it outside."
+            )
         self._model, self._batch_size, self._where, self._seed = model, batch_size, where, seed
         writes = bool(getattr(model.config, "is_encoder_decoder", False))
         examples = ModelExamples(dataset, model, where=where, collate=data_collator, needs_labels=writes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.nn import functional
 
 from hf_headprune.tasks.answers import Answers, tie_scale
@@ -14,8 +15,6 @@ from hf_headprune.tasks.scorer import LABELS, Kind, Scorer, label_problem, logit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import torch
 
 MEAN_OF_RIGHT = "accuracy"  # the metric that is a mean of 0/1 scores, so that errors seen decide
 
@@ -48,7 +47,7 @@ class ClassScorer(Scorer):
 
     def _problem(self, batch: Mapping[str, torch.Tensor]) -> str | None:
         labels = batch.get(LABELS)
-        if labels is None or labels.ndim != 1 or labels.is_floating_point():
+        if labels is None or labels.ndim != 1 or labels.is_floating_point() or labels.dtype is torch.bool:
             return label_problem(
                 batch,
                 "whole numbers of shape (batch,)",

@@ -298,6 +298,23 @@ def test_examples_for_a_certificate_that_is_not_made_are_refused(tmp_path):
         trainer_of(tmp_path, callback)
 
 
+def test_a_run_without_a_certificate_leaves_none_of_an_earlier_one(tmp_path):
+    for callback, is_there in (
+        (HeadPruneCallback(max_drop=0.1, latency=None), True),
+        (HeadPruneCallback(density=0.5), False),
+    ):
+        learner(tmp_path, callback).train()
+        assert (callback.certificate is not None) == is_there
+        assert (tmp_path / "headprune_certificate.json").exists() == is_there
+
+
+def test_where_all_examples_were_trained_on_the_reason_says_so(tmp_path):
+    rows = labelled_rows(60, 0)
+    trainer = trainer_of(tmp_path, callback := HeadPruneCallback(latency=None), train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert "all examples of eval_dataset are in train_dataset, too" in callback.report.certificate
+
+
 def test_examples_that_can_not_be_compared_with_the_training_set_certify_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(ExampleFingerprints, "compared_with", lambda *_: ())
     callback = HeadPruneCallback(latency=None)

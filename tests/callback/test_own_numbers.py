@@ -140,6 +140,15 @@ def test_answers_that_evaluate_makes_decide_with_and_without_labels(tmp_path, pa
     assert callback.certificate is None
 
 
+def test_a_metric_that_is_no_number_leaves_the_decision_to_the_scores_of_examples(tmp_path, caplog):
+    data = {"train_dataset": attended_rows(600, 0), "eval_dataset": attended_rows(300, 1)} | LEARNS
+    callback = HeadPruneCallback(max_drop=0.1, latency=None)
+    trainer_of(tmp_path, callback, compute_metrics=lambda _: {"accuracy": float("nan")}, **data).train()
+    assert "returns nan as accuracy. If it does so after training, too, the examples scored one by one" in caplog.text
+    assert callback.certificate.verdict == "PASS"
+    assert callback.report.unseen.after > 0.8
+
+
 def test_a_metric_of_ours_that_compute_metrics_lacks_is_ours(tmp_path):
     callback = HeadPruneCallback(search=AStarSearch(metric="macro_f1", **SHORT), latency=None)
     trainer_of(tmp_path, callback, compute_metrics=accuracy_of).train()

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import shutil
+import sys
 
 import pytest
 from transformers import AutoModelForSequenceClassification
@@ -197,6 +198,19 @@ def test_of_two_exported_files_with_a_certificate_one_must_be_named(capsys, tmp_
     said = called(capsys, "verify", tmp_path)
     assert (said.code, "there are several certificates. Pass one: " in said.problem) == (2, True)
     assert called(capsys, "verify", tmp_path / "onnx").code == 0  # its arithmetic
+
+
+def test_where_results_can_not_be_written_nothing_is_computed(capsys, folder, tmp_path, monkeypatch):
+    for name in ("load_deployed", "load_model"):
+        monkeypatch.setattr(sys.modules["hf_headprune.cli.certify"], name, lambda _: pytest.fail("a model is loaded"))
+    (tmp_path / "file").touch()
+    models = folder / "dense", folder / "small"
+    for option, place in (("--junit", "none/x.xml"), ("--summary", "file/x.md"), ("--junit", ".")):
+        said = called(capsys, "certify", *models, "--data", folder / "labelled.csv", option, tmp_path / place)
+        assert (said.code, "it can't be written: " in said.problem) == (2, True), said.err
+    for place in ("none/x.csv", "file"):
+        said = called(capsys, "disagreements", *models, "--data", folder / "texts.csv", "--out", tmp_path / place)
+        assert (said.code, str(tmp_path / place) in said.problem) == (2, True), said.err
 
 
 def test_what_can_not_be_used_is_said_in_one_line(capsys, folder, tmp_path):

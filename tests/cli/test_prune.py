@@ -314,6 +314,22 @@ def test_a_folder_that_holds_something_is_left_alone(capsys, classifier, tmp_pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_folder_that_can_not_be_made_is_said_before_a_file_is_read(capsys, classifier, tmp_path):
+    (tmp_path / "file").touch()
+    for command in ("prune", "search"):
+        words = [
+            command,
+            classifier / "model",
+            tmp_path / "file" / "out",
+            "--train",
+            "nowhere.csv",
+            "--kept-heads",
+            "4",
+        ]
+        problem = called(capsys, *words).problem
+        assert f"{tmp_path / 'file' / 'out'}: it can't be made: {tmp_path / 'file'} is no folder" in problem
+
+
 def test_a_pruned_model_is_pruned_further(capsys, classifier, tmp_path):
     files = ["--train", classifier / "train.csv"]
     called(capsys, "prune", classifier / "model", tmp_path / "first", *files, "--kept-heads", "6")
@@ -500,6 +516,7 @@ def test_a_pruned_model_trains_on_before_it_is_certified(capsys, classifier, tmp
     [
         (["--recover", 0], "--recover takes a number of epochs above 0"),
         (["--recover", 1, "--search"], "measures plans that do not train on"),
+        (["--learning-rate", 0.001], "--learning-rate is for --recover"),
     ],
 )
 def test_a_recovery_that_makes_no_sense_is_refused(capsys, classifier, tmp_path, words, problem):

@@ -235,7 +235,30 @@ def test_a_true_certificate_holds_at_every_level(certificate, dense, pruned, dat
     assert found.notes == []
     words = " ".join(found.checked)
     assert all(word in words for word in ("counts", "examples", "models", "fingerprints"))
-    assert found.to_text().startswith("The certificate holds.")
+    assert found.to_text().startswith("The certificate holds. It says PASS.\n")
+    strict = certify(dense, pruned, data, max_drop=0.001)
+    assert strict.verdict != "PASS"
+    assert (
+        verify_certificate(strict, pruned).to_text().startswith(f"The certificate holds. It says {strict.verdict}.\n")
+    )
+
+
+def test_that_no_drop_at_all_is_excluded_is_a_claim_like_others(dense, pruned, rows):
+    found = certify(dense, copy.deepcopy(dense), rows, max_drop=0)
+    assert found.verdict == "INCONCLUSIVE"  # no number of examples would tell
+    assert found.evidence.examples_needed is None
+    assert certify(dense, pruned, rows, max_drop=0).verdict == "FAIL"
+
+
+def test_copies_among_the_examples_are_said(dense, pruned, rows, caplog):
+    certify(dense, pruned, rows, max_drop=0.4)
+    assert "copies" not in caplog.text
+    repeated = [{**row} for row in rows[:40] for _ in range(4)]
+    certify(dense, pruned, repeated, max_drop=0.4)
+    assert "Of 160 examples to certify on, 120 are copies of others" in caplog.text
+    caplog.clear()
+    certify(dense, pruned, CertificationData([{**row, "of": i % 40} for i, row in enumerate(repeated)], groups="of"))
+    assert "copies" not in caplog.text
 
 
 def test_it_holds_for_a_saved_and_reloaded_model_and_shuffled_data(certificate, dense, pruned, rows, tmp_path):
@@ -566,8 +589,9 @@ def test_what_a_search_of_the_model_has_seen_is_refused_though_nobody_tells():
     [
         ({"max_drop": 1.0}, "max_drop must be in"),
         ({"max_drop": -0.1}, "max_drop must be in"),
-        ({"confidence": 1.0}, "alpha must be in"),
-        ({"confidence": 0.4}, "alpha must be in"),
+        ({"confidence": 1.0}, "confidence must be a number above 0.5 and below 1, received 1.0"),
+        ({"confidence": 95}, "confidence must be a number above 0.5 and below 1, received 95"),
+        ({"confidence": 0.4}, "confidence must be a number above 0.5 and below 1, received 0.4"),
         ({"metric": "f1"}, "must be one of accuracy, macro_f1, matthews_correlation .* received 'f1'"),
     ],
 )

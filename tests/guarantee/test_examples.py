@@ -105,6 +105,22 @@ def test_a_copy_is_found_though_case_label_and_place_differ():
         check_disjoint(other, known, name="search")
 
 
+def test_texts_that_many_examples_have_in_common_do_not_name_them():
+    def rows(first, name):
+        return [{**row, "domain": f"{name} {i % 2}"} for i, row in enumerate(tokenized(40, first))]
+
+    prints = ExampleFingerprints.of(rows(0, "mail"))
+    assert set(prints.kinds) == {"input_ids"}
+    check_disjoint(prints, ExampleFingerprints.of(rows(40, "mail")), name="train")
+    with pytest.raises(DataLeakError, match=r"1 of 40 that are .*, alike in token ids"):
+        check_disjoint(prints, ExampleFingerprints.of(rows(39, "news")), name="train")
+    named = [ExampleFingerprints.of(rows(first, "mail"), columns=("domain",)) for first in (0, 40)]
+    with pytest.raises(DataLeakError, match=r"40 of 40 that are .*, alike in columns of text \(domain\)"):
+        check_disjoint(*named, name="train")
+    windows = [{**row, "question": f"number {i // 4}"} for i, row in enumerate(tokenized(40))]
+    assert set(ExampleFingerprints.of(windows).kinds) == {"input_ids", "text"}
+
+
 def test_a_copy_is_found_by_tokens_where_the_texts_differ():
     train = [{**row, "sentence": "x"} for row in tokenized()]
     other = [{**row, "sentence": f"y{i}"} for i, row in enumerate(tokenized(3, first=19))]

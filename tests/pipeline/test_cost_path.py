@@ -140,6 +140,17 @@ def test_without_calibration_the_drop_that_is_seen_decides_and_nothing_is_certif
     assert (last if last.passed else passed[-1]).plan == result.plan
 
 
+def test_a_metric_that_is_no_number_prunes_nothing_and_says_so(trained, caplog):
+    result = search_plan(trained, None, lambda model: float("nan"), calibration=learnable(64, seed=1), progress=False)
+    assert result.plan == PruningPlan.of(trained)
+    assert "the model before pruning is nan, with which no plan can be compared: nothing is pruned" in caplog.text
+
+
+def test_no_drop_at_all_is_asked_of_the_order_of_costs(trained):
+    result = search_plan(trained, learnable(60, seed=2), calibration=learnable(64, seed=1), max_drop=0)
+    assert result.report.unseen is None or result.report.unseen.after >= result.report.unseen.before
+
+
 def test_few_examples_can_not_decide():
     assert not can_decide(160, 0.01, 0.8)
     assert can_decide(161, 0.01, 0.8)
@@ -205,6 +216,26 @@ def test_one_budget_is_asked_for_and_the_error_says_which_to_drop(trained):
         plan_for_budget(trained, learnable(64, seed=1))
     with pytest.raises(InvalidSettingError, match="Pass a size above"):
         plan_for_budget(trained, learnable(64, seed=1), size_mb=0.001)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"metric": "nonsense"}, "metric is about a certificate"),
+        ({"confidence": 0.99, "max_drop": 0.02}, "max_drop and confidence are about a certificate"),
+        ({"reference": tiny_bert()}, "reference is about a certificate"),
+    ],
+)
+def test_what_is_about_a_certificate_is_refused_where_there_is_none(trained, given, said):
+    for call in (lambda: plan_for_budget(trained, learnable(8, seed=1), density=0.5, **given),
+                 lambda: plan_ladder(trained, learnable(8, seed=1), (0.5,), **given)):  # fmt: skip
+        with pytest.raises(InvalidSettingError, match=said):
+            call()
+
+
+def test_gradients_that_inference_mode_forbids_are_asked_for_outside(trained):
+    with torch.inference_mode(), pytest.raises(InvalidSettingError, match=r"which torch.inference_mode\(\) forbids"):
+        plan_for_budget(trained, learnable(8, seed=1), density=0.5)
 
 
 def test_a_budget_can_be_certified(trained):

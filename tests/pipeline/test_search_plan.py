@@ -91,6 +91,7 @@ def test_unusable_data_is_refused(dataset, message):
         ({"search": AStarSearch(metric="eval_loss")}, "received 'eval_loss'"),
         ({"search": AStarSearch(max_drop=1)}, "max_drop is absolute"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"journal": "journal.json", "head_scores": [1.0]}, "head_scores and journal are for an A\\* search"),
     ],
 )
 def test_unusable_settings_are_refused(arguments, message):
