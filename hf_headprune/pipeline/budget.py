@@ -14,7 +14,7 @@ from hf_headprune.budgets import budget_rules
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
-from hf_headprune.pipeline.holdout import About, Holdout, pruned_copy
+from hf_headprune.pipeline.holdout import Asked, Holdout, pruned_copy
 from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, asked_in_words, certified, unseen_change
@@ -113,9 +113,9 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     one_budget(given, where="plan_for_budget")  # before anything is measured
-    about = About("plan_for_budget", reference, metric, max_drop, confidence)
     batching = Batching(data_collator=data_collator, batch_size=batch_size)
-    holdout = Holdout.asked_for(certify, model, about, batching, is_condition=False)
+    to_show = Asked("plan_for_budget", reference, metric, max_drop, confidence)
+    holdout = Holdout.asked_for(certify, model, to_show, batching, is_condition=False)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     speed = Speed(twin, latency, speedup)
     asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=speed.table)

@@ -113,7 +113,7 @@ class NotCertifiable:
 
 
 @dataclass(frozen=True)
-class About:
+class Asked:
     """What a call without a search is asked to show on unseen examples; defaults where a setting was left out.
 
     Attributes:
@@ -172,14 +172,14 @@ class Holdout:
 
     @classmethod
     def asked_for(
-        cls, certify: Any, model: Any, about: About, batching: Batching, *, is_condition: bool
+        cls, certify: Any, model: Any, asked: Asked, batching: Batching, *, is_condition: bool
     ) -> Holdout | None:
         """Returns a holdout that has been rehearsed, or None where nothing is to be certified.
 
         Args:
             certify: Labelled examples, `CertificationData`, or None.
             model: What is to be pruned.
-            about: What is to be shown.
+            asked: What is to be shown.
             batching: How examples become batches, where the data do not say so themselves.
             is_condition: See the attributes.
 
@@ -188,13 +188,13 @@ class Holdout:
             InvalidSettingError: A setting is out of range, or is about a certificate and there is none.
         """
         if certify is None:
-            about.check_left_out()
+            asked.check_left_out()
             return None
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
-        metric = Metric.of(about.metric, model, where=about.where)
-        drop = DEFAULT_DROP if about.max_drop is None else about.max_drop
-        level: Any = REPORTING if about.confidence == AUTO else about.confidence
-        found = cls(data, metric, drop, level, is_condition=is_condition, reference=about.reference)
+        metric = Metric.of(asked.metric, model, where=asked.where)
+        drop = DEFAULT_DROP if asked.max_drop is None else asked.max_drop
+        level: Any = REPORTING if asked.confidence == AUTO else asked.confidence
+        found = cls(data, metric, drop, level, is_condition=is_condition, reference=asked.reference)
         found.rehearse(model)
         return found
 

@@ -15,7 +15,7 @@ from hf_headprune.guarantee.certify import certify_path
 from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
-from hf_headprune.pipeline.holdout import About, Chosen, Holdout, as_pruned, pruned_copy
+from hf_headprune.pipeline.holdout import Asked, Chosen, Holdout, as_pruned, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, certified, unseen_change
 from hf_headprune.plan import PruningPlan, RefittedPlan
@@ -144,9 +144,9 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     anatomy = anatomy_of(model)
     check_can_prune(model)
     asked = _falling(densities)
-    about = About("plan_ladder", reference, metric, max_drop, confidence)
     batching = Batching(data_collator=data_collator, batch_size=batch_size)
-    holdout = Holdout.asked_for(certify, model, about, batching, is_condition=True)
+    to_show = Asked("plan_ladder", reference, metric, max_drop, confidence)
+    holdout = Holdout.asked_for(certify, model, to_show, batching, is_condition=True)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     settings = SecondOrder(density=asked[-1])
     losses = ExampleLosses(
