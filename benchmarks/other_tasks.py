@@ -109,6 +109,7 @@ HALF = {
 HEADS = (54, 36, 18, 9)  # of 72
 GATES = "--gates --mode pipelined --max_steps 100 --learning_rate 1e-4 --warmup_steps 0"  # as benchmarks.gates_accuracy
 ONE_EPOCH = 5e-4  # learning rate of an epoch on a translation model, which was trained from scratch at 2e-3
+QUARTER = 18 / 72
 JOINT = f"--num_train_epochs 1 --learning_rate {ONE_EPOCH} --warmup_steps 20"
 STUDIES = {
     "images": Study(
@@ -176,14 +177,18 @@ STUDIES = {
             for kept in HEADS
         }
         | {
-            f"{name}, one epoch, {kept} heads": way(kept / 72)
-            for kept in HEADS[2:]
+            f"{name}, one epoch, 18 heads": way
             for name, way in {
-                "second order, then": lambda share: Way({"kept_heads": share}, epochs=1.0, learning_rate=ONE_EPOCH),
-                "second order, during": lambda share: Way(arguments=f"{JOINT} --kept_heads {share}"),
-                "gates, joint": lambda share: Way(arguments=f"{JOINT} --gates --kept_heads {share}"),
-                "DSP, joint": lambda share: Way(arguments=f"{JOINT} --gates --estimator dsp --kept_heads {share}"),
+                "second order, then": Way({"kept_heads": QUARTER}, epochs=1.0, learning_rate=ONE_EPOCH),
+                "second order, during": Way(arguments=f"{JOINT} --kept_heads {QUARTER}"),
+                "gates, joint": Way(arguments=f"{JOINT} --gates --kept_heads {QUARTER}"),
+                "DSP, joint": Way(arguments=f"{JOINT} --gates --estimator dsp --kept_heads {QUARTER}"),
             }.items()
+        }
+        | {
+            "second order, then, five epochs, 18 heads": Way(
+                {"kept_heads": QUARTER}, epochs=5.0, learning_rate=2 * ONE_EPOCH
+            )
         }
         | HALF,
     ),
