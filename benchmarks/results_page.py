@@ -296,11 +296,11 @@ OTHER_TASKS = {
     "grouped_heads": "A Llama of 4 layers, 8 query heads on 4 pairs of keys and values in each, trained on the English "
     "captions of Multi30k from scratch. Perplexity on test, less is better.",
     "translation": "A Marian of 6 + 6 layers, 24 heads each in the encoder, the decoder and across, trained from "
-    "scratch on Multi30k, German to English, for 5 epochs. BLEU and chrF on test, greedy. *Second order*, *gradient* and "
-    "*random* choose heads without training; *pipelined* gates and differentiable subset pruning (DSP) learn scores for "
-    "100 steps, weights frozen. Then each way gets one epoch with weights: *then*, of recovery after the cut, taught by "
-    "the dense model; *during*, with the cut at 60 %; *joint*, with gates. *Five epochs* are as long as the dense model "
-    "trained. FFN units all stay, but in the last two rows.",
+    "scratch on Multi30k, German to English, for 5 epochs. BLEU and chrF on test, greedy. *Second order*, *gradient* "
+    "and *random* choose heads without training; *pipelined* gates and differentiable subset pruning (DSP) learn "
+    "scores for 100 steps, weights frozen. With one epoch of training: *then*, of recovery after the cut, taught by "
+    "the dense model; *during*, with the cut at 60 %; *joint*, with gates. *Five epochs* are as long as the dense "
+    "model trained. FFN units all stay, but where weights are counted.",
     "summarization": "A Marian of 3 + 3 layers, trained from scratch on the 1,992 abstracts of SciTLDR: far too few to "
     "write good summaries, but real text of a real length. ROUGE-1, -2 and -L on test, greedy.",
 }
