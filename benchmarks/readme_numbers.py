@@ -74,7 +74,7 @@ def elsewhere() -> Iterator[str]:
             f"{words} {rows[task]['dense_test']['mean']:.{digits}f} → {rows[task]['test']['mean']:.{digits}f}"
             for task, (words, digits) in ELSEWHERE.items()
         )
-        yield f"Half of the weights removed, no further training, on other tasks:\n{',\n'.join(found)}."
+        yield "Half of the weights removed, no further training, on other tasks:\n" + ",\n".join(found) + "."
 
 
 def _default() -> Iterator[Sequence[str]]:

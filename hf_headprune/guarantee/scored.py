@@ -103,8 +103,8 @@ def _warn_of_copies(prints: ExampleFingerprints, data: CertificationData) -> Non
     copies = len(prints) - len({*prints.keys})
     if data.groups is None and copies > MOST_COPIES * len(prints):
         logger.warning(
-            "Of %s examples to certify on, %s are copies of others. Each counts as one that was drawn independently. If "
-            "they are there by mistake, remove them: they make the evidence look stronger than it is.",
+            "Of %s examples to certify on, %s are copies of others. Each counts as drawn independently. If they are "
+            "there by mistake, remove them: they make the evidence look stronger than it is.",
             f"{len(prints):,}",
             f"{copies:,}",
         )
