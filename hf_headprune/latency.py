@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _SHORTEST_RUN_SECONDS = 0.02
 _LEAST_RUNS = 5
 MOST_SECONDS = 10.0  # after which no further run is begun, beyond the least
+_SAMPLES = 16_000  # of sound, a second of what wav2vec2 listens to
 _DEFAULT_LENGTH = 128
 
 
@@ -190,7 +191,7 @@ def try_latency(model: nn.Module, settings: LatencySettings) -> None:
     try:
         with evaluating(model):
             model(**inputs)
-    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidSettingError(
             f"LatencySettings: {type(model).__name__} can't be measured on random tokens: {error} Pass "
             "HeadPruneCallback(latency=None), and measure it yourself with measure_latency(inputs=...)."
@@ -198,7 +199,7 @@ def try_latency(model: nn.Module, settings: LatencySettings) -> None:
 
 
 def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torch.Tensor]:
-    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all attended to, of random images, or of both.
+    """Makes a batch of random tokens, shape `(batch_size, seq_len)`, all attended to, of images, of both, or of sound.
 
     An encoder-decoder gets as many tokens on the decoder's side, and its texts end; a model of multiple choice gets two
     choices per example, `(batch_size, 2, seq_len)`.
@@ -210,8 +211,16 @@ def random_inputs(model: nn.Module, settings: LatencySettings) -> dict[str, torc
     family = declaration_of(model)
     if family is not None and family.towers:
         return _random_pairs(model, [getattr(config, tower) for tower in family.towers], settings)
-    if getattr(model, "main_input_name", None) == "pixel_values" and getattr(config, "image_size", None):
+    kind = getattr(model, "main_input_name", None)
+    if kind == "pixel_values" and getattr(config, "image_size", None):
         return _random_images(model, config, settings.batch_size)
+    if kind == "input_values":
+        return {kind: _drawn(model, settings.batch_size, _SAMPLES)}
+    if kind == "input_features" and getattr(config, "num_mel_bins", None):
+        frames = 2 * config.max_source_positions  # of which two make a position, as in Whisper
+        sound = {kind: _drawn(model, settings.batch_size, config.num_mel_bins, frames)}
+        written = _random_tokens(model, config, settings) if config.is_encoder_decoder else {}
+        return sound | {name: tensor for name, tensor in written.items() if name == "decoder_input_ids"}
     return _random_tokens(model, config, settings)
 
 
@@ -233,7 +242,7 @@ def _random_tokens(model: nn.Module, config: Any, settings: LatencySettings) -> 
         raise InvalidSettingError(
             f"random_inputs: {type(model).__name__} takes no tokens (its config has no vocab_size). Pass `inputs`."
         )
-    positions = _positions(model, config)
+    positions = positions_of(model, config)
     seq_len = settings.seq_len or min(_DEFAULT_LENGTH, max(1, (positions or 2 * _DEFAULT_LENGTH) // 2))
     if positions is not None and seq_len > positions:
         raise InvalidSettingError(
@@ -262,16 +271,25 @@ def _random_tokens(model: nn.Module, config: Any, settings: LatencySettings) -> 
 
 def _random_images(model: nn.Module, config: Any, batch_size: int) -> dict[str, torch.Tensor]:
     """Makes images of the size that the configuration names, `(batch_size, channels, height, width)`."""
-    size, first = config.image_size, next(model.parameters())
+    size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    shape = (batch_size, config.num_channels, height, width)
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return {"pixel_values": drawn.to(device=first.device, dtype=first.dtype)}
+    return {"pixel_values": _drawn(model, batch_size, config.num_channels, height, width)}
 
 
-def _positions(model: nn.Module, config: Any) -> int | None:
-    """Returns the longest sequence that a model takes; an offset, as RoBERTa has, makes it shorter than the table."""
-    positions = getattr(config, "max_position_embeddings", None)
+def _drawn(model: nn.Module, *shape: int) -> torch.Tensor:
+    """Draws numbers of a shape, on the device of a model and in its precision."""
+    first = next(model.parameters())
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device=first.device, dtype=first.dtype)
+
+
+def positions_of(model: Any, config: Any = None) -> int | None:
+    """Returns the longest sequence that a model takes; an offset, as RoBERTa has, makes it shorter than the table.
+
+    Args:
+        model: With its modules.
+        config: Of the tower that takes tokens; None for that of the model.
+    """
+    positions = getattr(model.config if config is None else config, "max_position_embeddings", None)
     if positions is None:
         return None
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))

@@ -344,6 +344,11 @@ class RefittedPlan:
     plan: PruningPlan
     refit: WeightUpdate | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def certificate_text(self) -> str | None:
+        """The certificate of the model that was pruned by this, as JSON text; None without one."""
+        return None
+
     def card(self, model: Any, *, dataset: str | None = None) -> str | None:
         """Returns the model card of the model that was pruned by this; None where no report says anything about it."""
 

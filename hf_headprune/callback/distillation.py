@@ -17,6 +17,7 @@ from hf_headprune.learn.distillation.distiller import Distiller
 from hf_headprune.learn.distillation.embeddings import EmbeddingDistiller
 from hf_headprune.learn.distillation.loss import LossScaling, distilled
 from hf_headprune.learn.distillation.settings import Distillation
+from hf_headprune.learn.distillation.teachers import require_fitting_teacher
 from hf_headprune.tasks.embeddings import embedded, texts_of
 from hf_headprune.tasks.examples import embeds_texts
 
@@ -50,6 +51,16 @@ def distil(trainer: Trainer, settings: Distillation) -> Distiller | EmbeddingDis
     wrapped = distilled(trainer.compute_loss, distiller, partial(_scaling, trainer), partial(_alone, trainer))
     trainer.compute_loss = wrapped
     return distiller
+
+
+def require_teacher(trainer: Trainer, settings: Distillation) -> None:
+    """Sees that a teacher fits before anything runs it; `distil` says what it can't be compared with.
+
+    Raises:
+        InvalidSettingError: It does not fit the model.
+    """
+    if model_of(trainer) is trainer.model and not embeds_texts(trainer.model):
+        require_fitting_teacher(settings.teacher, trainer.model, compares_hidden=settings.alpha_hidden > 0)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hf_headprune.callback import metric_choice, search_metric, trainer_compat
 from hf_headprune.callback.announcement import announcement
 from hf_headprune.callback.card import let_card_tell_of_pruning
 from hf_headprune.callback.certification import Certification, Splits, known_when_training_begins, splits_of
-from hf_headprune.callback.distillation import distil
+from hf_headprune.callback.distillation import distil, require_teacher
 from hf_headprune.callback.final_checkpoint import let_resume_skip_halves, save_spare_checkpoint
 from hf_headprune.callback.finish import finish, with_certificate, write_results
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
@@ -218,6 +218,8 @@ class HeadPruneCallback(TrainerCallback):
         )
         anatomy = anatomy_of(model_of(trainer))
         check_can_prune(model_of(trainer))
+        if self.settings.distillation is not None:  # a reference, too, which is run on examples below
+            require_teacher(trainer, self.settings.distillation)
         settings = self.settings.resolved(anatomy, model_of(trainer))
         if settings.latency is not None:
             try_latency(model_of(trainer), settings.latency)  # what the model can't take fails now

@@ -11,7 +11,7 @@ import typer
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.duration import shown
-from hf_headprune.cli.examples import reader_for
+from hf_headprune.cli.examples import groups_of_rows, reader_for
 from hf_headprune.cli.files import read_file
 from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
 from hf_headprune.cli.inspect import AsJson
@@ -117,7 +117,8 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     if own is not None:
         whole, reading = (models[0], rows), own.tokenizer
         rows, seen = own.encode_again(rows), None if seen is None else own.encode_again(seen)
-    split = CertificationData(rows, train=seen, labels=known, batching=Batching(processing_class=reading))
+    batching = Batching(processing_class=reading)
+    split = CertificationData(rows, train=seen, groups=groups_of_rows(rows), labels=known, batching=batching)
     with shown(models, len(rows), "Certifying"):
         certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
     content = {

@@ -11,7 +11,8 @@ from hf_headprune.cli import columns
 from hf_headprune.cli.columns import NamedColumns, label_columns, listed, one_column, text_columns
 from hf_headprune.cli.labels import ModelClasses, SeveralLabels, number_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.tasks.examples import IGNORED_LABEL
+from hf_headprune.latency import positions_of
+from hf_headprune.tasks.examples import IGNORED_LABEL, forward_arguments
 from hf_headprune.tasks.windows import WINDOW_COLUMNS, Windows, check_questions
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 LABEL_OPTION, TEXT_OPTION, QUESTION_OPTION = "--label-column", "--text-column", "--question-column"
 TEXT_NAMES = ("text", "text_pair")  # of the texts in tokenized examples: splits are compared by them
+GROUP_NAME = "context"  # of what questions share: those on one context are not independent
 HIDDEN = (-1, "-1")  # data sets on the Hub keep the labels of their tests to themselves so
 LONGEST = 512
 LONGEST_WINDOW, STRIDE = 384, 128
@@ -209,7 +211,7 @@ class QuestionReader:
         questions = questions.add_column("id", ids)
         check_questions(questions, where, allow_unanswered=True)
         windows = self.windows.encode(questions)
-        texts = {name: questions[name][:] for name in ("question", "context")}
+        texts = {name: questions[name][:] for name in ("question", GROUP_NAME)}
         indices = windows["question_index"][:]
         for name, values in texts.items():
             windows = windows.add_column(name, [values[index] for index in indices])
@@ -252,6 +254,11 @@ class ReferenceReader:
         return Encoded(encoded, unlabelled, (source, target))
 
 
+def groups_of_rows(rows: Dataset | None) -> str | None:
+    """Returns the column whose equal values mark examples that depend on each other; None where there is none."""
+    return GROUP_NAME if rows is not None and GROUP_NAME in rows.column_names else None
+
+
 Reader = TextReader | TokenReader | QuestionReader | ReferenceReader
 
 
@@ -283,6 +290,7 @@ def reader_for(model: Any, tokenizer: Any, named: NamedColumns, max_length: int 
         _check_fast(tokenizer, "giving tags to tokens")
         return TokenReader(tokenizer, length, named, ModelClasses.of(model.config))
     if any("ForSequenceClassification" in name for name in names):
+        _check_padding(model)
         classes = ModelClasses.of(model.config)
         if model.config.problem_type == "multi_label_classification":
             return TextReader(tokenizer, length, named, SeveralLabels(classes))
@@ -297,11 +305,27 @@ def reader_for(model: Any, tokenizer: Any, named: NamedColumns, max_length: int 
 
 
 def _longest(model: Any, tokenizer: Any) -> int:
-    """Returns the tokens that a model reads; some families number positions from the padding token's id on."""
-    positions = getattr(model.config, "max_position_embeddings", None) or LONGEST
-    shifted = positions - 1 - (getattr(model.config, "pad_token_id", None) or 0)
-    limits = [LONGEST, positions if positions == tokenizer.model_max_length else shifted, tokenizer.model_max_length]
-    return int(min(limits))
+    """Returns the tokens that a model reads.
+
+    Raises:
+        UnsupportedModelError: It reads none.
+    """
+    longest = int(min(LONGEST, positions_of(model) or LONGEST, tokenizer.model_max_length))
+    if longest <= 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: it reads texts of at most {longest} tokens, by its positions and its tokenizer. "
+            "Pass another tokenizer with --tokenizer."
+        )
+    return longest
+
+
+def _check_padding(model: Any) -> None:
+    """Refuses a classifier that reads the last token of a text, and can't tell where a padded one ends."""
+    if model.config.pad_token_id is None and "use_cache" in forward_arguments(model):
+        raise InvalidSettingError(
+            f"{type(model).__name__}: its configuration has no pad_token_id, without which a model that reads the last "
+            "token of a text can't tell where it ends. Set it in config.json to that of the tokenizer."
+        )
 
 
 def _check_fast(tokenizer: Any, what: str) -> None:

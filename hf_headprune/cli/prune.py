@@ -19,7 +19,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cli import duration
 from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.columns import NamedColumns
-from hf_headprune.cli.examples import QuestionReader, reader_for
+from hf_headprune.cli.examples import groups_of_rows, reader_for
 from hf_headprune.cli.files import DataSource
 from hf_headprune.cli.ladder import saved_ladder
 from hf_headprune.cli.metrics import metric_named
@@ -224,7 +224,6 @@ class Inputs:
         splits: Of the examples.
         metric: That was named.
         note: Where the metric is from, in words.
-        groups: Column of the groups of examples, or None.
         reference: The model with its whole vocabulary, and the examples as it reads them; None where it is the same.
     """
 
@@ -233,7 +232,6 @@ class Inputs:
     splits: Splits
     metric: Any
     note: str
-    groups: str | None
     reference: Any
 
 
@@ -322,7 +320,6 @@ class Run:
         tokenizer = load_tokenizer(self.tokenizer, model)
         reader = reader_for(model, tokenizer, self.columns, self.max_length)
         metric, note = metric_named(self.metric, model)
-        groups = "context" if isinstance(reader, QuestionReader) else None
         read, smaller = self._read(), None
         if self.vocabulary is not None:
             smaller = SmallerVocabulary.of(self.vocabulary, model, reader, read["train"])
@@ -333,7 +330,7 @@ class Run:
         if smaller is not None:
             splits = replace(splits, notes=(smaller.note, *splits.notes))
         reference = None if smaller is None else smaller.reference(splits.certify)
-        return Inputs(model, Batching(tokenizer, batch_size=self.batch_size), splits, metric, note, groups, reference)
+        return Inputs(model, Batching(tokenizer, batch_size=self.batch_size), splits, metric, note, reference)
 
     def _check(self, model: Any) -> None:
         """Refuses options that don't go together, and a size that the model can't have."""
@@ -406,7 +403,11 @@ class Run:
             options["metric"] = inputs.metric
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(
-                splits.certify, train=splits.seen, search=searched, groups=inputs.groups, batching=inputs.batching
+                splits.certify,
+                train=splits.seen,
+                search=searched,
+                groups=groups_of_rows(splits.certify),
+                batching=inputs.batching,
             )
         if self.budget.confidence is not None:
             options["confidence"] = self.budget.confidence

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune.cli.models import load_model
 from hf_headprune.pipeline.budget import MB
 from hf_headprune.shrink.saved_plan import PLAN_NAME
@@ -32,8 +31,6 @@ def save_found(folder: Path, result: PruningResult) -> None:
 def save_pruned(folder: Path, model: Any, tokenizer: Any, result: PruningResult) -> tuple[float, float]:
     """Prunes a model, in place, and saves it; returns the megabytes of its weights and what reloading changes."""
     prune_model_(model, result)
-    if result.certificate is not None:
-        attach_certificate_(model, result.certificate.to_json())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MB

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune.cli.examples import UnlabelledError
+from hf_headprune.cli.examples import UnlabelledError, groups_of_rows
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.splits import SplitSettings, split_known
@@ -94,7 +94,7 @@ def held_back(splits: Splits, *, searches: bool) -> Splits:
             f"(at least {LEAST_EXAMPLES}). Pass --test."
         )
         return replace(splits, notes=(*splits.notes, note))
-    groups = "context" if "context" in validation.column_names else None  # questions on one context stay together
+    groups = groups_of_rows(validation)  # questions on one context stay together
     halves = split_known(
         validation, ExampleFingerprints.of(validation), None, SplitSettings(on_leak="drop", group_column=groups)
     )

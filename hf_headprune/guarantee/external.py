@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from hf_headprune._checks import is_whole
@@ -23,6 +24,7 @@ SUFFIXES = ONNX, OPENVINO = ".onnx", ".xml"
 WEIGHTS = ".bin"  # of OpenVINO lie beside the graph
 IN_FP32 = {"INFERENCE_PRECISION_HINT": "f32"}  # else the answers depend on whether the CPU has bf16
 BATCH = 32
+TOKEN_TYPES = "token_type_ids"  # which text of a pair a token belongs to
 PAIR = 2  # a model, and its rows
 
 
@@ -128,7 +130,14 @@ def _answers_of_file(file: Path, dataset: Any) -> list[int]:
     collate, answers = PadRight(None), []
     for first in range(0, len(dataset), BATCH):
         rows = [dataset[index] for index in range(first, min(first + BATCH, len(dataset)))]
-        batch = collate([{name: row[name] for name in names if name in row} for row in rows])
+        batch = collate([{name: row[name] for name in (*names, TOKEN_TYPES) if name in row} for row in rows])
+        if TOKEN_TYPES not in names and TOKEN_TYPES in batch and bool(batch[TOKEN_TYPES].any()):
+            raise InvalidSettingError(
+                f"certify: {file} takes no {TOKEN_TYPES}, by which the model tells the texts of a pair apart, and the "
+                "examples hold some. Export it again, with inputs= that have them."
+            )
+        if TOKEN_TYPES in names and TOKEN_TYPES not in batch:  # as the model does in torch
+            batch[TOKEN_TYPES] = torch.zeros_like(batch["input_ids"])
         answers += run({name: batch[name].numpy() for name in names if name in batch}).argmax(axis=-1).tolist()
     return answers
 

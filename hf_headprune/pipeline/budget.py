@@ -133,7 +133,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         )
     recipe = Recipe(
         BY_COSTS,
-        asked_in_words(given, uniform=uniform),
+        asked_in_words({**given, "counts": None if latency is None else "latency"}, uniform=uniform),
         recovery_in_words(found.refit, getattr(recover, "epochs", None)),
         name_on_hub(certify, dataset),
     )

@@ -76,6 +76,11 @@ class PruningResult(RefittedPlan):
         """Measured plans that no other one beats in both size and metric, the largest first."""
         return unbeaten(self.history)
 
+    @property
+    def certificate_text(self) -> str | None:
+        """The certificate as JSON text, which `prune_model_` attaches to the model; None without one."""
+        return None if self.certificate is None else self.certificate.to_json()
+
     def card(self, model: Any, *, dataset: str | None = None) -> str:
         """Returns the model card, `README.md`: metadata and Markdown, every number of which is in the report.
 

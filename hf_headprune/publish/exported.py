@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from hf_headprune._beside_weights import write_text
 from hf_headprune._compat import is_dispatched
@@ -25,11 +27,10 @@ from hf_headprune.masking import evaluating
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    import torch
-
 LARGEST_DIFFERENCE = 1e-3  # of the largest output, in fp32
 TRACED, COMPARED = LatencySettings(batch_size=2, seq_len=12), LatencySettings(batch_size=3, seq_len=7)
 DECODER = "decoder_"  # begins the names of the inputs of an encoder-decoder's second half
+TOKEN_TYPES = "token_type_ids"  # which text of a pair a token belongs to
 OF_LAYERS = ("per_layer_config", "auto_map")
 
 
@@ -98,10 +99,20 @@ def traced_inputs(model: Any, inputs: Mapping[str, torch.Tensor] | None) -> dict
 
 def _random(model: Any, settings: LatencySettings) -> dict[str, torch.Tensor]:
     """Returns random inputs; a decoder gets fewer tokens than its encoder, or a trace takes both lengths for one."""
-    given = random_inputs(model, settings)
+    given = random_inputs(model, settings) | _token_types(model, settings)
     if not getattr(model, "can_generate", bool)():  # BART's classifier reads the same tokens twice
         return given
     return {name: value[:, :-2] if name.startswith(DECODER) else value for name, value in given.items()}
+
+
+def _token_types(model: Any, settings: LatencySettings) -> dict[str, torch.Tensor]:
+    """Returns which text of a pair each token belongs to, at random, where a model tells them apart."""
+    kinds = getattr(model.config, "type_vocab_size", 0)
+    if kinds <= 1 or TOKEN_TYPES not in inspect.signature(model.forward).parameters:
+        return {}
+    tokens = random_inputs(model, settings)["input_ids"]
+    drawn = torch.randint(kinds, tokens.shape, generator=torch.Generator().manual_seed(1))
+    return {TOKEN_TYPES: drawn.to(tokens.device)}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _WORDS = {"PASS": "yes", None: "no"}
 _HEAD = ("weights", "million", "MB", "metric", "drop, points", "ms", "faster", "certified")
+_LONGEST_NAME = 26  # so that a row has at most 100 columns
 _WIDTHS = (9, 9, 9, 9, 14, 9, 9, 11)
 
 
@@ -38,12 +39,13 @@ def ladder_table(rungs: Sequence[Rung]) -> str:
     """
     first = rungs[0].report
     unseen, latency = first.unseen, first.latency
-    head = [name if name != "metric" or unseen is None else unseen.name[:9] for name in _HEAD]
+    head = [name if name != "metric" or unseen is None else unseen.name[:_LONGEST_NAME] for name in _HEAD]
     whole = ["whole", f"{first.before.parameters / 1e6:.2f}", f"{first.before.size_mb:.1f}"]
     whole += ["" if unseen is None else f"{unseen.before:.4f}", "", "", "", ""]
     if latency is not None:
         whole[5] = f"{latency.before.median_ms:.1f}"
-    return "\n".join(_line(cells) for cells in (head, whole, *map(_cells, rungs)))
+    widths = [max(width, len(name) + 2) for width, name in zip(_WIDTHS, head, strict=True)]
+    return "\n".join(_line(cells, widths) for cells in (head, whole, *map(_cells, rungs)))
 
 
 def _cells(rung: Rung) -> list[str]:
@@ -62,5 +64,5 @@ def _cells(rung: Rung) -> list[str]:
     return [*cells, "" if report.unseen is None else _WORDS.get(rung.verdict, "no")]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -30,6 +30,7 @@ from hf_headprune.tasks.examples import (
     PadRight,
     counted_labels,
     embeds_texts,
+    forward_arguments,
     plain,
 )
 from hf_headprune.tasks.own_answers import projected, projected_embeddings
@@ -173,7 +174,8 @@ class ExampleLosses:
         """Returns the sum of losses of a batch, or what is in its place."""
         model, where = self._model, self._where
         _check_classes(model, batch, where)
-        outputs = model(**batch)
+        asked = {"return_loss": True} if "return_loss" in forward_arguments(model) else {}  # of CLIP, none else
+        outputs = model(**batch, **asked)
         loss = getattr(outputs, "loss", None)
         if loss is not None:
             return loss * items
@@ -204,9 +206,15 @@ class ExampleLosses:
         for first in range(0, len(self._examples), self._batch_size):
             chosen = self._examples[first : first + self._batch_size]
             batch = {name: value.to(device) for name, value in collated(self._collate, chosen).items()}
+            if _has_several_labels(self._model) and "labels" in batch:  # zeros and ones, which may be whole numbers
+                batch["labels"] = batch["labels"].float()
             items = 1 if embeds_texts(self._model) else _items(self._model, batch, len(chosen))
             if items:  # else the mean over none is no number
                 yield batch, items
+
+
+def _has_several_labels(model: Any) -> bool:
+    return getattr(model.config, "problem_type", None) == "multi_label_classification"
 
 
 def _run(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:

@@ -169,9 +169,9 @@ class Refit:
         for name in self.blocks:
             output: Any = outputs[name]
             weight, bias = self._projection(name, plan.kept(name), output)
-            put_(output, "weight", weight)
+            put_(output, "weight", weight.clone())  # the model may train on, and a result may prune another
             if bias is not None:
-                put_(output, "bias", bias)
+                put_(output, "bias", bias.clone())
 
     def _projection(self, site: str, kept: tuple[int, ...], output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns weight and bias of a site that is in `blocks`, refitted to the units that stay, not to be changed.

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
+from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune._model_card import attach_card_
 from hf_headprune._offloaded import device_of, let_go_
 from hf_headprune._ownership import owned
@@ -46,7 +47,7 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     `masked(model, plan)`; that is checked on a small random batch. Training mode, dtype, device,
     `requires_grad` and tied embeddings stay as they are; an optimizer made before still holds the old parameters, so
     make it afterwards. The model remembers what it has kept of the dense model, and `save_pretrained` writes that plan
-    beside the weights.
+    beside the weights, with the certificate and the card of a result.
 
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned; or one of
@@ -78,6 +79,8 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     card = found.card(inside)
     if card is not None:
         attach_card_(inside, card, found.report.files)
+    if found.certificate_text is not None:
+        attach_certificate_(inside, found.certificate_text)
     return model
 
 

@@ -223,7 +223,12 @@ class PadRight:
             return self._paired(examples)
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
-        return {name: self._tensor(name, [plain(row[name]) for row in rows]) for name in names}
+        return {
+            name: _stacked(name, [row[name] for row in rows])
+            if name in INPUT_NAMES and name != "input_ids"  # an image beside its text
+            else self._tensor(name, [plain(row[name]) for row in rows])
+            for name in names
+        }
 
     def _paired(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns a batch of pairs of texts, `(batch, 2, longest)`, with the numbers of each pair, `(batch,)`."""
@@ -302,13 +307,17 @@ def plain(value: Any, *, depth: int = 0) -> Any:
 
 def predicts_next_token(model: Any) -> bool:
     """Tells whether the logits at a position belong to the label of the next one."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and not model.config.is_encoder_decoder
+    names = (kind.__name__ for kind in type(model).__mro__)
+    is_language_model = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return is_language_model and not model.config.is_encoder_decoder
 
 
 def embeds_texts(model: Any) -> bool:
     """Tells whether a model of texts has no head: its hidden states are what is used of it, as embeddings."""
     is_body = getattr(model, "base_model", None) is model and type(model).__name__.endswith(("Model", "Encoder"))
-    return is_body and not model.config.is_encoder_decoder and "input_ids" in forward_arguments(model)
+    arguments = forward_arguments(model)
+    reads_text_alone = "input_ids" in arguments and "pixel_values" not in arguments
+    return is_body and not model.config.is_encoder_decoder and reads_text_alone
 
 
 def counted_labels(model: Any, labels: torch.Tensor) -> torch.Tensor:

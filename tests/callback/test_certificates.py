@@ -308,6 +308,13 @@ def test_a_run_without_a_certificate_leaves_none_of_an_earlier_one(tmp_path):
         assert (tmp_path / "headprune_certificate.json").exists() == is_there
 
 
+def test_a_teacher_is_refused_before_it_is_run(tmp_path):
+    teacher = tiny_bert(vocab_size=50)  # which knows no id from 50 on
+    callback = HeadPruneCallback(density=0.5, distillation=Distillation(teacher))
+    with pytest.raises(InvalidSettingError, match="the teacher's vocabulary size is 50, the student's"):
+        trainer_of(tmp_path, callback, eval_dataset=labelled_rows(24, 1))
+
+
 def test_where_all_examples_were_trained_on_the_reason_says_so(tmp_path):
     rows = labelled_rows(60, 0)
     trainer = trainer_of(tmp_path, callback := HeadPruneCallback(latency=None), train_dataset=rows, eval_dataset=rows)

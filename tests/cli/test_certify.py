@@ -16,7 +16,16 @@ from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.shrink.vocabulary import prune_vocabulary_
 from tests.cli.test_duration import Bar
 from tests.guarantee.test_format_2 import FILE
-from tests.support.command_line import called, save_classifier, save_model, scored, sentences, tokenizer_of_words, write
+from tests.support.command_line import (
+    called,
+    questions,
+    save_classifier,
+    save_model,
+    scored,
+    sentences,
+    tokenizer_of_words,
+    write,
+)
 
 COUNT = 200
 
@@ -103,6 +112,18 @@ def test_bars_count_the_examples_that_the_models_read(capsys, folder, tmp_path, 
         ("Certifying", 2 * COUNT, 2 * COUNT),
         ("Verifying", 2 * COUNT, 2 * COUNT),
     ]
+
+
+def test_questions_on_one_context_count_once(capsys, tmp_path):
+    save_model(tmp_path / "dense", "QuestionAnswering")
+    save_model(tmp_path / "pruned", "QuestionAnswering")
+    each = [(row, f"w{number}") for row in questions(6, seed=1) for number in range(9)]
+    rows = [{**row, "id": f"{row['id']}-{word}", "question": f"{word} {row['question']}"} for row, word in each]
+    data = write(tmp_path / "questions.jsonl", rows)
+    said = called(capsys, "certify", tmp_path / "dense", tmp_path / "pruned", "--data", data, "--max-drop", "0.2")
+    assert said.code == 1, said.out + said.err
+    evidence = Certificate.load(tmp_path / "pruned").evidence
+    assert (evidence.verdict, evidence.regressions, evidence.improvements) == ("INCONCLUSIVE", 0, 0)
 
 
 def test_several_models_share_one_file_of_labels(capsys, folder, tmp_path):

@@ -352,7 +352,7 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         ([{"text": "x", "label": 2}] * 3, [], "all numbers from 0 to 1; received '2'"),
         (None, ["--label-column", "nope", "--density", "0.5"], "there is no column 'nope'"),
         (None, ["--question-column", "q"], "--question-column q is for question answering"),
-        (None, ["--max-length", "100"], "--max-length must be from 2 to 63 for this model, received 100"),
+        (None, ["--max-length", "100"], "--max-length must be from 2 to 64 for this model, received 100"),
         (None, ["--density", "0.5", "--speedup", "2"], "takes one budget, received density=0.5 and speedup=2.0"),
         (None, ["--density", "0.5", "--max-drop", "0.02"], "takes one budget, received max_drop=0.02 and"),
         (None, ["--density", "1.5"], "density must be"),

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from hf_headprune.cli.columns import NamedColumns
-from hf_headprune.cli.examples import UnlabelledError, reader_for
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.cli.examples import UnlabelledError, groups_of_rows, reader_for
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from tests.support.command_line import questions, tokenizer_of_words
-from tests.support.models import tiny_bert
+from tests.support.models import tiny_bert, tiny_roberta
 
 
 def reader(task, *, named=NamedColumns(), max_length=None, **settings):  # noqa: B008 - frozen
     return reader_for(tiny_bert(task, **settings), tokenizer_of_words(), named, max_length)
+
+
+def test_texts_are_cut_to_the_positions_of_the_model_whatever_pads_them():
+    tokenizer = tokenizer_of_words()
+    for model, longest in ((tiny_bert(pad_token_id=40), 64), (tiny_roberta(max_position_embeddings=34), 33)):
+        assert reader_for(model, tokenizer, NamedColumns(), None).max_length == longest
+    tokenizer.model_max_length = 1
+    with pytest.raises(UnsupportedModelError, match="reads texts of at most 1 tokens"):
+        reader_for(tiny_bert(), tokenizer, NamedColumns(), None)
+
+
+def test_a_decoder_that_classifies_needs_a_token_for_padding():
+    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=4, max_position_embeddings=64, num_labels=2)
+    for padding, refused in ((3, False), (None, True)):
+        config.pad_token_id = padding
+        with pytest.raises(InvalidSettingError, match="no pad_token_id") if refused else nullcontext():
+            reader_for(LlamaForSequenceClassification(config), tokenizer_of_words(), NamedColumns(), None)
+
+
+def test_questions_on_one_context_are_one_group():
+    rows = reader("QuestionAnswering").encode(Dataset.from_list(questions(4, seed=1)), "train").rows
+    assert groups_of_rows(rows) == "context"
+    assert groups_of_rows(rows.remove_columns("context")) is groups_of_rows(None) is None
 
 
 def test_pairs_are_read_with_both_texts_and_cut_to_the_length():

@@ -572,6 +572,8 @@ def test_each_stack_pairs_with_its_own_kind():
 def test_models_that_predict_the_next_token_are_known():
     decoders = tiny_bert_decoder(add_cross_attention=False), tiny_roberta("CausalLM", is_decoder=True)
     assert all(map(predicts_next_token, decoders))
+    own = type("OwnDecoder", (type(decoders[0]),), {})  # of a user
+    assert predicts_next_token(own(decoders[0].config))
     assert not any(map(predicts_next_token, (tiny_bert("MaskedLM"), tiny_marian(), tiny_bert())))
 
 

@@ -24,6 +24,7 @@ from hf_headprune.refit.one_shot import ExampleLosses
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import prune_model_
+from tests.support.families import made
 from tests.support.models import VOCAB_SIZE, text_inputs, tiny_bert
 
 
@@ -231,6 +232,34 @@ def test_what_is_about_a_certificate_is_refused_where_there_is_none(trained, giv
                  lambda: plan_ladder(trained, learnable(8, seed=1), (0.5,), **given)):  # fmt: skip
         with pytest.raises(InvalidSettingError, match=said):
             call()
+
+
+def test_several_labels_may_be_whole_numbers():
+    model = tiny_bert(num_labels=3, problem_type="multi_label_classification")
+    rows = [{**row, "labels": [row["labels"], 1, 0]} for row in learnable(24, seed=1)]
+    plans = [
+        plan_for_budget(model, [{**row, "labels": [*map(kind, row["labels"])]} for row in rows], density=0.3)
+        for kind in (int, float)
+    ]
+    pruned = [prune_model_(copy.deepcopy(model), plan) for plan in plans]
+    with torch.no_grad():
+        assert torch.equal(*(it(**text_inputs()).logits for it in pruned))
+
+
+def test_texts_and_images_of_two_towers_are_told_apart_by_their_own_loss():
+    model, inputs = made("clip")
+    rows = [{name: tensor[row].tolist() for name, tensor in inputs.items()} for row in range(len(inputs["input_ids"]))]
+    found = plan_for_budget(model, rows, density=0.5)
+    assert linear_density(found.plan, anatomy_of(model)) == pytest.approx(0.5, abs=0.1)
+    pruned = prune_model_(copy.deepcopy(model), found)
+    assert pruned(**inputs, return_loss=True).loss.isfinite()
+
+
+def test_what_a_speed_up_counts_is_said(trained):
+    table = {site.name: {0: 0.0, site.units: 1.0} for site in anatomy_of(trained).sites}
+    for latency, said in ((None, "speedup=1.5"), (table, "speedup=1.5, counts='latency'")):
+        found = plan_for_budget(trained, learnable(24, seed=1), speedup=1.5, latency=latency)
+        assert found.report.recipe.budget == said
 
 
 def test_gradients_that_inference_mode_forbids_are_asked_for_outside(trained):

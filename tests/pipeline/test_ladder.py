@@ -6,6 +6,8 @@ import json
 from importlib.util import find_spec
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from hf_headprune import plan_for_budget, plan_ladder, prune_model_, verify_certificate
 from hf_headprune.anatomy import anatomy_of
@@ -47,6 +49,26 @@ def test_each_rung_is_that_of_its_size_alone(trained, ladder):  # noqa: F811
         assert rung.report.latency.runs == QUICK.runs
 
 
+def test_what_becomes_of_a_pruned_model_changes_no_result(trained, ladder):  # noqa: F811
+    before = [prune_model_(copy.deepcopy(trained), rung).state_dict() for rung in ladder.rungs]
+    model = prune_model_(copy.deepcopy(trained), ladder.rungs[0])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # as a step of an optimizer
+    for rung, weights in zip(ladder.rungs, before, strict=True):
+        again = prune_model_(copy.deepcopy(trained), rung).state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in again.items())
+
+
+def test_a_model_that_a_rung_has_pruned_is_saved_with_its_certificate(trained, ladder, tmp_path):  # noqa: F811
+    for place, rung in enumerate(ladder.rungs):
+        prune_model_(copy.deepcopy(trained), rung).save_pretrained(tmp_path / str(place))
+        assert (tmp_path / str(place) / "headprune_certificate.json").exists() == (rung.certificate is not None)
+    found = Certificate.load(tmp_path / "0")
+    pruned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "0")
+    assert verify_certificate(found, pruned, TEST, dense=trained).holds
+
+
 def test_certified_are_the_rungs_before_the_first_that_fails(trained, ladder):  # noqa: F811
     verdicts = [None if rung.certificate is None else rung.certificate.verdict for rung in ladder.rungs]
     assert verdicts == ["PASS", "PASS", None]
@@ -74,6 +96,14 @@ def test_one_table_and_one_picture_show_all(ladder, tmp_path):
     found = json.loads(ladder.to_json())["rungs"]
     assert [(it["density"], it["certified"]) for it in found] == [(0.75, True), (0.25, True), (0.05, False)]
     assert found[0]["report"] == json.loads(ladder.rungs[0].report.to_json())
+
+
+def test_the_name_of_a_metric_is_not_cut(trained, ladder):  # noqa: F811
+    found = plan_ladder(trained, TRAIN, (0.5,), certify=TEST, metric="matthews_correlation", latency=QUICK)
+    head, whole, *_ = found.to_text().splitlines()
+    assert "matthews_correlation" in head.split()
+    assert len(head) == len(head.rstrip()) <= 100
+    assert whole.index(f"{found.rungs[0].report.unseen.before:.4f}") < head.index("drop")
 
 
 def test_the_picture_is_over_sizes_and_latencies(ladder, tmp_path):

@@ -1,5 +1,6 @@
 """Files for onnxruntime and OpenVINO: what they compute, where they lie, and that a certificate is about them."""
 
+import copy
 import hashlib
 import json
 from importlib import import_module
@@ -10,6 +11,7 @@ import torch
 
 from hf_headprune.errors import HeadPruneError, InvalidSettingError, MissingExtraError
 from hf_headprune.guarantee.certify import certify
+from hf_headprune.guarantee.external import answers_of
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import exported
 from hf_headprune.publish.onnx import export_onnx
@@ -47,6 +49,30 @@ def test_the_file_computes_what_torch_computes_and_is_what_is_certified(pruned, 
     assert 0 < small.difference < 0.5
     installed = str(Path(torch.__file__).parents[1]).encode()
     assert all(installed not in file.path.read_bytes() for file in (found, small))  # of traces of the export
+
+
+def test_the_second_text_of_a_pair_is_one_for_the_file_too(pruned, tmp_path):
+    for name in NEEDS:
+        pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    model = copy.deepcopy(pruned)
+    pairs = [{**row, "token_type_ids": [1] * 6} for row in labelled_rows(60, 0)]
+    tokens, types = (torch.tensor([row[name] for row in pairs]) for name in ("input_ids", "token_type_ids"))
+    with torch.no_grad():
+        table = model.bert.embeddings.token_type_embeddings.weight
+        table[1] = 5 * torch.randn(len(table[1]), generator=torch.Generator().manual_seed(0))
+        both = torch.cat([model(input_ids=tokens, token_type_ids=types).logits, model(input_ids=tokens).logits])
+        model.classifier.bias[1] -= (both[:, 1] - both[:, 0]).median()  # so that it gives both answers
+        paired = model(input_ids=tokens, token_type_ids=types).logits.argmax(-1)
+        alone = model(input_ids=tokens).logits.argmax(-1)
+    assert not torch.equal(paired, alone)
+    path = export_onnx(model, tmp_path).path
+    for rows, expected in ((pairs, paired), (labelled_rows(60, 0), alone)):  # without, all are of the first text
+        assert answers_of(path, rows).tolist() == [[it] for it in expected.tolist()]
+    given = {"input_ids": tokens[:2], "attention_mask": torch.ones_like(tokens[:2])}
+    without = export_onnx(model, tmp_path / "without", inputs=given).path
+    assert answers_of(without, labelled_rows(60, 0)).tolist() == [[it] for it in alone.tolist()]
+    with pytest.raises(InvalidSettingError, match="takes no token_type_ids, by which the model tells the texts of a"):
+        answers_of(without, pairs)
 
 
 @pytest.mark.parametrize("family", ["vit", "gpt2", "marian"], ids=["pixels", "decoder", "encoder-decoder"])

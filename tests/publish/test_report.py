@@ -302,6 +302,18 @@ def test_random_texts_and_images_feed_the_towers_that_a_model_has():
     assert set(random_inputs(CLIPForImageClassification(model.config), settings)) == {"pixel_values"}
 
 
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2"])
+def test_models_of_sound_are_given_sound_and_can_be_measured(name):
+    model, given = made(name)
+    settings = LatencySettings(batch_size=2, seq_len=6, runs=5)
+    inputs = random_inputs(model, settings)
+    assert inputs.keys() == given.keys()
+    sound = model.main_input_name
+    assert inputs[sound].shape[0] == 2
+    assert inputs[sound].shape[1:-1] == given[sound].shape[1:-1]
+    assert measure_latency(model, model, settings).before.median_ms > 0
+
+
 def test_a_sequence_longer_than_the_model_is_refused(bert):
     with pytest.raises(InvalidSettingError, match="seq_len must be at most 64"):
         measure_latency(bert, bert, LatencySettings(seq_len=65))
