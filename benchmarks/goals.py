@@ -163,7 +163,8 @@ def _of_translation() -> Iterator[Goal]:
     if near:
         change, way = max(near)
         goal = "translation, 18 of 72 heads: at most 1 BLEU below dense"
-        yield goal, f"{-change:.2f} below ({way.rpartition(',')[0]})", _verdict(change >= -1)
+        found = f"{abs(change):.2f} {'above' if change > 0 else 'below'} ({way.rpartition(',')[0]})"
+        yield goal, found, _verdict(change >= -1)
     if cells:
         goal = "translation: the best of our ways is above all others in each cell"
         yield goal, f"{first} of {cells} cells", _verdict(first == cells)
