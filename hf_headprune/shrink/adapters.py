@@ -84,8 +84,9 @@ def cut_together(model: Any, found: RefittedPlan) -> Iterator[None]:
 @contextmanager
 def _merged(layers: list[Any]) -> Iterator[None]:
     """Merges layers of LoRA for the length of a `with` block; after an error their bases are what they were."""
-    before = [layer.base_layer.weight.detach().clone() for layer in layers]
-    for layer in layers:
+    before = [layer.base_layer.weight.data for layer in layers]
+    for layer, weight in zip(layers, before, strict=True):
+        layer.base_layer.weight.data = weight.clone()  # which the merge writes into
         layer.merge()
     try:
         yield
