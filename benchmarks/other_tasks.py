@@ -197,7 +197,7 @@ STUDIES = {
         "scitldr",
         "--train_file DATA/train.jsonl --validation_file DATA/dev.jsonl --test_file DATA/test.jsonl --summary_column "
         "summary --vocab_size 4000 --layers 3 --hidden_size 128 --max_source_length 160 --max_target_length 40 "
-        "--num_train_epochs 6 --learning_rate 1e-3 --warmup_steps 50 --label_smoothing_factor 0.1 "
+        "--num_train_epochs 40 --learning_rate 1e-3 --warmup_steps 200 --label_smoothing_factor 0.1 "
         "--per_device_train_batch_size 32 --per_device_eval_batch_size 32 --train_sampling_strategy group_by_length",
         ("rouge1", "rouge2", "rougeL"),
         100.0,
