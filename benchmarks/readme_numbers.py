@@ -72,6 +72,7 @@ def elsewhere() -> Iterator[str]:
     if set(ELSEWHERE) <= rows.keys():
         found = (
             f"{words} {rows[task]['dense_test']['mean']:.{digits}f} → {rows[task]['test']['mean']:.{digits}f}"
+            + " (one seed)" * (rows[task]["seeds"] == 1)
             for task, (words, digits) in ELSEWHERE.items()
         )
         yield "Half of the weights removed, no further training, on other tasks:\n" + ",\n".join(found) + "."

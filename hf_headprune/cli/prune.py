@@ -399,8 +399,9 @@ class Run:
         splits, options = inputs.splits, {"batch_size": self.batch_size, "reference": inputs.reference}
         if self.uniform:
             options["uniform"] = True
-        if splits.certify is not None:
+        if splits.certify is not None or self.budget.is_drop:
             options["metric"] = inputs.metric
+        if splits.certify is not None:
             searched = splits.seen if splits.validation is None else splits.validation
             options["certify"] = CertificationData(
                 splits.certify,
@@ -425,7 +426,6 @@ class Run:
                 options = {**options, "latency": LatencySettings()}
             return plan_for_budget(model, splits.train, **{self.budget.name: value}, **options)
         options = options | {"calibration": splits.train, "processing_class": batching.processing_class}
-        options["metric"] = inputs.metric
         if not self.searches:
             return search_plan(model, splits.certify, max_drop=value, **options)
         search = AStarSearch(max_drop=value)

@@ -99,18 +99,19 @@ def traced_inputs(model: Any, inputs: Mapping[str, torch.Tensor] | None) -> dict
 
 def _random(model: Any, settings: LatencySettings) -> dict[str, torch.Tensor]:
     """Returns random inputs; a decoder gets fewer tokens than its encoder, or a trace takes both lengths for one."""
-    given = random_inputs(model, settings) | _token_types(model, settings)
+    given = random_inputs(model, settings)
+    given |= _token_types(model, given)
     if not getattr(model, "can_generate", bool)():  # BART's classifier reads the same tokens twice
         return given
     return {name: value[:, :-2] if name.startswith(DECODER) else value for name, value in given.items()}
 
 
-def _token_types(model: Any, settings: LatencySettings) -> dict[str, torch.Tensor]:
+def _token_types(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns which text of a pair each token belongs to, at random, where a model tells them apart."""
     kinds = getattr(model.config, "type_vocab_size", 0)
     if kinds <= 1 or TOKEN_TYPES not in inspect.signature(model.forward).parameters:
         return {}
-    tokens = random_inputs(model, settings)["input_ids"]
+    tokens = given["input_ids"]
     drawn = torch.randint(kinds, tokens.shape, generator=torch.Generator().manual_seed(1))
     return {TOKEN_TYPES: drawn.to(tokens.device)}
 

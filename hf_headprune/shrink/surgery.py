@@ -44,10 +44,10 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     """Removes, in place, what a plan does not keep: smaller weights, `Prunable*` class and configuration.
 
     Everything is validated before the first tensor changes. The result computes what the model computed under
-    `masked(model, plan)`; that is checked on a small random batch. Training mode, dtype, device,
-    `requires_grad` and tied embeddings stay as they are; an optimizer made before still holds the old parameters, so
-    make it afterwards. The model remembers what it has kept of the dense model, and `save_pretrained` writes that plan
-    beside the weights, with the certificate and the card of a result.
+    `masked(model, plan)`; that is checked on a small random batch. Training mode, dtype, device, `requires_grad` and
+    tied embeddings stay as they are; an optimizer made before still holds the old parameters, so make it afterwards.
+    The model remembers what it has kept of the dense model, and `save_pretrained` writes that plan beside the weights,
+    with the certificate and the card of a result.
 
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned; or one of
