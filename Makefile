@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The oldest supported Transformers is written once, in pyproject.toml.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+# Modules are compiled when they are first imported: all of those that are installed would take three times as long.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 # The models of the tests are tiny: a second thread costs more than it gives.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 # What has to hold at both ends of the supported range: the families, the surgery, and the journey through the Trainer.
@@ -23,7 +26,7 @@ SITE := build/site
 
 # Environments of the journey: one with the wheel, and those of users who have torch or onnxruntime, and not this package.
 JOURNEY := build/journey
-PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL = $(PIP) --constraint constraints.txt
 
 .PHONY: demo test check static format install docs journey test-oldest test-newest test-host contracts-oldest clean help
 
@@ -41,7 +44,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 demo: install
@@ -88,8 +91,7 @@ format: install
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
 	grep -vE '$(UNPINNED)' constraints.txt > $(@D)/constraints.txt
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt \
-		--upgrade "$(REQUIREMENT)"
+	$(@D)/bin/python $(PIP) --constraint $(@D)/constraints.txt --upgrade "$(REQUIREMENT)"
 	@touch $@
 
 test-oldest test-newest: test-%: .venv-%/.installed
