@@ -161,7 +161,7 @@ def is_dispatched(model: nn.Module) -> bool:
 
 def accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
     """Returns the hooks with which accelerate moves the inputs and the weights of a module. Without its name: none."""
-    hook = getattr(module, DISPATCHED, None)
+    hook = vars(module).get(DISPATCHED)
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 

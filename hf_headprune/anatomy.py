@@ -331,7 +331,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
             "Install a newer Transformers."
         )
     base = base_model(model)
-    sites = tuple(_sites(family, base, model.config))
+    present = dict(base.named_modules())
+    sites = tuple(_sites(family, present, model.config))
     if not sites:
         raise UnsupportedModelError(
             f"{type(model).__name__}: none of the stacks {[stack.layers for stack in family.stacks]} exists in "
@@ -343,7 +344,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     not_saved = names_not_saved(model) | tied
     saved = {name: it for name, it in model.state_dict(keep_vars=True).items() if name not in not_saved}
     parameters = {name: it for name, it in model.named_parameters(remove_duplicate=False) if name not in tied}
-    tables = _embedding_tables(model, sites)
+    tables = _embedding_tables(model, present, sites)
     return Anatomy(
         model_type=family.model_type,
         sites=sites,
@@ -355,12 +356,11 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     )
 
 
-def _embedding_tables(model: Any, sites: Iterable[Site]) -> set[str]:
+def _embedding_tables(model: Any, present: Mapping[str, Any], sites: Iterable[Site]) -> set[str]:
     """Returns the names of the weights of all embeddings that are in no attention block."""
-    present = dict(base_model(model).named_modules())
     inside = {id(module) for site in sites if site.is_attention for module in present[site.name].modules()}
     modules = model.named_modules(remove_duplicate=False)
-    return {f"{path}.weight" for path, it in modules if hasattr(it, "num_embeddings") and id(it) not in inside}
+    return {f"{path}.weight" for path, it in modules if "num_embeddings" in vars(it) and id(it) not in inside}
 
 
 def _entries(parameters: Iterable[Any]) -> int:
@@ -394,10 +394,15 @@ def attention_by_layer(model: nn.Module) -> dict[int, Site]:
     return found
 
 
-def layer_lists(base: nn.Module, stack: Stack) -> list[str]:
-    """Returns the paths of the lists of layers of a stack that a model has; several where stages follow one another."""
+def layer_lists(paths: Iterable[str], stack: Stack) -> list[str]:
+    """Returns those paths that are lists of layers of a stack; several where stages follow one another.
+
+    Args:
+        paths: Of all modules of a base model.
+        stack: As it is declared.
+    """
     pattern = re.compile(re.escape(stack.layers).replace(r"\*", r"\d+"))
-    return [path for path, _ in base.named_modules() if pattern.fullmatch(path)]
+    return [path for path in paths if pattern.fullmatch(path)]
 
 
 def transposed(module: Any) -> bool:
@@ -410,13 +415,12 @@ def matrix_of(module: Any) -> Any:
     return module.weight.T if transposed(module) else module.weight
 
 
-def _sites(family: Family, base: nn.Module, config: Any) -> Iterator[Site]:
-    present = dict(base.named_modules())
+def _sites(family: Family, present: Mapping[str, Any], config: Any) -> Iterator[Site]:
     is_decoder = bool(getattr(config, "is_decoder", False)) and not getattr(config, "is_encoder_decoder", False)
     for stack in family.stacks:
         own = getattr(config, stack.config) if stack.config else config
         in_decoder = is_decoder or any(block.kind == "decoder" for block in stack.blocks)
-        lists: list[tuple[str, Any]] = [(path, present[path]) for path in layer_lists(base, stack)]
+        lists: list[tuple[str, Any]] = [(path, present[path]) for path in layer_lists(present, stack)]
         paths = [f"{path}.{index}" for path, layers in lists for index in range(len(layers))]
         for index, prefix in enumerate(paths):
             uses = 1 if stack.uses is None else stack.uses(own, index)

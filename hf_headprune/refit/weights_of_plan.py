@@ -66,23 +66,24 @@ class WeightsOfPlan:
             raise InvalidPlanError(
                 f"{self.belong}, received another one. Prune to the plan of the same result, or {self.other}."
             )
-        self._copy_to(model, self._weights)
+        self._give(model, self._weights, copy=True)
 
     @contextmanager
     def restoring(self, model: nn.Module) -> Iterator[None]:
         """Puts the weights back at the end of a `with` block, after an error too."""
-        before = {name: it.detach().clone() for name, it in tensors_of(model).items() if name in self._weights}
+        before = {name: it.data for name, it in tensors_of(model).items() if name in self._weights}
         try:
             yield
         finally:
-            self._copy_to(model, before)
+            self._give(model, before)
 
     @staticmethod
     @torch.no_grad()
-    def _copy_to(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    def _give(model: nn.Module, weights: Mapping[str, torch.Tensor], *, copy: bool = False) -> None:
+        """Replaces the data of tensors; what was there stays whole."""
         for name, tensor in tensors_of(model).items():
             if name in weights:
-                tensor.data = weights[name].to(tensor.device, tensor.dtype, copy=True)  # what was there stays whole
+                tensor.data = weights[name].to(tensor.device, tensor.dtype, copy=copy)
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:

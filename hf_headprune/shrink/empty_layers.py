@@ -68,7 +68,7 @@ def empty_layers(model: Any) -> EmptyLayers:
     Whether one acts is seen on a random batch: one that does not act returns the very bits that it is given.
     """
     family, base = family_of(model), base_model(model)
-    (stack, *others), lists = family.stacks, layer_lists(base, family.stacks[0])
+    (stack, *others), lists = family.stacks, layer_lists(dict(base.named_modules()), family.stacks[0])
     if others or len(lists) > 1 or stack.uses is not None or stack.config or not isinstance(stack.depth, str):
         return EmptyLayers()
     sites = anatomy_of(model).sites

@@ -484,7 +484,8 @@ def _model_class(dense_class: type[Any], config_class: type[Any]) -> type[Any]:
 
 def _weight_problems(model: nn.Module, info: dict[str, Any], *, accepts_new_head: bool) -> Iterator[str]:
     base = base_model(model)  # a decoder alone lacks the encoder's layers
-    stacks = tuple(f"{path}." for stack in family_of(model).stacks for path in layer_lists(base, stack))
+    present = dict(base.named_modules())
+    stacks = tuple(f"{path}." for stack in family_of(model).stacks for path in layer_lists(present, stack))
     sites, missing = anatomy_of(model).sites, set(info["missing_keys"])
     heads = _modules_of_heads(model)
     has_new_head = all(missing >= names for names in heads.values())

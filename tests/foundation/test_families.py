@@ -29,7 +29,7 @@ from tests.support.models import FAMILY_NAMES, TINY_FAMILIES, tiny_bert_decoder
 
 OTHERS = [(name, attention) for name in FAMILIES if name not in FAMILY_NAMES for attention in implementations(name)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-PROPERTY = settings(max_examples=6, deadline=None, database=None)
+PROPERTY = settings(max_examples=4, deadline=None, database=None)
 
 
 @st.composite
@@ -79,7 +79,7 @@ def test_masked_equals_pruned_equals_reloaded_for_any_plan(name, attention, dtyp
 
 @pytest.mark.parametrize(("name", "attention"), OTHERS)
 def test_masked_equals_pruned_equals_reloaded(name, attention, tmp_path):
-    for seed, dtype in ((0, torch.float32), (1, torch.float32), (2, torch.bfloat16)):
+    for seed, dtype in ((0, torch.float32), (1, torch.bfloat16)):
         model, inputs = made(name, seed=seed)
         if dtype != torch.float32:  # what is no parameter gets the precision that loading gives it
             model.save_pretrained(tmp_path)

@@ -130,13 +130,17 @@ def siblings_of(found):
     return tuple(map(prunable_of, found)) if isinstance(found, (tuple, list)) else prunable_of(found)
 
 
+@pytest.fixture(scope="module")
+def auto_classes():
+    return [getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModel")]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_auto_class_of_the_dense_model_knows_the_pruned_one(family):
+def test_every_auto_class_of_the_dense_model_knows_the_pruned_one(family, auto_classes):
     config_class = prunable_config(family)
     dense_config = transformers.CONFIG_MAPPING[family]
-    names = [name for name in dir(transformers) if name.startswith("AutoModel")]
     known = 0
-    for auto_class in (getattr(transformers, name) for name in names):
+    for auto_class in auto_classes:
         mapping = getattr(auto_class, "_model_mapping", None) or {}
         if dense_config in mapping:
             assert mapping[config_class] == siblings_of(mapping[dense_config])

@@ -47,7 +47,8 @@ class LayerStack:
         self.anatomy = anatomy_of(model)
         self._sites = self.anatomy.sites
         base = base_model(model)
-        lists = [path for stack in family_of(model).stacks for path in layer_lists(base, stack)]  # a decoder alone: one
+        present = dict(base.named_modules())
+        lists = [path for stack in family_of(model).stacks for path in layer_lists(present, stack)]  # a decoder: one
         parent, _, self._name = lists[0].rpartition(".")
         self._parent = base.get_submodule(parent)
         self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
