@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from transformers import HfArgumentParser
 
+from benchmarks.bart_of_bert import save_bart_of_bert
 from benchmarks.finetuned import plans_by_gradient, some_of
 from benchmarks.plain_models import parsed, parser_for, work_or_collect
 from benchmarks.results_file import RESULTS, over_seeds
@@ -196,8 +197,8 @@ STUDIES = {
         "summarization",
         "scitldr",
         "--train_file DATA/train.jsonl --validation_file DATA/dev.jsonl --test_file DATA/test.jsonl --summary_column "
-        "summary --vocab_size 4000 --layers 3 --hidden_size 128 --max_source_length 160 --max_target_length 40 "
-        "--num_train_epochs 40 --learning_rate 1e-3 --warmup_steps 200 --label_smoothing_factor 0.1 "
+        "summary --max_source_length 128 --max_target_length 32 "
+        "--num_train_epochs 10 --learning_rate 3e-4 --warmup_steps 60 --label_smoothing_factor 0.1 "
         "--per_device_train_batch_size 32 --per_device_eval_batch_size 32 --train_sampling_strategy group_by_length",
         ("rouge1", "rouge2", "rougeL"),
         100.0,
@@ -205,6 +206,8 @@ STUDIES = {
         HALF,
     ),
 }
+
+STARTED = ("embeddings", "summarization")  # from a checkpoint; the others from scratch
 
 
 def example(name: str) -> Any:
@@ -225,8 +228,17 @@ def arguments_of(task: str, seed: int, work: Path, *, smoke: bool) -> tuple[str,
             del given[given.index(budget) : given.index(budget) + 2]
     else:
         given = study.arguments.replace("DATA", str(data_folder(study.folder))).split()
-        given += ["--model_name_or_path", str(minilm_path())] if task == "embeddings" else []
+        given += ["--model_name_or_path", str(start_of(task, work))] if task in STARTED else []
     return (*given, *COMMON.split(), "--seed", str(seed))
+
+
+def start_of(task: str, work: Path) -> Path:
+    """Returns the folder of the checkpoint that an example begins with."""
+    if task == "embeddings":
+        return minilm_path()
+    folder = work / f"{task}-start"
+    save_bart_of_bert(minilm_path(), folder, layers=3, max_length=32)
+    return folder
 
 
 def dense_folder(task: str, seed: int, work: Path, *, smoke: bool) -> Path:
