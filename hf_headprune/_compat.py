@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import sys
 from collections import UserDict
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
+from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.errors import UnsupportedVersionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import nn
 
@@ -182,6 +184,47 @@ def unwrap_forward_(model: nn.Module) -> None:
     is_spread = bool(accelerate_hooks(model))
     for name in MOVERS if is_spread else ("forward", UNWRAPPED_FORWARD):
         vars(model).pop(name, None)
+
+
+@contextmanager
+def lent_forward(owner: Any, model: Any) -> Iterator[None]:
+    """Lets a copy run with the forward method that a Trainer has given the model of its run, as TRL's does.
+
+    A method that such a one calls of the model of the run becomes that of the copy. Where the model has the method of
+    its class: does nothing.
+
+    Args:
+        owner: The model of the run.
+        model: A copy of it, or the model itself.
+    """
+    given, kind = vars(owner).get(UNWRAPPED_FORWARD, vars(owner).get("forward")), type(owner)
+    is_own = isinstance(given, MethodType) and given.__self__ is owner and given.__func__ is not kind.forward
+    if model is owner or not is_own or "forward" in vars(model):
+        yield
+        return
+    model.forward = _bound_to(given, owner, model)
+    try:
+        yield
+    finally:
+        unwrap_forward_(model)
+
+
+def _bound_to(method: Any, owner: Any, model: Any) -> MethodType:
+    """Returns a method with another model in the place of its owner, also where its function has kept that."""
+    function = method.__func__
+    cells = []
+    for cell in function.__closure__ or ():
+        kept = None if cell == CellType() else cell.cell_contents  # an empty one has none
+        if isinstance(kept, MethodType) and kept.__self__ is owner:
+            cells.append(CellType(MethodType(kept.__func__, model)))
+        else:
+            cells.append(CellType(model) if kept is owner else cell)
+    bound = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    bound.__kwdefaults__ = function.__kwdefaults__
+    vars(bound).update(vars(function))
+    return MethodType(bound, model)
 
 
 def is_compiled(model: nn.Module) -> bool:

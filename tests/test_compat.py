@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModel, AutoModelForSequenceClassification, BertModel
+from transformers import MODEL_MAPPING, AutoModel, AutoModelForSequenceClassification, BertModel, Trainer
 
 from hf_headprune import _compat
 from hf_headprune.anatomy import anatomy_of
@@ -193,6 +193,17 @@ def _(folder):
     assert not list(folder.glob("**/checkpoint-*"))
 
 
+@without("LOAD_CHECKPOINT")
+def _(folder):
+    class Own(Trainer):
+        def _load_from_checkpoint(self, *args, **kwargs):
+            raise AssertionError
+
+    trainer = trainer_of(folder, None, trainer_class=Own)
+    trainer_compat.let_loader_find(trainer, [])
+    assert "_load_from_checkpoint" not in vars(trainer)
+
+
 @without("PREPARE_INPUTS")
 def _(folder):
     batch = {"input_ids": torch.zeros(1, 2)}
@@ -226,6 +237,27 @@ def _(folder):
     trainer = trainer_of(folder, None)
     trainer_compat.let_ddp_miss_scores(trainer)
     assert trainer.args.ddp_find_unused_parameters is True
+
+
+def test_a_copy_runs_with_the_forward_method_of_the_run_and_never_runs_the_run_s_model():
+    model = tiny_bert()
+    before, ran = model.forward, []
+
+    def forward(self, *args, scale=1.0, **kwargs):
+        ran.append(self)
+        found = before(*args, **kwargs)
+        return {"logits": scale * found.logits}
+
+    model.forward = MethodType(forward, model)
+    twin = plain_copy(model)
+    with torch.no_grad():
+        twin.classifier.bias += 1.0
+        alone = twin(**text_inputs()).logits
+        with _compat.lent_forward(model, twin):
+            lent = twin(**text_inputs(), scale=2.0)["logits"]
+        assert torch.equal(lent, 2 * alone)
+        assert ran == [twin]
+        assert torch.equal(twin(**text_inputs()).logits, alone)
 
 
 # --- with the names --------------------------------------------------------------------------------------------------

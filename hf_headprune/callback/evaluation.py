@@ -25,26 +25,31 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
 
 
-def first_batch(trainer: Trainer) -> Mapping[str, Any]:
-    """Returns the first example as evaluation reads it: a collator may make labels, as for masked tokens."""
+def first_batch(trainer: Trainer, count: int = 1) -> Mapping[str, Any]:
+    """Returns the first examples as evaluation reads them: a collator may make labels, as for masked tokens."""
     loader = trainer.get_eval_dataloader()
     with same_randomness(trainer):
-        return loader.collate_fn([loader.dataset[0]])
+        return loader.collate_fn([loader.dataset[index] for index in range(count)])
 
 
-def contents(trainer: Trainer) -> tuple[dict[str, torch.Tensor], int]:
-    """Returns what evaluation reads, by place and name, and the number of examples.
+def contents(trainer: Trainer, metric: str) -> tuple[dict[str, torch.Tensor], int]:
+    """Returns what evaluation reads, by place and name, and the number of examples that a metric is about.
+
+    Of several data sets that is the one whose name the metric begins with.
 
     A process of a distributed run reads its own share, and counts those of a stream in it.
     """
     found: dict[str, torch.Tensor] = {}
     count = 0
+    given: Any = trainer.eval_dataset
+    names = [*given] if isinstance(given, dict) else [""] * len(evaluation_sets(trainer))
+    meant = [name for name in names if name and metric.startswith(f"{name}_")] or names
     with same_randomness(trainer):  # a collator may draw, such as the tokens that it masks
-        for number, dataset in enumerate(evaluation_sets(trainer)):
+        for number, (name, dataset) in enumerate(zip(names, evaluation_sets(trainer), strict=True)):
             batches = [dict(tensors(batch)) for batch in trainer.get_eval_dataloader(dataset)]
             found |= {f"{number} {i} {name}": value for i, given in enumerate(batches) for name, value in given.items()}
             read = sum(len(next(iter(given.values()), ())) for given in batches)
-            count += read if is_stream(dataset) else len(dataset)
+            count += (name in meant) * (read if is_stream(dataset) else len(dataset))
     return found, count
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
@@ -15,6 +17,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_headprune._distributed import from_first
 from hf_headprune.callback import trainer_compat
+from hf_headprune.errors import TrainingStateError
+from hf_headprune.masking import temporary_parts
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -25,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MARK = "headprune_spare"
 TRAINED = "headprune_trained"  # the trained weights alone, where optimizer and weights were split over processes
+OF_PART = re.compile(r"(?:^|\.)(headprune_\w+)\.")
+_BEFORE: WeakKeyDictionary[Any, dict[Path, int | None]] = WeakKeyDictionary()  # checkpoints that a run has found
 STAGING = "headprune_unfinished"  # a checkpoint that is half written is never found by `resume_from_checkpoint=True`
 
 
@@ -37,15 +43,24 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts | None = None) -
     """Saves the end of training, where the Trainer kept no checkpoint of it.
 
     `trainer.train(resume_from_checkpoint=...)` from it goes straight on to what comes after training. That it can't be
-    written is logged, and ends nothing.
+    written is logged, and ends nothing. One that an earlier run asked for is replaced, and any other stays.
 
     Args:
         trainer: Of the run.
         parts: What learned in it.
     """
     folder = spare_folder(trainer)
-    if from_first((folder / TRAINER_STATE_NAME).is_file()):  # the last file of a checkpoint
-        return
+    stamp = from_first(_stamp(folder))
+    if stamp is not None:
+        if stamp != _BEFORE.get(trainer, {}).get(folder.resolve()):  # this run has written it, or went on from it
+            return
+        if not from_first((folder / MARK).exists()):
+            logger.error(
+                "HeadPruneCallback: the end of training is not saved, since %s is of another run. Pruning goes on; if "
+                "it is interrupted, the training is lost. Give each run an output_dir of its own.",
+                folder,
+            )
+            return
     if parts is not None:
         parts.mark_step(trainer.state.global_step)
     staging = folder.parent / STAGING
@@ -66,6 +81,12 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts | None = None) -
         )
 
 
+def _stamp(checkpoint: Path) -> int | None:
+    """Returns when the last file of a checkpoint was written, or None where it is missing."""
+    state = checkpoint / TRAINER_STATE_NAME
+    return state.stat().st_mtime_ns if state.is_file() else None
+
+
 def let_resume_skip_halves(trainer: Trainer) -> None:
     """Lets `train(resume_from_checkpoint=True)` go on from the last checkpoint that is whole.
 
@@ -79,22 +100,51 @@ def let_resume_skip_halves(trainer: Trainer) -> None:
 
     @wraps(train)
     def train_from_whole(resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        folder = Path(trainer.args.output_dir)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = from_first(_last_whole(Path(trainer.args.output_dir)))
+            resume_from_checkpoint = from_first(last_whole(folder))
+            resume_from_checkpoint = resume_from_checkpoint or (None if checkpoints_in(folder) else True)  # as asked
+        _BEFORE[trainer] = {path.resolve(): _stamp(path) for path in checkpoints_in(folder)}
+        if isinstance(resume_from_checkpoint, str | Path):
+            _BEFORE[trainer].pop(Path(resume_from_checkpoint).resolve(), None)
+            _check_parts(trainer, Path(resume_from_checkpoint))
         return train(resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = train_from_whole
 
 
-def _last_whole(folder: Path) -> Any:
-    """Returns the last whole checkpoint in a folder, None where all are halves, True where there is none: as asked."""
+def _check_parts(trainer: Trainer, checkpoint: Path) -> None:
+    """Checks that a checkpoint was written by a run that chose as this one does.
+
+    Raises:
+        TrainingStateError: It holds what another method has learned.
+    """
+    found: set[str] = set()
+    for file in checkpoint.rglob("*.safetensors"):
+        with safe_open(file, framework="pt") as content:
+            found |= {name for key in content.keys() for name in OF_PART.findall(key)}  # noqa: SIM118 - no mapping
+    others = found - {part.module_name() for part in temporary_parts(trainer_compat.model_of(trainer))}
+    if others:
+        raise TrainingStateError(
+            f"{checkpoint}: it holds {', '.join(sorted(others))}, by which another run chose what to remove, and this "
+            "HeadPruneCallback asks for something else. Resume with the arguments of that run, or train anew."
+        )
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Returns the folders of checkpoints, whole or not, the last step first."""
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()]
     found = [path for path in found if path.is_dir()]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+
+
+def last_whole(folder: Path) -> str | None:
+    """Returns the last whole checkpoint in a folder, None where there is none; halves are named."""
+    for path in checkpoints_in(folder):
         if _is_whole(path):
             return str(path)
         logger.warning("%s is half of a checkpoint: the run that wrote it ended meanwhile. It is passed by.", path)
-    return None if found else True
+    return None
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -198,6 +198,7 @@ class HeadPruneCallback(TrainerCallback):
         self.settings = self._checked(trainer)
         self._parts = LearnedParts(trainer, anatomy_of(model_of(trainer)), self.settings)
         trainer_compat.let_training_end_idle(trainer, self._parts.idle)
+        trainer_compat.let_loader_find(trainer, self._parts.banks)
         if self.settings.distillation is not None:
             distil(trainer, self.settings.distillation)
         if self.settings.movement is not None and self.settings.trains_twice:

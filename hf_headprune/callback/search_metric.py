@@ -134,7 +134,7 @@ def metric_source(
     if is_scored and not is_own:
         return _by_example(trainer, name, search, examples, refits=refits)
     higher = higher_is_better(trainer, name, search)
-    read, count = contents(trainer)
+    read, count = contents(trainer, name)
     evaluator = MetricEvaluator(
         lambda: _own(trainer, name),
         model_of(trainer),

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 from transformers import enable_full_determinism, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
+from hf_headprune._compat import lent_forward
+from hf_headprune._distributed import from_first
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune.callback.distillation import taught_by
-from hf_headprune.callback.final_checkpoint import drop_spare_checkpoint, save_spare_checkpoint, spare_folder
+from hf_headprune.callback.final_checkpoint import (
+    drop_spare_checkpoint,
+    last_whole,
+    save_spare_checkpoint,
+    spare_folder,
+)
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.shrink.folding import refill_zeros_
@@ -73,7 +79,9 @@ def let_second_run_follow(
         if trainer.is_world_process_zero():
             tqdm.write(f"Second run: {count:,} zeros inside the pruned model refilled; {steps} optimizer steps.")
         with as_second_run(trainer, callback, trainer.model, max_steps=steps) as folder:
-            output = train_once(_last_of(folder) if resume_from_checkpoint else None, *args, **kwargs)
+            output = train_once(
+                from_first(last_whole(Path(folder))) if resume_from_checkpoint else None, *args, **kwargs
+            )
         when_done()
         drop_spare_checkpoint(trainer, first_end)
         return output
@@ -108,7 +116,7 @@ def let_recovery_follow(
         def recover(pruned: Any, dense: Any) -> None:
             changes = {"num_train_epochs": epochs, "max_steps": -1}
             with as_second_run(trainer, callback, pruned, **changes) as folder:
-                last = _last_of(folder) if resume_from_checkpoint else None
+                last = from_first(last_whole(Path(folder))) if resume_from_checkpoint else None
                 with nullcontext() if has_teacher else taught_by(trainer, dense):
                     outputs.append(train_once(last, *args, **kwargs))
                 spares.append(spare_folder(trainer))
@@ -121,10 +129,6 @@ def let_recovery_follow(
         return outputs[-1]
 
     trainer.train = train_then_prune
-
-
-def _last_of(folder: str) -> str | None:
-    return get_last_checkpoint(folder) if Path(folder).is_dir() else None
 
 
 @contextmanager
@@ -149,7 +153,8 @@ def as_second_run(trainer: Trainer, callback: TrainerCallback, model: Any, **cha
     _give_model(trainer, model)
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     try:
-        yield args.output_dir
+        with lent_forward(owner, model):
+            yield args.output_dir
     finally:
         vars(args).update(before[0])
         handler.callbacks = before[1]

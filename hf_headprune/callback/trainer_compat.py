@@ -12,29 +12,33 @@ import logging
 from collections.abc import Mapping
 from functools import wraps
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
+from safetensors import safe_open
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, PreTrainedModel, SchedulerType, Trainer
 
-from hf_headprune._compat import is_dispatched
+from hf_headprune._compat import is_dispatched, lent_forward
 from hf_headprune._ownership import TRAINING, owned
 from hf_headprune.errors import TrainingStateError, shown
 from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from transformers import TrainerCallback
+
+    from hf_headprune.learn.pruner import Pruner
 
 logger = logging.getLogger(__name__)
 
 RUN_EPOCH = "_run_epoch"
 SAVE_CHECKPOINT = "_save_checkpoint"
+LOAD_CHECKPOINT = "_load_from_checkpoint"
 PREPARE_INPUTS = "_prepare_inputs"
 COUNT_ITEMS = "_get_num_items_in_batch"
 TAKES_NUM_ITEMS = "model_accepts_loss_kwargs"
@@ -282,6 +286,39 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> bool:
     return True
 
 
+def let_loader_find(trainer: Trainer, parts: Sequence[Pruner[Any]]) -> None:
+    """Lets a Trainer that reads checkpoints in its own way find the state of what learns beside the model.
+
+    That of sentence-transformers makes a new model of the checkpoint and takes the weights of that one. Without the
+    name, or where the Trainer is of Transformers' own way: does nothing.
+
+    Args:
+        trainer: Whose bound loader is wrapped.
+        parts: That learn in it.
+    """
+    load = getattr(trainer, LOAD_CHECKPOINT, None)
+    if load is None or getattr(type(trainer), LOAD_CHECKPOINT, None) is getattr(Trainer, LOAD_CHECKPOINT, None):
+        return
+
+    @wraps(load)
+    def load_with_parts(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
+        tensors: dict[str, torch.Tensor] = {}
+        for file in sorted(Path(checkpoint).rglob("*.safetensors")):
+            with safe_open(file, framework="pt") as content:
+                names = [name for name in content.keys() if any(part.module_name() in name for part in parts)]  # noqa: SIM118 - the file is no mapping
+                tensors |= {name: content.get_tensor(name) for name in names}
+        for part in parts:
+            start = f"{part.module_name()}."
+            part.elsewhere = {name.rpartition(start)[2]: it for name, it in tensors.items() if start in name}
+        try:
+            return load(checkpoint, *args, **kwargs)
+        finally:
+            for part in parts:
+                part.elsewhere = {}
+
+    setattr(trainer, LOAD_CHECKPOINT, load_with_parts)
+
+
 def is_stream(dataset: Any) -> bool:
     """Tells whether a data set can only be read from its beginning; every torch data set has a `__getitem__`."""
     has_places = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
@@ -362,7 +399,8 @@ def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
 
 def run_on(trainer: Trainer, batch: Any, model: Any) -> Any:
     """Makes the forward pass of a training step with another model, such as a copy, in that model's own precision."""
-    return trainer.compute_loss(model, dict(batch) if isinstance(batch, Mapping) else batch)
+    with lent_forward(trainer.model, model):
+        return trainer.compute_loss(model, dict(batch) if isinstance(batch, Mapping) else batch)
 
 
 def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:

@@ -58,6 +58,7 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
         choice: Checksum of the choice when it was last made.
         is_idle: Whether everything is open.
         handles: Of the hooks; empty when it is not attached.
+        elsewhere: State of a checkpoint that is being loaded, for a loader that knows nothing of this module.
     """
 
     learns_scores = True
@@ -81,6 +82,7 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
         self.register_buffer("choice", torch.tensor(0))
         self.is_idle = True
         self.handles: list[RemovableHandle] = []
+        self.elsewhere: dict[str, torch.Tensor] = {}
         self._was_interrupted = False
         self._chosen: list[tuple[int, ...]] | None = None
 
@@ -251,6 +253,8 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
         Raises:
             TrainingStateError: The choice is missing, of another model, of another budget, or damaged.
         """
+        if f"{prefix}budget" not in state_dict:
+            state_dict |= {prefix + name: tensor for name, tensor in self.elsewhere.items()}
         state = {name: tensor for name, tensor in self.named_buffers() if name not in self._non_persistent_buffers_set}
         for name, mine in {**dict(self.named_parameters()), **state}.items():
             self._check_comparable(prefix + name, mine, state_dict.get(prefix + name))

@@ -256,6 +256,12 @@ def can_decide(num_examples: int, max_drop: float, confidence: float, *, require
         InvalidSettingError: It is required, and they can't.
     """
     if not 0 < max_drop < 1:
+        if required_by is not None:
+            raise InvalidSettingError(
+                f"{required_by}(confidence={confidence:g}): no examples can show a drop below {100 * max_drop:g} "
+                "percentage points. Pass a max_drop between 0 and 1, or leave confidence out, so that the drop that is "
+                "seen decides."
+            )
         return False
     needed = math.ceil(math.log(1 - confidence) / math.log1p(-max_drop))
     if required_by is not None and num_examples < needed:

@@ -31,6 +31,7 @@ LARGEST_DIFFERENCE = 1e-3  # of the largest output, in fp32
 TRACED, COMPARED = LatencySettings(batch_size=2, seq_len=12), LatencySettings(batch_size=3, seq_len=7)
 DECODER = "decoder_"  # begins the names of the inputs of an encoder-decoder's second half
 TOKEN_TYPES = "token_type_ids"  # which text of a pair a token belongs to
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # of a checkpoint
 OF_LAYERS = ("per_layer_config", "auto_map")
 
 
@@ -49,14 +50,12 @@ class Exported:
     changed: float
 
     def check_equal(self, where: str) -> None:
-        """Removes a file that computes something else than torch, and all that lies beside it.
+        """Refuses a file that computes something else than torch.
 
         Raises:
             HeadPruneError: It does.
         """
         if not self.difference <= LARGEST_DIFFERENCE:
-            for file in self.path.parent.glob(f"{self.path.stem}.*"):
-                file.unlink()
             raise HeadPruneError(
                 f"{where}: {self.path} differs from the model by {self.difference:.2g} of its largest output, allowed "
                 f"is {LARGEST_DIFFERENCE:g}. It is removed. Export the model in fp32, with inputs= like those of your "
@@ -64,12 +63,18 @@ class Exported:
             )
 
 
-def check_whole(model: Any, where: str) -> None:
-    """Refuses a model that is spread over devices.
+def check_exportable(model: Any, where: str) -> None:
+    """Refuses a model that is spread over devices, or not in fp32.
 
     Raises:
         UnsupportedModelError: It is.
     """
+    others = sorted({str(it.dtype) for it in model.parameters() if it.is_floating_point()} - {"torch.float32"})
+    if others:
+        raise UnsupportedModelError(
+            f"{where}: the {type(model).__name__} has weights in {', '.join(others)}, which runtimes on a CPU can't "
+            "compute with. Export it in fp32: model.float()."
+        )
     if is_dispatched(model):
         raise UnsupportedModelError(
             f"{where}: the {type(model).__name__} is spread over devices (device_map, or offloading), and a trace "
@@ -117,6 +122,17 @@ def _token_types(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, tor
 
 
 @contextmanager
+def removed_after_errors(file: Path) -> Iterator[None]:
+    """Removes a file, and what belongs to it, if the `with` block that writes and checks it ends with an error."""
+    try:
+        yield
+    except BaseException:
+        for written in file.parent.glob(f"{file.stem}.*"):
+            written.unlink()
+        raise
+
+
+@contextmanager
 def silenced() -> Iterator[None]:
     """Keeps what exporters print, log and warn about from the user: what a file computes is compared with torch."""
     level = logging.root.manager.disable
@@ -149,7 +165,12 @@ def compared(
 
 
 def write_dense_config(model: Any, folder: str | Path) -> None:
-    """Writes the configuration as of the dense model: servers know its type, and the file has the sizes."""
+    """Writes the configuration as of the dense model: servers know its type, and the file has the sizes.
+
+    In the folder of a checkpoint the configuration is that of its weights, and stays.
+    """
+    if any(True for pattern in WEIGHTS for _ in Path(folder).glob(pattern)):
+        return
     content = {name: value for name, value in model.config.to_dict().items() if name not in OF_LAYERS}
     name = type(model).__name__.removeprefix(PRUNABLE_PREFIX.removesuffix("_").capitalize())
     content |= {"model_type": family_of(model).model_type, "architectures": [name]}

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune.masking import evaluating
 from hf_headprune.publish.exported import (
     Exported,
-    check_whole,
+    check_exportable,
     compared,
     imported,
+    removed_after_errors,
     silenced,
     traced_inputs,
     write_dense_config,
@@ -30,9 +31,10 @@ def export_onnx(
 ) -> Exported:
     """Writes a model as `onnx/model.onnx` in a folder, with a `config.json` of its family beside it.
 
-    There onnxruntime, Optimum and Text Embeddings Inference find it. Batch size and length are free. A certificate is
-    about one file of weights: certify this one, `certify(dense, "folder/onnx/model.onnx", test)`. In int8 the file
-    answers a few percent of the examples otherwise, so that of the fp32 weights says nothing about it.
+    A `config.json` of a checkpoint stays as it is. There onnxruntime, Optimum and Text Embeddings Inference find it.
+    Batch size and length are free. A certificate is about one file of weights: certify this one, `certify(dense,
+    "folder/onnx/model.onnx", test)`. In int8 the file answers a few percent of the examples otherwise, so that of the
+    fp32 weights says nothing about it.
 
     Args:
         model: Dense or pruned, in fp32.
@@ -43,10 +45,10 @@ def export_onnx(
 
     Raises:
         MissingExtraError: The extra `onnx` is not installed, or Transformers has no exporters.
-        UnsupportedModelError: The model is spread over devices.
+        UnsupportedModelError: The model is spread over devices, or not in fp32.
         HeadPruneError: The fp32 file computes something else than torch; it is not left behind.
     """
-    check_whole(model, "export_onnx")
+    check_exportable(model, "export_onnx")
     needed = ("transformers.exporters", "onnxruntime", "onnx_ir", "onnx_ir.passes.common")
     exporters, runtime, ir, passes = (imported(it, where="export_onnx", extra="onnx") for it in needed)
     file = Path(path, FILE)
@@ -59,11 +61,12 @@ def export_onnx(
             model, traced_inputs(model, inputs), config=exporters.OnnxConfig(**options)
         )
     passes.ClearMetadataAndDocStringPass()(exported.program)  # stack traces, with paths of this machine
-    ir.save(exported.program, str(file))  # one file, so that its sha256 is about the weights, too
-    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    names = [it.name for it in session.get_inputs()]
-    found = compared(model, file, lambda given: session.run(None, {name: given[name] for name in names})[0], inputs)
-    if not int8:
-        found.check_equal("export_onnx")
+    with removed_after_errors(file):
+        ir.save(exported.program, str(file))  # one file, so that its sha256 is about the weights, too
+        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        names = [it.name for it in session.get_inputs()]
+        found = compared(model, file, lambda given: session.run(None, {name: given[name] for name in names})[0], inputs)
+        if not int8:
+            found.check_equal("export_onnx")
     write_dense_config(model, path)
     return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating
 from hf_headprune.publish.exported import (
     Exported,
-    check_whole,
+    check_exportable,
     compared,
     imported,
+    removed_after_errors,
     silenced,
     traced_inputs,
     write_dense_config,
@@ -31,9 +33,10 @@ def export_openvino(
 ) -> Exported:
     """Writes a model as `openvino/openvino_model.xml` and `.bin` in a folder, with a `config.json` beside them.
 
-    There Optimum Intel and sentence-transformers find it. Batch size and length are free, weights are fp32. A
-    certificate is about these files: `certify(dense, "folder/openvino/openvino_model.xml", test)`. It holds for fp32:
-    compile the model with `{"INFERENCE_PRECISION_HINT": "f32"}`, since OpenVINO computes in bf16 where the CPU has it.
+    A `config.json` of a checkpoint stays as it is. There Optimum Intel and sentence-transformers find it. Batch size
+    and length are free, weights are fp32. A certificate is about these files: `certify(dense,
+    "folder/openvino/openvino_model.xml", test)`. It holds for fp32: compile the model with
+    `{"INFERENCE_PRECISION_HINT": "f32"}`, since OpenVINO computes in bf16 where the CPU has it.
 
     Args:
         model: Dense or pruned, in fp32.
@@ -43,22 +46,31 @@ def export_openvino(
 
     Raises:
         MissingExtraError: The extra `openvino` is not installed, or Transformers has no exporter for it.
-        UnsupportedModelError: The model is spread over devices.
-        HeadPruneError: The files compute something else than torch; they are not left behind.
+        UnsupportedModelError: The model is spread over devices, or not in fp32.
+        HeadPruneError: OpenVINO can't convert the model, or the files compute something else than torch; then they
+            are not left behind.
     """
-    check_whole(model, "export_openvino")
-    needed = ("transformers.exporters", "openvino")
-    exporters, runtime = (imported(name, where="export_openvino", extra="openvino") for name in needed)
+    check_exportable(model, "export_openvino")
+    needed = ("transformers.exporters", "openvino", "openvino.frontend")
+    exporters, runtime, frontend = (imported(name, where="export_openvino", extra="openvino") for name in needed)
     file = Path(path, FILE)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with evaluating(model), silenced():
-        exported = exporters.OpenVINOExporter().export(
-            model, traced_inputs(model, inputs), config=exporters.OpenVINOConfig(dynamic=True)
-        )
-    runtime.save_model(exported.program, str(file), compress_to_fp16=False)
-    compiled = runtime.Core().compile_model(str(file), "CPU", IN_FP32)
-    names = [it.get_any_name() for it in compiled.inputs]
-    found = compared(model, file, lambda given: compiled({name: given[name] for name in names})[0], inputs)
-    found.check_equal("export_openvino")
+    try:
+        with evaluating(model), silenced():
+            exported = exporters.OpenVINOExporter().export(
+                model, traced_inputs(model, inputs), config=exporters.OpenVINOConfig(dynamic=True)
+            )
+    except (RuntimeError, frontend.GeneralFailure) as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise HeadPruneError(
+            f"export_openvino: OpenVINO can't convert this {type(model).__name__}: {reason}. Blocks of a decoder that "
+            "have no heads left are more than it takes: keep one in each, or write an ONNX file (export_onnx)."
+        ) from error
+    with removed_after_errors(file):
+        runtime.save_model(exported.program, str(file), compress_to_fp16=False)
+        compiled = runtime.Core().compile_model(str(file), "CPU", IN_FP32)
+        names = [it.get_any_name() for it in compiled.inputs]
+        found = compared(model, file, lambda given: compiled({name: given[name] for name in names})[0], inputs)
+        found.check_equal("export_openvino")
     write_dense_config(model, path)
     return found

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 PRUNED_HEADS = "pruned_heads"  # of the configurations of Transformers 4
 _OWN_CLASSES = "CoFi"  # what the CoFi repository puts before the names of its classes
+MARK = 5  # more dimensions than any weight has
 _WEIGHTS = {SAFE_WEIGHTS_NAME: SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME: WEIGHTS_INDEX_NAME}
 
 
@@ -148,31 +149,48 @@ def _read(file: Path, *, allow_pickle: bool) -> Any:
 def _loaded(folder: Path, config: Any, weights: dict[str, torch.Tensor], listed: Mapping[int, tuple[int, ...]]) -> Any:
     """Returns the model that has the sizes of the weights: a dense one, or a pruned one that knows its plan."""
     kind = _class_of(folder, config)
-    dense_config = copy.deepcopy(config)
-    with _quiet():
-        model, info = kind.from_pretrained(
-            None,
-            config=dense_config,
-            state_dict=dict(weights),  # Transformers empties what it is given
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    model, info = _read_as(kind, config, weights)
     entries = _sizes(model, {key: shape for key, shape, _ in info["mismatched_keys"]})
+    lacking = {*info["missing_keys"]} | ({key for key, *_ in info["mismatched_keys"]} if not entries else set())
+    if lacking:
+        raise InvalidConfigError(
+            f"{folder}: its weights lack {shown(sorted(lacking))}, or have them in another shape, so they are not "
+            f"those of a {kind.__name__} of this config.json."
+        )
     if not entries:
-        lacking = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-        if lacking:
-            raise InvalidConfigError(
-                f"{folder}: its weights lack {shown(lacking)}, or have them in another shape, so they are not those of "
-                f"a {kind.__name__} of this config.json."
-            )
         return model.eval()
     _check_sizes(model, entries, listed)
-    filled = {name: tensor for name, tensor in weights.items() if tensor.numel()}  # a block without units has none
+    renamed = _renamed(kind, config, weights)
+    filled = {name: tensor for name, tensor in renamed.items() if tensor.numel()}  # a block without units has none
     prunable: Any = prunable_of(kind)
     with _quiet():
         pruned = prunable.from_pretrained(None, config=to_prunable(config, entries), state_dict=filled)
     attach_plan_(pruned, _plan(model, entries, listed))
     return pruned.eval()
+
+
+def _read_as(kind: Any, config: Any, weights: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, Any]]:
+    """Returns a dense model with those weights that have its shapes, and what Transformers says of the others."""
+    with _quiet():
+        model, info = kind.from_pretrained(
+            None,
+            config=copy.deepcopy(config),
+            state_dict=dict(weights),  # Transformers empties what it is given
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    return model, info
+
+
+def _renamed(kind: Any, config: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns weights under the names that Transformers gives those of earlier versions when it loads a dense model.
+
+    It does so by the type of the model, and a pruned one has another. Each name is found by a shape of its own.
+    """
+    marked = {name: torch.empty(number + 1, *[1] * MARK) for number, name in enumerate(weights)}
+    names = [*weights]
+    found = {shape[0] - 1: key for key, shape, _ in _read_as(kind, config, marked)[1]["mismatched_keys"]}
+    return {found.get(number, name): weights[name] for number, name in enumerate(names)}
 
 
 def _class_of(folder: Path, config: Any) -> Any:

@@ -65,6 +65,11 @@ class ScoredExamples:
         self._batches = scorer.with_references(model, batches)
         self.scorer = scorer.check(self._batches, where=where)
         weights = np.concatenate([self.scorer.weights(batch) for batch in self._batches])
+        if len(weights) != len(self._order):
+            raise InvalidSettingError(
+                f"{where}: the data collator makes {len(weights)} rows of {len(self._order)} examples, as where texts "
+                "are packed, and a score is one of an example. Let it make a row of each (packing=False)."
+            )
         empty = self._order[weights == 0]
         if len(empty):
             raise InvalidSettingError(

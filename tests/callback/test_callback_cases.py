@@ -196,6 +196,15 @@ def test_scores_that_the_optimizer_trains_at_no_rate_are_refused(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize("first", [{"density": 0.5}, {"gates": gates(kept_heads=4, scoring_examples=8)}], ids=str)
+def test_a_run_that_chooses_otherwise_is_not_resumed(tmp_path, first):
+    settings = {"save_strategy": "steps", "save_steps": 11}
+    trainer_of(tmp_path, HeadPruneCallback(**first, latency=None), **settings).train()
+    other = trainer_of(tmp_path, HeadPruneCallback(max_drop=0.2, latency=None), **settings)
+    with pytest.raises(TrainingStateError, match=r"it holds headprune_\w+, by which another run chose"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
+
+
 def test_a_resumed_run_must_score_the_blocks_of_its_checkpoint(tmp_path):
     def callback(whole):
         blocks = {f"encoder.layer.{whole}.*": None}

@@ -195,6 +195,32 @@ def test_a_spare_checkpoint_that_is_half_written_is_never_resumed_from(tmp_path,
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
+def killed_before_it_is_cut(folder, **settings):
+    trainer = trainer_of(folder, HeadPruneCallback(latency=None), **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_headprune.callback.finish.prune_model_", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    return trainer.model.bert.embeddings.word_embeddings.weight
+
+
+def test_the_spare_checkpoint_of_an_earlier_run_is_never_taken_for_that_of_this_one(tmp_path):
+    killed_before_it_is_cut(tmp_path, learning_rate=1e-4)
+    trained = killed_before_it_is_cut(tmp_path, learning_rate=1e-2)
+    again = trainer_of(tmp_path, HeadPruneCallback(latency=None), learning_rate=1e-2)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(again.model.bert.embeddings.word_embeddings.weight, trained)
+
+
+def test_a_checkpoint_that_another_run_has_kept_stays(tmp_path, caplog):
+    trainer_of(tmp_path, None, save_strategy="steps", save_steps=12).train()
+    kept = (tmp_path / "checkpoint-12" / "model.safetensors").read_bytes()
+    trainer_of(tmp_path, callback := HeadPruneCallback(latency=None), learning_rate=1e-2).train()
+    assert callback.result is not None
+    assert (tmp_path / "checkpoint-12" / "model.safetensors").read_bytes() == kept
+    assert "is of another run" in " ".join(caplog.text.split())
+
+
 def test_a_disk_on_which_nothing_can_be_written_costs_no_model(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(trainer_compat.Trainer, "_save_checkpoint", Mock(side_effect=OSError("No space left")))
     (tmp_path / f"{REPORT_NAME}.part").mkdir()

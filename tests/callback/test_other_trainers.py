@@ -22,27 +22,40 @@ def sentences(count=40):
     return [" ".join(rng.choice(WORDS, 6)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("budget", [{"density": 0.6}, {"max_drop": 0.2}], ids=["a size", "a drop"])
-def test_trl_fine_tunes_and_prunes_a_language_model(tmp_path, budget):
+def language_trainer(folder, callback, **settings):
+    """A Trainer of TRL for a tiny model that knows a few words."""
     trl = pytest.importorskip("trl", reason="TRL comes with the extra `dev`")
-    folder = save_text_model(tmp_path / "text", "BertModel")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, eos_token="[SEP]")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        save_text_model(folder / "text", "BertModel"), eos_token="[SEP]"
+    )
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **ids))
-    how = {"max_steps": 3, "per_device_train_batch_size": 8, "save_strategy": "no", "report_to": "none"}
-    arguments = trl.SFTConfig(str(tmp_path / "run"), use_cpu=True, bf16=False, disable_tqdm=True, **how)
+    how = {"max_steps": 3, "per_device_train_batch_size": 8, "save_strategy": "no", "report_to": "none"} | settings
+    arguments = trl.SFTConfig(str(folder / "run"), use_cpu=True, bf16=False, disable_tqdm=True, **how)
     texts = Dataset.from_dict({"text": sentences()})
-    callback = HeadPruneCallback(**budget, latency=None)
     data = {"train_dataset": texts, "eval_dataset": texts.select(range(16))}
-    trainer = trl.SFTTrainer(model=model, args=arguments, processing_class=tokenizer, callbacks=[callback], **data)
+    return trl.SFTTrainer(model=model, args=arguments, processing_class=tokenizer, callbacks=[callback], **data)
+
+
+@pytest.mark.parametrize("budget", [{"density": 0.6}, {"max_drop": 0.2}], ids=["a size", "a drop"])
+def test_trl_fine_tunes_and_prunes_a_language_model(tmp_path, budget, caplog):
+    trainer = language_trainer(tmp_path, callback := HeadPruneCallback(**budget, latency=None))
     trainer.train()
     assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
+    assert "Only output projections are refitted" not in caplog.text
     trainer.save_model(str(tmp_path / "saved"))
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
     tokens = torch.tensor([[5, 6, 7]])
-    assert torch.equal(again(tokens).logits, model.eval()(tokens).logits)
+    assert torch.equal(again(tokens).logits, trainer.model.eval()(tokens).logits)
+
+
+def test_packed_texts_are_pruned_to_a_size_without_a_certificate(tmp_path):
+    callback = HeadPruneCallback(density=0.6, recover_epochs=1, latency=None)
+    language_trainer(tmp_path, callback, packing=True, max_length=32).train()
+    assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
+    assert callback.certificate is None
 
 
 def test_setfit_trains_its_head_on_the_pruned_body(tmp_path):

@@ -161,7 +161,7 @@ def test_the_metric_of_one_of_several_data_sets_can_decide(tmp_path):
     trainer = trainer_of(tmp_path, callback := HeadPruneCallback(latency=None), **settings)
     trainer.train()
     metric = callback.report.metric
-    assert (metric.name, metric.num_examples) == ("hard_accuracy", 40)
+    assert (metric.name, metric.num_examples) == ("hard_accuracy", 16)
     assert metric.after == pytest.approx(trainer.evaluate()["eval_hard_accuracy"])
     assert "Certificate: none" in callback.report.certificate
 

@@ -85,7 +85,8 @@ def test_the_dense_model_of_the_run_teaches_in_the_second_run_alone(cut):
     assert "compute_loss" not in vars(trainer)
 
 
-def test_a_recovery_that_was_killed_ends_as_one_that_was_not(tmp_path):
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half of the last checkpoint"])
+def test_a_recovery_that_was_killed_ends_as_one_that_was_not(tmp_path, half):
     saving = {"save_strategy": "steps", "save_steps": 10, "density": 0.3}
     whole, _ = recovering(tmp_path / "whole", **saving)
     whole.train()
@@ -93,10 +94,13 @@ def test_a_recovery_that_was_killed_ends_as_one_that_was_not(tmp_path):
     killed.add_callback(InterruptAt(12, steps_of_run=EPOCH))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
+    if half:
+        (last,) = (tmp_path / "killed").glob("second_run_*/checkpoint-10")
+        (last / "trainer_state.json").unlink()
     resumed, callback = recovering(tmp_path / "killed", **saving)
     resumed.add_callback(seen := CountSteps())
     resumed.train(resume_from_checkpoint=True)
-    assert seen.steps == EPOCH - 10  # of the first run none
+    assert seen.steps == EPOCH - 10 * (not half)  # of the first run none
     assert callback.certificate is not None
     assert torch.equal(logits_of(resumed.model), logits_of(whole.model))
 

@@ -21,6 +21,7 @@ from hf_headprune.tasks.scores import ScoredExamples
 from tests.support.models import tiny_bert, tiny_distilbert
 from tests.support.tasks import texts
 from tests.support.texts import WORDS, save_text_model
+from tests.support.trainers import GATES, InterruptAt
 
 st = pytest.importorskip("sentence_transformers", reason="sentence-transformers comes with the extra `demo`")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -45,7 +46,7 @@ def scored_pairs(count=32, seed=0):
 
 def arguments(kind, folder, **settings):
     common = {"per_device_train_batch_size": 8, "max_steps": 3, "save_strategy": "no", "report_to": "none"}
-    return kind(str(folder), use_cpu=True, disable_tqdm=True, learning_rate=1e-3, **common, **settings)
+    return kind(str(folder), use_cpu=True, disable_tqdm=True, learning_rate=1e-3, **(common | settings))
 
 
 def trained(model, tmp_path, callback, **others):
@@ -108,6 +109,27 @@ def test_a_budget_is_met_under_losses_that_run_the_model_twice(embedder, tmp_pat
     assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
     assert parameters(embedder) < before
     assert_reads_again(embedder, tmp_path / "saved", lambda model: model.encode(sentences(5, 3)))
+
+
+@pytest.mark.parametrize("how", [{"density": 0.5}, {"gates": GATES}], ids=str)
+def test_a_run_that_was_killed_ends_as_one_that_was_not(embedder, tmp_path, how):
+    def trainer_in(folder, *callbacks):
+        kind = st.SentenceTransformerTrainingArguments
+        args = arguments(kind, tmp_path / folder, max_steps=6, save_strategy="steps", save_steps=2)
+        chosen = [callback := HeadPruneCallback(**how, latency=None), *callbacks]
+        model = copy.deepcopy(embedder)
+        return st.SentenceTransformerTrainer(model, args, train_dataset=scored_pairs(), callbacks=chosen), callback
+
+    whole, expected = trainer_in("whole")
+    whole.train()
+    killed, _ = trainer_in("killed", InterruptAt(5))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed, callback = trainer_in("killed")
+    resumed.train(resume_from_checkpoint=True)
+    assert callback.plan == expected.plan
+    read = [model.encode(sentences(4, 7)) for model in (resumed.model, whole.model)]
+    np.testing.assert_allclose(*read, rtol=0, atol=1e-6)
 
 
 def test_a_loss_for_each_of_several_data_sets_is_refused(embedder, tmp_path):

@@ -119,7 +119,9 @@ def test_a_wrong_value_in_any_place_is_refused_or_found(request, case, dense):
     kind = request.node.callspec.params["case"]
     is_first = kind in KINDS[:4]  # the others add fields, and differ in nothing else
     tried = [place for place in places(content) if is_first or set(NEW) & set(place)]
-    step = 3 if is_first else 1  # a place that the first kinds share gets all values between them
+    step = (
+        {"corpus": 9}.get(kind, 3) if is_first else 1
+    )  # a place that the first kinds share gets all values between them
     for place in tried:
         first = (KINDS.index(kind) + crc32(repr(place).encode())) % step
         for value in WRONG[first::step]:

@@ -167,6 +167,13 @@ def test_a_confidence_that_is_asked_for_and_can_not_be_reached_is_refused(traine
         search_plan(trained, learnable(40, seed=2), calibration=learnable(64, seed=1), confidence=0.9)
 
 
+def test_no_drop_at_all_can_not_be_shown_with_any_confidence(trained):
+    with pytest.raises(
+        InvalidSettingError, match=r"search_plan\(confidence=0\.9\): no examples can show a drop below 0 "
+    ):
+        search_plan(trained, learnable(40, seed=2), calibration=learnable(64, seed=1), max_drop=0, confidence=0.9)
+
+
 def test_a_search_goes_on_from_the_costs(trained):
     search = AStarSearch(max_drop=0.05, max_evaluations=12)
     result = search_plan(

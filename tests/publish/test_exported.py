@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
-from hf_headprune.errors import HeadPruneError, InvalidSettingError, MissingExtraError
+from hf_headprune.errors import HeadPruneError, InvalidSettingError, MissingExtraError, UnsupportedModelError
 from hf_headprune.guarantee.certify import certify
 from hf_headprune.guarantee.external import answers_of
 from hf_headprune.plan import PruningPlan
@@ -47,6 +48,9 @@ def test_the_file_computes_what_torch_computes_and_is_what_is_certified(pruned, 
     small = export_onnx(pruned, tmp_path / "int8", int8=True)
     assert small.path.stat().st_size < found.path.stat().st_size
     assert 0 < small.difference < 0.5
+    pruned.save_pretrained(tmp_path / "saved")
+    export_onnx(pruned, tmp_path / "saved")  # the configuration of the weights stays
+    assert type(AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")) is type(pruned)
     installed = str(Path(torch.__file__).parents[1]).encode()
     assert all(installed not in file.path.read_bytes() for file in (found, small))  # of traces of the export
 
@@ -156,6 +160,13 @@ class Ir:
 
 class Passes:
     ClearMetadataAndDocStringPass = staticmethod(lambda: id)
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_openvino])
+def test_a_model_in_half_precision_is_refused_before_anything_is_written(export, pruned, tmp_path):
+    with pytest.raises(UnsupportedModelError, match=r"weights in torch\.bfloat16.*model\.float\(\)"):
+        export(copy.deepcopy(pruned).bfloat16(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_computes_something_else_is_not_left_behind(pruned, tmp_path, monkeypatch):

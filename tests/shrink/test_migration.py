@@ -328,6 +328,52 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         migrate_checkpoint(tmp_path)
 
 
+def test_a_head_of_the_task_that_is_missing_is_refused_and_not_made_up(tmp_path):
+    dense = amplified(tiny_bert(num_labels=2))
+    save_config(tmp_path, dense, pruned_heads=HEADS)
+    weights = cut_heads_(weights_of(dense), "bert", HEADS)
+    body = {name: it for name, it in weights.items() if not name.startswith("classifier")}
+    save_file(body, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidConfigError, match=r"its weights lack \['classifier.bias', 'classifier.weight'\]"):
+        migrate_checkpoint(tmp_path)
+
+
+def test_weights_under_the_names_of_transformers_4_are_found(tmp_path):
+    dense = TINY_FAMILIES["vit"].make()
+    inputs = TINY_FAMILIES["vit"].inputs()
+    with torch.no_grad():
+        for layer, heads in HEADS.items():
+            width = dense.config.hidden_size // dense.config.num_attention_heads
+            columns = [column for head in heads for column in range(head * width, (head + 1) * width)]
+            dense.vit.layers[layer].attention.o_proj.weight[:, columns] = 0.0
+        expected = dense(**inputs).logits
+    weights = cut_heads_(
+        weights_of(dense),
+        "",
+        HEADS,
+        site="vit.layers.{}.attention",
+        names=("q_proj", "k_proj", "v_proj", "o_proj"),
+    )
+    earlier = {
+        ".layers.": ".encoder.layer.",
+        "attention.o_proj": "attention.output.dense",
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    for new, old in earlier.items():
+        weights = {name.replace(new, old): it for name, it in weights.items()}
+    assert "vit.encoder.layer.0.attention.attention.query.weight" in weights
+    save_config(tmp_path, dense, pruned_heads=HEADS)
+    save_file(weights, tmp_path / "model.safetensors")
+    model = migrate_checkpoint(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+    assert len(plan_from_dense(model).kept_heads) == len(dense.vit.layers)
+
+
 def test_heads_that_share_a_bias_of_all_heads_are_refused(tmp_path):
     dense = TINY_FAMILIES["mpnet"].make(num_labels=2)
     site, names = "mpnet.encoder.layer.{}.attention.attn", ("q", "k", "v", "o")
