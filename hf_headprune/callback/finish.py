@@ -31,7 +31,7 @@ from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, from_first_u
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.recovery import by_test_of_recovered, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import Found, Job, certified, find, unseen_change
+from hf_headprune.pipeline.run import Found, Job, certified, earlier_in_words, find, unseen_change
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.measurements import Recipe, name_on_hub
@@ -94,6 +94,7 @@ def finish(  # noqa: PLR0913 - a run, and what follows it
     is_certifiable = isinstance(holdout, Holdout)
     compares = is_certifiable and asked.reference is None and trainer.is_world_process_zero()
     dense: Any = plain_copy(model) if compares or settings.latency is not None else None
+    recipe = _recipe(trainer, settings, asked, found)
     prune_model_(model, found.pruned)
     latency = _latency(dense, model, settings)
     report = PruningReport.of(
@@ -104,7 +105,7 @@ def finish(  # noqa: PLR0913 - a run, and what follows it
         effort=replace(found.effort, training_seconds=train_seconds),
         frontier=found.frontier,
         training=curves_of(logged, found.pruned.plan),
-        recipe=_recipe(trainer, settings, asked, found),
+        recipe=recipe,
     )
     result = PruningResult(
         found.pruned.plan,
@@ -163,7 +164,7 @@ def _recipe(trainer: Trainer, settings: Settings, asked: Certification, found: F
     if settings.trains_twice:
         recovery = "trained once more, with its zeros refilled"
     source = name_on_hub(asked.dataset, trainer.eval_dataset, trainer.train_dataset)
-    return Recipe(settings.method, settings.asked, recovery, source)
+    return Recipe(settings.method, settings.asked, recovery, source, earlier_in_words(model_of(trainer)))
 
 
 def _latency(dense: Any, model: Any, settings: Settings) -> LatencyChange | None:

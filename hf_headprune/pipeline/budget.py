@@ -17,7 +17,15 @@ from hf_headprune.pipeline.cost_path import examples_for
 from hf_headprune.pipeline.holdout import Asked, Holdout, pruned_copy
 from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, asked_in_words, certified, unseen_change
+from hf_headprune.pipeline.run import (
+    BY_COSTS,
+    WHOLE,
+    against,
+    asked_in_words,
+    certified,
+    earlier_in_words,
+    unseen_change,
+)
 from hf_headprune.pipeline.speed import Speed
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.measurements import Recipe, name_on_hub
@@ -136,6 +144,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         asked_in_words({**given, "counts": None if latency is None else "latency"}, uniform=uniform),
         recovery_in_words(found.refit, getattr(recover, "epochs", None)),
         name_on_hub(certify, dataset),
+        earlier_in_words(model),
     )
     unseen = unseen_change(certificate, WHOLE)
     report = PruningReport.of(found.plan, anatomy, latency=speed.changes.get(found.plan), unseen=unseen, recipe=recipe)

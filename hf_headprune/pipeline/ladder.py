@@ -17,7 +17,7 @@ from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
 from hf_headprune.pipeline.holdout import Asked, Chosen, Holdout, as_pruned, pruned_copy
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, certified, unseen_change
+from hf_headprune.pipeline.run import BY_COSTS, WHOLE, against, certified, earlier_in_words, unseen_change
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.ladder import Rung, ladder_table
 from hf_headprune.publish.measurements import MetricChange, Recipe, name_on_hub
@@ -164,7 +164,8 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     runs = losses.runs()
     found = [RefittedPlan(plan, RefitInOrder(refit, plan, full, runs)) for plan in plans]
     source = name_on_hub(certify, dataset)
-    recipes = [Recipe(BY_COSTS, f"density={share:g}", "none", source) for share in asked]
+    earlier = earlier_in_words(model)
+    recipes = [Recipe(BY_COSTS, f"density={share:g}", "none", source, earlier) for share in asked]
     rungs = _measured(twin, found, holdout, latency or LatencySettings(), recipes)
     is_certified = any(rung.certificate is not None for rung in rungs)
     note = TOGETHER.format(100 * holdout.confidence) if holdout is not None and is_certified else ""

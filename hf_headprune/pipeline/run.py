@@ -21,6 +21,7 @@ from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
 from hf_headprune.search.evaluation.rank_zero import lead_or_follow
 from hf_headprune.search.journal import set_aside
 from hf_headprune.search.plans import search_over_plans
+from hf_headprune.shrink.saved_plan import plan_from_dense
 from hf_headprune.uniform import tied_sites
 
 if TYPE_CHECKING:
@@ -235,6 +236,18 @@ def asked_in_words(given: Mapping[str, Any], *, uniform: bool) -> str:
     """Returns the budget that is not None as it was passed, such as "density=0.5"; an empty text without one."""
     said = [f"{name}={shown(value)}" for name, value in given.items() if value is not None]
     return ", ".join([*said, "uniform=True"] if uniform else said)
+
+
+def earlier_in_words(model: Any) -> str:
+    """Says what a model has lost before, since all that is counted and compared begins with what it is now."""
+    plan = plan_from_dense(model)
+    if plan is not None and not (plan.num_removed_heads or plan.num_removed_ffn):
+        return ""
+    kept = "what it has kept of the dense one is not known"
+    if plan is not None:
+        heads, ffn = sum(plan.num_heads.values()), sum(plan.num_ffn.values())
+        kept = f"of the dense one it has {plan.num_kept_heads} of {heads} heads, {plan.num_kept_ffn} of {ffn} FFN units"
+    return f"the model was pruned earlier: {kept}. Numbers and comparisons here begin with the model as it was given"
 
 
 def against(report: PruningReport, reference: Any) -> PruningReport:

@@ -25,6 +25,7 @@ from hf_headprune.pipeline.run import (
     against,
     asked_in_words,
     certified,
+    earlier_in_words,
     find,
     searched_in_words,
     unseen_change,
@@ -178,6 +179,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
             asked_in_words({"max_drop": drop}, uniform=uniform),
             recovery_in_words(found.pruned.refit, getattr(recover, "epochs", None)),
             name_on_hub(certify, dataset, calibration),
+            earlier_in_words(model),
         ),
     )
 

@@ -135,12 +135,14 @@ class Recipe:
         budget: What was asked for, as it was passed, such as "density=0.5".
         recovery: How the pruned model trained on.
         dataset: Name on the Hub of the data set that the examples are from.
+        earlier: What the model had lost before; "the model before pruning" is then not the dense one.
     """
 
     method: str = ""
     budget: str = ""
     recovery: str = ""
     dataset: str = ""
+    earlier: str = ""
 
 
 def name_on_hub(*datasets: Any) -> str:

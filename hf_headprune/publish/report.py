@@ -216,9 +216,13 @@ class PruningReport:
         return [note for note in notes if note]
 
     def how(self) -> list[str]:
-        """Returns what chose the plan, what was asked for, how the model trained on, and where examples are from."""
+        """Returns what chose the plan, what was asked for, how the model trained on, and where examples are from.
+
+        Of a model that was pruned before, that comes first.
+        """
         recipe = self.recipe
-        said = {"Method": recipe.method, "Budget": recipe.budget, "Recovery": recipe.recovery, "Data": recipe.dataset}
+        said = {"Before": recipe.earlier, "Method": recipe.method, "Budget": recipe.budget}
+        said |= {"Recovery": recipe.recovery, "Data": recipe.dataset}
         return [f"{name}: {words}." for name, words in said.items() if words]
 
     def layers(self) -> Iterator[str]:

@@ -13,6 +13,7 @@ from hf_headprune.pipeline import plan_for_budget, plan_ladder, search_plan
 from hf_headprune.publish.measurements import Recipe, name_on_hub
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.tasks.batches import Batching
 from tests.support.command_line import called, save_classifier, sentences, write
 from tests.support.models import tiny_bert
@@ -52,6 +53,24 @@ def test_a_drop_is_said_with_what_decided():
     assert "the largest first" in found.method
     found = recipe_of(search_plan(tiny_bert(), UNSEEN, search=AStarSearch(max_drop=0.2, max_evaluations=3)))
     assert found.method == "A* search over heads and FFN units"
+
+
+def test_that_a_model_was_pruned_earlier_is_said_wherever_it_is_pruned_again(tmp_path):
+    def cut():
+        return prune_model_(tiny_bert(), plan_for_budget(tiny_bert(), TRAIN, kept_heads=4))
+
+    callback = HeadPruneCallback(density=0.5, latency=None)
+    trainer_of(tmp_path, callback, model=cut()).train()
+    results = [
+        plan_for_budget(cut(), TRAIN, density=0.5),
+        search_plan(cut(), UNSEEN, calibration=TRAIN, max_drop=0.2),
+        plan_ladder(cut(), TRAIN, (0.5,)).rungs[0],
+        callback.result,
+    ]
+    for result in results:
+        assert "pruned earlier: of the dense one it has 4 of 8 heads, 128 of 128 FFN units" in recipe_of(result).earlier
+        assert result.report.how()[0].startswith("Before: the model was pruned earlier")
+    assert recipe_of(plan_for_budget(tiny_bert(), TRAIN, density=0.5)).earlier == ""
 
 
 def test_each_rung_of_a_ladder_says_its_own_density():
