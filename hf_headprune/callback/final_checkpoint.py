@@ -73,6 +73,7 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts | None = None) -
             (staging / folder.name).replace(folder)
             shutil.rmtree(staging, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
         logger.error(
             "HeadPruneCallback: the end of training could not be saved in %s (%s). Pruning goes on; if it is "
             "interrupted, the training is lost.",

@@ -171,7 +171,12 @@ def _latency(dense: Any, model: Any, settings: Settings) -> LatencyChange | None
     return None if settings.latency is None else measure_latency(dense, plain_copy(model), settings.latency)
 
 
-def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool = False) -> bool:
+def attach_card(trainer: Trainer, result: PruningResult) -> None:
+    """Attaches the report to the model as its card, which is about the weights that it has now."""
+    attach_card_(model_of(trainer), result.card(model_of(trainer)), result.report.files)
+
+
+def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool = False, has_card: bool = True) -> bool:
     """Prints the report, attaches it to the model as its card, and writes it and the certificate into `output_dir`.
 
     Then the spare checkpoint may go.
@@ -181,14 +186,15 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
     Args:
         trainer: Its model is pruned.
         result: Of the run.
-        keeps_spare: Whether the spare checkpoint is needed on, since the pruned model is still to be trained.
+        keeps_spare: Whether the spare checkpoint is needed on.
+        has_card: Whether the weights are those that the report will be about; else they are still to be trained.
 
     Returns:
         Whether all was written.
     """
     if trainer.is_world_process_zero():
-        model = model_of(trainer)
-        attach_card_(model, result.card(model), result.report.files)
+        if has_card:
+            attach_card(trainer, result)
         tqdm.write(result.report.to_text())
         texts: dict[str, str | None] = {REPORT_NAME: result.report.to_json(), CERTIFICATE_NAME: None}
         if result.certificate is not None:

@@ -16,7 +16,7 @@ from hf_headprune.callback.card import let_card_tell_of_pruning
 from hf_headprune.callback.certification import Certification, Splits, known_when_training_begins, splits_of
 from hf_headprune.callback.distillation import distil, require_teacher
 from hf_headprune.callback.final_checkpoint import let_resume_skip_halves, save_spare_checkpoint
-from hf_headprune.callback.finish import finish, with_certificate, write_results
+from hf_headprune.callback.finish import attach_card, finish, with_certificate, write_results
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
 from hf_headprune.callback.rehearsal import rehearse
 from hf_headprune.callback.second_run import let_recovery_follow, let_second_run_follow, second_run_steps
@@ -202,7 +202,7 @@ class HeadPruneCallback(TrainerCallback):
         if self.settings.distillation is not None:
             distil(trainer, self.settings.distillation)
         if self.settings.movement is not None and self.settings.trains_twice:
-            let_second_run_follow(trainer, self, self.settings.movement.refill_ratio, self._certify_second_run)
+            let_second_run_follow(trainer, self, self.settings.movement.refill_ratio, self._finish_second_run)
         if self.settings.recover_epochs is not None:
             has_teacher = self.settings.distillation is not None
             let_recovery_follow(trainer, self, self.settings.recover_epochs, self._prune, has_teacher=has_teacher)
@@ -329,14 +329,17 @@ class HeadPruneCallback(TrainerCallback):
             return False
         run = self._trainer, self._parts, self.settings, self._splits
         self.result = finish(*run, asked=self._asked, train_seconds=self._train_seconds, recover=recover)
-        keeps_spare = self.settings.trains_twice or self.settings.recovers
-        return write_results(self._trainer, self.result, keeps_spare=keeps_spare)
+        twice = self.settings.trains_twice
+        keeps_spare = twice or self.settings.recovers
+        return write_results(self._trainer, self.result, keeps_spare=keeps_spare, has_card=not twice)
 
-    def _certify_second_run(self) -> None:
-        """Certifies the refilled model, where that was asked for."""
+    def _finish_second_run(self) -> None:
+        """Certifies the refilled model, where that was asked for, and gives it its card."""
         trainer, holdout = self._trainer, self._splits.holdout
-        if trainer is None or self.result is None or not isinstance(holdout, Holdout):
+        if trainer is None or self.result is None or not trainer.is_world_process_zero():
             return
-        if trainer.is_world_process_zero():
+        if isinstance(holdout, Holdout):
             self.result = with_certificate(trainer, self.result, holdout, self._asked)
             write_results(trainer, self.result, keeps_spare=True)
+        else:
+            attach_card(trainer, self.result)

@@ -130,7 +130,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     looked_at = examples_for(asked.density, trains_on=recover is not None)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=looked_at))
     measure = speed.of if speed.is_measured else None
-    found = planned(twin, dataset, settings, data_collator, batch_size, measure)
+    found = planned(twin, dataset, settings, data_collator, batch_size, measure, where="plan_for_budget")
     share_seen_(model, twin)
     if recover is not None:
         found = recovered(twin, found, recover)
@@ -227,7 +227,7 @@ def _density_of_size(size_mb: Any, anatomy: Anatomy, model: nn.Module, *, where:
     if not (is_above(size_mb, smallest) and size_mb <= largest):
         raise InvalidSettingError(
             f"{where}(size_mb={size_mb!r}): heads and FFN units are {prunable / MB:.1f} of the {largest:.1f} MB of the "
-            f"file; the rest is not pruned. Pass a size above {smallest:.1f} and up to {largest:.1f}."
+            f"file; the rest is not pruned. Pass a size above {smallest:.3g} and up to {largest:.3g}."
         )
     return (size_mb * MB - fixed) / prunable
 

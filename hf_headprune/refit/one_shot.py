@@ -84,19 +84,21 @@ def second_order_plan(
     return planned(model, dataset, settings, data_collator, batch_size)
 
 
-def planned(
+def planned(  # noqa: PLR0913 - the arguments of `second_order_plan`, and what is behind them
     model: nn.Module,
     dataset: Any,
     settings: SecondOrder,
     data_collator: Callable[[list[Any]], Any] | None,
     batch_size: int,
     speed_up_of: Callable[[PruningPlan], float] | None = None,
+    *,
+    where: str = "second_order_plan",
 ) -> RefittedPlan:
-    """Does what `second_order_plan` does; `speed_up_of` is that of `choose`."""
+    """Does what `second_order_plan` does; `speed_up_of` is that of `choose`, `where` the function that errors name."""
     check_budget(settings, anatomy_of(model))
-    losses = ExampleLosses(
-        model, dataset, settings.tuning.scoring_examples, settings.tuning.seed or 0, data_collator, batch_size
-    )
+    tuning = settings.tuning
+    seed = tuning.seed or 0
+    losses = ExampleLosses(model, dataset, tuning.scoring_examples, seed, data_collator, batch_size, where=where)
     remember_seen_(model, calibration=losses.drawn)
     if settings.rounds > 1:
         return planned_in_rounds(model, settings, losses, speed_up_of)

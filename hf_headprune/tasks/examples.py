@@ -55,7 +55,7 @@ class ModelExamples:
             InvalidSettingError: The data set is not sized and indexable, is empty, or has no labels or inputs.
             UnsupportedModelError: The model takes neither tokens nor images or sound.
         """
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (dict, str)):
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (Mapping, str)):
             raise InvalidSettingError(
                 f"{where}: dataset must be sized and indexable, such as a list of dicts or a datasets.Dataset, "
                 f"received {type(dataset).__name__}. Pass one split; turn a stream into a list."
@@ -193,6 +193,20 @@ def _is_tensor_entry(entry: Any, name: str) -> bool:
     return isinstance(entry, float) and name != "input_ids"
 
 
+def _check_mask(example: Mapping[str, Any]) -> None:
+    """Checks that a mask says of each token whether it counts, and that one does.
+
+    Raises:
+        InvalidSettingError: It does not.
+    """
+    mask, tokens = plain(example["attention_mask"]), len(example["input_ids"])
+    if not isinstance(mask, list) or len(mask) != tokens or not any(mask):
+        raise InvalidSettingError(
+            f"attention_mask must have a number for each of the {tokens} tokens of an example, one of them not 0, "
+            f"received {shown(mask)}. Pass what the tokenizer returns, or leave the mask out."
+        )
+
+
 class PadRight:
     """Collates tokenized examples without a tokenizer: pads on the right and masks what was added.
 
@@ -222,6 +236,8 @@ class PadRight:
         if any(map(is_pair, examples)):
             return self._paired(examples)
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
+        for row in rows:
+            _check_mask(row)
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
         return {
             name: _stacked(name, [row[name] for row in rows])

@@ -97,6 +97,15 @@ def test_every_estimator_ends_with_exactly_the_budget(tmp_path, estimator):
     assert anatomy_of(trainer.model).num_heads == 5
 
 
+def test_the_card_of_a_model_that_trains_twice_is_about_the_weights_at_the_end(tmp_path, caplog):
+    asked = BlockMovement.hybrid_filled(density=0.5, attention_block=(8, 8), width_multiple=8)
+    trainer = trainer_of(tmp_path, HeadPruneCallback(movement=asked, latency=None), save_strategy="steps", save_steps=6)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    assert "hf_headprune" in (tmp_path / "saved" / "README.md").read_text()
+    assert "is about other weights" not in caplog.text
+
+
 def test_pipelined_training_moves_the_scores_and_no_weight(tmp_path):
     model = tiny_bert()
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

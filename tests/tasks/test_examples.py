@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import BatchEncoding
 
-from hf_headprune import PruningPlan, SecondOrder, certify, search_plan
+from hf_headprune import PruningPlan, SecondOrder, certify, plan_for_budget, search_plan
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
@@ -68,6 +69,17 @@ def test_a_regression_is_pruned_for_the_loss_of_its_own_labels():
 def test_what_is_no_number_is_refused(label):
     with pytest.raises(InvalidSettingError, match="'labels' must hold a number"):
         PadRight(0)([{"input_ids": [5], "labels": label}])
+
+
+@pytest.mark.parametrize("mask", [[1], [0, 0], 1], ids=str)
+def test_a_mask_that_says_nothing_of_the_tokens_is_refused(mask):
+    with pytest.raises(InvalidSettingError, match="attention_mask must have a number for each of the 2 tokens"):
+        PadRight(0)([{"input_ids": [5, 6], "attention_mask": mask, "labels": 1}])
+
+
+def test_what_a_tokenizer_returns_is_no_data_set():
+    with pytest.raises(InvalidSettingError, match="plan_for_budget: dataset must be sized and indexable"):
+        plan_for_budget(tiny_bert(), BatchEncoding({"input_ids": [[5, 6]], "labels": [1]}), density=0.5)
 
 
 @pytest.mark.parametrize("verb", ["search", "one-shot", "certify"])
