@@ -76,7 +76,7 @@ def elsewhere() -> Iterator[str]:
             + " (one seed)" * (rows[task]["seeds"] == 1)
             for task, (words, digits) in ELSEWHERE.items()
         )
-        yield "Half of the weights removed, no further training, on other tasks:\n" + ",\n".join(found) + "."
+        yield "Half of the weights removed, no further training, on other tasks:\n" + ";\n".join(found) + "."
 
 
 def _default() -> Iterator[Sequence[str]]:

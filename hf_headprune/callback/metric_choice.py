@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from hf_headprune.callback.evaluation import evaluate, first_batch
-from hf_headprune.callback.trainer_compat import has_own_numbers, is_stream, tensors
+from hf_headprune.callback.trainer_compat import evaluation_sets, has_own_numbers, is_stream, tensors
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.tasks.examples import embeds_texts
 from hf_headprune.tasks.generation import CHRF
@@ -80,9 +80,11 @@ def problem_with_examples(trainer: Trainer) -> str | None:
         return f"it is a {type(dataset).__name__} without a length or an index"
     if len(dataset) == 0:
         return "it is empty"
-    if _joins_examples(trainer, min(len(dataset), 2)):
-        return "the data collator joins its examples in one row, as where texts are packed"
-    return _problem_with_example(trainer, dataset[0])
+    problem = _problem_with_example(trainer, dataset[0])
+    has_examples = bool(evaluation_sets(trainer))  # else an evaluator of sentence-transformers measures
+    if problem is None and has_examples and _joins_examples(trainer, min(len(dataset), 2)):
+        problem = "the data collator joins its examples in one row, as where texts are packed"
+    return problem
 
 
 def _joins_examples(trainer: Trainer, count: int) -> bool:

@@ -31,7 +31,7 @@ def export_onnx(
 ) -> Exported:
     """Writes a model as `onnx/model.onnx` in a folder, with a `config.json` of its family beside it.
 
-    A `config.json` of a checkpoint stays as it is. There onnxruntime, Optimum and Text Embeddings Inference find it.
+    The `config.json` of a checkpoint is unchanged. There onnxruntime, Optimum and Text Embeddings Inference find it.
     Batch size and length are free. A certificate is about one file of weights: certify this one, `certify(dense,
     "folder/onnx/model.onnx", test)`. In int8 the file answers a few percent of the examples otherwise, so that of the
     fp32 weights says nothing about it.

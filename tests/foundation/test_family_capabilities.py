@@ -150,7 +150,8 @@ def test_units_of_zeros_are_found_and_their_constants_stay(name):
 
 def counted_macs(model, inputs):
     base = base_model(model)
-    lists = [path for stack in FAMILIES[anatomy_of(model).model_type].stacks for path in layer_lists(base, stack)]
+    present = dict(base.named_modules())
+    lists = [path for stack in FAMILIES[anatomy_of(model).model_type].stacks for path in layer_lists(present, stack)]
     layers = {layer for path in lists for layer in base.get_submodule(path)}
     names = {name for name, module in model.named_modules() if module in layers}
     with FlopCounterMode(display=False, depth=None) as counter:
