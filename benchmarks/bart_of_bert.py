@@ -33,7 +33,7 @@ def save_bart_of_bert(source: Path, target: Path, *, layers: int, max_length: in
         layers: Of the encoder, the first ones, and of the decoder, the last ones.
         max_length: Tokens of a text that it writes.
     """
-    if (target / "config.json").exists():
+    if (target / "tokenizer_config.json").exists():  # written last
         return
     bert: Any = AutoModel.from_pretrained(source)
     tokenizer: Any = AutoTokenizer.from_pretrained(source)

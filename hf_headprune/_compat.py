@@ -190,8 +190,8 @@ def unwrap_forward_(model: nn.Module) -> None:
 def lent_forward(owner: Any, model: Any) -> Iterator[None]:
     """Lets a copy run with the forward method that a Trainer has given the model of its run, as TRL's does.
 
-    A method that such a one calls of the model of the run becomes that of the copy. Where the model has the method of
-    its class: does nothing.
+    If that method calls the earlier one of the model of the run, it calls that of the copy instead. Where the model
+    has the method of its class: does nothing.
 
     Args:
         owner: The model of the run.

@@ -41,15 +41,16 @@ def contents(trainer: Trainer, metric: str) -> tuple[dict[str, torch.Tensor], in
     """
     found: dict[str, torch.Tensor] = {}
     count = 0
-    given: Any = trainer.eval_dataset
-    names = [*given] if isinstance(given, dict) else [""] * len(evaluation_sets(trainer))
-    meant = [name for name in names if name and metric.startswith(f"{name}_")] or names
+    asked: Any = trainer.eval_dataset
+    keys = [*asked] if isinstance(asked, dict) else [""] * len(evaluation_sets(trainer))
+    meant = [key for key in keys if key and metric.startswith(f"{key}_")] or keys
     with same_randomness(trainer):  # a collator may draw, such as the tokens that it masks
-        for number, (name, dataset) in enumerate(zip(names, evaluation_sets(trainer), strict=True)):
+        for number, (key, dataset) in enumerate(zip(keys, evaluation_sets(trainer), strict=True)):
             batches = [dict(tensors(batch)) for batch in trainer.get_eval_dataloader(dataset)]
             found |= {f"{number} {i} {name}": value for i, given in enumerate(batches) for name, value in given.items()}
-            read = sum(len(next(iter(given.values()), ())) for given in batches)
-            count += (name in meant) * (read if is_stream(dataset) else len(dataset))
+            if key in meant:
+                read = sum(len(next(iter(given.values()), ())) for given in batches)
+                count += read if is_stream(dataset) else len(dataset)
     return found, count
 
 

@@ -63,8 +63,8 @@ def export_openvino(
     except (RuntimeError, frontend.GeneralFailure) as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise HeadPruneError(
-            f"export_openvino: OpenVINO can't convert this {type(model).__name__}: {reason}. Blocks of a decoder that "
-            "have no heads left are more than it takes: keep one in each, or write an ONNX file (export_onnx)."
+            f"export_openvino: OpenVINO can't convert this {type(model).__name__}: {reason}. It does not take a "
+            "decoder with a block that has no heads left: keep one head in each, or write an ONNX file (export_onnx)."
         ) from error
     with removed_after_errors(file):
         runtime.save_model(exported.program, str(file), compress_to_fp16=False)

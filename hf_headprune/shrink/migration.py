@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PRUNED_HEADS = "pruned_heads"  # of the configurations of Transformers 4
 _OWN_CLASSES = "CoFi"  # what the CoFi repository puts before the names of its classes
-MARK = 5  # more dimensions than any weight has
+_DIMENSIONS = 6  # more than any weight has
 _WEIGHTS = {SAFE_WEIGHTS_NAME: SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME: WEIGHTS_INDEX_NAME}
 
 
@@ -160,7 +160,8 @@ def _loaded(folder: Path, config: Any, weights: dict[str, torch.Tensor], listed:
     if not entries:
         return model.eval()
     _check_sizes(model, entries, listed)
-    renamed = _renamed(kind, config, weights)
+    is_ours = weights.keys() <= model.state_dict().keys()
+    renamed = weights if is_ours else _renamed(kind, config, weights)
     filled = {name: tensor for name, tensor in renamed.items() if tensor.numel()}  # a block without units has none
     prunable: Any = prunable_of(kind)
     with _quiet():
@@ -187,10 +188,9 @@ def _renamed(kind: Any, config: Any, weights: Mapping[str, torch.Tensor]) -> dic
 
     It does so by the type of the model, and a pruned one has another. Each name is found by a shape of its own.
     """
-    marked = {name: torch.empty(number + 1, *[1] * MARK) for number, name in enumerate(weights)}
-    names = [*weights]
-    found = {shape[0] - 1: key for key, shape, _ in _read_as(kind, config, marked)[1]["mismatched_keys"]}
-    return {found.get(number, name): weights[name] for number, name in enumerate(names)}
+    marked = {name: torch.empty(number, *[1] * (_DIMENSIONS - 1)) for number, name in enumerate(weights, start=1)}
+    found = {shape[0]: key for key, shape, _ in _read_as(kind, config, marked)[1]["mismatched_keys"]}
+    return {found.get(number, name): tensor for number, (name, tensor) in enumerate(weights.items(), start=1)}
 
 
 def _class_of(folder: Path, config: Any) -> Any:
