@@ -294,7 +294,12 @@ def _listed(kept: Any) -> Any:
     """Returns the units of each site as a tuple of plain numbers; what is no such mapping is refused later."""
     if not isinstance(kept, Mapping):
         return kept
-    return {site: tuple(map(_plain, units)) if _is_listable(units) else units for site, units in kept.items()}
+    return {site: _numbers(units) if _is_listable(units) else units for site, units in kept.items()}
+
+
+def _numbers(units: Iterable[Any]) -> tuple[Any, ...]:
+    listed = tuple(units)
+    return listed if set(map(type, listed)) <= {int} else tuple(map(_plain, listed))
 
 
 def _is_listable(units: Any) -> bool:

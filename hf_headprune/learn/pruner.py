@@ -72,7 +72,7 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
         Args:
             settings: What is asked for.
             num_kept: Entries of the choice.
-            budget: What says how much is kept.
+            budget: What says how much is kept, by which method and when.
         """
         super().__init__()
         self.settings = settings
@@ -251,7 +251,7 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
         """Refuses what does not belong to this run, or can't be its state: a run would silently choose otherwise.
 
         Raises:
-            TrainingStateError: The choice is missing, of another model, of another budget, or damaged.
+            TrainingStateError: The choice is missing, of another model, of a run with other settings, or damaged.
         """
         if f"{prefix}budget" not in state_dict:
             state_dict |= {prefix + name: tensor for name, tensor in self.elsewhere.items()}
@@ -260,8 +260,8 @@ class Pruner(TemporaryPart, ABC, Generic[Settings]):
             self._check_comparable(prefix + name, mine, state_dict.get(prefix + name))
         if int(state_dict[f"{prefix}budget"]) != int(self.get_buffer("budget")):
             raise TrainingStateError(
-                f"{prefix}budget: the checkpoint was written by a run with another budget. Resume with the settings "
-                "that it was trained with, or train anew."
+                f"{prefix}budget: the checkpoint was written by a run with another budget, method or schedule. Resume "
+                "with the settings that it was trained with, or train anew."
             )
         self.before_loading({name: state_dict[prefix + name] for name in state})
         super()._load_from_state_dict(state_dict, prefix, *args)

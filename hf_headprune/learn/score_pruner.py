@@ -80,7 +80,7 @@ class ScorePruner(Pruner[Settings]):
             settings: What is asked for.
             num_scores: How many.
             multiplier: Learning rate of the scores over that of the run.
-            budget: What says how much is kept; a resumed run must have the same.
+            budget: What says how much is kept, by which method and when; a resumed run must have the same.
         """
         super().__init__(settings, num_kept=num_scores, budget=budget)
         self.multiplier = multiplier  # of a device's copy, every forward pass would wait for it

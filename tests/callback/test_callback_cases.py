@@ -97,6 +97,28 @@ def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
 
 
 @pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ({"gates": gates(scoring_examples=8)}, {"gates": gates(scoring_examples=8, estimator="dsp")}),
+        ({"gates": gates(scoring_examples=8)}, {"gates": gates(scoring_examples=8, freeze_at=0.9)}),
+        ({"gates": gates(scoring_examples=8)}, {"gates": gates(scoring_examples=8, mode="pipelined")}),
+        ({"movement": movement(width_multiple=8)}, {"movement": movement(width_multiple=8, freeze_at=0.9)}),
+        (
+            {"second_order": second_order(density=0.5, width_multiple=8, scoring_examples=8)},
+            {"second_order": second_order(density=0.5, width_multiple=8, scoring_examples=8, freeze_at=0.9)},
+        ),
+    ],
+    ids=["estimator", "freeze_at", "mode", "movement", "second_order"],
+)
+def test_a_resumed_run_must_have_the_method_and_schedule_of_its_checkpoint(tmp_path, first, other):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    trainer_of(tmp_path, HeadPruneCallback(**first, latency=None), **settings).train()
+    trainer = trainer_of(tmp_path, HeadPruneCallback(**other, latency=None), **settings)
+    with pytest.raises(TrainingStateError, match="another budget, method or schedule"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+@pytest.mark.parametrize(
     "other",
     [
         {"ranking": "per_matrix"},

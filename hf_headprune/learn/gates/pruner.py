@@ -61,7 +61,8 @@ class GatePruner(ScorePruner[SubsetGates]):
         """
         self.groups = settings.budget_groups(anatomy)
         num_heads = sum(len(group.positions) for group in self.groups)
-        super().__init__(settings, num_scores=num_heads, multiplier=multiplier, budget=self.groups)
+        run = (settings.chosen_estimator, settings.mode, float(settings.warmup_ratio), float(settings.freeze_at))
+        super().__init__(settings, num_scores=num_heads, multiplier=multiplier, budget=(self.groups, *run))
         self.seed = seed
         self.noise = torch.zeros(num_heads, dtype=torch.float64)  # no buffer: not every device has float64
         for number, group in enumerate(self.groups):  # on the device once, not copied there in each forward pass

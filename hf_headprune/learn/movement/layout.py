@@ -183,6 +183,7 @@ def budget_of(settings: BlockMovement, layout: tuple[ScoreTensor, ...]) -> tuple
         settings.kept,
         tuning.counts,
         tuple(map(float, settings.levels)),
+        *map(float, (settings.warmup_ratio, settings.freeze_at, settings.refill_ratio)),
         int(tuning.width_multiple),
         tuning.ranking,
         float(tuning.min_kept),

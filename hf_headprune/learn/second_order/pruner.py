@@ -61,6 +61,8 @@ class SecondOrderPruner(Pruner[SecondOrder]):
             settings.counts,
             heads,
             int(settings.rounds),
+            float(settings.freeze_at),
+            settings.tuning.start_at,
             int(settings.tuning.width_multiple),
         )
         how = how if table is None else (*how, str(table))
