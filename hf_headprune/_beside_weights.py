@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
 
 CONFIG_NAME = "config.json"
+# Of weights in one file, and of those in several. A loader takes the first that is there.
+WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 OF_DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")  # options that `from_pretrained` shares
 
 
@@ -63,3 +70,30 @@ def write_text(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(file)
+
+
+@contextmanager
+def older_weights_removed(folder: Any, variant: str | None = None) -> Iterator[None]:
+    """Lets weights that are saved inside of the block be those that will be loaded, whatever the folder held before.
+
+    Weights in several files leave an older single file where it is, which a loader prefers, and the other way round.
+
+    Args:
+        folder: Where they are saved.
+        variant: As in `save_pretrained`.
+    """
+    names = (
+        WEIGHTS
+        if variant is None
+        else (f"model.{variant}.safetensors", f"{SAFE_WEIGHTS_INDEX_NAME[:-5]}.{variant}.json")
+    )
+    before = {file: _written_at(file) for file in (Path(folder, name) for name in names)}
+    yield
+    new = [file for file, time in before.items() if _written_at(file) != time]
+    for file in before:
+        if new and file not in new:
+            file.unlink(missing_ok=True)
+
+
+def _written_at(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.is_file() else None

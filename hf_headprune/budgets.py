@@ -153,7 +153,7 @@ def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
     """Turns a budget into numbers of heads for one model.
 
     Raises:
-        InvalidSettingError: More heads are asked for than there are, or a kind of attention that the model lacks.
+        InvalidSettingError: The model has no heads, or fewer than are asked for, or lacks a kind of attention.
     """
     kinds = [site.kind for site in anatomy.attention_sites for _ in range(site.groups)]
     if not kinds and anatomy.left_out is not None:
@@ -161,6 +161,8 @@ def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
             f"kept_heads: the heads of {anatomy.model_type} can't be pruned, since {anatomy.left_out}. Prune its FFN "
             "units alone, with density=."
         )
+    if not kinds:
+        raise InvalidSettingError("kept_heads: the model has no heads left. Prune its FFN units alone, with density=.")
     noun = "groups of query heads" if any(site.group > 1 for site in anatomy.attention_sites) else "heads"
     if not isinstance(budget, Mapping):
         return (BudgetGroup(tuple(range(len(kinds))), _count(budget, len(kinds), "the model", noun)),)

@@ -26,6 +26,7 @@ from hf_headprune.guarantee.disagreements import disagreements as disagreements_
 from hf_headprune.guarantee.external import is_external
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.wording import AGREEMENT
+from hf_headprune.search.journal import set_aside
 from hf_headprune.tasks.batches import Batching
 
 Dense = Annotated[str, typer.Argument(metavar="DENSE", help="Folder or Hub name of the model compared with.")]
@@ -102,9 +103,12 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
 ) -> None:
     """Certifies that PRUNED loses less than a drop, and writes the certificate beside its weights.
 
+    An earlier certificate is kept under another name. Report and card stay those of the pruning.
+
     Exit code 0: PASS; 1: FAIL or INCONCLUSIVE, and the certificate is written all the same.
     """
-    writable((pruned if pruned.is_dir() else pruned.parent) / CERTIFICATE_NAME)
+    place = (pruned if pruned.is_dir() else pruned.parent) / CERTIFICATE_NAME
+    writable(place)
     models = [load_deployed(name) for name in (dense, pruned)]
     reading = load_tokenizer(tokenizer or dense, models[0])
     named = NamedColumns(text_column, text_pair_column, label_column)
@@ -121,13 +125,17 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     split = CertificationData(rows, train=seen, groups=groups_of_rows(rows), labels=known, batching=batching)
     with shown(models, len(rows), "Certifying"):
         certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
+    earlier = str(set_aside(place)) if place.exists() else None
+    certificate.save(place.parent)
     content = {
         "verdict": certificate.verdict,
         "statement": certificate.statement,
-        "file": str(certificate.save(pruned.parent if is_file else pruned)),
+        "file": str(place),
+        "earlier": earlier,
     }
     report(f"Certificate of {pruned.name}", cases_of_certificate(certificate), junit, summary)
-    typer.echo(json.dumps(content) if as_json else f"{content['statement']}\nWritten: {content['file']}")
+    kept = "" if earlier is None else f" (the earlier certificate is now {earlier})"
+    typer.echo(json.dumps(content) if as_json else f"{content['statement']}\nWritten: {content['file']}{kept}")
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
 
 

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_headprune._certificate_file import attach_certificate_
+from hf_headprune._beside_weights import read_text
+from hf_headprune._certificate_file import CERTIFICATE_NAME, attach_certificate_
 from hf_headprune._checks import is_number
-from hf_headprune.errors import CertificateError, InvalidSettingError, shown
+from hf_headprune.errors import CertificateError, DataLeakError, InvalidSettingError, shown
 from hf_headprune.guarantee.certificate import DENSE, Certificate, ExampleRecord, Promise
 from hf_headprune.guarantee.claim import LONGEST_NAME, Claim, Metric, is_name
 from hf_headprune.guarantee.evidence import evidence_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from hf_headprune.guarantee.certificate import ModelRecord
     from hf_headprune.guarantee.evidence import Evidence
     from hf_headprune.guarantee.outcomes import Outcome, PairedScores
     from hf_headprune.plan import PlanOrResult
@@ -250,7 +253,8 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     Raises:
         CertificateError: The path was tested on other data or for another claim, or the pruned model is not the one
             that it certified.
-        DataLeakError: Training or search have seen an example.
+        DataLeakError: Training or search have seen an example, or these examples have chosen the model, as an earlier
+            certificate of it says.
         InvalidSettingError: A setting or the data set is malformed.
         UnsupportedModelError: A model can't be scored.
     """
@@ -279,6 +283,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
     _check_stop(split, path, stop_early=stop_early)
     dense_record, pruned_record = record_of(dense), record_of(pruned)  # what has none is refused before it is run
     if path is None:
+        _check_not_chosen_by(split, pruned, pruned_record, num_candidates)
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
     elif not isinstance(path, CertifiedPath) or num_candidates != 1:
         raise InvalidSettingError(
@@ -360,6 +365,29 @@ def _check_stop(split: ScoredSplit, path: CertifiedPath | None, *, stop_early: b
             "certify: stop_early is for one model, a metric that is a mean over examples, labels for all and no "
             f"groups; received the metric {split.metric.name!r} of kind {split.metric.kind!r}, path {shown(path)}, "
             f"groups {shown(split.data.groups)}. Leave stop_early out."
+        )
+
+
+def _check_not_chosen_by(split: ScoredSplit, pruned: Any, record: ModelRecord, num_candidates: int) -> None:
+    """Sees by the certificate that a model has that its examples have not chosen it, unless that is said.
+
+    Raises:
+        DataLeakError: They have.
+    """
+    text = None if is_external(pruned) else getattr(bare(pruned), "headprune_certificate", None)
+    if text is None and isinstance(pruned, str | Path) and (file := Path(pruned).with_name(CERTIFICATE_NAME)).is_file():
+        text = read_text(file)
+    try:
+        earlier = None if text is None else Certificate.from_json(text)
+    except CertificateError:  # whoever reads it is told
+        return
+    if earlier is None or (earlier.split, earlier.pruned.weights) != (split.prints.sha256(), record.weights):
+        return
+    among = earlier.claim.num_candidates if earlier.path is None else earlier.path.planned
+    if is_number(num_candidates) and 1 <= num_candidates < among:
+        raise DataLeakError(
+            f"certify: these examples have chosen the model among {among}, as its certificate says, so what they "
+            f"show is too good. Pass other examples, or num_candidates={among}, which allows for the choice."
         )
 
 

@@ -26,6 +26,7 @@ from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.choice import plans_at
 from hf_headprune.refit.one_shot import ExampleLosses
 from hf_headprune.refit.projections import RefitInOrder
+from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching
@@ -137,18 +138,20 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
 
     Raises:
         DataLeakError: Examples of `certify` are in `dataset`.
-        InvalidSettingError: A density is out of range, two give the same plan, a data set is empty, labelled in part or
-            not tokenized, or a setting is about a certificate and there is no `certify`.
+        InvalidSettingError: A density is out of range, two give the same plan, the model has nothing left to remove, a
+            data set is empty, labelled in part or not tokenized, or a setting is about a certificate and there is no
+            `certify`.
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
     anatomy = anatomy_of(model)
     check_can_prune(model)
     asked = _falling(densities)
+    settings = SecondOrder(density=asked[-1])
+    check_budget(settings, anatomy)
     batching = Batching(data_collator=data_collator, batch_size=batch_size)
     to_show = Asked("plan_ladder", reference, metric, max_drop, confidence)
     holdout = Holdout.asked_for(certify, model, to_show, batching, is_condition=True)
     twin = plain_copy(model)  # another thread may run the model meanwhile
-    settings = SecondOrder(density=asked[-1])
     losses = ExampleLosses(
         twin, dataset, examples_for(asked[-1], trains_on=False), seed, data_collator, batch_size, where="plan_ladder"
     )

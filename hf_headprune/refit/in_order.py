@@ -168,6 +168,8 @@ def _places(model: nn.Module, plan: PruningPlan, weights: Mapping[str, Any]) -> 
     found, last = [], ""
     inside: set[Any] = {getattr(model, "get_output_embeddings", lambda: None)()}
     for site in anatomy_of(model).sites:
+        if not site.units:  # without heads, an attention has no modules but what adds its bias
+            continue
         parts = [(base.get_submodule(part.path), part) for part in site.parts]
         output, kept = base.get_submodule(site.output), plan.kept(site.name)
         inside |= {output, *(module for module, _ in parts)}

@@ -21,7 +21,7 @@ from hf_headprune.refit.projections import RefitInOrder
 from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.rounds import planned_in_rounds
 from hf_headprune.refit.settings import SecondOrder
-from hf_headprune.tasks.batches import collated, longest_first
+from hf_headprune.tasks.batches import collated, longest_first, running
 from hf_headprune.tasks.examples import (
     IGNORED_LABEL,
     LABEL_NAMES,
@@ -177,7 +177,8 @@ class ExampleLosses:
         model, where = self._model, self._where
         _check_classes(model, batch, where)
         asked = {"return_loss": True} if "return_loss" in forward_arguments(model) else {}  # of CLIP, none else
-        outputs = model(**batch, **asked)
+        with running(model, batch, where):
+            outputs = model(**batch, **asked)
         loss = getattr(outputs, "loss", None)
         if loss is not None:
             return loss * items

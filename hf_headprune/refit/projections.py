@@ -276,7 +276,7 @@ class RefitInOrder(Refit):
                 self._fits = fits_in_order(pruned, dense, self._plan, list(used.values()), weights)
             except Exception as error:  # noqa: BLE001 - a loss of the user's may insist on a model of its own
                 logger.warning(
-                    "Only output projections are refitted, since no copy of the model runs on the examples: %s: %s",
+                    "Only output projections are refitted, since the refit of all modules in order has failed: %s: %s",
                     type(error).__name__,
                     shown(str(error)),
                 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from hf_headprune._beside_weights import older_weights_removed
 from hf_headprune._offloaded import Weights
 from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
@@ -86,7 +87,8 @@ def _save_without_code(model: Any, folder: Path) -> None:
 
 def _save_plain(model: Any, folder: Path) -> None:
     plain = plain_model(model)
-    plain.save_pretrained(folder)
+    with older_weights_removed(folder):
+        plain.save_pretrained(folder)
     probed, reread = probe(model), probe(type(plain).from_pretrained(folder))
     if probed is not None and reread is not None and not torch.allclose(probed, reread, rtol=1e-4, atol=1e-5):
         raise UnsupportedModelError(

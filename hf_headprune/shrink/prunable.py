@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from hf_headprune._beside_weights import write_text
+from hf_headprune._beside_weights import WEIGHTS, older_weights_removed, write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Site
 
 WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token")  # arguments of `from_pretrained`
+SHARDS = "model-*-of-*.safetensors"
 SOURCE_OF_SIZES = "Load a checkpoint with the config.json that was saved with it."
 _CLASSES: dict[str, type[Any]] = {}
 OWN = "headprune_prunable"  # attribute of a class of the user's that holds its prunable sibling
@@ -180,6 +181,8 @@ class PrunableModel:
         Weights keep the names and shapes that the model has. Transformers would give some families those of the
         checkpoint that the dense model came from, which it can't read back for blocks of different sizes.
 
+        Of weights that the folder holds already in one file or several, none remain that would be loaded instead.
+
         Of a model that is offloaded, one file of at most 2 GB after the other is in memory (`max_shard_size`).
 
         With `push_to_hub=True` the model is uploaded as its `push_to_hub` does it, and no other file of the folder.
@@ -197,7 +200,7 @@ class PrunableModel:
         kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
         attach_auto_map_(model)
-        with _saved_in_parts(model, args, kwargs):
+        with _saved_in_parts(model, args, kwargs), older_weights_removed(save_directory, kwargs.get("variant")):
             super().save_pretrained(  # type: ignore[misc]
                 save_directory, is_main_process, saved, False, *args, **kwargs
             )
@@ -238,6 +241,9 @@ class PrunableModel:
             write_card_(model, folder, name=repo_id)
             tag_card_(folder, tags)
             options.setdefault("commit_message", "Upload model")
+            options.setdefault(
+                "delete_patterns", [*WEIGHTS, SHARDS]
+            )  # of an earlier upload, in another number of files
             return upload_folder(repo_id=repo_id, folder_path=folder, token=token, revision=revision, **options)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,15 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from hf_headprune._checks import is_whole
-from hf_headprune.errors import InvalidSettingError, shown
+from hf_headprune.errors import LONGEST_VALUE, HeadPruneError, InvalidSettingError, shown
 from hf_headprune.tasks.examples import INPUT_NAMES, PadRight, is_pair, is_sequence_classifier
 from hf_headprune.tasks.scorer import LABELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+# What a configuration says of the batches that its model can read.
+LIMITS = ("vocab_size", "max_position_embeddings", "type_vocab_size", "image_size", "num_labels", "problem_type")
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,60 @@ def longest_first(examples: list[Any]) -> list[int]:
 
 
 def collated(collate: Callable[[list[Any]], Mapping[str, Any]], examples: list[Any]) -> dict[str, torch.Tensor]:
-    """Makes a batch, and returns its tensors; labels are called "labels"."""
-    batch = dict(collate(examples))
+    """Makes a batch, and returns its tensors; labels are called "labels".
+
+    Raises:
+        InvalidSettingError: The collator can't read the examples.
+    """
+    try:
+        batch = dict(collate(examples))
+    except HeadPruneError:
+        raise
+    except Exception as error:
+        raise InvalidSettingError(
+            f"the data collator can't make a batch of {len(examples)} examples with {shown(sorted(examples[0]))}: "
+            f"{_in_short(error)}. Pass examples that it is made for, or another one."
+        ) from error
     if LABELS not in batch and "label" in batch:
         batch[LABELS] = batch.pop("label")
     return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+@contextmanager
+def running(model: Any, batch: Mapping[str, torch.Tensor], where: str) -> Iterator[None]:
+    """Says of what a model raises on a batch what it was given, and what it is made for.
+
+    Args:
+        model: That is run inside of the block.
+        batch: What it is given.
+        where: Name of the caller.
+
+    Raises:
+        InvalidSettingError: It raises something that is no error of this package, nor one of memory.
+    """
+    try:
+        yield
+    except (HeadPruneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        config = getattr(model, "config", None)
+        given = ", ".join(map(_described, batch.items()))
+        limits = [f"{name} {getattr(config, name)}" for name in LIMITS if getattr(config, name, None) is not None]
+        raise InvalidSettingError(
+            f"{where}: a {type(model).__name__} can't be run on a batch of {given}: {_in_short(error)}. Its "
+            f"configuration says {', '.join(limits) or 'nothing of limits'}. Encode the examples for this model."
+        ) from error
+
+
+def _described(entry: tuple[str, torch.Tensor]) -> str:
+    name, tensor = entry
+    is_whole_numbers = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() > 0
+    values = f"from {int(tensor.min())} to {int(tensor.max())}" if is_whole_numbers else f"of {tensor.dtype}"
+    return f"{name} {tuple(tensor.shape)} {values}"
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_VALUE].rstrip('.')}"
 
 
 def _lengths(examples: list[Any]) -> list[int]:

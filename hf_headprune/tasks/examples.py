@@ -222,7 +222,8 @@ class PadRight:
         """Returns a batch of tensors: `(batch, longest)` of sequences, `(batch,)` of numbers such as a class.
 
         Raises:
-            InvalidSettingError: An example has no tokens, or an entry is neither a number nor a list of numbers.
+            InvalidSettingError: An example has no tokens, or lacks what the first one holds, or an entry is neither a
+                number nor a list of numbers.
         """
         if "input_ids" not in examples[0] and set(INPUT_NAMES) & examples[0].keys():
             return {name: _stacked(name, [example[name] for example in examples]) for name in examples[0]}
@@ -236,9 +237,14 @@ class PadRight:
         if any(map(is_pair, examples)):
             return self._paired(examples)
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
-        for row in rows:
-            _check_mask(row)
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
+        for row in rows:
+            if not set(names) <= row.keys():
+                raise InvalidSettingError(
+                    f"examples must all hold {names}, received one with {shown(sorted(row))}. Fill in what is missing, "
+                    "or leave the column out."
+                )
+            _check_mask(row)
         return {
             name: _stacked(name, [row[name] for row in rows])
             if name in INPUT_NAMES and name != "input_ids"  # an image beside its text

@@ -12,7 +12,7 @@ from hf_headprune._offloaded import device_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import evaluating
 from hf_headprune.tasks.answers import Answers
-from hf_headprune.tasks.batches import Batching, ordered_batches
+from hf_headprune.tasks.batches import Batching, ordered_batches, running
 from hf_headprune.tasks.examples import ModelExamples
 from hf_headprune.tasks.registry import scorer_for
 
@@ -112,10 +112,13 @@ class ScoredExamples:
         tokens = [batch["input_ids"] for batch in self._batches if "input_ids" in batch]
         get: Any = getattr(model, "get_input_embeddings", None)
         size = getattr(get(), "num_embeddings", None) if tokens and get is not None else None
-        largest = max((int(it.max()) for it in tokens), default=0)
-        if size is not None and largest >= size:
+        if size is None:
+            return
+        ends = [int(end) for batch in tokens for end in batch.aminmax()]
+        wrong = [token for token in ends if not 0 <= token < size]
+        if wrong:
             raise InvalidSettingError(
-                f"{self._where}: the examples hold token {largest:,}, and a {type(model).__name__} embeds {size:,}: "
+                f"{self._where}: the examples hold token {wrong[0]:,}, and a {type(model).__name__} embeds {size:,}: "
                 "another tokenizer has encoded them. Encode them with the tokenizer of this model; certify takes two "
                 "models with a tokenizer each."
             )
@@ -123,4 +126,5 @@ class ScoredExamples:
     def _answers(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Answers:
         device = device_of(model)
         entries = {name: tensor.to(device) for name, tensor in batch.items()}
-        return self.scorer.answers_of(model, entries)
+        with running(model, entries, self._where):
+            return self.scorer.answers_of(model, entries)

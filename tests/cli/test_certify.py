@@ -93,6 +93,9 @@ def test_a_few_labels_give_the_verdict_of_all(capsys, folder, tmp_path):
     strict = called(capsys, "certify", *words[:2], "--data", folder / "labelled.csv", "--max-drop", "0.0001")
     assert strict.code == 1
     assert strict.out.startswith(("FAIL.", "INCONCLUSIVE."))
+    kept = [Certificate.load(folder / "smaller" / f"headprune_certificate.json.bak{end}") for end in ("", "2")]
+    assert [certificate.evidence.p_value for certificate in kept] == [of_few.evidence.p_value] * 2
+    assert f"the earlier certificate is now {folder / 'smaller' / 'headprune_certificate.json.bak2'}" in strict.out
 
 
 def test_bars_count_the_examples_that_the_models_read(capsys, folder, tmp_path, monkeypatch):

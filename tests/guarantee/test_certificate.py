@@ -160,13 +160,12 @@ def test_the_statement_says_what_was_found_and_what_was_not_checked(dense, prune
 
 
 def test_a_split_that_chose_among_models_gives_each_its_share_of_alpha(dense, pruned, data, tmp_path):
+    pruned = copy.deepcopy(pruned)
+    alone, stricter = (certify(dense, pruned, data, max_drop=0.4, confidence=level) for level in (0.95, 0.99))
     chosen = certify(dense, pruned, data, max_drop=0.4, num_candidates=5)
     assert (chosen.claim.alpha, chosen.claim.alpha_spent) == (0.05, pytest.approx(0.01))
-    alone = certify(dense, pruned, data, max_drop=0.4)
     assert chosen.evidence.upper_bound > alone.evidence.upper_bound
-    assert (
-        chosen.evidence.upper_bound == certify(dense, pruned, data, max_drop=0.4, confidence=0.99).evidence.upper_bound
-    )
+    assert chosen.evidence.upper_bound == stricter.evidence.upper_bound
     assert "These examples chose it among 5 models, each of which may spend an alpha of 0.01." in chosen.statement
     assert "Nothing but the choice among the candidates" in chosen.assumptions[-1]
     assert Certificate.load(chosen.save(tmp_path)) == chosen
@@ -178,7 +177,7 @@ def test_a_split_that_chose_among_models_gives_each_its_share_of_alpha(dense, pr
 def test_a_split_that_steered_training_is_no_news_to_the_model_and_the_certificate_says_so(dense, pruned, data):
     steered = dataclasses.replace(data, steered_training=True)
     for among, last in ((1, "Nothing else about the model"), (5, "Nothing else but the choice among the candidates")):
-        certificate = certify(dense, pruned, steered, max_drop=0.4, num_candidates=among)
+        certificate = certify(dense, copy.deepcopy(pruned), steered, max_drop=0.4, num_candidates=among)
         assert "Training chose its checkpoint, its end or its learning rates by these examples" in certificate.statement
         assert "Training was steered by evaluations on them too" in certificate.assumptions[-2]
         assert certificate.assumptions[-1].startswith(last)
@@ -843,6 +842,20 @@ def test_the_last_certified_plan_gets_the_certificate_with_its_path(dense, plans
     assert certificate.path == path
     assert Certificate.from_json(certificate.to_json()) == certificate
     assert verify_certificate(certificate, model, data, dense=dense).holds
+
+
+def test_examples_that_chose_a_model_certify_it_again_only_where_the_choice_counts(dense, plans, data, tmp_path):
+    path = certify_path(dense, plans, data, max_drop=0.4)
+    model = copy.deepcopy(dense)
+    prune_model_(model, plans[path.certified_index])
+    certify(dense, model, data, max_drop=0.4, path=path)
+    model.save_pretrained(tmp_path)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for again in (model, saved):
+        with pytest.raises(DataLeakError, match=f"have chosen the model among {len(plans)}"):
+            certify(dense, again, data, max_drop=0.5)
+    counted = certify(dense, saved, data, max_drop=0.5, num_candidates=len(plans))
+    assert counted.claim.num_candidates == len(plans)
 
 
 def test_a_model_that_the_path_did_not_certify_gets_no_certificate_with_it(dense, plans, data):

@@ -23,6 +23,8 @@ root = sys.argv[1]
 dense, pruned = tiny_bert(num_labels=2), tiny_bert(num_labels=2)
 prune_model_(pruned, PruningPlan.of(pruned).replace(kept_heads={"encoder.layer.1.attention": (0, 3)}))
 certify(dense, pruned, examples(60, 1), max_drop=0.9)
+pruned.push_to_hub("again")
+pruned.push_to_hub("again", max_shard_size="20KB")
 pruned.push_to_hub("first", tags=["mine"], private=True)
 pruned.save_pretrained(root + "/second", push_to_hub=True)  # beside something private
 ffn = tiny_bert(num_labels=2)
@@ -131,6 +133,13 @@ def uploaded(tmp_path_factory):
 
 
 MODEL_FILES = {"config.json", "model.safetensors", "headprune_plan.json", "modeling_prunable_bert.py"}
+
+
+def test_weights_that_are_uploaded_again_in_several_files_leave_none_that_would_be_loaded_instead(uploaded):
+    hub, *_ = uploaded
+    files = hub.files("me/again")
+    assert "model.safetensors.index.json" in files
+    assert "model.safetensors" not in files
 
 
 def test_a_model_uploads_weights_plan_certificate_code_and_card(uploaded):

@@ -31,6 +31,7 @@ from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink import prunable
 from hf_headprune.shrink.config import prunable_config
+from hf_headprune.shrink.export import export_model
 from hf_headprune.shrink.prunable import class_names, prunable_named, prunable_of
 from hf_headprune.shrink.registration import register_auto_classes
 from hf_headprune.shrink.surgery import prune_model_
@@ -182,6 +183,30 @@ def test_a_sharded_checkpoint_reloads(any_model, any_inputs, tmp_path):
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     reloaded = type(any_model).from_pretrained(tmp_path)
     assert torch.equal(logits_of(reloaded, any_inputs), logits_of(any_model, any_inputs))
+
+
+@pytest.mark.parametrize("variant", [None, "mine"])
+@pytest.mark.parametrize("sizes", [("1GB", "8KB"), ("8KB", "1GB"), ("8KB", "16KB")])
+def test_a_folder_holds_the_weights_that_were_saved_last_whatever_number_of_files_they_have(sizes, variant, tmp_path):
+    model = pruned(tiny_bert())
+    for size in sizes:
+        with torch.no_grad():
+            model.classifier.bias.add_(1.0)
+        model.save_pretrained(tmp_path, max_shard_size=size, variant=variant)
+    reloaded = type(model).from_pretrained(tmp_path, variant=variant)
+    assert torch.equal(reloaded.classifier.bias, model.classifier.bias)
+    ends = {file.name for file in tmp_path.glob("*safetensors*")}
+    assert len(ends & {"model.safetensors", "model.mine.safetensors"}) == (sizes[-1] == "1GB")
+    assert any("index" in name for name in ends) == (sizes[-1] != "1GB")
+
+
+def test_a_plain_checkpoint_replaces_one_of_several_files(tmp_path):
+    model = tiny_bert()
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    full = PruningPlan.of(model)
+    prune_model_(model, full.replace(kept_ffn={site: range(8) for site in full.num_ffn}))
+    export_model(model, tmp_path, mode="plain")
+    assert sorted(file.name for file in tmp_path.glob("model*")) == ["model.safetensors"]
 
 
 def test_reloaded_weights_lie_in_memory_as_fresh_ones_do(any_model, tmp_path):

@@ -157,6 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         self.hub.branches[repo][branch] = len(self.hub.commits[repo])
         self.hub.commits[repo].append(files)
         sha = self.hub.at(repo, branch)[0]  # type: ignore[index]

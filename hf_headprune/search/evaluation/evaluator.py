@@ -20,6 +20,7 @@ from hf_headprune.search.evaluation.base import Evaluator
 from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSettings
 from hf_headprune.search.problem import Measurement, MetricFacts
 from hf_headprune.tasks.answers import Answers
+from hf_headprune.tasks.batches import running
 from hf_headprune.tasks.classification import ClassScorer
 from hf_headprune.tasks.registry import scorer_for
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.tasks.scorer import Scorer
 
 LABELS = "labels"
+WHERE = "search_plan"  # what errors about examples name
 
 
 class ExampleEvaluator(Evaluator):
@@ -102,11 +104,7 @@ class ExampleEvaluator(Evaluator):
         """
         opened = masked(self._model, RefittedPlan(plan, self.refit))
         with opened, evaluating(self._model):
-            found = over_processes(
-                lambda batch: self.scorer.answers_of(self._model, self._moved(batch)),
-                self._batches,
-                share=self._settings.share_processes,
-            )
+            found = over_processes(self._answers, self._batches, share=self._settings.share_processes)
             answers = Answers.joined(found)
         return Measurement(self.scorer.value(answers, self._weights), answers.margins)
 
@@ -143,10 +141,16 @@ class ExampleEvaluator(Evaluator):
         batches = {f"{i} {name}": tensor for i, batch in enumerate(read) for name, tensor in batch.items()}
         return sha256_of(settings, Weights(self._model), batches)
 
+    def _answers(self, batch: Mapping[str, torch.Tensor]) -> Answers:
+        entries = self._moved(batch)
+        with running(self._model, entries, WHERE):
+            return self.scorer.answers_of(self._model, entries)
+
     def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Returns the outputs for a batch, and the batch on the device of the model."""
         entries = self._moved(batch)
-        return self._model(**self.scorer.inputs(entries)), entries
+        with running(self._model, entries, WHERE):
+            return self._model(**self.scorer.inputs(entries)), entries
 
     def _moved(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns a batch on the device of the model."""
