@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_headprune._checks import is_above, is_whole
+from hf_headprune._checks import is_above, is_number, is_rising, is_whole
 from hf_headprune.cost import weights_price
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import check_plan
@@ -191,7 +191,7 @@ def budget_rules(budget: Budget) -> dict[str, bool]:
 
 
 def _is_budget(value: object) -> bool:
-    return is_whole(value, at_least=0) or (isinstance(value, float) and 0.0 <= value <= 1.0)
+    return is_whole(value, at_least=0) or (is_number(value) and is_rising(0.0, value, 1.0))
 
 
 def _count(wanted: float, present: int, where: str, noun: str) -> int:

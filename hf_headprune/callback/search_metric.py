@@ -14,7 +14,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.evaluation import contents, evaluate
 from hf_headprune.callback.metric_choice import agree, higher_is_better, metric_of
 from hf_headprune.callback.trainer_compat import drawn_examples, has_own_numbers, model_of, prepared
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.pipeline.run import MetricSource
@@ -237,7 +237,7 @@ def require_searchable(trainer: Trainer, settings: Settings, *, needs_certificat
         value = evaluate(trainer).get(name)
     if value is not None:
         higher_is_better(trainer, name, search)
-        _warn_of_no_number(name, value, is_scored=is_scored)
+        _check_number(name, value, is_scored=is_scored)
         if settings.is_one_point and is_scored and runs_to_100(name, value):
             logger.warning("HeadPruneCallback: %s runs from 0 to 100. A drop of 1.0, a point, is allowed.", name)
         elif needs_certificate and is_scored and runs_to_100(name, value):
@@ -257,8 +257,17 @@ def require_searchable(trainer: Trainer, settings: Settings, *, needs_certificat
     return _seconds_per_plan(trainer, _checked_batches(trainer, name)) if is_scored else seconds
 
 
-def _warn_of_no_number(name: str, value: float, *, is_scored: bool) -> None:
-    """Says what becomes of a metric that is no number, as a correlation with constant answers is before training."""
+def _check_number(name: str, value: float, *, is_scored: bool) -> None:
+    """Says what becomes of a metric that is not finite, as a correlation with constant answers is before training.
+
+    Raises:
+        InvalidSettingError: It is a text.
+    """
+    if isinstance(value, str):
+        raise InvalidSettingError(
+            f"HeadPruneCallback: {name} decides what is pruned, and compute_metrics returns {shown(value)}. Let it "
+            "return a number."
+        )
     if not math.isfinite(value):
         then = "the examples scored one by one decide" if is_scored else "nothing can be compared, nor pruned"
         logger.warning(

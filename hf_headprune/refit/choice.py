@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hf_headprune.refit.removal_costs import Removal
     from hf_headprune.refit.settings import SecondOrder
 
+AT_LEAST = ("bytes", "macs")  # that go: the size of a file and a speed-up are kept, not met to the nearest
 LATENCY_STEPS = 4000  # into which the ms of a budget are parted
 ROUNDING = 1e-6  # of a step
 
@@ -208,7 +209,7 @@ def price_of(site: Site, settings: SecondOrder) -> Price:
 def _up_to_density(
     paths: Sequence[Path], before: PruningPlan, anatomy: Anatomy, settings: SecondOrder, share: float
 ) -> list[Step]:
-    """Returns the steps that reach a share of what a density removes: to the nearest one, and of bytes at least."""
+    """Returns the steps that reach a share of what a density removes: to the nearest, of bytes and MACs at least."""
     if settings.tuning.latency_ms is not None:
         return _up_to_latency(paths, anatomy, settings, share)
     prices = [(site, price_of(site, settings)) for site in anatomy.sites]
@@ -218,7 +219,7 @@ def _up_to_density(
     found: list[Step] = []
     saved = 0.0
     for step in cheapest_first([path.steps for path in paths]):
-        if (saved >= aim) if settings.counts == "bytes" else (saved + step.saved / 2 > aim):
+        if (saved >= aim) if settings.counts in AT_LEAST else (saved + step.saved / 2 > aim):
             break
         found.append(step)
         saved += step.saved

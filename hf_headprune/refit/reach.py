@@ -24,13 +24,13 @@ def check_budget(settings: SecondOrder, anatomy: Anatomy) -> None:
         InvalidSettingError: It has nothing left to remove, or fewer heads, or lacks a kind of attention that the budget
             names; or the table of latencies is of another model; or no uniform plan meets the budget.
     """
+    if settings.tuning.uniform:
+        check_uniform(anatomy, heads_alone=settings.density is None)
     if settings.density is not None and not any(site.units for site in scored_sites(anatomy, settings)):
         raise InvalidSettingError(
             f"density: the model ({anatomy.model_type}) has no heads and FFN units left, so nothing can be removed. "
             "Prune a model that has some."
         )
-    if settings.tuning.uniform:
-        check_uniform(anatomy, heads_alone=settings.density is None)
     if settings.tuning.latency_ms is not None:
         sites = scored_sites(anatomy, settings)
         check_latency_table(settings.tuning.latency_ms, sites, anatomy, where="SecondOrderTuning(latency_ms=...)")

@@ -58,6 +58,8 @@ class Journal:
         self.path = path
         self.exact: dict[int, float] = {}
         self._places: dict[tuple[int, bool], int] = {}  # of (set, whether a confirmation), in bytes from the start
+        if path.is_dir():
+            raise SearchStateError(f"{path}: a journal is a file, and this is a folder. Pass a path inside of it.")
         header = _line({"format": JOURNAL_FORMAT, "fingerprint": fingerprint})
         content = path.read_bytes() if path.exists() else b""
         complete, newline, _ = content.rpartition(b"\n")

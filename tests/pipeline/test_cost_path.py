@@ -204,6 +204,13 @@ def test_a_budget_is_met_to_a_few_units(trained, budget, reached):
     assert reached(result.report) == pytest.approx(0.5, abs=0.15)
 
 
+@pytest.mark.parametrize("factor", [1.1, 1.3, 1.7, 2.5, 4.0])
+def test_a_speed_up_is_reached_and_by_no_removal_more(trained, factor):
+    report = plan_for_budget(trained, learnable(24, seed=1), speedup=factor).report
+    assert report.before.macs / report.after.macs >= factor
+    assert report.before.macs / report.after.macs < 1.35 * factor
+
+
 def test_a_size_in_mb_is_that_of_the_saved_file_and_never_exceeded(trained, tmp_path):
     dense = copy.deepcopy(trained)
     dense.save_pretrained(tmp_path / "dense")
