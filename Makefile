@@ -28,12 +28,13 @@ SITE := build/site
 JOURNEY := build/journey
 PIP_INSTALL = $(PIP) --constraint constraints.txt
 
-.PHONY: demo test check static format install docs journey test-oldest test-newest test-host contracts-oldest clean help
+.PHONY: demo test test-slow check static format install docs journey test-oldest test-newest test-host contracts-oldest clean help
 
 help:
 	@echo "make demo         fine-tune, prune, search, save and reload a real BERT; a few minutes on 2 cores"
-	@echo "make test         the whole test suite"
-	@echo "make check        formatting, lint, types and the tests; what CI runs"
+	@echo "make test         the tests, but for those that take seconds each"
+	@echo "make test-slow    those: examples, benchmarks, other processes, runs from training to certificate"
+	@echo "make check        formatting, lint, types and all tests; what CI runs"
 	@echo "make docs         the documentation site, in $(SITE); a warning is an error"
 	@echo "make journey      a model from the built wheel to its users, each in a clean environment; minutes to install"
 	@echo "make test-oldest  the suite on the oldest supported Transformers ($(OLDEST))"
@@ -70,14 +71,17 @@ journey: install $(JOURNEY)/.installed
 	$(TEST_ENV) HEADPRUNE_JOURNEY=$(abspath $(JOURNEY)) $(BIN)/python -m pytest tests/test_journey.py tests/shrink/test_remote_code.py
 
 test: install
-	$(TEST_ENV) $(BIN)/python $(PYTEST) $(TESTS)
+	$(TEST_ENV) $(BIN)/python $(PYTEST) $(or $(TESTS),-m "not slow")
+
+test-slow: install
+	$(TEST_ENV) $(BIN)/python $(PYTEST) -m slow
 
 static: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: static test
+check: static test-slow test
 
 format: install
 	$(BIN)/ruff format .

@@ -320,6 +320,7 @@ out["Auto class"] = type(AutoModelForSequenceClassification.from_pretrained(sys.
 """
 
 
+@pytest.mark.slow
 def test_without_any_of_the_names_the_package_is_imported_and_a_checkpoint_is_read(tmp_path):
     prune_first_head(tiny_bert()).save_pretrained(tmp_path)
     found = fresh_each({first: ALL_GONE.format(first=first) for first in ("AutoConfig", "AutoModel")}, str(tmp_path))

@@ -68,6 +68,7 @@ USUAL_SENTENCE = 12
 WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of sentence-transformers and PEFT
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
@@ -81,6 +82,7 @@ def test_pages_that_name_checkpoints_with_pruned_heads_name_the_command_that_rea
     assert [page.name for page in pages if "headprune migrate" not in page.read_text(encoding="utf-8")] == []
 
 
+@pytest.mark.slow
 def test_the_first_block_of_readme_leaves_a_pruned_model_and_what_is_said_to_be_saved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = next(run_page(ROOT / "README.md", tmp_path))

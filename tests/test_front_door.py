@@ -41,6 +41,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_nothing_heavy():
     before = "import torch, transformers; before = set(sys.modules)"
     found = fresh(f"{before}; import hf_headprune; out['new'] = sorted(set(sys.modules) - before)")
@@ -49,6 +50,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert len(found["new"]) < 15
 
 
+@pytest.mark.slow
 def test_reading_a_pruned_bert_imports_the_modeling_file_of_bert_alone(folder):
     script = """
 import hf_headprune
@@ -90,12 +92,14 @@ def read_in_any_order(folder):
     return fresh_each({name: f"{first}\n{READ}" for name, first in ORDERS.items()}, str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_auto_classes_know_pruned_checkpoints_in_any_order_of_imports(order, read_in_any_order):
     expected = {"is_known": True, "is_config": True, "tokenizer": "BertTokenizer", "heads": [8, 32]}
     assert read_in_any_order[order] == expected
 
 
+@pytest.mark.slow
 def test_a_pickled_configuration_is_enough_to_build_its_model(folder, tmp_path):
     config = transformers.AutoConfig.from_pretrained(folder)
     torch.save(config, tmp_path / "config.pt")
@@ -165,6 +169,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_mypy_sees_the_public_names_and_refuses_their_wrong_use(tmp_path):
     mypy = pytest.importorskip("mypy.api")
     (tmp_path / "right.py").write_text(RIGHT)

@@ -13,6 +13,8 @@ import pytest
 from tests.support.fresh_process import ROOT, fresh
 from tests.support.hub import local_hub
 
+pytestmark = pytest.mark.slow
+
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason="the extra `onnx` is not installed")
 

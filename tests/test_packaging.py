@@ -51,6 +51,7 @@ def wheel(tmp_path_factory):
     return zipfile.ZipFile(built_wheel(tmp_path_factory.mktemp("wheel")))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     present = [file for file in (ROOT / "hf_headprune").rglob("*") if file.is_file() and file.suffix != ".pyc"]
@@ -69,6 +70,7 @@ def test_version_and_command_come_from_the_package_and_its_settings(wheel):
     assert f"{place}/licenses/LICENSE" in wheel.namelist()
 
 
+@pytest.mark.slow
 def test_an_unpacked_wheel_works_without_the_checkout(wheel, tmp_path):
     unpacked = tmp_path / "unpacked"
     wheel.extractall(unpacked)

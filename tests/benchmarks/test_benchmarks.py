@@ -12,6 +12,8 @@ from tests.examples.test_examples import load
 from tests.support.models import save_narrow_minilm
 from tests.support.processes import run, run_here
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 IN_A_PROCESS = ("benchmarks.memory_cost",)  # measures copies of itself
 

@@ -150,6 +150,7 @@ def test_equal_settings_behave_equally_after_copy_pickle_and_replace():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -76,6 +76,7 @@ FEATURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "settings"), FEATURES, ids=str)
 def test_methods_work_with_the_trainers_features(tmp_path, what, settings):
     callback = HeadPruneCallback(latency=None, **PARTS[what]())
@@ -128,6 +129,7 @@ def test_pipelined_training_leaves_frozen_what_the_user_had_frozen(tmp_path):
     assert {name: parameter.requires_grad for name, parameter in trainer.model.named_parameters()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"estimator": "dsp", "mode": "pipelined"}, {"estimator": "hard_concrete"}], ids=str
 )

@@ -181,6 +181,7 @@ def test_a_run_that_is_resumed_with_another_learning_rate_goes_on_with_its_score
     assert other_plan == plan
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_for_longer_goes_on_with_its_scores(tmp_path):
     def run(max_steps, **settings):
         looks = _Scores()

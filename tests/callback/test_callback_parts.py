@@ -253,6 +253,7 @@ def test_one_call_trains_cuts_refills_and_trains_the_cut_model(tmp_path, capsys)
     assert_reloads_alike(trainer, tmp_path / "saved")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [True, False])
 def test_a_second_run_that_was_killed_ends_as_one_that_was_not(tmp_path, saves):
     saving = {"save_strategy": "steps", "save_steps": 2} if saves else {"save_strategy": "no"}
@@ -320,6 +321,7 @@ def test_a_published_recipe_cuts_to_the_density_that_was_named(tmp_path, recipe,
     assert all(len(kept) % 8 == 0 for kept in callback.plan.kept_ffn.values())
 
 
+@pytest.mark.slow
 def test_a_teacher_pulls_the_student_to_its_outputs_and_rests_in_evaluation(tmp_path):
     teacher = tiny_bert(seed=7, **STILL)
     calls = []

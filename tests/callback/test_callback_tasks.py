@@ -100,6 +100,7 @@ def trained(folder, task, callback, **settings):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_default_prunes_certifies_and_reloads_a_model_of_every_task(tmp_path, task):
     _, examples, name, _ = TASKS[task]
@@ -136,6 +137,7 @@ def test_the_loss_is_searched_where_it_is_named(tmp_path):
     assert callback.report.metric.after == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_generated_is_searched_and_certified_where_chrf_is_named(tmp_path):
     search = AStarSearch(max_evaluations=2, metric="chrf", max_drop=0.5)
     callback = HeadPruneCallback(search=search, certification_dataset=reversals(20, 3), latency=None)
@@ -226,6 +228,7 @@ def _certified(folder, *, data=None, metric=None, **parts):
     return callback, trainer_of(folder, callback, model=model, max_steps=40, **sets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [{"confidence": 0.95}, SEARCH], ids=["default", "search"])
 def test_any_metric_can_be_certified_on_examples_of_its_own(tmp_path, capsys, parts):
     callback, trainer = _certified(tmp_path / "run", **parts)
@@ -241,6 +244,7 @@ def test_any_metric_can_be_certified_on_examples_of_its_own(tmp_path, capsys, pa
     assert verify_certificate(tmp_path / "saved", trainer.model, tagged(300, 5), metric=_by_tags()).holds
 
 
+@pytest.mark.slow
 def test_examples_with_groups_say_so_and_what_they_are_compared_with(tmp_path):
     rows = [{**row, "article": i // 3} for i, row in enumerate(tagged(300, 5))]
     data = CertificationData(rows, train=tagged(64, 0), search=tagged(24, 1), groups="article")

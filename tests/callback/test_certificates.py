@@ -54,6 +54,7 @@ def certifying(folder, callback, *, count=400, **settings):
 METHODS = {"density": {"density": 0.6}, "gates": {"gates": GATES}, "refilled": {"movement": FILLED}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_reference_certifies_what_training_chose_and_is_named(tmp_path, dense, method):
     callback = HeadPruneCallback(**METHODS[method], reference=dense, confidence=0.9, latency=None)
@@ -75,6 +76,7 @@ def unseen(trainer):
     return [i for i, row in enumerate(trainer.eval_dataset) if tuple(row["input_ids"]) not in train]
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_reference_where_training_prunes(tmp_path, dense):
     callback = HeadPruneCallback(density=0.6, distillation=Distillation(dense), latency=None)
     learner(tmp_path, callback).train()
@@ -82,6 +84,7 @@ def test_the_teacher_is_the_reference_where_training_prunes(tmp_path, dense):
     assert "Compared with the teacher" in callback.report.certificate
 
 
+@pytest.mark.slow
 def test_the_default_compares_with_the_trained_model_beside_a_teacher(tmp_path, dense):
     callback = HeadPruneCallback(max_drop=0.1, distillation=Distillation(dense), latency=None)
     learner(tmp_path, callback).train()
@@ -89,6 +92,7 @@ def test_the_default_compares_with_the_trained_model_beside_a_teacher(tmp_path, 
     assert callback.certificate.path is not None
 
 
+@pytest.mark.slow
 def test_a_reference_beside_a_drop_pays_for_the_choice_among_the_plans(tmp_path, dense):
     callback = HeadPruneCallback(max_drop=0.1, reference=dense, latency=None)
     learner(tmp_path, callback).train()
@@ -168,6 +172,7 @@ EVALUATED = {"eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps
 BEST = EVALUATED | {"load_best_model_at_end": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "callbacks", "has_own_split", "is_said"),
     [
@@ -298,6 +303,7 @@ def test_examples_for_a_certificate_that_is_not_made_are_refused(tmp_path):
         trainer_of(tmp_path, callback)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_certificate_leaves_none_of_an_earlier_one(tmp_path):
     for callback, is_there in (
         (HeadPruneCallback(max_drop=0.1, latency=None), True),

@@ -63,6 +63,7 @@ def finished(tmp_path_factory):
     return trainer, callback, trained, " ".join(" ".join(written).split())
 
 
+@pytest.mark.slow
 def test_training_goes_as_without_the_callback(tmp_path, finished):
     trainer, _, trained, _ = finished
     plain = learner(tmp_path, None)
@@ -116,6 +117,7 @@ def test_what_will_happen_is_said_before_training(finished):
     assert f"To be certified: {examples} examples, 75 % confidence." in said
 
 
+@pytest.mark.slow
 def test_a_higher_confidence_prunes_no_more(tmp_path):
     densities = []
     for confidence in (0.6, 0.999):
@@ -126,6 +128,7 @@ def test_a_higher_confidence_prunes_no_more(tmp_path):
     assert densities[0] <= densities[1]
 
 
+@pytest.mark.slow
 def test_with_too_few_examples_the_drop_that_is_seen_decides(tmp_path):
     callback = HeadPruneCallback(latency=None)
     learner(tmp_path, callback, eval_dataset=attended_rows(40, 1)).train()
@@ -168,6 +171,7 @@ def test_a_confidence_that_is_asked_for_and_can_not_be_reached_is_refused_before
         learner(tmp_path, HeadPruneCallback(**settings), eval_dataset=attended_rows(40, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["walk_down", "prune_model_", "PruningReport.of"])
 def test_a_run_killed_after_training_goes_on_to_what_the_unbroken_one_gives(tmp_path, monkeypatch, step, finished):
     with monkeypatch.context() as patch:
@@ -183,6 +187,7 @@ def test_a_run_killed_after_training_goes_on_to_what_the_unbroken_one_gives(tmp_
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_spare_checkpoint_that_is_half_written_is_never_resumed_from(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_compat.Trainer, "_save_rng_state", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -204,6 +209,7 @@ def killed_before_it_is_cut(folder, **settings):
     return trainer.model.bert.embeddings.word_embeddings.weight
 
 
+@pytest.mark.slow
 def test_the_spare_checkpoint_of_an_earlier_run_is_never_taken_for_that_of_this_one(tmp_path):
     killed_before_it_is_cut(tmp_path, learning_rate=1e-4)
     trained = killed_before_it_is_cut(tmp_path, learning_rate=1e-2)
@@ -232,6 +238,7 @@ def test_a_disk_on_which_nothing_can_be_written_costs_no_model(tmp_path, monkeyp
     assert "the report could not be written" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_report_that_can_not_be_written_keeps_the_spare_checkpoint(tmp_path, caplog):
     (tmp_path / f"{REPORT_NAME}.part").mkdir()
     trainer = trainer_of(tmp_path, callback := HeadPruneCallback(latency=None))
@@ -267,6 +274,7 @@ MODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_at_most_two_copies_of_the_model_are_alive_after_training(tmp_path, monkeypatch, mode):
     alive = []
@@ -302,6 +310,7 @@ def test_data_that_nothing_can_be_measured_on_is_refused_at_construction(tmp_pat
         trainer_of(tmp_path, HeadPruneCallback(**callback), eval_dataset=dataset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute_metrics", [None, accuracy_of])
 def test_mixed_precision_and_accumulation_leave_the_default_working(tmp_path, compute_metrics):
     settings = {"bf16": True, "gradient_accumulation_steps": 2, "label_smoothing_factor": 0.1}
@@ -313,6 +322,7 @@ def test_mixed_precision_and_accumulation_leave_the_default_working(tmp_path, co
     assert bool(torch.isfinite(trainer.model(**text_inputs()).logits).all())
 
 
+@pytest.mark.slow
 def test_examples_that_training_has_seen_certify_nothing(tmp_path):
     seen = attended_rows(600, 0)
     callback = HeadPruneCallback(latency=None)

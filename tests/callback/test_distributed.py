@@ -8,6 +8,8 @@ from tests.support.classifiers import classifier
 from tests.support.processes import both
 from tests.support.shared_search_script import evaluator_of, searched
 
+pytestmark = pytest.mark.slow
+
 MODES = ["gates", "movement", "second_order", "default", "seen drop", "own number"]
 
 

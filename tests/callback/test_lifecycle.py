@@ -41,6 +41,7 @@ def callback_of(method):
     return HeadPruneCallback(**(METHODS | AFTERWARDS)[method](), latency=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "error"), [*((method, KeyboardInterrupt) for method in METHODS), ("gates", ZeroDivisionError)]
 )
@@ -56,6 +57,7 @@ def test_an_interrupted_model_computes_what_is_saved_of_it(tmp_path, method, err
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
+@pytest.mark.slow
 @every_method
 def test_a_run_goes_on_in_the_same_trainer_after_an_interrupt(tmp_path, method):
     saving = {"save_strategy": "steps", "save_steps": 4}
@@ -70,6 +72,7 @@ def test_a_run_goes_on_in_the_same_trainer_after_an_interrupt(tmp_path, method):
     assert torch.equal(logits_of(trainer.model), logits_of(whole.model))
 
 
+@pytest.mark.slow
 @every_mode
 def test_a_finished_run_keeps_no_trainer_model_or_optimizer_alive(tmp_path, method):
     trainer = trainer_of(tmp_path, callback_of(method))
@@ -91,6 +94,7 @@ class NaNLoss(Trainer):
         return (found[0] * float("nan"), *found[1:]) if isinstance(found, tuple) else found * float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "logging_steps"),
     [*((method, 1) for method in (*METHODS, "default")), *((method, 500) for method in ("gates", *AFTERWARDS))],

@@ -32,6 +32,7 @@ def right_sentences(prediction):
     return {"accuracy": float(right.all(1).mean())}
 
 
+@pytest.mark.slow
 def test_a_number_that_equals_ours_changes_nothing(tmp_path):
     data = {"train_dataset": attended_rows(600, 0), "eval_dataset": attended_rows(300, 1)} | LEARNS
     plans = []
@@ -140,6 +141,7 @@ def test_answers_that_evaluate_makes_decide_with_and_without_labels(tmp_path, pa
     assert callback.certificate is None
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_no_number_leaves_the_decision_to_the_scores_of_examples(tmp_path, caplog):
     data = {"train_dataset": attended_rows(600, 0), "eval_dataset": attended_rows(300, 1)} | LEARNS
     callback = HeadPruneCallback(max_drop=0.1, latency=None)
@@ -155,6 +157,7 @@ def test_a_metric_of_ours_that_compute_metrics_lacks_is_ours(tmp_path):
     assert callback.report.metric.name == "macro_f1"
 
 
+@pytest.mark.slow
 def test_the_metric_of_one_of_several_data_sets_can_decide(tmp_path):
     sets = {"easy": labelled_rows(24, 1), "hard": labelled_rows(16, 2)}
     settings = {"eval_dataset": sets, "metric_for_best_model": "hard_accuracy", "compute_metrics": accuracy_of}
@@ -225,6 +228,7 @@ def test_the_first_metric_of_the_task_is_taken_where_none_is_named(tmp_path):
         assert metric_of(trainer, "eval_loss").name == "loss"
 
 
+@pytest.mark.slow
 def test_without_a_drop_a_point_of_a_metric_in_percent_is_a_point(tmp_path, caplog):
     data = {"train_dataset": attended_rows(600, 0), "eval_dataset": attended_rows(300, 1)} | LEARNS
     plans = []
@@ -240,6 +244,7 @@ def test_without_a_drop_a_point_of_a_metric_in_percent_is_a_point(tmp_path, capl
     assert caplog.text.count("accuracy runs from 0 to 100. A drop of 1.0, a point, is allowed") == 1
 
 
+@pytest.mark.slow
 def test_a_point_of_another_number_in_percent_is_one_of_that_number(tmp_path, caplog):
     def wrong_percent(prediction):
         return {"accuracy": 50.0 + percent_accuracy(prediction)["accuracy"] / 2}

@@ -64,6 +64,7 @@ def cut(tmp_path_factory):
     return trainer, callback, runs.runs, taught, output
 
 
+@pytest.mark.slow
 def test_one_call_trains_cuts_trains_the_smaller_model_on_and_certifies_it(tmp_path, cut):
     trainer, callback, runs, _, output = cut
     full = sum(site.units for site in anatomy_of(tiny_bert()).sites)
@@ -85,6 +86,7 @@ def test_the_dense_model_of_the_run_teaches_in_the_second_run_alone(cut):
     assert "compute_loss" not in vars(trainer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["whole", "half of the last checkpoint"])
 def test_a_recovery_that_was_killed_ends_as_one_that_was_not(tmp_path, half):
     saving = {"save_strategy": "steps", "save_steps": 10, "density": 0.3}

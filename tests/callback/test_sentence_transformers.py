@@ -111,6 +111,7 @@ def test_a_budget_is_met_under_losses_that_run_the_model_twice(embedder, tmp_pat
     assert_reads_again(embedder, tmp_path / "saved", lambda model: model.encode(sentences(5, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"density": 0.5}, {"gates": GATES}], ids=str)
 def test_a_run_that_was_killed_ends_as_one_that_was_not(embedder, tmp_path, how):
     def trainer_in(folder, *callbacks):
@@ -139,6 +140,7 @@ def test_a_loss_for_each_of_several_data_sets_is_refused(embedder, tmp_path):
         trained(embedder, tmp_path, HeadPruneCallback(density=0.5), train_dataset=data, eval_dataset=data, loss=losses)
 
 
+@pytest.mark.slow
 def test_the_evaluators_own_metric_decides_without_an_eval_dataset(embedder, tmp_path):
     rows = scored_pairs(24, seed=5)
     evaluation = import_module("sentence_transformers.sentence_transformer.evaluation")
@@ -152,6 +154,7 @@ def test_the_evaluators_own_metric_decides_without_an_eval_dataset(embedder, tmp
     assert "nothing scores single examples of a SentenceTransformer" in callback.report.certificate
 
 
+@pytest.mark.slow
 def test_without_an_evaluator_the_loss_decides(embedder, tmp_path):
     callback = HeadPruneCallback(max_drop=0.5, confidence=None)
     trained(embedder, tmp_path, callback)
@@ -159,6 +162,7 @@ def test_without_an_evaluator_the_loss_decides(embedder, tmp_path):
     assert callback.report.metric.after - callback.report.metric.before <= 0.5 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_is_pruned_saved_and_read_as_one(tmp_path):
     folder = save_text_model(tmp_path / "text", "BertForSequenceClassification", num_labels=1)
     model = st.CrossEncoder(str(folder), num_labels=1, device="cpu")
@@ -179,6 +183,7 @@ def test_a_teacher_of_a_cross_encoder_is_refused_when_the_trainer_is_built(tmp_p
         trained(model, tmp_path, callback)
 
 
+@pytest.mark.slow
 def test_a_sentence_transformer_learns_from_the_dense_embeddings_without_labels(embedder, tmp_path):
     dense = copy.deepcopy(embedder)
     callback = HeadPruneCallback(density=0.5, distillation=Distillation(dense))
@@ -198,6 +203,7 @@ def plain(folder, model, callback, **settings):
     return Trainer(model=model, args=args, callbacks=[] if callback is None else [callback], **data)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_head_is_cut_and_distilled_in_a_plain_trainer(tmp_path):
     model = tiny_distilbert(None)
     dense = copy.deepcopy(model)
@@ -213,6 +219,7 @@ def test_a_model_without_a_head_is_cut_and_distilled_in_a_plain_trainer(tmp_path
     assert torch.equal(again.eval()(ids).last_hidden_state, model.eval()(ids).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_distillation_brings_a_pruned_model_nearer_to_the_dense_embeddings(tmp_path):
     dense, model = (tiny_distilbert(None, dropout=0.0, attention_dropout=0.0) for _ in range(2))
     first = HeadPruneCallback(density=0.4, distillation=Distillation(dense), confidence=None)

@@ -64,6 +64,7 @@ def truth(row):
     return "positive" if set(row["text"].split()) & {"good", "fine", "great"} else "negative"
 
 
+@pytest.mark.slow
 def test_a_few_labels_give_the_verdict_of_all(capsys, folder, tmp_path):
     out = tmp_path / "to_label.csv"
     words = "disagreements", folder / "dense", folder / "smaller", "--data", folder / "texts.csv", "--out"
@@ -149,6 +150,7 @@ def test_no_labels_at_all_bound_the_changed_answers(capsys, folder):
     assert "No label was used" in said.out
 
 
+@pytest.mark.slow
 def test_a_model_with_a_vocabulary_of_its_own_reads_the_texts_by_it(capsys, folder, tmp_path):
     dense = AutoModelForSequenceClassification.from_pretrained(folder / "dense")
     rows = sentences(COUNT, seed=5)
@@ -174,6 +176,7 @@ def test_a_model_with_a_vocabulary_of_its_own_reads_the_texts_by_it(capsys, fold
     assert "0 of 200 texts need a label" in said.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "name", "part"),
     [
@@ -237,6 +240,7 @@ def test_where_results_can_not_be_written_nothing_is_computed(capsys, folder, tm
         assert (said.code, str(tmp_path / place) in said.problem) == (2, True), said.err
 
 
+@pytest.mark.slow
 def test_what_can_not_be_used_is_said_in_one_line(capsys, folder, tmp_path):
     def refused(*words):
         said = called(capsys, *words)

@@ -12,6 +12,8 @@ from hf_headprune.shrink.surgery import prune_model_
 from tests.support.command_line import called
 from tests.support.models import tiny_bert
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -56,6 +56,7 @@ def saved(certificate, dense, pruned, rows, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_verify_reaches_every_level_with_models_and_data(saved, capsys):
     result = called(capsys, "verify", saved / "pruned", "--dense", saved / "dense", "--data", saved / "data.jsonl")
     assert result.code == 0, result.out

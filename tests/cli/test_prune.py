@@ -69,6 +69,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 def test_search_finds_the_plan_that_prune_saves_and_writes_no_weights(capsys, classifier, tmp_path):
     data = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv", "--max-drop", "0.2"]
     found, pruned = tmp_path / "found", tmp_path / "pruned"
@@ -91,6 +92,7 @@ def test_search_finds_the_plan_that_prune_saves_and_writes_no_weights(capsys, cl
     assert (said.code, "No such option" in said.problem) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_input_is_pruned_to_a_size(capsys, tmp_path, kind):
     save, name, rows = KINDS[kind]
@@ -146,6 +148,7 @@ def test_a_search_holds_half_of_the_validation_examples_back(capsys, classifier,
     assert "there are no unseen examples to certify on" in called(capsys, *words, tmp_path / "new", *few).problem
 
 
+@pytest.mark.slow
 def test_only_what_is_certified_at_a_level_is_saved(capsys, classifier, tmp_path, monkeypatch):
     out = tmp_path / "out"
     files = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv"]
@@ -208,6 +211,7 @@ def test_a_size_in_megabytes_is_that_of_the_file(capsys, classifier, tmp_path):
     assert json.loads(said.out)["size_mb"] == size
 
 
+@pytest.mark.slow
 def test_the_vocabulary_is_cut_and_certified_with_the_rest(capsys, classifier, tmp_path):
     """The dense model reads the texts by its own tokenizer, the pruned one by its smaller one."""
     out, train, dev = tmp_path / "out", classifier / "train.csv", classifier / "dev.csv"
@@ -241,6 +245,7 @@ def test_the_vocabulary_is_cut_and_certified_with_the_rest(capsys, classifier, t
     assert PruningPlan.of(AutoModelForSequenceClassification.from_pretrained(tmp_path / "sized")).num_kept_ffn > 64
 
 
+@pytest.mark.slow
 def test_several_densities_give_a_folder_each_and_one_table(capsys, classifier, tmp_path, monkeypatch):
     out = tmp_path / "out"
     words = ["prune", classifier / "model", out, "--train", classifier / "train.csv", "--density", "0.25,0.75"]

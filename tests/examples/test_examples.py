@@ -19,6 +19,8 @@ from hf_headprune.tasks.windows import check_questions, token_span
 from tests.support.models import save_narrow_minilm
 from tests.support.processes import run, run_here
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 PRUNABLE_TYPE = "prunable_bert"

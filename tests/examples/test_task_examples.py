@@ -12,7 +12,10 @@ import pytest
 
 from tests.examples.test_examples import load
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 SCRIPTS = {
     "translation": ("test_bleu", "test_chrf"),
     "summarization": ("test_rouge1", "test_rougeL"),

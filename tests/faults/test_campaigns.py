@@ -9,6 +9,8 @@ import pytest
 from benchmarks.faults import disks, endurance, kills, mutations
 from benchmarks.faults.campaign import forked, run
 
+pytestmark = pytest.mark.slow
+
 GOOD = {
     "kills": {"ended as the unbroken run"},
     "mutations": {"a result or a refusal in words", "an error of our own"},

@@ -19,6 +19,8 @@ from tests.support.models import tiny_bart, tiny_bert
 from tests.support.processes import both
 from tests.support.trainers import logits_of, trainer_of
 
+pytestmark = pytest.mark.slow
+
 MODES = ("default", "costs", "gates", "movement")
 
 

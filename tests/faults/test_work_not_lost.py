@@ -67,6 +67,7 @@ def by_two_columns(rows):
 COLLATORS = {by_label: of_label, by_text: of_text, by_two_columns: of_two_columns}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collate", COLLATORS)
 @every_mode
 def test_a_collator_of_the_users_is_given_the_columns_that_it_reads(tmp_path, collate, mode):
@@ -110,6 +111,7 @@ def nested(rows):
     return {"query": {"input_ids": ids}, "passage": {"input_ids": ids.flip(1)}, "names": ["x"] * len(rows)}
 
 
+@pytest.mark.slow
 def test_nested_batches_are_scored(tmp_path):
     trainer = trainer_of(
         tmp_path,
@@ -171,6 +173,7 @@ def test_what_would_fail_after_training_fails_at_the_first_step(tmp_path, mode, 
     assert counter.steps <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "density"])
 def test_activations_that_a_hook_keeps_cost_no_training(tmp_path, mode):
     model = tiny_bert()
@@ -183,6 +186,7 @@ def test_activations_that_a_hook_keeps_cost_no_training(tmp_path, mode):
     assert callback.result is not None
 
 
+@pytest.mark.slow
 def test_a_rehearsal_changes_nothing_of_the_run(tmp_path, monkeypatch):
     def weights(folder):
         torch.manual_seed(3)
@@ -213,6 +217,7 @@ def cut_weights(folder):
     file.write_bytes(file.read_bytes()[:5000])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut_state, no_state, cut_weights])
 def test_half_of_a_checkpoint_does_not_block_a_resume(tmp_path, damage, caplog):
     settings = {"save_strategy": "steps", "save_steps": 4}
@@ -230,6 +235,7 @@ def test_half_of_a_checkpoint_does_not_block_a_resume(tmp_path, damage, caplog):
     assert "checkpoint-8 is half of a checkpoint" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_with_nothing_but_halves_begins_anew(tmp_path):
     (tmp_path / "checkpoint-4").mkdir()
     counter = CountSteps()

@@ -61,6 +61,7 @@ def test_every_declared_family_has_a_tiny_model_for_these_tests():
     assert set(TINY_FAMILIES) == set(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", FAMILY_NAMES)
@@ -77,6 +78,7 @@ def test_masked_equals_pruned_equals_reloaded_for_any_plan(name, attention, dtyp
     holds()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "attention"), OTHERS)
 def test_masked_equals_pruned_equals_reloaded(name, attention, tmp_path):
     for seed, dtype in ((0, torch.float32), (1, torch.bfloat16)):

@@ -423,6 +423,7 @@ def test_one_answer_that_rounding_turned_is_only_noted(certificate, dense, prune
     assert "1 examples score differently" in found.notes[0]
 
 
+@pytest.mark.slow
 def test_one_answer_that_turns_the_verdict_is_named(certificate, dense, pruned, rows):
     drop = turning_drop(certificate.evidence.regressions, certificate.evidence.improvements)
     forgery = one_less_broken(certificate, dataclasses.replace(certificate.claim, max_drop=drop))
@@ -730,6 +731,7 @@ def test_a_metric_in_percent_is_refused(two_models, rows):
         certify(*two_models, rows, metric=metric)
 
 
+@pytest.mark.slow
 def test_a_corpus_metric_gets_a_bootstrap_that_says_so(two_models, rows):
     generator = np.random.default_rng(0)
     gold = generator.integers(0, 2, NUM_EXAMPLES)
@@ -816,6 +818,7 @@ def plans(dense):
     return [without(full, heads) for heads in ([1], [1, 2], [0, 1, 2, 3])]
 
 
+@pytest.mark.slow
 def test_plans_are_tested_in_order_and_none_after_the_first_failure(dense, plans, data):
     path = certify_path(dense, plans, data, max_drop=0.4)
     p_values = []

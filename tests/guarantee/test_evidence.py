@@ -97,6 +97,7 @@ def test_draws_that_drop_by_just_as_much_as_the_claim_are_counted_against_it():
     assert bootstrap_p_value(np.array([0.0, 0.0, 0.09]), 0.1) == 1 / 4
 
 
+@pytest.mark.slow
 def test_every_number_of_a_binary_claim_is_at_the_level_that_it_has():
     claim = Claim("accuracy", "binary", 0.02, 0.05, 0.0125)
     evidence = evidence_of_counts(Counts(1821, 34, 42, 1500), claim)

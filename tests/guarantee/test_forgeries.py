@@ -21,6 +21,8 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
 from tests.guarantee.test_certificate import classifier, examples, names, without
 
+pytestmark = pytest.mark.slow
+
 NUM_EXAMPLES = 40
 WRONG = (float("nan"), float("inf"), -1, 0, 1, 2, 10**6, 10**30, 10**400, 1e300, 0.5, "x", "", None, [], {}, True, [1])
 NEW = ("labelled", "changed", "unlabelled", "dataset", "column", "value", "num_promises", "stops_early", "unused")

@@ -750,6 +750,7 @@ def test_a_loss_without_outputs_is_refused(tmp_path, returned, received):
         train_one_step(tmp_path, student, _rows(batch), Distillation(teacher), trainer_class=Bare)
 
 
+@pytest.mark.slow
 def test_two_processes_step_as_one_does(tmp_path):
     both("tests.support.distillation_script", tmp_path)
     found = torch.load(tmp_path / "weights.pt")

@@ -136,6 +136,7 @@ def test_the_cut_computes_what_evaluation_computed(tmp_path):
     torch.testing.assert_close(logits_of(trainer.model), seen[0], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [3, 4, 6])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, killed_after):
     def build(folder, *others):

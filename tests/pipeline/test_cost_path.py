@@ -56,6 +56,7 @@ def accuracy(model, rows):
         return float((model(**batch).logits.argmax(-1) == batch["labels"]).float().mean())
 
 
+@pytest.mark.slow
 def test_plans_of_one_order_are_nested_and_meet_their_densities(trained):
     losses = ExampleLosses(trained, learnable(64, seed=1), 64, 0)
     settings = SecondOrder(density=0.1, tuning=replace(SecondOrder(density=0.1).tuning, width_multiple=8))
@@ -66,6 +67,7 @@ def test_plans_of_one_order_are_nested_and_meet_their_densities(trained):
         assert all(set(smaller.kept(site)) <= set(larger.kept(site)) for site in refit.blocks)
 
 
+@pytest.mark.slow
 def test_the_smallest_plan_that_passes_is_returned_with_its_certificate(trained):
     dev = learnable(500, seed=2)
     result = search_plan(trained, dev, calibration=learnable(200, seed=1), max_drop=0.05, progress=False)

@@ -36,6 +36,7 @@ def ladder(trained):  # noqa: F811
     return plan_ladder(trained, TRAIN, ASKED, certify=TEST, max_drop=0.1, latency=QUICK)
 
 
+@pytest.mark.slow
 def test_each_rung_is_that_of_its_size_alone(trained, ladder):  # noqa: F811
     assert ladder.densities == (0.75, 0.25, 0.05)
     for larger, smaller in itertools.pairwise(ladder.rungs):

@@ -22,6 +22,8 @@ from tests.support.families import made
 from tests.support.models import tiny_bert
 from tests.support.trainers import labelled_rows
 
+pytestmark = pytest.mark.slow
+
 NEEDS = ("onnx", "onnxruntime", "onnxscript")
 
 

@@ -10,6 +10,8 @@ from tests.support.fresh_process import fresh
 from tests.support.hub import local_hub
 from tests.support.models import text_inputs
 
+pytestmark = pytest.mark.slow
+
 UPLOAD = """
 import logging, os, torch
 from huggingface_hub import upload_file

@@ -55,6 +55,7 @@ def test_a_drop_is_said_with_what_decided():
     assert found.method == "A* search over heads and FFN units"
 
 
+@pytest.mark.slow
 def test_that_a_model_was_pruned_earlier_is_said_wherever_it_is_pruned_again(tmp_path):
     def cut():
         return prune_model_(tiny_bert(), plan_for_budget(tiny_bert(), TRAIN, kept_heads=4))
@@ -78,6 +79,7 @@ def test_each_rung_of_a_ladder_says_its_own_density():
     assert [rung.report.recipe.budget for rung in ladder.rungs] == ["density=0.7", "density=0.4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

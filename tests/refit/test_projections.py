@@ -115,6 +115,7 @@ def test_without_any_head_the_mean_of_what_is_lost_stays_in_the_bias(case):
         torch.testing.assert_close(output.bias.double(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wide_band")
 @pytest.mark.parametrize("half_precision", [False, True])
 def test_a_probe_has_the_verdict_of_the_plain_evaluation(half_precision):

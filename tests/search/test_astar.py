@@ -486,6 +486,7 @@ def test_masks_and_sets_of_units_are_the_same_thing(units):
     assert units_of(to_mask(units)) == tuple(sorted(units))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_evaluations(tmp_path):
     num_examples = 20_000
     retained = {}

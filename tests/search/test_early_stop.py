@@ -50,6 +50,7 @@ CLASSIFIERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
     model = CLASSIFIERS[name]()
@@ -307,6 +308,7 @@ def plain_and_rounded(model, batches, **chosen):
     return ExampleEvaluator(model, batches), ExampleEvaluator(model, batches, settings=chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wide_band")
 def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
     model = classifier()
@@ -336,6 +338,7 @@ def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
     assert next(model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precision(monkeypatch):
     monkeypatch.setattr(
         "hf_headprune.search.evaluation.screening.rough_band", lambda *_: 1e9
@@ -362,6 +365,7 @@ def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precisio
     assert rejected > 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wide_band")
 def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_decide():
     model = classifier()
@@ -475,6 +479,7 @@ def test_small_models_and_other_precisions_have_no_rounded_twin():
     assert evaluator._stopper._screening is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wide_band")
 def test_a_search_with_a_rounded_twin_returns_what_was_measured_exactly():
     model = classifier()

@@ -15,6 +15,8 @@ from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.problem import Question
 from tests.support.classifiers import batches_of, classifier, decided, examples
 
+pytestmark = pytest.mark.slow
+
 FOLDER = str(Path(hf_headprune.search.evaluation.__file__).parent)
 RESTORING = {"open", "restore"}  # they put back; an interrupt inside them is one too many
 

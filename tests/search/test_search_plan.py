@@ -31,6 +31,7 @@ def brute_force(model, evaluator, start, max_drop):
     return next(plan.num_removed_heads for plan in plans if evaluator(plan).metric >= threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 4, 5, 6])
 def test_plan_of_a_live_model_is_the_true_optimum(seed):
     model = classifier(seed)
@@ -130,6 +131,7 @@ def test_result_is_written_as_json():
     }
 
 
+@pytest.mark.slow
 def test_killed_search_continues_and_a_changed_model_is_refused(tmp_path):
     model, path = classifier(), tmp_path / "search.jsonl"
     dataset = own_examples(model)

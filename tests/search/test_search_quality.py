@@ -104,6 +104,7 @@ def trained():
     return model.eval(), rows[:400], rows[400:]
 
 
+@pytest.mark.slow
 def test_costs_order_units_of_a_trained_model_better_than_chance(trained):
     model, train, dev = trained
     anatomy, full, chosen = anatomy_of(model), PruningPlan.of(model), settings(ffn_chunk=32)

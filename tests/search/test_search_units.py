@@ -203,6 +203,7 @@ def test_heads_alone_leave_the_ffn_and_chunks_alone_the_heads():
     assert [found.plan_of(found.history[0]) for found in (heads, ffn)] == [start, start]
 
 
+@pytest.mark.slow
 def test_optimum_over_heads_and_chunks_of_a_live_model_is_the_true_one():
     model = classifier(num_hidden_layers=1)
     dataset = own_examples(model)

@@ -48,6 +48,7 @@ def dense_adapter(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_merged_adapter_is_pruned_with_its_base():
     live = adapted(tiny_bert(), task_type="SEQ_CLS", **EVERYWHERE)
     with torch.no_grad():
@@ -82,6 +83,7 @@ def every_other_unit(model, *, emptied=()):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -136,6 +138,7 @@ def test_blocks_that_lose_all_units_lose_their_adapter(excluded, tmp_path):
     torch.testing.assert_close(logits_of(again), expected)
 
 
+@pytest.mark.slow
 def test_a_refit_for_base_and_adapter_goes_into_the_base(tmp_path):
     live = adapted(tiny_bert(), task_type="SEQ_CLS", **EVERYWHERE)
     found = plan_for_budget(merged_copy(live), labelled_rows(16, 0), density=0.6)

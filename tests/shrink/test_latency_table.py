@@ -17,6 +17,7 @@ from tests.support.searches import settings
 QUICK = LatencySettings(batch_size=2, seq_len=16, runs=5)
 
 
+@pytest.mark.slow
 def test_table_holds_every_block_and_searches_its_model():
     model = tiny_bert(num_labels=NUM_LABELS, hidden_size=256, intermediate_size=2048).eval()  # FFNs take long
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -37,6 +38,7 @@ def test_table_holds_every_block_and_searches_its_model():
     assert result.gain == pytest.approx(sum(table[site.name][site.units] for site in anatomy.ffn_sites) - left)
 
 
+@pytest.mark.slow
 def test_table_of_a_pruned_encoder_decoder_lists_what_it_has():
     model = tiny_marian()
     full = PruningPlan.of(model)
@@ -44,6 +46,7 @@ def test_table_of_a_pruned_encoder_decoder_lists_what_it_has():
     assert table.keys() == full.num_heads.keys() | full.num_ffn.keys()
 
 
+@pytest.mark.slow
 def test_blocks_of_one_kind_share_the_difference_and_a_block_without_units_is_left_out(monkeypatch):
     model = tiny_bert(num_hidden_layers=3)
     plan = PruningPlan.of(model)

@@ -136,6 +136,7 @@ def auto_classes():
     return [getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModel")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_auto_class_of_the_dense_model_knows_the_pruned_one(family, auto_classes):
     config_class = prunable_config(family)

@@ -109,6 +109,7 @@ def from_hub(checkpoints, clean_python, tmp_path_factory):
         return read_elsewhere(clean_python("torch"), checkpoints, home, OWNER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_family_loads_elsewhere_and_computes_the_same(name, elsewhere):
     found = elsewhere[name]
@@ -118,6 +119,7 @@ def test_every_family_loads_elsewhere_and_computes_the_same(name, elsewhere):
     assert found.get("again", 0.0) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_family_loads_from_a_hub_where_there_are_torch_and_transformers_alone(name, from_hub):
     found = from_hub[name]
@@ -159,6 +161,7 @@ def test_where_the_package_is_imported_its_own_classes_are_preferred(folder):
         assert type(model.config).__module__.startswith("hf_headprune.")
 
 
+@pytest.mark.slow
 def test_without_the_package_and_without_trust_the_error_names_the_argument(folder):
     script = """
 from transformers import AutoModelForSequenceClassification
@@ -170,6 +173,7 @@ except ValueError as error:
     assert "trust_remote_code=True" in fresh(script, str(folder))["error"]
 
 
+@pytest.mark.slow
 def test_code_that_is_read_before_the_package_is_imported_goes_on_working(folder):
     script = """
 from transformers import AutoConfig, AutoModelForSequenceClassification

@@ -50,6 +50,7 @@ def test_a_second_cut_keeps_the_numbering_of_the_dense_model(folder, tmp_path):
     assert all(map(torch.equal, once.state_dict().values(), again.state_dict().values()))
 
 
+@pytest.mark.slow
 def test_every_family_composes_two_cuts(any_model, any_inputs):
     dense, first = copy.deepcopy(any_model), PruningPlan.of(any_model)
     heads, units = next(iter(first.kept_heads)), next(iter(first.kept_ffn))

@@ -301,6 +301,7 @@ def test_a_model_that_computes_its_ffn_in_chunks_is_cut():
     assert model(torch.zeros(1, 16, dtype=torch.long)).logits.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["wrapped", "in place"])
 def test_a_compiled_model_is_masked_and_restored(how):
     model, inputs = tiny_bert().eval(), text_inputs()
@@ -334,6 +335,7 @@ def test_a_causal_bert_generates_what_its_masked_one_does():
     assert expected.shape == (2, 11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_bert, tiny_distilbert, tiny_marian])
 def test_a_compiled_pruned_model_computes_the_same_in_one_graph(make):
     model = make()

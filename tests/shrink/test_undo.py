@@ -70,6 +70,7 @@ def stopped(module, name, call, verb, *given):
             verb(*given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ctrl_c_in_any_step_leaves_the_model_as_it_was(name):
     model, inputs = made(name)
@@ -116,6 +117,7 @@ def test_the_whole_that_a_body_belongs_to_says_again_what_it_said():
         kept.check(model)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT reads it
 def test_adapters_are_what_they_were():
     peft = pytest.importorskip("peft", reason="PEFT is not installed")

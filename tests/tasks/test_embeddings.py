@@ -67,6 +67,7 @@ def test_pairs_are_ranked_by_the_similarity_of_their_texts(model):
     assert scorer_for(model, "spearman").aggregate(found) == pytest.approx(spearmanr(labels, near).statistic, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_projections_are_the_same_in_batches_of_any_size_and_their_squares_are_the_curvature(model):
     rows = texts(12)
     weight = model.encoder.layer[0].attention.output.dense.weight
@@ -94,6 +95,7 @@ def test_a_budget_is_met_without_labels_and_the_refit_keeps_embeddings_nearer(mo
     assert cut < refitted < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [None, "a star"])
 def test_the_smallest_model_with_near_embeddings_is_found_and_certified_without_labels(model, search):
     how = {"max_drop": 0.1} if search is None else {"search": AStarSearch(max_drop=0.1, max_evaluations=12)}
@@ -113,6 +115,7 @@ def test_the_smallest_model_with_near_embeddings_is_found_and_certified_without_
     assert any("needs the dense model" in words for words in alone.skipped)
 
 
+@pytest.mark.slow
 def test_a_path_and_its_certificate_compare_with_the_same_embeddings(model):
     full = PruningPlan.of(model)
     first, second = full.kept_heads
@@ -127,6 +130,7 @@ def test_a_path_and_its_certificate_compare_with_the_same_embeddings(model):
         assert found == pytest.approx(np.mean(similarities(other, pruned, rows)), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_certify_their_correlation_by_a_bootstrap(model):
     plan = PruningPlan.of(model)
     pruned = prune_model_(plain_copy(model), plan.replace(kept_heads={next(iter(plan.kept_heads)): [0, 1, 2]}))

@@ -38,6 +38,7 @@ def case():
     return model, rows, word_tokenizer()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_one_example_after_the_other(case):
     model, rows, tokenizer = case
     found = scores_of(model, rows, "chrf", Batching(tokenizer, batch_size=7))
@@ -53,6 +54,7 @@ def test_scores_are_those_of_one_example_after_the_other(case):
     assert len({*found.tolist()}) > 3
 
 
+@pytest.mark.slow
 def test_it_is_certified_and_searched_by_name(case):
     model, rows, tokenizer = case
     data = CertificationData(rows, batching=Batching(processing_class=tokenizer))

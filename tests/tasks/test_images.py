@@ -46,6 +46,7 @@ def test_images_are_scored_one_by_one(model, batch_size):
     assert metrics_of(model)[0] == "accuracy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [None, AStarSearch(max_drop=0.4, max_evaluations=10)], ids=["costs", "a star"])
 def test_the_smallest_classifier_of_images_is_found_and_certified(model, search):
     how = {"max_drop": 0.4} if search is None else {"search": search}
@@ -63,6 +64,7 @@ def test_a_budget_is_met_on_images(model):
     assert result.report.linear_density == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_callbacks_defaults_prune_and_certify_a_classifier_of_images(model, tmp_path):
     how = {"max_steps": 3, "per_device_train_batch_size": 8, "save_strategy": "no", "report_to": "none"}
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, **how)

@@ -32,6 +32,7 @@ def batches_of(model, dataset):
     return length_sorted_batches(ModelExamples(dataset, model), PadRight(model.config.pad_token_id), batch_size=7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_the_metric_is_that_of_one_example_after_the_other(name):
     model, dataset, task = task_of(name)
@@ -60,6 +61,7 @@ def test_where_a_twin_in_bf16_turns_tags_it_was_sure_of_nothing_is_taken_from_it
     np.testing.assert_allclose(found.margins, plain(plan).margins, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("cache_mib", [0, 64])
 def test_probes_have_the_verdicts_of_whole_evaluations(name, cache_mib):
