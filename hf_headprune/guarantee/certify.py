@@ -278,12 +278,13 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
             num_candidates=num_candidates,
         )
         promises = promises_of((dense, pruned), dataset, metric, each, asked, labels=labels)
+        _check_not_chosen_by({promise.split for promise in promises}, pruned, record_of(pruned), num_candidates)
         return _of_several(promises, dense, pruned, dataset, reference_name)
     split = ScoredSplit(data_of(dataset, labels), metric, first_reader((dense, pruned)), seen=(dense, pruned))
     _check_stop(split, path, stop_early=stop_early)
     dense_record, pruned_record = record_of(dense), record_of(pruned)  # what has none is refused before it is run
     if path is None:
-        _check_not_chosen_by(split, pruned, pruned_record, num_candidates)
+        _check_not_chosen_by({split.prints.sha256()}, pruned, pruned_record, num_candidates)
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
     elif not isinstance(path, CertifiedPath) or num_candidates != 1:
         raise InvalidSettingError(
@@ -368,7 +369,7 @@ def _check_stop(split: ScoredSplit, path: CertifiedPath | None, *, stop_early: b
         )
 
 
-def _check_not_chosen_by(split: ScoredSplit, pruned: Any, record: ModelRecord, num_candidates: int) -> None:
+def _check_not_chosen_by(splits: set[str], pruned: Any, record: ModelRecord, num_candidates: int) -> None:
     """Sees by the certificate that a model has that its examples have not chosen it, unless that is said.
 
     Raises:
@@ -381,7 +382,7 @@ def _check_not_chosen_by(split: ScoredSplit, pruned: Any, record: ModelRecord, n
         earlier = None if text is None else Certificate.from_json(text)
     except CertificateError:  # whoever reads it is told
         return
-    if earlier is None or (earlier.split, earlier.pruned.weights) != (split.prints.sha256(), record.weights):
+    if earlier is None or earlier.pruned.weights != record.weights or earlier.split not in splits:
         return
     among = earlier.claim.num_candidates if earlier.path is None else earlier.path.planned
     if is_number(num_candidates) and 1 <= num_candidates < among:
