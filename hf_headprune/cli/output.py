@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.shrink.saved_plan import PLAN_NAME
@@ -108,10 +109,11 @@ class OutputFolder:
         """Yields an empty folder beside it that takes its place if the block ends without an error.
 
         Raises:
+            InvalidSettingError: Something was written there meanwhile; what was made is kept beside it.
             OSError: It can't be written.
         """
         parent = next(folder for folder in self.path.resolve().parents if folder.is_dir())
-        staging = parent / f".{self.path.resolve().name}.{os.getpid()}.partial"
+        staging = parent / f".{self.path.resolve().name}.{uuid4().hex[:8]}.partial"  # a kill leaves it
         staging.mkdir()
         try:
             yield staging
@@ -122,6 +124,11 @@ class OutputFolder:
     def _replace_by(self, staging: Path) -> None:
         target = self.path.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.overwrite and target.exists() and (target.is_file() or any(target.iterdir())):
+            kept = staging.rename(target.with_name(f"{target.name}-{uuid4().hex[:8]}"))
+            raise InvalidSettingError(
+                f"{self.path}: something was written there meanwhile, and stays. What was made is in {kept}."
+            )
         old = staging.with_suffix(".replaced")
         if target.exists():
             target.rename(old)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan, RefittedPlan, refitted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PlanOrResult
 
 ROUND_OFF = 1e-9
+CHOSEN_BY = "headprune_chosen_by"  # attribute of a model: certificates whose examples have chosen it
 Opened = Callable[[Any, Any], AbstractContextManager[Any]]
 
 
@@ -278,13 +279,14 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
             num_candidates=num_candidates,
         )
         promises = promises_of((dense, pruned), dataset, metric, each, asked, labels=labels)
-        _check_not_chosen_by({promise.split for promise in promises}, pruned, record_of(pruned), num_candidates)
+        looked_at = {key for promise in promises for key in promise.examples.key_list()}
+        _check_not_chosen_by(looked_at, pruned, record_of(pruned), num_candidates)
         return _of_several(promises, dense, pruned, dataset, reference_name)
     split = ScoredSplit(data_of(dataset, labels), metric, first_reader((dense, pruned)), seen=(dense, pruned))
     _check_stop(split, path, stop_early=stop_early)
     dense_record, pruned_record = record_of(dense), record_of(pruned)  # what has none is refused before it is run
     if path is None:
-        _check_not_chosen_by({split.prints.sha256()}, pruned, pruned_record, num_candidates)
+        _check_not_chosen_by(split.prints.keys, pruned, pruned_record, num_candidates)
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
     elif not isinstance(path, CertifiedPath) or num_candidates != 1:
         raise InvalidSettingError(
@@ -369,32 +371,49 @@ def _check_stop(split: ScoredSplit, path: CertifiedPath | None, *, stop_early: b
         )
 
 
-def _check_not_chosen_by(splits: set[str], pruned: Any, record: ModelRecord, num_candidates: int) -> None:
-    """Sees by the certificate that a model has that its examples have not chosen it, unless that is said.
+def _check_not_chosen_by(keys: Iterable[bytes], pruned: Any, record: ModelRecord, num_candidates: int) -> None:
+    """Sees by the certificates that a model has, or had, that no example has helped to choose it, unless that is said.
 
     Raises:
-        DataLeakError: They have.
+        DataLeakError: One has.
     """
-    text = None if is_external(pruned) else getattr(bare(pruned), "headprune_certificate", None)
-    if text is None and isinstance(pruned, str | Path) and (file := Path(pruned).with_name(CERTIFICATE_NAME)).is_file():
-        text = read_text(file)
-    try:
-        earlier = None if text is None else Certificate.from_json(text)
-    except CertificateError:  # whoever reads it is told
-        return
-    if earlier is None or earlier.pruned.weights != record.weights or earlier.split not in splits:
-        return
-    among = earlier.claim.num_candidates if earlier.path is None else earlier.path.planned
-    if is_number(num_candidates) and 1 <= num_candidates < among:
-        raise DataLeakError(
-            f"certify: these examples have chosen the model among {among}, as its certificate says, so what they "
-            f"show is too good. Pass other examples, or num_candidates={among}, which allows for the choice."
-        )
+    asked = {*keys}
+    for earlier in _certificates_of(pruned):
+        among = _chosen_among(earlier)
+        is_new = earlier.pruned.weights != record.weights or asked.isdisjoint(earlier.examples.key_list())
+        if not is_new and is_number(num_candidates) and 1 <= num_candidates < among:
+            raise DataLeakError(
+                f"certify: these examples have chosen the model among {among}, as a certificate of it says, so what "
+                f"they show is too good. Pass other examples, or num_candidates={among}, which allows for the choice."
+            )
+
+
+def _chosen_among(certificate: Certificate) -> int:
+    return certificate.claim.num_candidates if certificate.path is None else certificate.path.planned
+
+
+def _certificates_of(pruned: Any) -> Iterator[Certificate]:
+    """Yields the certificates that a model carries, and those in its folder, earlier ones too."""
+    texts: list[str] = []
+    folder = Path(pruned).parent if isinstance(pruned, str | Path) else None
+    if not is_external(pruned):
+        model = bare(pruned)
+        texts += [text for text in (getattr(model, "headprune_certificate", None),) if text is not None]
+        texts += getattr(model, CHOSEN_BY, ())
+        folder = Path(getattr(model, "name_or_path", "") or CERTIFICATE_NAME)
+    if folder is not None and folder.is_dir():
+        texts += [read_text(file) for file in sorted(folder.glob(f"{CERTIFICATE_NAME}*"))]
+    for text in texts:
+        with suppress(CertificateError):  # whoever reads a damaged one is told
+            yield Certificate.from_json(text)
 
 
 def _attached(pruned: Any, certificate: Certificate) -> Certificate:
     if not is_external(pruned):
-        attach_certificate_(bare(pruned), certificate.to_json())
+        model = bare(pruned)
+        chosen_by = [it.to_json() for it in _certificates_of(model) if _chosen_among(it) > 1]
+        setattr(model, CHOSEN_BY, tuple(dict.fromkeys(chosen_by)))
+        attach_certificate_(model, certificate.to_json())
     return certificate
 
 

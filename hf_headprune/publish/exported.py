@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,14 +123,16 @@ def _token_types(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, tor
 
 
 @contextmanager
-def removed_after_errors(file: Path) -> Iterator[None]:
-    """Removes a file, and what belongs to it, if the `with` block that writes and checks it ends with an error."""
-    try:
-        yield
-    except BaseException:
-        for written in file.parent.glob(f"{file.stem}.*"):
-            written.unlink()
-        raise
+def checked_before_it_counts(file: Path) -> Iterator[Path]:
+    """Yields where a file is to be written and checked; it gets its name once the `with` block ends without an error.
+
+    What else lies there, such as an earlier file, is left alone until then.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=file.parent, prefix=".") as folder:
+        yield Path(folder, file.name)
+        for written in sorted(Path(folder).iterdir()):
+            written.replace(file.with_name(written.name))
 
 
 @contextmanager

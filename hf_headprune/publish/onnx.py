@@ -9,9 +9,9 @@ from hf_headprune.masking import evaluating
 from hf_headprune.publish.exported import (
     Exported,
     check_exportable,
+    checked_before_it_counts,
     compared,
     imported,
-    removed_after_errors,
     silenced,
     traced_inputs,
     write_dense_config,
@@ -52,7 +52,6 @@ def export_onnx(
     needed = ("transformers.exporters", "onnxruntime", "onnx_ir", "onnx_ir.passes.common")
     exporters, runtime, ir, passes = (imported(it, where="export_onnx", extra="onnx") for it in needed)
     file = Path(path, FILE)
-    file.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"dynamic": True}
     if int8:
         options["quantizer"] = exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig())
@@ -61,9 +60,9 @@ def export_onnx(
             model, traced_inputs(model, inputs), config=exporters.OnnxConfig(**options)
         )
     passes.ClearMetadataAndDocStringPass()(exported.program)  # stack traces, with paths of this machine
-    with removed_after_errors(file):
-        ir.save(exported.program, str(file))  # one file, so that its sha256 is about the weights, too
-        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    with checked_before_it_counts(file) as partial:
+        ir.save(exported.program, str(partial))  # one file, so that its sha256 is about the weights, too
+        session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
         names = [it.name for it in session.get_inputs()]
         found = compared(model, file, lambda given: session.run(None, {name: given[name] for name in names})[0], inputs)
         if not int8:

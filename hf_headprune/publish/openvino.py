@@ -10,9 +10,9 @@ from hf_headprune.masking import evaluating
 from hf_headprune.publish.exported import (
     Exported,
     check_exportable,
+    checked_before_it_counts,
     compared,
     imported,
-    removed_after_errors,
     silenced,
     traced_inputs,
     write_dense_config,
@@ -54,7 +54,6 @@ def export_openvino(
     needed = ("transformers.exporters", "openvino", "openvino.frontend")
     exporters, runtime, frontend = (imported(name, where="export_openvino", extra="openvino") for name in needed)
     file = Path(path, FILE)
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with evaluating(model), silenced():
             exported = exporters.OpenVINOExporter().export(
@@ -66,9 +65,9 @@ def export_openvino(
             f"export_openvino: OpenVINO can't convert this {type(model).__name__}: {reason}. It does not take a "
             "decoder with a block that has no heads left: keep one head in each, or write an ONNX file (export_onnx)."
         ) from error
-    with removed_after_errors(file):
-        runtime.save_model(exported.program, str(file), compress_to_fp16=False)
-        compiled = runtime.Core().compile_model(str(file), "CPU", IN_FP32)
+    with checked_before_it_counts(file) as partial:
+        runtime.save_model(exported.program, str(partial), compress_to_fp16=False)
+        compiled = runtime.Core().compile_model(str(partial), "CPU", IN_FP32)
         names = [it.get_any_name() for it in compiled.inputs]
         found = compared(model, file, lambda given: compiled({name: given[name] for name in names})[0], inputs)
         found.check_equal("export_openvino")

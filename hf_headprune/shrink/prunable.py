@@ -50,7 +50,7 @@ from hf_headprune.shrink.shared_bias import write_heads_of_bias_
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import nn
 
@@ -188,7 +188,7 @@ class PrunableModel:
         With `push_to_hub=True` the model is uploaded as its `push_to_hub` does it, and no other file of the folder.
 
         Raises:
-            InvalidSettingError: A `state_dict` is to be uploaded.
+            InvalidSettingError: A `state_dict` is to be uploaded, or is that of a model of other sizes.
         """
         if push_to_hub and state_dict is not None:
             raise InvalidSettingError(
@@ -196,6 +196,7 @@ class PrunableModel:
                 "state_dict in place of them. Save it here, load the folder, and call push_to_hub on what was loaded."
             )
         model: Any = self
+        _check_shapes(model, state_dict)
         options = _options_of_upload(kwargs)
         kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
@@ -249,6 +250,22 @@ class PrunableModel:
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
         """Does nothing: each checkpoint is saved with the code that the Auto classes need, for all of them."""
+
+
+def _check_shapes(model: Any, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+    """Sees that weights that are saved in place of the model's own are those of a model of its sizes.
+
+    Raises:
+        InvalidSettingError: They are not, so the checkpoint could not be loaded.
+    """
+    own = {} if state_dict is None else model.state_dict()
+    for name, tensor in (state_dict or {}).items():
+        shapes = [tuple(getattr(it, "shape", ())) for it in (own.get(name, tensor), tensor)]
+        if shapes[0] != shapes[1] and 0 not in shapes[0]:  # empty where the weights are gathered from processes
+            raise InvalidSettingError(
+                f"{type(model).__name__}.save_pretrained: state_dict is of another model: {name} has shape {shapes[1]} "
+                f"there and {shapes[0]} here. Pass the weights of this model, or leave state_dict out."
+            )
 
 
 @contextmanager

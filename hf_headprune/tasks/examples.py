@@ -239,10 +239,10 @@ class PadRight:
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
         names = [*dict.fromkeys([*examples[0], "attention_mask"])]
         for row in rows:
-            if not set(names) <= row.keys():
+            if row.keys() != set(names):
                 raise InvalidSettingError(
-                    f"examples must all hold {names}, received one with {shown(sorted(row))}. Fill in what is missing, "
-                    "or leave the column out."
+                    f"examples must all hold the same columns, received one with {names} and one with "
+                    f"{shown(list(row))}. Fill in what is missing, or leave the column out."
                 )
             _check_mask(row)
         return {

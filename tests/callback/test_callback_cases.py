@@ -102,13 +102,14 @@ def test_a_resumed_run_must_have_the_budget_of_its_checkpoint(tmp_path, make):
         ({"gates": gates(scoring_examples=8)}, {"gates": gates(scoring_examples=8, estimator="dsp")}),
         ({"gates": gates(scoring_examples=8)}, {"gates": gates(scoring_examples=8, freeze_at=0.9)}),
         ({"gates": gates(scoring_examples=8)}, {"gates": gates(scoring_examples=8, mode="pipelined")}),
+        ({"gates": gates(scoring_examples=8)}, {"gates": gates(scoring_examples=8, ramp_steps=1)}),
         ({"movement": movement(width_multiple=8)}, {"movement": movement(width_multiple=8, freeze_at=0.9)}),
         (
             {"second_order": second_order(density=0.5, width_multiple=8, scoring_examples=8)},
             {"second_order": second_order(density=0.5, width_multiple=8, scoring_examples=8, freeze_at=0.9)},
         ),
     ],
-    ids=["estimator", "freeze_at", "mode", "movement", "second_order"],
+    ids=["estimator", "freeze_at", "mode", "ramp", "movement", "second_order"],
 )
 def test_a_resumed_run_must_have_the_method_and_schedule_of_its_checkpoint(tmp_path, first, other):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}

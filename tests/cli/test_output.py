@@ -52,6 +52,24 @@ def test_overwriting_replaces_the_model_and_its_old_files(tmp_path):
     assert (tmp_path / "model" / "config.json").read_text() == "new"
 
 
+def test_what_comes_into_the_folder_meanwhile_stays_and_the_result_lies_beside_it(tmp_path):
+    output = OutputFolder(tmp_path / "model")
+    output.check([])
+
+    def late():
+        with output.staged() as folder:
+            fill(folder, "new")
+            fill(tmp_path / "model", "of another command")
+
+    with pytest.raises(
+        InvalidSettingError, match=r"something was written there meanwhile, and stays\. What was made is in"
+    ):
+        late()
+    texts = {(tmp_path / path).read_text() for path in contents(tmp_path) if path.endswith("config.json")}
+    assert texts == {"new", "of another command"}
+    assert (tmp_path / "model" / "config.json").read_text() == "of another command"
+
+
 def test_overwriting_spares_what_is_no_model_and_what_is_read(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").touch()

@@ -854,9 +854,12 @@ def test_examples_that_chose_a_model_certify_it_again_only_where_the_choice_coun
     certify(dense, model, data, max_drop=0.4, path=path)
     model.save_pretrained(tmp_path)
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    others = [{**row, "input_ids": row["input_ids"][::-1]} for row in data.dataset]
+    certify(dense, saved, others, max_drop=0.5)  # its certificate takes the place of the one that tells
     for again, how in ((model, {}), (saved, {}), (saved, {"each": "label"})):
-        with pytest.raises(DataLeakError, match=f"have chosen the model among {len(plans)}"):
-            certify(dense, again, data, max_drop=0.5, **how)
+        for part in (data, data.dataset[1:]):
+            with pytest.raises(DataLeakError, match=f"have chosen the model among {len(plans)}"):
+                certify(dense, again, part, max_drop=0.5, **how)
     counted = certify(dense, saved, data, max_drop=0.5, num_candidates=len(plans))
     assert counted.claim.num_candidates == len(plans)
 

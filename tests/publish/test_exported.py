@@ -181,4 +181,11 @@ def test_a_file_that_computes_something_else_is_not_left_behind(pruned, tmp_path
     monkeypatch.setattr(exported, "import_module", stand_ins.get)
     with pytest.raises(HeadPruneError, match="differs from the model by 1 of its largest output"):
         export_onnx(pruned, tmp_path)
-    assert not (tmp_path / "onnx" / "model.onnx").exists()
+    assert not list((tmp_path / "onnx").iterdir())
+    for name in ("model.onnx", "model.int8.onnx"):
+        (tmp_path / "onnx" / name).write_text(f"an earlier {name}")
+    with pytest.raises(HeadPruneError, match="differs from the model by 1 of its largest output"):
+        export_onnx(pruned, tmp_path)
+    assert {file.name: file.read_text() for file in (tmp_path / "onnx").iterdir()} == {
+        name: f"an earlier {name}" for name in ("model.onnx", "model.int8.onnx")
+    }

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from hf_headprune.anatomy import anatomy_of, family_of
-from hf_headprune.errors import InvalidConfigError
+from hf_headprune.errors import InvalidConfigError, InvalidSettingError
 from hf_headprune.families import FAMILIES
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
@@ -199,6 +199,15 @@ def test_a_folder_holds_the_weights_that_were_saved_last_whatever_number_of_file
     ends = {file.name for file in tmp_path.glob("*safetensors*")}
     assert len(ends & {"model.safetensors", "model.mine.safetensors"}) == (sizes[-1] == "1GB")
     assert any("index" in name for name in ends) == (sizes[-1] != "1GB")
+
+
+def test_weights_of_another_model_are_not_saved_in_place_of_its_own(tmp_path):
+    model = pruned(tiny_bert())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InvalidSettingError, match="state_dict is of another model: .* has shape"):
+        model.save_pretrained(tmp_path, state_dict=tiny_bert().state_dict())
+    reloaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(reloaded.classifier.weight, model.classifier.weight)
 
 
 def test_a_plain_checkpoint_replaces_one_of_several_files(tmp_path):

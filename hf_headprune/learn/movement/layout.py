@@ -184,6 +184,7 @@ def budget_of(settings: BlockMovement, layout: tuple[ScoreTensor, ...]) -> tuple
         tuning.counts,
         tuple(map(float, settings.levels)),
         *map(float, (settings.warmup_ratio, settings.freeze_at, settings.refill_ratio)),
+        tuning.ramp_end,
         int(tuning.width_multiple),
         tuning.ranking,
         float(tuning.min_kept),
