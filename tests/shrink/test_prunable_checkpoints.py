@@ -204,7 +204,7 @@ def test_a_folder_holds_the_weights_that_were_saved_last_whatever_number_of_file
 def test_weights_of_another_model_are_not_saved_in_place_of_its_own(tmp_path):
     model = pruned(tiny_bert())
     model.save_pretrained(tmp_path)
-    with pytest.raises(InvalidSettingError, match="state_dict is of another model: .* has shape"):
+    with pytest.raises(InvalidSettingError, match=r"state_dict is of another model: .* has shape"):
         model.save_pretrained(tmp_path, state_dict=tiny_bert().state_dict())
     reloaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(reloaded.classifier.weight, model.classifier.weight)
