@@ -224,8 +224,8 @@ def recovery_section(content: dict[str, Any]) -> Iterator[str]:
     yield "\nThe models of the runs above, pruned to a share of their attention and FFN weights, refitted, and trained"
     yield "on with the fine-tuned model as teacher, as `headprune prune --recover` does. Accuracy on test in percent."
     yield "*time*: CPU seconds of pruning and recovery over those of the training that made the model. *certified*:"
-    yield "runs that are certified on test, at 95 %, to lose less than 1 and 2 points. Rows with two epochs, and sst2 at"
-    yield "10 % without, are of an earlier version, which looked at 1,024 training examples in place of 4,096.\n"
+    yield "runs that are certified on test, at 95 %, to lose less than 1 and 2 points. Rows with two epochs, and sst2"
+    yield "at 10 % without, are of an earlier version, which looked at 1,024 training examples in place of 4,096.\n"
     yield from header("task", "weights", "epochs", "seeds", "dense", "pruned", "drop", "time", "certified")
     for row in content["summary"]:
         numbers = [f"{row[name]['mean']:.2f}" for name in ("dense_test", "test", "drop", "cpu_ratio")]
