@@ -14,7 +14,7 @@ import torch
 
 from hf_headprune._compat import LOADED_FROM
 from hf_headprune._fingerprints import sha256_of
-from hf_headprune._offloaded import Weights, device_of, is_offloaded
+from hf_headprune._offloaded import Weights, check_loaded, device_of
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
 from hf_headprune.guarantee.external import bare, fingerprint_of, is_external
@@ -44,18 +44,13 @@ def record_of(model: Any) -> ModelRecord:
     if is_external(model):
         return ModelRecord(*fingerprint_of(model), None, None)
     model = bare(model)
-    state, keeps = model.state_dict(), is_offloaded(model)
-    packed = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    packed = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
     if packed:
         raise UnsupportedModelError(
             f"certify: {packed[0]} of a {type(model).__name__} is no tensor, as in models that torch has quantized; "
             "their weights have no fingerprint. Certify the model before it is quantized."
         )
-    if nowhere := [name for name, value in state.items() if value.is_meta and not keeps]:
-        raise UnsupportedModelError(
-            f"certify: {len(nowhere)} weights of a {type(model).__name__} are on the meta device ({nowhere[0]}) and "
-            "nothing loads them, so they have no fingerprint. Load the model with its weights."
-        )
+    check_loaded(model)
     return ModelRecord(
         name=type(model).__name__,
         weights=sha256_of("", Weights(model)),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LARGEST_DIFFERENCE = 1e-3  # of the largest output, in fp32
 TRACED, COMPARED = LatencySettings(batch_size=2, seq_len=12), LatencySettings(batch_size=3, seq_len=7)
 DECODER = "decoder_"  # begins the names of the inputs of an encoder-decoder's second half
+IMAGES = "pixel_values"
 TOKEN_TYPES = "token_type_ids"  # which text of a pair a token belongs to
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # of a checkpoint
 OF_LAYERS = ("per_layer_config", "auto_map")
@@ -101,6 +102,21 @@ def imported(name: str, *, where: str, extra: str) -> Any:
 def traced_inputs(model: Any, inputs: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
     """Returns what the forward pass is traced with: the inputs of the user, or random tokens."""
     return dict(_random(model, TRACED) if inputs is None else inputs)
+
+
+def dynamic_axes(traced: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Returns which axes the file leaves open, as an exporter's configuration takes it: of images the batch alone.
+
+    Swin's windows make conditions of height and width that a trace does not come to an end with.
+    """
+    if IMAGES not in traced:
+        return {"dynamic": True}
+    auto = torch.export.Dim.AUTO
+    return {
+        "dynamic_shapes": {
+            name: dict.fromkeys([0] if name == IMAGES else range(tensor.ndim), auto) for name, tensor in traced.items()
+        }
+    }
 
 
 def _random(model: Any, settings: LatencySettings) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_headprune.masking import evaluating
 from hf_headprune.publish.exported import (
@@ -11,6 +11,7 @@ from hf_headprune.publish.exported import (
     check_exportable,
     checked_before_it_counts,
     compared,
+    dynamic_axes,
     imported,
     silenced,
     traced_inputs,
@@ -32,7 +33,7 @@ def export_onnx(
     """Writes a model as `onnx/model.onnx` in a folder, with a `config.json` of its family beside it.
 
     The `config.json` of a checkpoint is unchanged. There onnxruntime, Optimum and Text Embeddings Inference find it.
-    Batch size and length are free. A certificate is about one file of weights: certify this one, `certify(dense,
+    Batch size and length are free, the size of images is not. A certificate is about one file of weights: certify this one, `certify(dense,
     "folder/onnx/model.onnx", test)`. In int8 the file answers a few percent of the examples otherwise, so that of the
     fp32 weights says nothing about it.
 
@@ -52,13 +53,12 @@ def export_onnx(
     needed = ("transformers.exporters", "onnxruntime", "onnx_ir", "onnx_ir.passes.common")
     exporters, runtime, ir, passes = (imported(it, where="export_onnx", extra="onnx") for it in needed)
     file = Path(path, FILE)
-    options: dict[str, Any] = {"dynamic": True}
+    traced = traced_inputs(model, inputs)
+    options = dynamic_axes(traced)
     if int8:
         options["quantizer"] = exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig())
     with evaluating(model), silenced():
-        exported = exporters.OnnxExporter().export(
-            model, traced_inputs(model, inputs), config=exporters.OnnxConfig(**options)
-        )
+        exported = exporters.OnnxExporter().export(model, traced, config=exporters.OnnxConfig(**options))
     passes.ClearMetadataAndDocStringPass()(exported.program)  # stack traces, with paths of this machine
     with checked_before_it_counts(file) as partial:
         ir.save(exported.program, str(partial))  # one file, so that its sha256 is about the weights, too

@@ -12,6 +12,7 @@ from hf_headprune.publish.exported import (
     check_exportable,
     checked_before_it_counts,
     compared,
+    dynamic_axes,
     imported,
     silenced,
     traced_inputs,
@@ -54,10 +55,11 @@ def export_openvino(
     needed = ("transformers.exporters", "openvino", "openvino.frontend")
     exporters, runtime, frontend = (imported(name, where="export_openvino", extra="openvino") for name in needed)
     file = Path(path, FILE)
+    traced = traced_inputs(model, inputs)
     try:
         with evaluating(model), silenced():
             exported = exporters.OpenVINOExporter().export(
-                model, traced_inputs(model, inputs), config=exporters.OpenVINOConfig(dynamic=True)
+                model, traced, config=exporters.OpenVINOConfig(**dynamic_axes(traced))
             )
     except (RuntimeError, frontend.GeneralFailure) as error:
         reason = str(error).strip().rpartition("\n")[2]

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from hf_headprune._certificate_file import attach_certificate_
 from hf_headprune._model_card import attach_card_
-from hf_headprune._offloaded import device_of, let_go_
+from hf_headprune._offloaded import check_loaded, device_of, let_go_
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, declaration_of, family_of
 from hf_headprune.errors import HeadPruneError
@@ -231,6 +231,7 @@ def check_can_prune(model: nn.Module) -> None:
         UnsupportedModelError: See `prune_model_`.
     """
     prunable_class(model)
+    check_loaded(model)
     check_can_cut(model, anatomy_of(model).sites)
     check_described(model)
     models_around(model)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import DefaultDataCollator
 
 from hf_headprune import AStarSearch, HeadPruneCallback, PruningPlan, SubsetGates, plan_for_budget, search_plan
-from hf_headprune.errors import InvalidSettingError, SearchStateError
+from hf_headprune.errors import InvalidSettingError, SearchStateError, UnsupportedModelError
 from hf_headprune.pipeline.ladder import plan_ladder
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
@@ -97,6 +98,32 @@ def test_a_model_without_units_is_refused_before_training(tmp_path, parts, heads
     with pytest.raises(InvalidSettingError, match=r"no heads( and (ffn|FFN units))? left"):
         trainer_of(tmp_path, callback, model=model, callbacks=(counted,)).train()
     assert counted.steps == 0
+
+
+def without_weights():
+    with torch.device("meta"):
+        return type(tiny_bert())(tiny_bert().config)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (without_weights, "weights of a BertForSequenceClassification are on the meta device"),
+        (
+            lambda: torch.compile(tiny_bert(), backend="eager"),
+            "OptimizedModule is what torch.compile .* pass its ._orig_mod",
+        ),
+    ],
+    ids=["meta", "compiled"],
+)
+def test_a_model_without_weights_and_what_holds_one_are_refused(make, said):
+    rows = labelled_rows(40, 0)
+    with pytest.raises(UnsupportedModelError, match=said):
+        plan_for_budget(make(), rows, density=0.5)
+    with pytest.raises(UnsupportedModelError, match=said):
+        search_plan(make(), rows, max_drop=0.1)
+    with pytest.raises(UnsupportedModelError, match=said):
+        plan_ladder(make(), rows, (0.5,))
 
 
 def test_a_metric_that_is_a_text_is_refused_before_training(tmp_path):

@@ -81,7 +81,9 @@ def test_the_second_text_of_a_pair_is_one_for_the_file_too(pruned, tmp_path):
         answers_of(without, pairs)
 
 
-@pytest.mark.parametrize("family", ["vit", "gpt2", "marian"], ids=["pixels", "decoder", "encoder-decoder"])
+@pytest.mark.parametrize(
+    "family", ["vit", "swin", "gpt2", "marian"], ids=["pixels", "windows", "decoder", "encoder-decoder"]
+)
 def test_the_file_computes_what_torch_computes_for_each_kind_of_input(family, tmp_path):  # of tokens: above
     for name in NEEDS:
         pytest.importorskip(name, reason="the extra `onnx` is not installed")
