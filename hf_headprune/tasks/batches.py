@@ -18,6 +18,7 @@ from hf_headprune.tasks.scorer import LABELS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+OF_BATCHES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # raised about what a model is given
 # What a configuration says of the batches that its model can read.
 LIMITS = ("vocab_size", "max_position_embeddings", "type_vocab_size", "image_size", "num_labels", "problem_type")
 
@@ -146,13 +147,13 @@ def running(model: Any, batch: Mapping[str, torch.Tensor], where: str) -> Iterat
         where: Name of the caller.
 
     Raises:
-        InvalidSettingError: It raises something that is no error of this package, nor one of memory.
+        InvalidSettingError: It raises what is raised about inputs, and no error of this package or of memory.
     """
     try:
         yield
-    except (HeadPruneError, MemoryError, torch.OutOfMemoryError):
+    except (HeadPruneError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except OF_BATCHES as error:
         config = getattr(model, "config", None)
         given = ", ".join(map(_described, batch.items()))
         limits = [f"{name} {getattr(config, name)}" for name in LIMITS if getattr(config, name, None) is not None]
