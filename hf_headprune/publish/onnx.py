@@ -33,9 +33,9 @@ def export_onnx(
     """Writes a model as `onnx/model.onnx` in a folder, with a `config.json` of its family beside it.
 
     The `config.json` of a checkpoint is unchanged. There onnxruntime, Optimum and Text Embeddings Inference find it.
-    Batch size and length are free, the size of images is not. A certificate is about one file of weights: certify this one, `certify(dense,
-    "folder/onnx/model.onnx", test)`. In int8 the file answers a few percent of the examples otherwise, so that of the
-    fp32 weights says nothing about it.
+    Batch size and length are free; the size of images is not. A certificate is about one file of weights: certify this
+    one, `certify(dense, "folder/onnx/model.onnx", test)`. In int8 the file answers a few percent of the examples
+    otherwise, so that of the fp32 weights says nothing about it.
 
     Args:
         model: Dense or pruned, in fp32.

@@ -35,8 +35,8 @@ def export_openvino(
     """Writes a model as `openvino/openvino_model.xml` and `.bin` in a folder, with a `config.json` beside them.
 
     The `config.json` of a checkpoint is unchanged. There Optimum Intel and sentence-transformers find it. Batch size
-    and length are free, weights are fp32. A certificate is about these files: `certify(dense,
-    "folder/openvino/openvino_model.xml", test)`. It holds for fp32: compile the model with
+    and length are free, the size of images is not; weights are fp32. A certificate is about these files:
+    `certify(dense, "folder/openvino/openvino_model.xml", test)`. It holds for fp32: compile the model with
     `{"INFERENCE_PRECISION_HINT": "f32"}`, since OpenVINO computes in bf16 where the CPU has it.
 
     Args:
