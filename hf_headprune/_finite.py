@@ -8,7 +8,7 @@ import torch
 
 from hf_headprune._checks import first_of
 from hf_headprune._distributed import own
-from hf_headprune._offloaded import tensor_of
+from hf_headprune._offloaded import is_offloaded, tensor_of
 from hf_headprune.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -54,3 +54,18 @@ def is_finite(tensor: Any) -> bool:
     values = values.float() if values.element_size() == 1 else values  # of eight bits, nothing is compared
     smallest, largest = values.aminmax()
     return bool(smallest.isfinite() & largest.isfinite())
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Sees that a model has its weights, or something that loads them.
+
+    Raises:
+        UnsupportedModelError: Some are on the meta device.
+    """
+    state = {} if is_offloaded(model) else model.state_dict()
+    nowhere = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_meta]
+    if nowhere:
+        raise UnsupportedModelError(
+            f"{len(nowhere)} weights of a {type(model).__name__} are on the meta device ({nowhere[0]}), and nothing "
+            "loads them. Load the model with its weights."
+        )

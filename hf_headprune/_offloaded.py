@@ -21,7 +21,6 @@ from torch import nn
 
 from hf_headprune._compat import accelerate_hooks
 from hf_headprune._distributed import is_part, part_like, whole
-from hf_headprune.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,21 +34,6 @@ def device_of(model: nn.Module) -> torch.device:
     keepers = (keeper_of(module) for module in model.modules())
     found = next((keeper.execution_device for keeper in keepers if keeper is not None), None)
     return next(model.parameters()).device if found is None else torch.device(found)
-
-
-def check_loaded(model: nn.Module) -> None:
-    """Sees that a model has its weights, or something that loads them.
-
-    Raises:
-        UnsupportedModelError: Some are on the meta device.
-    """
-    state = {} if is_offloaded(model) else model.state_dict()
-    nowhere = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_meta]
-    if nowhere:
-        raise UnsupportedModelError(
-            f"{len(nowhere)} weights of a {type(model).__name__} are on the meta device ({nowhere[0]}), and nothing "
-            "loads them. Load the model with its weights."
-        )
 
 
 def is_offloaded(model: nn.Module) -> bool:

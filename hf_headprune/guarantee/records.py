@@ -14,7 +14,8 @@ import torch
 
 from hf_headprune._compat import LOADED_FROM
 from hf_headprune._fingerprints import sha256_of
-from hf_headprune._offloaded import Weights, check_loaded, device_of
+from hf_headprune._finite import check_loaded
+from hf_headprune._offloaded import Weights, device_of
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
 from hf_headprune.guarantee.external import bare, fingerprint_of, is_external

@@ -370,11 +370,6 @@ def prunable_class(model: nn.Module) -> type[Any]:
     if isinstance(model, PrunableModel):
         return type(model)
     found = prunable_of(type(model))
-    if found is None and hasattr(model, "_orig_mod"):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is what torch.compile has made of a {type(model._orig_mod).__name__}: pass its "
-            "._orig_mod, and compile what was pruned."
-        )
     if found is None:
         known = sorted(name for name, model_type in _dense_classes().items() if model_type == family.model_type)
         raise UnsupportedModelError(

@@ -11,8 +11,9 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from hf_headprune._certificate_file import attach_certificate_
+from hf_headprune._finite import check_loaded
 from hf_headprune._model_card import attach_card_
-from hf_headprune._offloaded import check_loaded, device_of, let_go_
+from hf_headprune._offloaded import device_of, let_go_
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, declaration_of, family_of
 from hf_headprune.errors import HeadPruneError

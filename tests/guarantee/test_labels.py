@@ -143,7 +143,7 @@ def test_along_a_path_the_union_of_the_disagreements_is_labelled(case):
     counts = [[(step.regressions, step.improvements) for step in it.steps] for it in (path, whole)]
     assert counts[0] == counts[1]
     assert path.certified_index == 1
-    certificate = certify(model, pruned, data, max_drop=DROP, path=path)
+    certificate = certify(model, copy.deepcopy(pruned), data, max_drop=DROP, path=path)
     assert verify_certificate(certificate, pruned, data, dense=model).holds
     assert furthest_within(model, plans, data, max_drop=DROP)[0] == 1
 
