@@ -87,13 +87,14 @@ def older_weights_removed(folder: Any, variant: str | None = None) -> Iterator[N
         if variant is None
         else (f"model.{variant}.safetensors", f"{SAFE_WEIGHTS_INDEX_NAME[:-5]}.{variant}.json")
     )
-    before = {file: _written_at(file) for file in (Path(folder, name) for name in names)}
+    before = {file: written_at(file) for file in (Path(folder, name) for name in names)}
     yield
-    new = [file for file, time in before.items() if _written_at(file) != time]
+    new = [file for file, time in before.items() if written_at(file) != time]
     for file in before:
         if new and file not in new:
             file.unlink(missing_ok=True)
 
 
-def _written_at(file: Path) -> int | None:
+def written_at(file: Path) -> int | None:
+    """Returns when a file was written, in ns, or None where there is none."""
     return file.stat().st_mtime_ns if file.is_file() else None

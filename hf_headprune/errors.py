@@ -41,6 +41,11 @@ def shown(value: Any) -> str:
     return _cut(_ShortRepr().repr(value), LONGEST_VALUE)
 
 
+def in_one_line(error: BaseException) -> str:
+    """Returns how a message echoes another error: its words without line ends, at most `LONGEST_VALUE` letters."""
+    return " ".join(str(error).split())[:LONGEST_VALUE]
+
+
 def _cut(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text

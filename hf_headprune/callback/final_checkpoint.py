@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_headprune._beside_weights import written_at
 from hf_headprune._distributed import from_first
 from hf_headprune.callback import trainer_compat
 from hf_headprune.errors import TrainingStateError
@@ -50,7 +51,7 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts | None = None) -
         parts: What learned in it.
     """
     folder = spare_folder(trainer)
-    stamp = from_first(_stamp(folder))
+    stamp = from_first(written_at(folder / TRAINER_STATE_NAME))
     if stamp is not None:
         if stamp != _BEFORE.get(trainer, {}).get(folder.resolve()):  # this run has written it, or went on from it
             return
@@ -82,12 +83,6 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts | None = None) -
         )
 
 
-def _stamp(checkpoint: Path) -> int | None:
-    """Returns when the last file of a checkpoint was written, or None where it is missing."""
-    state = checkpoint / TRAINER_STATE_NAME
-    return state.stat().st_mtime_ns if state.is_file() else None
-
-
 def let_resume_skip_halves(trainer: Trainer) -> None:
     """Lets `train(resume_from_checkpoint=True)` go on from the last checkpoint that is whole.
 
@@ -105,7 +100,7 @@ def let_resume_skip_halves(trainer: Trainer) -> None:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = from_first(last_whole(folder))
             resume_from_checkpoint = resume_from_checkpoint or (None if checkpoints_in(folder) else True)  # as asked
-        _BEFORE[trainer] = {path.resolve(): _stamp(path) for path in checkpoints_in(folder)}
+        _BEFORE[trainer] = {path.resolve(): written_at(path / TRAINER_STATE_NAME) for path in checkpoints_in(folder)}
         if isinstance(resume_from_checkpoint, str | Path):
             _BEFORE[trainer].pop(Path(resume_from_checkpoint).resolve(), None)
             _check_parts(trainer, Path(resume_from_checkpoint))

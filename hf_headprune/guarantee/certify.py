@@ -29,7 +29,7 @@ from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan, RefittedPlan, refitted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import nn
 
@@ -378,7 +378,7 @@ def _check_not_chosen_by(keys: Iterable[bytes], pruned: Any, record: ModelRecord
         DataLeakError: One has.
     """
     asked = {*keys}
-    for earlier in _certificates_of(pruned):
+    for earlier in _choices_of(pruned).values():
         among = _chosen_among(earlier)
         is_new = earlier.pruned.weights != record.weights or asked.isdisjoint(earlier.examples.key_list())
         if not is_new and is_number(num_candidates) and 1 <= num_candidates < among:
@@ -392,27 +392,29 @@ def _chosen_among(certificate: Certificate) -> int:
     return certificate.claim.num_candidates if certificate.path is None else certificate.path.planned
 
 
-def _certificates_of(pruned: Any) -> Iterator[Certificate]:
-    """Yields the certificates that a model carries, and those in its folder, earlier ones too."""
+def _choices_of(pruned: Any) -> dict[str, Certificate]:
+    """Returns the certificates whose examples chose among models, of those that a model carries or that lie by it."""
     texts: list[str] = []
     folder = Path(pruned).parent if isinstance(pruned, str | Path) else None
     if not is_external(pruned):
         model = bare(pruned)
-        texts += [text for text in (getattr(model, "headprune_certificate", None),) if text is not None]
-        texts += getattr(model, CHOSEN_BY, ())
-        folder = Path(getattr(model, "name_or_path", "") or CERTIFICATE_NAME)
+        carried = getattr(model, "headprune_certificate", None)
+        texts += [*getattr(model, CHOSEN_BY, ()), *([] if carried is None else [carried])]
+        name = getattr(model, "name_or_path", "")
+        folder = Path(name) if name else None
     if folder is not None and folder.is_dir():
-        texts += [read_text(file) for file in sorted(folder.glob(f"{CERTIFICATE_NAME}*"))]
+        texts += map(read_text, sorted(folder.glob(f"{CERTIFICATE_NAME}*")))
+    found = {}
     for text in texts:
         with suppress(CertificateError):  # whoever reads a damaged one is told
-            yield Certificate.from_json(text)
+            found[text.strip()] = Certificate.from_json(text)
+    return {text: it for text, it in found.items() if _chosen_among(it) > 1}
 
 
 def _attached(pruned: Any, certificate: Certificate) -> Certificate:
     if not is_external(pruned):
         model = bare(pruned)
-        chosen_by = [it.to_json() for it in _certificates_of(model) if _chosen_among(it) > 1]
-        setattr(model, CHOSEN_BY, tuple(dict.fromkeys(chosen_by)))
+        setattr(model, CHOSEN_BY, (*_choices_of(model),))
         attach_certificate_(model, certificate.to_json())
     return certificate
 

@@ -29,11 +29,11 @@ from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub,
 from hf_headprune._offloaded import is_offloaded, tie_again_
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists, towers_of
 from hf_headprune.errors import (
-    LONGEST_VALUE,
     HeadPruneError,
     InvalidConfigError,
     InvalidSettingError,
     UnsupportedModelError,
+    in_one_line,
     shown,
 )
 from hf_headprune.families import FAMILIES
@@ -242,9 +242,8 @@ class PrunableModel:
             write_card_(model, folder, name=repo_id)
             tag_card_(folder, tags)
             options.setdefault("commit_message", "Upload model")
-            options.setdefault(
-                "delete_patterns", [*WEIGHTS, SHARDS]
-            )  # of an earlier upload, in another number of files
+            # Weights of an earlier upload, which may be in another number of files.
+            options.setdefault("delete_patterns", [*WEIGHTS, SHARDS])
             return upload_folder(repo_id=repo_id, folder_path=folder, token=token, revision=revision, **options)
 
     @classmethod
@@ -320,7 +319,7 @@ def check_config(kind: type[Any], source: Any, given: dict[str, Any]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error.__context__, (UnicodeDecodeError, json.JSONDecodeError)):
             return  # there is no file, or it can't be opened
-        words = " ".join(str(error).split())[:LONGEST_VALUE] or "no reason"
+        words = in_one_line(error) or "no reason"
         raise InvalidConfigError(
             f"{kind.__name__}: config.json of {shown(str(source))} must be JSON of which Transformers builds a model, "
             f"received one that it refuses: {type(error).__name__}: {words}. {SOURCE_OF_SIZES}"
@@ -339,7 +338,7 @@ def check_buildable(kind: type[Any], config: Any) -> None:
     except Exception as error:
         raise UnsupportedModelError(
             f"{kind.__name__}: what would be saved could not be read again, since Transformers builds no model whose "
-            f"blocks have so few heads ({type(error).__name__}: {' '.join(str(error).split())[:LONGEST_VALUE]}). Keep "
+            f"blocks have so few heads ({type(error).__name__}: {in_one_line(error)}). Keep "
             "a head in each block of attention, or in one of each kind of layer."
         ) from error
 

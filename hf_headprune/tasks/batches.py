@@ -11,7 +11,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from hf_headprune._checks import is_whole
-from hf_headprune.errors import LONGEST_VALUE, HeadPruneError, InvalidSettingError, shown
+from hf_headprune.errors import HeadPruneError, InvalidSettingError, in_one_line, shown
 from hf_headprune.tasks.examples import INPUT_NAMES, PadRight, is_pair, is_sequence_classifier
 from hf_headprune.tasks.scorer import LABELS
 
@@ -171,7 +171,7 @@ def _described(entry: tuple[str, torch.Tensor]) -> str:
 
 
 def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_VALUE].rstrip('.')}"
+    return f"{type(error).__name__}: {in_one_line(error).rstrip('.')}"
 
 
 def _lengths(examples: list[Any]) -> list[int]:

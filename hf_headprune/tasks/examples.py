@@ -207,6 +207,21 @@ def _check_mask(example: Mapping[str, Any]) -> None:
         )
 
 
+def _check_columns(examples: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that all examples hold the same columns; only a mask may be given for some.
+
+    Raises:
+        InvalidSettingError: They do not.
+    """
+    first = {*examples[0], "attention_mask"}
+    other = next((example for example in examples if {*example, "attention_mask"} != first), None)
+    if other is not None:
+        raise InvalidSettingError(
+            f"examples must all hold the same columns, received one with {shown(list(examples[0]))} and one with "
+            f"{shown(list(other))}. Fill in what is missing, or leave the column out."
+        )
+
+
 class PadRight:
     """Collates tokenized examples without a tokenizer: pads on the right and masks what was added.
 
@@ -222,10 +237,11 @@ class PadRight:
         """Returns a batch of tensors: `(batch, longest)` of sequences, `(batch,)` of numbers such as a class.
 
         Raises:
-            InvalidSettingError: An example has no tokens, or lacks what the first one holds, or an entry is neither a
+            InvalidSettingError: An example has no tokens, or other columns than the first one, or an entry is neither a
                 number nor a list of numbers.
         """
         if "input_ids" not in examples[0] and set(INPUT_NAMES) & examples[0].keys():
+            _check_columns(examples)
             return {name: _stacked(name, [example[name] for example in examples]) for name in examples[0]}
         lacking = next((example for example in examples if "input_ids" not in example), None)
         if lacking is not None:
@@ -234,17 +250,13 @@ class PadRight:
                 "pass a data collator that does so. A Trainer removes columns that the model's forward does not name: "
                 "TrainingArguments(remove_unused_columns=False) keeps them."
             )
+        _check_columns(examples)
         if any(map(is_pair, examples)):
             return self._paired(examples)
         rows = [{"attention_mask": [1] * len(example["input_ids"]), **example} for example in examples]
-        names = [*dict.fromkeys([*examples[0], "attention_mask"])]
         for row in rows:
-            if row.keys() != set(names):
-                raise InvalidSettingError(
-                    f"examples must all hold the same columns, received one with {names} and one with "
-                    f"{shown(list(row))}. Fill in what is missing, or leave the column out."
-                )
             _check_mask(row)
+        names = [*dict.fromkeys([*examples[0], "attention_mask"])]
         return {
             name: _stacked(name, [row[name] for row in rows])
             if name in INPUT_NAMES and name != "input_ids"  # an image beside its text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import DefaultDataCollator
@@ -10,6 +11,7 @@ from hf_headprune import AStarSearch, HeadPruneCallback, PruningPlan, SubsetGate
 from hf_headprune.errors import InvalidSettingError, SearchStateError, UnsupportedModelError
 from hf_headprune.pipeline.ladder import plan_ladder
 from hf_headprune.shrink.surgery import prune_model_
+from hf_headprune.tasks.examples import PadRight
 from tests.support.models import tiny_bert
 from tests.support.trainers import CountSteps, labelled_rows, trainer_of
 
@@ -41,6 +43,16 @@ def without_labels_of_one():
 def test_what_a_model_cant_read_is_said_with_its_values_and_the_limits_of_the_model(rows, said):
     with pytest.raises(InvalidSettingError, match=said):
         plan_for_budget(tiny_bert(), rows, density=0.5)
+
+
+@pytest.mark.parametrize("rows", ["texts", "images"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_column_of_some_examples_is_refused_wherever_it_is(rows, place):
+    each = {"texts": {"input_ids": [5, 6], "labels": 1}, "images": {"pixel_values": np.zeros((3, 4, 4)), "labels": 1}}
+    examples = [dict(each[rows]) for _ in range(2)]
+    examples[place]["token_type_ids"] = [0, 0]
+    with pytest.raises(InvalidSettingError, match="must all hold the same columns, received one with"):
+        PadRight(0)(examples)
 
 
 @pytest.mark.parametrize("token", [100, -1])

@@ -62,10 +62,9 @@ class GatePruner(ScorePruner[SubsetGates]):
         self.groups = settings.budget_groups(anatomy)
         num_heads = sum(len(group.positions) for group in self.groups)
         tuning = settings.tuning
-        run = (
-            *(settings.chosen_estimator, settings.mode, *map(float, (settings.warmup_ratio, settings.freeze_at))),
-            *(settings.temperature_range, tuning.anneal_end, tuning.ramp_steps, tuning.seed),
-        )
+        fractions = tuple(map(float, (settings.warmup_ratio, settings.freeze_at)))
+        cooling = (settings.temperature_range, tuning.anneal_end, tuning.ramp_steps, tuning.seed)
+        run = (settings.chosen_estimator, settings.mode, *fractions, *cooling)
         super().__init__(settings, num_scores=num_heads, multiplier=multiplier, budget=(self.groups, *run))
         self.seed = seed
         self.noise = torch.zeros(num_heads, dtype=torch.float64)  # no buffer: not every device has float64
