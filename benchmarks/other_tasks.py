@@ -166,7 +166,7 @@ STUDIES = {
         "--train_sampling_strategy group_by_length",
         ("bleu", "chrf"),
         1.0,
-        (0,),
+        (0, 1, 2),
         {
             f"{choice}, {kept} heads": Way({"kept_heads": kept / 72}, choice)
             for choice in ("second order", "gradient", "random")
@@ -202,7 +202,7 @@ STUDIES = {
         "--per_device_train_batch_size 32 --per_device_eval_batch_size 32 --train_sampling_strategy group_by_length",
         ("rouge1", "rouge2", "rougeL"),
         100.0,
-        (0,),
+        (0, 1, 2),
         HALF,
     ),
 }
