@@ -114,7 +114,7 @@ def order_of(run: Run, evaluator: ExampleEvaluator, model: Any) -> Any:
     units = units_of_search(anatomy, full, settings, order_by_costs(recorded, full, settings))
     effects = loss_effects(model, evaluator, units)
     power = np.abs(effects) if run.strategy == "gradient" else np.square(effects)
-    ranked = np.argsort(power.mean(axis=1) / gains_of(anatomy, units, settings), kind="stable")
+    ranked = np.argsort(power.mean(axis=1) / gains_of(anatomy, units, settings)[0], kind="stable")
     return [(part.site, part.indices) for (part,) in (units[number] for number in ranked)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import or_
 from typing import TYPE_CHECKING
 
@@ -292,7 +292,7 @@ class _Run:
 
 def _changed(problem: SearchProblem, settings: AStarSearch, journal: Journal) -> str:
     """Measures the start and the best set of a journal anew, and says which differs from the journal, if one does."""
-    start = to_mask(problem.start)
+    start = problem.with_implied(to_mask(problem.start))
     if start not in journal.exact:
         return ""
     threshold = journal.exact[start] - settings.max_drop
@@ -315,7 +315,7 @@ def _fingerprint(problem: SearchProblem, settings: AStarSearch, algorithm: str) 
     return fingerprint_of(
         {
             "gains": [str(gain) for gain in problem.gains],
-            "tables": [[*table.units, *map(str, table.saved)] for table in problem.tables],
+            "tables": [[*chain(*table.units), *map(str, table.saved)] for table in problem.tables],
             "groups": [sorted(group) for group in problem.groups],
             "algorithm": algorithm,
             "probe": problem.probe is not None,

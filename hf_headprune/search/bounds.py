@@ -12,6 +12,8 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_headprune.search.problem import to_mask, units_of
 
 if TYPE_CHECKING:
@@ -37,28 +39,28 @@ class ExactGains:
         """Brings all gains to a common denominator."""
         savings = [[Fraction(saved) for saved in table.saved] for table in tables]
         fractions = [Fraction(gain) for gain in gains]
-        in_table = {unit for table in tables for unit in table.units}
+        in_table = {unit for table in tables for unit in itertools.chain(*table.units)}
         denominators = {fraction.denominator for fraction in [*fractions, *itertools.chain(*savings)]}
         self._denominator = math.lcm(*denominators)
         self._alone = [0 if u in in_table else int(gain * self._denominator) for u, gain in enumerate(fractions)]
         weights = list(self._alone)
-        self._tables: list[tuple[int, list[int]]] = []
+        self._tables: list[tuple[list[int], np.ndarray]] = []
         self.ceiling = sum(self._alone)
         for table, fractional in zip(tables, savings, strict=True):
-            saved = [int(saving * self._denominator) for saving in fractional]
-            best = list(itertools.accumulate(saved, max))  # with at most so many removed
-            least = min((best[-1] - best[-1 - kept]) // kept for kept in range(1, len(best)))
-            for unit in table.units:
-                weights[unit] = least
-            self._tables.append((to_mask(table.units), saved))
-            self.ceiling += best[-1]
+            saved = np.array([int(saving * self._denominator) for saving in fractional], dtype=object)
+            saved = saved.reshape(table.shape)
+            for units, weight in zip(table.units, _least_weights(saved), strict=True):
+                for unit in units:
+                    weights[unit] = weight
+            self._tables.append(([to_mask(units) for units in table.units], saved))
+            self.ceiling += saved.max()
         self.weights = tuple(weights)
         self.shares = tuple(float(gain) for gain in gains)
         self.everything = (1 << len(gains)) - 1
 
     def of(self, mask: int) -> int:
         """Returns the exact gain of a set."""
-        joint = sum(saved[(mask & units).bit_count()] for units, saved in self._tables)
+        joint = sum(saved[tuple((mask & units).bit_count() for units in kinds)] for kinds, saved in self._tables)
         return joint + sum(self._alone[unit] for unit in units_of(mask))
 
     def bound(self, mask: int) -> int:
@@ -76,6 +78,20 @@ class ExactGains:
     def value(self, gain: int) -> float:
         """Returns an exact gain in the unit of the gains given."""
         return float(Fraction(gain, self._denominator))
+
+
+def _least_weights(saved: np.ndarray) -> list[int]:
+    """Returns for each axis of a table what keeping one of its units costs at least, beside the axes before it."""
+    best = saved
+    for axis in range(saved.ndim):
+        best = np.maximum.accumulate(best, axis=axis)  # with at most so many removed
+    lost = np.flip(best.flat[-1] - best)  # at least, with so many kept
+    found: list[int] = []
+    for axis in range(saved.ndim):
+        kept = np.indices(saved.shape).astype(object)
+        rest = lost - sum(weight * kept[place] for place, weight in enumerate(found))
+        found.append(min(cost // number for cost, number in zip(rest.flat, kept[axis].flat, strict=True) if number))
+    return found
 
 
 class Nogoods:

@@ -64,7 +64,7 @@ def latency_gains(
         kept = sum(widths) - np.cumsum([0, *widths])
         ms = ms_with(kept, measured)
         saved = tuple((ms[0] - ms).tolist())
-        tables.append(GainTable(tuple(listed), saved))
+        tables.append(GainTable((tuple(listed),), saved))
         for number in listed:
             shares[number] = max(*saved, LEAST_SHARE) / len(listed)
     return tuple(shares), tuple(tables)

@@ -112,7 +112,7 @@ class Ledger:
         self.gains = ExactGains(problem.gains, problem.tables)
         self.nogoods = Nogoods()
         self.history: list[SearchStep[int]] = []
-        start = to_mask(problem.start)
+        start = problem.with_implied(to_mask(problem.start))
         measurement, replayed = self._measure(start)
         metric = measurement.metric
         self.warnings = check_reference(metric, problem.facts, settings.max_drop)
@@ -127,7 +127,7 @@ class Ledger:
 
     def __contains__(self, mask: int) -> bool:
         """Whether the set was evaluated."""
-        return mask in self._known
+        return self._problem.with_implied(mask) in self._known
 
     def __len__(self) -> int:
         """Sets evaluated."""
@@ -150,6 +150,7 @@ class Ledger:
         Raises:
             BudgetSpent: The set is not known, and no evaluation or no time is left.
         """
+        mask = self._problem.with_implied(mask)
         if mask in self._known:
             return self._known[mask]
         if self.remaining == 0 or (self._is_late() and (self._journal is None or self._journal.get(mask) is None)):
@@ -167,10 +168,12 @@ class Ledger:
 
     def is_settled(self, mask: int) -> bool:
         """Whether it is known for certain that a set is feasible or not."""
+        mask = self._problem.with_implied(mask)
         return mask in self._known and self._known[mask].is_certain
 
     def confirm(self, mask: int) -> Evaluated:
         """Measures a known set exactly, where it was estimated; that is no further evaluation of the budget."""
+        mask = self._problem.with_implied(mask)
         known = self._known[mask]
         if known.is_certain:
             return known
@@ -230,7 +233,7 @@ class Ledger:
             for known in beaten:
                 del self._questions[known]
         if evaluated.is_certain and not evaluated.feasible:
-            self.nogoods.add(mask)
+            self.nogoods.add(self._problem.without_implied(mask))
         self._record(evaluated, replayed=replayed, is_incumbent=better)
         return evaluated
 

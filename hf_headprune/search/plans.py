@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from hf_headprune.search.latency import check_latency_of_search, latency_gains
 from hf_headprune.search.problem import Course, SearchProblem, SearchResult, SearchStep
 from hf_headprune.search.results import PlanSearchResult
 from hf_headprune.search.units import (
+    crossed_units,
     gains_of,
     groups_of_layers,
     places_of,
@@ -95,8 +97,11 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
         )
     check_latency_of_search(anatomy, search)
     recorded = evaluator.use_refit(start, ffn=search.units != ("heads",), apply=search.tuning.refit)
-    removals = order if order is not None or recorded is None else order_by_costs(recorded, start, search)
-    units = listed = units_of_search(anatomy, start, search, removals, alive)
+    whole = _whole_groups(search, uniform)
+    removals = order
+    if order is None and recorded is not None:
+        removals = order_by_costs(recorded, start, search, whole_groups=whole or head_scores is not None)
+    units = listed = units_of_search(anatomy, start, search, removals, alive, whole_groups=whole)
     is_order = order is not None or (recorded is not None and has_sensitivities(recorded))
     if head_scores is not None:
         removals = _heads_by_scores(start, removals if is_order else None, head_scores)
@@ -114,9 +119,14 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     return _result(found, start, units, search, refit=recorded, **_searched(start, listed))
 
 
-def order_by_costs(refit: Refit, start: PruningPlan, search: AStarSearch) -> Order:
+def _whole_groups(search: AStarSearch, uniform: bool) -> bool:  # noqa: FBT001 - as asked
+    """Tells whether groups of heads leave whole alone: uniform layers have their number, a table their latencies."""
+    return uniform or search.objective == "latency"
+
+
+def order_by_costs(refit: Refit, start: PruningPlan, search: AStarSearch, *, whole_groups: bool = False) -> Order:
     """Returns heads and chunks of FFN units in the order in which their removal costs least for what it saves."""
-    how: Any = {"width_multiple": search.tuning.ffn_chunk, "whole_groups": True}
+    how: Any = {"width_multiple": search.tuning.ffn_chunk, "whole_groups": whole_groups}
     paths = [elimination(block, start.kept(name), **how) for name, block in refit.blocks.items()]
     return [(removal.site, removal.units) for removal in cheapest_first(paths)]
 
@@ -138,12 +148,13 @@ def _heads_by_scores(start: PruningPlan, removals: Order | None, scores: np.ndar
             f"search_over_plans: head_scores must be {len(heads)} finite numbers, received shape {np.shape(scores)}. "
             "Give one score per head, in the order of anatomy.attention_sites, or None."
         )
-    if removals is None:
-        return [heads[place] for place in np.argsort(scores, kind="stable")]
     score = dict(zip(heads, map(float, scores), strict=True))
     groups = [(site, group) for site in start.num_heads for group in start.groups(site)]
     worth = [np.mean([score[site, (head,)] for head in group]) for site, group in groups]
-    kept = iter([groups[place] for place in np.argsort(worth, kind="stable")])
+    ordered = [groups[place] for place in np.argsort(worth, kind="stable")]
+    if removals is None:
+        return ordered
+    kept = iter(ordered)
     return [next(kept) if site in start.num_heads else (site, indices) for site, indices in removals]
 
 
@@ -162,10 +173,11 @@ def _problem(
     if search.tuning.latency_ms is not None:
         gains, tables = latency_gains(units, search.tuning.latency_ms)
     else:
-        gains, tables = gains_of(anatomy, units, search), ()
+        gains, tables = gains_of(anatomy, units, search)
     return SearchProblem(
         gains=gains,
         tables=tables,
+        implied=tuple((frozenset(groups), frozenset(across)) for groups, across in crossed_units(units)),
         measure=lambda removed: evaluator(plan_of(removed)),
         probe=probe,
         start=removed_at(start, units),
@@ -179,7 +191,7 @@ def _result(
 ) -> PlanSearchResult:
     names = [[name for part in unit for name in _names(part, start)] for unit in units]
     steps = [
-        SearchStep(**{**vars(step), "removed": tuple(name for unit in step.removed for name in names[unit])})
+        SearchStep(**{**vars(step), "removed": tuple(dict.fromkeys(chain(*(names[unit] for unit in step.removed))))})
         for step in found.history
     ]
     course = {name: getattr(found, name) for name in Course.__dataclass_fields__}
@@ -208,7 +220,7 @@ def _searched(start: PruningPlan, units: Sequence[Unit]) -> dict[str, Any]:
     for part in (part for unit in units for part in unit):
         searched.setdefault(part.site, []).append(part.indices)
     return {
-        "heads": {site: sum(parts, ()) for site, parts in searched.items() if site in start.kept_heads},
+        "heads": {site: tuple(sorted({*chain(*it)})) for site, it in searched.items() if site in start.kept_heads},
         "ffn_chunks": {site: tuple(parts) for site, parts in searched.items() if site in start.kept_ffn},
     }
 
@@ -243,7 +255,7 @@ def check_searchable(
             asked for too many units.
     """
     check_latency_of_search(anatomy, search)
-    units = units_of_search(anatomy, PruningPlan.full(anatomy), search)
+    units = units_of_search(anatomy, PruningPlan.full(anatomy), search, whole_groups=_whole_groups(search, uniform))
     if uniform:
         check_uniform_search(anatomy, search)
         units = tied_units(anatomy, units, PruningPlan.full(anatomy))

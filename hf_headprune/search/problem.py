@@ -69,12 +69,19 @@ class GainTable:
     """What the removal of several units of one site saves together, where that is no sum, such as latency.
 
     Attributes:
-        units: Units of the problem that the table speaks of.
-        saved: What the removal of 0, 1, ... of them saves, `(len(units) + 1,)`; the first is zero.
+        units: Units of the problem that the table speaks of, by their kinds: what they save depends on how many of each
+            kind are removed.
+        saved: What the removal of 0, 1, ... of each kind saves: a table with an axis for each, `len(units[axis]) + 1`
+            long, flattened row by row; the first is zero.
     """
 
-    units: tuple[int, ...]
+    units: tuple[tuple[int, ...], ...]
     saved: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the table."""
+        return tuple(len(kind) + 1 for kind in self.units)
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ class SearchProblem:
         probe: Evaluates a set as far as a question needs, or None. It must answer the same question alike each time.
         groups: Sets of units that one step may remove together, such as a layer.
         tables: Joint savings. For a unit in one of them, `gains` holds its share, by which candidates are ordered.
+        implied: Pairs of sets: where the first is removed, the second makes no difference. Of two pairs, no set has a
+            unit of another.
         facts: What is known about the metric.
     """
 
@@ -118,12 +127,24 @@ class SearchProblem:
     probe: Probe | None = None
     groups: tuple[frozenset[int], ...] = ()
     tables: tuple[GainTable, ...] = ()
+    implied: tuple[tuple[frozenset[int], frozenset[int]], ...] = ()
     facts: MetricFacts = MetricFacts()
 
     @property
     def num_units(self) -> int:
         """Units of the problem."""
         return len(self.gains)
+
+    def with_implied(self, mask: int) -> int:
+        """Returns the largest set that is the same to `measure`, both as bit masks."""
+        return mask | self._implied(mask)
+
+    def without_implied(self, mask: int) -> int:
+        """Returns the smallest set that is the same to `measure`, both as bit masks."""
+        return mask & ~self._implied(mask)
+
+    def _implied(self, mask: int) -> int:
+        return sum(to_mask(others) for units, others in self.implied if not to_mask(units) & ~mask)
 
 
 @dataclass(frozen=True)

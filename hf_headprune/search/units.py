@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from dataclasses import dataclass, field
+from itertools import chain, pairwise, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from hf_headprune.anatomy import Price
 from hf_headprune.cost import macs_price
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
+from hf_headprune.search.problem import GainTable
 from hf_headprune.uniform import stops, tied_sites
 
 if TYPE_CHECKING:
@@ -27,17 +28,19 @@ Order = Sequence[tuple[str, tuple[int, ...]]]  # (site, units of that site remov
 
 @dataclass(frozen=True)
 class Part:
-    """A head, a group of query heads that share a key and a value, or a chunk of FFN units.
+    """A head, a chunk of FFN units, or where query heads share keys and values: a group of them, or one of each group.
 
     Attributes:
         site: Where.
-        index: Of the head, the group, or the chunk within its site.
+        index: Of the head, the group, or the chunk within its site; those of one head of each group follow.
         indices: Of the heads or FFN units of the site that belong to it.
+        is_across: Whether it is one head of each group, each of which belongs to a group, too.
     """
 
     site: str
     index: int
     indices: tuple[int, ...]
+    is_across: bool = field(default=False, repr=False)
 
 
 Unit = tuple[Part, ...]
@@ -49,11 +52,14 @@ def units_of_search(
     search: AStarSearch,
     order: Order | None = None,
     alive: PruningPlan | None = None,
+    *,
+    whole_groups: bool = False,
 ) -> list[Unit]:
     """Lists what a search may remove or put back, in the order of the sites.
 
     FFN units that the order lists together are a chunk; others are put into chunks by their index. Those that the start
-    removes and those that it keeps never share a chunk.
+    removes and those that it keeps never share a chunk. Where query heads share keys and values, a group of them may
+    leave, or one head of each group: all but one of them, in the order given.
 
     Args:
         anatomy: Of the model.
@@ -61,6 +67,7 @@ def units_of_search(
         search: Says which kinds of units and how wide a chunk is.
         order: What is removed together; units that the start removes are left out. None: nothing is known.
         alive: What the start keeps, and what could be put back; None: everything.
+        whole_groups: Whether groups of heads leave as a whole alone.
 
     Raises:
         InvalidSettingError: Nothing is left to remove.
@@ -70,11 +77,13 @@ def units_of_search(
     for site in anatomy.sites:
         if search.units == (("ffn",) if site.is_attention else ("heads",)):
             continue
+        whole = search.units == ("layers",)
+        together = [] if whole else [units for name, units in order or () if name == site.name]
         if site.is_attention:
             parts[site.name] = list(_heads(site, start, alive))
+            if site.group > 1 and not (whole_groups or whole):
+                parts[site.name] = [*_across(site, start, alive, together)]
         else:
-            whole = search.units == ("layers",)
-            together = [] if whole else [units for name, units in order or () if name == site.name]
             width = max(site.units, 1) if whole else search.tuning.ffn_chunk
             parts[site.name] = list(_chunks(site, start.kept(site.name), alive.kept(site.name), together, width))
     if search.units == ("layers",):
@@ -90,7 +99,7 @@ def units_of_search(
 
 
 def _heads(site: Site, start: PruningPlan, alive: PruningPlan) -> Iterator[Part]:
-    """Yields each head alone, and of grouped heads what the start keeps of a group.
+    """Yields each head alone, and of grouped heads what the start keeps of each group.
 
     Groups that the start has removed are restorable where it has taken no head out of the others.
     """
@@ -100,6 +109,30 @@ def _heads(site: Site, start: PruningPlan, alive: PruningPlan) -> Iterator[Part]
     for group, heads in sorted({**restorable, **present}.items()):
         if group in present or not sizes or len(heads) in sizes:
             yield Part(site.name, group, heads)
+
+
+def _across(site: Site, start: PruningPlan, alive: PruningPlan, together: Sequence[Sequence[int]]) -> Iterator[Part]:
+    """Yields each group of heads, and then one head of each group as often as leaves one.
+
+    What the order removes in one step of all groups that are left, leaves together. Heads that the start has removed of
+    the groups that it keeps could be put back together, too.
+    """
+    groups = {heads[0] // site.group: heads for heads in alive.groups(site.name)}
+    kept = {*start.kept(site.name)}
+    present = {group: [h for h in heads if h in kept] for group, heads in groups.items() if kept & {*heads}}
+    gone = {group: [head for head in heads if head not in kept] for group, heads in groups.items() if group in present}
+    for step in map(set, together):
+        if any(step == {*left} for left in present.values()):
+            present = {group: left for group, left in present.items() if {*left} != step}
+        elif len(step) == len(present) and all(len(step & {*left}) == 1 for left in present.values()):
+            for group, left in present.items():
+                gone[group] += step & {*left}
+                left[:] = [head for head in left if head not in step]
+    for group, heads in groups.items():
+        yield Part(site.name, group, heads)
+        gone[group] = [*gone.get(group, ()), *(head for head in heads if head not in gone.get(group, ()))]
+    for place, heads in enumerate([*zip(*gone.values(), strict=True)][:-1]):
+        yield Part(site.name, site.groups + place, tuple(sorted(heads)), is_across=True)
 
 
 def tied_units(anatomy: Anatomy, units: Sequence[Unit], start: PruningPlan, order: Order | None = None) -> list[Unit]:
@@ -157,14 +190,24 @@ def _chunks(
 def places_of(units: Sequence[Unit], order: Order) -> tuple[int, ...]:
     """Returns the numbers of the units that an order lists, in this order; a layer stands at the mean of its parts.
 
+    A group of heads, and one head of each group, stand where the last of their heads leaves.
+
     Raises:
         InvalidSettingError: An entry lies in several units of the search.
     """
-    owners = {(part.site, index): n for n, unit in enumerate(units) for part in unit for index in part.indices}
+    owners: dict[tuple[str, int], list[int]] = {}
+    for number, part in ((number, part) for number, unit in enumerate(units) for part in unit):
+        for index in part.indices:
+            owners.setdefault((part.site, index), []).append(number)
+    crossed = {part.site for unit in units for part in unit if part.is_across}
+    gone: set[tuple[str, int]] = set()
     places: dict[int, list[int]] = {}
     for place, (site, indices) in enumerate(order):
-        found = {owners[site, index] for index in indices if (site, index) in owners}
-        if len(found) > 1:
+        found = {number for index in indices for number in owners.get((site, index), ())}
+        if site in crossed:
+            gone.update((site, index) for index in indices)
+            found = {number for number in found if all((site, index) in gone for index in units[number][0].indices)}
+        elif len(found) > 1:
             raise InvalidSettingError(
                 f"search_over_plans: an entry of order must be one head or one chunk, received {indices} of {site}, "
                 "which are not removed together. List heads singly, and each FFN unit once."
@@ -192,15 +235,11 @@ def groups_of_layers(anatomy: Anatomy, units: Sequence[Unit]) -> tuple[frozenset
 
 def plan_without(start: PruningPlan, units: Sequence[Unit], removed: Iterable[int]) -> PruningPlan:
     """Returns the plan that removes some units and keeps the others; what is in no unit stays as it starts."""
-    gone = set(removed)
-    listed = {(part.site, index) for unit in units for part in unit for index in part.indices}
-    kept: dict[str, list[int]] = {
-        site: [index for index in start.kept(site) if (site, index) not in listed]
-        for site in {site: None for site, _ in listed}
-    }
-    for number, unit in enumerate(units):
-        for part in unit if number not in gone else ():
-            kept[part.site] += part.indices
+    gone = {(part.site, index) for number in removed for part in units[number] for index in part.indices}
+    kept = {part.site: {*start.kept(part.site)} for unit in units for part in unit}
+    for part in chain(*units):
+        kept[part.site].update(part.indices)
+    kept = {site: {index for index in indices if (site, index) not in gone} for site, indices in kept.items()}
     return start.replace(
         kept_heads={site: indices for site, indices in kept.items() if site in start.kept_heads},
         kept_ffn={site: indices for site, indices in kept.items() if site in start.kept_ffn},
@@ -213,21 +252,26 @@ def removed_at(start: PruningPlan, units: Sequence[Unit]) -> frozenset[int]:
     Raises:
         InvalidSettingError: The plan removes a unit in part.
     """
-    removed = set()
-    for number, unit in enumerate(units):
-        gone = {(part.site, i) for part in unit for i in part.indices if i not in start.kept(part.site)}
-        if gone and len(gone) < sum(len(part.indices) for part in unit):
+    kept = {part.site: {*start.kept(part.site)} for unit in units for part in unit}
+    removed = {n for n, unit in enumerate(units) if not any(kept[part.site] & {*part.indices} for part in unit)}
+    explained = {(part.site, index) for number in removed for part in units[number] for index in part.indices}
+    for unit in units:
+        gone = {(part.site, i) for part in unit for i in part.indices if i not in kept[part.site]}
+        if gone - explained:
             raise InvalidSettingError(
                 f"search_over_plans: the start must keep or remove each searched layer wholly, received one that "
                 f"removes {len(gone)} units of {sorted({part.site for part in unit})}. Search heads and FFN chunks too."
             )
-        if gone:
-            removed.add(number)
     return frozenset(removed)
 
 
-def gains_of(anatomy: Anatomy, units: Sequence[Unit], search: AStarSearch) -> tuple[float, ...]:
-    """Returns what the removal of each unit saves, in heads, parameters, or MACs of one sequence."""
+def gains_of(
+    anatomy: Anatomy, units: Sequence[Unit], search: AStarSearch
+) -> tuple[tuple[float, ...], tuple[GainTable, ...]]:
+    """Returns what the removal of each unit saves, in heads, parameters, or MACs of one sequence, and joint savings.
+
+    The latter are those of sites of which one head of each group may leave: how many those are depends on the groups.
+    """
     sites = {site.name: site for site in anatomy.sites}
     price_of: dict[str, Callable[[Site], Price]] = {
         "heads": lambda site: Price(1),
@@ -235,4 +279,30 @@ def gains_of(anatomy: Anatomy, units: Sequence[Unit], search: AStarSearch) -> tu
         "macs": lambda site: macs_price(site, search.tuning.seq_len, search.tuning.target_len),
     }
     prices = {site.name: price_of[search.objective](site) for site in anatomy.sites}
-    return tuple(float(sum(sites[part.site].price(prices[part.site], part.indices) for part in unit)) for unit in units)
+
+    def saved(part: Part) -> int:
+        if part.is_across:
+            return prices[part.site].per_unit * len(part.indices)
+        return sites[part.site].price(prices[part.site], part.indices)
+
+    tables = []
+    for groups, across in crossed_units(units):
+        (first,) = units[groups[0]]
+        price, size, sizes = prices[first.site], len(first.indices), (len(groups), len(across))
+        kept = [
+            price.of((sizes[0] - gone) * (size - lost), sizes[0] - gone)
+            for gone, lost in product(*(range(count + 1) for count in sizes))
+        ]
+        tables.append(GainTable((groups, across), tuple(float(kept[0] - left) for left in kept)))
+    return tuple(float(sum(saved(part) for part in unit)) for unit in units), tuple(tables)
+
+
+def crossed_units(units: Sequence[Unit]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Returns, for each site of which one head of each group may leave, the numbers of the groups, and of those."""
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    for site in dict.fromkeys(part.site for part in chain(*units) if part.is_across):
+        found[site] = [], []
+    for number, (part, *_) in enumerate(units):
+        if part.site in found:
+            found[part.site][part.is_across].append(number)
+    return [(tuple(groups), tuple(across)) for groups, across in found.values()]

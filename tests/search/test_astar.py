@@ -102,7 +102,7 @@ def test_optimum_under_heredity_is_claimed_before_it_is_proved():
 
 def test_what_was_all_evaluated_is_proved_where_savings_are_no_sums_too():
     """The bound of a set over units whose savings a table gives may exceed what any set saves."""
-    table = GainTable((1, 2), (0.0, 1.75, 2.81))
+    table = GainTable(((1, 2),), (0.0, 1.75, 2.81))
     problem = SearchProblem(
         gains=(0.3, 1.405, 1.405), tables=(table,), measure=lambda removed: Measurement(0.0 if removed else 1.0)
     )

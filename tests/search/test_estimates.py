@@ -123,9 +123,9 @@ def brute_force_of_tables(problem, max_drop):
 def random_tables(seed, num_units):
     rng = np.random.default_rng(seed)
     first = GainTable(
-        tuple(range(0, num_units, 2)), (0.0, *np.cumsum(rng.choice([0.0, 0.0, 1.5], num_units // 2 - 1)), 4.0)
+        (tuple(range(0, num_units, 2)),), (0.0, *np.cumsum(rng.choice([0.0, 0.0, 1.5], num_units // 2 - 1)), 4.0)
     )
-    wavy = GainTable((1, 3), (0.0, -0.5, 2.0))
+    wavy = GainTable(((1, 3),), (0.0, -0.5, 2.0))
     return (first, wavy)
 
 
@@ -158,6 +158,44 @@ def test_bound_on_joint_savings_holds_for_every_set_and_orders_them():
     assert bounds == sorted(bounds, reverse=True)
     assert all(gains.of(mask) <= gains.bound(mask) for mask in masks)
     assert gains.of(0b000101) == gains.of(0b010001)
+
+
+def crossed_problem(seed, *, heredity):
+    """Three groups of three heads, of which one of each may leave twice; once no group is left, that saves no more."""
+    groups, across = (0, 1, 2), (3, 4)
+    saved = tuple(9 * 0.7 + 3 * 1.3 - (3 - gone) * ((3 - lost) * 0.7 + 1.3) for gone in range(4) for lost in range(3))
+    problem = table_problem(seed, 6, heredity=heredity)
+    implied = ((frozenset(groups), frozenset(across)),)
+    seen = []
+
+    def measure(removed):
+        removed = removed | {3, 4} if {0, 1, 2} <= removed else removed
+        seen.append(removed)
+        return problem.measure(removed)
+
+    tables = (GainTable((groups, across), saved),)
+    return dataclasses.replace(problem, measure=measure, tables=tables, implied=implied), seen
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_optimum_over_groups_and_heads_of_all_groups_is_the_true_one_and_no_set_is_measured_twice(seed):
+    problem, seen = crossed_problem(seed, heredity=seed % 2 == 0)
+    best = ExactGains(problem.gains, problem.tables).value(brute_force_of_tables(problem, PROOF.max_drop))
+    seen.clear()
+    result = search(problem, PROOF)
+    assert (result.optimality, result.gain) == ("proved", best)
+    assert len(seen) == len(set(seen)) == result.evaluations
+    for limit in (3, 12) if seed % 2 == 0 else ():
+        result = search(problem, dataclasses.replace(PROOF, max_evaluations=limit))
+        assert result.gain <= best <= result.upper_bound
+        assert result.optimality == "budget" or result.gain == best
+
+
+def test_bounds_of_a_table_with_two_axes_hold_for_every_set():
+    gains = ExactGains((1.0,) * 6, crossed_problem(0, heredity=True)[0].tables)
+    assert all(gains.of(mask) <= gains.bound(mask) for mask in sets_by_gain(gains))
+    assert gains.value(gains.of(0b111)) == gains.value(gains.of(0b11111)) == pytest.approx(9 * 0.7 + 3 * 1.3)
+    assert [gains.value(weight) for weight in gains.weights[:5]] == pytest.approx([2.0, 2.0, 2.0, 0.0, 0.0])
 
 
 def test_a_group_goes_in_one_step_where_its_parts_alone_do_not():

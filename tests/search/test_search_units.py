@@ -11,10 +11,12 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cost import cost_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
+from hf_headprune.refit.choice import record_refit
+from hf_headprune.search.bounds import ExactGains
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.latency import latency_gains
 from hf_headprune.search.plans import _heads_by_scores, order_by_costs, search_over_plans
-from hf_headprune.search.problem import Measurement
+from hf_headprune.search.problem import Measurement, to_mask
 from hf_headprune.search.units import gains_of, layers_of, places_of, plan_without, removed_at, units_of_search
 from tests.support.classifiers import batches_of, classifier, own_examples, searched
 from tests.support.families import made
@@ -357,23 +359,60 @@ def test_scores_of_heads_decide_among_heads_and_chunks_keep_their_places():
     assert removed.num_removed_heads == 4
 
 
-def test_groups_of_query_heads_are_searched_whole():
+HEADS = dataclasses.replace(BOTH, units=("heads",))
+
+
+def test_groups_of_query_heads_and_one_head_of_each_are_searched():
     anatomy = anatomy_of(made("llama")[0])  # four groups of two
     full = PruningPlan.full(anatomy)
     first, second = full.num_heads
     start = full.replace(kept_heads={first: (0, 3), second: (0, 1, 6, 7)})  # of the first, a head of two groups
-    heads = dataclasses.replace(BOTH, units=("heads",))
-    units = units_of_search(anatomy, start, heads)
+    units = units_of_search(anatomy, start, HEADS, [(second, (1, 7)), (second, (0,)), (second, (6,))])
+    groups = [(group, (2 * group, 2 * group + 1)) for group in range(4)]
     found = [(part.site, part.index, part.indices) for (part,) in units]
-    assert found[:2] == [(first, 0, (0,)), (first, 1, (3,))]  # whole groups can't be put back beside them
-    assert found[2:] == [(second, group, (2 * group, 2 * group + 1)) for group in range(4)]
-    assert removed_at(start, units) == {3, 4}
-    for removed in ({0}, {1, 3}, {0, 2, 3, 4, 5}):
-        plan = plan_without(start, units, removed)
-        saved = sum(gains_of(anatomy, units, heads)[unit] for unit in {0, 1, 2, 3, 4, 5} - removed)
-        gone = cost_of(plan, anatomy, seq_len=8).parameters
-        empty = cost_of(plan_without(start, units, range(6)), anatomy, seq_len=8).parameters
-        assert gone - empty == saved
+    assert found[:5] == [(first, *it) for it in [*groups, (4, (1, 2, 4, 6))]]  # what the start has removed goes back
+    assert found[5:] == [(second, *it) for it in [*groups, (4, (1, 2, 4, 7))]]  # what the order removes leaves
+    assert removed_at(start, units) == {2, 3, 4, 6, 7}
+    assert plan_without(start, units, removed_at(start, units)) == start
+    alone = units_of_search(anatomy, start, HEADS, whole_groups=True)
+    assert [part.indices for (part,) in alone] == [(0,), (3,), *(heads for _, heads in groups)]
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 2), (4, 1)])
+def test_every_set_of_grouped_heads_is_a_plan_and_saves_what_the_plan_does(sizes):
+    heads, groups = sizes
+    model, _ = made("llama", num_attention_heads=heads, num_key_value_heads=groups, num_hidden_layers=1)
+    anatomy = anatomy_of(model)
+    full = PruningPlan.full(anatomy)
+    (site,) = full.num_heads
+    units = units_of_search(anatomy, full, HEADS)
+    assert len(units) == groups + (heads // groups - 1)
+    gains = ExactGains(*gains_of(anatomy, units, HEADS))
+    most = cost_of(full, anatomy, seq_len=8).parameters
+    plans = set()
+    for removed in itertools.chain(*(itertools.combinations(range(len(units)), r) for r in range(len(units) + 1))):
+        plan = plan_without(full, units, removed)
+        plans.add(plan.kept(site))
+        assert gains.value(gains.of(to_mask(removed))) == most - cost_of(plan, anatomy, seq_len=8).parameters
+        assert plan_without(full, units, removed_at(plan, units)) == plan
+    assert len(plans) == (2**groups - 1) * 2 ** (heads // groups - 1) + 1
+
+
+def test_the_order_of_the_costs_leads_through_the_plans_of_the_costs():
+    model, inputs = made("llama", num_attention_heads=12, hidden_size=48)
+    anatomy, full = anatomy_of(model), PruningPlan.of(model)
+    losses = (model(**inputs, labels=inputs["input_ids"]).loss for _ in range(2))
+    refit = record_refit(model, list(anatomy.attention_sites), full, losses)
+    order = order_by_costs(refit, full, HEADS)
+    assert {len(heads) for _, heads in order} & {2, 3, 4}
+    units = units_of_search(anatomy, full, HEADS, order)
+    places, gone, plans = places_of(units, order), {site: set() for site in full.num_heads}, []
+    assert sorted(places) == list(range(len(units)))
+    reached = [plan_without(full, units, places[:count]) for count in range(len(units) + 1)]
+    for site, heads in order:
+        gone[site] |= {*heads}
+        plans.append(full.replace(kept_heads={s: {*full.kept(s)} - them for s, them in gone.items()}))
+    assert all(plan in reached for plan in plans)
 
 
 def test_scores_of_heads_order_groups_by_their_mean():
@@ -384,4 +423,4 @@ def test_scores_of_heads_order_groups_by_their_mean():
     removals = [(site, full.groups(site)[0]), *((other, group) for group in full.groups(other))]
     assert [units for _, units in _heads_by_scores(full, removals, scores)][:1] == [(4, 5)]
     units = units_of_search(anatomy, full, dataclasses.replace(BOTH, units=("heads",)))
-    assert places_of(units, _heads_by_scores(full, None, scores))[:4] == (1, 2, 0, 3)  # by mean places
+    assert places_of(units, _heads_by_scores(full, None, scores))[:4] == (2, 1, 0, 3)
