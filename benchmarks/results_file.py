@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hf_headprune.search.evaluation.screening import bf16_is_faster
+from hf_headprune.callback.plain_recovery import bf16_is_faster
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -55,7 +55,6 @@ def main() -> None:
         ("search_speed", search_speed_section),
         ("search_ablation", ablation_section),
         ("import_time", import_section),
-        ("rounding", rounding_section),
         ("search_quality", search_quality_section),
         ("certificate_validity", validity_section),
         ("certificate_promises", promises_section),
@@ -547,9 +546,6 @@ def ablation_section(content: dict[str, Any]) -> Iterator[str]:
     for row in content["rows"]:
         cells = [row["off"], f"{row['cpu_seconds']:.1f}", f"{row['ratio']:.2f}", f"{row['examples']:,}"]
         yield table_row([*cells, f"{row['gain']:,.0f}", row["plan"]])
-    if content.get("removed"):
-        yield f"\nBecause of this table, two shortcuts are gone since: {' and '.join(content['removed'])}."
-        yield "The other rows were measured while they were there."
 
 
 def optimum_section(content: dict[str, Any]) -> Iterator[str]:
@@ -666,22 +662,6 @@ def runtimes_section(content: dict[str, Any]) -> Iterator[str]:
         ]
         cells += [f"{row['speed_up']:.2f} [{low:.2f}, {high:.2f}]", f"{row['bound']:.2f}"]
         yield table_row([*cells, f"{row['share_of_bound']:.2f}"])
-
-
-def rounding_section(content: dict[str, Any]) -> Iterator[str]:
-    """Table of how far bf16 moves answers."""
-    yield "## What bf16 does to answers"
-    yield "\nFine-tuned MiniLM without so many heads and FFN units, on dev; errors of the margin in bf16, in logits."
-    yield "The search looks again (*again*) at answers within a *band* of the next one, and takes nothing from bf16"
-    yield "where one of those has moved by more, or turned beyond half of it. *Turned*: right in one precision only;"
-    yield "*unseen*: of these, beyond the band.\n"
-    measures = ("median", "largest", "band", "again", "largest of those", "turned", "unseen")
-    yield from header("task", "heads gone", "FFN gone", "accuracy", *measures)
-    for row in content["results"]:
-        cells = [row["task"], str(row["heads_removed"]), f"{row['ffn_removed']:.0%}", f"{row['accuracy']:.1%}"]
-        cells += [f"{row[name]:.3f}" for name in ("median_error", "largest_error", "band")]
-        cells += [f"{row['looked_at_again']:.1%}", f"{row['largest_error_of_those']:.3f}"]
-        yield table_row([*cells, f"{row['turned']} of {row['examples']:,}", str(row["turned_unseen"])])
 
 
 def search_quality_section(content: dict[str, Any]) -> Iterator[str]:

@@ -26,9 +26,9 @@ from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.search import plans
 from hf_headprune.search.evaluation.capabilities import ModelCapabilities
-from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSettings
+from hf_headprune.search.evaluation.early_stop import EarlyStopper
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
-from hf_headprune.search.evaluation.precision_runner import PrecisionRunner
+from hf_headprune.search.evaluation.plan_runner import PlanRunner
 from hf_headprune.search.plans import search_over_plans
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 RESULT = RESULTS / "search_ablation.json"
 EXAMPLES, EVALUATIONS = 300, 40
-NOTHING, BF16 = "nothing", "nothing, and bf16 screening on"
+NOTHING = "nothing"
 
 
 def never(*_: Any, **__: Any) -> bool:
@@ -49,23 +49,21 @@ def switched_off(target: Any, name: str, by: Callable[..., Any] = never) -> Any:
     return mock.patch.object(target, name, by)
 
 
-# For each row what is switched off. The twin in bf16 is a row in which it is switched on: elsewhere it is off.
+# For each row what is switched off.
 ROWS: dict[str, tuple[Callable[[], Any], ...]] = {
     NOTHING: (),
-    "states of parents": (lambda: switched_off(PrecisionRunner, "_state", lambda *_: (0, None)),),
+    "states of parents": (lambda: switched_off(PlanRunner, "_state", lambda *_: (0, None)),),
     "early stop": (lambda: switched_off(EarlyStopper, "_verdict", lambda *_, **__: None),),
     "first token only": (lambda: switched_off(ModelCapabilities, "reads_first_token"),),
     "weight slices": (lambda: switched_off(ModelCapabilities, "can_take_out"),),
     "order of the costs": (lambda: switched_off(plans, "has_sensitivities"),),
-    BF16: (),
     f"{NOTHING}, again": (),
 }
 
 
 def searched(model: Any, split: Any, calibration: Any, search: AStarSearch, row: str) -> dict[str, Any]:
     """Runs one search and returns what it took and found."""
-    settings = EvaluatorSettings(bf16_screening=row == BF16)
-    evaluator = ExampleEvaluator(model, batches_of(model, split), settings=settings, calibration=calibration)
+    evaluator = ExampleEvaluator(model, batches_of(model, split), calibration=calibration)
     recorded = evaluator.use_refit(PruningPlan.of(model), ffn=True)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(evaluator, "use_refit", return_value=recorded))

@@ -106,7 +106,7 @@ def classes(recorder: Recorder) -> dict[str, list[tuple[PruningPlan, Question[Pr
     found = defaultdict(list)
     estimates = {}
     for plan, question, measurement, seconds in recorder.records:
-        if is_rejection(measurement, question):
+        if measurement.kind == "bound":
             found["rejection"].append((plan, question, measurement, seconds))
         elif measurement.kind == "estimate":
             estimates[plan] = seconds
@@ -114,12 +114,6 @@ def classes(recorder: Recorder) -> dict[str, list[tuple[PruningPlan, Question[Pr
         else:
             found["exact acceptance"].append((plan, question, measurement, seconds + estimates.get(plan, 0.0)))
     return found
-
-
-def is_rejection(measurement: Measurement, question: Question[PruningPlan]) -> bool:
-    """Tells whether a measurement ended because the metric is below the floor; in bf16 it is called an estimate."""
-    is_below = question.floor is not None and measurement.metric < question.floor - 1e-9
-    return measurement.kind == "bound" or (measurement.kind == "estimate" and is_below)
 
 
 def compare(recorder: Recorder, naive: NaiveLoop, sample: int) -> list[dict[str, Any]]:
@@ -149,7 +143,7 @@ def check(metric: float, measurement: Measurement, question: Question[PruningPla
     floor = question.floor if question.floor is not None else -1.0
     wrong = measurement.kind == "exact" and abs(metric - measurement.metric) > 1e-9  # noqa: PLR2004
     wrong |= measurement.kind == "bound" and not metric <= measurement.metric + 1e-9
-    wrong |= is_rejection(measurement, question) and not metric < floor
+    wrong |= measurement.kind == "bound" and not metric < floor
     if wrong:
         raise SystemExit(f"The naive loop measured {metric}, the search {measurement.kind} {measurement.metric}.")
 

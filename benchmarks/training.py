@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, Traini
 from transformers.utils import logging
 
 from benchmarks.tasks import Task, minilm_path
-from hf_headprune.search.evaluation.screening import bf16_is_faster
+from hf_headprune.callback.plain_recovery import bf16_is_faster
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback

@@ -56,12 +56,6 @@ def no_hidden_fault(caplog):
     assert not [words for words in said if words.startswith("Only output projections are refitted")]
 
 
-@pytest.fixture
-def wide_band(monkeypatch):
-    """For models with weights far larger than real ones: the errors of bf16 are so, too."""
-    monkeypatch.setattr("hf_headprune.search.evaluation.screening.rough_band", lambda *_: 1.0)
-
-
 @pytest.fixture(params=FAMILY_NAMES)
 def tiny_family(request: pytest.FixtureRequest) -> TinyFamily:
     """Every family in turn: `tiny_family.make()`, `tiny_family.inputs()`."""

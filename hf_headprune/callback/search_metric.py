@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_headprune._distributed import from_first, number_of_processes
@@ -157,7 +156,7 @@ def _by_example(
         model,
         _batches(trainer, loader.dataset, loader.collate_fn),
         metric=scorer_for(model, name, where="HeadPruneCallback", tokenizer=trainer.processing_class),
-        settings=_evaluator_settings(trainer, search),
+        settings=_evaluator_settings(search),
         calibration=_calibration(trainer, loader.collate_fn) if refits else None,
     )
     return MetricSource(evaluator, evaluator.scorer.in_words, len(loader.dataset), "searched examples", model=model)
@@ -179,14 +178,9 @@ def _own(trainer: Trainer, name: str) -> float:
     return float(metrics[name])
 
 
-def _evaluator_settings(trainer: Trainer, search: AStarSearch) -> EvaluatorSettings:
+def _evaluator_settings(search: AStarSearch) -> EvaluatorSettings:
     """Returns how plans are measured, alike in every process; several share the examples."""
-    tuning = search.tuning
-    settings = EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening)
-    if number_of_processes() == 1:
-        return settings
-    rounds = from_first(settings.rounds(model_of(trainer)))  # a process tries how fast bf16 is by itself
-    return replace(settings, bf16_screening=rounds, share_processes=True)
+    return EvaluatorSettings(search.tuning.activation_cache_mib, share_processes=number_of_processes() > 1)
 
 
 def _batches(trainer: Trainer, dataset: Any, collate: Any) -> list[dict[str, torch.Tensor]]:

@@ -280,13 +280,13 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
         return MetricSource(MetricEvaluator(partial(metric, model), model), "metric", 1, "the examples of the metric")
     scorer = scorer_for(model, search.metric or metric, where="search_plan", tokenizer=tokenizer)
     check_drop(scorer.metric, search.max_drop, where="search_plan")
-    batched, tuning = partial(length_sorted_batches, collate=collate, batch_size=batch_size), search.tuning
+    batched = partial(length_sorted_batches, collate=collate, batch_size=batch_size)
     twin = plain_copy(model)  # whatever interrupts the search leaves the model of the user as it was
     evaluator = ExampleEvaluator(
         twin,
         batched(ModelExamples(dataset, model, collate=own_collate)),
         metric=scorer,
-        settings=EvaluatorSettings(tuning.activation_cache_mib, bf16_screening=tuning.bf16_screening),
+        settings=EvaluatorSettings(search.tuning.activation_cache_mib),
         calibration=None if calibration is None else batched(ModelExamples(calibration, model, collate=own_collate)),
     )
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)

@@ -35,8 +35,6 @@ class SearchTuning:
             slack each; the least promising are dropped where they become twice as many. It bounds the search's own
             memory: a waiting set holds 4 bytes per example, any other evaluated set none.
         activation_cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
-        bf16_screening: Whether a copy of the model in bf16 may answer where its rounding can't decide: near ties, the
-            model answers in its own precision. None leaves it to the hardware and to the size of the model.
         seq_len: For the objective "macs": tokens of a (source) sequence, by which heads compare with FFN units.
         target_len: For the objective "macs": tokens of the decoder's sequence; equal to `seq_len` when left out.
         latency_ms: For the objective "latency": for each searched site the ms with each number of its heads or FFN
@@ -59,7 +57,6 @@ class SearchTuning:
     heuristic_weights: tuple[float, ...] = (3.0, 2.0, 1.5, 1.0)
     max_open: int = 1000
     activation_cache_mib: float = 1024
-    bf16_screening: bool | None = None
     seq_len: int = SEQ_LEN
     target_len: int | None = None
     latency_ms: LatencyTable | None = field(default=None, hash=False)
@@ -84,11 +81,10 @@ class SearchTuning:
             or is_whole(self.target_len, at_least=1),
             f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
             "refit must be True or False": self.refit in (True, False),
+            "greater_is_better must be True, False, or None": self.greater_is_better in (True, False, None),
         }
         for name, least in (("max_open", 1), ("seq_len", 1)):
             rules[f"{name} must be an integer of at least {least}"] = is_whole(getattr(self, name), at_least=least)
-        for name in ("bf16_screening", "greater_is_better"):
-            rules[f"{name} must be True, False, or None"] = getattr(self, name) in (True, False, None)
         check(self, rules)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,10 +52,6 @@ class Answers:
         """Overwrites some entries, in place."""
         for name in self.__dataclass_fields__:
             getattr(self, name)[places] = getattr(answers, name)
-
-    def with_ties_below(self, band: float) -> Answers:
-        """Returns the same answers with gaps for which `TIE_BAND` stands for another band."""
-        return replace(self, gaps=self.gaps * np.float32(TIE_BAND / band))
 
     @property
     def seen(self) -> np.ndarray:

@@ -32,7 +32,6 @@ class ClassScorer(Scorer):
 
     num_labels: int
     metric: str = MEAN_OF_RIGHT
-    margins_are_gaps = True
     num_rows = 2
 
     @property

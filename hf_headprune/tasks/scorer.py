@@ -55,11 +55,6 @@ class Scorer(ABC):
         return False
 
     @property
-    def margins_are_gaps(self) -> bool:
-        """Whether a margin is the distance, in logits, between the right answer and the best other one."""
-        return False
-
-    @property
     def generates(self) -> bool:
         """Whether the model generates its answers, token by token; they can't be read from one forward pass."""
         return False

@@ -84,13 +84,6 @@ def test_the_search_ablation_runs_with_smoke_and_measures_every_row(smoke, tmp_p
     assert all(float(line.split(": ")[1].split(" s")[0]) > 0 for line in lines)
 
 
-def test_the_rounding_benchmark_runs_with_smoke_and_finds_small_errors(smoke, tmp_path):
-    rows = [line for line in smoke("benchmarks.rounding", "--work", str(tmp_path)).splitlines() if "turned=" in line]
-    errors = [float(row.split("largest_error=")[1].split()[0]) for row in rows]
-    assert len(errors) == 4
-    assert all(0 < error < 0.1 for error in errors)
-
-
 def test_the_smallest_benchmark_runs_with_smoke(smoke, tmp_path):
     assert smoke("benchmarks.smallest", "--work", str(tmp_path)).splitlines()[-1].startswith("sst2")
     found = json.loads(next((tmp_path / "smallest").glob("*.json")).read_text())

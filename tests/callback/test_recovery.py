@@ -8,7 +8,8 @@ from transformers import TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
-from hf_headprune.callback import HeadPruneCallback
+from hf_headprune.callback import HeadPruneCallback, plain_recovery
+from hf_headprune.callback.plain_recovery import bf16_is_faster
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.learn.distillation.distiller import Distiller
@@ -154,3 +155,16 @@ def test_a_metric_that_training_examples_may_not_have_decides_no_depth(tmp_path)
 def test_trainers_that_cannot_train_the_pruned_model_are_refused(tmp_path):
     with pytest.raises(TrainingStateError, match="epochs need a train_dataset with a length"):
         trainer_of(tmp_path, HeadPruneCallback(recover_epochs=1, density=0.5), train_dataset=Stream())
+
+
+@pytest.mark.parametrize(
+    ("of_bf16", "faster", "left"),
+    [([7.0, 0.5], True, 0), ([0.9], False, 0), ([2.0], False, 0), ([9.0, 7.9], False, 0), ([60.0, 60.0], False, 4)],
+)
+def test_bf16_counts_as_faster_where_the_fastest_product_clearly_is(monkeypatch, of_bf16, faster, left):
+    slow = [9.0] * (plain_recovery.TRIES - len(of_bf16))  # a slow try is noise
+    ticks = iter([tick for duration in [1.0] * plain_recovery.TRIES + of_bf16 + slow for tick in (0.0, duration)])
+    monkeypatch.setattr(plain_recovery.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(plain_recovery.torch, "ones", lambda *_, **__: torch.zeros(1, 1))
+    assert bf16_is_faster.__wrapped__(torch.device("cpu")) is faster
+    assert len([*ticks]) == 2 * left

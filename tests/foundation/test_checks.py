@@ -51,7 +51,6 @@ TAKEN = {
     ("whole_groups", True),
     ("refit", True),
     ("uniform", True),
-    ("bf16_screening", True),
     ("greater_is_better", True),
     ("group_column", "x"),
     ("columns", ("x",)),

@@ -10,22 +10,13 @@ from torch import nn
 from hf_headprune.anatomy import anatomy_of, base_model
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluation import screening
 from hf_headprune.search.evaluation.capabilities import ModelCapabilities
 from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.evaluation.layers import LayerStack
 from hf_headprune.search.evaluation.memory import StateMemory
-from hf_headprune.search.evaluation.screening import (
-    Screening,
-    bf16_is_faster,
-    gains_by_half_precision,
-    rough_band,
-)
 from hf_headprune.search.problem import ROUND_OFF, Question
-from hf_headprune.tasks.answers import TIE_BAND
 from hf_headprune.tasks.batches import length_sorted_batches
-from hf_headprune.tasks.registry import scorer_for
 from tests.support.classifiers import (
     NUM_LABELS,
     asked,
@@ -36,11 +27,8 @@ from tests.support.classifiers import (
     examples,
     near,
     random_plan,
-    searched,
-    wrong_twin,
 )
 from tests.support.models import FAMILY_NAMES, SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
-from tests.support.searches import over_heads
 
 CLASSIFIERS = {
     "bert": classifier,
@@ -91,7 +79,7 @@ def test_what_stands_within_round_off_of_a_tie_is_decided_as_a_plain_evaluation_
         model.classifier.bias[1:] = model.classifier.bias[0]
     batches = batches_of([{**row, "label": i % 2} for i, row in enumerate(rows)], batch_size=13)
     plain = ExampleEvaluator(model, batches)
-    fast = ExampleEvaluator(model, batches, settings=EvaluatorSettings(bf16_screening=False))
+    fast = ExampleEvaluator(model, batches)
     base = PruningPlan.of(model)
     margins = plain(base).margins
     for seed in range(4):
@@ -302,109 +290,13 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
         np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
 
 
-def plain_and_rounded(model, batches, **chosen):
-    """An evaluator that is only called, and one that probes with a twin in bf16."""
-    chosen = EvaluatorSettings(bf16_screening=True, **chosen)
-    return ExampleEvaluator(model, batches), ExampleEvaluator(model, batches, settings=chosen)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("wide_band")
-def test_the_verdicts_of_a_rounded_twin_are_those_of_the_model():
-    model = classifier()
-    batches = batches_of(decided(model, examples(60)))
-    plain, rounded = plain_and_rounded(model, batches, activation_cache_mib=0.5)
-    base, rng = PruningPlan.of(model), np.random.default_rng(11)
-    margins = plain(base).margins
-    kinds = []
-    for turn in range(40):
-        plan = near(base, rng)
-        expected = plain(plan)
-        floor = float(rng.choice([0.5, 0.8, 0.95]))
-        question = asked(base, margins, rng, floor=floor, tentative=turn % 2 == 0)
-        found = rounded.probe(plan, question)
-        is_rejected = found.kind == "estimate" and found.metric < floor
-        kinds.append("rejected" if is_rejected else found.kind)
-        if is_rejected:
-            assert expected.metric < floor
-            assert np.isnan(found.margins).any() or turn
-        if found.kind == "exact":
-            assert found.metric == expected.metric
-        assert found.kind != "estimate" or is_rejected or question.tentative
-        exact = rounded.probe(plan, asked(base, margins, rng))
-        assert (exact.kind, exact.metric) == ("exact", expected.metric)
-    assert {"rejected", "estimate", "exact"} <= set(kinds)
-    assert rounded._stopper.memory.peak_bytes <= 2**19
-    assert next(model.parameters()).dtype == torch.float32
-
-
-@pytest.mark.slow
-def test_errors_that_rounding_could_explain_are_looked_at_again_in_full_precision(monkeypatch):
-    monkeypatch.setattr(
-        "hf_headprune.search.evaluation.screening.rough_band", lambda *_: 1e9
-    )  # every error is doubtful
-    model = classifier()
-    dataset = decided(model, examples(60))
-    dataset = [{**row, "label": (row["label"] + (i % 3 == 0)) % NUM_LABELS} for i, row in enumerate(dataset)]
-    batches = batches_of(dataset)
-    plain, rounded = plain_and_rounded(model, batches)
-    base, rng = PruningPlan.of(model), np.random.default_rng(12)
-    margins, rejected = plain(base).margins, 0
-    for _ in range(12):
-        plan = near(base, rng)
-        expected = plain(plan)
-        found = rounded.probe(plan, asked(base, margins, rng, floor=0.8))
-        if found.kind != "estimate":
-            continue
-        rejected += 1
-        errors = np.flatnonzero(found.margins < 0)
-        assert expected.metric <= found.metric < 0.8
-        assert 1.0 - len(errors) / 60 <= found.metric
-        settled = errors[np.abs(found.margins[errors] - expected.margins[errors]) < 1e-5]
-        assert len(settled) >= 60 * (1.0 - 0.8)  # as many errors as the verdict needs come from the model itself
-    assert rejected > 6
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("wide_band")
-def test_a_measurement_to_the_end_takes_from_bf16_only_what_rounding_could_not_decide():
-    model = classifier()
-    batches = batches_of(examples(60))  # labels at random: margins of any size
-    plain, rounded = plain_and_rounded(model, batches)
-    base, rng = PruningPlan.of(model), np.random.default_rng(14)
-    margins, taken = plain(base).margins, 0
-    for _ in range(12):
-        plan = near(base, rng)
-        found, expected = rounded.probe(plan, asked(base, margins, rng)), plain(plan)
-        assert (found.kind, found.metric) == ("exact", expected.metric)
-        differs = np.abs(found.margins - expected.margins) > 1e-4
-        taken += differs.sum()
-        assert (np.abs(expected.margins[differs]) > 0.5).all()
-    assert taken > 60  # or all of it came from the model itself
-
-
-def test_where_bf16_rounds_too_much_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.evaluation.screening.rough_band", lambda *_: 1.0)
-    monkeypatch.setattr(Screening, "certain", TIE_BAND)  # of those turned; those moved too far are enough
-    monkeypatch.setattr("hf_headprune.search.evaluation.early_stop.half_precision_twin", wrong_twin)
-    model = classifier()
-    batches = batches_of(examples(60))
-    plain, rounded = plain_and_rounded(model, batches)
-    base, rng = PruningPlan.of(model), np.random.default_rng(15)
-    margins = plain(base).margins
-    for _ in range(4):
-        plan = near(base, rng)
-        found = rounded.probe(plan, asked(base, margins, rng))
-        np.testing.assert_allclose(found.margins, plain(plan).margins, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("refits", [False, True])
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_closed_units_are_taken_out_of_the_products_and_put_back(name, refits):
     model = CLASSIFIERS[name]()
     batches = batches_of(decided(model, examples(60)))
     plain = ExampleEvaluator(model, batches)
-    narrow = ExampleEvaluator(model, batches, settings=EvaluatorSettings(bf16_screening=False))
+    narrow = ExampleEvaluator(model, batches)
     base, rng = PruningPlan.of(model), np.random.default_rng(13)
     if refits:
         plain.use_refit(base, ffn=True)
@@ -441,55 +333,6 @@ def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_th
     base, rng = PruningPlan.of(model), np.random.default_rng(14)
     plan = near(base, rng)
     assert evaluator.probe(plan, asked(base, plain(base).margins, rng)).metric == plain(plan).metric
-
-
-def test_the_band_of_doubt_of_bf16_grows_with_the_margins_of_classes():
-    margins = np.array([-3.0, 1.0, 1.0, 3.0], dtype=np.float32)
-    classes, tags = (scorer_for(tiny_bert(f"{task}Classification")) for task in ("Sequence", "Token"))
-    assert rough_band(classes, margins) == pytest.approx(screening.ROUGH_SHARE * 5**0.5)
-    assert rough_band(classes, 0.1 * margins) == pytest.approx(0.1 * rough_band(classes, margins))
-    assert rough_band(classes, 0.0 * margins) == TIE_BAND
-    assert rough_band(tags, margins) == rough_band(tags, 0.1 * margins) == screening.ROUGH_BAND
-
-
-@pytest.mark.parametrize(
-    ("of_bf16", "faster", "left"),
-    [([7.0, 0.5], True, 0), ([0.9], False, 0), ([2.0], False, 0), ([9.0, 7.9], False, 0), ([60.0, 60.0], False, 4)],
-)
-def test_bf16_counts_as_faster_where_the_fastest_product_clearly_is(monkeypatch, of_bf16, faster, left):
-    slow = [9.0] * (screening.TRIES - len(of_bf16))  # a slow try is noise
-    ticks = iter([tick for duration in [1.0] * screening.TRIES + of_bf16 + slow for tick in (0.0, duration)])
-    monkeypatch.setattr(screening.time, "perf_counter", lambda: next(ticks))
-    monkeypatch.setattr(screening.torch, "ones", lambda *_, **__: torch.zeros(1, 1))
-    assert bf16_is_faster.__wrapped__(torch.device("cpu")) is faster
-    assert len([*ticks]) == 2 * left
-
-
-def test_small_models_and_other_precisions_have_no_rounded_twin():
-    model = classifier()
-    assert not gains_by_half_precision(model)
-    for chosen in (EvaluatorSettings(), EvaluatorSettings(bf16_screening=False)):
-        evaluator = ExampleEvaluator(model, batches_of(examples()), settings=chosen)
-        full = PruningPlan.of(model)
-        evaluator.probe(full, Question(full, evaluator(full).margins))
-        assert evaluator._stopper._screening is None
-    rounded = classifier().to(torch.bfloat16)
-    evaluator = ExampleEvaluator(rounded, batches_of(examples()), settings=EvaluatorSettings(bf16_screening=True))
-    evaluator.probe(full, Question(full, evaluator(full).margins))
-    assert evaluator._stopper._screening is None
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("wide_band")
-def test_a_search_with_a_rounded_twin_returns_what_was_measured_exactly():
-    model = classifier()
-    dataset = decided(model, examples(60))
-    search = over_heads(max_evaluations=40, max_drop=0.2, bf16_screening=True)
-    found = searched(model, dataset, search)
-    evaluator = ExampleEvaluator(model, batches_of(dataset))
-    assert found.gain > 0
-    assert evaluator(found.plan).metric == found.metric >= found.threshold - 1e-9
-    assert all(step.kind == "exact" for step in found.history if step.is_incumbent)
 
 
 def test_the_model_is_left_as_it_was():
@@ -609,7 +452,7 @@ def test_settings_out_of_range_are_refused(wrong):
         EvaluatorSettings(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"bf16_screening": "no"}, {"share_processes": None}])
+@pytest.mark.parametrize("wrong", [{"share_processes": "no"}, {"share_processes": None}])
 def test_what_is_neither_true_nor_false_is_refused(wrong):
     with pytest.raises(
         InvalidSettingError, match=f"EvaluatorSettings: {next(iter(wrong))} must be .*{next(iter(wrong.values()))!r}"

@@ -10,7 +10,6 @@ import torch
 
 import hf_headprune.search.evaluation
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.problem import Question
 from tests.support.classifiers import batches_of, classifier, decided, examples
@@ -64,7 +63,7 @@ def test_an_interrupt_at_any_line_of_an_evaluation_leaves_the_model_as_it_was(re
     plan = full.replace(kept_heads={site: [0, 2] for site in full.kept_heads})
 
     def measure():
-        evaluator = ExampleEvaluator(model, batches, settings=EvaluatorSettings(bf16_screening=False))
+        evaluator = ExampleEvaluator(model, batches)
         if refits:
             evaluator.use_refit(full)
         evaluator.probe(plan, Question(full, margins))

@@ -6,7 +6,6 @@ import torch
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
-from hf_headprune.search.evaluation.screening import half_precision_twin
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Question
 from hf_headprune.tasks.batches import length_sorted_batches
@@ -91,12 +90,3 @@ def searched(model, dataset, search, *, metric=None, settings=None, calibration=
     evaluator = ExampleEvaluator(model, batches_of(dataset), metric=metric, settings=settings, calibration=calibration)
     arguments = {"fingerprint": evaluator.fingerprint(), **arguments}
     return search_over_plans(anatomy_of(model), evaluator, search, **arguments)
-
-
-def wrong_twin(model):
-    """A twin that is as sure as the model, of other classes."""
-    twin = half_precision_twin(model)
-    with torch.no_grad():
-        for parameter in twin.classifier.parameters():
-            parameter.copy_(parameter.roll(1, dims=0))
-    return twin

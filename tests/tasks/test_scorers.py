@@ -20,7 +20,7 @@ from hf_headprune.tasks.question_answering import SpanScorer
 from hf_headprune.tasks.registry import scorer_for
 from hf_headprune.tasks.scores import scores_of
 from hf_headprune.tasks.token_classification import TokenScorer
-from tests.support.classifiers import classifier, random_plan, wrong_twin
+from tests.support.classifiers import classifier, random_plan
 from tests.support.models import tiny_bert, tiny_marian
 from tests.support.searches import over_heads, settings
 from tests.support.tasks import NUM_TAGS, ROUNDED, TASKS, task_of
@@ -48,17 +48,6 @@ def test_the_metric_is_that_of_one_example_after_the_other(name):
         values.add(found.metric)
     assert len(values) > 1
     assert 0 < min(values) < max(values) <= 1
-
-
-def test_where_a_twin_in_bf16_turns_tags_it_was_sure_of_nothing_is_taken_from_it(monkeypatch):
-    monkeypatch.setattr("hf_headprune.search.evaluation.screening.rough_band", lambda *_: 4.0)
-    monkeypatch.setattr("hf_headprune.search.evaluation.early_stop.half_precision_twin", wrong_twin)
-    model, dataset, _ = task_of("tokens")
-    plain = ExampleEvaluator(model, batches_of(model, dataset))
-    rounded = ExampleEvaluator(model, batches_of(model, dataset), settings=EvaluatorSettings(bf16_screening=True))
-    plan, margins = random_plan(model, 0), plain(PruningPlan.of(model)).margins
-    found = rounded.probe(plan, Question(PruningPlan.of(model), margins))
-    np.testing.assert_allclose(found.margins, plain(plan).margins, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -104,7 +93,7 @@ def test_an_estimate_weighs_an_example_by_its_tags():
         answered = [model(input_ids=torch.tensor([row])).logits[0].argmax(-1) for row in rows]
     labels = [((tags + (i < 8)) % NUM_TAGS).tolist() for i, tags in enumerate(answered)]  # of short ones all wrong
     dataset = [{"input_ids": ids, "labels": gold} for ids, gold in zip(rows, labels, strict=True)]
-    evaluator = ExampleEvaluator(model, batches_of(model, dataset), settings=EvaluatorSettings(bf16_screening=False))
+    evaluator = ExampleEvaluator(model, batches_of(model, dataset))
     base = PruningPlan.of(model)
     margins = evaluator(base).margins
     found = evaluator.probe(base, Question(base, margins, floor=0.8))

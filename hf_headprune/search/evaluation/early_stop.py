@@ -1,14 +1,13 @@
 """Measures plans with as little work as their verdict needs: what a parent computed is reused, hard examples go first.
 
-A rejection in the model's own precision is certain: it counts only errors that were seen. An acceptance before the end
-is an estimate. A measurement to the end is exact. The batches of a measurement follow from its `Question` alone, never
-from what is in memory, so that a search that continues after a kill measures the same bits.
+A rejection is certain: it counts only errors that were seen. An acceptance before the end is an estimate. A measurement
+to the end is exact. The batches of a measurement follow from its `Question` alone, never from what is in memory, so
+that a search that continues after a kill measures the same bits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,15 +19,7 @@ from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.evaluation.ordered_batches import OrderedBatches
-from hf_headprune.search.evaluation.precision_runner import PrecisionRunner
-from hf_headprune.search.evaluation.screening import (
-    OwnPrecision,
-    RoundingError,
-    Screening,
-    gains_by_half_precision,
-    half_precision_twin,
-    upper_bound,
-)
+from hf_headprune.search.evaluation.plan_runner import PlanRunner
 from hf_headprune.search.problem import ROUND_OFF, Measurement
 from hf_headprune.tasks.answers import TIE_BAND, Answers
 
@@ -41,7 +32,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
     from hf_headprune.search.evaluation.ordered_batches import Batch
-    from hf_headprune.search.evaluation.precision_runner import SharedPrefix
+    from hf_headprune.search.evaluation.plan_runner import SharedPrefix
     from hf_headprune.search.problem import Question
     from hf_headprune.tasks.scorer import Scorer
 
@@ -53,8 +44,6 @@ class EvaluatorSettings:
     Attributes:
         activation_cache_mib: Bound on the memory for hidden states that plans share.
         tentative_share: Share of the examples, the hardest, that an estimate is made from.
-        bf16_screening: Whether answers far from a tie may come from a twin of the model in bf16; verdicts before the
-            end are not certain then. None leaves it to the hardware and to the size of the model.
         share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them must
             then ask for the same measurements in the same order.
 
@@ -64,7 +53,6 @@ class EvaluatorSettings:
 
     activation_cache_mib: float = 1024
     tentative_share: float = 0.25
-    bf16_screening: bool | None = None
     share_processes: bool = False
 
     def __post_init__(self) -> None:
@@ -72,14 +60,9 @@ class EvaluatorSettings:
         rules = {
             "activation_cache_mib must be a number of at least 0": is_rising(0, self.activation_cache_mib),
             "tentative_share must be above 0 and at most 1": is_ratio(self.tentative_share),
-            "bf16_screening must be True, False, or None": self.bf16_screening in (None, True, False),
             "share_processes must be True or False": self.share_processes in (True, False),
         }
         check(self, rules)
-
-    def rounds(self, model: nn.Module) -> bool:
-        """Tells whether a twin in bf16 is wanted for a model."""
-        return gains_by_half_precision(model) if self.bf16_screening is None else self.bf16_screening
 
 
 class EarlyStopper:
@@ -87,6 +70,7 @@ class EarlyStopper:
 
     Attributes:
         memory: Hidden states of parents, under the bound given.
+        examples_seen: Examples computed so far over all plans.
     """
 
     def __init__(
@@ -104,7 +88,7 @@ class EarlyStopper:
             model: Its weights must not change from now on.
             batches: With labels, as the plain evaluation takes them.
             scorer: Of the model's task.
-            settings: Memory, batches, estimates, precision.
+            settings: Memory, batches, estimates.
             refit: Refits output projections to each plan.
         """
         self._refit = refit
@@ -113,25 +97,13 @@ class EarlyStopper:
         self._tentative_share = settings.tentative_share
         self._share_processes = settings.share_processes
         self._world = sharing(self._share_processes)
-        self._examples_run = 0
+        self.examples_seen = 0
         self.memory = StateMemory(settings.activation_cache_mib)
         device = device_of(model)
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
-        runner = partial(PrecisionRunner, scorer=scorer, memory=self.memory, sample=sample, refit=refit)
-        exact = runner(model, is_exact=True)
+        self._runner = PlanRunner(model, scorer, self.memory, sample, refit=refit)
         weights = np.concatenate([scorer.weights(batch) for batch in batches])
         self._batches = OrderedBatches(batches, weights, device=device)
-        self._own = OwnPrecision(exact)
-        self._screening: Screening | None = None
-        may_round = exact.in_full_precision and scorer.is_mean and not scorer.is_continuous
-        if may_round and settings.rounds(model):
-            twin = runner(half_precision_twin(model), is_exact=False)
-            self._screening = Screening(twin, exact, self._batches, scorer, share=self._share_processes)
-
-    @property
-    def examples_seen(self) -> int:
-        """Examples computed so far over all plans."""
-        return self._examples_run + (0 if self._screening is None else self._screening.examples_checked)
 
     def __call__(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
         """Measures a plan as far as the question needs; the model is left as it was.
@@ -140,66 +112,44 @@ class EarlyStopper:
             InvalidPlanError: The plan does not fit the model.
         """
         for given in (question.base, plan):
-            self._own.runner.check_fits(given)
-        if self._screening is not None:
-            try:
-                return self._measured(self._screening, plan, question)
-            except RoundingError:
-                pass
-        return self._measured(self._own, plan, question)
-
-    def _measured(self, precision: OwnPrecision, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
-        """Looks at the hardest examples first, until there is a verdict, which all of them give at last.
-
-        Raises:
-            RoundingError: The rounded twin misleads.
-        """
+            self._runner.check_fits(given)
         answers = Answers.unseen(len(self._batches.weights), self._scorer.num_rows)
-        band, runner = precision.band(question.expected), precision.runner
-        known, prefix = self._batches.answers_of(plan, is_exact=runner.is_exact), runner.prefix(plan, question.base)
+        known, prefix = self._batches.answers_of(plan), self._runner.prefix(plan, question.base)
         places = self._batches.hardest_first(question.expected)
-        with runner.open():
+        with self._runner.open():
             for start in range(0, len(places), self._world):
                 together = places[start : start + self._world]
-                self._run(runner, together, prefix, known)
+                self._run(together, prefix, known)
                 for place in together:
-                    answers.put(self._batches.batches[place].indices, known[place].with_ties_below(band))
-                    if question.floor is not None:
-                        precision.check_errors(answers, plan, question.floor, band)
-                    verdict = self._verdict(precision, answers, question)
+                    answers.put(self._batches.batches[place].indices, known[place])
+                    verdict = self._verdict(answers, question)
                     if verdict is not None:
                         return verdict
-        precision.check_ties(answers, plan, band)
         return self._to_the_end(plan, answers)
 
-    def _run(
-        self,
-        runner: PrecisionRunner,
-        places: Sequence[int],
-        prefix: SharedPrefix,
-        known: dict[int, Answers],
-    ) -> None:
+    def _run(self, places: Sequence[int], prefix: SharedPrefix, known: dict[int, Answers]) -> None:
         """Has a plan answer the batches whose answers are not known; in place."""
         unknown = [place for place in places if place not in known]
         batches = self._batches.batches
-        found = over_processes(
-            lambda place: runner.answers(batches[place].entries, place, prefix), unknown, share=self._share_processes
-        )
+
+        def answered(place: int) -> Answers:
+            return self._runner.answers(batches[place].entries, place, prefix)
+
+        found = over_processes(answered, unknown, share=self._share_processes)
         for place, answers in zip(unknown, found, strict=True):
-            self._examples_run += len(batches[place].indices)
+            self.examples_seen += len(batches[place].indices)
             known[place] = answers
 
-    def _verdict(
-        self, precision: OwnPrecision, answers: Answers, question: Question[PruningPlan]
-    ) -> Measurement | None:
+    def _verdict(self, answers: Answers, question: Question[PruningPlan]) -> Measurement | None:
         """Returns a rejection, an estimate, or None; what rounding could turn counts as right."""
         if question.floor is None or not self._scorer.is_mean:
             return None
         weights = self._batches.weights
-        bound = upper_bound(answers, weights, precision.certain)
-        if bound < question.floor - ROUND_OFF:
-            return Measurement(bound, answers.margins.copy(), kind=precision.rejection)
         seen = answers.seen
+        lost = np.where(seen & (answers.gaps >= TIE_BAND), 1.0 - answers.scores, 0.0) * weights
+        bound = 1.0 - float(lost.sum() / weights.sum())
+        if bound < question.floor - ROUND_OFF:
+            return Measurement(bound, answers.margins.copy(), kind="bound")
         if not question.tentative or seen.sum() < self._tentative_share * len(seen) or seen.all():
             return None
         scores = np.where(seen, answers.scores, self._scorer.predicted(question.expected))
@@ -212,8 +162,7 @@ class EarlyStopper:
         def plainly(batch: Batch) -> Answers:
             return self._scorer.answers(self._model(**self._scorer.inputs(batch.entries)), batch.entries)
 
-        rounds_otherwise = self._own.runner.is_shortened or self._screening is not None
-        near = self._batches.some(answers.gaps < TIE_BAND) if rounds_otherwise else []
+        near = self._batches.some(answers.gaps < TIE_BAND) if self._runner.is_shortened else []
         with masked(self._model, RefittedPlan(plan, self._refit)), evaluating(self._model):
             for batch, found in zip(near, over_processes(plainly, near, share=self._share_processes), strict=True):
                 answers.put(batch.indices, found)

@@ -135,11 +135,10 @@ class ExampleEvaluator(Evaluator):
         return refit
 
     def fingerprint(self) -> str:
-        """Returns the sha256 of the weights, the data, the metric and the precision, also that of most answers."""
-        settings = f"{self.scorer.metric} {self._settings.rounds(self._model)}"
+        """Returns the sha256 of the weights, the data and the metric."""
         read = [*self._batches, *([] if self._calibration is self._batches else self._calibration)]
         batches = {f"{i} {name}": tensor for i, batch in enumerate(read) for name, tensor in batch.items()}
-        return sha256_of(settings, Weights(self._model), batches)
+        return sha256_of(self.scorer.metric, Weights(self._model), batches)
 
     def _answers(self, batch: Mapping[str, torch.Tensor]) -> Answers:
         entries = self._moved(batch)

@@ -26,13 +26,6 @@ class Batch:
     indices: np.ndarray
     entries: dict[str, torch.Tensor]
 
-    def only(self, which: np.ndarray) -> Batch:
-        """Returns the examples that are marked, `(num_examples,)`; all of them where an entry has not one row each."""
-        if any(tensor.dim() == 0 or len(tensor) != len(self.indices) for tensor in self.entries.values()):
-            return self
-        rows = np.flatnonzero(which[self.indices])
-        return Batch(self.indices[rows], {name: tensor[rows] for name, tensor in self.entries.items()})
-
 
 class OrderedBatches:
     """The batches of a data set.
@@ -60,7 +53,7 @@ class OrderedBatches:
             entries = {name: tensor.to(device) for name, tensor in batch.items()}
             self.batches.append(Batch(np.arange(start, end), entries))
             start = end
-        self._answers: OrderedDict[tuple[PruningPlan, bool], dict[int, Answers]] = OrderedDict()
+        self._answers: OrderedDict[PruningPlan, dict[int, Answers]] = OrderedDict()
 
     def hardest_first(self, expected: np.ndarray) -> list[int]:
         """Orders batches by the share of errors that predicted margins, `(num_examples,)`, let expect in them."""
@@ -68,10 +61,10 @@ class OrderedBatches:
         shares = [-float(doubt[batch.indices].mean()) for batch in self.batches]
         return sorted(range(len(shares)), key=lambda place: (shares[place], place))
 
-    def answers_of(self, plan: PruningPlan, *, is_exact: bool) -> dict[int, Answers]:
-        """Returns the answers of a plan so far, exact or rough ones, by the place of their batch."""
-        answers = self._answers.setdefault((plan, is_exact), {})
-        self._answers.move_to_end((plan, is_exact))
+    def answers_of(self, plan: PruningPlan) -> dict[int, Answers]:
+        """Returns the answers of a plan so far, by the place of their batch."""
+        answers = self._answers.setdefault(plan, {})
+        self._answers.move_to_end(plan)
         while len(self._answers) > ANSWERS:
             self._answers.popitem(last=False)
         return answers

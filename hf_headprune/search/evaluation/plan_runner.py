@@ -1,4 +1,4 @@
-"""Computes answers of plans batch by batch, in one precision, and reuses what their parents computed."""
+"""Computes answers of plans batch by batch, and reuses what their parents computed."""
 
 from __future__ import annotations
 
@@ -40,12 +40,10 @@ class SharedPrefix:
     shared: tuple[str, ...]
 
 
-class PrecisionRunner:
-    """A model that answers in its own precision, entered late and left early where that changes nothing.
+class PlanRunner:
+    """A model that answers for plans, entered late and left early where that changes nothing.
 
     Attributes:
-        is_exact: Whether it is the model itself, rather than a rounded twin.
-        in_full_precision: Whether products are computed in fp32 or fp64.
         is_shortened: Whether products have other shapes than in a plain evaluation, and so other rounding.
     """
 
@@ -56,7 +54,6 @@ class PrecisionRunner:
         memory: StateMemory,
         sample: dict[str, torch.Tensor],
         *,
-        is_exact: bool,
         refit: Refit | None = None,
     ) -> None:
         """Tries on a few examples what the model allows.
@@ -66,10 +63,8 @@ class PrecisionRunner:
             scorer: Of the model's task.
             memory: For hidden states.
             sample: A small batch with labels.
-            is_exact: Whether it is the model itself.
             refit: Refits output projections to each plan.
         """
-        self.is_exact = is_exact
         self._refit = refit
         self._model = model
         self._scorer = scorer
@@ -80,9 +75,8 @@ class PrecisionRunner:
         with evaluating(model):
             allows = ModelCapabilities(self._stack)
             self._is_resumable = allows.is_resumable(inputs)
-            self.in_full_precision = allows.computes_in_full_precision(inputs)
-            # Products of other shapes round otherwise, which continuous scores would show.
-            may_skip = self._is_resumable and not scorer.is_continuous and (self.in_full_precision or not is_exact)
+            # Products of other shapes round otherwise, which continuous scores would show, and bf16.
+            may_skip = self._is_resumable and not scorer.is_continuous and allows.computes_in_full_precision(inputs)
             self._takes_out = may_skip and allows.can_take_out(inputs)
             self._reads_first = may_skip and allows.reads_first_token(inputs)
         self.is_shortened = self._takes_out or self._reads_first
@@ -114,7 +108,7 @@ class PrecisionRunner:
         differing = [layer for layer in range(self._stack.depth) if kept[layer] != kept_base[layer]]
         first = differing[0] if differing and self._is_resumable else 0
         shared = digests_of(kept_base[:first])
-        self._memory.work_on((self.is_exact, digest) for digest in shared)
+        self._memory.work_on(shared)
         return SharedPrefix(plan, base, first, shared)
 
     def answers(self, entries: dict[str, torch.Tensor], place: int, prefix: SharedPrefix) -> Answers:
@@ -124,11 +118,6 @@ class PrecisionRunner:
         self._close(prefix.plan)
         return self._scorer.answers(self._stack.outputs(inputs, first, state), entries)
 
-    def answers_alone(self, entries: dict[str, torch.Tensor], plan: PruningPlan) -> Answers:
-        """Runs a plan on a batch of its own, and remembers nothing; only while open."""
-        self._close(plan)
-        return self._scorer.answers(self._stack.outputs(self._scorer.inputs(entries)), entries)
-
     def _state(
         self, place: int, inputs: dict[str, torch.Tensor], prefix: SharedPrefix
     ) -> tuple[int, torch.Tensor | None]:
@@ -136,15 +125,14 @@ class PrecisionRunner:
 
         Where there is no room to remember it, an earlier layer is entered.
         """
-        groups = [(self.is_exact, digest) for digest in prefix.shared]
-        held = [self._memory.get(group, place) for group in groups]
+        held = [self._memory.get(digest, place) for digest in prefix.shared]
         nearest = max((layers for layers, state in enumerate(held) if state is not None), default=0)
         state = held[nearest]
         if nearest == prefix.first or not self._memory.has_room:
             return nearest, state
         self._close(prefix.base)
         for reached, found in self._stack.states(inputs, nearest, prefix.first, state).items():
-            self._memory.add(groups[reached], place, found)
+            self._memory.add(prefix.shared[reached], place, found)
             state = found
         return prefix.first, state
 
