@@ -63,9 +63,9 @@ NOTES = """
 - **heads**: the kinds of attention, as `kept_heads={"cross": 12}` names them.
 - **unit of attention**: under grouped heads, query heads share keys and values. A plan then keeps any query heads, but
   equally many of each group that remains, since a layer has one number for all its groups. The key and the value of a
-  group, and its part of the KV cache, go with its last head. Removal costs choose both: whole groups, or one head of
-  each; `SecondOrderTuning(whole_groups=True)` removes whole groups alone. So do gates, movement, a search, and each
-  budget `kept_heads`, which counts groups.
+  group, and its part of the KV cache, go with its last head. Removal costs and A* choose both: whole groups, or one
+  head of each; `SecondOrderTuning(whole_groups=True)` removes whole groups alone. So do gates, movement, a search for
+  the least latency or with `uniform=True`, and each budget `kept_heads`, which counts groups.
 - **FFN**: a unit of a gated FFN has two rows and a column.
 - **plain**: what a [plain checkpoint](publish.md#plain-transformers-alone) may have fewer of, the same number in each
   layer. "divisors": numbers of heads that divide the hidden size.

@@ -10,7 +10,7 @@ from hf_headprune.callback import search_metric, trainer_compat
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of
-from hf_headprune.guarantee.scored import CertificationData
+from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
 from hf_headprune.pipeline.holdout import CANDIDATES, DEFAULT_DROP, Holdout, NotCertifiable
@@ -96,10 +96,11 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
     if data.search is None:  # the order of removal costs has looked at training examples alone
         seen = data.train if settings.search is None else ExampleFingerprints.of(searched)
         data = replace(data, search=seen)
+    data = with_windows(data)
     drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
     confidence = halved(settings.confidence) if settings.recovers and settings.follows else settings.confidence
     required = "HeadPruneCallback" if asked.is_condition else None
-    decides = settings.follows and can_decide(len(data.dataset), drop, confidence, required_by=required)
+    decides = settings.follows and can_decide(independent(data), drop, confidence, required_by=required)
     holdout = Holdout(
         data,
         Metric.of(

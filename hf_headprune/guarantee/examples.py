@@ -25,6 +25,7 @@ _NAMES_OF_NUMBERS = ("id", "idx", "index", "guid", "uid", "uuid")
 _NAMES_OF_LABELS = ("label", "labels")
 _WORD_IN_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
 INPUT_BYTES, LABEL_BYTES = 8, 4  # kept of each sha256 in a certificate
+WINDOW_COLUMNS = ("example_id", "overflow_to_sample_mapping")  # of Transformers' scripts and of its tokenizers
 MOST_OF_A_TEXT = 10  # different tokens that a text has on average, such as the windows of a context, if it names them
 
 
@@ -208,6 +209,19 @@ def check_columns(columns: Any) -> None:
 def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
     """Returns some examples of a split, as the kind of data set that it is where that can be."""
     return dataset.select(indices) if hasattr(dataset, "select") else [dataset[index] for index in indices]
+
+
+def window_column(dataset: Any) -> str | None:
+    """Returns the column that tells which windows are of one example, where one has several; else None.
+
+    It is known by the names that tokenizers and the scripts of Transformers give it.
+    """
+    for column in WINDOW_COLUMNS:
+        if column in _row(dataset, 0):
+            values = [_row(dataset, index).get(column) for index in range(len(dataset))]
+            if None not in values and len(set(map(str, values))) < len(values):
+                return column
+    return None
 
 
 def groups_of(dataset: Any, column: str, *, where: str) -> list[str]:

@@ -24,6 +24,7 @@ from hf_headprune.guarantee.examples import (
     check_disjoint,
     groups_of,
     rows_of,
+    window_column,
 )
 from hf_headprune.guarantee.external import answers_of, bare, first_reader, has_own_rows, is_external, is_model
 from hf_headprune.guarantee.labels import PartlyLabelled, labels_by_index, own_labels
@@ -62,6 +63,7 @@ class CertificationData:
             certificate then says.
         search: What the search has seen, likewise.
         groups: Column whose equal values mark examples that depend on each other, such as questions on one paragraph.
+            None: those of "example_id" or "overflow_to_sample_mapping" where several windows are of one example.
         columns: Text columns to compare splits by; see `ExampleFingerprints.of`.
         batching: How examples become batches.
         steered_training: Whether evaluations on these examples chose the checkpoint, the end or the learning rates of
@@ -113,7 +115,22 @@ def _warn_of_copies(prints: ExampleFingerprints, data: CertificationData) -> Non
 def data_of(dataset: Any, labels: Any = None) -> CertificationData:
     """Returns a split as `CertificationData`, with labels that were given apart."""
     data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
-    return data if labels is None else replace(data, labels=labels)
+    return with_windows(data if labels is None else replace(data, labels=labels))
+
+
+def with_windows(data: CertificationData) -> CertificationData:
+    """Returns a split whose windows of one example depend on each other, where a column of a known name tells them."""
+    if data.groups is not None:
+        return data
+    check_dataset(data.dataset)
+    return replace(data, groups=window_column(data.dataset))
+
+
+def independent(data: CertificationData) -> int:
+    """Returns the number of examples that count as independent: of groups, where examples have some."""
+    if data.groups is None:
+        return len(data.dataset)
+    return len(set(groups_of(data.dataset, data.groups, where="CertificationData(groups=...)")))
 
 
 class ScoredSplit:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune._checks import is_above, is_whole
 from hf_headprune.errors import DataLeakError, InvalidSettingError, shown
-from hf_headprune.guarantee.examples import ExampleFingerprints, groups_of, rows_of
+from hf_headprune.guarantee.examples import ExampleFingerprints, groups_of, rows_of, window_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,7 @@ class SplitSettings:
         seed: Another seed makes another split; the order of the examples does not matter.
         on_leak: What happens to examples that the training split holds too: "error", or "drop" to leave them out.
         group_column: Examples with the same value of this column stay together, such as questions on one paragraph.
+            None: windows of one example do, see `CertificationData`.
 
     Raises:
         InvalidSettingError: A setting is out of range.
@@ -128,8 +129,9 @@ def _leaked(prints: ExampleFingerprints, train: Any, settings: SplitSettings) ->
 def _clusters(dataset: Any, prints: ExampleFingerprints, settings: SplitSettings) -> list[tuple[int, ...]]:
     """Joins the examples that share a fingerprint or a group; ascending within each."""
     keys: list[Sequence[Any]] = list(prints.kinds.values())
-    if settings.group_column is not None:
-        keys.append(groups_of(dataset, settings.group_column, where="SplitSettings(group_column=...)"))
+    column = window_column(dataset) if settings.group_column is None else settings.group_column
+    if column is not None:
+        keys.append(groups_of(dataset, column, where="SplitSettings(group_column=...)"))
     parents = list(range(len(prints)))
 
     def root(index: int) -> int:

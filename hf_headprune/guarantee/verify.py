@@ -20,7 +20,7 @@ from hf_headprune.guarantee.external import bare, first_reader, is_external
 from hf_headprune.guarantee.labels import PartlyLabelled, own_labels, with_labels
 from hf_headprune.guarantee.promises import part_of
 from hf_headprune.guarantee.records import dtype_of, old_configs_of, record_of, turned_by_rounding
-from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, data_of, numbered
+from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, numbered, with_windows
 from hf_headprune.guarantee.verification import TOLERANCE, Verification
 from hf_headprune.guarantee.wording import AGREEMENT, SAME_NEIGHBOUR, WITHOUT_LABELS
 from hf_headprune.tasks.registry import metrics_of, scorer_for
@@ -131,7 +131,8 @@ def _own_data(claim: Claim, dataset: Any, result: Verification) -> Any:
             f"the certification split {claim.scope}: no data of that name were given, in a mapping of names to splits"
         )
         return None
-    data = data_of(several[claim.dataset])
+    given = several[claim.dataset]
+    data = given if isinstance(given, CertificationData) else CertificationData(given)
     check_dataset(data.dataset)
     if not claim.column:
         return data
@@ -201,6 +202,8 @@ def _as_certified(certificate: Certificate, dataset: Any, result: Verification) 
     if certificate.examples.labelled is not None and data.labels is None:  # the examples hold those that are known
         labels = {} if certificate.claim.scored in WITHOUT_LABELS else own_labels(data.dataset)
         data = dataclasses.replace(data, dataset=PartlyLabelled(data.dataset, {}), labels=labels)
+    if certificate.examples.groups is not None:
+        data = with_windows(data)
     if data.columns or certificate.examples.kind != TEXT:
         return data
     columns = certificate.examples.columns

@@ -12,7 +12,7 @@ from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
 from hf_headprune.guarantee.claim import METHODS, Metric
 from hf_headprune.guarantee.power import PowerAssumptions, describe_power
-from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
+from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, independent, with_windows
 from hf_headprune.guarantee.sequence import evenly_spaced
 from hf_headprune.masking import plain_copy
 from hf_headprune.plan import RefittedPlan, refitted
@@ -191,6 +191,7 @@ class Holdout:
             asked.check_left_out()
             return None
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
+        data = with_windows(data)
         metric = Metric.of(asked.metric, model, where=asked.where)
         drop = DEFAULT_DROP if asked.max_drop is None else asked.max_drop
         level: Any = REPORTING if asked.confidence == AUTO else asked.confidence
@@ -223,13 +224,15 @@ class Holdout:
         """Says before the work what the examples can certify."""
         assumptions = PowerAssumptions(alpha=round(1.0 - self.confidence, 12))
         candidates = 1 if self.is_condition else self.num_candidates
-        count = len(self.data.dataset)
-        if self.metric.kind == "binary":
+        count = independent(self.data)
+        if self.metric.kind == "binary" and self.data.groups is None:
             words = f"To be certified: {describe_power(count, self.max_drop, assumptions, num_candidates=candidates)}"
         else:
+            kind = "bounded" if self.metric.kind == "binary" else self.metric.kind
+            noun = "examples" if self.data.groups is None else "groups of examples"
             words = (
-                f"To be certified: the drop of {self.metric.name} on {count:,} examples, {100 * self.confidence:g} % "
-                f"confidence ({METHODS[self.metric.kind]})."
+                f"To be certified: the drop of {self.metric.name} on {count:,} {noun}, {100 * self.confidence:g} % "
+                f"confidence ({METHODS[kind]})."
             )
         if self.data.steered_training:
             words += (

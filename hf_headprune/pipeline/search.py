@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
-from hf_headprune.guarantee.scored import CertificationData
+from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable, pruned_copy
@@ -295,8 +295,8 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
 def _unseen(tested: Any, looked_at: Any, batching: Batching) -> CertificationData:
     """Returns examples with what they are compared with and how they are read, unless they say so themselves."""
     if isinstance(tested, CertificationData):
-        return tested
-    return CertificationData(tested, search=looked_at, batching=batching)
+        return with_windows(tested)
+    return with_windows(CertificationData(tested, search=looked_at, batching=batching))
 
 
 def _holdout(
@@ -318,5 +318,5 @@ def _holdout(
     required = None if confidence == "auto" else "search_plan"
     confidence = DECIDING if confidence == "auto" else confidence
     confidence = halved(confidence) if is_shared else confidence
-    decides = can_decide(len(tested.dataset), max_drop, confidence, required_by=required)
+    decides = can_decide(independent(tested), max_drop, confidence, required_by=required)
     return Holdout(tested, metric, max_drop, confidence, is_condition=decides, reference=reference)

@@ -147,6 +147,20 @@ def test_a_search_leaves_half_of_the_examples_to_the_certificate(tmp_path, capsy
     assert verify_certificate(tmp_path / "saved", reloaded, split.certify).holds
 
 
+def test_windows_of_one_example_stay_on_one_side_and_count_once(tmp_path, capsys):
+    rows = [{**row, "example_id": f"number {i // 2}"} for i, row in enumerate(labelled_rows(400, 1))]
+    callback = HeadPruneCallback(gates=SIX_HEADS, search=AStarSearch(**WIDE), latency=None)
+    trainer = trainer_of(tmp_path / "run", callback, eval_dataset=rows, max_steps=40)
+    trainer.train()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "To be certified: the drop of accuracy on 100 groups of examples" in printed
+    certificate = callback.certificate
+    assert certificate.claim.kind == "bounded"
+    assert certificate.examples.scores("bounded").groups.tolist().count(0) == 2
+    split = three_way_split(rows, trainer.train_dataset, SplitSettings(seed=42, on_leak="drop"))
+    assert verify_certificate(certificate, trainer.model, split.certify).holds
+
+
 def test_below_200_examples_a_search_sees_all_and_the_report_says_why(tmp_path):
     callback = HeadPruneCallback(search=AStarSearch(max_evaluations=4), latency=None)
     trainer_of(tmp_path, callback, eval_dataset=labelled_rows(190, 1)).train()

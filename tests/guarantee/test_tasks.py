@@ -11,6 +11,7 @@ from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within, name_of
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
+from hf_headprune.guarantee.splits import three_way_split
 from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.one_shot import second_order_plan
@@ -131,6 +132,26 @@ def test_groups_of_windows_are_bet_on_whatever_the_scores_are():
         for given in (grouped, grouped.dataset):
             assert verify_certificate(certificate, pruned, given, dense=model).holds
             assert verify_certificate(certificate, pruned, given, dense=model, metric=task.metric).holds
+
+
+@pytest.mark.parametrize("column", ["example_id", "overflow_to_sample_mapping"])
+def test_windows_of_one_example_are_known_by_the_names_that_scripts_give_their_column(column):
+    model, rows, task = task_of("spans", COUNT)
+    windows = [{**row, column: i // 2} for i, row in enumerate(rows)]
+    pruned = smaller(model)
+    certificate = certify(model, pruned, windows, task.metric, max_drop=SEVERE)
+    asked = certify(model, pruned, CertificationData(windows, groups=column), task.metric, max_drop=SEVERE)
+    assert (certificate.evidence, certificate.examples) == (asked.evidence, asked.examples)
+    assert certificate.examples.groups is not None
+    found = verify_certificate(certificate, pruned, windows, dense=model)
+    assert found.holds
+    assert not any("groups" in text for text in found.skipped)
+    one_each = [{**row, column: i} for i, row in enumerate(rows)]
+    alone = certify(model, pruned, one_each, task.metric, max_drop=SEVERE)
+    assert alone.examples.groups is None
+    assert verify_certificate(alone, pruned, windows, dense=model).holds  # made before the names were known
+    split = three_way_split(windows)
+    assert not {row[column] for row in split.search} & {row[column] for row in split.certify}
 
 
 def test_the_first_sentence_says_against_what():
