@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,16 +21,17 @@ import torch
 from hf_headprune._beside_weights import write_text
 from hf_headprune._compat import is_dispatched
 from hf_headprune.anatomy import family_of
-from hf_headprune.errors import HeadPruneError, MissingExtraError, UnsupportedModelError
+from hf_headprune.errors import HeadPruneError, InvalidSettingError, MissingExtraError, UnsupportedModelError, shown
 from hf_headprune.families import PRUNABLE_PREFIX
 from hf_headprune.latency import LatencySettings, random_inputs
 from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 LARGEST_DIFFERENCE = 1e-3  # of the largest output, in fp32
 TRACED, COMPARED = LatencySettings(batch_size=2, seq_len=12), LatencySettings(batch_size=3, seq_len=7)
+LEAST_ROWS = 2  # of one, a trace takes the batch for fixed
 DECODER = "decoder_"  # begins the names of the inputs of an encoder-decoder's second half
 IMAGES = "pixel_values"
 TOKEN_TYPES = "token_type_ids"  # which text of a pair a token belongs to
@@ -100,8 +102,28 @@ def imported(name: str, *, where: str, extra: str) -> Any:
 
 
 def traced_inputs(model: Any, inputs: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    """Returns what the forward pass is traced with: the inputs of the user, or random tokens."""
-    return dict(_random(model, TRACED) if inputs is None else inputs)
+    """Returns what the forward pass is traced with: the inputs of the user, or random tokens.
+
+    Raises:
+        InvalidSettingError: Those of the user are no tensors, have less than two rows, or names that the model has not.
+    """
+    if inputs is None:
+        return _random(model, TRACED)
+    if not isinstance(inputs, Mapping) or not all(isinstance(value, torch.Tensor) for value in inputs.values()):
+        raise InvalidSettingError(
+            f"export: inputs must be a mapping from names to tensors, received {shown(inputs)}. Pass what the "
+            "tokenizer returns with return_tensors='pt', or leave inputs out."
+        )
+    unknown = sorted(set(inputs) - set(inspect.signature(model.forward).parameters))
+    rows = {len(value) if value.ndim else 0 for value in inputs.values()}
+    if unknown or len(rows) != 1 or min(rows) < LEAST_ROWS:
+        raise InvalidSettingError(
+            f"export: inputs must be what a {type(model).__name__} takes, with at least {LEAST_ROWS} rows each, "
+            f"equally many, received { {name: tuple(value.shape) for name, value in inputs.items()} }"
+            + (f", of which it does not take {unknown}" if unknown else "")
+            + ". Leave others out, and repeat a single row."
+        )
+    return dict(inputs)
 
 
 def dynamic_axes(traced: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def export_onnx(
 
     Raises:
         MissingExtraError: The extra `onnx` is not installed, or Transformers has no exporters.
+        InvalidSettingError: The inputs are no tensors, have less than two rows, or names that the model has not.
         UnsupportedModelError: The model is spread over devices, or not in fp32.
         HeadPruneError: The fp32 file computes something else than torch; it is not left behind.
     """

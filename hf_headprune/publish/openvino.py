@@ -47,6 +47,7 @@ def export_openvino(
 
     Raises:
         MissingExtraError: The extra `openvino` is not installed, or Transformers has no exporter for it.
+        InvalidSettingError: The inputs are no tensors, have less than two rows, or names that the model has not.
         UnsupportedModelError: The model is spread over devices, or not in fp32.
         HeadPruneError: OpenVINO can't convert the model, or the files compute something else than torch; then they
             are not left behind.

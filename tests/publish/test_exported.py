@@ -81,6 +81,30 @@ def test_the_second_text_of_a_pair_is_one_for_the_file_too(pruned, tmp_path):
         answers_of(without, pairs)
 
 
+TOKENS = torch.ones(2, 5, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rule"),
+    [
+        ([TOKENS], "a mapping from names to tensors, received"),
+        ({"input_ids": TOKENS.tolist()}, "a mapping from names to tensors, received"),
+        ({"input_ids": TOKENS, "words": TOKENS}, r"of which it does not take \['words'\]\. Leave others out"),
+        ({"input_ids": TOKENS[:1]}, r"with at least 2 rows each, equally many, received \{'input_ids': \(1, 5\)\}"),
+        ({"input_ids": TOKENS, "attention_mask": TOKENS[:1]}, "equally many"),
+        ({"input_ids": torch.tensor(3)}, "at least 2 rows"),
+        ({}, "at least 2 rows"),
+    ],
+)
+def test_inputs_that_can_not_be_traced_are_refused(pruned, tmp_path, inputs, rule):
+    pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
+    for name in NEEDS:
+        pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    with pytest.raises(InvalidSettingError, match=f"export: inputs must be .*{rule}"):
+        export_onnx(pruned, tmp_path / "file", inputs=inputs)
+    assert not (tmp_path / "file").exists()
+
+
 @pytest.mark.parametrize(
     "family", ["vit", "swin", "gpt2", "marian"], ids=["pixels", "windows", "decoder", "encoder-decoder"]
 )
