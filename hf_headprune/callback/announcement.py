@@ -84,9 +84,9 @@ def _budget(costs: Any) -> str:
 def _walk(settings: Settings, splits: Splits, trainer: Trainer, seconds_per_plan: float | None) -> str:
     minutes = "" if seconds_per_plan is None else _minutes((len(DENSITIES) + 1) * seconds_per_plan)
     train: Any = trainer.train_dataset
-    count = CALIBRATION if is_stream(train) else min(CALIBRATION, len(train))
+    count = f"up to {CALIBRATION:,}" if is_stream(train) else f"{min(CALIBRATION, len(train)):,}"
     return (
-        f"prunes to the smallest of {len(DENSITIES)} plans, in the order of removal costs on {count:,} training "
+        f"prunes to the smallest of {len(DENSITIES)} plans, in the order of removal costs on {count} training "
         f"examples, whose {_measured(settings, trainer)} drops by less than {settings.max_drop:g} on "
         f"{_examples(splits, trainer)}{minutes}"
     )

@@ -349,6 +349,19 @@ def test_a_stream_can_be_trained_on_beside_enough_examples_for_a_certificate(tmp
     assert "not checked that no example is in the train split" in callback.report.certificate
 
 
+def test_of_a_stream_the_number_of_training_examples_is_not_known_beforehand(tmp_path, capsys):
+    trainer = trainer_of(
+        tmp_path,
+        HeadPruneCallback(latency=None),
+        train_dataset=Stream(),
+        eval_dataset=labelled_rows(240, 1),
+        max_steps=2,
+    )
+    trainer.train()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "in the order of removal costs on up to 1,024 training examples, whose accuracy drops by" in said
+
+
 def test_heads_that_nothing_was_learned_of_are_chosen_by_their_gradient(tmp_path, caplog):
     callback = HeadPruneCallback(gates=SubsetGates(kept_heads=4, warmup_ratio=0.5), latency=None)
 
