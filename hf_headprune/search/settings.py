@@ -95,8 +95,9 @@ class AStarSearch:
     Attributes:
         max_drop: Largest drop of the metric that is allowed, absolute: 0.01 is one percentage point of accuracy.
         objective: What to remove most of: "heads", "parameters", "macs" or "latency".
-        units: What may be removed: "heads", "ffn" (chunks of FFN units), "layers" (whole ones; beside heads and chunks
-            as one step that removes all of a layer's).
+        units: What may be removed: "heads" (where they share keys and values, a group of them, or one of each group),
+            "ffn" (chunks of FFN units), "layers" (whole ones; beside heads and chunks as one step that removes all of a
+            layer's).
         metric: Name of the metric; None takes the first of the task: "accuracy" of classes or of tokens, "f1" of spans,
             "likelihood" of references. In the callback any name that an evaluation returns, "loss" among them.
         max_evaluations: Sets that may be evaluated, the reference included. None goes on until the optimum is proved,

@@ -119,19 +119,20 @@ def _across(site: Site, start: PruningPlan, alive: PruningPlan, together: Sequen
     """
     groups = {heads[0] // site.group: heads for heads in alive.groups(site.name)}
     kept = {*start.kept(site.name)}
-    present = {group: [h for h in heads if h in kept] for group, heads in groups.items() if kept & {*heads}}
-    gone = {group: [head for head in heads if head not in kept] for group, heads in groups.items() if group in present}
+    left = {group: [head for head in heads if head in kept] for group, heads in groups.items() if kept & {*heads}}
+    leaving = {group: [h for h in heads if group in left and h not in kept] for group, heads in groups.items()}
     for step in map(set, together):
-        if any(step == {*left} for left in present.values()):
-            present = {group: left for group, left in present.items() if {*left} != step}
-        elif len(step) == len(present) and all(len(step & {*left}) == 1 for left in present.values()):
-            for group, left in present.items():
-                gone[group] += step & {*left}
-                left[:] = [head for head in left if head not in step]
+        emptied = [group for group, heads in left.items() if step == {*heads}]
+        if emptied:
+            del left[emptied[0]]
+        elif len(step) == len(left) and all(len(step & {*heads}) == 1 for heads in left.values()):
+            for group, heads in left.items():
+                leaving[group] += step & {*heads}
+                left[group] = [head for head in heads if head not in step]
     for group, heads in groups.items():
         yield Part(site.name, group, heads)
-        gone[group] = [*gone.get(group, ()), *(head for head in heads if head not in gone.get(group, ()))]
-    for place, heads in enumerate([*zip(*gone.values(), strict=True)][:-1]):
+        leaving[group] += [head for head in heads if head not in leaving[group]]
+    for place, heads in enumerate([*zip(*leaving.values(), strict=True)][:-1]):
         yield Part(site.name, site.groups + place, tuple(sorted(heads)), is_across=True)
 
 
