@@ -129,11 +129,11 @@ def _across(site: Site, start: PruningPlan, alive: PruningPlan, together: Sequen
             for group, heads in left.items():
                 leaving[group] += step & {*heads}
                 left[group] = [head for head in heads if head not in step]
-    for group, heads in groups.items():
-        yield Part(site.name, group, heads)
-        leaving[group] += [head for head in heads if head not in leaving[group]]
-    for place, heads in enumerate([*zip(*leaving.values(), strict=True)][:-1]):
-        yield Part(site.name, site.groups + place, tuple(sorted(heads)), is_across=True)
+    for group, whole in groups.items():
+        yield Part(site.name, group, whole)
+        leaving[group] += [head for head in whole if head not in leaving[group]]
+    for place, across in enumerate([*zip(*leaving.values(), strict=True)][:-1]):
+        yield Part(site.name, site.groups + place, tuple(sorted(across)), is_across=True)
 
 
 def tied_units(anatomy: Anatomy, units: Sequence[Unit], start: PruningPlan, order: Order | None = None) -> list[Unit]:
