@@ -262,7 +262,8 @@ class HeadPruneCallback(TrainerCallback):
         """
         if self._trainer is None or self._parts is None:
             raise TrainingStateError(
-                "HeadPruneCallback was added after the Trainer was built, too late to add its scores to the optimizer. "
+                "HeadPruneCallback was added after the Trainer was built, which is when it looks at the model and its "
+                "examples, and adds its scores to the optimizer. "
                 "Pass it at construction: Trainer(..., callbacks=[HeadPruneCallback()])."
             )
         if self.result is not None or self._parts.were_pruned(model_of(self._trainer)):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +27,10 @@ _NAMES_OF_NUMBERS = ("id", "idx", "index", "guid", "uid", "uuid")
 _NAMES_OF_LABELS = ("label", "labels")
 _WORD_IN_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
 INPUT_BYTES, LABEL_BYTES = 8, 4  # kept of each sha256 in a certificate
-WINDOW_COLUMNS = ("example_id", "overflow_to_sample_mapping")  # of Transformers' scripts and of its tokenizers
+logger = logging.getLogger(__name__)
+
+COUNTED = "overflow_to_sample_mapping"  # by tokenizers
+WINDOW_COLUMNS = ("example_id", COUNTED)
 MOST_OF_A_TEXT = 10  # different tokens that a text has on average, such as the windows of a context, if it names them
 
 
@@ -214,14 +219,39 @@ def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
 def window_column(dataset: Any) -> str | None:
     """Returns the column that tells which windows are of one example, where one has several; else None.
 
-    It is known by the names that tokenizers and the scripts of Transformers give it.
+    It is known by the names that the scripts of Transformers and its tokenizers give it. A tokenizer counts anew in
+    each batch that `Dataset.map` gives it: such numbers tell nothing.
+
+    Raises:
+        InvalidSettingError: Some examples, of which windows share one, have no value there.
     """
-    for column in WINDOW_COLUMNS:
-        if column in _row(dataset, 0):
-            values = [_row(dataset, index).get(column) for index in range(len(dataset))]
-            if None not in values and len(set(map(str, values))) < len(values):
-                return column
+    first = _row(dataset, 0)
+    for column in (name for name in WINDOW_COLUMNS if name in first):
+        values: list[Any] = [_row(dataset, index).get(column) for index in range(len(dataset))]
+        known = [value for value in values if not is_missing(value)]
+        if len(set(map(str, known))) == len(known):
+            continue
+        if len(known) < len(values):
+            raise InvalidSettingError(
+                f"the column {column!r} tells which windows are of one example, and {len(values) - len(known)} of "
+                f"{len(values)} examples have no value there. Give each one; or remove the column, and all "
+                "examples count as independent."
+            )
+        if column == COUNTED and any(after < before for before, after in pairwise(known)):
+            if any(after == before for before, after in pairwise(known)):
+                logger.warning(
+                    "The column %r counts anew in each batch, so it does not tell which windows are of one example, "
+                    "and each counts as an example of its own. Add a column 'example_id'.",
+                    column,
+                )
+            continue
+        return column
     return None
+
+
+def is_missing(value: Any) -> bool:
+    """Tells whether an example has no value in a column."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def groups_of(dataset: Any, column: str, *, where: str) -> list[str]:
@@ -244,7 +274,7 @@ def groups_of(dataset: Any, column: str, *, where: str) -> list[str]:
                 f"example {index}. Name a column that they all have."
             )
         value = example[column]
-        if value is None or (isinstance(value, float) and math.isnan(value)):  # all those would be one group
+        if is_missing(value):  # all those would be one group
             raise InvalidSettingError(
                 f"{where}: every example must have a group in the column {column!r}, received {value!r} for example "
                 f"{index}. Give an example that depends on no other a group of its own."

@@ -42,9 +42,10 @@ WHOLE = "the whole model"
 BY_COSTS = "second-order removal costs; the cheapest heads and FFN units were removed, the others refitted"
 IN_ORDER = f"{BY_COSTS}; plans in this order were tested, the largest first"
 OPTIMALITY_WORDS = {
-    "proved": "no larger removal meets the constraint: every one was evaluated",
+    "proved": "no larger removal in the steps of the search meets the constraint: every one was evaluated",
     "under heredity": (
-        "no larger removal meets the constraint, assuming that every subset of an acceptable removal is acceptable"
+        "no larger removal in the steps of the search meets the constraint, assuming that every subset of an "
+        "acceptable removal is acceptable"
     ),
     "budget": "the search ended with its budget; a larger removal may exist",
 }

@@ -25,13 +25,15 @@ from hf_headprune.errors import HeadPruneError, InvalidSettingError, MissingExtr
 from hf_headprune.families import PRUNABLE_PREFIX
 from hf_headprune.latency import LatencySettings, random_inputs
 from hf_headprune.masking import evaluating
+from hf_headprune.tasks.batches import running
+from hf_headprune.tasks.examples import LABEL_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LARGEST_DIFFERENCE = 1e-3  # of the largest output, in fp32
 TRACED, COMPARED = LatencySettings(batch_size=2, seq_len=12), LatencySettings(batch_size=3, seq_len=7)
-LEAST_ROWS = 2  # of one, a trace takes the batch for fixed
+LEAST_ROWS = 2  # and tokens
 DECODER = "decoder_"  # begins the names of the inputs of an encoder-decoder's second half
 IMAGES = "pixel_values"
 TOKEN_TYPES = "token_type_ids"  # which text of a pair a token belongs to
@@ -114,15 +116,20 @@ def traced_inputs(model: Any, inputs: Mapping[str, torch.Tensor] | None) -> dict
             f"export: inputs must be a mapping from names to tensors, received {shown(inputs)}. Pass what the "
             "tokenizer returns with return_tensors='pt', or leave inputs out."
         )
-    unknown = sorted(set(inputs) - set(inspect.signature(model.forward).parameters))
+    taken = set(inspect.signature(model.forward).parameters) - {*LABEL_NAMES, "start_positions", "end_positions"}
+    unknown = sorted(set(inputs) - taken)
     rows = {len(value) if value.ndim else 0 for value in inputs.values()}
-    if unknown or len(rows) != 1 or min(rows) < LEAST_ROWS:
+    fixed = [name for name, it in inputs.items() if name != IMAGES and 1 in it.shape[1:]]
+    if unknown or len(rows) != 1 or min(rows) < LEAST_ROWS or fixed:
         raise InvalidSettingError(
-            f"export: inputs must be what a {type(model).__name__} takes, with at least {LEAST_ROWS} rows each, "
-            f"equally many, received { {name: tuple(value.shape) for name, value in inputs.items()} }"
-            + (f", of which it does not take {unknown}" if unknown else "")
-            + ". Leave others out, and repeat a single row."
+            f"export: inputs must be what a {type(model).__name__} takes but for labels, with at least {LEAST_ROWS} "
+            f"rows each, equally many, of at least {LEAST_ROWS} tokens, received "
+            f"{ {name: tuple(value.shape) for name, value in inputs.items()} }"
+            + (f", of which it takes no {unknown}" if unknown else "")
+            + ". Leave others out; of a single row or token a trace takes the number for fixed."
         )
+    with evaluating(model), torch.no_grad(), running(model, dict(inputs), "export"):
+        model(**inputs)
     return dict(inputs)
 
 

@@ -98,13 +98,14 @@ def search_over_plans(  # noqa: PLR0913 - the seam between training and search; 
     check_latency_of_search(anatomy, search)
     recorded = evaluator.use_refit(start, ffn=search.units != ("heads",), apply=search.tuning.refit)
     whole = _whole_groups(search, uniform)
-    removals = order
+    removals = together = order
     if order is None and recorded is not None:
-        removals = order_by_costs(recorded, start, search, whole_groups=whole or head_scores is not None)
-    units = listed = units_of_search(anatomy, start, search, removals, alive, whole_groups=whole)
+        removals = together = order_by_costs(recorded, start, search, whole_groups=whole or head_scores is not None)
     is_order = order is not None or (recorded is not None and has_sensitivities(recorded))
     if head_scores is not None:
-        removals = _heads_by_scores(start, removals if is_order else None, head_scores)
+        removals = _heads_by_scores(start, removals if is_order else None, head_scores, inside=not whole)
+        together = removals if is_order else [*removals, *(together or ())]
+    units = listed = units_of_search(anatomy, start, search, together, alive, whole_groups=whole)
     if uniform:
         units = tied_units(anatomy, listed, start, removals)
     problem = _problem(anatomy, evaluator, search, start, units)
@@ -136,8 +137,14 @@ def has_sensitivities(refit: Refit) -> bool:
     return bool(refit.blocks) and all(block.sensitivity is not None for block in refit.blocks.values())
 
 
-def _heads_by_scores(start: PruningPlan, removals: Order | None, scores: np.ndarray) -> Order:
+def _heads_by_scores(start: PruningPlan, removals: Order | None, scores: np.ndarray, *, inside: bool = False) -> Order:
     """Returns an order in which heads are removed by their scores; chunks keep their places.
+
+    Args:
+        start: What is there.
+        removals: Order by something else, or None.
+        scores: Of all heads.
+        inside: Whether one head of each group may leave, too: those of the lowest scores first.
 
     Raises:
         InvalidSettingError: The scores have another shape, or are not finite.
@@ -149,13 +156,22 @@ def _heads_by_scores(start: PruningPlan, removals: Order | None, scores: np.ndar
             "Give one score per head, in the order of anatomy.attention_sites, or None."
         )
     score = dict(zip(heads, map(float, scores), strict=True))
-    groups = [(site, group) for site in start.num_heads for group in start.groups(site)]
-    worth = [np.mean([score[site, (head,)] for head in group]) for site, group in groups]
-    ordered = [groups[place] for place in np.argsort(worth, kind="stable")]
+    steps = [(site, group) for site in start.num_heads for group in start.groups(site)]
+    for site in start.num_heads if inside else ():
+        by_score = [sorted(group, key=lambda head: score[site, (head,)]) for group in start.groups(site)]
+        steps += [(site, heads) for heads in [*zip(*by_score, strict=True)][:-1]]
+    worth = [np.mean([score[site, (head,)] for head in them]) for site, them in steps]
+    ordered = [steps[place] for place in np.argsort(worth, kind="stable")]
     if removals is None:
         return ordered
-    kept = iter(ordered)
-    return [next(kept) if site in start.num_heads else (site, indices) for site, indices in removals]
+    slots, found, taken = sum(site in start.num_heads for site, _ in removals), [], 0
+    for site, indices in removals:
+        if site in start.num_heads:
+            taken, first = taken + 1, taken
+            found += ordered[len(ordered) * first // slots : len(ordered) * taken // slots]
+        else:
+            found.append((site, indices))
+    return found
 
 
 def _problem(

@@ -209,10 +209,10 @@ class Course(Generic[UnitName]):
         gain: What the removal of the best set saves, in the unit of the objective.
         evaluations: Sets evaluated, those replayed from a journal included.
         history: Every evaluation in its order.
-        optimality: What exact measurements and certain bounds show. "proved": every set with a larger gain was
-            evaluated and fails. "under heredity": every set with a larger gain contains one that was evaluated and
-            fails, so the set is optimal if subsets of feasible sets are feasible, which real models violate. "budget":
-            neither.
+        optimality: What exact measurements and certain bounds show of the sets that units make. "proved": every set
+            with a larger gain was evaluated and fails. "under heredity": every set with a larger gain contains one that
+            was evaluated and fails, so the set is optimal if subsets of feasible sets are feasible, which real models
+            violate. "budget": neither.
         upper_bound: Largest gain of any feasible set, under the same assumption; without it where proved.
         non_finite: Evaluations whose metric was no number; they count as infeasible.
         warnings: Why the result may say little, one sentence each; empty where nothing is suspicious.

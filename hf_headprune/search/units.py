@@ -121,14 +121,15 @@ def _across(site: Site, start: PruningPlan, alive: PruningPlan, together: Sequen
     kept = {*start.kept(site.name)}
     left = {group: [head for head in heads if head in kept] for group, heads in groups.items() if kept & {*heads}}
     leaving = {group: [h for h in heads if group in left and h not in kept] for group, heads in groups.items()}
-    for step in map(set, together):
+    for units in together:
+        step = {*units} & {*chain(*left.values())}
         emptied = [group for group, heads in left.items() if step == {*heads}]
         if emptied:
             del left[emptied[0]]
         elif len(step) == len(left) and all(len(step & {*heads}) == 1 for heads in left.values()):
-            for group, heads in left.items():
-                leaving[group] += step & {*heads}
-                left[group] = [head for head in heads if head not in step]
+            left = {group: [head for head in heads if head not in step] for group, heads in left.items()}
+            for group, heads in groups.items():  # of groups that have left before, too, where the order says so
+                leaving[group] += {*units} & {*heads} - {*leaving[group]}
     for group, whole in groups.items():
         yield Part(site.name, group, whole)
         leaving[group] += [head for head in whole if head not in leaving[group]]
@@ -169,7 +170,8 @@ def tied_units(anatomy: Anatomy, units: Sequence[Unit], start: PruningPlan, orde
         joined += [tuple(chain(*rows[first:end])) for first, end in steps]
     if not joined:
         raise InvalidSettingError(
-            "uniform: all layers have one head and one chunk of FFN units, and can't have fewer. Leave uniform out."
+            "uniform: all layers have one head, or one group of heads, and one chunk of FFN units, and can't have "
+            "fewer. Leave uniform out."
         )
     return joined
 

@@ -154,6 +154,32 @@ def test_windows_of_one_example_are_known_by_the_names_that_scripts_give_their_c
     assert not {row[column] for row in split.search} & {row[column] for row in split.certify}
 
 
+def test_an_example_without_a_number_is_not_taken_for_independent():
+    model, rows, task = task_of("spans", COUNT)
+    windows = [{**row, "example_id": i // 2} for i, row in enumerate(rows)]
+    pruned = smaller(model)
+    for nothing in (None, float("nan")):
+        windows[7]["example_id"] = nothing
+        for use in (three_way_split, lambda split: certify(model, pruned, split, task.metric, max_drop=SEVERE)):
+            with pytest.raises(
+                InvalidSettingError, match=f"the column 'example_id' .* 1 of {len(rows)} examples have no"
+            ):
+                use(windows)
+    nowhere = [{**row, "example_id": None} for row in rows]
+    assert certify(model, pruned, nowhere, task.metric, max_drop=SEVERE).examples.groups is None
+
+
+def test_numbers_that_a_tokenizer_counts_anew_in_each_batch_tell_nothing(caplog):
+    model, rows, task = task_of("spans", COUNT)
+    pruned, column = smaller(model), "overflow_to_sample_mapping"
+    one_each = [{**row, column: i % 10} for i, row in enumerate(rows)]
+    assert certify(model, pruned, one_each, task.metric, max_drop=SEVERE).examples.groups is None
+    assert "counts anew" not in caplog.text
+    windows = [{**row, column: i // 2 % 10} for i, row in enumerate(rows)]
+    assert certify(model, pruned, windows, task.metric, max_drop=SEVERE).examples.groups is None
+    assert "'overflow_to_sample_mapping' counts anew in each batch" in caplog.text
+
+
 def test_the_first_sentence_says_against_what():
     model, rows, _ = task_of("classes", COUNT)
     pruned = smaller(model)

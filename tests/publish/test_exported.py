@@ -84,16 +84,30 @@ def test_the_second_text_of_a_pair_is_one_for_the_file_too(pruned, tmp_path):
 TOKENS = torch.ones(2, 5, dtype=torch.long)
 
 
+@pytest.mark.parametrize("values", [10_000 * TOKENS, TOKENS.float()], ids=["other tokens", "no whole numbers"])
+def test_inputs_on_which_the_model_fails_are_refused(pruned, tmp_path, values):
+    pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
+    for name in NEEDS:
+        pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    with pytest.raises(InvalidSettingError, match=r"export: a PrunableBert.* can't be run on a batch of input_ids"):
+        export_onnx(pruned, tmp_path / "file", inputs={"input_ids": values})
+
+
 @pytest.mark.parametrize(
     ("inputs", "rule"),
     [
         ([TOKENS], "a mapping from names to tensors, received"),
         ({"input_ids": TOKENS.tolist()}, "a mapping from names to tensors, received"),
-        ({"input_ids": TOKENS, "words": TOKENS}, r"of which it does not take \['words'\]\. Leave others out"),
-        ({"input_ids": TOKENS[:1]}, r"with at least 2 rows each, equally many, received \{'input_ids': \(1, 5\)\}"),
+        ({"input_ids": TOKENS, "words": TOKENS}, r"of which it takes no \['words'\]\. Leave others out"),
+        (
+            {"input_ids": TOKENS[:1]},
+            r"with at least 2 rows each, equally many, of at least 2 tokens, received \{'input_ids': \(1, 5\)\}",
+        ),
         ({"input_ids": TOKENS, "attention_mask": TOKENS[:1]}, "equally many"),
         ({"input_ids": torch.tensor(3)}, "at least 2 rows"),
         ({}, "at least 2 rows"),
+        ({"input_ids": TOKENS[:, :1]}, "of at least 2 tokens"),
+        ({"input_ids": TOKENS, "labels": TOKENS[:, 0]}, r"takes no \['labels'\]"),
     ],
 )
 def test_inputs_that_can_not_be_traced_are_refused(pruned, tmp_path, inputs, rule):

@@ -415,6 +415,32 @@ def test_the_order_of_the_costs_leads_through_the_plans_of_the_costs():
     assert all(plan in reached for plan in plans)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_scores_of_heads_say_which_head_of_each_group_leaves_first(recorded):
+    model, inputs = made("llama", num_attention_heads=8, num_key_value_heads=2, hidden_size=32, num_hidden_layers=1)
+    anatomy, full = anatomy_of(model), PruningPlan.of(model)
+    (site,) = full.num_heads
+    scores = np.array([5.0, 1, 4, 2, 3, 6, 7, 0.5])
+    seen = []
+
+    class Recording(Given):
+        def use_refit(self, start, *, ffn=False, apply=True):
+            losses = (model(**inputs, labels=inputs["input_ids"]).loss for _ in range(2))
+            return record_refit(model, list(anatomy.attention_sites), full, losses)
+
+    def measure(plan):
+        seen.append(plan)
+        return Measurement(float(plan.num_kept_heads >= 6))
+
+    evaluator = (Recording if recorded else Given)(measure)
+    search = dataclasses.replace(HEADS, max_evaluations=40)
+    search_over_plans(anatomy, evaluator, search, head_scores=scores)
+    of_six = [plan.kept(site) for plan in seen if plan.num_kept_heads == 6]
+    assert of_six[0] == (0, 2, 3, 4, 5, 6)  # without the least important head of each group
+    units = units_of_search(anatomy, full, HEADS, _heads_by_scores(full, None, scores, inside=True))
+    assert [part.indices for (part,) in units if part.is_across] == [(1, 7), (3, 4), (2, 5)]
+
+
 def test_scores_of_heads_order_groups_by_their_mean():
     anatomy = anatomy_of(made("llama")[0])
     full = PruningPlan.full(anatomy)
