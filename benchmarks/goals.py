@@ -154,7 +154,7 @@ def _of_translation() -> Iterator[Goal]:
     first, cells = 0, 0
     for kept, (ours, others) in product((54, 36, 18, 9), CONTESTS):
         best, rival = (
-            max((rows[way]["test"]["mean"] for name in names if (way := f"{name}, {kept} heads") in rows), default=None)
+            max((rows[way]["change"]["mean"] for name in names if (way := f"{name}, {kept} heads") in rows), default=None)
             for names in (ours, others)
         )
         if best is not None and rival is not None:

@@ -186,12 +186,12 @@ STUDIES = {
                 "DSP, joint": Way(arguments=f"{JOINT} --gates --estimator dsp --kept_heads {QUARTER}"),
             }.items()
         }
+        | HALF
         | {
             "second order, then, five epochs, 18 heads": Way(
                 {"kept_heads": QUARTER}, epochs=5.0, learning_rate=2 * ONE_EPOCH
             )
-        }
-        | HALF,
+        },
     ),
     "summarization": Study(
         "summarization",

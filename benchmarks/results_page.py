@@ -300,7 +300,8 @@ OTHER_TASKS = {
     "and *random* choose heads without training; *pipelined* gates and differentiable subset pruning (DSP) learn "
     "scores for 100 steps, weights frozen. With one epoch of training: *then*, of recovery after the cut, taught by "
     "the dense model; *during*, with the cut at 60 %; *joint*, with gates. *Five epochs* are as long as the dense "
-    "model trained, which did not get them. FFN units all stay, but where weights are counted.",
+    "model trained, which did not get them. FFN units all stay, but where weights are counted. Seed 0's dense model "
+    "learned at a rate of 2e-3, at which that of seed 1 came to a BLEU of 3.7; the others learn at 1e-3.",
     "summarization": "A BART of 3 + 3 layers that begin as MiniLM's first and last three, trained on the 1,992 "
     "abstracts of SciTLDR for 10 epochs. ROUGE-1, -2 and -L on test, greedy.",
 }
