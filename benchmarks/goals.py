@@ -150,16 +150,16 @@ def _of_other_tasks() -> Iterator[Goal]:
 def _of_translation() -> Iterator[Goal]:
     """Yields how near to the dense model the best of our ways comes, and in which cells it is above the others."""
     summary = read_json(RESULTS / "other_tasks.json").get("summary", [])
-    rows = {row["way"]: row for row in summary if row["task"] == "translation"}
+    changes = {row["way"]: row["change"]["mean"] for row in summary if row["task"] == "translation"}
     first, cells = 0, 0
     for kept, (ours, others) in product((54, 36, 18, 9), CONTESTS):
         best, rival = (
-            max((rows[way]["change"]["mean"] for name in names if (way := f"{name}, {kept} heads") in rows), default=None)
+            max((changes[way] for name in names if (way := f"{name}, {kept} heads") in changes), default=None)
             for names in (ours, others)
         )
         if best is not None and rival is not None:
             cells, first = cells + 1, first + (best >= rival)
-    near = [(row["change"]["mean"], way) for way, row in rows.items() if way.endswith(", 18 heads")]
+    near = [(change, way) for way, change in changes.items() if way.endswith(", 18 heads")]
     if near:
         change, way = max(near)
         goal = "translation, 18 of 72 heads: at most 1 BLEU below dense"

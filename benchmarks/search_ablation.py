@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hf_headprune.search.results import PlanSearchResult
 
 RESULT = RESULTS / "search_ablation.json"
-EXAMPLES, EVALUATIONS = 300, 40
+EXAMPLES, EVALUATIONS = 300, 150  # as many as a search has when nothing is said
 NOTHING = "nothing"
 
 
