@@ -22,13 +22,13 @@ from hf_headprune.tasks.examples import LABEL_NAMES, plain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+logger = logging.getLogger(__name__)
+
 TOKENS, TEXT, CONTENT = "input_ids", "text", "content"
 _NAMES_OF_NUMBERS = ("id", "idx", "index", "guid", "uid", "uuid")
 _NAMES_OF_LABELS = ("label", "labels")
 _WORD_IN_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
 INPUT_BYTES, LABEL_BYTES = 8, 4  # kept of each sha256 in a certificate
-logger = logging.getLogger(__name__)
-
 COUNTED = "overflow_to_sample_mapping"  # by tokenizers
 WINDOW_COLUMNS = ("example_id", COUNTED)
 MOST_OF_A_TEXT = 10  # different tokens that a text has on average, such as the windows of a context, if it names them

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -114,8 +115,8 @@ class SearchProblem:
         probe: Evaluates a set as far as a question needs, or None. It must answer the same question alike each time.
         groups: Sets of units that one step may remove together, such as a layer.
         tables: Joint savings. For a unit in one of them, `gains` holds its share, by which candidates are ordered.
-        implied: Pairs of sets: where the first is removed, the second makes no difference. Of two pairs, no set has a
-            unit of another.
+        implied: Pairs of sets: where the first is removed, the second makes no difference. No unit is in two of all
+            these sets.
         facts: What is known about the metric.
     """
 
@@ -144,7 +145,11 @@ class SearchProblem:
         return mask & ~self._implied(mask)
 
     def _implied(self, mask: int) -> int:
-        return sum(to_mask(others) for units, others in self.implied if not to_mask(units) & ~mask)
+        return sum(others for units, others in self._implied_masks if not units & ~mask)
+
+    @cached_property
+    def _implied_masks(self) -> list[tuple[int, int]]:
+        return [(to_mask(units), to_mask(others)) for units, others in self.implied]
 
 
 @dataclass(frozen=True)
