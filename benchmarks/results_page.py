@@ -573,7 +573,7 @@ def search_speed_section(content: dict[str, Any]) -> Iterator[str]:
     yield f"\nMiniLM on sst2, {content['examples']} examples of dev, against the loop that closes the units and runs"
     yield "the padded data set. Samples of plans are measured by both; every verdict was the same. CPU seconds.\n"
     if content["bf16_is_faster"]:
-        yield "By an earlier version, in which a copy of the model in bf16 answered first where its rounding decides"
+        yield "Measured with an earlier version: a copy of the model in bf16 answered first where its rounding decides"
         yield "nothing. That copy is gone, so that rejections and tentative acceptances take longer now.\n"
     yield from header("verdict", "plans", "examples looked at", "loop", "search", "ratio", "with the mean of all plans")
     for row in content["kinds"]:
