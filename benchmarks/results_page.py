@@ -221,7 +221,7 @@ def recovery_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## Recovery after the cut"
     yield from missing_runs(content)
     yield "\nThe models of the runs above, pruned to a share of their attention and FFN weights, refitted, and trained"
-    yield "on with the fine-tuned model as teacher, as `headprune prune --recover` does. Accuracy on test in percent."
+    yield "on with the fine-tuned model as teacher, as `headprune prune --recover` does. Accuracy (qamr: F1) on test."
     yield "*time*: CPU seconds of pruning and recovery over those of the training that made the model. *certified*:"
     yield "runs that are certified on test, at 95 %, to lose less than 1 and 2 points. Rows with two epochs, and sst2"
     yield "at 10 % without, are of an earlier version, which looked at 1,024 training examples in place of 4,096.\n"
@@ -264,6 +264,7 @@ def arena_section(content: dict[str, Any]) -> Iterator[str]:
     yield "machines do not train the same model from a seed: mean ± standard deviation over seeds; the best is bold."
     present = {row["way"] for row in content["summary"]}
     yield from (f"\n*{way}*: {words}." for way, words in RIVALS.items() if way in present)
+    yield "\n![Points lost against the weights that are kept, without training](images/arena.svg)"
     for task in dict.fromkeys(row["task"] for row in content["summary"]):
         for training, title in TRAININGS.items():
             rows = [row for row in content["summary"] if (row["task"], row["training"]) == (task, training)]
@@ -572,23 +573,19 @@ def search_speed_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## Speed of the search"
     yield f"\nMiniLM on sst2, {content['examples']} examples of dev, against the loop that closes the units and runs"
     yield "the padded data set. Samples of plans are measured by both; every verdict was the same. CPU seconds.\n"
-    if content["bf16_is_faster"]:
-        yield "Measured with an earlier version: a copy of the model in bf16 answered first where its rounding decides"
-        yield "nothing. That copy is gone, so that rejections and tentative acceptances take longer now.\n"
     yield from header("verdict", "plans", "examples looked at", "loop", "search", "ratio", "with the mean of all plans")
     for row in content["kinds"]:
         cells = [row["kind"], str(row["plans"]), f"{row['share_of_examples']:.0%}", f"{row['naive_cpu_seconds']:.2f}"]
         yield table_row([*cells, f"{row['cpu_seconds']:.3f}", f"{row['ratio']:.1f}", f"{row['ratio_of_all']:.1f}"])
     if "whole" in content:
         yield from whole_search_lines(content["whole"])
-    peak = content["peak"]
-    yield f"\nHidden states took at most {peak['states_mib']:.0f} MiB, the process {peak['process_mib']:.0f} MiB.\n"
-    yield "How it grows: a parent's children, each measured on every example; random weights.\n"
-    yield from header("layers x width", "examples x mean length", "loop", "child", "ratio", "states, MiB")
+    yield f"\nThe process took at most {content['peak_mib']:.0f} MiB.\n"
+    yield "How it grows: plans without half of the heads and FFN units, measured on every example; random weights.\n"
+    yield from header("layers x width", "examples x mean length", "loop", "search", "ratio")
     for row in content["growth"]:
         cells = [f"{row['layers']} x {row['hidden_size']}", f"{row['examples']} x {row['mean_length']:.0f}"]
-        cells += [f"{row['naive_cpu_seconds']:.2f}", f"{row['child_cpu_seconds']:.2f}", f"{row['ratio']:.1f}"]
-        yield table_row([*cells, f"{row['states_peak_mib']:.0f}"])
+        cells += [f"{row['loop_cpu_seconds']:.2f}", f"{row['search_cpu_seconds']:.2f}", f"{row['ratio']:.1f}"]
+        yield table_row(cells)
 
 
 def whole_search_lines(whole: dict[str, Any]) -> Iterator[str]:

@@ -25,10 +25,9 @@ from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of
 from hf_headprune.search import plans
-from hf_headprune.search.evaluation.capabilities import ModelCapabilities
+from hf_headprune.search.evaluation.closed_units import ClosedUnits
 from hf_headprune.search.evaluation.early_stop import EarlyStopper
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
-from hf_headprune.search.evaluation.plan_runner import PlanRunner
 from hf_headprune.search.plans import search_over_plans
 
 if TYPE_CHECKING:
@@ -52,10 +51,8 @@ def switched_off(target: Any, name: str, by: Callable[..., Any] = never) -> Any:
 # For each row what is switched off.
 ROWS: dict[str, tuple[Callable[[], Any], ...]] = {
     NOTHING: (),
-    "states of parents": (lambda: switched_off(PlanRunner, "_state", lambda *_: (0, None)),),
     "early stop": (lambda: switched_off(EarlyStopper, "_verdict", lambda *_, **__: None),),
-    "first token only": (lambda: switched_off(ModelCapabilities, "reads_first_token"),),
-    "weight slices": (lambda: switched_off(ModelCapabilities, "can_take_out"),),
+    "weight slices": (lambda: switched_off(ClosedUnits, "can_take_out"),),
     "order of the costs": (lambda: switched_off(plans, "has_sensitivities"),),
     f"{NOTHING}, again": (),
 }

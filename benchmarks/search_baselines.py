@@ -170,12 +170,11 @@ def _larger(ledger: Ledger, node: Evaluated) -> list[int]:
     return [node.mask | 1 << unit for unit in units_of(ledger.gains.everything & ~node.mask)]
 
 
-def _race(ledger: Ledger, parent: Evaluated, floor: float) -> Question[frozenset[int]] | None:
+def _race(ledger: Ledger, parent: Evaluated, floor: float) -> Question | None:
     """Asks for the exact metric of a child, unless it is below the floor; hard examples of the parent go first."""
     if parent.measurement.margins is None:
         return None
-    base = frozenset(units_of(parent.mask))
-    return Question(base, parent.evidence, floor, tentative=False)
+    return Question(parent.evidence, floor, tentative=False)
 
 
 def _follow(ledger: Ledger, order: Iterable[int], *, bisect_only: bool = False) -> None:

@@ -1,9 +1,8 @@
 """How fast plans are measured: probes of the search against the plain padded loop, on the same plans in one run.
 
-An A* search on MiniLM, fine-tuned on sst2, records each of its measurements and their CPU seconds (which include the
-hidden states of parents, computed when they are first needed). Of each kind a sample is measured again by the naive
-loop: close the units, run the data set in its order in padded batches of 32. The verdicts must be the same, or the
-benchmark ends with an error. Kinds:
+An A* search on MiniLM, fine-tuned on sst2, records each of its measurements and their CPU seconds. Of each kind a
+sample is measured again by the naive loop: close the units, run the data set in its order in padded batches of 32. The
+verdicts must be the same, or the benchmark ends with an error. Kinds:
 
 - rejection: enough errors seen, the hardest examples first, that the metric is below the floor of the search;
 - tentative acceptance: an estimate from the hardest quarter;
@@ -24,6 +23,7 @@ import resource
 import time
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,6 @@ from benchmarks.search_baselines import greedy
 from benchmarks.tasks import load_task
 from hf_headprune import AStarSearch, PruningPlan, anatomy_of, masked
 from hf_headprune.search.evaluation.base import Evaluator
-from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Measurement, Question
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
 SEARCH = AStarSearch(
     max_drop=0.01, max_evaluations=300, units=("heads",), objective="heads", tuning=SearchTuning(refit=False)
 )
+PARTS = ("kinds", "growth", "whole")
 GREEDY = replace(SEARCH, max_evaluations=100_000)
 WHOLE_EVALUATIONS = 150
 SAMPLE = 12  # plans of each kind that the naive loop measures again
@@ -87,13 +87,13 @@ class Recorder(Evaluator):
         """Wraps an evaluator."""
         self.evaluator = evaluator
         self.facts = evaluator.facts
-        self.records: list[tuple[PruningPlan, Question[PruningPlan], Measurement, float]] = []
+        self.records: list[tuple[PruningPlan, Question, Measurement, float]] = []
 
     def __call__(self, plan: PruningPlan) -> Measurement:
         """Measures the start."""
         return self.evaluator(plan)
 
-    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+    def probe(self, plan: PruningPlan, question: Question) -> Measurement:
         """Times a probe."""
         started = time.process_time()
         found = self.evaluator.probe(plan, question)
@@ -101,7 +101,7 @@ class Recorder(Evaluator):
         return found
 
 
-def classes(recorder: Recorder) -> dict[str, list[tuple[PruningPlan, Question[PruningPlan], Measurement, float]]]:
+def classes(recorder: Recorder) -> dict[str, list[tuple[PruningPlan, Question, Measurement, float]]]:
     """Sorts records by what they are; a confirmation counts together with its estimate."""
     found = defaultdict(list)
     estimates = {}
@@ -138,7 +138,7 @@ def compare(recorder: Recorder, naive: NaiveLoop, sample: int) -> list[dict[str,
     return rows
 
 
-def check(metric: float, measurement: Measurement, question: Question[PruningPlan]) -> None:
+def check(metric: float, measurement: Measurement, question: Question) -> None:
     """Ends the benchmark where a verdict differs from that of the naive loop."""
     floor = question.floor if question.floor is not None else -1.0
     wrong = measurement.kind == "exact" and abs(metric - measurement.metric) > 1e-9  # noqa: PLR2004
@@ -176,7 +176,7 @@ def plans_of_greedy(removed: int, units: int = 72) -> int:
 
 
 def growth(shapes: Any) -> list[dict[str, Any]]:
-    """Measures exact probes of a parent's children with random weights, and the memory that the states take."""
+    """Measures one plan without half of the heads and FFN units exactly, on models with random weights."""
     rows = []
     for layers, hidden, examples, length in shapes:
         torch.manual_seed(0)
@@ -186,27 +186,26 @@ def growth(shapes: Any) -> list[dict[str, Any]]:
         lengths = np.clip(rng.normal(length, length / 2, examples).astype(int), 3, 2 * length)
         data = [{"input_ids": rng.integers(5, 9000, n).tolist(), "labels": int(i % 2)} for i, n in enumerate(lengths)]
         naive = NaiveLoop(model, data)
-        batches = length_sorted_batches(data, PadRight(0), batch_size=32)
-        evaluator = ExampleEvaluator(model, batches, settings=EvaluatorSettings(activation_cache_mib=4096))
-        base = PruningPlan.of(model)
-        margins = evaluator(base).margins
-        sites = list(base.kept_heads)
-        children = [base.replace(kept_heads={sites[layer]: range(1, 12)}) for layer in range(layers)]
-        own, plain = [], []
-        for child in [children[-1], *children]:  # the first one pays for the states of the parent
-            started = time.process_time()
-            found = evaluator.probe(child, Question(base, margins))  # type: ignore[arg-type]
-            own.append(time.process_time() - started)
-        for child in children[:: max(1, layers // 3)]:
-            started = time.process_time()
-            naive(child)
-            plain.append(time.process_time() - started)
-        assert evaluator._stopper is not None  # noqa: S101 - it has just probed
+        evaluator = ExampleEvaluator(model, length_sorted_batches(data, PadRight(0), batch_size=32))
+        full = PruningPlan.of(model)
+        question: Any = Question(evaluator(full).margins)  # type: ignore[arg-type]
+        evaluator.probe(full, question)  # the first one tries what the model allows
+        plans = [
+            full.replace(
+                kept_heads=dict.fromkeys(full.kept_heads, range(first, 12, 2)),
+                kept_ffn=dict.fromkeys(full.kept_ffn, range(first, 4 * hidden, 2)),
+            )
+            for first in (0, 1)
+        ]
+        seconds: dict[str, list[float]] = {"loop": [], "search": []}
+        for plan in plans:
+            for name, measure in (("loop", naive), ("search", partial(evaluator.probe, question=question))):
+                started = time.process_time()
+                measure(plan)
+                seconds[name].append(time.process_time() - started)
         row = {"layers": layers, "hidden_size": hidden, "examples": examples, "mean_length": float(lengths.mean())}
-        row |= {"naive_cpu_seconds": float(np.mean(plain)), "child_cpu_seconds": float(np.mean(own[1:]))}
-        row |= {"parent_cpu_seconds": own[0], "ratio": float(np.mean(plain) / np.mean(own[1:]))}
-        row["states_peak_mib"] = evaluator._stopper.memory.peak_bytes / 2**20
-        row["kind"] = found.kind
+        row |= {f"{name}_cpu_seconds": float(np.mean(each)) for name, each in seconds.items()}
+        row["ratio"] = row["loop_cpu_seconds"] / row["search_cpu_seconds"]
         rows.append(row)
         print("growth", row, flush=True)
     return rows
@@ -218,14 +217,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/search"), help="where fine-tuned models are kept")
     parser.add_argument("--smoke", action="store_true", help="64 rows, a few evaluations")
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--part", choices=("kinds", "growth", "whole"), help="one part, into the same file")
+    parser.add_argument("--part", choices=PARTS, help="one part, into the same file")
     parser.add_argument("--greedy", action="store_true", help="run greedy elimination, too: an hour more")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = load_task("sst2", limit=64 if options.smoke else None)
     model = fine_tuned(task, 0, options.work, smoke=options.smoke)
     out = options.out or (options.work / "search_speed.json" if options.smoke else RESULTS / "search_speed.json")
-    content = {**read_json(out), **environment(), "seed": 0, "examples": len(task.dev)}
+    kept = {name: part for name, part in read_json(out).items() if name in PARTS}
+    content = {**kept, **environment(), "seed": 0, "examples": len(task.dev)}
     if options.part in (None, "kinds"):
         content |= measured_kinds(model, task.dev, smoke=options.smoke)
         write_json(out, content)
@@ -250,10 +250,7 @@ def measured_kinds(model: Any, split: Any, *, smoke: bool) -> dict[str, Any]:
             f"{row['kind']}: {row['plans']} plans, ratio {row['ratio']:.2f}, of all {row['ratio_of_all']:.2f}",
             flush=True,
         )
-    prober = recorder.evaluator._stopper
-    states = 0.0 if prober is None else prober.memory.peak_bytes / 2**20
-    peak = {"states_mib": states, "process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    return {"kinds": rows, "peak": peak}
+    return {"kinds": rows, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from benchmarks import readme_chart, readme_numbers
+from benchmarks.arena import chart as arena_chart
 from benchmarks.results_file import RESULTS, read_json
 from hf_headprune.cli import app
 from hf_headprune.families import FAMILIES
@@ -40,7 +41,7 @@ BANNED = {
     r"\breconstruct": "refit",
     r"\b(density_of|kept_of)\b": "counts, ranking",
     r"\b(open_until|cooled_by|closing_steps|reached_by|decided_by|first_at)\b": "warmup_ratio, ramp_steps, ...",
-    r"\b(children_per_step|random_children|cache_mib)\b": "a constant, or activation_cache_mib",
+    r"\b(children_per_step|random_children|cache_mib)\b": "a constant",
     r"\b(OneShot|Expectation|smallest_drop|promise_in_words)\b": "PruningResult, PowerAssumptions, detectable_drop",
     r"\b(fixed|broken) answers?\b": "improvement, regression",
     r"\bwhat (stays|leaves|goes)\b": "what is kept, what is removed",
@@ -220,6 +221,18 @@ def test_the_chart_of_readme_shows_the_means_of_the_result_file(tmp_path):
     readme_chart.draw(rows, tmp_path / "chart.svg")
     assert all(way.label in set(_comments(tmp_path / "chart.svg")) for way in readme_chart.WAYS)
     assert all(way.label in _comments(readme_chart.IMAGE) for way in readme_chart.WAYS)
+
+
+def test_the_chart_of_the_arena_shows_the_means_of_its_file(tmp_path):
+    rows = read_json(RESULTS / "arena.json")["summary"]
+    of_ours = dict(arena_chart.series(rows, "sst2", "ours"))
+    assert of_ours[25] == next(
+        row["drop"]["mean"]
+        for row in rows
+        if (row["task"], row["training"], row["way"], row["density"]) == ("sst2", "none", "ours", 0.25)
+    )
+    arena_chart.draw(rows, tmp_path / "chart.svg")
+    assert _comments(tmp_path / "chart.svg") == _comments(arena_chart.IMAGE)
 
 
 def _comments(file):

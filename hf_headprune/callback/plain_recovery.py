@@ -64,8 +64,11 @@ class PlainRecovery:
             trainer.remove_callback(PrinterCallback)  # standard output is the caller's
             if self.shows_progress:
                 trainer.add_callback(StepsOnStandardError())
-            with taught_by(trainer, dense):
-                trainer.train()
+            try:
+                with taught_by(trainer, dense):
+                    trainer.train()
+            finally:  # accelerate's autocast would stay around the model
+                trainer.accelerator.unwrap_model(pruned, keep_fp32_wrapper=False)
         pruned.eval()
 
     def _arguments(self, folder: str, examples: ModelExamples, device: torch.device) -> TrainingArguments:

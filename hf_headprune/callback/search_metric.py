@@ -17,7 +17,6 @@ from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION
 from hf_headprune.pipeline.run import MetricSource
-from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.tasks.batches import length_sorted_batches
@@ -156,7 +155,7 @@ def _by_example(
         model,
         _batches(trainer, loader.dataset, loader.collate_fn),
         metric=scorer_for(model, name, where="HeadPruneCallback", tokenizer=trainer.processing_class),
-        settings=_evaluator_settings(search),
+        share_processes=number_of_processes() > 1,
         calibration=_calibration(trainer, loader.collate_fn) if refits else None,
     )
     return MetricSource(evaluator, evaluator.scorer.in_words, len(loader.dataset), "searched examples", model=model)
@@ -176,11 +175,6 @@ def _own(trainer: Trainer, name: str) -> float:
             "metric_for_best_model, or pass the Trainer a compute_metrics that returns it."
         )
     return float(metrics[name])
-
-
-def _evaluator_settings(search: AStarSearch) -> EvaluatorSettings:
-    """Returns how plans are measured, alike in every process; several share the examples."""
-    return EvaluatorSettings(search.tuning.activation_cache_mib, share_processes=number_of_processes() > 1)
 
 
 def _batches(trainer: Trainer, dataset: Any, collate: Any) -> list[dict[str, torch.Tensor]]:

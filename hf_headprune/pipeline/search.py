@@ -35,7 +35,6 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.measurements import Recipe, name_on_hub
 from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import ExampleLosses
-from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import check_drop, check_searchable
 from hf_headprune.search.settings import AStarSearch
@@ -286,7 +285,6 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
         twin,
         batched(ModelExamples(dataset, model, collate=own_collate)),
         metric=scorer,
-        settings=EvaluatorSettings(search.tuning.activation_cache_mib),
         calibration=None if calibration is None else batched(ModelExamples(calibration, model, collate=own_collate)),
     )
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)

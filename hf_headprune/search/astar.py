@@ -41,10 +41,10 @@ SWAP_RESTORES = 16
 SWAP_REMOVALS = 6
 EXPANSION_WIDTH = 6  # sets evaluated each time a set is expanded, the most promising ones first
 EXPLORATION = 1  # sets evaluated beside those at random: they audit the order
-# A search may be continued with a larger budget or less memory; what is measured says which way is better, and the
+# A search may be continued with a larger budget; what is measured says which way is better, and the
 # gains at which lengths they were counted.
 NOT_IN_COURSE = ("max_evaluations", "max_seconds")
-TUNING_NOT_IN_COURSE = ("activation_cache_mib", "greater_is_better", "seq_len", "target_len")
+TUNING_NOT_IN_COURSE = ("greater_is_better", "seq_len", "target_len")
 
 
 def search(
@@ -268,8 +268,7 @@ class _Run:
         if is_new and base.measurement.margins is not None:
             is_near = (mask ^ base.mask).bit_count() <= TENTATIVE_REACH
             expected = self._surrogate.expected(base, mask)
-            removed = frozenset(units_of(base.mask))
-            question = Question(removed, expected, self._floor, tentative=is_near)
+            question = Question(expected, self._floor, tentative=is_near)
         evaluated = self._ledger.evaluate(mask, question)
         if is_new:
             self._frontier.push(evaluated)

@@ -105,7 +105,7 @@ class Ledger:
         self._journal = journal
         self._on_progress = on_progress
         self._known: dict[int, Evaluated] = {}
-        self._questions: dict[int, Question[frozenset[int]]] = {}  # of estimates, until they are confirmed
+        self._questions: dict[int, Question] = {}  # of estimates, until they are confirmed
         self._places: dict[int, int] = {}  # of sets in the history
         self._started = time.monotonic()
         self._replayed = 0
@@ -144,7 +144,7 @@ class Ledger:
         """Evaluations whose metric is no number."""
         return sum(not math.isfinite(step.metric) for step in self.history)
 
-    def evaluate(self, mask: int, question: Question[frozenset[int]] | None = None) -> Evaluated:
+    def evaluate(self, mask: int, question: Question | None = None) -> Evaluated:
         """Evaluates a set as far as a question needs, or returns what is known about it.
 
         Raises:
@@ -203,7 +203,7 @@ class Ledger:
         return evaluated.gain, evaluated.measurement.metric
 
     def _measure(
-        self, mask: int, question: Question[frozenset[int]] | None = None, *, confirmed: bool = False
+        self, mask: int, question: Question | None = None, *, confirmed: bool = False
     ) -> tuple[Measurement, bool]:
         """Returns a measurement, and whether the journal had it."""
         removed = units_of(mask)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.refit.projections import Refit
     from hf_headprune.search.evaluation.base import Evaluator
-    from hf_headprune.search.problem import Measurement, OnProgress, Question
+    from hf_headprune.search.problem import OnProgress
     from hf_headprune.search.settings import AStarSearch
     from hf_headprune.search.units import Order, Part, Unit
 
@@ -182,10 +182,6 @@ def _problem(
     def plan_of(removed: frozenset[int]) -> PruningPlan:
         return plan_without(start, units, removed)
 
-    def probe(removed: frozenset[int], question: Question[frozenset[int]]) -> Measurement:
-        about: Any = replace(question, base=plan_of(question.base))  # type: ignore[arg-type]
-        return evaluator.probe(plan_of(removed), about)
-
     if search.tuning.latency_ms is not None:
         gains, tables = latency_gains(units, search.tuning.latency_ms)
     else:
@@ -195,7 +191,7 @@ def _problem(
         tables=tables,
         implied=tuple((frozenset(groups), frozenset(across)) for groups, across in crossed_units(units)),
         measure=lambda removed: evaluator(plan_of(removed)),
-        probe=probe,
+        probe=lambda removed, question: evaluator.probe(plan_of(removed), question),
         start=removed_at(start, units),
         groups=groups_of_layers(anatomy, units) if search.units[-1:] == ("layers",) and len(search.units) > 1 else (),
         facts=evaluator.facts,

@@ -17,7 +17,6 @@ import numpy as np
 Optimality = Literal["proved", "under heredity", "budget"]
 MeasurementKind = Literal["exact", "estimate", "bound"]
 ROUND_OFF = 1e-9  # far below one example's share of any mean, far above the error of a float64 subtraction
-Removed = TypeVar("Removed")
 UnitName = TypeVar("UnitName")
 
 
@@ -45,24 +44,22 @@ class Measurement:
 
 
 @dataclass(frozen=True, eq=False)
-class Question(Generic[Removed]):
+class Question:
     """What is known and wanted of a set, so that it can be measured with less work than looking at every example.
 
     Attributes:
-        base: A measured set that differs from it in few units.
         expected: Margins predicted for the set itself, shape `(num_examples,)`.
         floor: A metric below it need not be known, only that it is below; None asks for the exact metric.
         tentative: Whether an estimate that reaches the floor is enough.
     """
 
-    base: Removed
     expected: np.ndarray
     floor: float | None = None
     tentative: bool = True
 
 
 Measure = Callable[[frozenset[int]], Measurement]
-Probe = Callable[[frozenset[int], Question[frozenset[int]]], Measurement]
+Probe = Callable[[frozenset[int], Question], Measurement]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ class SearchTuning:
         max_open: Sets that wait for expansion, of those that meet the constraint and of those that miss it within the
             slack each; the least promising are dropped where they become twice as many. It bounds the search's own
             memory: a waiting set holds 4 bytes per example, any other evaluated set none.
-        activation_cache_mib: Memory for hidden states that plans share, in MiB. The result does not depend on it.
         seq_len: For the objective "macs": tokens of a (source) sequence, by which heads compare with FFN units.
         target_len: For the objective "macs": tokens of the decoder's sequence; equal to `seq_len` when left out.
         latency_ms: For the objective "latency": for each searched site the ms with each number of its heads or FFN
@@ -56,7 +55,6 @@ class SearchTuning:
     constraint_slack: float = 0.01
     heuristic_weights: tuple[float, ...] = (3.0, 2.0, 1.5, 1.0)
     max_open: int = 1000
-    activation_cache_mib: float = 1024
     seq_len: int = SEQ_LEN
     target_len: int | None = None
     latency_ms: LatencyTable | None = field(default=None, hash=False)
@@ -76,7 +74,6 @@ class SearchTuning:
             and self.ffn_chunk % CHUNK_STEP == 0,
             f"constraint_slack must be {_DROP_RULE}": is_rising(0, self.constraint_slack),
             "heuristic_weights must be a tuple of falling numbers that ends with 1.0": falling,
-            "activation_cache_mib must be a number of at least 0": is_rising(0, self.activation_cache_mib),
             "target_len must be an integer of at least 1, or None": self.target_len is None
             or is_whole(self.target_len, at_least=1),
             f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,

@@ -13,7 +13,9 @@ from hf_headprune.callback.plain_recovery import bf16_is_faster
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.learn.distillation.distiller import Distiller
+from hf_headprune.masking import plain_copy
 from hf_headprune.search.settings import AStarSearch
+from hf_headprune.tasks.batches import Batching
 from tests.support.models import tiny_bert
 from tests.support.settings import gates
 from tests.support.trainers import (
@@ -168,3 +170,14 @@ def test_bf16_counts_as_faster_where_the_fastest_product_clearly_is(monkeypatch,
     monkeypatch.setattr(plain_recovery.torch, "ones", lambda *_, **__: torch.zeros(1, 1))
     assert bf16_is_faster.__wrapped__(torch.device("cpu")) is faster
     assert len([*ticks]) == 2 * left
+
+
+def test_a_model_that_recovered_in_bf16_computes_in_its_own_precision_afterwards(monkeypatch):
+    monkeypatch.setattr(plain_recovery, "bf16_is_faster", lambda device: True)
+    model = tiny_bert(num_labels=2)
+    recover = plain_recovery.PlainRecovery(TRAIN[:32], Batching(), epochs=1, learning_rate=1e-3)
+    before = logits_of(model.eval())
+    recover(model, plain_copy(model))
+    after = logits_of(model)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, logits_of(plain_copy(model)))

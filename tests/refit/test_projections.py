@@ -133,7 +133,7 @@ def test_a_probe_has_the_verdict_of_the_plain_evaluation():
                 for name, count in full.num_heads.items()
             }
         )
-        found, expected = quick.probe(plan, Question(full, margins)), plain(plan)
+        found, expected = quick.probe(plan, Question(margins)), plain(plan)
         assert (found.kind, found.metric) == ("exact", expected.metric)
         np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
         differs |= ExampleEvaluator(model, batches)(plan).metric != expected.metric

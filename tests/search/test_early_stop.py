@@ -1,20 +1,13 @@
-"""Probes: the verdicts of a plain evaluation of every example, with less work, whatever is in memory."""
-
-from functools import partial
+"""Probes: the verdicts of a plain evaluation of every example, with less work."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from hf_headprune.anatomy import anatomy_of, base_model
-from hf_headprune.errors import InvalidPlanError, InvalidSettingError
+from hf_headprune.errors import InvalidPlanError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluation.capabilities import ModelCapabilities
-from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
-from hf_headprune.search.evaluation.layers import LayerStack
-from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.problem import ROUND_OFF, Question
 from hf_headprune.tasks.batches import length_sorted_batches
 from tests.support.classifiers import (
@@ -28,7 +21,7 @@ from tests.support.classifiers import (
     near,
     random_plan,
 )
-from tests.support.models import FAMILY_NAMES, SEQ2SEQ_NAMES, TINY_FAMILIES, tiny_bert, tiny_distilbert, tiny_roberta
+from tests.support.models import tiny_bert, tiny_distilbert, tiny_roberta
 
 CLASSIFIERS = {
     "bert": classifier,
@@ -54,7 +47,7 @@ def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
         for plan in (near(base, rng), near(base, rng)):
             expected = plain(plan)
             floor = float(rng.choice([0.3, 0.6, 0.8, 0.9, 1.0]))
-            found = fast.probe(plan, asked(base, base_margins, rng, floor=floor, tentative=turn % 2 == 0))
+            found = fast.probe(plan, asked(base_margins, rng, floor=floor, tentative=turn % 2 == 0))
             kinds.append(found.kind)
             if found.kind == "bound":
                 assert expected.metric <= found.metric < floor
@@ -65,7 +58,7 @@ def test_verdicts_of_random_plans_equal_those_of_the_plain_evaluation(name):
             seen = ~np.isnan(found.margins)
             assert seen.all() or found.kind != "exact"
             np.testing.assert_allclose(found.margins[seen], expected.margins[seen], rtol=1e-4, atol=2e-4)
-            exact = fast.probe(plan, asked(base, base_margins, rng))
+            exact = fast.probe(plan, asked(base_margins, rng))
             assert (exact.kind, exact.metric) == ("exact", expected.metric)
     assert {"bound", "exact"} <= set(kinds)
 
@@ -84,7 +77,7 @@ def test_what_stands_within_round_off_of_a_tie_is_decided_as_a_plain_evaluation_
     margins = plain(base).margins
     for seed in range(4):
         plan = random_plan(model, seed)
-        assert fast.probe(plan, Question(base, margins)).metric == plain(plan).metric
+        assert fast.probe(plan, Question(margins)).metric == plain(plan).metric
 
 
 def test_early_verdicts_look_at_fewer_examples():
@@ -94,23 +87,13 @@ def test_early_verdicts_look_at_fewer_examples():
     base = PruningPlan.of(model)
     margins, rng = fast(base).margins, np.random.default_rng(1)
     nothing = base.replace(kept_heads=dict.fromkeys(base.kept_heads, ()))
-    rejected = fast.probe(nothing, Question(base, margins, floor=0.99))
+    rejected = fast.probe(nothing, Question(margins, floor=0.99))
     assert rejected.kind == "bound"
     assert 0 < (~np.isnan(rejected.margins)).sum() < 64
-    accepted = fast.probe(base, Question(base, margins, floor=0.9))
+    accepted = fast.probe(base, Question(margins, floor=0.9))
     assert accepted.kind == "estimate"
     assert (~np.isnan(accepted.margins)).sum() == 16
-    assert fast.probe(base, asked(base, margins, rng, floor=0.9, tentative=False)).kind == "exact"
-
-
-def test_what_is_measured_to_the_end_is_no_estimate():
-    model = classifier()
-    fast = ExampleEvaluator(
-        model, batches_of(decided(model, examples(24))), settings=EvaluatorSettings(4, tentative_share=1)
-    )
-    base = PruningPlan.of(model)
-    margins = fast(base).margins
-    assert fast.probe(base, Question(base, margins, floor=0.9)).kind == "exact"
+    assert fast.probe(base, asked(margins, rng, floor=0.9, tentative=False)).kind == "exact"
 
 
 def test_a_floor_that_is_met_but_for_round_off_rejects_nothing():
@@ -122,7 +105,7 @@ def test_a_floor_that_is_met_but_for_round_off_rejects_nothing():
     base = PruningPlan.of(model)
     whole = fast(base)
     for excess, kind in ((0.5, "exact"), (2.0, "bound")):
-        question = Question(base, whole.margins, floor=whole.metric + excess * ROUND_OFF, tentative=False)
+        question = Question(whole.margins, floor=whole.metric + excess * ROUND_OFF, tentative=False)
         assert fast.probe(base, question).kind == kind
 
 
@@ -131,38 +114,13 @@ def test_a_confirmation_computes_only_the_examples_that_the_estimate_left_out():
     fast = ExampleEvaluator(model, batches_of(decided(model, examples(64))))
     base = PruningPlan.of(model)
     margins = fast(base).margins
-    question = Question(base, margins, floor=0.5)
+    question = Question(margins, floor=0.5)
     estimate = fast.probe(base, question)
     seen = fast._stopper.examples_seen
     assert estimate.kind == "estimate"
     assert seen == (~np.isnan(estimate.margins)).sum()
-    fast.probe(base, Question(base, margins))
+    fast.probe(base, Question(margins))
     assert fast._stopper.examples_seen == 64
-
-
-@pytest.mark.parametrize("cache_mib", [0, 0.002, 0.01, 64])
-def test_memory_decides_the_work_and_not_one_bit_of_the_result(cache_mib):
-    model = classifier(num_hidden_layers=4)
-    batches = batches_of(decided(model, examples(40)))
-    roomy, bounded = (
-        ExampleEvaluator(model, batches, settings=EvaluatorSettings(activation_cache_mib=mib))
-        for mib in (64, cache_mib)
-    )
-    rng = np.random.default_rng(2)
-    base = PruningPlan.of(model)
-    for turn in range(12):
-        margins = roomy(base).margins
-        plan = near(base, rng)
-        question = asked(base, margins, rng, floor=[None, 0.7][turn % 2])
-        one, other = roomy.probe(plan, question), bounded.probe(plan, question)
-        assert (one.metric, one.kind) == (other.metric, other.kind)
-        np.testing.assert_array_equal(one.margins, other.margins)
-        if turn % 4 == 3:
-            base = plan
-    memory = bounded._stopper.memory
-    assert memory.peak_bytes <= cache_mib * 2**20
-    assert (memory.peak_bytes > 0) == (cache_mib > 0)
-    assert roomy._stopper.memory.peak_bytes > 0
 
 
 def test_a_fresh_evaluator_measures_the_bits_of_one_that_has_measured_before():
@@ -173,40 +131,9 @@ def test_a_fresh_evaluator_measures_the_bits_of_one_that_has_measured_before():
     margins = used(base).margins
     for _ in range(10):
         plan = near(base, rng)
-        question = asked(base, margins, rng, floor=0.8)
+        question = asked(margins, rng, floor=0.8)
         fresh = ExampleEvaluator(model, batches)
         np.testing.assert_array_equal(used.probe(plan, question).margins, fresh.probe(plan, question).margins)
-
-
-def layers_run(model, call):
-    """How many examples passed each layer."""
-    counts = [0] * len(model.bert.encoder.layer)
-    handles = [
-        layer.register_forward_hook(lambda m, args, out, i=i: counts.__setitem__(i, counts[i] + len(args[0])))
-        for i, layer in enumerate(model.bert.encoder.layer)
-    ]
-    call()
-    for handle in handles:
-        handle.remove()
-    return counts
-
-
-def test_layers_below_the_first_difference_are_computed_once_for_all_siblings():
-    model = classifier(num_hidden_layers=4)
-    fast = ExampleEvaluator(model, batches_of(decided(model, examples(40))))
-    base = PruningPlan.of(model)
-    margins = fast(base).margins
-    fast.probe(base, Question(base, margins))  # the first probe also tries what the model allows
-    third, last = list(base.kept_heads)[2:]
-    question = Question(base, margins)
-    # The first child of a plan computes the states of the layers that they share; its siblings enter above them.
-    for site, kept, run in ((third, [0], [40] * 4), (third, [1], [0, 0, 40, 40]), (last, [1], [0, 0, 40, 40])):
-        assert layers_run(model, partial(fast.probe, base.replace(kept_heads={site: kept}), question)) == run
-    assert layers_run(model, lambda: fast.probe(base.replace(kept_heads={last: [2]}), question)) == [0, 0, 0, 40]
-    child = base.replace(kept_heads={third: [1]})  # shares two layers with its parent, whose states are there
-    further = Question(child, margins)
-    for kept, run in (([1], [0, 0, 40, 40]), ([2], [0, 0, 0, 40])):
-        assert layers_run(model, partial(fast.probe, child.replace(kept_heads={last: kept}), further)) == run
 
 
 def test_a_metric_that_is_no_mean_of_zeros_and_ones_is_measured_to_the_end():
@@ -217,7 +144,7 @@ def test_a_metric_that_is_no_mean_of_zeros_and_ones_is_measured_to_the_end():
     margins = plain(base).margins
     for _ in range(5):
         plan = near(base, rng)
-        found = plain.probe(plan, asked(base, margins, rng, floor=1.0))
+        found = plain.probe(plan, asked(margins, rng, floor=1.0))
         assert (found.kind, found.metric) == ("exact", plain(plan).metric)
 
 
@@ -234,7 +161,7 @@ def test_low_precision_keeps_the_batches_given_and_their_bits(given):
     margins = evaluator(base).margins
     for _ in range(8):
         plan = near(base, rng)
-        found = evaluator.probe(plan, asked(base, margins, rng))
+        found = evaluator.probe(plan, asked(margins, rng))
         np.testing.assert_array_equal(found.margins, evaluator(plan).margins)
 
 
@@ -250,7 +177,7 @@ def test_near_ties_are_decided_by_the_batches_given():
     assert (np.abs(margins) < 1e-4).any()
     for _ in range(20):
         plan = near(base, rng)
-        assert evaluator.probe(plan, asked(base, margins, rng)).metric == evaluator(plan).metric
+        assert evaluator.probe(plan, asked(margins, rng)).metric == evaluator(plan).metric
 
 
 def wide_inputs(rows):
@@ -285,7 +212,7 @@ def test_inputs_of_any_collator_give_the_verdicts_of_the_plain_evaluation(collat
     margins = evaluator(base).margins
     for _ in range(12):
         plan = near(base, rng)
-        found, expected = evaluator.probe(plan, asked(base, margins, rng)), evaluator(plan)
+        found, expected = evaluator.probe(plan, asked(margins, rng)), evaluator(plan)
         assert found.metric == expected.metric
         np.testing.assert_allclose(found.margins, expected.margins, rtol=1e-4, atol=2e-4)
 
@@ -314,7 +241,7 @@ def test_closed_units_are_taken_out_of_the_products_and_put_back(name, refits):
         plan = base.replace(kept_heads={site.name: kept})
         expected = plain(plan)
         widths.clear()
-        found = narrow.probe(plan, asked(base, margins, rng))
+        found = narrow.probe(plan, asked(margins, rng))
         assert found.metric == expected.metric
         assert np.allclose(found.margins, expected.margins, atol=1e-4)
         assert (len(kept) or 4) * site.unit_width in widths
@@ -332,7 +259,7 @@ def test_where_shapes_do_not_follow_from_the_projections_closed_units_stay_in_th
     plain, evaluator = ExampleEvaluator(model, batches), ExampleEvaluator(model, batches)
     base, rng = PruningPlan.of(model), np.random.default_rng(14)
     plan = near(base, rng)
-    assert evaluator.probe(plan, asked(base, plain(base).margins, rng)).metric == plain(plan).metric
+    assert evaluator.probe(plan, asked(plain(base).margins, rng)).metric == plain(plan).metric
 
 
 def test_the_model_is_left_as_it_was():
@@ -341,120 +268,11 @@ def test_the_model_is_left_as_it_was():
     evaluator = ExampleEvaluator(model, batches_of(examples()))
     base, rng = PruningPlan.of(model), np.random.default_rng(8)
     margins = evaluator(base).margins
-    evaluator.probe(near(base, rng), asked(base, margins, rng))
+    evaluator.probe(near(base, rng), asked(margins, rng))
     with pytest.raises(InvalidPlanError):
-        evaluator.probe(PruningPlan.of(tiny_bert(num_hidden_layers=1)), asked(base, margins, rng))
+        evaluator.probe(PruningPlan.of(tiny_bert(num_hidden_layers=1)), asked(margins, rng))
     assert model.training
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
     assert len(model.bert.encoder.layer) == 2
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-class MeanPooled(nn.Module):
-    """Reads every token, so the last layer has to compute all of them."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, hidden):
-        return self.model(hidden.mean(dim=1, keepdim=True))
-
-
-def test_a_head_that_reads_every_token_is_noticed():
-    model = classifier()
-    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
-    with torch.no_grad():
-        assert ModelCapabilities(LayerStack(model)).reads_first_token(inputs)
-        model.bert.pooler = MeanPooled(model.bert.pooler)
-        assert not ModelCapabilities(LayerStack(model)).reads_first_token(inputs)
-    evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
-    base, rng = PruningPlan.of(model), np.random.default_rng(9)
-    plan = near(base, rng)
-    assert evaluator.probe(plan, asked(base, evaluator(base).margins, rng)).metric == evaluator(plan).metric
-
-
-class MixesLayers(nn.Module):
-    """A layer that also reads what the one before it was given: entering late would lose that."""
-
-    def __init__(self, layer, memory, *, reads):
-        super().__init__()
-        self.attention, self.intermediate, self.output = layer.attention, layer.intermediate, layer.output
-        self.layer, self.memory, self.reads = [layer], memory, reads
-
-    def forward(self, hidden, *args, **kwargs):
-        mixed = hidden + self.memory["first"] if self.reads else hidden
-        self.memory["first"] = hidden
-        return self.layer[0](mixed, *args, **kwargs)
-
-
-def test_layers_that_are_no_plain_list_are_noticed_and_measured_whole():
-    model, memory = classifier(), {}
-    layers = model.bert.encoder.layer
-    layers[0], layers[1] = MixesLayers(layers[0], memory, reads=False), MixesLayers(layers[1], memory, reads=True)
-    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])}
-    with torch.no_grad():
-        assert ModelCapabilities(LayerStack(classifier())).is_resumable(inputs)
-        memory["first"] = torch.zeros(1)
-        assert not ModelCapabilities(LayerStack(model)).is_resumable(inputs)
-    evaluator = ExampleEvaluator(model, batches_of(decided(model, examples())))
-    base, rng = PruningPlan.of(model), np.random.default_rng(10)
-    for _ in range(6):
-        plan = near(base, rng)
-        assert evaluator.probe(plan, asked(base, evaluator(base).margins, rng)).metric == evaluator(plan).metric
-
-
-@pytest.mark.parametrize("name", FAMILY_NAMES)
-def test_every_family_is_resumed_where_it_has_one_plain_list_of_layers(name):
-    family = TINY_FAMILIES[name]
-    kind = {"num_labels": 3} if name not in SEQ2SEQ_NAMES else {}
-    stack = LayerStack(family.make(**kind))
-    with torch.no_grad():
-        assert ModelCapabilities(stack).is_resumable(family.inputs()) == (name not in SEQ2SEQ_NAMES)
-
-
-def test_memory_holds_what_is_at_work_and_drops_what_was_used_longest_ago():
-    memory, state = StateMemory(3 * 4000 / 2**20), torch.zeros(1000)
-    memory.work_on("ab")
-    memory.add("a", 0, state)
-    memory.add("b", 0, state)
-    memory.work_on("ca")
-    memory.add("c", 0, state)
-    memory.add("c", 1, state)  # "b" was used longest ago
-    held = {group: [key for key in range(4) if memory.get(group, key) is not None] for group in "abc"}
-    assert held == {"a": [0], "b": [], "c": [0, 1]}
-    assert memory.has_room
-    memory.add("c", 2, state)  # both groups are at work
-    assert memory.get("c", 2) is None
-    assert not memory.has_room
-    assert memory.num_bytes == memory.peak_bytes == 12000
-    memory.work_on("d")
-    assert memory.has_room
-    memory.add("d", 0, torch.zeros(2000))
-    assert (memory.get("a", 0), memory.num_bytes) == (None, 8000)
-    assert memory.peak_bytes == 12000
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"activation_cache_mib": -1},
-        {"activation_cache_mib": "1"},
-        {"tentative_share": 0},
-        {"tentative_share": 2},
-        {"tentative_share": None},
-    ],
-)
-def test_settings_out_of_range_are_refused(wrong):
-    EvaluatorSettings(activation_cache_mib=0, tentative_share=1)
-    with pytest.raises(InvalidSettingError, match=f"EvaluatorSettings: {next(iter(wrong))} must be"):
-        EvaluatorSettings(**wrong)
-
-
-@pytest.mark.parametrize("wrong", [{"share_processes": "no"}, {"share_processes": None}])
-def test_what_is_neither_true_nor_false_is_refused(wrong):
-    with pytest.raises(
-        InvalidSettingError, match=f"EvaluatorSettings: {next(iter(wrong))} must be .*{next(iter(wrong.values()))!r}"
-    ):
-        EvaluatorSettings(**wrong)

@@ -10,8 +10,8 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import PruningPlan
+from hf_headprune.search.evaluation.closed_units import ClosedUnits
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
-from hf_headprune.search.evaluation.layers import LayerStack
 from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import PadRight
 from hf_headprune.tasks.metrics import CLASSIFICATION_METRICS
@@ -243,12 +243,12 @@ def test_anatomy_of_the_tiny_model_has_the_heads_that_the_tests_count_on():
 
 def test_whole_groups_of_query_heads_are_taken_out_and_single_ones_stay_masked():
     model, inputs = made("llama")
-    stack, full = LayerStack(model), PruningPlan.of(model)
+    units, full = ClosedUnits(model), PruningPlan.of(model)
     first, second = full.num_heads
     plan = full.replace(kept_heads={first: (0, 1, 4, 5), second: (0, 2, 5)})
-    with torch.no_grad(), stack.attached():
-        stack.close(plan)
-        closed = stack.outputs(inputs).logits
-        stack.take_out(plan)
-        assert [len(layer.self_attn.k_proj.weight) for layer in stack.layers] == [16, 32]
-        torch.testing.assert_close(stack.outputs(inputs).logits, closed)
+    with torch.no_grad(), units.attached():
+        units.close(plan)
+        closed = model(**inputs).logits
+        units.take_out(plan)
+        assert [len(layer.self_attn.k_proj.weight) for layer in model.model.layers] == [16, 32]
+        torch.testing.assert_close(model(**inputs).logits, closed)

@@ -66,7 +66,7 @@ def test_an_interrupt_at_any_line_of_an_evaluation_leaves_the_model_as_it_was(re
         evaluator = ExampleEvaluator(model, batches)
         if refits:
             evaluator.use_refit(full)
-        evaluator.probe(plan, Question(full, margins))
+        evaluator.probe(plan, Question(margins))
 
     before, weights = state_of(model), {name: value.clone() for name, value in model.state_dict().items()}
     lines = interrupted(measure)

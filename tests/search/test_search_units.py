@@ -325,7 +325,6 @@ def test_latency_of_layers_needs_them_as_steps():
         ({"objective": "latency", "latency_ms": {"a": (0.0, 1.0)}}, "SearchTuning: latency_ms must be"),
         ({"objective": "latency", "latency_ms": {"a": {"none": 0.0}}}, "SearchTuning: latency_ms must be"),
         ({"objective": "latency", "latency_ms": {"a": {0: float("nan")}}}, "SearchTuning: latency_ms must be"),
-        ({"activation_cache_mib": -1}, "SearchTuning: activation_cache_mib must be"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(wrong, message):

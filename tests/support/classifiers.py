@@ -75,9 +75,9 @@ def near(plan, rng):
     return plan.replace(kept_heads=heads, kept_ffn={s: units for s, units in kept.items() if s in plan.num_ffn})
 
 
-def asked(base, base_margins, rng, **more):
+def asked(base_margins, rng, **more):
     expected = base_margins + rng.normal(0, 0.3, len(base_margins)).astype(np.float32)
-    return Question(base, expected, **more)
+    return Question(expected, **more)
 
 
 def own_examples(model):
@@ -85,8 +85,8 @@ def own_examples(model):
     return decided(model, examples())
 
 
-def searched(model, dataset, search, *, metric=None, settings=None, calibration=None, **arguments):
+def searched(model, dataset, search, *, metric=None, calibration=None, **arguments):
     """What a search of a model over its own examples finds."""
-    evaluator = ExampleEvaluator(model, batches_of(dataset), metric=metric, settings=settings, calibration=calibration)
+    evaluator = ExampleEvaluator(model, batches_of(dataset), metric=metric, calibration=calibration)
     arguments = {"fingerprint": evaluator.fingerprint(), **arguments}
     return search_over_plans(anatomy_of(model), evaluator, search, **arguments)

@@ -10,7 +10,6 @@ import torch
 from hf_headprune._distributed import by_first
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.plan import PruningPlan
-from hf_headprune.search.evaluation.early_stop import EvaluatorSettings
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.evaluation.rank_zero import lead_or_follow
 from hf_headprune.search.plans import search_over_plans
@@ -22,9 +21,8 @@ SETTINGS = AStarSearch(max_evaluations=30, max_drop=0.1)
 
 def evaluator_of(model, *, batch_size=7):
     """An evaluator that shares its batches wherever there are several processes."""
-    settings = EvaluatorSettings(share_processes=True)
     batches = batches_of(decided(model, examples(60)), batch_size=batch_size)
-    evaluator = ExampleEvaluator(model, batches, settings=settings)
+    evaluator = ExampleEvaluator(model, batches, share_processes=True)
     evaluator.use_refit(PruningPlan.of(model))
     return evaluator
 

@@ -27,7 +27,7 @@ class Evaluator:
         """Measures a plan on all examples."""
         raise NotImplementedError
 
-    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+    def probe(self, plan: PruningPlan, question: Question) -> Measurement:
         """Measures a plan as far as a question needs; here to the end."""
         del question
         return self(plan)

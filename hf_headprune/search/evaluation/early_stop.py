@@ -1,23 +1,20 @@
-"""Measures plans with as little work as their verdict needs: what a parent computed is reused, hard examples go first.
+"""Measures plans with as little work as their verdict needs: hard examples go first.
 
 A rejection is certain: it counts only errors that were seen. An acceptance before the end is an estimate. A measurement
-to the end is exact. The batches of a measurement follow from its `Question` alone, never from what is in memory, so
-that a search that continues after a kill measures the same bits.
+to the end is exact. The batches of a measurement follow from its `Question` alone, so that a search which was killed
+continues with the same bits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_headprune._checks import check, is_ratio, is_rising
 from hf_headprune._distributed import over_processes, sharing
 from hf_headprune._offloaded import device_of
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.plan import RefittedPlan
-from hf_headprune.search.evaluation.memory import StateMemory
 from hf_headprune.search.evaluation.ordered_batches import OrderedBatches
 from hf_headprune.search.evaluation.plan_runner import PlanRunner
 from hf_headprune.search.problem import ROUND_OFF, Measurement
@@ -32,44 +29,16 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
     from hf_headprune.search.evaluation.ordered_batches import Batch
-    from hf_headprune.search.evaluation.plan_runner import SharedPrefix
     from hf_headprune.search.problem import Question
     from hf_headprune.tasks.scorer import Scorer
 
-
-@dataclass(frozen=True)
-class EvaluatorSettings:
-    """How an evaluator answers questions.
-
-    Attributes:
-        activation_cache_mib: Bound on the memory for hidden states that plans share.
-        tentative_share: Share of the examples, the hardest, that an estimate is made from.
-        share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them must
-            then ask for the same measurements in the same order.
-
-    Raises:
-        InvalidSettingError: A setting is out of range.
-    """
-
-    activation_cache_mib: float = 1024
-    tentative_share: float = 0.25
-    share_processes: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks every setting."""
-        rules = {
-            "activation_cache_mib must be a number of at least 0": is_rising(0, self.activation_cache_mib),
-            "tentative_share must be above 0 and at most 1": is_ratio(self.tentative_share),
-            "share_processes must be True or False": self.share_processes in (True, False),
-        }
-        check(self, rules)
+TENTATIVE_SHARE = 0.25  # of the examples, the hardest, that an estimate is made from
 
 
 class EarlyStopper:
     """Measures plans as far as a question needs.
 
     Attributes:
-        memory: Hidden states of parents, under the bound given.
         examples_seen: Examples computed so far over all plans.
     """
 
@@ -78,8 +47,8 @@ class EarlyStopper:
         model: nn.Module,
         batches: Sequence[Mapping[str, torch.Tensor]],
         scorer: Scorer,
-        settings: EvaluatorSettings,
         *,
+        share_processes: bool = False,
         refit: Refit | None = None,
     ) -> None:
         """Tries on one batch what the model allows.
@@ -88,38 +57,36 @@ class EarlyStopper:
             model: Its weights must not change from now on.
             batches: With labels, as the plain evaluation takes them.
             scorer: Of the model's task.
-            settings: Memory, batches, estimates.
+            share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them
+                must then ask for the same measurements in the same order.
             refit: Refits output projections to each plan.
         """
         self._refit = refit
         self._model = model
         self._scorer = scorer
-        self._tentative_share = settings.tentative_share
-        self._share_processes = settings.share_processes
+        self._share_processes = share_processes
         self._world = sharing(self._share_processes)
         self.examples_seen = 0
-        self.memory = StateMemory(settings.activation_cache_mib)
         device = device_of(model)
         sample = {name: tensor[:4].to(device) for name, tensor in batches[0].items()}
-        self._runner = PlanRunner(model, scorer, self.memory, sample, refit=refit)
+        self._runner = PlanRunner(model, scorer, sample, refit=refit)
         weights = np.concatenate([scorer.weights(batch) for batch in batches])
         self._batches = OrderedBatches(batches, weights, device=device)
 
-    def __call__(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+    def __call__(self, plan: PruningPlan, question: Question) -> Measurement:
         """Measures a plan as far as the question needs; the model is left as it was.
 
         Raises:
             InvalidPlanError: The plan does not fit the model.
         """
-        for given in (question.base, plan):
-            self._runner.check_fits(given)
+        self._runner.check_fits(plan)
         answers = Answers.unseen(len(self._batches.weights), self._scorer.num_rows)
-        known, prefix = self._batches.answers_of(plan), self._runner.prefix(plan, question.base)
+        known = self._batches.answers_of(plan)
         places = self._batches.hardest_first(question.expected)
         with self._runner.open():
             for start in range(0, len(places), self._world):
                 together = places[start : start + self._world]
-                self._run(together, prefix, known)
+                self._run(together, plan, known)
                 for place in together:
                     answers.put(self._batches.batches[place].indices, known[place])
                     verdict = self._verdict(answers, question)
@@ -127,20 +94,20 @@ class EarlyStopper:
                         return verdict
         return self._to_the_end(plan, answers)
 
-    def _run(self, places: Sequence[int], prefix: SharedPrefix, known: dict[int, Answers]) -> None:
+    def _run(self, places: Sequence[int], plan: PruningPlan, known: dict[int, Answers]) -> None:
         """Has a plan answer the batches whose answers are not known; in place."""
         unknown = [place for place in places if place not in known]
         batches = self._batches.batches
 
         def answered(place: int) -> Answers:
-            return self._runner.answers(batches[place].entries, place, prefix)
+            return self._runner.answers(batches[place].entries, plan)
 
         found = over_processes(answered, unknown, share=self._share_processes)
         for place, answers in zip(unknown, found, strict=True):
             self.examples_seen += len(batches[place].indices)
             known[place] = answers
 
-    def _verdict(self, answers: Answers, question: Question[PruningPlan]) -> Measurement | None:
+    def _verdict(self, answers: Answers, question: Question) -> Measurement | None:
         """Returns a rejection, an estimate, or None; what rounding could turn counts as right."""
         if question.floor is None or not self._scorer.is_mean:
             return None
@@ -150,7 +117,7 @@ class EarlyStopper:
         bound = 1.0 - float(lost.sum() / weights.sum())
         if bound < question.floor - ROUND_OFF:
             return Measurement(bound, answers.margins.copy(), kind="bound")
-        if not question.tentative or seen.sum() < self._tentative_share * len(seen) or seen.all():
+        if not question.tentative or seen.sum() < TENTATIVE_SHARE * len(seen) or seen.all():
             return None
         scores = np.where(seen, answers.scores, self._scorer.predicted(question.expected))
         estimate = float((scores * weights).sum() / weights.sum())
@@ -162,7 +129,7 @@ class EarlyStopper:
         def plainly(batch: Batch) -> Answers:
             return self._scorer.answers(self._model(**self._scorer.inputs(batch.entries)), batch.entries)
 
-        near = self._batches.some(answers.gaps < TIE_BAND) if self._runner.is_shortened else []
+        near = self._batches.some(answers.gaps < TIE_BAND) if self._runner.takes_out else []
         with masked(self._model, RefittedPlan(plan, self._refit)), evaluating(self._model):
             for batch, found in zip(near, over_processes(plainly, near, share=self._share_processes), strict=True):
                 answers.put(batch.indices, found)

@@ -17,7 +17,7 @@ from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.moments import record_moments, record_moments_by_gradient
 from hf_headprune.refit.projections import Refit
 from hf_headprune.search.evaluation.base import Evaluator
-from hf_headprune.search.evaluation.early_stop import EarlyStopper, EvaluatorSettings
+from hf_headprune.search.evaluation.early_stop import EarlyStopper
 from hf_headprune.search.problem import Measurement, MetricFacts
 from hf_headprune.tasks.answers import Answers
 from hf_headprune.tasks.batches import running
@@ -52,8 +52,8 @@ class ExampleEvaluator(Evaluator):
         batches: Sequence[Mapping[str, torch.Tensor]],
         *,
         metric: str | Scorer | None = None,
-        settings: EvaluatorSettings | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        share_processes: bool = False,
     ) -> None:
         """Checks model and labels.
 
@@ -61,9 +61,10 @@ class ExampleEvaluator(Evaluator):
             model: A classifier of sequences or tokens, a question answering or a sequence-to-sequence model.
             batches: Inputs of the model with the labels of its task, see `hf_headprune.tasks.registry`.
             metric: One that the task has, or its scorer; None takes the first.
-            settings: How `probe` works; None for the defaults.
             calibration: Labelled batches on which output projections are refitted, such as some of the training set;
                 None takes `batches`, on which refitted plans then look a little better than they are.
+            share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them
+                must then ask for the same measurements in the same order.
 
         Raises:
             InvalidSettingError: There is no example, labels are missing or out of range, or the metric is unknown.
@@ -75,7 +76,7 @@ class ExampleEvaluator(Evaluator):
         self._calibration = self._batches
         if calibration is not None:
             self._calibration = self.scorer.with_references(model, calibration)
-        self._settings = EvaluatorSettings() if settings is None else settings
+        self._share_processes = share_processes
         self._stopper: EarlyStopper | None = None
         if not sum(len(next(iter(batch.values()))) for batch in self._batches):
             raise InvalidSettingError(
@@ -104,11 +105,11 @@ class ExampleEvaluator(Evaluator):
         """
         opened = masked(self._model, RefittedPlan(plan, self.refit))
         with opened, evaluating(self._model):
-            found = over_processes(self._answers, self._batches, share=self._settings.share_processes)
+            found = over_processes(self._answers, self._batches, share=self._share_processes)
             answers = Answers.joined(found)
         return Measurement(self.scorer.value(answers, self._weights), answers.margins)
 
-    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+    def probe(self, plan: PruningPlan, question: Question) -> Measurement:
         """Measures a plan as far as a question needs; an exact answer has the verdict of a call.
 
         From the first probe on, the model's weights must stay as they are.
@@ -124,7 +125,7 @@ class ExampleEvaluator(Evaluator):
         """Records what removals cost on the calibration, and from now on refits output projections to each plan."""
         self._stopper = self.refit = None
         sites = _refitted_sites(self._model, ffn=ffn)
-        world = sharing(self._settings.share_processes)
+        world = sharing(self._share_processes)
         share = 1 < world <= len(self._calibration)  # else every process records all
         own = self._calibration[torch.distributed.get_rank() :: world] if share else self._calibration
         losses = (self.scorer.losses(*self._run(batch)).sum() for batch in own)
@@ -158,7 +159,9 @@ class ExampleEvaluator(Evaluator):
 
     def _opened(self) -> EarlyStopper:
         if self._stopper is None:
-            self._stopper = EarlyStopper(self._model, self._batches, self.scorer, self._settings, refit=self.refit)
+            self._stopper = EarlyStopper(
+                self._model, self._batches, self.scorer, share_processes=self._share_processes, refit=self.refit
+            )
         return self._stopper
 
 

@@ -74,7 +74,7 @@ class _Leading(Evaluator):
     def __call__(self, plan: PruningPlan) -> Measurement:
         return self._all("measure", plan)
 
-    def probe(self, plan: PruningPlan, question: Question[PruningPlan]) -> Measurement:
+    def probe(self, plan: PruningPlan, question: Question) -> Measurement:
         return self._all("probe", plan, question)
 
     def use_refit(self, start: PruningPlan, *, ffn: bool = False, apply: bool = True) -> Refit | None:
