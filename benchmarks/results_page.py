@@ -602,7 +602,6 @@ def whole_search_lines(whole: dict[str, Any]) -> Iterator[str]:
     if "greedy" in whole:
         greedy = whole["greedy"]
         yield f"\nGreedy elimination itself ends at {greedy['removed']:g} heads, after {greedy['evaluations']:,} plans."
-    yield ""
 
 
 def latency_table_section(content: dict[str, Any]) -> Iterator[str]:

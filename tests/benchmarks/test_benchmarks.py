@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import goals, memory_cost, other_tasks, search_ablation
+from hf_headprune import latency
 from tests.examples.test_examples import load
 from tests.support.models import save_narrow_minilm
 from tests.support.processes import run, run_here
@@ -96,11 +97,15 @@ def test_the_one_shot_cost_benchmark_runs_with_smoke(smoke):
     assert float(row["refit"]) > 0
 
 
-def test_the_measured_speed_benchmark_runs_with_smoke(smoke, tmp_path):
+def test_the_measured_speed_benchmark_runs_with_smoke(smoke, tmp_path, monkeypatch):
+    def by_size(models, inputs, runs, *_):  # on a busy machine a tiny block takes no time that can be seen
+        return tuple([float(sum(weight.numel() for weight in model.parameters()))] * runs for model in models)
+
+    monkeypatch.setattr(latency, "_in_turns", by_size)
     row = smoke("benchmarks.measured_speed", "--work", str(tmp_path)).strip().splitlines()[-1]
     values = dict(pair.split("=") for pair in row.split())
     assert 0 < float(values["weights"]) < 1
-    assert float(values["reached"]) > 0
+    assert float(values["reached"]) == pytest.approx(float(values["asked"]), rel=0.2)
 
 
 def test_the_latency_table_benchmark_runs_with_smoke(smoke):
