@@ -131,6 +131,11 @@ def _draw_task(panel: Axes, rows: list[dict[str, Any]], task: str, title: str) -
     panel.set_title(title, fontsize=11.5, loc="left")
     panel.set_xlim(103, 19)
     panel.set_xticks([100, 75, 50, 25])
+    style(panel)
+
+
+def style(panel: Axes) -> None:
+    """Gives a panel the lines and colors of all charts."""
     panel.grid(axis="y", color=GRID, linewidth=0.7)
     panel.tick_params(colors=INK, length=0)
     panel.spines[["top", "right", "left"]].set_visible(False)

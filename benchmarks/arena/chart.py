@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.readme_chart import GRID, INK, PAPER
+from benchmarks.readme_chart import INK, PAPER, style
 from benchmarks.results_file import RESULTS, read_json
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def series(rows: list[dict[str, Any]], task: str, way: str) -> list[tuple[float,
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """Draws one panel per task that has a rival in it, the legend below, and saves the picture.
+    """Draws one panel per task, the legend below, and saves the picture.
 
     Args:
         rows: Summary of the result file.
@@ -74,10 +74,7 @@ def _draw_task(panel: Axes, rows: list[dict[str, Any]], task: str) -> None:
     panel.set_ylim(MOST, -0.4)
     panel.set_xlim(78, 7)
     panel.set_xticks([75, 50, 35, 25, 15, 10])
-    panel.grid(axis="y", color=GRID, linewidth=0.7)
-    panel.tick_params(colors=INK, length=0)
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.spines["bottom"].set_color(GRID)
+    style(panel)
 
 
 def main() -> None:

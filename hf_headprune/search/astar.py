@@ -41,8 +41,8 @@ SWAP_RESTORES = 16
 SWAP_REMOVALS = 6
 EXPANSION_WIDTH = 6  # sets evaluated each time a set is expanded, the most promising ones first
 EXPLORATION = 1  # sets evaluated beside those at random: they audit the order
-# A search may be continued with a larger budget; what is measured says which way is better, and the
-# gains at which lengths they were counted.
+# A search may be continued with a larger budget; what is measured says which way is better, and the gains at which
+# lengths they were counted.
 NOT_IN_COURSE = ("max_evaluations", "max_seconds")
 TUNING_NOT_IN_COURSE = ("greater_is_better", "seq_len", "target_len")
 
