@@ -170,8 +170,9 @@ def default_section(content: dict[str, Any]) -> Iterator[str]:
     yield "weights (of the file). *drop*: points that the untouched test loses against the model before pruning, mean ±"
     yield "standard deviation over seeds. *certified*: runs whose certificate says PASS, and those of them whose drop"
     yield "on test is not below what was certified. *time*: CPU seconds of all over those of plain training. Two of"
-    yield "qamr's three runs are of an earlier version, which took 2,048 training examples in place of 1,024. With a"
-    yield "density, training itself prunes, and nothing is certified without a reference.\n"
+    yield "qamr's three runs are of an earlier version, which took 2,048 training examples in place of 1,024. The rows"
+    yield "of A* are of a version with two more shortcuts; without them A* takes longer. With a density, training"
+    yield "itself prunes, and nothing is certified without a reference.\n"
     yield from header("call", "task", "seeds", "dense", "kept (file)", "drop", "certified (not so on test)", "time")
     for row in content["summary"]:
         yield table_row(
