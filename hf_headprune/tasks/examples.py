@@ -21,6 +21,7 @@ SPAN_NAMES = ("start_positions", "end_positions")
 INPUT_NAMES = ("input_ids", "pixel_values", "input_features", "input_values")  # tokens, images, spectrograms, sound
 IGNORED_LABEL = -100
 DEEPEST = 20  # lists in lists, of an example
+_PLAIN = frozenset({int, float, bool, str, type(None)})
 _LARGEST = 2**63 - 1
 
 
@@ -333,6 +334,8 @@ def plain(value: Any, *, depth: int = 0) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, (list, tuple)):
+        if _PLAIN.issuperset(map(type, value)):  # most lists are tokens
+            return list(value)
         return [plain(item, depth=depth + 1) for item in value]
     if isinstance(value, Mapping):
         return {str(name): plain(item, depth=depth + 1) for name, item in value.items()}
