@@ -13,10 +13,11 @@ from hf_headprune.callback.gathering import is_split, whole_copy
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import TrainingStateError
 from hf_headprune.learn.registry import freed_copy
-from hf_headprune.masking import evaluating
+from hf_headprune.masking import evaluating, plain_copy
 from hf_headprune.pipeline.holdout import Holdout
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
+from hf_headprune.shrink.trained_weights import TrainedWeights
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -44,7 +45,10 @@ def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
                 _try_loss(trainer)
             if isinstance(splits.holdout, Holdout):
                 splits.holdout.rehearse(twin)
-            prune_model_(twin, _half(twin))
+            dense = plain_copy(twin) if settings.recovers else None
+            prune_model_(twin, plan := _half(twin))
+            if dense is not None:
+                TrainedWeights(dense, twin, plan)
             if isinstance(splits.holdout, Holdout):
                 splits.holdout.rehearse(twin)
         except (torch.cuda.OutOfMemoryError, KeyboardInterrupt):

@@ -44,6 +44,7 @@ def recovered(dense: nn.Module, target: RefittedPlan, recover: Recover) -> Refit
         recover: Trains the pruned model on, in place.
     """
     student = pruned_copy(dense, target)
+    TrainedWeights(dense, student, target.plan)  # what fails here must not cost the training
     recover(student, dense)
     return RefittedPlan(target.plan, TrainedWeights(dense, student, target.plan))
 

@@ -39,6 +39,8 @@ class TrainedWeights(WeightsOfPlan):
         shapes = {name: tensor.shape for name, tensor in tensors_of(dense).items()}
         weights: dict[str, torch.Tensor] = {}
         for name, tensor in tensors_of(trained).items():
+            if name not in shapes:  # a buffer that the cut leaves, and will leave again
+                continue
             flat = tensor.detach().to("cpu", copy=True)
             if name in places:
                 values, flat = flat, flat.new_zeros(shapes[name].numel())

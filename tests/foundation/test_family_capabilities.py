@@ -22,6 +22,7 @@ from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import choose
 from hf_headprune.shrink.folding import fold_dead_units_
 from hf_headprune.shrink.surgery import prune_model_
+from hf_headprune.shrink.trained_weights import TrainedWeights
 from tests.support.families import made, prompts, random_plan
 from tests.support.models import TINY_FAMILIES
 from tests.support.settings import gates, movement, second_order
@@ -125,6 +126,18 @@ def test_second_order_prices_every_block_and_its_refit_survives_the_cut(name):
     with masked(model, found):
         expected = output_of(model, inputs)
     assert_close(output_of(prune_model_(model, found), inputs), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pruned_model_that_trained_on_is_made_again_of_the_dense_one(name):
+    model, inputs = made(name)
+    dense, plan = copy.deepcopy(model), random_plan(model, seed=3)
+    prune_model_(model, plan)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    trained = RefittedPlan(plan, TrainedWeights(dense, model, plan))
+    assert_close(output_of(prune_model_(dense, trained), inputs), output_of(model, inputs))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
