@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from hf_headprune.anatomy import base_model
-from hf_headprune.errors import ModelInUseError
+from hf_headprune.errors import InvalidSettingError, ModelInUseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +43,14 @@ def owned(model: nn.Module, purpose: str, *, alone: bool = False) -> Iterator[No
         alone: Whether this thread, too, may be at nothing else that changes the model, but training.
 
     Raises:
+        InvalidSettingError: Nothing else may change the model, and under `torch.inference_mode()` it could not be
+            trained afterwards.
         ModelInUseError: Another thread changes it, or this one does.
     """
+    if alone and torch.is_inference_mode_enabled():
+        raise InvalidSettingError(
+            f"{purpose}: weights that are made inside of torch.inference_mode() can never be trained. Call it outside."
+        )
     base, token = base_model(model), _Token(purpose)
     with _LOCK:
         tokens = _TOKENS.setdefault(base, [])

@@ -28,6 +28,19 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PlanOrResult
 
 
+@contextmanager
+def lasting_tensors() -> Iterator[None]:
+    """Lets a hook keep what it makes, also while whoever runs the model is inside of `torch.inference_mode()`.
+
+    What is made there could never take part in training, nor be changed in place outside.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 class UnitScale:
     """Forward pre-hook of an output projection: multiplies the slice of each unit by a factor.
 
@@ -82,7 +95,7 @@ class BeforeEveryPass:
         ]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self._refresh()
+        self._refresh_now()
         self._is_inside = True
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -90,6 +103,10 @@ class BeforeEveryPass:
 
     def _enter_alone(self, module: nn.Module, args: Any) -> None:
         if not self._is_inside:
+            self._refresh_now()
+
+    def _refresh_now(self) -> None:
+        with lasting_tensors():
             self._refresh()
 
 

@@ -24,6 +24,7 @@ FOUNDATION = {
     "_checks": {"errors"},
     "_distributed": set(),
     "_fingerprints": set(),
+    "_gradients": set(),
     "_seen_splits": set(),
     "_strict_json": {"errors"},
     "_unit_ranges": {"errors"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -29,6 +30,10 @@ ERRORS = frozenset(
 )
 TURNED_BY_ROUNDING = 1.5  # examples whose answer may turn where batches are padded otherwise
 CHANGED_BY_ROUNDING, CHANGED_BY_HALF_PRECISION = 0.002, 0.005  # of a metric, at most
+
+
+# What an evaluation has returned, where only that tells what decides.
+_NUMBERS: WeakKeyDictionary[Trainer, frozenset[str]] = WeakKeyDictionary()
 
 
 class DecidingMetric(NamedTuple):
@@ -53,10 +58,23 @@ def metric_of(trainer: Trainer, metric: str | None) -> DecidingMetric:
     name = (metric or trainer.args.metric_for_best_model or _of_evaluator(trainer) or "loss").removeprefix("eval_")
     known = metrics_of(trainer.model)  # none of a model in a wrapper, whose batches are its own
     problem = problem_with_examples(trainer) if known else None
-    if known and metric is None and name == "loss" and not (problem and embeds_texts(trainer.model)):
+    if known and metric is None and name == "loss" and not (problem and _loss_decides(trainer, known[0])):
         name = known[0]
     is_theirs = name == CHRF and has_own_numbers(trainer)  # of that name, there are several
     return DecidingMetric(name, name in known and not is_theirs and problem is None)
+
+
+def _loss_decides(trainer: Trainer, name: str) -> bool:
+    """Tells whether the loss stands for a metric by which the examples can't be scored: no evaluation returns it."""
+    if embeds_texts(trainer.model):
+        return True
+    has_examples = any(is_stream(dataset) or len(dataset) for dataset in evaluation_sets(trainer))
+    if not has_examples or isinstance(trainer.eval_dataset, dict) or not has_own_numbers(trainer):
+        return False  # it is asked for such examples
+    if trainer not in _NUMBERS and trainer.callback_handler.train_dataloader is not None:  # else it can't evaluate yet
+        _NUMBERS[trainer] = frozenset(evaluate(trainer))
+    returned = _NUMBERS.get(trainer, {name})
+    return name not in returned and "loss" in returned
 
 
 def _of_evaluator(trainer: Trainer) -> str | None:
@@ -66,6 +84,8 @@ def _of_evaluator(trainer: Trainer) -> str | None:
         return None
     if getattr(evaluator, "primary_metric", None) is None:
         evaluate(trainer)
+    elif getattr(evaluator, "name", None) and hasattr(evaluator, "prefix_name_to_metrics"):
+        evaluator.prefix_name_to_metrics({}, evaluator.name)  # which its first evaluation would do
     return getattr(evaluator, "primary_metric", None) or "evaluator"
 
 

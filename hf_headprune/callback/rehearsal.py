@@ -16,6 +16,8 @@ from hf_headprune.learn.registry import freed_copy
 from hf_headprune.masking import evaluating, plain_copy
 from hf_headprune.pipeline.holdout import Holdout
 from hf_headprune.plan import PruningPlan
+from hf_headprune.refit.choice import no_gradient
+from hf_headprune.refit.moments import without_gradient
 from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.shrink.trained_weights import TrainedWeights
 
@@ -42,7 +44,7 @@ def rehearse(trainer: Trainer, settings: Settings, splits: Splits) -> None:
         try:
             twin = whole_copy(model) if is_split(model) else freed_copy(model)
             if settings.follows or settings.prunes_by_costs or settings.recovers:
-                _try_loss(trainer)
+                _try_gradients(trainer)
             if isinstance(splits.holdout, Holdout):
                 splits.holdout.rehearse(twin)
             dense = plain_copy(twin) if settings.recovers else None
@@ -71,10 +73,13 @@ def _half(model: Any) -> PruningPlan:
     )
 
 
-def _try_loss(trainer: Trainer) -> None:
-    """Computes the loss that removal costs will be taken from, of one batch."""
+def _try_gradients(trainer: Trainer) -> None:
+    """Takes the gradients that removal costs will be made of, of one batch."""
     batch = next(trainer_compat.scoring_batches(trainer, trainer.state.train_batch_size or 1, trainer.args.seed), None)
     if batch is None:
         return
     with evaluating(trainer.model):
-        trainer_compat.summed_loss(trainer, batch)
+        model = model_of(trainer)
+        missing = without_gradient(model, anatomy_of(model).sites, lambda: trainer_compat.summed_loss(trainer, batch))
+    if missing:
+        raise no_gradient(missing[0])

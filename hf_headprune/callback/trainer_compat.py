@@ -405,14 +405,25 @@ def run_on(trainer: Trainer, batch: Any, model: Any) -> Any:
 
 def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
     """Returns the loss times the examples of the batch, as fp16 training scales it."""
-    first = next(tensors(batch), None)
-    if first is None:
+    count = _examples_in(batch)
+    if count is None:
         raise TrainingStateError(
-            f"HeadPruneCallback: the data collator returns no tensor, received {shown(batch)}. Removal costs need "
-            "batches of tensors, which may be nested in dicts or lists."
+            f"HeadPruneCallback: the data collator returns neither tensors nor texts, received {shown(batch)}. Removal "
+            "costs need batches of them, which may be nested in dicts or lists."
         )
     given = dict(batch) if isinstance(batch, Mapping) else batch  # some losses take labels out
-    return batch_loss(trainer, given) * (len(first[1]) * loss_scale(trainer))
+    return batch_loss(trainer, given) * (count * loss_scale(trainer))
+
+
+def _examples_in(batch: Any) -> int | None:
+    """Returns how many examples a batch holds: the length of its first tensor, else of its first list of texts."""
+    found = next(tensors(batch), None)
+    if found is not None:
+        return len(found[1])
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], str):
+        return len(batch)
+    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((count for count in map(_examples_in, inner) if count is not None), None)
 
 
 def loss_scale(trainer: Trainer) -> float:

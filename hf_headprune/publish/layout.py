@@ -62,7 +62,7 @@ def groups_of(plan: PruningPlan) -> tuple[SiteGroup, ...]:
             f"groups_of: {', '.join(strange)} is no site of the family {plan.model_type!r}. Make the plan with "
             "PruningPlan.of(model)."
         )
-    return tuple(group for group in groups if group.sites)
+    return tuple(dict.fromkeys(group for group in groups if group.sites))  # of two forms of a block, one each
 
 
 def _present(sizes: Mapping[str, int], layers: str, block: str) -> tuple[str, ...]:

@@ -185,10 +185,7 @@ def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: Second
     block = refit.blocks.get(site.name)
     sensitivity = None if block is None else block.sensitivity
     if block is None or sensitivity is None or not bool(sensitivity.isfinite().all()):
-        raise TrainingStateError(
-            f"SecondOrder: the loss gives {'no' if sensitivity is None else 'a non-finite'} gradient for "
-            f"{site.output}. Check that it comes from the model's forward pass and is finite."
-        )
+        raise no_gradient(site, "no" if sensitivity is None else "a non-finite")
     tuning = settings.tuning
     return elimination(
         block,
@@ -196,6 +193,14 @@ def removal_path(site: Site, refit: Refit, before: PruningPlan, settings: Second
         width_multiple=tuning.width_multiple,
         whole_groups=tuning.whole_groups or tuning.uniform or settings.kept_heads is not None,
         price=price_of(site, settings),
+    )
+
+
+def no_gradient(site: Site, what: str = "no") -> TrainingStateError:
+    """Returns the error where the loss gives no gradient for a site, or one that is no number."""
+    return TrainingStateError(
+        f"SecondOrder: the loss gives {what} gradient for {site.output}. Check that it comes from the model's forward "
+        "pass and is finite."
     )
 
 

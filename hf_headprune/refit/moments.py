@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._distributed import number_of_processes
+from hf_headprune._gradients import gradients_of
 from hf_headprune._offloaded import device_of, folder_of, mapped, reloading
 from hf_headprune.anatomy import base_model, family_of, named_arguments
+from hf_headprune.masking import lasting_tensors
 from hf_headprune.refit.symmetric import Symmetric
 
 if TYPE_CHECKING:
@@ -87,8 +89,36 @@ def record_moments_by_gradient(
     recording = _Recording(model, sites, by_gradient=True)
     with recording, reloading(model), torch.enable_grad():
         for loss in losses:
-            torch.autograd.grad(loss, recording.probes, allow_unused=True)
+            gradients_of(loss, recording.probes, model)
     return recording.moments(over_processes=over_processes)
+
+
+def without_gradient(model: nn.Module, sites: Iterable[Site], loss_of: Callable[[], torch.Tensor]) -> list[Site]:
+    """Returns the sites whose outputs a loss has no gradient for: moments can't be recorded of them by it.
+
+    Args:
+        model: Live model.
+        sites: Of that model.
+        loss_of: Makes a forward pass of the model, in evaluation mode, and returns its loss.
+    """
+    base, present = base_model(model), [site for site in sites if site.units]
+    probes = [torch.zeros(1, device=device_of(model), requires_grad=True) for _ in present]
+    handles = [
+        base.get_submodule(site.output).register_forward_hook(partial(_probed, probe))
+        for site, probe in zip(present, probes, strict=True)
+    ]
+    try:
+        with reloading(model), torch.enable_grad():
+            found = gradients_of(loss_of(), probes, model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [site for site, gradient in zip(present, found, strict=True) if gradient is None]
+
+
+def _probed(probe: torch.Tensor, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+    """Forward hook: makes the output differentiable."""
+    return output + probe.to(output) if torch.is_grad_enabled() else None
 
 
 class _Recording:
@@ -203,15 +233,15 @@ class _Recorder:
             The output, `(batch, length, hidden)`, made differentiable; None leaves it alone.
         """
         given = args[0].detach().to(output.device)  # that of the projection alone, where a model is spread over devices
-        real = _real_tokens(self._reader.real, given)
         if self.probe is None:
-            tokens = _flat(given, real)
-            self._add(tokens, torch.ones_like(tokens[:, :1]))
+            with lasting_tensors():
+                tokens = _flat(given, _real_tokens(self._reader.real, given))
+                self._add(tokens, torch.ones_like(tokens[:, :1]))
             return None
         if not torch.is_grad_enabled():
             return None
         probed = output + self.probe.to(output)
-        probed.register_hook(partial(self._add_by_gradient, given, real))
+        probed.register_hook(partial(self._add_by_gradient, given, _real_tokens(self._reader.real, given)))
         return probed
 
     def _add_by_gradient(self, given: torch.Tensor, real: torch.Tensor, gradient: torch.Tensor) -> None:

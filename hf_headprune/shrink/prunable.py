@@ -36,7 +36,7 @@ from hf_headprune.errors import (
     in_one_line,
     shown,
 )
-from hf_headprune.families import FAMILIES
+from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX
 from hf_headprune.shrink.adapters import check_adapter_fits, stale_adapter
 from hf_headprune.shrink.config import check_numbers, config_names, prunable_config
 from hf_headprune.shrink.description import is_of_some_tasks
@@ -153,6 +153,8 @@ class PrunableModel:
         codes = [*codes_among(model, pretrained_model_name_or_path, kwargs)]
         problems = sorted([*_weight_problems(model, info, accepts_new_head=accepts_new_head), *codes])
         if problems:
+            if words := _both_towers(cls, pretrained_model_name_or_path, kwargs):
+                raise InvalidConfigError(f"{cls.__name__}: {words}")
             is_head_alone = not codes and not any(_weight_problems(model, info, accepts_new_head=True))
             raise InvalidConfigError(
                 f"{cls.__name__}: the weights don't match the configuration: {'; '.join(problems)}. "
@@ -324,6 +326,17 @@ def check_config(kind: type[Any], source: Any, given: dict[str, Any]) -> None:
             f"{kind.__name__}: config.json of {shown(str(source))} must be JSON of which Transformers builds a model, "
             f"received one that it refuses: {type(error).__name__}: {words}. {SOURCE_OF_SIZES}"
         ) from error
+
+
+def _both_towers(kind: type[Any], source: Any, given: dict[str, Any]) -> str:
+    """Says how to get one tower of a checkpoint that holds both, where it does; else nothing."""
+    where = {name: given[name] for name in WHERE if name in given}
+    saved_type = kind.config_class.get_config_dict(source, **where)[0].get("model_type")
+    family = FAMILIES.get((saved_type or "").removeprefix(PRUNABLE_PREFIX))
+    if family is None or not family.towers or family.model_type == kind.config_class.dense_class.model_type:
+        return ""
+    parts = " or ".join(f".{tower.removesuffix('_config')}_model" for tower in family.towers)
+    return f"the checkpoint holds both towers of a {family.model_type}: load it by AutoModel, and take its {parts}."
 
 
 def check_buildable(kind: type[Any], config: Any) -> None:

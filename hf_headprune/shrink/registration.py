@@ -125,11 +125,12 @@ def _let_dense_classes_refuse_pruned_ones_(config_base: Any) -> None:
     def from_dict(cls: Any, config_dict: Any, *args: Any, **kwargs: Any) -> Any:
         saved_type = config_dict.get("model_type") or ""
         if saved_type.startswith(PRUNABLE_PREFIX) and cls.model_type not in ("", saved_type):
-            own_class = (config_dict.get("architectures") or ["Prunable..."])[0]
+            own_class = (config_dict.get("architectures") or [""])[0]
+            by_name = f", or by hf_headprune.{own_class}" if hasattr(import_module("hf_headprune"), own_class) else ""
             raise InvalidConfigError(
                 f"{cls.__name__}: this is the checkpoint of a pruned model, of type {saved_type!r}; a dense class has "
                 "one number of heads and FFN units for all layers and can't hold it. Load it by the Auto class of its "
-                f"task, or by hf_headprune.{own_class}. If all its layers have equal numbers, "
+                f"task{by_name}. If all its layers have equal numbers, "
                 'hf_headprune.export_model(model, folder, mode="plain") writes it for dense classes.'
             )
         return read(cls, config_dict, *args, **kwargs)

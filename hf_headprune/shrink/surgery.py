@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from hf_headprune._model_card import attach_card_
 from hf_headprune._offloaded import device_of, let_go_
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, declaration_of, family_of
-from hf_headprune.errors import HeadPruneError
+from hf_headprune.errors import HeadPruneError, UnsupportedModelError
 from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.plan import check_plan, refitted
 from hf_headprune.shrink.adapters import cut_together, model_inside
@@ -64,6 +65,7 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
             Transformers could not build it again.
         InvalidPlanError: The plan or the refit was made for another model.
         ModelInUseError: The model is masked, or another thread changes it.
+        InvalidSettingError: It is called inside of `torch.inference_mode()`.
         HeadPruneError: The cut model computes something else than the masked one.
 
     After an error, or Ctrl-C, the model is what it was, so what is cut off stays in memory until the end. A model is
@@ -92,7 +94,7 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
     check_plan(plan, anatomy)
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
     check_described(model)
-    around = models_around(model)
+    around = _models_around(model)
     configs = _pruned_configs(model, plan, anatomy, around)
     if any(site.units and not plan.kept(site.name) for site in anatomy.attention_sites):
         check_buildable(target, configs[id(model.config)])
@@ -142,6 +144,38 @@ def _cut_(
     for whole in (*around, model):  # what the part says of itself, the whole must say too
         _replace_configs_(whole, configs)
         adopt_classes_(whole)
+
+
+def _models_around(model: Any) -> list[Any]:
+    """Returns the models that a model is a part of.
+
+    Raises:
+        UnsupportedModelError: One of them could not be loaded again with the part cut.
+    """
+    found = models_around(model)
+    for whole in found:
+        if whole.config is model.config:
+            prunable_class(whole)
+        elif not _reads_pruned_part(whole.config, model.config):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is a part of a {type(whole).__name__}, whose {type(whole.config).__name__} "
+                "reads it as a dense one again, so the whole could not be loaded. Prune another part, or save the part "
+                "alone."
+            )
+    return found
+
+
+def _reads_pruned_part(whole: Any, part: Any) -> bool:
+    """Tells whether the configuration of a whole, saved with that of a pruned part, says so when it is read again."""
+    family = declaration_of(whole)
+    if family is not None and family.towers:
+        return True  # it becomes that of a pruned model itself
+    saved, pruned = copy.deepcopy(whole), to_prunable(part, {})
+    names = [name for name, value in vars(whole).items() if value is part]
+    for name in names:
+        setattr(saved, name, pruned)
+    read = type(saved).from_dict(saved.to_dict())
+    return all(isinstance(getattr(read, name), type(pruned)) for name in names)
 
 
 def _pruned_configs(
@@ -235,4 +269,4 @@ def check_can_prune(model: nn.Module) -> None:
     check_loaded(model)
     check_can_cut(model, anatomy_of(model).sites)
     check_described(model)
-    models_around(model)
+    _models_around(model)

@@ -46,7 +46,8 @@ def prune_vocabulary_(model: nn.Module, tokenizer: Any, texts: Iterable[str]) ->
         A tokenizer of the same class.
 
     Raises:
-        InvalidSettingError: There is no text, or one is no string; or the tokenizer is not the model's.
+        InvalidSettingError: There is no text, or one is no string; or the tokenizer is not the model's; or it is called
+            inside of `torch.inference_mode()`.
         UnsupportedModelError: The tokenizer is of another kind; or the model has two vocabularies, holds tokens in
             further places, counts positions from a padding token that would get another number, or is spread over
             devices.

@@ -58,6 +58,13 @@ def test_packed_texts_are_pruned_to_a_size_without_a_certificate(tmp_path):
     assert callback.certificate is None
 
 
+def test_packed_texts_are_compared_by_the_loss_since_no_evaluation_returns_their_likelihood(tmp_path):
+    callback = HeadPruneCallback(max_drop=0.3, latency=None)
+    language_trainer(tmp_path, callback, packing=True, max_length=32).train()
+    assert callback.report.metric.name == "loss"
+    assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
+
+
 def test_setfit_trains_its_head_on_the_pruned_body(tmp_path):
     setfit = pytest.importorskip("setfit", reason="SetFit comes with the extra `dev`")
     model = setfit.SetFitModel.from_pretrained(str(save_text_model(tmp_path / "text", "BertModel")), device="cpu")

@@ -12,7 +12,16 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModel, Trainer, TrainingArguments
 
-from hf_headprune import Distillation, HeadPruneCallback, PruningPlan, PruningResult, anatomy_of, prune_model_
+from hf_headprune import (
+    AStarSearch,
+    Distillation,
+    HeadPruneCallback,
+    PruningPlan,
+    PruningResult,
+    anatomy_of,
+    prune_model_,
+    search_plan,
+)
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.publish.report import PruningReport
@@ -109,6 +118,53 @@ def test_a_budget_is_met_under_losses_that_run_the_model_twice(embedder, tmp_pat
     assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
     assert parameters(embedder) < before
     assert_reads_again(embedder, tmp_path / "saved", lambda model: model.encode(sentences(5, 3)))
+
+
+@pytest.mark.parametrize("how", [{"density": 0.5}, {"gates": GATES}], ids=["costs", "gates"])
+def test_a_loss_that_runs_the_model_again_in_its_backward_pass_prunes(embedder, tmp_path, how):
+    data = scored_pairs().remove_columns("score")
+    loss = st.sentence_transformer.losses.CachedMultipleNegativesRankingLoss(embedder, mini_batch_size=4)
+    callback = HeadPruneCallback(**how, latency=None)
+    args = arguments(st.SentenceTransformerTrainingArguments, tmp_path / "run", max_steps=10)
+    st.SentenceTransformerTrainer(
+        model=embedder, args=args, train_dataset=data, loss=loss, callbacks=[callback]
+    ).train()
+    assert callback.plan.num_removed_heads > 0
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_an_evaluator_that_names_its_metric_before_it_has_run_decides(tmp_path):
+    evaluation = import_module("sentence_transformers.cross_encoder.evaluation")
+    model = st.CrossEncoder(str(save_text_model(tmp_path / "text", "BertModel")), num_labels=1, device="cpu")
+    rows = scored_pairs(24, seed=5)
+    pairs = list(zip(rows["sentence1"], rows["sentence2"], strict=True))
+    evaluator = evaluation.CrossEncoderCorrelationEvaluator(pairs, rows["score"], name="dev")
+    callback = HeadPruneCallback(max_drop=0.9, latency=None)
+    trained(model, tmp_path, callback, eval_dataset=None, evaluator=evaluator)
+    assert callback.report.metric.name == "dev_spearman"
+
+
+def test_a_search_goes_through_a_metric_that_runs_in_inference_mode(embedder):
+    rows = sentences(12, 5)
+
+    @torch.inference_mode()
+    def nearness(model):
+        tokens = torch.tensor(embedder.tokenizer(rows, padding=True)["input_ids"])
+        return float(model(tokens)[0].mean())
+
+    search = AStarSearch(max_drop=0.5, max_evaluations=5)
+    result = search_plan(embedder[0].auto_model, None, metric=nearness, search=search)
+    prune_model_(embedder[0].auto_model, result)
+    embedder[0].auto_model(torch.tensor([[5, 6, 7]]))[0].sum().backward()
+
+
+def test_a_cross_encoder_is_pruned_under_a_loss_without_labels(tmp_path):
+    model = st.CrossEncoder(str(save_text_model(tmp_path / "text", "BertModel")), num_labels=1, device="cpu")
+    loss = st.cross_encoder.losses.MultipleNegativesRankingLoss(model, num_negatives=2)
+    data = scored_pairs().remove_columns("score")
+    callback = HeadPruneCallback(density=0.5, latency=None)
+    trained(model, tmp_path, callback, train_dataset=data, eval_dataset=None, loss=loss)
+    assert callback.plan.num_removed_heads + callback.plan.num_removed_ffn > 0
 
 
 @pytest.mark.slow

@@ -16,9 +16,13 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     BertPreTrainedModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     DistilBertForSequenceClassification,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -282,6 +286,26 @@ def test_a_part_of_a_whole_that_could_not_say_so_is_not_cut():
     with pytest.raises(UnsupportedModelError, match="is a part of a WithTwoHeads, whose configuration does not hold"):
         prune_model_(model.bert, smaller(model.bert))
     assert type(model.bert) is BertModel
+
+
+@pytest.mark.parametrize("path", ["text_model", "model.language_model"])
+def test_a_part_of_a_whole_that_could_not_be_read_again_is_not_cut(path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    if path == "text_model":  # no sibling
+        ids = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        whole = CLIPTextModelWithProjection(CLIPTextConfig(**sizes, **ids, projection_dim=16))
+        message = "CLIPTextModelWithProjection has no prunable sibling"
+    else:  # a configuration that reads its parts as dense ones
+        text = {**sizes, "vocab_size": 64, "num_key_value_heads": 2, "head_dim": 16}
+        image = {**sizes, "image_size": 16, "patch_size": 4}
+        ids = {"image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62, "mm_tokens_per_image": 4}
+        whole = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=image, **ids))
+        message = "is a part of a Gemma3Model, whose Gemma3Config reads it as a dense one again"
+    part = whole.get_submodule(path)
+    before, plan = type(part), PruningPlan.of(part)
+    with pytest.raises(UnsupportedModelError, match=message):
+        prune_model_(part, plan.replace(kept_heads={next(iter(plan.num_heads)): (0, 1)}))
+    assert type(part) is before
 
 
 def test_a_part_of_a_plain_module_is_cut():

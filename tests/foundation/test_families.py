@@ -201,6 +201,8 @@ def test_a_tower_is_pruned_alone_and_the_whole_says_so(tmp_path):
     model.save_pretrained(tmp_path)
     reloaded = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(logits_of(reloaded, inputs), logits_of(model, inputs))
+    with pytest.raises(InvalidConfigError, match=r"both towers of a clip: load it by AutoModel, and take its \.vision"):
+        type(tower).from_pretrained(tmp_path)
 
 
 def test_stages_of_a_swin_have_numbers_of_their_own(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, MissingExtraError
+from hf_headprune.families import FAMILIES
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish import plots
@@ -223,3 +224,10 @@ def test_sites_of_towers_are_headed_by_the_tower():
     model, _ = made("clip")
     titles = [group.title for group in groups_of(PruningPlan.of(model))]
     assert titles == ["vision self heads", "vision FFN units", "text self heads", "text FFN units"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_site_of_a_family_has_one_place(name):
+    plan = PruningPlan.of(made(name)[0])
+    sites = [site for group in groups_of(plan) for site in group.sites]
+    assert sorted(sites) == sorted({*plan.num_heads, *plan.num_ffn})

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from hf_headprune import anatomy_of
-from hf_headprune.refit.moments import EVEN_SHARE, record_moments, record_moments_by_gradient
+from hf_headprune.refit.moments import EVEN_SHARE, record_moments, record_moments_by_gradient, without_gradient
 from tests.support.classifiers import batches_of, classifier, examples
 from tests.support.models import EOS, PAD, text_inputs, tiny_bart, tiny_bert, tiny_bert_decoder, tiny_marian
 from tests.support.second_order import ATTENTION, FFN, losses_of, site_of
@@ -53,6 +53,64 @@ def test_moments_weigh_tokens_of_an_example_by_their_squared_gradient_and_leave_
     torch.testing.assert_close(moments.inputs.dense(), (total / count).float(), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(moments.sensitivity, sensitivity.float(), rtol=1e-3, atol=1e-7)
     assert moments.tokens == pytest.approx(count, rel=1e-5)
+
+
+def cached(model, batch):
+    """The loss of a batch as contrastive losses with a cache make it: the model runs again in the backward pass."""
+    bias = torch.zeros(3, requires_grad=True)  # of the loss itself
+
+    def logits():
+        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+    with torch.no_grad():
+        leaf = logits().requires_grad_()
+    loss = cross_entropy(leaf + bias, batch["labels"], reduction="sum")
+
+    def run_again(gradient):
+        with torch.enable_grad():
+            (logits() * cache).sum().mul(gradient).backward()
+
+    (cache,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    loss.register_hook(run_again)
+    return loss, bias
+
+
+def test_a_loss_that_runs_the_model_in_its_backward_pass_gives_the_moments_of_one_that_does_not(case):
+    model, batches = case
+    site, weight = site_of(model, FFN), model.classifier.weight
+    weight.grad = torch.ones_like(weight)
+    expected = record_moments_by_gradient(model, [site], losses_of(model, batches))[FFN]
+    made = [cached(model, batch) for batch in batches]
+    moments = record_moments_by_gradient(model, [site], (loss for loss, _ in made))[FFN]
+    torch.testing.assert_close(moments.inputs.dense(), expected.inputs.dense())
+    torch.testing.assert_close(moments.sensitivity, expected.sensitivity)
+    assert without_gradient(model, [site], lambda: cached(model, batches[0])[0]) == []
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+    assert all(parameter.grad is None for parameter in model.parameters() if parameter is not weight)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(bias.grad is None for _, bias in made)
+
+
+def test_sites_that_a_loss_does_not_depend_on_are_named(case):
+    model, batches = case
+    sites = [site_of(model, name) for name in (ATTENTION, FFN)]
+    constant = torch.zeros((), requires_grad=True)
+    assert without_gradient(model, sites, lambda: next(losses_of(model, batches))) == []
+    assert without_gradient(model, sites, lambda: constant * 2) == sites
+
+
+def test_what_is_recorded_inside_of_inference_mode_is_the_same(case):
+    model, batches = case
+    site = site_of(model, FFN)
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+
+    def run():
+        return [model(**batch) for batch in inputs]
+
+    expected = record_moments(model, [site], run)[FFN]
+    moments = record_moments(model, [site], torch.inference_mode()(run))[FFN]
+    assert not any(block.is_inference() for block in moments.inputs.blocks)
+    assert torch.equal(moments.inputs.dense(), expected.inputs.dense())
 
 
 def test_without_losses_every_real_token_counts_alike(case):

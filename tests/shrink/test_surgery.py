@@ -490,3 +490,11 @@ def test_what_the_host_does_not_build_is_named():
 
     with pytest.raises(UnsupportedModelError, match=r"Host: what would be saved could not be read.*ZeroDivisionError"):
         check_buildable(Host, BertConfig(num_attention_heads=0))
+
+
+def test_a_model_is_not_cut_inside_of_inference_mode():
+    model = tiny_bert()
+    plan = PruningPlan.of(model).replace(kept_heads={"encoder.layer.0.attention": (0,)})
+    with torch.inference_mode(), pytest.raises(InvalidSettingError, match="weights that are made inside of"):
+        prune_model_(model, plan)
+    assert type(model).__name__ == "BertForSequenceClassification"

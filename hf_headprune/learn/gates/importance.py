@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._gradients import gradients_of
 from hf_headprune.errors import TrainingStateError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def gradient_importance(
             gates.probe = torch.full_like(total, PROBE_LEVEL, requires_grad=True)
             with torch.enable_grad():
                 loss = loss_of(batch)
-            (grad,) = torch.autograd.grad(loss, gates.probe, allow_unused=True) if loss.requires_grad else (None,)
+            (grad,) = gradients_of(loss, [gates.probe], model) if loss.requires_grad else (None,)
             if grad is None or not bool(torch.isfinite(grad).all()):
                 raise TrainingStateError(
                     f"Scoring heads: the loss of a training batch ({loss.item()}) gives "
