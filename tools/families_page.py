@@ -35,6 +35,7 @@ TESTED = {
     "refit": ("test_second_order_prices_every_block_and_its_refit_survives_the_cut",),
     "folding": ("test_units_of_zeros_are_found_and_their_constants_stay",),
     "MACs": ("test_macs_are_those_that_torch_counts",),
+    "recovery": ("test_a_pruned_model_that_trained_on_is_made_again_of_the_dense_one",),
     "pruned again": ("test_a_pruned_model_is_copied_pruned_again_and_trained",),
     "generation": (
         "test_a_pruned_model_generates_what_the_masked_one_generates",

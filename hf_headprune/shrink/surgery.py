@@ -94,7 +94,7 @@ def _pruned(model: nn.Module, found: RefittedPlan) -> nn.Module:
     check_plan(plan, anatomy)
     check_can_cut(model, [site for site in anatomy.sites if len(plan.kept(site.name)) < site.units])
     check_described(model)
-    around = _models_around(model)
+    around = _wholes_of(model)
     configs = _pruned_configs(model, plan, anatomy, around)
     if any(site.units and not plan.kept(site.name) for site in anatomy.attention_sites):
         check_buildable(target, configs[id(model.config)])
@@ -146,7 +146,7 @@ def _cut_(
         adopt_classes_(whole)
 
 
-def _models_around(model: Any) -> list[Any]:
+def _wholes_of(model: Any) -> list[Any]:
     """Returns the models that a model is a part of.
 
     Raises:
@@ -269,4 +269,4 @@ def check_can_prune(model: nn.Module) -> None:
     check_loaded(model)
     check_can_cut(model, anatomy_of(model).sites)
     check_described(model)
-    _models_around(model)
+    _wholes_of(model)

@@ -181,3 +181,15 @@ def test_gates_that_are_decided_compute_with_what_they_keep():
     assert found != whole
     pruner.detach(model)
     assert widths_of(model) == whole
+
+
+def test_a_choice_that_is_first_met_in_inference_mode_trains_on():
+    model = tiny_bert()
+    pruner = GatePruner(anatomy_of(model), SubsetGates(kept_heads=3, warmup_ratio=0.0))
+    pruner.attach(model)
+    pruner.prepare(10)
+    pruner.set_step(9)
+    with torch.inference_mode():
+        model.eval()(**text_inputs())
+    model.train()(**text_inputs()).logits.sum().backward()
+    assert model.classifier.weight.grad.abs().sum() > 0
