@@ -33,6 +33,7 @@ def goals() -> Iterator[Goal]:
         _of_gates,
         _of_density,
         _of_recovery,
+        _of_arena,
         _of_other_tasks,
         _of_translation,
         _of_cost,
@@ -169,6 +170,25 @@ def _of_translation() -> Iterator[Goal]:
     if cells:
         goal = "translation: the best of our ways is above all others in each cell"
         yield goal, f"{first} of {cells} cells", _verdict(first == cells)
+
+
+def _of_arena() -> Iterator[Goal]:
+    """Yields in how many cells of the arena one of our ways is first, and how far it is behind where none is."""
+    drops: dict[tuple[str, str, float], dict[str, float]] = {}
+    for row in read_json(RESULTS / "arena.json").get("summary", []):
+        drops.setdefault((row["task"], row["training"], row["density"]), {})[row["way"]] = row["drop"]["mean"]
+    behind: dict[bool, list[float]] = {True: [], False: []}  # with training, and without
+    for (_, training, _), ways in drops.items():
+        ours = min((drop for way, drop in ways.items() if way.startswith("ours")), default=None)
+        rivals = min((drop for way, drop in ways.items() if not way.startswith("ours")), default=None)
+        if ours is not None and rivals is not None:
+            behind[training != "none"].append(ours - rivals)
+    for trains, found in behind.items():
+        if found:
+            first = sum(difference <= 0 for difference in found)
+            words = f"{first} of {len(found)} cells" + (f", {max(found):.2f} points behind" if max(found) > 0 else "")
+            goal = f"the arena, {'with' if trains else 'without'} training: ours first in each cell"
+            yield goal, words, _verdict(first == len(found))
 
 
 def _of_cost() -> Iterator[Goal]:
