@@ -122,8 +122,8 @@ def _certified() -> Iterator[Sequence[str]]:
 
 
 def _smallest() -> Iterator[Sequence[str]]:
-    """The smallest files of which all seeds are certified, in fp32 and in int8."""
-    rows = [row for row in read_json(RESULTS / "smallest.json").get("summary", ()) if row["seeds"] == SEEDS]
+    """The smallest files of which all seeds are certified, in fp32 and in int8, and of how many seeds if of fewer."""
+    rows = read_json(RESULTS / "smallest.json").get("summary", ())
     for points, words in {"1": "one percentage point", "2": "two percentage points"}.items():
         cells = [_smallest_of([row for row in rows if row["task"] == task], points) for task in TASKS]
         if any("MB" in cell for cell in cells):
@@ -131,12 +131,13 @@ def _smallest() -> Iterator[Sequence[str]]:
 
 
 def _smallest_of(rows: list[dict[str, Any]], points: str) -> str:
-    found = [
-        f"{min(sizes):.1f} MB{words}"
-        for name, certified, words in (("mb", "certified", ""), ("int8_mb", "int8_certified", " in int8"))
-        if (sizes := [row[name]["mean"] for row in rows if row[certified][points] == SEEDS])
-    ]
-    return ", ".join(found) or ("none" if rows else "not measured")
+    found = []
+    for name, certified, words in (("mb", "certified", ""), ("int8_mb", "int8_certified", " in int8")):
+        sizes = [(row[name]["mean"], row["seeds"]) for row in rows if row[certified][points] == row["seeds"]]
+        if sizes:
+            size, seeds = min(sizes)
+            found.append(f"{size:.1f} MB{words}" + ("" if seeds == SEEDS else f" ({seeds} seed{'s' * (seeds > 1)})"))
+    return ", ".join(found) or ("none of those tried" if rows else "not measured")
 
 
 def _range(rows: Iterable[dict[str, Any]]) -> str:
