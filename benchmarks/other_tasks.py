@@ -110,7 +110,7 @@ HALF = {
 HEADS = (54, 36, 18, 9)  # of 72
 GATES = "--gates --mode pipelined --max_steps 100 --learning_rate 1e-4 --warmup_steps 0"  # as benchmarks.gates_accuracy
 ONE_EPOCH = 5e-4  # learning rate of an epoch on a translation model, which was trained from scratch at 1e-3
-FEW = 18
+QUARTER = 18 / 72
 JOINT = f"--num_train_epochs 1 --learning_rate {ONE_EPOCH} --warmup_steps 20"
 STUDIES = {
     "images": Study(
@@ -182,17 +182,16 @@ STUDIES = {
             for kept in HEADS
             for name, way in {
                 "second order, then": Way({"kept_heads": kept / 72}, epochs=1.0, learning_rate=ONE_EPOCH),
-                "second order, during": Way(arguments=f"{JOINT} --kept_heads {kept / 72}"),
                 "gates, joint": Way(arguments=f"{JOINT} --gates --kept_heads {kept / 72}"),
                 "DSP, joint": Way(arguments=f"{JOINT} --gates --estimator dsp --kept_heads {kept / 72}"),
             }.items()
-            if kept == FEW or name != "second order, during"
         }
         | HALF
         | {
+            "second order, during, one epoch, 18 heads": Way(arguments=f"{JOINT} --kept_heads {QUARTER}"),
             "second order, then, five epochs, 18 heads": Way(
-                {"kept_heads": FEW / 72}, epochs=5.0, learning_rate=2 * ONE_EPOCH
-            )
+                {"kept_heads": QUARTER}, epochs=5.0, learning_rate=2 * ONE_EPOCH
+            ),
         },
     ),
     "summarization": Study(

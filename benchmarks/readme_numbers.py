@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results_file import RESULTS, read_json
+from benchmarks.results_file import RESULTS, read_json, seeds_unless_three
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -136,7 +136,7 @@ def _smallest_of(rows: list[dict[str, Any]], points: str) -> str:
         sizes = [(row[name]["mean"], row["seeds"]) for row in rows if row[certified][points] == row["seeds"]]
         if sizes:
             size, seeds = min(sizes)
-            found.append(f"{size:.1f} MB{words}" + ("" if seeds == SEEDS else f" ({seeds} seed{'s' * (seeds > 1)})"))
+            found.append(f"{size:.1f} MB{words}{seeds_unless_three(seeds)}")
     return ", ".join(found) or ("none of those tried" if rows else "not measured")
 
 

@@ -56,3 +56,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def seeds_unless_three(seeds: int) -> str:
+    """Says how many seeds a cell has, where it is not the usual three."""
+    return "" if seeds == 3 else f" ({seeds} seed{'s' * (seeds > 1)})"  # noqa: PLR2004

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import readme_numbers
 from benchmarks.goals import goals
-from benchmarks.results_file import RESULTS, read_json
+from benchmarks.results_file import RESULTS, read_json, seeds_unless_three
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -155,11 +155,6 @@ def drop_cell(row: dict[str, Any]) -> str:
     seeds = len(row["seeds"])
     error = row["drop"]["standard_deviation"] / seeds**0.5
     return f"{row['drop']['mean']:+.2f} ± {error:.2f}{seeds_unless_three(seeds)}"
-
-
-def seeds_unless_three(seeds: int) -> str:
-    """Says how many seeds a cell has, where it is not the usual three."""
-    return "" if seeds == 3 else f" ({seeds} seed{'s' * (seeds > 1)})"  # noqa: PLR2004
 
 
 def default_section(content: dict[str, Any]) -> Iterator[str]:

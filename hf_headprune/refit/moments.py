@@ -238,10 +238,9 @@ class _Recorder:
                 tokens = _flat(given, _real_tokens(self._reader.real, given))
                 self._add(tokens, torch.ones_like(tokens[:, :1]))
             return None
-        if not torch.is_grad_enabled():
-            return None
-        probed = output + self.probe.to(output)
-        probed.register_hook(partial(self._add_by_gradient, given, _real_tokens(self._reader.real, given)))
+        probed = _probed(self.probe, module, args, output)
+        if probed is not None:
+            probed.register_hook(partial(self._add_by_gradient, given, _real_tokens(self._reader.real, given)))
         return probed
 
     def _add_by_gradient(self, given: torch.Tensor, real: torch.Tensor, gradient: torch.Tensor) -> None:

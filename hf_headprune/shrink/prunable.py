@@ -311,7 +311,7 @@ def check_config(kind: type[Any], source: Any, given: dict[str, Any]) -> None:
         InvalidConfigError: That fails, for another reason than that there is no configuration.
     """
     try:
-        config = kind.config_class.from_pretrained(source, **{name: given[name] for name in WHERE if name in given})
+        config = kind.config_class.from_pretrained(source, **_places(given))
         if not isinstance(config.dtype, torch.dtype | str | None):
             raise TypeError(f"dtype is {config.dtype!r}")
         with torch.device("meta"):
@@ -328,14 +328,18 @@ def check_config(kind: type[Any], source: Any, given: dict[str, Any]) -> None:
         ) from error
 
 
+def _places(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns those arguments of `from_pretrained` that say where to look."""
+    return {name: given[name] for name in WHERE if name in given}
+
+
 def _both_towers(kind: type[Any], source: Any, given: dict[str, Any]) -> str:
     """Says how to get one tower of a checkpoint that holds both, where it does; else nothing."""
-    where = {name: given[name] for name in WHERE if name in given}
-    saved_type = kind.config_class.get_config_dict(source, **where)[0].get("model_type")
+    saved_type = kind.config_class.get_config_dict(source, **_places(given))[0].get("model_type")
     family = FAMILIES.get((saved_type or "").removeprefix(PRUNABLE_PREFIX))
     if family is None or not family.towers or family.model_type == kind.config_class.dense_class.model_type:
         return ""
-    parts = " or ".join(f".{tower.removesuffix('_config')}_model" for tower in family.towers)
+    parts = " or ".join(f".{stack.tower}" for stack in family.stacks)
     return f"the checkpoint holds both towers of a {family.model_type}: load it by AutoModel, and take its {parts}."
 
 

@@ -334,7 +334,7 @@ def plain(value: Any, *, depth: int = 0) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, (list, tuple)):
-        if _PLAIN.issuperset(map(type, value)):  # most lists are tokens
+        if depth < DEEPEST and _PLAIN.issuperset(map(type, value)):  # most lists are tokens
             return list(value)
         return [plain(item, depth=depth + 1) for item in value]
     if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch
-from hf_headprune.tasks.examples import PadRight
+from hf_headprune.tasks.examples import DEEPEST, PadRight, plain
 from tests.support.classifiers import classifier, examples
 from tests.support.models import tiny_bert, tiny_marian
 
@@ -133,3 +133,12 @@ def test_a_quantized_model_is_refused():
         PruningPlan.of(quantized(model))
     with pytest.raises(UnsupportedModelError, match="have no fingerprint"):
         certify(model, quantized(model), examples(8))
+
+
+def test_lists_are_copied_up_to_the_depth_that_is_allowed():
+    value = 7
+    for _ in range(DEEPEST):
+        value = [value]
+    assert plain(value) == value
+    with pytest.raises(InvalidSettingError, match=f"nested at most {DEEPEST} deep"):
+        plain([value])
