@@ -47,17 +47,19 @@ def parse(text: str, where: str, *, error: type[HeadPruneError] = CertificateErr
     return content
 
 
-def path_of(path: Any, where: str, *, error: type[HeadPruneError] = CertificateError) -> Path:
+def path_of(path: Any, where: str) -> Path:
     """Returns a path that names a place in the file system, whether something is there or not.
 
     Raises:
-        HeadPruneError: As `error`: it is no path, or can't be one.
+        CertificateError: It is no path, or can't be one.
     """
     try:
         found = Path(path)
         found.exists()
     except (OSError, TypeError, ValueError) as problem:
-        raise error(f"{where}: a path must be a text or a Path, received {shown(path)}: {problem}") from problem
+        raise CertificateError(
+            f"{where}: a path must be a text or a Path, received {shown(path)}: {problem}"
+        ) from problem
     return found
 
 

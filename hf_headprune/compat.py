@@ -17,7 +17,7 @@ from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, attention_by_layer
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.masking import UnitScale, attach
-from hf_headprune.plan import PruningPlan
+from hf_headprune.plan import PruningPlan, listed
 from hf_headprune.shrink.saved_plan import plan_from_dense
 from hf_headprune.shrink.surgery import prune_model_
 
@@ -94,6 +94,7 @@ def prune_heads(model: nn.Module, heads_to_prune: Mapping[int, Iterable[int]]) -
             "it was loaded without its plan. Number them as they are now: prune_model_(model, "
             "PruningPlan.of(model).replace(kept_heads={...}))."
         )
+    heads_to_prune = listed(heads_to_prune)
     _check_heads(heads_to_prune, {layer: dense.num_heads[site.name] for layer, site in sites.items()})
     kept = {}
     for layer, heads in heads_to_prune.items():

@@ -109,10 +109,11 @@ def weights_price(site: Site) -> Price:
 
 
 def latency_table(given: Any) -> LatencyTable | None:
-    """Returns a table of latencies with its numbers of units in order, those that JSON made texts of too.
+    """Returns a table of latencies with its numbers of units in order, or None of anything else.
 
     Args:
-        given: `{site: {units kept: ms}}`, see `hf_headprune.measure_latency_table`. None is returned of all else.
+        given: `{site: {units kept: ms}}`, see `hf_headprune.measure_latency_table`. Numbers of units may be
+            texts, as JSON writes keys.
     """
     if not isinstance(given, Mapping) or not given:
         return None

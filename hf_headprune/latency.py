@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _SHORTEST_RUN_SECONDS = 0.02
 _LEAST_RUNS = 5
-MOST_SECONDS = 10.0  # after which no further run is begun, beyond the least
+MOST_SECONDS = 10.0  # after which no further run is begun, once there are `_LEAST_RUNS`
 _SAMPLES = 16_000  # of sound, a second of what wav2vec2 listens to
 _DEFAULT_LENGTH = 128
 
@@ -154,7 +154,7 @@ def measured_within(
     settings: LatencySettings,
     inputs: Mapping[str, torch.Tensor] | None,
 ) -> LatencyChange:
-    """Measures as `measure_latency` does; after a time no further run is begun, beyond the least."""
+    """Measures as `measure_latency` does; after `max_seconds` it stops, but not before five runs."""
     places, others = ({(p.device.type, p.dtype) for p in model.parameters()} for model in (before, after))
     devices = {device for device, _ in places | others}
     if places != others or len(devices) != 1:
@@ -279,7 +279,7 @@ def _random_images(model: nn.Module, config: Any, batch_size: int) -> dict[str, 
 def _drawn(model: nn.Module, *shape: int) -> torch.Tensor:
     """Draws numbers of a shape, on the device of a model and in its precision."""
     first = next(model.parameters())
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device=first.device, dtype=first.dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device=device_of(model), dtype=first.dtype)
 
 
 def positions_of(model: Any, config: Any = None) -> int | None:
@@ -300,12 +300,9 @@ def positions_of(model: Any, config: Any = None) -> int | None:
 def _in_turns(
     models: tuple[nn.Module, nn.Module], inputs: dict[str, torch.Tensor], runs: int, threads: int, max_seconds: float
 ) -> tuple[list[float], list[float]]:
-    modes = [model.training for model in models]
-    timers = [
-        Timer("forward()", globals={"forward": _Forward(model.eval(), inputs)}, num_threads=threads) for model in models
-    ]
+    timers = [Timer("forward()", globals={"forward": _Forward(model, inputs)}, num_threads=threads) for model in models]
     samples: tuple[list[float], list[float]] = ([], [])
-    try:
+    with evaluating(models[0]), evaluating(models[1]):
         first = [timer.timeit(1).mean for timer in timers]  # also warms up; not counted
         number = max(1, round(_SHORTEST_RUN_SECONDS / min(first)))
         started = time.perf_counter()
@@ -314,9 +311,6 @@ def _in_turns(
                 break
             for timer, taken in zip(timers, samples, strict=True):
                 taken.append(timer.timeit(number).mean * 1000)
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)
     logger.debug("Latency, ms: before %s, after %s", *samples)
     return samples
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PLAN_FORMAT = "hf_headprune.plan/2"
+NAMED = 8  # unknown sites, in an error
 MOST_UNITS = 2**23  # of all sites together: more than any model has, and few enough to be listed
 _KEPT_FIELDS = ("kept_heads", "kept_ffn")
 _PLAN_FIELDS = ("model_type", "num_heads", "num_ffn", *_KEPT_FIELDS)
@@ -59,7 +60,7 @@ class PruningPlan:
         if not isinstance(self.model_type, str):
             raise InvalidPlanError(f"PruningPlan: model_type must be a text, received {shown(self.model_type)}.")
         for name in _KEPT_FIELDS:  # what can be read once only is read here
-            object.__setattr__(self, name, _listed(getattr(self, name)))
+            object.__setattr__(self, name, listed(getattr(self, name)))
         problems = _problems("kept_heads", self.num_heads, self.kept_heads)
         problems += _problems("kept_ffn", self.num_ffn, self.kept_ffn)
         problems = problems or _group_problems(self.num_heads, self.kept_heads, self.heads_per_group)
@@ -287,10 +288,10 @@ def _merged(
         raise InvalidPlanError(
             f"PruningPlan.replace: what is kept must be a mapping from sites to units, received {shown(changes)}."
         )
-    return {**present, **_listed(changes)}
+    return {**present, **listed(changes)}
 
 
-def _listed(kept: Any) -> Any:
+def listed(kept: Any) -> Any:
     """Returns the units of each site as a tuple of plain numbers; what is no such mapping is refused later."""
     if not isinstance(kept, Mapping):
         return kept
@@ -298,8 +299,8 @@ def _listed(kept: Any) -> Any:
 
 
 def _numbers(units: Iterable[Any]) -> tuple[Any, ...]:
-    listed = tuple(units)
-    return listed if set(map(type, listed)) <= {int} else tuple(map(_plain, listed))
+    found = tuple(units)
+    return found if set(map(type, found)) <= {int} else tuple(map(_plain, found))
 
 
 def _is_listable(units: Any) -> bool:
@@ -314,9 +315,9 @@ def _is_long(units: Any) -> bool:
         return True
 
 
-def _first(sites: Iterable[Any], count: int = 8) -> str:
+def _first(sites: Iterable[Any]) -> str:
     names = [str(site) for site in sites]
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _plain(unit: Any) -> Any:

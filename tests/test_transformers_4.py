@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,3 +173,10 @@ def test_heads_whose_numbers_in_the_dense_model_are_not_known_are_refused():
     model.base_model.headprune_plan = None
     with pytest.raises(InvalidPlanError, match="which heads of the dense model"):
         prune_heads(model, {1: [0]})
+
+
+@pytest.mark.parametrize("heads", [[1, 2], iter([1, 2]), (head for head in (1, 2)), np.array([1, 2]), {1, 2}])
+def test_heads_may_come_in_any_collection(heads):
+    model = tiny_bert()
+    prune_heads(model, {0: heads, 1: [0]})
+    assert [len(kept) for kept in PruningPlan.of(model).kept_heads.values()] == [2, 3]

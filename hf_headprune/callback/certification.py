@@ -37,6 +37,7 @@ class Certification:
         reference_name: What it is, in words.
         required_by: Name of the argument that asks for a certificate, so that training without one would not be what
             was asked for; None where the defaults ask.
+        is_condition: Whether only what is certified may be pruned.
     """
 
     dataset: Any = None
@@ -44,11 +45,7 @@ class Certification:
     reference: Any = None
     reference_name: str = "the model passed as reference"
     required_by: str | None = None
-
-    @property
-    def is_condition(self) -> bool:
-        """Whether only what is certified may be pruned."""
-        return self.required_by == "confidence"
+    is_condition: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:
     if data.train is None and not trainer_compat.is_stream(trainer.train_dataset):
         data = replace(data, train=ExampleFingerprints.of(trainer.train_dataset))
     if data.batching == Batching() and trainer.eval_dataset is not None:
-        collate = trainer.get_eval_dataloader().collate_fn
+        collate = trainer_compat.eval_loader(trainer).collate_fn
         batching = Batching(trainer.processing_class, collate, trainer.args.per_device_eval_batch_size)
         data = replace(data, batching=batching)
     return data

@@ -72,15 +72,15 @@ def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
     owner: Any = trainer
     before = owner.__dict__.get("compute_loss")
     try:
-        distil(trainer, Distillation(dense))
-        with same_randomness(trainer), torch.no_grad():
-            loader = trainer.get_train_dataloader()
-            batch = loader.collate_fn([loader.dataset[0]])
-            owner.compute_loss(owner.model.train(), trainer_compat.prepared(trainer, batch))
-    except HeadPruneError as error:
-        _restore_loss(owner, before)
-        logger.info("HeadPruneCallback: the pruned model learns from labels alone. %s", error)
-    try:
+        try:
+            distil(trainer, Distillation(dense))
+            with same_randomness(trainer), torch.no_grad():
+                loader = trainer.get_train_dataloader()
+                batch = loader.collate_fn([loader.dataset[0]])
+                owner.compute_loss(owner.model.train(), trainer_compat.prepared(trainer, batch))
+        except HeadPruneError as error:
+            _restore_loss(owner, before)
+            logger.info("HeadPruneCallback: the pruned model learns from labels alone. %s", error)
         yield
     finally:
         _restore_loss(owner, before)

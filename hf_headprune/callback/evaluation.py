@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from hf_headprune.callback.trainer_compat import evaluation_sets, is_stream, tensors
+from hf_headprune.callback.trainer_compat import eval_loader, evaluation_sets, is_stream, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 
 def first_batch(trainer: Trainer, count: int = 1) -> Mapping[str, Any]:
     """Returns the first examples as evaluation reads them: a collator may make labels, as for masked tokens."""
-    loader = trainer.get_eval_dataloader()
+    loader = eval_loader(trainer)
     with same_randomness(trainer):
         return loader.collate_fn([loader.dataset[index] for index in range(count)])
 
@@ -46,7 +46,7 @@ def contents(trainer: Trainer, metric: str) -> tuple[dict[str, torch.Tensor], in
     meant = [key for key in keys if key and metric.startswith(f"{key}_")] or keys
     with same_randomness(trainer):  # a collator may draw, such as the tokens that it masks
         for number, (key, dataset) in enumerate(zip(keys, evaluation_sets(trainer), strict=True)):
-            batches = [dict(tensors(batch)) for batch in trainer.get_eval_dataloader(dataset)]
+            batches = [dict(tensors(batch)) for batch in eval_loader(trainer, dataset)]
             found |= {f"{number} {i} {name}": value for i, given in enumerate(batches) for name, value in given.items()}
             if key in meant:
                 read = sum(len(next(iter(given.values()), ())) for given in batches)

@@ -152,8 +152,11 @@ class HeadPruneCallback(TrainerCallback):
                 f"HeadPruneCallback(certification_metric={certification_metric!r}): it scores examples of its own, "
                 "received none. Pass them as certification_dataset, too."
             )
-        required = "reference" if reference is not None else None if confidence in (AUTO, None) else "confidence"
-        asked = Certification(certification_dataset, certification_metric, reference, required_by=required)
+        is_condition = confidence not in (AUTO, None)
+        required = "reference" if reference is not None else "confidence" if is_condition else None
+        asked = Certification(
+            certification_dataset, certification_metric, reference, required_by=required, is_condition=is_condition
+        )
         if reference is None and distillation is not None and self.settings.prunes_in_training:
             asked = replace(asked, reference=distillation.teacher, reference_name="the teacher")
         self.result: PruningResult | None = None

@@ -179,9 +179,10 @@ def higher_is_better(trainer: Trainer, name: str, search: AStarSearch) -> bool:
     higher = not name.endswith("loss") if said is None else said
     if higher and ERRORS & set(re.split(r"[^a-z0-9]+", name.lower())):
         raise InvalidSettingError(
-            f"AStarSearch(metric={name!r}): by its name it is better when it is lower, but nothing says so"
-            f"{', TrainingArguments.greater_is_better is True' if said else ''}. Pass "
-            "SearchTuning(greater_is_better=False), or True."
+            f"The metric {name!r}: by its name it is better when it is lower, but nothing says so"
+            f"{', TrainingArguments.greater_is_better is True' if said else ''}. Pass TrainingArguments("
+            f"metric_for_best_model={name!r}, greater_is_better=False); beside a search SearchTuning(greater_is_better="
+            "False), or True."
         )
     return higher
 

@@ -12,7 +12,7 @@ from hf_headprune._fingerprints import sha256_of
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.evaluation import contents, evaluate
 from hf_headprune.callback.metric_choice import agree, higher_is_better, metric_of
-from hf_headprune.callback.trainer_compat import drawn_examples, has_own_numbers, model_of, prepared
+from hf_headprune.callback.trainer_compat import drawn_examples, eval_loader, has_own_numbers, model_of, prepared
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION
@@ -149,7 +149,7 @@ def _by_example(
     trainer: Trainer, name: str, search: AStarSearch, examples: Any = None, *, refits: bool = False
 ) -> MetricSource:
     """Returns what scores examples one by one; training examples are read only where they refit projections."""
-    loader = trainer.get_eval_dataloader(examples)
+    loader = eval_loader(trainer, examples)
     model = plain_copy(model_of(trainer))
     evaluator = ExampleEvaluator(
         model,
@@ -286,7 +286,7 @@ def _checked_batches(trainer: Trainer, name: str) -> list[dict[str, torch.Tensor
     Raises:
         InvalidSettingError: One can't be scored.
     """
-    loader = trainer.get_eval_dataloader()
+    loader = eval_loader(trainer)
     batches = _batches(trainer, loader.dataset, loader.collate_fn)
     try:
         model = model_of(trainer)

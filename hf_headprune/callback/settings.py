@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 WIDTH_MULTIPLE = 32
 AUTO: Literal["auto"] = "auto"
-SIZES = ("density", "speedup", "size_mb", "kept_heads")
 _KINDS = {
     "gates": SubsetGates,
     "movement": BlockMovement,

@@ -333,6 +333,18 @@ def evaluation_sets(trainer: Trainer) -> list[Any]:
     return list(dataset.values()) if isinstance(dataset, dict) else [dataset]
 
 
+def eval_loader(trainer: Trainer, dataset: Any = None) -> Any:
+    """Returns what reads a data set as evaluations do; `eval_dataset` when left out.
+
+    The Trainer hands out the loader of an earlier call, whatever data set it is asked for, where workers persist.
+    """
+    persists, trainer.args.dataloader_persistent_workers = trainer.args.dataloader_persistent_workers, False
+    try:
+        return trainer.get_eval_dataloader(dataset)
+    finally:
+        trainer.args.dataloader_persistent_workers = persists
+
+
 def has_own_numbers(trainer: Trainer) -> bool:
     """Tells whether evaluations may return numbers of the user's: by `compute_metrics`, or by a subclass."""
     is_overridden = not getattr(type(trainer).evaluate, "__module__", "").startswith("transformers.")
@@ -354,11 +366,11 @@ def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
     """
     loader = trainer.callback_handler.train_dataloader
     size = trainer.state.train_batch_size  # smaller than set, with auto_find_batch_size
-    drawn: Any = drawn_examples(loader.dataset, count, seed)
-    if drawn is not None and hasattr(_tokens(drawn[0]), "__len__"):
-        drawn = sorted(drawn, key=lambda example: -len(_tokens(example)))
-    examples: Iterator[Any] = islice(iter(loader.dataset if drawn is None else drawn), count)
     with torch.random.fork_rng(devices=[]):
+        drawn: Any = drawn_examples(loader.dataset, count, seed)
+        if drawn is not None and hasattr(_tokens(drawn[0]), "__len__"):
+            drawn = sorted(drawn, key=lambda example: -len(_tokens(example)))
+        examples: Iterator[Any] = islice(iter(loader.dataset if drawn is None else drawn), count)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         while chunk := list(islice(examples, size)):
             yield prepared(trainer, loader.collate_fn(chunk))

@@ -30,10 +30,10 @@ from hf_headprune.cli.splits import encoded_splits, held_back
 from hf_headprune.cli.vocabulary import SmallerVocabulary
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.scored import CertificationData
+from hf_headprune.guarantee.wording import points as in_points
 from hf_headprune.latency import LatencySettings
 from hf_headprune.pipeline import plan_for_budget, plan_ladder, search_plan
 from hf_headprune.pipeline.cost_path import DENSITIES
-from hf_headprune.pipeline.holdout import DEFAULT_DROP
 from hf_headprune.publish.card import is_hub_name
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.batches import Batching
@@ -443,8 +443,7 @@ class Run:
         budget = self.budget
         if result.certificate is not None:
             return f"No certificate at {budget.confidence:g}: the verdict is {result.certificate.verdict}."
-        points = f"{100 * budget.value:g} percentage point{'' if budget.value == DEFAULT_DROP else 's'}"
-        return f"No smaller model was shown to lose at most {points}."
+        return f"No smaller model was shown to lose at most {in_points(budget.value)}."
 
     def _saved(self, model: Any, tokenizer: Any, result: PruningResult) -> tuple[float, float]:
         """Prunes the model, in place, and saves it; returns the megabytes of its weights and what reloading changes."""

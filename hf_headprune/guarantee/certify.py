@@ -26,7 +26,7 @@ from hf_headprune.guarantee.records import environment_of, record_of, turned_by_
 from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.sequence import AlphaLedger
 from hf_headprune.masking import masked
-from hf_headprune.plan import PruningPlan, RefittedPlan, refitted
+from hf_headprune.plan import PruningPlan, refitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -108,7 +108,7 @@ def certify_path(  # noqa: PLR0913 - the arguments of `certify`, by the same nam
     )
     if is_model(reference):
         known[record_of(reference).weights] = dense
-    elif reference is None or refitted(reference) == RefittedPlan(PruningPlan.of(model)):
+    elif reference is None or (refitted(reference).refit is None and refitted(reference).plan == PruningPlan.of(model)):
         known[record_of(model).weights] = dense
     path.remember(known)
     return path

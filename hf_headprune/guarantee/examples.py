@@ -158,16 +158,13 @@ class ExampleFingerprints:
         return bool(self.compared_with(other)) and bool(self.shared_with(other))
 
 
-def check_disjoint(
-    certify: ExampleFingerprints, other: ExampleFingerprints, *, name: str, where: str = "certify"
-) -> None:
+def check_disjoint(certify: ExampleFingerprints, other: ExampleFingerprints, *, name: str) -> None:
     """Refuses splits that share an input.
 
     Args:
         certify: The split that must be new.
         other: A split that the model or the search has seen.
         name: Of the other split, for the message.
-        where: Name of the public function.
 
     Raises:
         DataLeakError: They do, or can't be compared.
@@ -175,7 +172,7 @@ def check_disjoint(
     shared = certify.shared_with(other)
     if shared:
         raise DataLeakError(
-            f"{where}: no example may be in the {name} split too, after normalisation of text and padding; received "
+            f"certify: no example may be in the {name} split too, after normalisation of text and padding; received "
             f"{len(shared)} of {len(certify)} that are (indices {list(shared[:5])}), alike in {certify.alike(other)}. "
             f"What the {name} split has shown can't certify anything. Remove them, or make the splits with "
             "three_way_split; CertificationData(columns=...) names the columns to compare."

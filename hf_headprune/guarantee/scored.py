@@ -328,7 +328,7 @@ class ScoredSplit:
 
         Asked for the same plan of the same model again, it is not run again: the model must not have changed.
         """
-        if self._last is None or self._last[0] is not model or self._last[1] != plan:
+        if self._last is None or self._last[0] is not model or self._last[1] is not plan:
             with nullcontext() if plan is None else masked(model, plan):
                 self._last = model, plan, self.outcome_of(model)
         return self._last[2]

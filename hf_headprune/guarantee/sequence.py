@@ -158,7 +158,7 @@ class AlphaLedger:
             file.write(json.dumps({"format": LEDGER_FORMAT, **asdict(entry)}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._entries.append(entry)
+        self._entries = self._read()  # refuses what two processes that spend at once have written
         return entry
 
     def _read(self) -> list[LedgerEntry]:

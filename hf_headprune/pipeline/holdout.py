@@ -14,6 +14,7 @@ from hf_headprune.guarantee.claim import METHODS, Metric
 from hf_headprune.guarantee.power import PowerAssumptions, describe_power
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, independent, with_windows
 from hf_headprune.guarantee.sequence import evenly_spaced
+from hf_headprune.guarantee.wording import points as in_points
 from hf_headprune.masking import plain_copy
 from hf_headprune.plan import RefittedPlan, refitted
 from hf_headprune.refit.plans_between import plans_along, steps_between
@@ -311,7 +312,7 @@ class Holdout:
         """Says that there is no certificate, and why."""
         if not chosen.num_candidates:
             return NotCertifiable("there was no smaller plan to test").in_words()
-        points = f"{100 * self.max_drop:g} percentage point{'' if self.max_drop == 0.01 else 's'}"  # noqa: PLR2004
+        points = in_points(self.max_drop)
         is_whole = not (chosen.plan.num_removed_heads or chosen.plan.num_removed_ffn)
         outcome = "nothing was pruned" if is_whole else "nothing more was pruned than training chose"
         if not self.is_condition:

@@ -12,6 +12,7 @@ from hf_headprune._seen_splits import remember_seen_, share_seen_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.certify import certify_path
+from hf_headprune.guarantee.wording import points as in_points
 from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
@@ -225,7 +226,7 @@ def _up_to(path: CertifiedPath, index: int) -> CertifiedPath:
 
 
 def _why_not(path: CertifiedPath, index: int, holdout: Holdout) -> str:
-    points = f"{100 * holdout.max_drop:g} percentage point{'' if holdout.max_drop == 0.01 else 's'}"  # noqa: PLR2004
+    points = in_points(holdout.max_drop)
     if index < len(path.steps):
         return f"Certificate: none. It could not be certified to lose less than {points}."
     return f"Certificate: none. A larger rung could not be certified to lose less than {points}, so it was not tested."

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy
     from hf_headprune.pipeline.cost_path import Decide
 
-NO_ORDER = NotCertifiable("none are left where they are searched, or where there is no calibration=")
+NO_ORDER = NotCertifiable("there are none; pass calibration=, and no search=")
 
 
 def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer know by these names
@@ -149,7 +149,6 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     is_ordered = search is None and calibration is not None  # without a look at `dataset`
     tested = dataset if is_ordered and certify is None and not measures_models else certify
     is_tested = tested is dataset or getattr(tested, "dataset", None) is dataset
-    remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
     holdout = None
     if tested is not None:
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
@@ -157,6 +156,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         holdout = _holdout(unseen, compared, drop, confidence, reference, is_shared=recover is not None)
         holdout.rehearse(model)
     require_recoverable(holdout if is_ordered else NO_ORDER, is_asked=recover is not None, where="search_plan")
+    remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
     full = PruningPlan.full(anatomy)
     if search is not None:
         job = Job(model, full, source, search, holdout, head_scores=head_scores, uniform=uniform, progress=progress)

@@ -13,6 +13,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budget_groups
 from hf_headprune.cost import latency_of, macs_price, ms_with, weights_price
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.masking import evaluating
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.measured import plan_as_measured
 from hf_headprune.refit.moments import record_moments_by_gradient
@@ -162,11 +163,8 @@ def record_refit(
     over_processes: bool = False,
 ) -> Refit:
     """Records moments in evaluation mode, and returns the refit that they give; see `choose`."""
-    was_training = model.training
-    try:
-        recorded = record_moments_by_gradient(model.eval(), sites, losses, over_processes=over_processes)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        recorded = record_moments_by_gradient(model, sites, losses, over_processes=over_processes)
     return Refit(model, before, recorded)
 
 
@@ -236,11 +234,14 @@ def _up_to_latency(paths: Sequence[Path], anatomy: Anatomy, settings: SecondOrde
 
     What the units of a block take together is no sum over units, so no order of single removals is right: dynamic
     programming over the blocks, each with its removals up to some number, in `LATENCY_STEPS` steps of ms, rounded up.
+    Where no choice is so fast, all steps are returned.
     """
     table, full = settings.tuning.latency_ms or {}, PruningPlan.full(anatomy)
     kept_whole = table.keys() - {name for path in paths for name in path.sites}
     allowed = (1.0 - share * (1.0 - (settings.density or 0.0))) * latency_of(full, table)
     allowed -= sum(float(ms_with(len(full.kept(name)), table[name])) for name in kept_whole)
+    if allowed <= 0:
+        return [step for path in paths for step in path.steps]
     least = np.zeros(LATENCY_STEPS + 1)  # cost of the blocks so far that take so many steps at most
     levels: list[np.ndarray] = []  # for each block, the number of its removals in the best choice of so many steps
     for path in paths:
@@ -253,6 +254,8 @@ def _up_to_latency(paths: Sequence[Path], anatomy: Anatomy, settings: SecondOrde
                 options[level, taken:] = least[: LATENCY_STEPS + 1 - taken] + costs[level]
         levels.append(np.stack([options.argmin(axis=0), steps[options.argmin(axis=0)]]))
         least = options.min(axis=0)
+    if np.isinf(least[-1]):
+        return [step for path in paths for step in path.steps]
     found: list[Step] = []
     left = LATENCY_STEPS
     for path, (numbers, taken) in zip(paths[::-1], levels[::-1], strict=True):

@@ -43,10 +43,10 @@ def plan_as_measured(
         found[share] = 1.0 / speed_up_of(plan), plan
         if abs(found[share][0] * wanted - 1.0) <= NEAR:
             break
-        if share == SMALLEST and found[share][0] * wanted > 1.0:
+        if found[share][0] * wanted > 1.0 and plan == plan_at(SMALLEST):
             raise InvalidSettingError(
-                f"speedup={wanted:g}: with hardly a head or FFN unit left the model is {1 / found[share][0]:.2f} times "
-                "as fast; the rest of it is not pruned. Ask for less."
+                f"speedup={wanted:g}: with as few heads and FFN units as there may be the model is "
+                f"{1 / found[share][0]:.2f} times as fast; the rest of it is not pruned. Ask for less."
             )
         share = min(max(_next_share(found, 1.0 / wanted), SMALLEST), 1.0)
     return min(((time, plan) for time, plan in found.values() if plan), key=lambda it: abs(it[0] * wanted - 1.0))[1]

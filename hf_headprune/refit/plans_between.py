@@ -33,12 +33,12 @@ def plans_between(
 
     What costs least leaves first, where projections are refitted; else the least important heads, of grouped ones all
     that `end` removes of a layer, and then all that `end` removes of each FFN. What `start` has removed and `end` keeps
-    is there in all of them. No example is looked at, so that `certify_path` may test them, or `milestones` of them, in
-    this order.
+    is there in all of them. No example is looked at, so that `certify_path` may test them, or `evenly_spaced` ones of
+    them, in this order.
 
     Args:
         start: What is there at first, such as `PruningPlan.of(model)`.
-        end: What is kept at last, such as the plan of `second_order_plan` or `search_plan`.
+        end: What is kept at last, such as the plan of `plan_for_budget` or `search_plan`.
         refit: What the same call returned beside the plan, or None.
         scores: Importance of the heads, `(num_heads,)`, in the order of the sites; None takes them in that order.
         width_multiple: FFN units leave in such numbers, where projections are refitted.

@@ -1,7 +1,7 @@
-"""Refits output projections to the heads that stay, so that what a block of attention adds changes least.
+"""Refits output projections to the heads and FFN units that stay, so that what a block adds changes least.
 
-A head that leaves is partly predictable from those that stay. With x what an output projection is given and W its
-weight, the share of W x that the heads that left contributed is regressed on the others, by least squares over real
+A unit that leaves is partly predictable from those that stay. With x what an output projection is given and W its
+weight, the share of W x that the units that left contributed is regressed on the others, by least squares over real
 tokens, and the result goes into the weight and the bias that stay: same shapes, no training, no labels.
 
 Source: the update of the remaining weights in Optimal Brain Surgeon (Hassibi and Stork 1992), for whole structures as
@@ -52,7 +52,7 @@ RIDGE = 1e-3  # of the mean square of an entry; more where tokens are few for th
 MOST_ACTIVATIONS = (
     2 * 2**30
 )  # bytes that a refit in order holds, or as many as the model has; else it takes fewer batches
-REMEMBERED = 16  # refitted projections of each block; neighbouring plans share most of them
+REMEMBERED = 4  # times the bytes of all projections, in refitted ones; neighbouring plans share most of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,9 +197,11 @@ class Refit:
                     "plan alone: prune_model_(model, result.plan)."
                 )
             found = as_kept(output, weight), None if bias is None else as_kept(output, bias)
+            most = REMEMBERED * sum(block.own_weight.nbytes for block in self.blocks.values())
+            spare = most - sum(weight.nbytes for weight, _ in [found, *self._refitted.values()])
+            while spare < 0 and self._refitted:
+                spare += self._refitted.pop(next(iter(self._refitted)))[0].nbytes
         self._refitted[key] = found
-        if len(self._refitted) > REMEMBERED * len(self.blocks):
-            del self._refitted[next(iter(self._refitted))]
         return found
 
     def check_fits(self, model: nn.Module) -> None:

@@ -9,12 +9,14 @@ from hf_headprune.budgets import budget_groups
 from hf_headprune.cost import check_latency_table, latency_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.choice import price_of, scored_sites
+from hf_headprune.refit.choice import AT_LEAST, price_of, scored_sites
 from hf_headprune.uniform import can_be_said, check_uniform, kept_whole, tied_sites
 
 if TYPE_CHECKING:
     from hf_headprune.anatomy import Anatomy, Site
     from hf_headprune.refit.settings import SecondOrder
+
+ROUNDING = 1e-9  # of a share
 
 
 def check_budget(settings: SecondOrder, anatomy: Anatomy) -> None:
@@ -84,12 +86,10 @@ def budget_gap(plan: PruningPlan, settings: SecondOrder, anatomy: Anatomy, share
     aim = 1.0 - share * (1.0 - settings.density)
     kept = _kept_share(plan, settings, anatomy)
     if settings.tuning.latency_ms is not None:
-        return None if kept <= aim + 1e-9 else f"{kept:.4f} of the ms is kept, where {aim:.4f} was to be"
-    largest = _largest_step(settings, anatomy)
-    over, rounding = kept - aim, 1e-9
-    if settings.counts == "bytes" and -largest - rounding <= over <= rounding:  # a file may not be larger
-        return None
-    if settings.counts != "bytes" and abs(over) <= largest / 2 + rounding:
+        return None if kept <= aim + ROUNDING else f"{kept:.4f} of the ms is kept, where {aim:.4f} was to be"
+    largest, over = _largest_step(settings, anatomy), kept - aim
+    least, most = (-largest, 0.0) if settings.counts in AT_LEAST else (-largest / 2, largest / 2)
+    if least - ROUNDING <= over <= most + ROUNDING:
         return None
     return f"{kept:.4f} of the {settings.counts} is kept, where {aim:.4f} was to be"
 

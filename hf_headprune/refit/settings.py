@@ -78,7 +78,7 @@ class SecondOrder:
 
     Attributes:
         density: Share of all attention and FFN blocks that is kept; heads and FFN units compete for it. It is met to
-            the nearest unit, and never exceeded by "bytes" and "latency".
+            the nearest step, and never exceeded by "macs", "bytes" and "latency".
         counts: What the density counts: "parameters" (entries of the weight matrices, biases aside), "macs"
             (multiply-accumulates, as `hf_headprune.cost` counts them), "bytes" (of the saved file, at the present
             dtype; what is no attention or FFN block, such as embeddings, is not counted) or "latency" (the ms of all

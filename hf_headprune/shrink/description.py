@@ -100,9 +100,9 @@ def models_around(model: Any) -> list[Any]:
 
 def _may_be_part(model: Any) -> bool:
     """Tells whether to look for a whole, which takes a while: for a body, or where others hold the configuration."""
-    config, name = model.config, "config"
+    config, name, lone = model.config, "config", object()
     held = sum(vars(module).get(name) is config for module in model.modules())
-    return base_model(model) is model or sys.getrefcount(config) > held + 2  # by the two names here
+    return base_model(model) is model or sys.getrefcount(config) > held + sys.getrefcount(lone)  # each has a name here
 
 
 def _models_around(model: nn.Module) -> Iterator[Any]:

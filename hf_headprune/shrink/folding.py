@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from hf_headprune.anatomy import Site
 
+REFILLED = 0.01  # deviation of what refills zeros, over that of the weight
+
 
 @torch.no_grad()
 def fold_dead_units_(model: nn.Module) -> PruningPlan:
@@ -58,16 +60,15 @@ def fold_dead_units_(model: nn.Module) -> PruningPlan:
 
 
 @torch.no_grad()
-def refill_zeros_(model: nn.Module, *, seed: int, scale: float = 0.01) -> int:
+def refill_zeros_(model: nn.Module, *, seed: int) -> int:
     """Refills, in place, the zeros inside the weight matrices of all sites, to train them on without masks.
 
-    Each zero of a weight W becomes a draw from N(mean(W), (scale * std(W))^2); the mean and the deviation include the
+    Each zero of a weight W becomes a draw from N(mean(W), (0.01 std(W))^2); the mean and the deviation include the
     zeros. Biases and matrices without zeros stay.
 
     Args:
         model: Live model, usually after `prune_model_`.
         seed: Of the draws.
-        scale: Deviation of the draws over that of the weight.
 
     Returns:
         How many entries were refilled.
@@ -80,7 +81,7 @@ def refill_zeros_(model: nn.Module, *, seed: int, scale: float = 0.01) -> int:
             weight: Any = base.get_submodule(path).weight
             zeros = weight == 0
             draws = torch.randn(weight.shape, generator=generator).to(weight.device, weight.dtype)
-            weight.copy_(torch.where(zeros, weight.mean() + scale * weight.std() * draws, weight))
+            weight.copy_(torch.where(zeros, weight.mean() + REFILLED * weight.std() * draws, weight))
             count += int(zeros.sum())
     return count
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from hf_headprune.errors import InvalidSettingError, shown
 
@@ -69,7 +70,7 @@ def pearson(rows: np.ndarray) -> float:
 
 def spearman(rows: np.ndarray) -> float:
     """Spearman's rank correlation of labels and predictions, `(n, 2)`; equal values share their mean rank."""
-    return pearson(np.stack([_mean_ranks(column) for column in rows.T], axis=1))
+    return pearson(rankdata(rows, axis=0))
 
 
 REGRESSION_METRICS: dict[str, Callable[[np.ndarray], float]] = {"pearson": pearson, "spearman": spearman}
@@ -167,9 +168,3 @@ def _takes(function: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]

@@ -1,6 +1,7 @@
 """Training with a method through the Trainer: its features, its log, resuming, and what is refused before step 1."""
 
 import logging
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -446,3 +447,23 @@ def test_a_model_that_can_not_be_cut_is_refused_before_training(tmp_path):
     model.bert.encoder.layer[0].output.dense.__class__ = Adapted
     with pytest.raises(UnsupportedModelError, match="can't be cut"):
         trainer_of(tmp_path, HeadPruneCallback(), model=model)
+
+
+class _Drawing(list):
+    """A data set that draws from the generator of the run, as one that augments does."""
+
+    def __getitem__(self, index):
+        torch.rand(1)
+        return super().__getitem__(index)
+
+
+def test_scoring_leaves_the_runs_randomness_alone_where_the_data_set_draws(tmp_path):
+    trainer = trainer_of(tmp_path, HeadPruneCallback(gates=GATES, latency=None))
+    loader = trainer.get_train_dataloader()
+    trainer.callback_handler.train_dataloader = SimpleNamespace(
+        dataset=_Drawing(trainer.train_dataset), collate_fn=loader.collate_fn
+    )
+    trainer.state.train_batch_size = 2
+    before = torch.get_rng_state()
+    assert len([*scoring_batches(trainer, 4, seed=0)]) == 2
+    assert torch.equal(before, torch.get_rng_state())

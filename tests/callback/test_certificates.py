@@ -13,6 +13,7 @@ from hf_headprune import PruningPlan, anatomy_of, verify_certificate
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.callback.certification import Certification, splits_of
 from hf_headprune.callback.settings import Settings
+from hf_headprune.callback.trainer_compat import eval_loader
 from hf_headprune.errors import DataLeakError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.examples import ExampleFingerprints
@@ -360,3 +361,24 @@ def test_the_plan_that_is_certified_is_the_one_that_is_pruned(tmp_path):
         callback.certificate.evidence.improvements,
     )
     assert PruningPlan.of(trainer.model).num_kept_heads == callback.plan.num_kept_heads
+
+
+def test_a_loader_that_the_trainer_keeps_is_not_read_in_the_place_of_the_searched_half(tmp_path):
+    search = AStarSearch(max_drop=0.05, max_evaluations=3)
+    trainer = certifying(
+        tmp_path,
+        HeadPruneCallback(search=search, latency=None),
+        dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+    )
+    assert len(trainer.get_eval_dataloader().dataset) == 400  # kept by the Trainer from now on
+    searched = list(range(3))
+    assert eval_loader(trainer, searched).dataset == searched
+    assert trainer.args.dataloader_persistent_workers
+
+
+@pytest.mark.parametrize("reference", [None, "dense"])
+def test_a_confidence_is_a_condition_with_a_reference_too(tmp_path, dense, reference):
+    callback = HeadPruneCallback(confidence=0.95, latency=None, reference=reference and dense)
+    with pytest.raises(InvalidSettingError, match=r"confidence=0\.95"):
+        certifying(tmp_path, callback, count=40)

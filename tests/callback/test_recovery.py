@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.callback import HeadPruneCallback, plain_recovery
+from hf_headprune.callback.distillation import taught_by
 from hf_headprune.callback.plain_recovery import bf16_is_faster
 from hf_headprune.errors import InvalidSettingError, TrainingStateError
 from hf_headprune.guarantee.claim import Metric
@@ -181,3 +182,14 @@ def test_a_model_that_recovered_in_bf16_computes_in_its_own_precision_afterwards
     after = logits_of(model)
     assert not torch.equal(after, before)
     assert torch.equal(after, logits_of(plain_copy(model)))
+
+
+def test_an_error_while_a_teacher_is_tried_leaves_the_loss_as_it_was(tmp_path):
+    def fails(batch):
+        raise RuntimeError("no such file")
+
+    trainer = trainer_of(tmp_path, None)
+    trainer.data_collator = fails
+    with pytest.raises(RuntimeError, match="no such file"), taught_by(trainer, tiny_bert(seed=1)):
+        pass
+    assert "compute_loss" not in vars(trainer)

@@ -18,7 +18,8 @@ from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 from hf_headprune.guarantee.power import PowerAssumptions, describe_labels
 from hf_headprune.guarantee.scored import CertificationData
 from hf_headprune.guarantee.verify import verify_certificate
-from hf_headprune.plan import PruningPlan
+from hf_headprune.plan import PruningPlan, RefittedPlan
+from hf_headprune.refit.weights_of_plan import WeightsOfPlan
 from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.tasks.scores import scores_of
 from tests.guarantee.test_certificate import names
@@ -235,3 +236,18 @@ def test_the_planner_says_how_many_labels():
     numbers = re.search(r"about ([0-9,]+) of ([0-9,]+)", words).groups()
     labels, texts = (int(number.replace(",", "")) for number in numbers)
     assert (labels, texts) == (pytest.approx(28, abs=1), pytest.approx(1376, rel=0.02))
+
+
+class _Bias(WeightsOfPlan):
+    """A refit that lets one class win whatever the text is."""
+
+    kind = fits = belong = other = "bias"
+
+
+def test_two_refits_of_one_plan_answer_each_for_itself():
+    model, rows, _ = task_of("classes", COUNT)
+    texts, plan = without_labels(rows), PruningPlan.of(model)
+    refit = _Bias({"classifier.bias": model.classifier.bias.detach() + torch.tensor([9.0, 0.0, 0.0])}, plan)
+    plans = [RefittedPlan(plan), RefittedPlan(plan, refit)]
+    assert plans[0] == plans[1]  # plans are compared without their refits
+    assert len(disagreements(model, plans, texts)) == len(disagreements(model, plans[1:], texts)) > 0

@@ -110,3 +110,18 @@ def test_a_damaged_ledger_is_refused(tmp_path, change):
     path.write_text("{" if change is None else json.dumps({**line, **change}))
     with pytest.raises(CertificateError, match="line 1: no line of an alpha ledger"):
         AlphaLedger(path)
+
+
+def test_two_processes_that_spend_at_once_do_not_both_get_the_same_use(tmp_path, monkeypatch):
+    mine, other = (AlphaLedger(tmp_path / "ledger.jsonl") for _ in range(2))
+    read = mine._read
+    once = iter([lambda: other.spend("a" * 64, 0.05)])
+
+    def read_before_the_other_writes():
+        found = read()
+        next(once, lambda: None)()
+        return found
+
+    monkeypatch.setattr(mine, "_read", read_before_the_other_writes)
+    with pytest.raises(CertificateError, match="must be use 2 of its split, received use 1"):
+        mine.spend("a" * 64, 0.05)

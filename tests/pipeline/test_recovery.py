@@ -114,7 +114,7 @@ def test_plans_without_training_are_tested_where_the_trained_one_fails(trained):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"search": AStarSearch(max_drop=0.05)}, "none are left where they are searched"),
+        ({"search": AStarSearch(max_drop=0.05)}, "there are none; pass calibration="),
         ({}, "no calibration="),
     ],
 )

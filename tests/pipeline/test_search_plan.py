@@ -158,3 +158,11 @@ def test_a_search_works_on_a_copy_that_an_interrupt_may_leave_as_it_is(monkeypat
         search_plan(model, own_examples(model), search=AStarSearch(max_evaluations=9), progress=False)
     assert calls == [False] * 9
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_call_that_is_refused_leaves_the_examples_unseen():
+    model, dev, train = classifier(), examples(24, seed=1), examples(40)
+    unseen = examples(10, seed=2)
+    with pytest.raises(InvalidSettingError, match=r"confidence=0\.95"):
+        search_plan(model, dev, calibration=train, certify=unseen, confidence=0.95, progress=False)
+    assert search_plan(model, dev, calibration=train, progress=False).certificate is not None

@@ -80,3 +80,9 @@ def test_plan_for_budget_cuts_and_measures_until_the_model_is_so_fast(monkeypatc
 def test_latency_without_a_speed_up_is_refused():
     with pytest.raises(InvalidSettingError, match="belongs to speedup="):
         plan_for_budget(classifier(), examples(4), density=0.5, latency=LatencySettings())
+
+
+def test_a_smallest_plan_that_is_met_before_the_smallest_share_is_refused_too():
+    time_of = lambda share: 0.5 + 0.5 * max(share, 0.3)  # noqa: E731 - no plan is smaller than 30 %
+    with pytest.raises(InvalidSettingError, match=r"speedup=1.6.*1\.54 times as fast"):
+        plan_as_measured(1.6, lambda share: max(share, 0.3), lambda plan: 1.0 / time_of(plan))

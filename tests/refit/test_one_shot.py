@@ -15,7 +15,7 @@ from hf_headprune.cost import latency_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
 from hf_headprune.refit import one_shot
-from hf_headprune.refit.choice import record_refit, removal_path
+from hf_headprune.refit.choice import choose, record_refit, removal_path
 from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
 from hf_headprune.refit.reach import budget_gap
 from hf_headprune.refit.settings import SecondOrderTuning
@@ -288,3 +288,30 @@ def test_a_budget_of_ms_holds_between_its_rounds_too():
 def test_a_table_of_ms_that_does_not_fit_is_refused(case, call, message):
     with pytest.raises(InvalidSettingError, match=message):
         call(case[0], stairs(anatomy_of(case[0])))
+
+
+@pytest.mark.parametrize("counts", ["parameters", "macs", "bytes"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_what_is_chosen_meets_the_budget_that_a_run_is_checked_against(case, counts, share):
+    model, batches = case
+    full = PruningPlan.of(model)
+    for density in torch.linspace(0.1, 0.95, 18).tolist():
+        settings = SecondOrder(density=density, counts=counts)
+        losses = (model(**batch).loss for batch in batches[:1])
+        plan, _ = choose(model, settings, full, losses, share=share)
+        assert budget_gap(plan, settings, anatomy_of(model), share) is None, density
+
+
+def test_of_a_uniform_model_a_time_that_the_rest_already_takes_leaves_the_smallest_plan(case):
+    model, batches = case
+    anatomy, full = anatomy_of(model), PruningPlan.of(model)
+    table = {site.name: {0: 0.0, site.units: 1.0} for site in anatomy.sites}
+    plans = {}
+    for density in (0.01, 0.3, 0.45):  # attention alone takes half, and BERT can't say fewer heads
+        settings = SecondOrder(
+            density=density, counts="latency", tuning=SecondOrderTuning(latency_ms=table, uniform=True)
+        )
+        plans[density], _ = choose(model, settings, full, (model(**batch).loss for batch in batches[:1]))
+    assert plans[0.01] == plans[0.3] == plans[0.45]
+    assert plans[0.01].num_kept_heads == full.num_kept_heads
+    assert 0 < plans[0.01].num_kept_ffn < full.num_kept_ffn

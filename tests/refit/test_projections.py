@@ -12,7 +12,7 @@ from hf_headprune.masking import masked
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.moments import record_moments
-from hf_headprune.refit.projections import RIDGE, Refit
+from hf_headprune.refit.projections import REMEMBERED, RIDGE, Refit
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.search.problem import Question
@@ -219,3 +219,16 @@ def test_projections_are_refitted_on_the_calibration_where_there_is_one(case):
     search = AStarSearch(max_drop=0.2, max_evaluations=5)
     searched = search_plan(model, examples(40), search=search, calibration=examples(24, seed=5), progress=False).search
     assert searched.refit is not None
+
+
+def test_refitted_projections_are_remembered_up_to_some_bytes(case):
+    model, batches, _ = case
+    full = PruningPlan.of(model)
+    refit = evenly(model, batches, full)
+    sites = [*full.kept_heads]
+    for mask in range(1, 2 ** (4 * len(sites))):
+        kept = {site: [head for head in range(4) if mask >> (4 * n + head) & 1] for n, site in enumerate(sites)}
+        with masked(model, RefittedPlan(full.replace(kept_heads=kept), refit)):
+            pass
+    held = sum(weight.nbytes for weight, _ in refit._refitted.values())
+    assert 0 < held <= REMEMBERED * sum(block.own_weight.nbytes for block in refit.blocks.values())

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_headprune import LatencySettings, PruningPlan, measure_latency_table, search_plan
+from hf_headprune import LatencySettings, PruningPlan, measure_latency, measure_latency_table, search_plan
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.shrink.latency_table import _spread
@@ -79,3 +79,11 @@ def test_measured_numbers_are_evenly_spread_below_all_units(units, points, numbe
 def test_too_few_points_are_refused(points):
     with pytest.raises(InvalidSettingError, match="points must be an integer of at least 1"):
         measure_latency_table(tiny_bert(), QUICK, points=points)
+
+
+def test_modules_that_were_frozen_in_evaluation_stay_there():
+    model = tiny_bert().train()
+    model.bert.embeddings.eval()
+    measure_latency(model, tiny_bert().train(), QUICK)
+    assert model.training
+    assert not any(module.training for module in model.bert.embeddings.modules())

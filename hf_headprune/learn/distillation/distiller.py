@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from hf_headprune.learn.distillation.settings import Distillation
 
 SPAN_NAMES = ("start_logits", "end_logits")
-HIDDEN_NAMES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
 LABEL_NAMES = frozenset({"label", "label_ids", "labels", "start_positions", "end_positions"})
 
 

@@ -8,6 +8,7 @@ import torch
 
 from hf_headprune._gradients import gradients_of
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ PROBE_LEVEL = 0.5
 def gradient_importance(
     model: nn.Module, gates: GatePruner, batches: Iterable[Any], loss_of: Callable[[Any], torch.Tensor]
 ) -> torch.Tensor:
-    """Scores every head by the mean absolute gradient of the loss with respect to its gate.
+    """Scores every head by the absolute gradient of the loss with respect to its gate, summed over the batches.
 
     All gates stand at 0.5 while scoring, which ranks heads better than at 1, where a trained model has little slope
     left. Scores are not normalised per layer: that hurts a choice over the whole model. The model's parameters get no
@@ -42,13 +43,11 @@ def gradient_importance(
 
     Source: Michel et al. 2019 (arXiv 1905.10650), equation 2, with absolute values per batch.
     """
-    was_training = model.training
     total = torch.zeros(gates.num_heads, device=gates.importance_bias.device)
-    model.eval()
     try:
         for batch in batches:
             gates.probe = torch.full_like(total, PROBE_LEVEL, requires_grad=True)
-            with torch.enable_grad():
+            with evaluating(model), torch.enable_grad():
                 loss = loss_of(batch)
             (grad,) = gradients_of(loss, [gates.probe], model) if loss.requires_grad else (None,)
             if grad is None or not bool(torch.isfinite(grad).all()):
@@ -60,7 +59,6 @@ def gradient_importance(
             total += grad.abs()
     finally:
         gates.probe = None
-        model.train(was_training)
     return total
 
 
