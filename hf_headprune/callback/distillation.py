@@ -75,9 +75,9 @@ def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
         try:
             distil(trainer, Distillation(dense))
             with same_randomness(trainer), torch.no_grad():
-                loader = trainer.get_train_dataloader()
-                batch = loader.collate_fn([loader.dataset[0]])
-                owner.compute_loss(owner.model.train(), trainer_compat.prepared(trainer, batch))
+                examples, collate = trainer_compat.training_data(trainer, trainer.get_train_dataloader())
+                batch = trainer_compat.prepared(trainer, collate([examples[0]]))
+                owner.compute_loss(owner.model.train(), batch)
         except HeadPruneError as error:
             _restore_loss(owner, before)
             logger.info("HeadPruneCallback: the pruned model learns from labels alone. %s", error)

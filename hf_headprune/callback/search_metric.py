@@ -12,7 +12,14 @@ from hf_headprune._fingerprints import sha256_of
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback.evaluation import contents, evaluate
 from hf_headprune.callback.metric_choice import agree, higher_is_better, metric_of
-from hf_headprune.callback.trainer_compat import drawn_examples, eval_loader, has_own_numbers, model_of, prepared
+from hf_headprune.callback.trainer_compat import (
+    drawn_examples,
+    eval_loader,
+    has_own_numbers,
+    model_of,
+    prepared,
+    training_data,
+)
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import evaluating, masked, plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION
@@ -184,7 +191,7 @@ def _batches(trainer: Trainer, dataset: Any, collate: Any) -> list[dict[str, tor
 
 def _calibration(trainer: Trainer, collate: Any) -> list[dict[str, torch.Tensor]] | None:
     """Returns batches of training examples to refit on, or None where the training set is a stream."""
-    drawn = drawn_examples(trainer.callback_handler.train_dataloader.dataset, CALIBRATION, trainer.args.seed)
+    drawn = drawn_examples(training_data(trainer)[0], CALIBRATION, trainer.args.seed)
     return None if drawn is None else _batches(trainer, drawn, collate)
 
 

@@ -359,21 +359,45 @@ def chooses_by_evaluation(trainer: Trainer) -> bool:
     return bool(trainer.args.load_best_model_at_end) or stops_early or is_lowered
 
 
+def training_data(trainer: Trainer, loader: Any = None) -> tuple[Any, Any]:
+    """Returns the training examples, and what makes a batch of some.
+
+    Where a loader of the user's is none of torch's, they are those that the Trainer was given.
+
+    Args:
+        trainer: Of the run.
+        loader: Of its training examples; that of the training that runs when left out.
+
+    Raises:
+        TrainingStateError: It was given none.
+    """
+    loader = trainer.callback_handler.train_dataloader if loader is None else loader
+    if not (hasattr(loader, "dataset") and hasattr(loader, "collate_fn")):
+        if trainer.train_dataset is None:
+            raise TrainingStateError(
+                f"HeadPruneCallback reads training examples, and {type(trainer).__name__}.get_train_dataloader returns "
+                f"a {type(loader).__name__} without dataset and collate_fn. Pass train_dataset= to the Trainer, or "
+                "return a torch DataLoader."
+            )
+        loader = Trainer.get_train_dataloader(trainer)
+    return loader.dataset, loader.collate_fn
+
+
 def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
     """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state.
 
     Texts come the longest first, so that little is padded.
     """
-    loader = trainer.callback_handler.train_dataloader
+    dataset, collate = training_data(trainer)
     size = trainer.state.train_batch_size  # smaller than set, with auto_find_batch_size
     with torch.random.fork_rng(devices=[]):
-        drawn: Any = drawn_examples(loader.dataset, count, seed)
+        drawn: Any = drawn_examples(dataset, count, seed)
         if drawn is not None and hasattr(_tokens(drawn[0]), "__len__"):
             drawn = sorted(drawn, key=lambda example: -len(_tokens(example)))
-        examples: Iterator[Any] = islice(iter(loader.dataset if drawn is None else drawn), count)
+        examples: Iterator[Any] = islice(iter(dataset if drawn is None else drawn), count)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         while chunk := list(islice(examples, size)):
-            yield prepared(trainer, loader.collate_fn(chunk))
+            yield prepared(trainer, collate(chunk))
 
 
 def _tokens(example: Any) -> Any:

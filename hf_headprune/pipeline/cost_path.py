@@ -22,7 +22,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.masking import masked
-from hf_headprune.pipeline.holdout import Chosen, Holdout
+from hf_headprune.pipeline.holdout import Chosen, Holdout, allows_anything
 from hf_headprune.pipeline.result import MeasuredPlan, sized
 from hf_headprune.pipeline.run import Found, reference_in_words
 from hf_headprune.plan import RefittedPlan
@@ -194,7 +194,8 @@ def by_test(
             plans = [RefittedPlan(before), *plans]
         allowed = holdout.last_allowed(model, plans, before, split)
         plan = before if allowed.index is None else plans[allowed.index].plan
-        chosen = Chosen(plan, allowed.path, others + len(plans), has_certificate=allowed.index is not None)
+        is_pruned = allowed.index is not None
+        chosen = Chosen(plan, allowed.path, others + len(plans), has_certificate=is_pruned, reason=allowed.reason)
         tried = [before, *(found.plan for found in plans)]
         measured = zip(tried, allowed.metrics, strict=False)
         tried_ones = [(it, value, n <= allowed.passed) for n, (it, value) in enumerate(measured)]
@@ -215,13 +216,12 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Dec
     def decide(plans: list[RefittedPlan]) -> Decision:
         whole = from_first(source.evaluator(before).metric)
         after, plan, measured = whole, before, [(before, whole, True)]
+        reason = allows_anything(source.metric, whole, max_drop) if source.sign > 0 else None
         if not math.isfinite(whole):
-            logger.warning(
-                "The %s of the model before pruning is %s, with which no plan can be compared: nothing is pruned.",
-                source.metric,
-                whole,
-            )
-        for found in plans if math.isfinite(whole) else ():
+            reason = f"the {source.metric} of the model before pruning is {whole}, with which no plan can be compared"
+        if reason is not None:
+            logger.warning("Nothing is pruned: %s.", reason)
+        for found in plans if reason is None else ():
             source.evaluator.refit = found.refit  # type: ignore[assignment] # of `plans_at`
             metric = from_first(source.evaluator(found.plan).metric)
             passed = whole - metric <= max_drop + ROUND_OFF

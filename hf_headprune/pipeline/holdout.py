@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -34,13 +35,34 @@ if TYPE_CHECKING:
     from hf_headprune.search.settings import AStarSearch
     from hf_headprune.tasks.batches import Batching
 
+logger = logging.getLogger(__name__)
+
 AUTO = "auto"
 DEFAULT_DROP = 0.01
 DECIDING = 0.75  # confidence with which a plan must be shown to keep its metric, where the user names none
 REPORTING = 0.95  # confidence of a certificate that decides nothing
 CANDIDATES = 5
 MEASURED = 20  # of the plans on the way, so that as many as CANDIDATES of them meet the search's constraint
+LARGE = 0.1  # share of a metric that a drop takes, above which that is said
 SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the searched examples is optimistic
+
+
+def allows_anything(name: str, value: float, max_drop: float) -> str | None:
+    """Says so where a drop leaves nothing of a metric from 0 to 1, or much less of it, which is a warning; or None.
+
+    Args:
+        name: Of the metric, higher is better.
+        value: Of the model before pruning.
+        max_drop: That is allowed, absolute.
+    """
+    if not 0 <= value < max_drop / LARGE:
+        return None
+    smaller = f"a hundredth of it is max_drop={value / 100:.2g}" if value else "no drop can be told from none"
+    whole = f"max_drop={max_drop:g} is absolute, and the {name} before pruning is {value:.3g}"
+    if value > max_drop:
+        logger.warning("%s, so %.0f %% of it may be lost; %s.", whole, 100 * max_drop / value, smaller)
+        return None
+    return f"{whole}, so it allows anything; {smaller}"
 
 
 def pruned_copy(model: Any, plan: PlanOrResult) -> Any:
@@ -70,12 +92,14 @@ class Chosen:
         path: What was tested, where only what is certified is pruned.
         num_candidates: Plans on the way to the search's result among which the holdout chose.
         has_certificate: Whether the plan removes something, so that there is something to certify.
+        reason: Why nothing was tested, or None.
     """
 
     plan: PruningPlan
     path: CertifiedPath | None = None
     num_candidates: int = 0
     has_certificate: bool = False
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +110,13 @@ class Allowed:
         index: Of the last plan that passes; None where the first one fails.
         metrics: On the holdout, of what they are compared with and of each plan that was measured.
         path: The tests, where only what is certified may be pruned.
+        reason: Why nothing was tested, or None.
     """
 
     index: int | None
     metrics: tuple[float, ...]
     path: CertifiedPath | None = None
+    reason: str | None = None
 
     @property
     def passed(self) -> int:
@@ -275,7 +301,8 @@ class Holdout:
         plans = evenly_spaced(from_first(feasible), CANDIDATES)
         allowed = self.last_allowed(model, [RefittedPlan(plan, result.refit) for plan in plans], reference)
         plan = reference if allowed.index is None else plans[allowed.index]
-        return Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
+        is_pruned = allowed.index is not None
+        return Chosen(plan, allowed.path, len(plans), has_certificate=is_pruned, reason=allowed.reason)
 
     def read(self, model: Any, reference: PruningPlan) -> ScoredSplit:
         """Returns the examples as they are scored: reading them, and what they are compared with, is done once."""
@@ -298,6 +325,8 @@ class Holdout:
             options: Any = {"reference": reference if self.reference is None else self.reference, "opened": as_pruned}
             if not plans:
                 return Allowed(None, ())
+            if reason := self._allows_anything(model, reference, split):
+                return Allowed(None, (), reason=reason)
             if not self.is_condition:
                 return Allowed(*furthest_within(model, plans, *claim, **options))
             path = certify_path(model, plans, *claim, self.confidence, **options)
@@ -308,8 +337,21 @@ class Holdout:
 
         return by_first(test)
 
+    def _allows_anything(self, model: Any, reference: PruningPlan, split: ScoredSplit | None) -> str | None:
+        """Says so where the drop leaves nothing of the metric of what plans are compared with."""
+        if self.metric.kind not in ("binary", "bounded") or self.reference is not None:
+            return None
+        split = split or self.read(model, reference)
+        return (
+            None
+            if split.labelled is not None
+            else allows_anything(self.metric.name, split.value_of_plan(model, reference), self.max_drop)
+        )
+
     def nothing_certified(self, chosen: Chosen) -> str:
         """Says that there is no certificate, and why."""
+        if chosen.reason is not None:
+            return NotCertifiable(f"{chosen.reason}. Nothing was pruned").in_words()
         if not chosen.num_candidates:
             return NotCertifiable("there was no smaller plan to test").in_words()
         points = in_points(self.max_drop)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import DataLeakError, InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, walk_down
@@ -154,7 +155,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         compared = Metric.of(None if measures_models else settings.metric or metric, model, where="search_plan")
         unseen = _unseen(tested, calibration if is_ordered else dataset, batching)
         holdout = _holdout(unseen, compared, drop, confidence, reference, is_shared=recover is not None)
-        holdout.rehearse(model)
+        _rehearse(holdout, model, calibration if is_ordered else None)
     require_recoverable(holdout if is_ordered else NO_ORDER, is_asked=recover is not None, where="search_plan")
     remember_examples_(model, search=None if is_tested else dataset, calibration=calibration)
     full = PruningPlan.full(anatomy)
@@ -295,6 +296,24 @@ def _unseen(tested: Any, looked_at: Any, batching: Batching) -> CertificationDat
     if isinstance(tested, CertificationData):
         return with_windows(tested)
     return with_windows(CertificationData(tested, search=looked_at, batching=batching))
+
+
+def _rehearse(holdout: Holdout, model: nn.Module, calibration: Any) -> None:
+    """Lets fail before the work what would fail after it; says so where examples that certify are in `calibration`.
+
+    Raises:
+        DataLeakError: They are, or training or an earlier search has seen them.
+        InvalidSettingError: A number is out of range, or an example can't be scored.
+    """
+    try:
+        holdout.rehearse(model)
+    except DataLeakError as error:
+        unseen = ExampleFingerprints.of(holdout.data.dataset, columns=holdout.data.columns)
+        if calibration is None or not unseen.shares_with(ExampleFingerprints.of(calibration)):
+            raise
+        raise DataLeakError(
+            f"search_plan: no example that certifies may be in calibration= too, which is 'search' here. {error}"
+        ) from error
 
 
 def _holdout(

@@ -206,14 +206,17 @@ def _tokenizer_of(tokenizer: Any, content: dict[str, Any]) -> Any:
     """Returns a tokenizer of the same class with the same settings, read as it is read from a folder."""
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        for file in Path(folder).iterdir():
-            if file.name not in ("tokenizer_config.json", "special_tokens_map.json"):
-                file.unlink()  # vocabularies in other forms are those of before
+        for name in (*tokenizer.vocab_files_names.values(), "added_tokens.json"):
+            Path(folder, name).unlink(missing_ok=True)  # vocabularies in other forms are those of before
         settings = json.loads(Path(folder, "tokenizer_config.json").read_text(encoding="utf-8"))
         settings.pop("added_tokens_decoder", None)
         Path(folder, "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         Path(folder, "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-        return type(tokenizer).from_pretrained(folder)
+        found = type(tokenizer).from_pretrained(folder)
+    for name, value in vars(tokenizer).items():  # what was set since it was read, such as the side of the padding
+        if name in vars(found) and not name.startswith("_") and isinstance(value, str | int | float):
+            setattr(found, name, value)
+    return found
 
 
 def _configs_of(model: Any) -> list[Any]:

@@ -467,3 +467,37 @@ def test_scoring_leaves_the_runs_randomness_alone_where_the_data_set_draws(tmp_p
     before = torch.get_rng_state()
     assert len([*scoring_batches(trainer, 4, seed=0)]) == 2
     assert torch.equal(before, torch.get_rng_state())
+
+
+class _Prefetcher:
+    """A loader that is none of torch's."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        return iter(self.inner)
+
+    def __len__(self):
+        return len(self.inner)
+
+
+class _WithPrefetcher(Trainer):
+    def get_train_dataloader(self):
+        """Returns what torch makes, in another form."""
+        return _Prefetcher(super().get_train_dataloader())
+
+
+@pytest.mark.parametrize("settings", [{"density": 0.5}, {"max_drop": 0.5}, {"density": 0.5, "recover_epochs": 1}])
+def test_a_loader_that_is_none_of_torchs_trains_and_prunes(tmp_path, settings):
+    callback = HeadPruneCallback(latency=None, **settings)
+    trainer_of(tmp_path, callback, trainer_class=_WithPrefetcher).train()
+    assert callback.report is not None
+
+
+def test_a_loader_without_examples_is_refused_by_its_name(tmp_path):
+    trainer = trainer_of(tmp_path, HeadPruneCallback(density=0.5, latency=None))
+    trainer.callback_handler.train_dataloader = _Prefetcher(None)
+    trainer.train_dataset = None
+    with pytest.raises(TrainingStateError, match="get_train_dataloader returns a _Prefetcher without dataset"):
+        next(scoring_batches(trainer, 4, seed=0))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.errors import DataLeakError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.masking import masked
 from hf_headprune.pipeline.search import search_plan
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
@@ -13,6 +13,7 @@ from hf_headprune.search.settings import AStarSearch, SearchTuning
 from hf_headprune.tasks.classification import ClassScorer
 from tests.support.classifiers import NUM_LABELS, batches_of, classifier, examples, own_examples
 from tests.support.models import tiny_bert
+from tests.support.tasks import task_of
 
 
 def test_columns_that_the_model_does_not_take_are_left_out():
@@ -166,3 +167,28 @@ def test_a_call_that_is_refused_leaves_the_examples_unseen():
     with pytest.raises(InvalidSettingError, match=r"confidence=0\.95"):
         search_plan(model, dev, calibration=train, certify=unseen, confidence=0.95, progress=False)
     assert search_plan(model, dev, calibration=train, progress=False).certificate is not None
+
+
+def test_examples_in_both_splits_are_named_by_the_arguments_that_hold_them():
+    train = examples(40)
+    with pytest.raises(DataLeakError, match="no example that certifies may be in calibration= too"):
+        search_plan(classifier(), [*examples(24, seed=1), train[0]], calibration=train, progress=False)
+
+
+@pytest.mark.parametrize("search", [None, AStarSearch(max_drop=0.5, max_evaluations=3)])
+def test_a_drop_that_leaves_nothing_of_the_metric_prunes_nothing_and_says_so(search, caplog):
+    model, rows, _ = task_of("texts", 40)
+    train, dev = rows[:20], rows[20:]
+    drop = {"max_drop": 0.5} if search is None else {"search": search}
+    result = search_plan(model, dev, calibration=train, progress=False, **drop)
+    assert not result.plan.num_removed_heads
+    assert not result.plan.num_removed_ffn
+    told = caplog.text if search is not None else result.report.certificate
+    assert "max_drop=0.5 is absolute, and the likelihood of texts before pruning is 0.0" in told
+    assert "so it allows anything" in told
+
+
+def test_a_drop_of_much_of_the_metric_is_said(caplog):
+    model, rows, _ = task_of("texts", 40)
+    search_plan(model, rows[20:], calibration=rows[:20], max_drop=1e-4, progress=False)
+    assert "% of it may be lost; a hundredth of it is max_drop=" in caplog.text

@@ -194,3 +194,16 @@ def test_what_can_not_be_cut_is_refused_before_anything_changes():
     with pytest.raises(UnsupportedModelError, match="bad_words_ids"):
         prune_vocabulary_(speaker, tokenizer, OWN)
     assert model.get_input_embeddings().num_embeddings == size
+
+
+@pytest.mark.parametrize("template", ["{{ messages }}", {"default": "{{ messages }}", "rag": "{{ messages[0] }}"}])
+def test_the_tokenizer_keeps_templates_and_what_was_set_since_it_was_read(template):
+    tokenizer = tokenizer_of("bytes")
+    model = decoder(len(tokenizer))
+    tokenizer.chat_template = template
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    tokenizer.model_max_length = 17
+    found = prune_vocabulary_(model, tokenizer, texts(20, 0, words(30, 0)))
+    assert len(found) < len(tokenizer)
+    assert found.chat_template == template
+    assert (found.padding_side, found.truncation_side, found.model_max_length) == ("left", "left", 17)

@@ -110,8 +110,9 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         """
         if self.rounds_done:
             raise TrainingStateError(
-                "An earlier training has removed heads and FFN units of this model and refitted the others, but did "
-                "not end. Resume it (resume_from_checkpoint), or load the model anew."
+                "An earlier training, or a try of this one that ran out of memory (auto_find_batch_size), has removed "
+                "heads and FFN units of this model and refitted the others, but did not end. Resume it with a batch "
+                "size that fits (resume_from_checkpoint), or load the model anew."
             )
         super().reset()
 
