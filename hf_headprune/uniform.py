@@ -77,4 +77,4 @@ def kept_whole(anatomy: Anatomy) -> str:
     kinds = {site.is_attention for tie in tied_sites(anatomy.sites) for site in tie}
     if kinds == {True}:
         return "all FFN units are kept, since no field of its configuration says fewer"
-    return "" if True in kinds else f"{NO_HEADS}"
+    return "" if True in kinds else NO_HEADS

@@ -134,14 +134,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     drop = _allowed(search, max_drop, reference, head_scores=head_scores, journal=journal)
     check_searchable(anatomy, search or AStarSearch(max_drop=drop), uniform=uniform)
     batching = Batching(processing_class, data_collator, batch_size)
-    reading = {
-        "collate": batching.collate_for(model),
-        "own_collate": data_collator,
-        "batch_size": batch_size,
-        "tokenizer": processing_class,
-    }
     settings = search or AStarSearch(max_drop=drop)
-    source = _source(model, dataset, metric, settings, searches=search is not None, calibration=calibration, **reading)
+    source = _source(model, dataset, metric, settings, batching, searches=search is not None, calibration=calibration)
     if (measures_models := _measures_models(metric)) and search is None and calibration is None:
         raise InvalidSettingError(
             "search_plan: a function as metric needs labelled examples for the removal costs. Pass calibration=train, "
@@ -260,13 +254,10 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
     dataset: Any,
     metric: Any,
     search: AStarSearch,
+    batching: Batching,
     *,
     searches: bool,
     calibration: Any,
-    collate: Callable[[list[Any]], Any],
-    own_collate: Callable[[list[Any]], Any] | None,
-    batch_size: int,
-    tokenizer: Any,
 ) -> MetricSource:
     """Returns what measures plans: a scorer of single examples, or the user's function."""
     if _measures_models(metric):
@@ -278,15 +269,16 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
                 f"{', '.join(name for name, value in given.items() if value is not None)} besides. Pass None for them."
             )
         return MetricSource(MetricEvaluator(partial(metric, model), model), "metric", 1, "the examples of the metric")
-    scorer = scorer_for(model, search.metric or metric, where="search_plan", tokenizer=tokenizer)
+    scorer = scorer_for(model, search.metric or metric, where="search_plan", tokenizer=batching.processing_class)
     check_drop(scorer.metric, search.max_drop, where="search_plan")
-    batched = partial(length_sorted_batches, collate=collate, batch_size=batch_size)
     twin = plain_copy(model)  # whatever interrupts the search leaves the model of the user as it was
+
+    def batched(rows: Any) -> list[Any]:
+        examples = ModelExamples(rows, model, collate=batching.data_collator)
+        return length_sorted_batches(examples, batching.collate_for(model), batch_size=batching.batch_size)
+
     evaluator = ExampleEvaluator(
-        twin,
-        batched(ModelExamples(dataset, model, collate=own_collate)),
-        metric=scorer,
-        calibration=None if calibration is None else batched(ModelExamples(calibration, model, collate=own_collate)),
+        twin, batched(dataset), metric=scorer, calibration=None if calibration is None else batched(calibration)
     )
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)
 

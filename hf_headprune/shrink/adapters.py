@@ -69,14 +69,14 @@ def cut_together(model: Any, found: RefittedPlan) -> Iterator[None]:
     gone: set[str] = set()
     with _merged(layers):
         for path, module in wrappers.items():
-            _put_(model, path, _inside(module))
+            model.set_submodule(path, _inside(module))
         try:
             yield
             for site in sites:
                 gone |= _cut_(wrappers, start, site, found.plan.kept(site.name))
         finally:
             for path in wrappers.keys() - gone:
-                _put_(model, path, wrappers[path])
+                model.set_submodule(path, wrappers[path])
     if gone:
         _leave_out_(model, {path.removeprefix(start) for path in gone})
 
@@ -142,11 +142,6 @@ def _check_plain(model: Any, cut: set[str], wrappers: Mapping[str, Any]) -> None
 def _path_of(base: nn.Module, model: nn.Module) -> str:
     """Returns what the names of a base model's modules begin with in the whole model."""
     return next(f"{path}." if path else "" for path, module in model.named_modules() if module is base)
-
-
-def _put_(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
 
 
 def _cut_(wrappers: Mapping[str, Any], start: str, site: Site, kept: Sequence[int]) -> set[str]:

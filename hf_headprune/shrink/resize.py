@@ -73,11 +73,11 @@ def _empty_(base: nn.Module, site: Site) -> None:
     bias = output.bias
     if bias is not None and bias.is_meta and keeper_of(output) is not None:  # too small to be kept elsewhere
         bias = nn.Parameter(tensor_of(output, "bias").to(device_of(output)), requires_grad=bias.requires_grad)
-    _replace_(base, site.output, BiasOnly(site.hidden_size, bias).train(output.training))
+    base.set_submodule(site.output, BiasOnly(site.hidden_size, bias).train(output.training))
     if not site.is_attention or site.block.runs_empty:
         for part in site.parts:
             linear: Any = base.get_submodule(part.path)
-            _replace_(base, part.path, NoUnits(site.hidden_size).train(linear.training))
+            base.set_submodule(part.path, NoUnits(site.hidden_size).train(linear.training))
         return
     prefix = f"{site.core}."
     is_part = site.output.startswith(prefix)
@@ -186,8 +186,3 @@ def _select_(module: nn.Module, name: str, dim: int, index: torch.Tensor) -> Non
     whole = tensor_of(module, name)
     index = torch.empty_like(index, device="meta") if whole.is_meta else index.to(whole.device)
     put_(module, name, whole.index_select(dim, index).contiguous())
-
-
-def _replace_(base: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(base.get_submodule(parent), name, module)

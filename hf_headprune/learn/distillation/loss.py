@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune.errors import TrainingStateError
+from hf_headprune.learn.distillation.stored_answers import device_of_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +90,7 @@ def distilled(
         if is_counted and not scale.is_declared_scaled:
             told = {"num_items_in_batch": items.clamp_min(1)}  # a row of padding alone adds zero
         # Before the student, whose activations are then still in the caches when its backward pass begins.
-        taught = distiller.teach(inputs, _device_of(inputs))
+        taught = distiller.teach(inputs, device_of_batch(inputs))
         handed = {**inputs, **distiller.extra_inputs}  # label smoothing takes the labels out of what it gets
         # A loss declared scaled is told of all processes, so it has to hold their factor, which is divided out below.
         with nullcontext() if scale.is_declared_scaled else alone():
@@ -102,10 +103,6 @@ def distilled(
         return (loss, outputs) if return_outputs else loss
 
     return compute_distilled_loss
-
-
-def _device_of(inputs: Mapping[str, Any]) -> torch.device:
-    return next(value.device for value in inputs.values() if isinstance(value, torch.Tensor))
 
 
 def _loss_and_outputs(found: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:

@@ -60,7 +60,7 @@ class StoredAnswers:
             if not self._stores([keys[row] for row in new], found.get(LOGITS)):
                 self.is_on = False
                 return found if is_all else ask(given)
-        return {LOGITS: torch.from_numpy(self._rows[[self._places[key] for key in keys]]).to(_device_of(given))}
+        return {LOGITS: torch.from_numpy(self._rows[[self._places[key] for key in keys]]).to(device_of_batch(given))}
 
     def _stores(self, keys: list[int], logits: torch.Tensor | None) -> bool:
         """Stores the answers about new examples; tells whether they are such as can be stored."""
@@ -108,5 +108,6 @@ def _rows_of(given: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
     return {name: value if value is None else value[rows] for name, value in given.items()}
 
 
-def _device_of(given: Mapping[str, Any]) -> torch.device:
+def device_of_batch(given: Mapping[str, Any]) -> torch.device:
+    """Returns the device of the tensors that a model is given."""
     return next(value.device for value in given.values() if isinstance(value, torch.Tensor))
