@@ -14,22 +14,12 @@ from hf_headprune.budgets import budget_rules
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
-from hf_headprune.pipeline.holdout import Asked, Holdout, pruned_copy
+from hf_headprune.pipeline.holdout import Asked, Holdout
 from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
-from hf_headprune.pipeline.run import (
-    BY_COSTS,
-    WHOLE,
-    against,
-    asked_in_words,
-    certified,
-    earlier_in_words,
-    unseen_change,
-)
+from hf_headprune.pipeline.run import BY_COSTS, Found, asked_in_words, earlier_in_words, result_of
 from hf_headprune.pipeline.speed import Speed
-from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.measurements import Recipe, name_on_hub
-from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import planned
 from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
@@ -134,11 +124,6 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     share_seen_(model, twin)
     if recover is not None:
         found = recovered(twin, found, recover)
-    certificate, words = None, ""
-    if holdout is not None:
-        certificate, words = certified(
-            holdout, None, plain_copy(model), pruned_copy(model, found), reference_name=WHOLE
-        )
     recipe = Recipe(
         BY_COSTS,
         asked_in_words({**given, "counts": None if latency is None else "latency"}, uniform=uniform),
@@ -146,15 +131,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         name_on_hub(certify, dataset),
         earlier_in_words(model),
     )
-    unseen = unseen_change(certificate, WHOLE)
-    report = PruningReport.of(found.plan, anatomy, latency=speed.changes.get(found.plan), unseen=unseen, recipe=recipe)
-    return PruningResult(
-        found.plan,
-        found.refit,
-        reference=PruningPlan.full(anatomy),
-        report=replace(against(report, reference), certificate=words),
-        certificate=certificate,
-    )
+    return result_of(model, Found(found), holdout, recipe, latency=speed.changes.get(found.plan))
 
 
 def one_budget(given: dict[str, Any], *, where: str) -> str | None:

@@ -13,11 +13,12 @@ from hf_headprune.cost import cost_of
 from hf_headprune.errors import SearchStateError, shown
 from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable, allows_anything
+from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable, allows_anything, pruned_copy
 from hf_headprune.pipeline.progress import SearchBar
-from hf_headprune.pipeline.result import MeasuredPlan, searched_plans, sized, unbeaten
+from hf_headprune.pipeline.result import MeasuredPlan, PruningResult, searched_plans, sized, unbeaten
 from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
+from hf_headprune.publish.report import PruningReport
 from hf_headprune.search.evaluation.rank_zero import lead_or_follow
 from hf_headprune.search.journal import set_aside
 from hf_headprune.search.plans import search_over_plans
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hf_headprune.guarantee.certificate import Certificate
-    from hf_headprune.publish.report import PruningReport
+    from hf_headprune.latency import LatencyChange
+    from hf_headprune.publish.measurements import Recipe
     from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
     from hf_headprune.search.results import PlanSearchResult
     from hf_headprune.search.settings import AStarSearch
@@ -214,6 +216,45 @@ def certified(
         return None, holdout.nothing_certified(chosen)
     certificate = holdout.certify(dense, pruned, chosen, reference_name=reference_name)
     return certificate, certificate.statement
+
+
+def result_of(
+    model: Any, found: Found, holdout: Holdout | None, recipe: Recipe, *, latency: LatencyChange | None = None
+) -> PruningResult:
+    """Certifies what was found, where that is possible, and returns it with all that is known of it.
+
+    Args:
+        model: From which it prunes; unchanged.
+        found: What is to be pruned.
+        holdout: Examples of the certificate; None without one.
+        recipe: How it was decided what to prune.
+        latency: Before and after, where it was measured.
+    """
+    certificate, words, reference = None, "", None
+    if holdout is not None:
+        reference, pruned = holdout.reference, pruned_copy(model, found.pruned)
+        certificate, words = certified(holdout, found.chosen, plain_copy(model), pruned, reference_name=WHOLE)
+    anatomy = anatomy_of(model)
+    report = PruningReport.of(
+        found.pruned.plan,
+        anatomy,
+        metric=found.metric,
+        unseen=unseen_change(certificate, WHOLE),
+        latency=latency,
+        effort=found.effort,
+        frontier=found.frontier,
+        recipe=recipe,
+    )
+    return PruningResult(
+        found.pruned.plan,
+        found.pruned.refit,
+        reference=PruningPlan.full(anatomy),
+        report=replace(against(report, reference), certificate=words),
+        certificate=certificate,
+        path=None if found.chosen is None else found.chosen.path,
+        search=found.search,
+        history=found.history,
+    )
 
 
 def unseen_change(certificate: Certificate | None, reference: str) -> MetricChange | None:

@@ -14,27 +14,22 @@ from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, walk_down
-from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable, pruned_copy
+from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable
 from hf_headprune.pipeline.recovery import Recover, by_test_of_recovered, halved, recovery_in_words, require_recoverable
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import (
     IN_ORDER,
-    WHOLE,
-    Found,
     Job,
     MetricSource,
-    against,
     asked_in_words,
-    certified,
     earlier_in_words,
     find,
+    result_of,
     searched_in_words,
-    unseen_change,
 )
 from hf_headprune.pipeline.seen import remember_examples_
 from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.measurements import Recipe, name_on_hub
-from hf_headprune.publish.report import PruningReport
 from hf_headprune.refit.one_shot import ExampleLosses
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
 from hf_headprune.search.plans import check_drop, check_searchable
@@ -51,7 +46,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from hf_headprune.anatomy import Anatomy
     from hf_headprune.pipeline.cost_path import Decide
 
 NO_ORDER = NotCertifiable("there are none; pass calibration=, and no search=")
@@ -162,20 +156,14 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
         losses = ExampleLosses(twin, examples, CALIBRATION, 0, data_collator, batch_size, where="search_plan")
         decide = _decide(source, drop, holdout, twin, recover, losses.drawn)
         found = walk_down(twin, full, losses, decide, runs=losses.runs(), uniform=uniform)
-    return _result(
-        model,
-        anatomy,
-        full,
-        found,
-        holdout,
-        Recipe(
-            IN_ORDER if search is None else searched_in_words(search),
-            asked_in_words({"max_drop": drop}, uniform=uniform),
-            recovery_in_words(found.pruned.refit, getattr(recover, "epochs", None)),
-            name_on_hub(certify, dataset, calibration),
-            earlier_in_words(model),
-        ),
+    recipe = Recipe(
+        IN_ORDER if search is None else searched_in_words(search),
+        asked_in_words({"max_drop": drop}, uniform=uniform),
+        recovery_in_words(found.pruned.refit, getattr(recover, "epochs", None)),
+        name_on_hub(certify, dataset, calibration),
+        earlier_in_words(model),
     )
+    return result_of(model, found, holdout, recipe)
 
 
 def _decide(
@@ -219,34 +207,6 @@ def _allowed(search: AStarSearch | None, max_drop: float | None, reference: Any,
     if search is not None:
         return search.max_drop
     return DEFAULT_DROP if max_drop is None else max_drop
-
-
-def _result(
-    model: nn.Module, anatomy: Anatomy, full: PruningPlan, found: Found, holdout: Holdout | None, recipe: Recipe
-) -> PruningResult:
-    certificate, words = None, ""
-    if holdout is not None:
-        pruned = pruned_copy(model, found.pruned)
-        certificate, words = certified(holdout, found.chosen, plain_copy(model), pruned, reference_name=WHOLE)
-    report = PruningReport.of(
-        found.pruned.plan,
-        anatomy,
-        metric=found.metric,
-        unseen=unseen_change(certificate, WHOLE),
-        effort=found.effort,
-        frontier=found.frontier,
-        recipe=recipe,
-    )
-    return PruningResult(
-        found.pruned.plan,
-        found.pruned.refit,
-        reference=full,
-        report=replace(against(report, None if holdout is None else holdout.reference), certificate=words),
-        certificate=certificate,
-        path=None if found.chosen is None else found.chosen.path,
-        search=found.search,
-        history=found.history,
-    )
 
 
 def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plans are measured
