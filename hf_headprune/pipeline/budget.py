@@ -20,7 +20,7 @@ from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import BY_COSTS, Found, asked_in_words, earlier_in_words, result_of
 from hf_headprune.pipeline.speed import Speed
 from hf_headprune.publish.measurements import Recipe, name_on_hub
-from hf_headprune.refit.one_shot import planned
+from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder
 from hf_headprune.shrink.surgery import check_can_prune
@@ -120,7 +120,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     looked_at = examples_for(asked.density, trains_on=recover is not None)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=looked_at))
     measure = speed.of if speed.is_measured else None
-    found = planned(twin, dataset, settings, data_collator, batch_size, measure, where="plan_for_budget")
+    reading: Any = {"data_collator": data_collator, "batch_size": batch_size, "where": "plan_for_budget"}
+    found = second_order_plan(twin, dataset, settings, speed_up_of=measure, **reading)
     share_seen_(model, twin)
     if recover is not None:
         found = recovered(twin, found, recover)

@@ -1,4 +1,4 @@
-"""One-shot pruning of a fine-tuned model to a budget: no training, some hundred examples."""
+"""One-shot pruning of a fine-tuned model to a budget: without training, on some thousand examples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_headprune._checks import is_whole
 from hf_headprune._offloaded import device_of
 from hf_headprune._seen_splits import remember_seen_
 from hf_headprune.anatomy import anatomy_of
@@ -43,20 +42,20 @@ if TYPE_CHECKING:
 MOST_DIGESTED = 20_000  # examples among which some are drawn by their content
 
 
-def second_order_plan(
+def second_order_plan(  # noqa: PLR0913 - a model, its examples and how they are read, and what measures a plan
     model: nn.Module,
     dataset: Any,
     settings: SecondOrder,
     *,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
+    speed_up_of: Callable[[PruningPlan], float] | None = None,
+    where: str = "second_order_plan",
 ) -> RefittedPlan:
     """Finds what of a fine-tuned model to keep within a budget, without training.
 
-    What remains is refitted to what the whole model computes, module by module; see `hf_headprune.refit.in_order`.
-
-    The model is left as it was: prune it with `prune_model_(model, found)`. `certify` refuses the examples that were
-    looked at here.
+    What remains is refitted to what the whole model computes, module by module; see `hf_headprune.refit.in_order`. The
+    model is left as it was, and remembers the examples that were looked at.
 
     Args:
         model: Of a supported family, fine-tuned; its forward pass returns a loss.
@@ -69,32 +68,15 @@ def second_order_plan(
             20,000, those at as many places are candidates.)
         data_collator: Makes the batches; when left out, examples are padded on the right.
         batch_size: Examples per batch.
+        speed_up_of: See `choose`.
+        where: The function that errors name.
 
     Raises:
-        InvalidSettingError: A setting is of another type, the data set is empty, labelled in part or not tokenized, a
-            label is no class, or the model can't meet the budget.
+        InvalidSettingError: The data set is empty, labelled in part or not tokenized, a label is no class, or the model
+            can't meet the budget.
         TrainingStateError: The loss does not depend on the model, or is not finite.
         UnsupportedModelError: The model's family is not supported, or it returns no loss.
     """
-    if not isinstance(settings, SecondOrder) or not is_whole(batch_size, at_least=1):
-        raise InvalidSettingError(
-            "second_order_plan: settings must be SecondOrder(...) and batch_size a whole number >= 1, received "
-            f"{settings!r} and {batch_size!r}."
-        )
-    return planned(model, dataset, settings, data_collator, batch_size)
-
-
-def planned(  # noqa: PLR0913 - the arguments of `second_order_plan`, and what is behind them
-    model: nn.Module,
-    dataset: Any,
-    settings: SecondOrder,
-    data_collator: Callable[[list[Any]], Any] | None,
-    batch_size: int,
-    speed_up_of: Callable[[PruningPlan], float] | None = None,
-    *,
-    where: str = "second_order_plan",
-) -> RefittedPlan:
-    """Does what `second_order_plan` does; `speed_up_of` is that of `choose`, `where` the function that errors name."""
     check_budget(settings, anatomy_of(model))
     tuning = settings.tuning
     seed = tuning.seed or 0

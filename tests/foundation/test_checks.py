@@ -18,6 +18,7 @@ from hf_headprune import (
     SecondOrder,
     SplitSettings,
     SubsetGates,
+    plan_for_budget,
 )
 from hf_headprune._checks import is_above, is_number, is_rising, is_whole
 from hf_headprune.callback import HeadPruneCallback
@@ -25,7 +26,6 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.learn.distillation.settings import DistillationTuning
 from hf_headprune.learn.gates.settings import GateTuning
 from hf_headprune.learn.movement.settings import MovementTuning
-from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.settings import SearchTuning
 from tests.support.models import tiny_bert
@@ -92,8 +92,7 @@ def test_a_value_that_makes_no_sense_is_refused_by_name_and_fails_in_no_other_wa
         lambda value: BlockMovement.struct(penalty=None if value == 2.5 else value, width_multiple=value),
         BlockMovement.ffn_units,
         lambda value: SecondOrder.to_speedup(-1 if value == 2.5 else value),
-        lambda value: second_order_plan(tiny_bert(), [], SecondOrder(density=0.5), batch_size=value),
-        lambda value: second_order_plan(tiny_bert(), [], value),
+        lambda value: plan_for_budget(tiny_bert(), [], density=0.5, batch_size=value),
     ],
 )
 def test_what_makes_settings_refuses_it_too(make, value):
