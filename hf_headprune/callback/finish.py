@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import CERTIFICATE_NAME, attach_certificate_
 from hf_headprune._distributed import by_first, number_of_processes
 from hf_headprune._model_card import attach_card_
@@ -198,7 +199,7 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
         tqdm.write(result.report.to_text())
         texts: dict[str, str | None] = {REPORT_NAME: result.report.to_json(), CERTIFICATE_NAME: None}
         if result.certificate is not None:
-            texts[CERTIFICATE_NAME] = result.certificate.to_json() + "\n"
+            texts[CERTIFICATE_NAME] = result.certificate.to_json()
         folder = Path(trainer.args.output_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -206,9 +207,7 @@ def write_results(trainer: Trainer, result: PruningResult, *, keeps_spare: bool 
                 if text is None:  # that of an earlier run is about another model
                     (folder / name).unlink(missing_ok=True)
                     continue
-                staged = folder / f"{name}.part"
-                staged.write_text(text, encoding="utf-8")
-                staged.replace(folder / name)
+                write_text(folder / name, text)
         except OSError as error:
             logger.error(
                 "HeadPruneCallback: the report could not be written into %s (%s). The model is pruned; the report and "

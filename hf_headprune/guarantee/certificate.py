@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune._strict_json import parse, path_of, read, read_text
 from hf_headprune.errors import CertificateError, InvalidSettingError, shown
@@ -303,9 +304,7 @@ class Certificate:
         """Writes `headprune_certificate.json` into a folder, which is created; returns the path of the file."""
         path = Path(folder, CERTIFICATE_NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.to_json() + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, self.to_json())
         return path
 
     @classmethod

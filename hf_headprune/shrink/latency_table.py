@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.latency import LatencySettings, measured_within
 from hf_headprune.plan import PruningPlan
-from hf_headprune.shrink.surgery import prune_model_
+from hf_headprune.shrink.surgery import copy_to_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +93,7 @@ def _cut(model: nn.Module, anatomy: Anatomy, sites: list[Site], kept: int) -> nn
     chosen = {site.name: range(kept) for site in sites}
     heads = {site: units for site, units in chosen.items() if site in plan.kept_heads}
     ffn = {site: units for site, units in chosen.items() if site in plan.kept_ffn}
-    return prune_model_(copy.deepcopy(model), plan.replace(kept_heads=heads, kept_ffn=ffn))
+    return copy_to_run(model, plan.replace(kept_heads=heads, kept_ffn=ffn))
 
 
 def _ms(shares: dict[int, float], units: int, scale: float) -> dict[int, float]:

@@ -229,7 +229,7 @@ def test_a_checkpoint_that_another_run_has_kept_stays(tmp_path, caplog):
 
 def test_a_disk_on_which_nothing_can_be_written_costs_no_model(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(trainer_compat.Trainer, "_save_checkpoint", Mock(side_effect=OSError("No space left")))
-    (tmp_path / f"{REPORT_NAME}.part").mkdir()
+    (tmp_path / f"{REPORT_NAME}.partial").mkdir()
     trainer = trainer_of(tmp_path, callback := HeadPruneCallback(latency=None))
     trainer.train()
     assert type(trainer.model).__name__ == "PrunableBertForSequenceClassification"
@@ -240,7 +240,7 @@ def test_a_disk_on_which_nothing_can_be_written_costs_no_model(tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_a_report_that_can_not_be_written_keeps_the_spare_checkpoint(tmp_path, caplog):
-    (tmp_path / f"{REPORT_NAME}.part").mkdir()
+    (tmp_path / f"{REPORT_NAME}.partial").mkdir()
     trainer = trainer_of(tmp_path, callback := HeadPruneCallback(latency=None))
     trainer.train()
     assert callback.result is not None
