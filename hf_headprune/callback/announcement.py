@@ -70,8 +70,8 @@ def _recovery(settings: Settings) -> list[str]:
         budget = f"{settings.size_name}={settings.size[settings.size_name]!r}"  # type: ignore[index]
         return [f"removes units by second-order costs, to {budget}", f"trains the pruned model on for {epochs}"]
     return [
-        f"first trains the smallest plan that training may save on for {epochs}, and tests it; if it fails, tests "
-        "plans without training. Each of the two has half of the error that is allowed"
+        f"before these tests, trains the smallest plan that training may save on for {epochs} and tests it, and goes "
+        "on to the others only if it fails; each of the two has half of the error that is allowed"
     ]
 
 
