@@ -10,8 +10,8 @@ from hf_headprune.learn.movement.pruner import MovementPruner
 from hf_headprune.learn.movement.settings import BlockMovement
 from hf_headprune.learn.pruner import Pruner
 from hf_headprune.learn.second_order.pruner import SecondOrderPruner
+from hf_headprune.learn.second_order.settings import SecondOrder
 from hf_headprune.masking import plain_copy, temporary_parts
-from hf_headprune.refit.settings import SecondOrder
 
 if TYPE_CHECKING:
     from torch import nn
