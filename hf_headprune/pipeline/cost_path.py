@@ -216,7 +216,8 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Dec
     def decide(plans: list[RefittedPlan]) -> Decision:
         whole = from_first(source.evaluator(before).metric)
         after, plan, measured = whole, before, [(before, whole, True)]
-        reason = allows_anything(source.metric, whole, max_drop) if source.sign > 0 else None
+        is_scored = source.model is not None  # by the library, from 0 to 1
+        reason = allows_anything(source.metric, whole, max_drop) if is_scored else None
         if not math.isfinite(whole):
             reason = f"the {source.metric} of the model before pruning is {whole}, with which no plan can be compared"
         if reason is not None:

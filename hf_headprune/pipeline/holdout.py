@@ -299,17 +299,23 @@ class Holdout:
         between = from_first(evenly_spaced(plans_along(reference, result.plan, steps), MEASURED))
         feasible = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
         plans = evenly_spaced(from_first(feasible), CANDIDATES)
-        allowed = self.last_allowed(model, [RefittedPlan(plan, result.refit) for plan in plans], reference)
+        candidates = [RefittedPlan(plan, result.refit) for plan in plans]
+        allowed = self.last_allowed(model, candidates, reference, any_drop=True)
         plan = reference if allowed.index is None else plans[allowed.index]
-        is_pruned = allowed.index is not None
-        return Chosen(plan, allowed.path, len(plans), has_certificate=is_pruned, reason=allowed.reason)
+        return Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
 
     def read(self, model: Any, reference: PruningPlan) -> ScoredSplit:
         """Returns the examples as they are scored: reading them, and what they are compared with, is done once."""
         return ScoredSplit.of_plan(self.data, self.metric, model, reference)
 
     def last_allowed(
-        self, model: Any, plans: list[RefittedPlan], reference: PruningPlan, split: ScoredSplit | None = None
+        self,
+        model: Any,
+        plans: list[RefittedPlan],
+        reference: PruningPlan,
+        split: ScoredSplit | None = None,
+        *,
+        any_drop: bool = False,
     ) -> Allowed:
         """Tests plans in their order until one fails; the first process does so, the others wait.
 
@@ -318,6 +324,8 @@ class Holdout:
             plans: The largest first.
             reference: What they are compared with.
             split: The examples, where they were read already.
+            any_drop: Whether plans are tested for a drop that leaves nothing of the metric, too: a search was asked for
+                that drop by name, and has said what it means.
         """
 
         def test() -> Allowed:
@@ -325,7 +333,7 @@ class Holdout:
             options: Any = {"reference": reference if self.reference is None else self.reference, "opened": as_pruned}
             if not plans:
                 return Allowed(None, ())
-            if reason := self._allows_anything(model, reference, split):
+            if not any_drop and (reason := self._allows_anything(model, reference, split)):
                 return Allowed(None, (), reason=reason)
             if not self.is_condition:
                 return Allowed(*furthest_within(model, plans, *claim, **options))

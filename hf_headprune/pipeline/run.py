@@ -13,7 +13,7 @@ from hf_headprune.cost import cost_of
 from hf_headprune.errors import SearchStateError, shown
 from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable, allows_anything, pruned_copy
+from hf_headprune.pipeline.holdout import Chosen, Holdout, NotCertifiable, pruned_copy
 from hf_headprune.pipeline.progress import SearchBar
 from hf_headprune.pipeline.result import MeasuredPlan, PruningResult, searched_plans, sized, unbeaten
 from hf_headprune.plan import PruningPlan, RefittedPlan
@@ -143,12 +143,7 @@ def find(job: Job) -> Found:
         return known[plan]
 
     chosen = None
-    is_score = job.source.sign > 0
-    reason = allows_anything(job.source.metric, result.reference_metric, search.max_drop) if is_score else None
-    if reason is not None:
-        logger.warning("Nothing is pruned: %s.", reason)
-        chosen = Chosen(job.reference, reason=reason)
-    elif holdout is not None:
+    if holdout is not None:
         model = plain_copy(job.model) if job.source.model is None else job.source.model
         ties = tied_sites(anatomy_of(job.model).sites) if job.uniform else ()
         chosen = holdout.choose(model, job.reference, result, job.head_scores, measure, ties=ties)

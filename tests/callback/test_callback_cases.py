@@ -270,7 +270,7 @@ def test_a_search_of_whole_layers_after_a_choice_of_heads_is_refused(parts):
 
 @pytest.mark.parametrize("parts", [{}, {"movement": BlockMovement.ffn_units(0.5, width_multiple=8)}], ids=str)
 def test_whole_layers_are_searched_of_a_whole_model_and_after_movement(tmp_path, parts):
-    layers = AStarSearch(units=("layers",), max_drop=0.4, max_evaluations=4)
+    layers = AStarSearch(units=("layers",), max_drop=0.9, max_evaluations=4)
     callback = HeadPruneCallback(search=layers, **parts, latency=None)
     trainer_of(tmp_path, callback).train()
     assert callback.plan.num_kept_heads in (0, 4)
