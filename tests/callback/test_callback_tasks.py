@@ -104,10 +104,11 @@ def trained(folder, task, callback, **settings):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_default_prunes_certifies_and_reloads_a_model_of_every_task(tmp_path, task):
     _, examples, name, _ = TASKS[task]
-    trainer = trained(tmp_path / "run", task, callback := HeadPruneCallback(latency=None))
+    drop = 0.001 if name.startswith("likelihood") else 0.01  # a likelihood after so little training is below .01
+    trainer = trained(tmp_path / "run", task, callback := HeadPruneCallback(max_drop=drop, latency=None))
     assert callback.certificate.claim.metric == name
     assert callback.report.unseen.num_examples == 24
-    assert callback.report.unseen.before - callback.report.unseen.after <= 0.01 + 1e-9
+    assert callback.report.unseen.before - callback.report.unseen.after <= drop + 1e-9
     trainer.save_model(tmp_path / "saved")
     reloaded = AUTO_CLASSES[task].from_pretrained(tmp_path / "saved").eval()
     batch = batch_of(examples(4, 2))
