@@ -391,11 +391,11 @@ def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
     dataset, collate = training_data(trainer)
     size = trainer.state.train_batch_size  # smaller than set, with auto_find_batch_size
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         drawn: Any = drawn_examples(dataset, count, seed)
         if drawn is not None and hasattr(_tokens(drawn[0]), "__len__"):
             drawn = sorted(drawn, key=lambda example: -len(_tokens(example)))
         examples: Iterator[Any] = islice(iter(dataset if drawn is None else drawn), count)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         while chunk := list(islice(examples, size)):
             yield prepared(trainer, collate(chunk))
 

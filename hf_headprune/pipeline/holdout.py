@@ -48,7 +48,7 @@ SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the s
 
 
 def allows_anything(name: str, value: float, max_drop: float) -> str | None:
-    """Says so where a drop leaves nothing of a metric from 0 to 1, or much less of it, which is a warning; or None.
+    """Returns, in words, that a drop leaves nothing of a metric from 0 to 1, or None; warns where it takes much of it.
 
     Args:
         name: Of the metric, higher is better.
@@ -350,11 +350,9 @@ class Holdout:
         if self.metric.kind not in ("binary", "bounded") or self.reference is not None:
             return None
         split = split or self.read(model, reference)
-        return (
-            None
-            if split.labelled is not None
-            else allows_anything(self.metric.name, split.value_of_plan(model, reference), self.max_drop)
-        )
+        if split.labelled is not None:  # of a few labels: only drops are known
+            return None
+        return allows_anything(self.metric.name, split.value_of_plan(model, reference), self.max_drop)
 
     def nothing_certified(self, chosen: Chosen) -> str:
         """Says that there is no certificate, and why."""

@@ -45,18 +45,18 @@ def gradient_importance(
     """
     total = torch.zeros(gates.num_heads, device=gates.importance_bias.device)
     try:
-        for batch in batches:
-            gates.probe = torch.full_like(total, PROBE_LEVEL, requires_grad=True)
-            with evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
+            for batch in batches:
+                gates.probe = torch.full_like(total, PROBE_LEVEL, requires_grad=True)
                 loss = loss_of(batch)
-            (grad,) = gradients_of(loss, [gates.probe], model) if loss.requires_grad else (None,)
-            if grad is None or not bool(torch.isfinite(grad).all()):
-                raise TrainingStateError(
-                    f"Scoring heads: the loss of a training batch ({loss.item()}) gives "
-                    f"{'no' if grad is None else 'a non-finite'} gradient for the gates. Check that the loss comes "
-                    "from the model's forward pass and is finite, or use GateTuning(initial_scores='zeros')."
-                )
-            total += grad.abs()
+                (grad,) = gradients_of(loss, [gates.probe], model) if loss.requires_grad else (None,)
+                if grad is None or not bool(torch.isfinite(grad).all()):
+                    raise TrainingStateError(
+                        f"Scoring heads: the loss of a training batch ({loss.item()}) gives "
+                        f"{'no' if grad is None else 'a non-finite'} gradient for the gates. Check that the loss comes "
+                        "from the model's forward pass and is finite, or use GateTuning(initial_scores='zeros')."
+                    )
+                total += grad.abs()
     finally:
         gates.probe = None
     return total
