@@ -120,8 +120,15 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     looked_at = examples_for(asked.density, trains_on=recover is not None)
     settings = replace(asked, tuning=replace(asked.tuning, seed=seed, scoring_examples=looked_at))
     measure = speed.of if speed.is_measured else None
-    reading: Any = {"data_collator": data_collator, "batch_size": batch_size, "where": "plan_for_budget"}
-    found = second_order_plan(twin, dataset, settings, speed_up_of=measure, **reading)
+    found = second_order_plan(
+        twin,
+        dataset,
+        settings,
+        data_collator=data_collator,
+        batch_size=batch_size,
+        speed_up_of=measure,
+        where="plan_for_budget",
+    )
     share_seen_(model, twin)
     if recover is not None:
         found = recovered(twin, found, recover)

@@ -194,8 +194,7 @@ def by_test(
             plans = [RefittedPlan(before), *plans]
         allowed = holdout.last_allowed(model, plans, before, split)
         plan = before if allowed.index is None else plans[allowed.index].plan
-        is_pruned = allowed.index is not None
-        chosen = Chosen(plan, allowed.path, others + len(plans), has_certificate=is_pruned, reason=allowed.reason)
+        chosen = Chosen(plan, allowed.path, others + len(plans), has_certificate=allowed.index is not None)
         tried = [before, *(found.plan for found in plans)]
         measured = zip(tried, allowed.metrics, strict=False)
         tried_ones = [(it, value, n <= allowed.passed) for n, (it, value) in enumerate(measured)]
@@ -216,8 +215,7 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Dec
     def decide(plans: list[RefittedPlan]) -> Decision:
         whole = from_first(source.evaluator(before).metric)
         after, plan, measured = whole, before, [(before, whole, True)]
-        is_scored = source.model is not None  # by the library, from 0 to 1
-        reason = allows_anything(source.metric, whole, max_drop) if is_scored else None
+        reason = allows_anything(source.metric, whole, max_drop) if source.evaluator.facts.is_bounded else None
         if not math.isfinite(whole):
             reason = f"the {source.metric} of the model before pruning is {whole}, with which no plan can be compared"
         if reason is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hf_headprune._distributed import by_first, from_first
@@ -110,13 +111,11 @@ class Allowed:
         index: Of the last plan that passes; None where the first one fails.
         metrics: On the holdout, of what they are compared with and of each plan that was measured.
         path: The tests, where only what is certified may be pruned.
-        reason: Why nothing was tested, or None.
     """
 
     index: int | None
     metrics: tuple[float, ...]
     path: CertifiedPath | None = None
-    reason: str | None = None
 
     @property
     def passed(self) -> int:
@@ -299,8 +298,7 @@ class Holdout:
         between = from_first(evenly_spaced(plans_along(reference, result.plan, steps), MEASURED))
         feasible = [plan for plan in between if plan == result.plan or result.is_feasible(measure(plan))]
         plans = evenly_spaced(from_first(feasible), CANDIDATES)
-        candidates = [RefittedPlan(plan, result.refit) for plan in plans]
-        allowed = self.last_allowed(model, candidates, reference, any_drop=True)
+        allowed = self.last_allowed(model, [RefittedPlan(plan, result.refit) for plan in plans], reference)
         plan = reference if allowed.index is None else plans[allowed.index]
         return Chosen(plan, allowed.path, len(plans), has_certificate=allowed.index is not None)
 
@@ -309,13 +307,7 @@ class Holdout:
         return ScoredSplit.of_plan(self.data, self.metric, model, reference)
 
     def last_allowed(
-        self,
-        model: Any,
-        plans: list[RefittedPlan],
-        reference: PruningPlan,
-        split: ScoredSplit | None = None,
-        *,
-        any_drop: bool = False,
+        self, model: Any, plans: list[RefittedPlan], reference: PruningPlan, split: ScoredSplit | None = None
     ) -> Allowed:
         """Tests plans in their order until one fails; the first process does so, the others wait.
 
@@ -324,8 +316,6 @@ class Holdout:
             plans: The largest first.
             reference: What they are compared with.
             split: The examples, where they were read already.
-            any_drop: Whether plans are tested for a drop that leaves nothing of the metric, too: a search was asked for
-                that drop by name, and has said what it means.
         """
 
         def test() -> Allowed:
@@ -333,8 +323,6 @@ class Holdout:
             options: Any = {"reference": reference if self.reference is None else self.reference, "opened": as_pruned}
             if not plans:
                 return Allowed(None, ())
-            if not any_drop and (reason := self._allows_anything(model, reference, split)):
-                return Allowed(None, (), reason=reason)
             if not self.is_condition:
                 return Allowed(*furthest_within(model, plans, *claim, **options))
             path = certify_path(model, plans, *claim, self.confidence, **options)
@@ -345,14 +333,15 @@ class Holdout:
 
         return by_first(test)
 
-    def _allows_anything(self, model: Any, reference: PruningPlan, split: ScoredSplit | None) -> str | None:
-        """Says so where the drop leaves nothing of the metric of what plans are compared with."""
+    def allows_anything(self, model: Any, reference: PruningPlan, split: ScoredSplit | None = None) -> str | None:
+        """Says so, as the function of that name, of the metric of what plans are compared with; see `last_allowed`."""
         if self.metric.kind not in ("binary", "bounded") or self.reference is not None:
             return None
         split = split or self.read(model, reference)
         if split.labelled is not None:  # of a few labels: only drops are known
             return None
-        return allows_anything(self.metric.name, split.value_of_plan(model, reference), self.max_drop)
+        value = by_first(partial(split.value_of_plan, model, reference))
+        return allows_anything(self.metric.name, value, self.max_drop)
 
     def nothing_certified(self, chosen: Chosen) -> str:
         """Says that there is no certificate, and why."""

@@ -18,7 +18,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import furthest_within
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
 from hf_headprune.pipeline.cost_path import Decision, asked_of, by_test
-from hf_headprune.pipeline.holdout import Chosen, Holdout, as_pruned, pruned_copy
+from hf_headprune.pipeline.holdout import Allowed, Chosen, Holdout, as_pruned, pruned_copy
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.shrink.trained_weights import TrainedWeights
 
@@ -79,10 +79,12 @@ def by_test_of_recovered(
         train: Training examples, which decide what is trained on.
         split: The unseen examples, where they were read already.
     """
-    if recover is None:
-        return by_test(holdout, model, before, split)
 
     def decide(plans: list[RefittedPlan]) -> Decision:
+        if reason := holdout.allows_anything(model, before, split):
+            return Decision(Chosen(before, reason=reason), [], asked_of(holdout, Allowed(None, ())))
+        if recover is None:
+            return by_test(holdout, model, before, split)(plans)
         trained = recovered(model, plans[_depth(holdout, model, before, plans, train)], recover)
         allowed = holdout.last_allowed(model, [trained], before, split)
         if allowed.index is None:

@@ -264,7 +264,8 @@ def _rehearse(holdout: Holdout, model: nn.Module, calibration: Any) -> None:
         if calibration is None or not unseen.shares_with(ExampleFingerprints.of(calibration)):
             raise
         raise DataLeakError(
-            f"search_plan: no example that certifies may be in calibration= too, which is 'search' here. {error}"
+            "search_plan: no example that certifies may be in calibration= too, since it gives the order of plans. "
+            f"{error}"
         ) from error
 
 

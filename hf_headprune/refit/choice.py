@@ -240,8 +240,9 @@ def _up_to_latency(paths: Sequence[Path], anatomy: Anatomy, settings: SecondOrde
     kept_whole = table.keys() - {name for path in paths for name in path.sites}
     allowed = (1.0 - share * (1.0 - (settings.density or 0.0))) * latency_of(full, table)
     allowed -= sum(float(ms_with(len(full.kept(name)), table[name])) for name in kept_whole)
+    everything = [step for path in paths for step in path.steps]
     if allowed <= 0:
-        return [step for path in paths for step in path.steps]
+        return everything
     least = np.zeros(LATENCY_STEPS + 1)  # cost of the blocks so far that take so many steps at most
     levels: list[np.ndarray] = []  # for each block, the number of its removals in the best choice of so many steps
     for path in paths:
@@ -255,7 +256,7 @@ def _up_to_latency(paths: Sequence[Path], anatomy: Anatomy, settings: SecondOrde
         levels.append(np.stack([options.argmin(axis=0), steps[options.argmin(axis=0)]]))
         least = options.min(axis=0)
     if np.isinf(least[-1]):
-        return [step for path in paths for step in path.steps]
+        return everything
     found: list[Step] = []
     left = LATENCY_STEPS
     for path, (numbers, taken) in zip(paths[::-1], levels[::-1], strict=True):
