@@ -23,6 +23,7 @@ from torch import nn
 from hf_headprune._finite import is_finite
 from hf_headprune._offloaded import tensor_of
 from hf_headprune.anatomy import anatomy_of, base_model, transposed
+from hf_headprune.refit.moments import of_real
 from hf_headprune.refit.side_by_side import SideBySide
 from hf_headprune.refit.symmetric import Symmetric, solved
 
@@ -89,7 +90,7 @@ class Place:
 
     def inputs(self, given: torch.Tensor) -> torch.Tensor:
         """Returns these columns of what the module is given."""
-        return given if self.columns is None else given[..., self.columns]
+        return _of_last(given, self.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +193,7 @@ def _aim(place: Place, dense: Stop, pruned: Stop) -> torch.Tensor:
     outputs: Any = dense.outputs
     if dense.stream is not None and pruned.stream is not None:
         return dense.stream + outputs - pruned.stream
-    return outputs if place.rows is None else outputs[..., place.rows]
+    return _of_last(outputs, place.rows)
 
 
 def _counts(
@@ -216,25 +217,28 @@ class _Moments:
     def __init__(self) -> None:
         self._key: Any = None
         self._given: list[torch.Tensor] = []  # kept, so that no other tensor gets the identity of one of them
-        self._sums: list[torch.Tensor | None] = []
+        self._sums: list[Symmetric | None] = [None, None]
 
-    def of(
-        self, place: Place, stops: Sequence[Stop], counts: Sequence[torch.Tensor], *, constant: bool
-    ) -> list[torch.Tensor | None]:
-        """Returns both, `(in + 1, in + 1)`, float64; None for a sum of no batches."""
+    def begin(self, place: Place, stops: Sequence[Stop], *, constant: bool) -> bool:
+        """Turns to a module; tells whether its moments are still to be added."""
         given = [stop.given for stop in stops]
         key = place.site, place.columns, constant, [id(it) for it in given]
-        if key != self._key:
-            sums: list[Symmetric | None] = [None, None]
-            for batch in _tokens(place, stops, counts, constant=constant):
-                product, before = Symmetric.product(batch.weighted, batch.inputs), sums[batch.is_held_out]
-                if before is None:
-                    sums[batch.is_held_out] = product
-                else:
-                    before.add_(product)
-            self._key, self._given = key, given
-            self._sums = [None if it is None else it.dense().double() for it in sums]
-        return self._sums
+        is_new = key != self._key
+        if is_new:
+            self._key, self._given, self._sums = key, given, [None, None]
+        return is_new
+
+    def add(self, batch: _Tokens) -> None:
+        """Adds those of a batch."""
+        product, before = Symmetric.product(batch.weighted, batch.inputs), self._sums[batch.is_held_out]
+        if before is None:
+            self._sums[batch.is_held_out] = product
+        else:
+            before.add_(product)
+
+    def sums(self) -> list[torch.Tensor | None]:
+        """Returns both, `(in + 1, in + 1)`, float64; None for a sum of no batches."""
+        return [None if it is None else it.dense().double() for it in self._sums]
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +263,7 @@ def _tokens(
 ) -> Iterator[_Tokens]:
     for number, (stop, count) in enumerate(zip(stops, counts, strict=True)):
         real = count > 0
-        inputs = place.inputs(stop.given)[real].float()
+        inputs = of_real(place.inputs(stop.given), real)
         inputs = torch.cat([inputs, torch.full_like(inputs[:, :1], float(constant))], dim=1)
         yield _Tokens(number % FOLDS == 0, real, inputs, inputs * count[real][:, None].float())
 
@@ -275,12 +279,14 @@ def _fit_(
     """Fits one module in place; None where no change helps."""
     weight, bias = place.weight(module), place.bias(module)
     has_bias, products = bias is not None, [torch.zeros((), dtype=torch.float64)] * 2
+    is_new = moments.begin(place, stops, constant=has_bias)
     for batch, aim in zip(_tokens(place, stops, counts, constant=has_bias), aims, strict=True):
-        product = batch.weighted.T @ aim[batch.real].float()
+        product = batch.weighted.T @ of_real(aim, batch.real)
         products[batch.is_held_out] = products[batch.is_held_out] + product.cpu().double()
-    squares = moments.of(place, stops, counts, constant=has_bias)
+        if is_new:
+            moments.add(batch)
     present = torch.cat([weight, weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]], dim=1).T
-    change = _change(present.cpu().double(), list(zip(squares, products, strict=True)))
+    change = _change(present.cpu().double(), list(zip(moments.sums(), products, strict=True)))
     if change is None:
         return None
     fitted = weight + change[:-1].T.to(weight), None if bias is None else bias + change[-1].to(bias)
@@ -328,6 +334,11 @@ def _ridge(sums: Sums, ridge: float) -> torch.Tensor:
 def as_matrix(module: Any, weight: torch.Tensor) -> torch.Tensor:
     """Returns the weight of a linear module as `(out_features, in_features)`, a view."""
     return weight.T if transposed(module) else weight
+
+
+def _of_last(values: torch.Tensor, numbers: Sequence[int] | None) -> torch.Tensor:
+    """Returns these numbers of the last dimension, or all; a list as an index takes three times as long."""
+    return values if numbers is None else values.index_select(-1, torch.tensor(numbers, device=values.device))
 
 
 def _slice(numbers: Sequence[int] | None) -> Any:

@@ -235,7 +235,7 @@ class _Recorder:
         given = args[0].detach().to(output.device)  # that of the projection alone, where a model is spread over devices
         if self.probe is None:
             with lasting_tensors():
-                tokens = _flat(given, _real_tokens(self._reader.real, given))
+                tokens = of_real(given, _real_tokens(self._reader.real, given))
                 self._add(tokens, torch.ones_like(tokens[:, :1]))
             return None
         probed = _probed(self.probe, module, args, output)
@@ -247,8 +247,8 @@ class _Recorder:
         gradient = gradient.detach()
         weights = EVEN_SHARE + (1.0 - EVEN_SHARE) * _shares(gradient, real)
         self._weights.append((weights * real).cpu())
-        tokens = _flat(gradient, real)
-        self._add(_flat(given, real), _flat(weights[..., None], real))
+        tokens = of_real(gradient, real)
+        self._add(of_real(given, real), of_real(weights[..., None], real))
         self._outputs.add(tokens, tokens)
 
     def _add(self, tokens: torch.Tensor, weights: torch.Tensor) -> None:
@@ -275,9 +275,9 @@ def _real_tokens(mask: torch.Tensor | None, values: torch.Tensor) -> torch.Tenso
     return torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
 
 
-def _flat(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Returns the values of real tokens, `(tokens, ...)`, float32."""
-    return values[real].float()
+def of_real(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Returns the values of real tokens, `(tokens, width)`, float32; whole rows are copied faster than by a mask."""
+    return values.flatten(0, -2).index_select(0, real.flatten().nonzero()[:, 0]).float()
 
 
 def _shares(gradient: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
