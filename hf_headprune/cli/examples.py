@@ -16,7 +16,7 @@ from hf_headprune.tasks.examples import IGNORED_LABEL, forward_arguments
 from hf_headprune.tasks.windows import WINDOW_COLUMNS, Windows, check_questions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from datasets import Dataset
 
@@ -72,17 +72,17 @@ class TextReader:
         """
         labels = self._label_columns(split, where)
         texts = text_columns(split, self.named, labels, where=where)
-        split, unlabelled = _labelled(split, labels, where, is_score=self.classes is None)
+        numbers, total = _labelled(split, labels, where, is_score=self.classes is None), len(split)
         for column in texts:
-            check_texts(split, column, where)
+            check_texts(split, column, where, numbers)
+        split = split.select(numbers)
         targets = self._targets(split, labels, f"{where}, column{'s' * (len(labels) > 1)} {listed(labels)}")
 
         def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             found = [batch[column] for column in texts]
             return {**self.encoded(found), "labels": [targets[i] for i in indices]}
 
-        encoded = split.map(rows, with_indices=True, remove_columns=split.column_names, desc=where, **_MAP)
-        return Encoded(encoded, unlabelled, (*texts, *labels))
+        return Encoded(_encoded(split, texts, rows, where), total - len(split), (*texts, *labels))
 
     def encode_again(self, rows: Dataset) -> Dataset:
         """Tokenizes the texts of rows that another reader has encoded."""
@@ -160,13 +160,15 @@ class TokenReader:
         found = {tag for tags_of_row in split[tags] for tag in tags_of_row}
         meaning = self.classes.classes_of(found, _class_names(split, tags), where=f"{where}, column {tags!r}")
 
-        def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        tags_of = split[tags][:]
+
+        def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             encoded = self.tokenizer(
                 batch[words], is_split_into_words=True, truncation=True, max_length=self.max_length
             )
             labels = []
-            for index, tags_of_row in enumerate(batch[tags]):
-                words_of_tokens = encoded.word_ids(index)
+            for place, index in enumerate(indices):
+                words_of_tokens, tags_of_row = encoded.word_ids(place), tags_of[index]
                 before = [None, *words_of_tokens[:-1]]
                 labels.append(
                     [
@@ -176,8 +178,7 @@ class TokenReader:
                 )
             return {**encoded, "labels": labels}
 
-        encoded = split.map(rows, remove_columns=split.column_names, desc=where, **_MAP)
-        return Encoded(encoded, 0, (words, tags))
+        return Encoded(_encoded(split, (words,), rows, where), 0, (words, tags))
 
 
 @dataclass(frozen=True)
@@ -240,18 +241,28 @@ class ReferenceReader:
         """
         source = one_column(split, self.named.text, columns.SOURCES, option=TEXT_OPTION, where=where)
         target = one_column(split, self.named.label, columns.REFERENCES, option=LABEL_OPTION, where=where)
-        split, unlabelled = _labelled(split, (target,), where, is_score=False)
+        numbers, total = _labelled(split, (target,), where, is_score=False), len(split)
         for column in (source, target):
-            check_texts(split, column, where)
+            check_texts(split, column, where, numbers)
+        split = split.select(numbers)
 
-        def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        references = split[target][:]
+
+        def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             limits = {"truncation": True, "max_length": self.max_length}
-            encoded = self.tokenizer(batch[source], text_target=batch[target], **limits)
+            encoded = self.tokenizer(batch[source], text_target=[references[i] for i in indices], **limits)
             kept = ("input_ids", "attention_mask", "labels")
             return {**{name: encoded[name] for name in kept}, TEXT_NAMES[0]: batch[source]}
 
-        encoded = split.map(rows, remove_columns=split.column_names, desc=where, **_MAP)
-        return Encoded(encoded, unlabelled, (source, target))
+        return Encoded(_encoded(split, (source,), rows, where), total - len(split), (source, target))
+
+
+def _encoded(split: Dataset, read: Sequence[str], rows: Callable[..., dict[str, list[Any]]], where: str) -> Dataset:
+    """Returns what a function makes of these columns and the numbers of rows.
+
+    It gets no column of labels: `datasets` gives a new column the type of an old one of its name, where it has one.
+    """
+    return split.select_columns(list(read)).map(rows, with_indices=True, remove_columns=list(read), desc=where, **_MAP)
 
 
 def groups_of_rows(rows: Dataset | None) -> str | None:
@@ -336,8 +347,8 @@ def _check_fast(tokenizer: Any, what: str) -> None:
         )
 
 
-def _labelled(split: Dataset, labels: tuple[str, ...], where: str, *, is_score: bool) -> tuple[Dataset, int]:
-    """Leaves out the rows without a label; returns the others and how many were left out."""
+def _labelled(split: Dataset, labels: tuple[str, ...], where: str, *, is_score: bool) -> list[int]:
+    """Returns the places of the rows that have a label."""
     values = _rows_of(split, labels)
     missing = {index for index, row in enumerate(values) if any(map(_is_none, row))}
     hidden = {index for index, row in enumerate(values) if any(value in HIDDEN for value in row)}
@@ -347,8 +358,7 @@ def _labelled(split: Dataset, labels: tuple[str, ...], where: str, *, is_score: 
         raise UnlabelledError(
             f"{where}: no row has a label in {listed(labels)}. Name another column with {LABEL_OPTION}."
         )
-    labelled = [index for index in range(len(values)) if index not in missing]
-    return (split.select(labelled) if missing else split), len(missing)
+    return [index for index in range(len(values)) if index not in missing]
 
 
 def _rows_of(split: Dataset, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:
@@ -359,16 +369,17 @@ def _is_none(value: Any) -> bool:
     return value is None or value == "" or value != value  # noqa: PLR0124 - NaN
 
 
-def check_texts(split: Dataset, column: str, where: str) -> None:
-    """Sees that all rows of a column hold text.
+def check_texts(split: Dataset, column: str, where: str, places: Sequence[int] | None = None) -> None:
+    """Sees that all rows of a column hold text, or those at some places.
 
     Raises:
         InvalidSettingError: Some hold nothing, or a number.
     """
-    wrong = [number for number, value in enumerate(split[column]) if not isinstance(value, str)]
+    values, places = split[column][:], range(len(split)) if places is None else places
+    wrong = [place for place in places if not isinstance(values[place], str)]
     if wrong:
         raise InvalidSettingError(
-            f"{where}: {column!r} must hold text, received something else in {len(wrong):,} of {len(split):,} rows, "
+            f"{where}: {column!r} must hold text, received something else in {len(wrong):,} of {len(places):,} rows, "
             f"first in row {wrong[0] + 1}."
         )
 

@@ -103,7 +103,9 @@ def _read_table(path: Path) -> Dataset:
         csv.field_size_limit(_LARGE_FIELD)
         reader = csv.reader(file, **dialect)
         header, rows = next(reader, []), []
-        if len({*header}) < len(header) or (header and not all(header)):
+        if header and not header[0]:  # the row numbers that pandas writes, under the name that it reads them by
+            header[0] = "Unnamed: 0"
+        if len({*header}) < len(header) or not all(header):
             raise ValueError(f"the columns in its first line must have different names, received {listed(header)}")
         for row in reader:
             if row and len(row) != len(header):  # a value more moves all others into columns that are not theirs

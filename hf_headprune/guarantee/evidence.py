@@ -19,6 +19,7 @@ from hf_headprune.guarantee.resampling import (
     LEAST_DISAGREEING,
     bootstrap_p_value,
     bootstrap_upper_bound,
+    one_answer_worse,
     resampled_drops,
 )
 
@@ -189,12 +190,17 @@ def _tested(
             betting_p_value(-scores.least_differences, -claim.max_drop, scores.groups),
             betting_upper_bound(differences, claim.alpha_spent, scores.groups),
         )
-    if scores.counts.regressions + scores.counts.improvements < LEAST_DISAGREEING:
-        return 1.0, 1.0, 1.0  # a bootstrap of so few differences means nothing
-    drops = resampled_drops(scores.dense, scores.pruned, aggregate, seed=claim.seed, groups=scores.groups)
+    worse = one_answer_worse(scores.dense, scores.pruned, aggregate)
+    is_seldom = scores.counts.regressions + scores.counts.improvements < LEAST_DISAGREEING
+    if worse is None and is_seldom:
+        return 1.0, 1.0, 1.0
+    rows, added = scores.pruned, 0.0
+    if worse is not None:
+        rows, added = worse, float(aggregate(scores.pruned)) - float(aggregate(worse))
+    drops = resampled_drops(scores.dense, rows, aggregate, seed=claim.seed, groups=scores.groups)
     return (
         bootstrap_p_value(drops, claim.max_drop),
-        bootstrap_p_value(-drops, -claim.max_drop),
+        1.0 if is_seldom else bootstrap_p_value(added - drops, -claim.max_drop),
         bootstrap_upper_bound(drops, claim.alpha_spent),
     )
 

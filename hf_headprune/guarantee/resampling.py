@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RESAMPLES = 2000
-LEAST_DISAGREEING = 10
+LEAST_DISAGREEING = 10  # rows that differ, for a bootstrap of them alone to mean anything, and for a FAIL
+ROUNDING = 1e-9  # of the difference of two metrics
+MOST_CHANGES = 2000  # of an answer, among which the worst is looked for
+LABEL_AND_ANSWER = 2  # numbers in a row of a classifier
 
 
 def resampled_drops(
@@ -37,14 +40,8 @@ def resampled_drops(
         Ascending, shape `(RESAMPLES,)`.
 
     Raises:
-        InvalidSettingError: Too few rows differ for a bootstrap to mean anything, or the metric is no number in a draw.
+        InvalidSettingError: The metric is no number in a draw.
     """
-    differing = int((dense != pruned).reshape(len(dense), -1).any(axis=1).sum())
-    if differing < LEAST_DISAGREEING:
-        raise InvalidSettingError(
-            f"bootstrap: the models must differ on at least {LEAST_DISAGREEING} examples, received {differing} of "
-            f"{len(dense)}. Pass more examples, or a metric that is a mean over examples, which has an exact test."
-        )
     members = [np.array([i]) for i in range(len(dense))] if groups is None else _members(groups)
 
     def drop(units: np.ndarray) -> float:
@@ -68,9 +65,43 @@ def resampled_drops(
     return np.sort(result.bootstrap_distribution)
 
 
+def one_answer_worse(
+    dense: np.ndarray, pruned: np.ndarray, aggregate: Callable[[np.ndarray], float]
+) -> np.ndarray | None:
+    """Returns the rows of the pruned model with one answer more that differs: the one that lowers the metric most.
+
+    A bootstrap draws differences too seldom where there are few. With one more than were seen, and the worst that there
+    can be, its p-value is no less than that of the exact bound on a share (Clopper and Pearson 1934) where all are for
+    the worse: of D that were seen, P(Poisson(D + 1) >= k) stands in the place of P(Poisson(k) <= D).
+
+    Args:
+        dense: Label and predicted class of each example, `(n, 2)`.
+        pruned: The same of the pruned model.
+        aggregate: Metric of such rows; higher is better.
+
+    Returns:
+        None where rows are no such pairs, there are too many ways to change one, or none lowers the metric.
+    """
+    if pruned.shape[1:] != (LABEL_AND_ANSWER,) or (dense[:, 0] != pruned[:, 0]).any():
+        return None
+    same = np.flatnonzero((dense == pruned).all(axis=1))
+    kinds, firsts = np.unique(pruned[same], axis=0, return_index=True)
+    answers = np.unique(np.concatenate([dense, pruned]))  # labels are answers that there are, too
+    if not same.size or len(kinds) * len(answers) > MOST_CHANGES:
+        return None
+    worst, lowest = None, float(aggregate(pruned))
+    for kind, row in zip(kinds, same[firsts], strict=True):
+        for answer in answers[answers != kind[1]]:
+            changed = pruned.copy()
+            changed[row, 1] = answer
+            if (value := float(aggregate(changed))) < lowest:
+                worst, lowest = changed, value
+    return worst
+
+
 def bootstrap_p_value(drops: np.ndarray, epsilon: float) -> float:
-    """Returns the share of draws whose drop is at least epsilon, counting the data themselves as one."""
-    return float((1 + np.count_nonzero(drops >= epsilon)) / (1 + len(drops)))
+    """Returns the share of draws that drop by epsilon or more, up to rounding; the data themselves count as one."""
+    return float((1 + np.count_nonzero(drops >= epsilon - ROUNDING)) / (1 + len(drops)))
 
 
 def bootstrap_upper_bound(drops: np.ndarray, alpha: float) -> float:

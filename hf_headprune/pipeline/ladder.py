@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -177,7 +178,7 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
 
 
 def _falling(densities: Any) -> tuple[float, ...]:
-    values = tuple(densities) if isinstance(densities, (list, tuple)) else ()
+    values = () if isinstance(densities, str) or not isinstance(densities, Iterable) else tuple(densities)
     if not values or len(set(values)) < len(values) or not all(is_above(it, 0) and it < 1 for it in values):
         raise InvalidSettingError(
             "plan_ladder: densities must be different numbers above 0 and below 1, the shares of the weights that are "

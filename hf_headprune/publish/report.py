@@ -125,7 +125,7 @@ class PruningReport:
         """Returns the report as JSON text that `from_json` reads back to an equal report."""
         content: dict[str, Any] = {"format": REPORT_FORMAT, "plan": json.loads(self.plan.to_json())}
         content |= {name: _plain(getattr(self, name)) for name in (*_COUNTED, *_MEASURED)}
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+        lines = [f"  {json.dumps(name)}: {json.dumps(value, default=float)}" for name, value in content.items()]
         return "{\n" + ",\n".join(lines) + "\n}"  # a line each: the plan lists every unit
 
     @classmethod

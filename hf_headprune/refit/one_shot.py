@@ -79,7 +79,7 @@ def second_order_plan(  # noqa: PLR0913 - a model, its examples and how they are
     """
     check_budget(settings, anatomy_of(model))
     tuning = settings.tuning
-    seed = tuning.seed or 0
+    seed = int(tuning.seed or 0)
     losses = ExampleLosses(model, dataset, tuning.scoring_examples, seed, data_collator, batch_size, where=where)
     remember_seen_(model, calibration=losses.drawn)
     if settings.rounds > 1:

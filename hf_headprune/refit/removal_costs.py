@@ -113,8 +113,8 @@ def elimination(
         removal, own, change = min(steps, key=lambda step: step[0].cost / step[0].saved)
         found.append(removal)
         rest = torch.ones(len(precision), dtype=torch.bool).index_fill(0, own, value=False).nonzero().flatten()
-        weight = weight.addmm_(weight[:, own], change, alpha=-1)[:, rest]
-        precision = precision.addmm_(precision[:, own], change, alpha=-1)[rest][:, rest]
+        weight = weight.addmm_(weight[:, own], change, alpha=-1).index_select(1, rest)
+        precision = precision.addmm_(precision[:, own], change, alpha=-1).index_select(0, rest).index_select(1, rest)
         may_leave.difference_update(removal.units)
         gone = {*removal.units}
         left = [unit for unit in left if unit not in gone]

@@ -7,6 +7,7 @@ A class builds the skeleton of its dense class and resizes it to its configurati
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
 import warnings
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from huggingface_hub import create_branch, create_repo, upload_folder
+from huggingface_hub import HfApi, create_branch, create_repo, upload_folder
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -190,12 +191,19 @@ class PrunableModel:
         With `push_to_hub=True` the model is uploaded as its `push_to_hub` does it, and no other file of the folder.
 
         Raises:
-            InvalidSettingError: A `state_dict` is to be uploaded, or is that of a model of other sizes.
+            InvalidSettingError: A `state_dict` or `variant` is to be uploaded, or a `state_dict` is that of a model of
+                other sizes.
         """
         if push_to_hub and state_dict is not None:
             raise InvalidSettingError(
                 f"{type(self).__name__}.save_pretrained: push_to_hub=True uploads the weights of the model, received a "
                 "state_dict in place of them. Save it here, load the folder, and call push_to_hub on what was loaded."
+            )
+        if push_to_hub and kwargs.get("variant") is not None:
+            raise InvalidSettingError(
+                f"{type(self).__name__}.save_pretrained: push_to_hub=True uploads weights that are loaded without a "
+                f"variant, received variant={shown(kwargs['variant'])}. Save it here, and upload the folder by "
+                "huggingface_hub.upload_folder."
             )
         model: Any = self
         _check_shapes(model, state_dict)
@@ -229,8 +237,17 @@ class PrunableModel:
 
         Returns:
             The commit.
+
+        Raises:
+            InvalidSettingError: An option is none of these.
         """
         model: Any = self
+        known = {*inspect.signature(HfApi.upload_folder).parameters, "private", "max_shard_size", "tags"}
+        if unknown := sorted({*options} - known | {*options} & {"folder_path"}):
+            raise InvalidSettingError(
+                f"{type(self).__name__}.push_to_hub: there are no such options, received {', '.join(unknown)}. Leave "
+                "them out; help(type(model).push_to_hub) lists those that there are."
+            )
         made = {name: options.pop(name) for name in ("private", "token") if name in options}
         token = made.get("token")
         repo_id = create_repo(repo_id, exist_ok=True, **made).repo_id

@@ -55,9 +55,15 @@ def test_a_squad_file_has_a_row_per_question(tmp_path):
     assert (row["context"], row["question"], row["title"]) == ("a boat", "What?", "t")
 
 
+def test_the_row_numbers_that_pandas_writes_have_a_name(tmp_path):
+    (tmp_path / "a.csv").write_text(",text,label\n0,x,1\n")
+    assert read_file(tmp_path / "a.csv")[:] == {"Unnamed: 0": ["0"], "text": ["x"], "label": ["1"]}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.csv", "text,,label\na,b,1\n", "different names, received 'text', '', 'label'"),
         ("a.xlsx", "x", "must end with one of .csv, .tsv, .json, .jsonl, .parquet"),
         ("missing.csv", None, "there is no such file"),
         ("a.csv", "", "it has no rows"),

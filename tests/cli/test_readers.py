@@ -102,6 +102,27 @@ def test_a_score_may_be_minus_one_but_not_all_of_them():
         scores.encode(Dataset.from_dict({"text": ["a", "b"], "score": ["high", "1"]}), "train")
 
 
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize("values", [[1.0, 0.0], [True, False], ["1", "0"]])
+def test_classes_are_whole_numbers_whatever_the_column_is_called_and_holds(column, values):
+    rows = Dataset.from_dict({"text": ["a", "b"], column: values})
+    labels = reader("SequenceClassification").encode(rows, "train").rows["labels"][:]
+    assert (labels, {type(label) for label in labels}) == ([1, 0], {int})
+
+
+def test_tags_are_whole_numbers_whatever_the_column_is_called():
+    features = Features({"tokens": List(Value("string")), "labels": List(ClassLabel(names=["LABEL_0", "LABEL_1"]))})
+    rows = Dataset.from_dict({"tokens": [["a", "b"]], "labels": [[0, 1]]}, features=features)
+    (example,) = reader("TokenClassification", named=NamedColumns(label="labels")).encode(rows, "train").rows
+    assert example["labels"] == [-100, 0, 1, -100]
+
+
+def test_a_row_is_called_by_its_number_in_the_file():
+    rows = Dataset.from_dict({"text": [None, "a", "b", None], "label": [None, 0, 1, 1]})
+    with pytest.raises(InvalidSettingError, match="in 1 of 3 rows, first in row 4"):
+        reader("SequenceClassification").encode(rows, "train")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -149,6 +170,7 @@ def test_several_labels_are_read_from_lists_and_from_columns(columns, named):
     )
     found = several.encode(Dataset.from_dict({"text": ["a film", "a play"], **columns}), "train")
     assert found.rows["labels"][:] == [TWO_OF_THREE, [0.0, 0.0, 0.0]]
+    assert {type(value) for row in found.rows["labels"] for value in row} == {float}  # as the loss takes them
     assert found.columns[0] == "text"
     assert set(found.columns[1:]) == set(columns)
 

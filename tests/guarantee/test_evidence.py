@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.special import bdtr
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee import paired
@@ -12,7 +13,12 @@ from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.evidence import evidence_of, evidence_of_counts, p_value_of
 from hf_headprune.guarantee.outcomes import Counts, PairedScores
 from hf_headprune.guarantee.power import PowerAssumptions, examples_needed
-from hf_headprune.guarantee.resampling import bootstrap_p_value, bootstrap_upper_bound, resampled_drops
+from hf_headprune.guarantee.resampling import (
+    bootstrap_p_value,
+    bootstrap_upper_bound,
+    one_answer_worse,
+    resampled_drops,
+)
 
 SHARE = Claim("F1", "bounded", 0.05, 0.05, 0.0125)  # a later use of a split: it has a part of alpha only
 
@@ -75,13 +81,14 @@ def test_a_bootstrap_draws_groups_by_the_seed_of_the_claim():
     scores = table_scores()
     claim = Claim("agreement", "corpus", 0.1, 0.05, 0.0125, seed=7)
     evidence = evidence_of(scores, claim, agreement)
-    drops = resampled_drops(scores.dense, scores.pruned, agreement, seed=7, groups=scores.groups)
+    rows = one_answer_worse(scores.dense, scores.pruned, agreement)
+    drops = resampled_drops(scores.dense, rows, agreement, seed=7, groups=scores.groups)
     assert evidence.p_value == bootstrap_p_value(drops, 0.1) == p_value_of(scores, claim, agreement)
     assert evidence.upper_bound == bootstrap_upper_bound(drops, 0.0125)
     assert evidence.upper_bound > bootstrap_upper_bound(drops, 0.05)
     for other in (
-        resampled_drops(scores.dense, scores.pruned, agreement, seed=7),
-        resampled_drops(scores.dense, scores.pruned, agreement, seed=0, groups=scores.groups),
+        resampled_drops(scores.dense, rows, agreement, seed=7),
+        resampled_drops(scores.dense, rows, agreement, seed=0, groups=scores.groups),
     ):
         assert bootstrap_p_value(other, 0.1) != evidence.p_value
 
@@ -151,3 +158,49 @@ def test_the_numbers_of_a_claim_are_plain():
     claim = Claim("accuracy", "binary", np.float32(0.25), np.float64(0.05), np.float64(0.05), np.int64(1), np.int32(3))
     assert [type(value) for value in dataclasses.astuple(claim)[2:8]] == [float, float, float, int, int, int]
     assert claim == Claim("accuracy", "binary", 0.25, 0.05, 0.05, 1, 3)
+
+
+def with_changes(*, worse, better=0, n=400, wrong=40):
+    """Rows of two models of which the second gets so many answers wrong, and so many right, that the first does not."""
+    gold = np.arange(n) % 2
+    dense = np.column_stack([gold, np.where(np.arange(n) < wrong, 1 - gold, gold)])
+    pruned = dense.copy()
+    pruned[:better, 1] = gold[:better]
+    pruned[n - worse :, 1] = 1 - gold[n - worse :]
+    return PairedScores(dense, pruned)
+
+
+def test_few_changed_answers_are_no_reason_against_a_plan_and_pass_no_sooner_than_by_the_exact_bound():
+    claim = Claim("agreement", "corpus", 0.01, 0.25, 0.25)
+    by_changes = [evidence_of(with_changes(worse=worse), claim, agreement) for worse in (0, 1, 3, 9, 10)]
+    exact = [bdtr(worse, 400, 0.01) for worse in (0, 1, 3, 9)]
+    assert all(found.p_value > bound - 0.01 for found, bound in zip(by_changes, exact, strict=False))  # 2,000 draws
+    assert [found.verdict for found in by_changes[:4]] == ["PASS", "PASS", "INCONCLUSIVE", "INCONCLUSIVE"]
+    assert by_changes[0].pruned_metric == by_changes[0].dense_metric  # what is said is what was measured
+    assert by_changes[0].upper_bound > 0
+    mixed = evidence_of(with_changes(worse=3, better=4), claim, agreement)  # a share of what changed would not pass
+    assert (mixed.verdict, mixed.regressions + mixed.improvements) == ("PASS", 7)
+    hopeless = dataclasses.replace(claim, max_drop=0.002, alpha_spent=0.4, alpha=0.4)
+    assert (
+        evidence_of(with_changes(worse=9), hopeless, agreement).verdict == "INCONCLUSIVE"
+    )  # a FAIL needs more of them
+
+
+def test_one_answer_worse_is_the_change_that_costs_most_and_needs_labels_and_answers():
+    dense, pruned = with_changes(worse=1).dense, with_changes(worse=1).pruned
+
+    def recall_of_1(rows):
+        return float((rows[rows[:, 0] == 1, 1] == 1).mean())
+
+    changed = one_answer_worse(dense, pruned, recall_of_1)
+    (place,) = np.flatnonzero((changed != pruned).any(axis=1))
+    assert pruned[place].tolist() == [1, 1]
+    assert changed[place].tolist() == [1, 0]
+    assert one_answer_worse(dense, pruned, lambda rows: 0.5) is None
+    assert one_answer_worse(np.hstack([dense, dense]), np.hstack([pruned, pruned]), agreement) is None
+    numbers = dense + np.linspace(0, 0.4, 400)[:, None]  # of a regression: no two are equal
+    assert one_answer_worse(numbers, numbers, agreement) is None
+    assert (
+        evidence_of(PairedScores(numbers, numbers), Claim("agreement", "corpus", 0.01, 0.25, 0.25), agreement).p_value
+        == 1
+    )

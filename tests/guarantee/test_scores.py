@@ -129,7 +129,7 @@ def test_the_bootstrap_p_value_and_bound_agree():
     drops = np.sort(np.random.default_rng(0).normal(0.01, 0.01, 2000))
     bound = bootstrap_upper_bound(drops, 0.05)
     assert bound == pytest.approx(0.01 + 1.645 * 0.01, abs=0.002)
-    assert bootstrap_p_value(drops, bound + 1e-9) <= 0.05 < bootstrap_p_value(drops, bound - 1e-9)
+    assert bootstrap_p_value(drops, bound + 1e-8) <= 0.05 < bootstrap_p_value(drops, bound - 1e-8)
 
 
 def test_whole_groups_are_drawn():
@@ -146,14 +146,6 @@ def test_a_metric_that_is_no_number_in_some_draw_is_refused():
     pruned[:20, 1] = 1 - pruned[:20, 1]
     with pytest.raises(InvalidSettingError, match=r"must be a number whatever examples are drawn, received nan"):
         resampled_drops(dense, pruned, lambda drawn: np.nan if drawn[:, 0].sum() < 18 else corpus_f1(drawn))
-
-
-def test_models_that_hardly_differ_cannot_be_bootstrapped():
-    dense = rows()
-    pruned = dense.copy()
-    pruned[:9, 1] = 1 - pruned[:9, 1]
-    with pytest.raises(InvalidSettingError, match="at least 10 examples, received 9 of 400"):
-        resampled_drops(dense, pruned, corpus_f1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -204,6 +205,18 @@ def test_a_search_goes_on_from_the_costs(trained):
 def test_a_budget_is_met_to_a_few_units(trained, budget, reached):
     result = plan_for_budget(trained, learnable(64, seed=1), **budget)
     assert reached(result.report) == pytest.approx(0.5, abs=0.15)
+
+
+def test_numbers_of_numpy_are_taken_as_those_of_python(trained, tmp_path):
+    train, dev = learnable(64, seed=1), learnable(48, seed=77)
+    numbers = {"max_drop": np.float32(0.3), "confidence": np.float32(0.9)}
+    result = search_plan(copy.deepcopy(trained), dev, calibration=train, progress=False, **numbers)
+    pruned = prune_model_(copy.deepcopy(trained), result)
+    pruned.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "headprune_report.json").read_text())["frontier"]["max_drop"] == pytest.approx(0.3)
+    settings = {"density": np.float32(0.5), "seed": np.int64(3)}
+    same = plan_for_budget(copy.deepcopy(trained), train, density=0.5, seed=3)
+    assert plan_for_budget(copy.deepcopy(trained), train, **settings).plan == same.plan
 
 
 @pytest.mark.parametrize("factor", [1.1, 1.3, 1.7, 2.5, 4.0])

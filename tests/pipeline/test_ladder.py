@@ -5,6 +5,7 @@ import itertools
 import json
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -126,7 +127,7 @@ def test_without_examples_nothing_is_certified(trained, tmp_path):  # noqa: F811
 
 
 def test_what_makes_no_ladder_is_refused(trained):  # noqa: F811
-    for wrong in ((), 0.5, (0.5, 0.5), (1.0, 0.5), (0.0,)):
+    for wrong in ((), 0.5, "0.5", (0.5, 0.5), np.array([1.0, 0.5]), (0.0,)):
         with pytest.raises(InvalidSettingError, match="different numbers above 0 and below 1"):
             plan_ladder(trained, TRAIN, wrong)
     with pytest.raises(InvalidSettingError, match="each density must give a plan of its own"):
