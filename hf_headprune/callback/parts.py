@@ -182,13 +182,13 @@ class LearnedParts:
             if step is not None and int(pruner.steps) < step:
                 logger.warning(
                     "HeadPruneCallback: what is kept is chosen now, and nothing trains on afterwards; expect lower "
-                    "accuracy. The model has seen %d of %d optimizer steps, and the choice (of %s) was due at step %d. "
+                    "accuracy. The model has seen %d of %d optimizer steps, and the choice was due at step %d (%s). "
                     "Let early stopping, or the choice of the best model, begin after that step, or choose earlier: "
                     "second_order=SecondOrder(..., freeze_at=...), or the same of gates; ramp_end of movement.",
                     int(pruner.steps),
                     max_steps,
-                    pruner.part,
                     step,
+                    pruner.part,
                 )
 
     def idle(self) -> None:
