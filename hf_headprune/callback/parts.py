@@ -183,8 +183,8 @@ class LearnedParts:
                 logger.warning(
                     "HeadPruneCallback: what is kept is chosen now, and nothing trains on afterwards; expect lower "
                     "accuracy. The model has seen %d of %d optimizer steps, and the choice was due at step %d (%s). "
-                    "Let early stopping, or the choice of the best model, begin after that step, or choose earlier: "
-                    "second_order=SecondOrder(..., freeze_at=...), or the same of gates; ramp_end of movement.",
+                    "Let early stopping, or the choice of the best model, begin after that step, or choose earlier, by "
+                    "a smaller freeze_at, or ramp_end of movement.",
                     int(pruner.steps),
                     max_steps,
                     step,

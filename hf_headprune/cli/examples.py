@@ -72,17 +72,14 @@ class TextReader:
         """
         labels = self._label_columns(split, where)
         texts = text_columns(split, self.named, labels, where=where)
-        numbers, total = _labelled(split, labels, where, is_score=self.classes is None), len(split)
-        for column in texts:
-            check_texts(split, column, where, numbers)
-        split = split.select(numbers)
+        split, unlabelled = _labelled(split, texts, labels, where, is_score=self.classes is None)
         targets = self._targets(split, labels, f"{where}, column{'s' * (len(labels) > 1)} {listed(labels)}")
 
         def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             found = [batch[column] for column in texts]
             return {**self.encoded(found), "labels": [targets[i] for i in indices]}
 
-        return Encoded(_encoded(split, texts, rows, where), total - len(split), (*texts, *labels))
+        return Encoded(_encoded(split, texts, rows, where), unlabelled, (*texts, *labels))
 
     def encode_again(self, rows: Dataset) -> Dataset:
         """Tokenizes the texts of rows that another reader has encoded."""
@@ -159,7 +156,6 @@ class TokenReader:
                 )
         found = {tag for tags_of_row in split[tags] for tag in tags_of_row}
         meaning = self.classes.classes_of(found, _class_names(split, tags), where=f"{where}, column {tags!r}")
-
         tags_of = split[tags][:]
 
         def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -241,11 +237,7 @@ class ReferenceReader:
         """
         source = one_column(split, self.named.text, columns.SOURCES, option=TEXT_OPTION, where=where)
         target = one_column(split, self.named.label, columns.REFERENCES, option=LABEL_OPTION, where=where)
-        numbers, total = _labelled(split, (target,), where, is_score=False), len(split)
-        for column in (source, target):
-            check_texts(split, column, where, numbers)
-        split = split.select(numbers)
-
+        split, unlabelled = _labelled(split, (source, target), (target,), where, is_score=False)
         references = split[target][:]
 
         def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -254,13 +246,13 @@ class ReferenceReader:
             kept = ("input_ids", "attention_mask", "labels")
             return {**{name: encoded[name] for name in kept}, TEXT_NAMES[0]: batch[source]}
 
-        return Encoded(_encoded(split, (source,), rows, where), total - len(split), (source, target))
+        return Encoded(_encoded(split, (source,), rows, where), unlabelled, (source, target))
 
 
 def _encoded(split: Dataset, read: Sequence[str], rows: Callable[..., dict[str, list[Any]]], where: str) -> Dataset:
-    """Returns what a function makes of these columns and the numbers of rows.
+    """Returns what a function makes of these columns and of the numbers of the rows.
 
-    It gets no column of labels: `datasets` gives a new column the type of an old one of its name, where it has one.
+    No column of labels is among them: `datasets` would give the new labels the type of an old column of their name.
     """
     return split.select_columns(list(read)).map(rows, with_indices=True, remove_columns=list(read), desc=where, **_MAP)
 
@@ -347,8 +339,10 @@ def _check_fast(tokenizer: Any, what: str) -> None:
         )
 
 
-def _labelled(split: Dataset, labels: tuple[str, ...], where: str, *, is_score: bool) -> list[int]:
-    """Returns the places of the rows that have a label."""
+def _labelled(
+    split: Dataset, texts: Sequence[str], labels: tuple[str, ...], where: str, *, is_score: bool
+) -> tuple[Dataset, int]:
+    """Leaves out the rows without a label; returns the others, which hold texts, and how many were left out."""
     values = _rows_of(split, labels)
     missing = {index for index, row in enumerate(values) if any(map(_is_none, row))}
     hidden = {index for index, row in enumerate(values) if any(value in HIDDEN for value in row)}
@@ -358,7 +352,10 @@ def _labelled(split: Dataset, labels: tuple[str, ...], where: str, *, is_score: 
         raise UnlabelledError(
             f"{where}: no row has a label in {listed(labels)}. Name another column with {LABEL_OPTION}."
         )
-    return [index for index in range(len(values)) if index not in missing]
+    labelled = [index for index in range(len(values)) if index not in missing]
+    for column in texts:
+        check_texts(split, column, where, labelled)
+    return (split.select(labelled) if missing else split), len(missing)
 
 
 def _rows_of(split: Dataset, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:

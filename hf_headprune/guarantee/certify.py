@@ -23,6 +23,7 @@ from hf_headprune.guarantee.external import bare, check_external, first_reader, 
 from hf_headprune.guarantee.path import CertifiedPath, PathStep, certify_in_order
 from hf_headprune.guarantee.promises import are_several, promises_of
 from hf_headprune.guarantee.records import environment_of, record_of, turned_by_rounding
+from hf_headprune.guarantee.resampling import ROUND_OFF
 from hf_headprune.guarantee.scored import ScoredSplit, data_of
 from hf_headprune.guarantee.sequence import AlphaLedger
 from hf_headprune.masking import masked
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from hf_headprune.guarantee.outcomes import Outcome, PairedScores
     from hf_headprune.plan import PlanOrResult
 
-ROUND_OFF = 1e-9
 CHOSEN_BY = "headprune_chosen_by"  # attribute of a model: certificates whose examples have chosen it
 Opened = Callable[[Any, Any], AbstractContextManager[Any]]
 

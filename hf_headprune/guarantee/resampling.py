@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 LEAST_DISAGREEING = 10  # rows that differ, for a bootstrap of them alone to mean anything, and for a FAIL
-ROUNDING = 1e-9  # of the difference of two metrics
+ROUND_OFF = 1e-9  # of the difference of two metrics
 MOST_CHANGES = 2000  # of an answer, among which the worst is looked for
 LABEL_AND_ANSWER = 2  # numbers in a row of a classifier
 
@@ -70,9 +70,10 @@ def one_answer_worse(
 ) -> np.ndarray | None:
     """Returns the rows of the pruned model with one answer more that differs: the one that lowers the metric most.
 
-    A bootstrap draws differences too seldom where there are few. With one more than were seen, and the worst that there
-    can be, its p-value is no less than that of the exact bound on a share (Clopper and Pearson 1934) where all are for
-    the worse: of D that were seen, P(Poisson(D + 1) >= k) stands in the place of P(Poisson(k) <= D).
+    A bootstrap of few differences is too sure. With one difference more it is as careful as the exact bound on a share
+    (Clopper and Pearson 1934) at levels of 5 % and above: where D answers got worse, and k would be too many, its
+    p-value is about P(Poisson(D + 1) >= k), and the exact one P(Poisson(k) <= D). Far below that level it is smaller:
+    about half of an exact .005.
 
     Args:
         dense: Label and predicted class of each example, `(n, 2)`.
@@ -101,7 +102,7 @@ def one_answer_worse(
 
 def bootstrap_p_value(drops: np.ndarray, epsilon: float) -> float:
     """Returns the share of draws that drop by epsilon or more, up to rounding; the data themselves count as one."""
-    return float((1 + np.count_nonzero(drops >= epsilon - ROUNDING)) / (1 + len(drops)))
+    return float((1 + np.count_nonzero(drops >= epsilon - ROUND_OFF)) / (1 + len(drops)))
 
 
 def bootstrap_upper_bound(drops: np.ndarray, alpha: float) -> float:

@@ -127,8 +127,8 @@ def _in_short(claim: Claim, evidence: Evidence) -> str:
 def _of_the_test(claim: Claim, evidence: Evidence) -> Iterator[str]:
     if claim.kind == "corpus":
         yield "This is a bootstrap: the confidence is approximate, not finite-sample."
-        if evidence.p_value == 1 and evidence.regressions + evidence.improvements < LEAST_DISAGREEING:
-            yield f"It needs {LEAST_DISAGREEING} examples that change, where answers are no classes."
+        if evidence.upper_bound == 1 and evidence.regressions + evidence.improvements < LEAST_DISAGREEING:
+            yield f"Fewer than {LEAST_DISAGREEING} examples changed, which is too few for a bootstrap of this metric."
     if evidence.verdict == "PASS" and evidence.regressions_to_spare is not None:
         yield f"The verdict would survive {evidence.regressions_to_spare} further regressions."
     if evidence.examples_needed is not None:

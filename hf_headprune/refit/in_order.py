@@ -218,6 +218,7 @@ class _Moments:
         self._key: Any = None
         self._given: list[torch.Tensor] = []  # kept, so that no other tensor gets the identity of one of them
         self._sums: list[Symmetric | None] = [None, None]
+        self._dense: list[torch.Tensor | None] | None = None  # the sums, once they are asked for
 
     def begin(self, place: Place, stops: Sequence[Stop], *, constant: bool) -> bool:
         """Turns to a module; tells whether its moments are still to be added."""
@@ -225,7 +226,7 @@ class _Moments:
         key = place.site, place.columns, constant, [id(it) for it in given]
         is_new = key != self._key
         if is_new:
-            self._key, self._given, self._sums = key, given, [None, None]
+            self._key, self._given, self._sums, self._dense = key, given, [None, None], None
         return is_new
 
     def add(self, batch: _Tokens) -> None:
@@ -238,7 +239,10 @@ class _Moments:
 
     def sums(self) -> list[torch.Tensor | None]:
         """Returns both, `(in + 1, in + 1)`, float64; None for a sum of no batches."""
-        return [None if it is None else it.dense().double() for it in self._sums]
+        if self._dense is None:
+            self._dense = [None if it is None else it.dense().double() for it in self._sums]
+            self._sums = [None, None]
+        return self._dense
 
 
 @dataclass(frozen=True, eq=False)

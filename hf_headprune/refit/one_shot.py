@@ -79,7 +79,7 @@ def second_order_plan(  # noqa: PLR0913 - a model, its examples and how they are
     """
     check_budget(settings, anatomy_of(model))
     tuning = settings.tuning
-    seed = int(tuning.seed or 0)
+    seed = tuning.seed or 0
     losses = ExampleLosses(model, dataset, tuning.scoring_examples, seed, data_collator, batch_size, where=where)
     remember_seen_(model, calibration=losses.drawn)
     if settings.rounds > 1:
@@ -127,6 +127,7 @@ class ExampleLosses:
             raise InvalidSettingError(
                 f"{where}: removal costs come from gradients, which torch.inference_mode() forbids. Call it outside."
             )
+        seed = int(seed)  # torch's generators take no number of numpy's
         self._model, self._batch_size, self._where, self._seed = model, batch_size, where, seed
         writes = bool(getattr(model.config, "is_encoder_decoder", False))
         examples = ModelExamples(dataset, model, where=where, collate=data_collator, needs_labels=writes)

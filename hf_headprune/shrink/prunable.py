@@ -243,7 +243,7 @@ class PrunableModel:
         """
         model: Any = self
         known = {*inspect.signature(HfApi.upload_folder).parameters, "private", "max_shard_size", "tags"}
-        if unknown := sorted({*options} - known | {*options} & {"folder_path"}):
+        if unknown := sorted({*options} - (known - {"self", "folder_path"})):
             raise InvalidSettingError(
                 f"{type(self).__name__}.push_to_hub: there are no such options, received {', '.join(unknown)}. Leave "
                 "them out; help(type(model).push_to_hub) lists those that there are."

@@ -759,6 +759,10 @@ def test_a_corpus_metric_gets_a_bootstrap_that_says_so(two_models, rows):
     unchanged = certify(*two_models, rows, same, max_drop=0.15)
     assert unchanged.verdict == "PASS"
     assert certify(*two_models, rows, same, max_drop=0.005).verdict == "INCONCLUSIVE"  # one of 160 may have changed
+    no_classes = dataclasses.replace(same, score=lambda model, _: wider)
+    refused = certify(*two_models, rows, no_classes, max_drop=0.15)
+    assert refused.verdict == "INCONCLUSIVE"
+    assert "Fewer than 10 examples changed, which is too few for a bootstrap" in refused.statement
 
 
 @pytest.mark.parametrize(

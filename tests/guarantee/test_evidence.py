@@ -181,9 +181,8 @@ def test_few_changed_answers_are_no_reason_against_a_plan_and_pass_no_sooner_tha
     mixed = evidence_of(with_changes(worse=3, better=4), claim, agreement)  # a share of what changed would not pass
     assert (mixed.verdict, mixed.regressions + mixed.improvements) == ("PASS", 7)
     hopeless = dataclasses.replace(claim, max_drop=0.002, alpha_spent=0.4, alpha=0.4)
-    assert (
-        evidence_of(with_changes(worse=9), hopeless, agreement).verdict == "INCONCLUSIVE"
-    )  # a FAIL needs more of them
+    found = evidence_of(with_changes(worse=9), hopeless, agreement)
+    assert found.verdict == "INCONCLUSIVE"  # a FAIL needs more of them
 
 
 def test_one_answer_worse_is_the_change_that_costs_most_and_needs_labels_and_answers():
@@ -200,7 +199,5 @@ def test_one_answer_worse_is_the_change_that_costs_most_and_needs_labels_and_ans
     assert one_answer_worse(np.hstack([dense, dense]), np.hstack([pruned, pruned]), agreement) is None
     numbers = dense + np.linspace(0, 0.4, 400)[:, None]  # of a regression: no two are equal
     assert one_answer_worse(numbers, numbers, agreement) is None
-    assert (
-        evidence_of(PairedScores(numbers, numbers), Claim("agreement", "corpus", 0.01, 0.25, 0.25), agreement).p_value
-        == 1
-    )
+    claim = Claim("agreement", "corpus", 0.01, 0.25, 0.25)
+    assert evidence_of(PairedScores(numbers, numbers), claim, agreement).p_value == 1
