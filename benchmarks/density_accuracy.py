@@ -15,8 +15,8 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
 - layers: what one would try first, on the tasks of the budget group: every other layer of the pretrained model dropped,
   then fine-tuned for 300 or 600 steps, with or without the dense model of the budget group as a teacher.
 - questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %; and, with one seed (a run takes
-  up to an hour of a core), hybrid_filled with a teacher and a second run at both, and two tries to lose less at 26 %:
-  the teacher's hidden states, and twice the epochs.
+  up to an hour of a core), hybrid_filled with a teacher and a second run at both, a try to lose less at 26 % by the
+  teacher's hidden states, and all three at 26 % with 4, 8 and 16 epochs (up to four hours), whose teacher has two.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.density_accuracy [--only budget] [--work FOLDER] [--smoke]
      python -m benchmarks.density_accuracy --collect
@@ -68,8 +68,10 @@ if TYPE_CHECKING:
 RESULT = RESULTS / "density_accuracy.json"
 SEEDS = (0, 1, 2)
 DENSE, SECOND_ORDER, HYBRID, FILLED = "dense", "second order", "hybrid", "hybrid_filled"
-HIDDEN, LONGER = "second order, hidden states", "second order, 4 epochs"
-ONE_SEED = (FILLED, HIDDEN, LONGER)
+HIDDEN = "second order, hidden states"
+CURVE = product((4, 8, 16), (DENSE, SECOND_ORDER, FILLED))  # of questions, beside the two epochs of their recipe
+LONGER = {f"{method}, {epochs} epochs": (method, epochs) for epochs, method in CURVE}
+ONE_SEED = (FILLED, HIDDEN, *LONGER)
 PENALTY = "block movement, penalty 10"
 # Of nn_pruning's own run: 866 steps, of which the first 50 and the last 200 hold the threshold still.
 THEIR_RECIPE = BlockMovement.hybrid(
@@ -116,7 +118,8 @@ def all_runs() -> Iterator[Run]:
         budget += [Run("budget", task, method, 0.1, 0) for method in (ONE_SHOT, IN_ORDER)]
     layers = [Run("layers", task, method, 0.5, 0) for task in ("sst2", "snli", "qamr") for method in LAYERS]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
-    cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (HIDDEN, 0.26), (LONGER, 0.26)]
+    cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (HIDDEN, 0.26)]
+    cells += [(name, 1.0 if method == DENSE else 0.26) for name, (method, _) in LONGER.items()]
     questions += [Run("questions", "squad_v1_dev", *cell, 0) for cell in cells]
     for runs in (published, budget, layers, questions):
         for seed in SEEDS:
@@ -129,7 +132,7 @@ def needed_by(run: Run) -> Run | None:
         return replace(run, method=SECOND_ORDER)
     if run.group == "layers":
         return Run("budget", run.task, DENSE, 1.0, run.seed) if "teacher" in run.method else None
-    if run.method in WITHOUT_TRAINING or (run.group == "questions" and run.method != DENSE):
+    if run.method in WITHOUT_TRAINING or (run.group == "questions" and run.density < 1.0):
         return replace(run, method=DENSE, density=1.0)
     if run.group == "published" and run.method != DENSE:
         return Run("teacher", run.task, DENSE, 1.0, run.seed)
@@ -145,7 +148,8 @@ def cached_task(name: str, limit: int | None) -> Task:
 def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     """Trains, cuts and scores one run; a dense one leaves its model for those that need it."""
     task = cached_task(run.task, 16 if smoke else None)
-    recipe = replace(RECIPES[run.group], epochs=4.0) if run.method == LONGER else RECIPES[run.group]
+    method, epochs = LONGER.get(run.method, (run.method, RECIPES[run.group].epochs))
+    recipe = replace(RECIPES[run.group], epochs=epochs)
     recipe = replace(recipe, max_steps=4, batch_size=4) if smoke else recipe
     if "600 steps" in run.method and not smoke:
         recipe = replace(recipe, max_steps=600)
@@ -167,7 +171,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         if needed_by(run) is not None:
             distil(trainer, Distillation(saved_model(run, task, work)))
         return {**train_and_score(trainer, task), "reached_density": 0.5}
-    callback = None if run.method == DENSE else callback_of(run, task, work)
+    callback = None if method == DENSE else callback_of(run, task, work)
     trainer = build(callback=callback)
     result = train_and_score(trainer, task)
     if callback is None:
@@ -203,12 +207,13 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
     teacher = None
     if run.group in ("published", "questions"):
         teacher = Distillation(saved_model(run, task, work), alpha_hidden=10.0 if run.method == HIDDEN else 0.0)
-    if run.method == FILLED:
+    method, _ = LONGER.get(run.method, (run.method, None))
+    if method == FILLED:
         movement = BlockMovement.hybrid_filled(density=run.density)
         return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher, latency=None)
     if run.method == PENALTY:
         return HeadPruneCallback(movement=THEIR_RECIPE, distillation=teacher, latency=None)
-    if run.method in (SECOND_ORDER, HIDDEN, LONGER):
+    if method in (SECOND_ORDER, HIDDEN):
         return HeadPruneCallback(density=run.density, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
         return HeadPruneCallback(

@@ -10,6 +10,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.pipeline.budget import one_budget, second_order_of
 from hf_headprune.pipeline.cost_path import CALIBRATION, examples_for
 from hf_headprune.pipeline.holdout import DEFAULT_DROP
+from hf_headprune.pipeline.ladder import falling
 from hf_headprune.uniform import check_uniform
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Budget:
         densities = () if given["density"] is None else _densities(given["density"])
         if densities:
             given = {**given, "density": densities[0]}
+        if len(densities) > 1:
+            densities = falling(densities, where="--density: several")
         name = one_budget(given, where="prune") or "max_drop"
         value: Any = DEFAULT_DROP if given[name] is None else given[name]
         if name == "max_drop" and not 0 < value < 1:

@@ -72,8 +72,10 @@ class TextReader:
         """
         labels = self._label_columns(split, where)
         texts = text_columns(split, self.named, labels, where=where)
-        split, unlabelled = _labelled(split, texts, labels, where, is_score=self.classes is None)
-        targets = self._targets(split, labels, f"{where}, column{'s' * (len(labels) > 1)} {listed(labels)}")
+        labelled = _labelled(split, texts, labels, where, is_score=self.classes is None)
+        split, unlabelled = split.select(labelled), len(split) - len(labelled)
+        numbers = [index + 1 for index in labelled]
+        targets = self._targets(split, numbers, labels, f"{where}, column{'s' * (len(labels) > 1)} {listed(labels)}")
 
         def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             found = [batch[column] for column in texts]
@@ -99,14 +101,16 @@ class TextReader:
         known = columns.SCORES if self.classes is None else columns.CLASSES
         return (one_column(split, self.named.label, known, option=LABEL_OPTION, where=where),)
 
-    def _targets(self, split: Dataset, labels: tuple[str, ...], where: str) -> list[Any]:
-        """Returns the class, the score, or the zeros and ones of each row."""
+    def _targets(self, split: Dataset, numbers: list[int], labels: tuple[str, ...], where: str) -> list[Any]:
+        """Returns the class, the score, or the zeros and ones of each row; their numbers are for the message."""
         if not isinstance(self.classes, SeveralLabels):
             meaning = self._meaning(split, labels[0], where)
             return [meaning[value] for value in split[labels[0]]]
         if len(labels) > 1:
-            return self.classes.of_columns(labels, _rows_of(split, labels), where=where)
-        return self.classes.of_lists(split[labels[0]][:], _class_names(split, labels[0]), where=where)
+            rows = dict(zip(numbers, _rows_of(split, labels), strict=True))
+            return self.classes.of_columns(labels, rows, where=where)
+        lists = dict(zip(numbers, split[labels[0]][:], strict=True))
+        return self.classes.of_lists(lists, _class_names(split, labels[0]), where=where)
 
     def _meaning(self, split: Dataset, label: str, where: str) -> dict[Any, int] | dict[Any, float]:
         """Returns the class or the score of each label that occurs."""
@@ -237,7 +241,8 @@ class ReferenceReader:
         """
         source = one_column(split, self.named.text, columns.SOURCES, option=TEXT_OPTION, where=where)
         target = one_column(split, self.named.label, columns.REFERENCES, option=LABEL_OPTION, where=where)
-        split, unlabelled = _labelled(split, (source, target), (target,), where, is_score=False)
+        labelled = _labelled(split, (source, target), (target,), where, is_score=False)
+        split, unlabelled = split.select(labelled), len(split) - len(labelled)
         references = split[target][:]
 
         def rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -341,8 +346,8 @@ def _check_fast(tokenizer: Any, what: str) -> None:
 
 def _labelled(
     split: Dataset, texts: Sequence[str], labels: tuple[str, ...], where: str, *, is_score: bool
-) -> tuple[Dataset, int]:
-    """Leaves out the rows without a label; returns the others, which hold texts, and how many were left out."""
+) -> list[int]:
+    """Returns the rows that have a label; all of them hold texts."""
     values = _rows_of(split, labels)
     missing = {index for index, row in enumerate(values) if any(map(_is_none, row))}
     hidden = {index for index, row in enumerate(values) if any(value in HIDDEN for value in row)}
@@ -355,7 +360,7 @@ def _labelled(
     labelled = [index for index in range(len(values)) if index not in missing]
     for column in texts:
         check_texts(split, column, where, labelled)
-    return (split.select(labelled) if missing else split), len(missing)
+    return labelled
 
 
 def _rows_of(split: Dataset, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:

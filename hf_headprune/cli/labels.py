@@ -72,12 +72,12 @@ class SeveralLabels:
 
     known: ModelClasses
 
-    def of_columns(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, where: str) -> list[list[float]]:
+    def of_columns(self, columns: Sequence[str], rows: Mapping[int, Sequence[Any]], *, where: str) -> list[list[float]]:
         """Returns zeros and ones, one for each label of the model, from one column for each.
 
         Args:
             columns: Named as the labels, in whatever order; or any, in the order of the model's labels.
-            rows: The values of these columns.
+            rows: The values of these columns, by the number of the row.
             where: Name of the split and its columns, for the message.
 
         Raises:
@@ -95,12 +95,12 @@ class SeveralLabels:
         if None in places:
             places = [*range(len(columns))]
         found = []
-        for number, row in enumerate(rows):
+        for number, row in rows.items():
             values = [whole_number(value) for value in row]
             if not set(values) <= {0, 1}:
                 raise InvalidSettingError(
                     f"{where}: each label must be 1, if the example has it, or 0, received {listed(row)} in row "
-                    f"{number + 1}. Change the values."
+                    f"{number}. Change the values."
                 )
             chosen = [0.0] * self.known.num_labels
             for place, value in zip(places, values, strict=True):
@@ -108,29 +108,30 @@ class SeveralLabels:
             found.append(chosen)
         return found
 
-    def of_lists(self, rows: Sequence[Any], names: Sequence[str] | None, *, where: str) -> list[list[float]]:
+    def of_lists(self, rows: Mapping[int, Any], names: Sequence[str] | None, *, where: str) -> list[list[float]]:
         """Returns zeros and ones, one for each label of the model, from lists.
 
         Args:
             rows: In each, a 0 or 1 for every label of the model; or the labels that the example has, by name or number.
+                By the number of the row.
             names: Of labels that are numbers, where the data set names them.
             where: Name of the split and its column, for the message.
 
         Raises:
             InvalidSettingError: A row holds no list, or a label that the model does not know.
         """
-        wrong = [number for number, row in enumerate(rows) if not isinstance(row, list)]
+        wrong = [number for number, row in rows.items() if not isinstance(row, list)]
         if wrong:
             raise InvalidSettingError(
                 f"{where}: this model gives each example several labels, so each row must hold a list, received "
-                f"{listed([rows[wrong[0]]])} in row {wrong[0] + 1}. A .jsonl or .parquet holds lists; in other files "
+                f"{listed([rows[wrong[0]]])} in row {wrong[0]}. A .jsonl or .parquet holds lists; in other files "
                 "give each label a column of 0 and 1, and name them with --label-column A,B,C."
             )
-        size = self.known.num_labels
-        if names is None and all(len(row) == size and {*map(whole_number, row)} <= {0, 1} for row in rows):
-            return [[float(value) for value in row] for row in rows]
-        meaning = self.known.classes_of({label for row in rows for label in row}, names, where=where)
-        chosen = [{meaning[label] for label in row} for row in rows]
+        size, values = self.known.num_labels, rows.values()
+        if names is None and all(len(row) == size and {*map(whole_number, row)} <= {0, 1} for row in values):
+            return [[float(value) for value in row] for row in values]
+        meaning = self.known.classes_of({label for row in values for label in row}, names, where=where)
+        chosen = [{meaning[label] for label in row} for row in values]
         return [[float(index in labels) for index in range(size)] for labels in chosen]
 
 

@@ -147,7 +147,7 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     """
     anatomy = anatomy_of(model)
     check_can_prune(model)
-    asked = _falling(densities)
+    asked = falling(densities, where="plan_ladder: densities")
     settings = SecondOrder(density=asked[-1])
     check_budget(settings, anatomy)
     batching = Batching(data_collator=data_collator, batch_size=batch_size)
@@ -177,12 +177,21 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     return PruningLadder(asked, rungs, note)
 
 
-def _falling(densities: Any) -> tuple[float, ...]:
+def falling(densities: Any, *, where: str) -> tuple[float, ...]:
+    """Returns the densities of a ladder, the largest first.
+
+    Args:
+        densities: Different numbers above 0 and below 1.
+        where: They were received, for the message.
+
+    Raises:
+        InvalidSettingError: They are no such numbers.
+    """
     values = () if isinstance(densities, str) or not isinstance(densities, Iterable) else tuple(densities)
     if not values or len(set(values)) < len(values) or not all(is_above(it, 0) and it < 1 for it in values):
         raise InvalidSettingError(
-            "plan_ladder: densities must be different numbers above 0 and below 1, the shares of the weights that are "
-            f"kept, received {shown(densities)}."
+            f"{where} must be different numbers above 0 and below 1, the shares of the weights that are kept, received "
+            f"{shown(densities)}."
         )
     return tuple(sorted(values, reverse=True))
 

@@ -203,6 +203,12 @@ def test_rows_of_which_a_label_is_missing_are_left_out():
         ({"good": [1, 0], "film": [0, 1], "x": [0, 1]}, "good,film,x", "one column for each label of the model"),
         ({"good": [1, 0], "film": [0, 1]}, "good,play", "there is no column 'play'"),
         ({"good": [1, 2], "film": [0, 1], "long": [0, 1]}, None, "must be 1, if the example has it, or 0, received 2"),
+        (
+            {"good": [None, 2], "film": [0, 1], "long": [0, 1]},  # rows are counted as in the file
+            None,
+            "received 2, 1, 1 in row 2",
+        ),
+        ({"labels": [None, "good"]}, None, "each row must hold a list, received 'good' in row 2"),
     ],
 )
 def test_several_labels_that_can_not_be_read_are_refused(columns, named, message):
