@@ -387,7 +387,9 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "teacher.",
         "questions": "SQuAD-format questions, 2 epochs without dropout in attention, the dense model as teacher; "
         "*hybrid_filled* learns blocks of attention and FFN units, cuts, refills and trains a second time. What was "
-        "tried to lose less at 26 %, one seed: *hidden states* of the teacher weigh in, too; *4 epochs* in place of 2.",
+        "tried to lose less at 26 %, one seed: *hidden states* of the teacher weigh in, too. Rows of *4 epochs* and "
+        "more, one seed, are a learning curve; their teacher is the dense model of 2 epochs, and rows that are missing "
+        "have not been run.",
     }
     for group, title in titles.items():
         for task in dict.fromkeys(row["task"] for row in content["summary"] if row["group"] == group):
