@@ -69,8 +69,10 @@ RESULT = RESULTS / "density_accuracy.json"
 SEEDS = (0, 1, 2)
 DENSE, SECOND_ORDER, HYBRID, FILLED = "dense", "second order", "hybrid", "hybrid_filled"
 HIDDEN = "second order, hidden states"
-CURVE = product((4, 8, 16), (DENSE, SECOND_ORDER, FILLED))  # of questions, beside the two epochs of their recipe
-LONGER = {f"{method}, {epochs} epochs": (method, epochs) for epochs, method in CURVE}
+LONGER = {  # than the two epochs of the recipe of questions: the method, and its epochs
+    f"{method}, {epochs} epochs": (method, epochs)
+    for epochs, method in product((4, 8, 16), (DENSE, SECOND_ORDER, FILLED))
+}
 ONE_SEED = (FILLED, HIDDEN, *LONGER)
 PENALTY = "block movement, penalty 10"
 # Of nn_pruning's own run: 866 steps, of which the first 50 and the last 200 hold the threshold still.
@@ -171,7 +173,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         if needed_by(run) is not None:
             distil(trainer, Distillation(saved_model(run, task, work)))
         return {**train_and_score(trainer, task), "reached_density": 0.5}
-    callback = None if method == DENSE else callback_of(run, task, work)
+    callback = None if method == DENSE else callback_of(replace(run, method=method), task, work)
     trainer = build(callback=callback)
     result = train_and_score(trainer, task)
     if callback is None:
@@ -207,13 +209,12 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
     teacher = None
     if run.group in ("published", "questions"):
         teacher = Distillation(saved_model(run, task, work), alpha_hidden=10.0 if run.method == HIDDEN else 0.0)
-    method, _ = LONGER.get(run.method, (run.method, None))
-    if method == FILLED:
+    if run.method == FILLED:
         movement = BlockMovement.hybrid_filled(density=run.density)
         return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher, latency=None)
     if run.method == PENALTY:
         return HeadPruneCallback(movement=THEIR_RECIPE, distillation=teacher, latency=None)
-    if method in (SECOND_ORDER, HIDDEN):
+    if run.method in (SECOND_ORDER, HIDDEN):
         return HeadPruneCallback(density=run.density, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
         return HeadPruneCallback(

@@ -45,8 +45,6 @@ class Budget:
         densities = () if given["density"] is None else _densities(given["density"])
         if densities:
             given = {**given, "density": densities[0]}
-        if len(densities) > 1:
-            densities = falling(densities, where="--density: several")
         name = one_budget(given, where="prune") or "max_drop"
         value: Any = DEFAULT_DROP if given[name] is None else given[name]
         if name == "max_drop" and not 0 < value < 1:
@@ -113,11 +111,12 @@ class Budget:
 
 def _densities(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InvalidSettingError(
             f"--density must be a number such as 0.5, or several with commas between them, received {text!r}."
         ) from error
+    return falling(found, where="--density: densities") if len(found) > 1 else found
 
 
 def _heads(text: str) -> int | float:

@@ -102,14 +102,14 @@ class CertificationData:
                 )
 
 
-def _check_copies(prints: ExampleFingerprints, data: CertificationData) -> None:
+def _warn_of_copies(prints: ExampleFingerprints, data: CertificationData) -> None:
     copies = len(prints) - len({*prints.keys})
     if data.groups is None and copies > MOST_COPIES * len(prints):
-        _warn_of_copies(prints.sha256(), len(prints), copies)
+        _say_copies(prints.sha256(), len(prints), copies)
 
 
 @cache  # once for a split, known by its fingerprint: it is read several times in a run
-def _warn_of_copies(split: str, examples: int, copies: int) -> None:
+def _say_copies(split: str, examples: int, copies: int) -> None:
     logger.warning(
         "Of %s examples to certify on, %s are copies of others. Each counts as drawn independently. If they are there "
         "by mistake, remove them: they make the evidence look stronger than it is.",
@@ -169,7 +169,7 @@ class ScoredSplit:
         labels = _labels_of(data, metric)
         rows = data.dataset if labels is None else PartlyLabelled(data.dataset, labels)
         self.prints = ExampleFingerprints.of(rows, columns=data.columns)
-        _check_copies(self.prints, data)
+        _warn_of_copies(self.prints, data)
         self.labelled = None if labels is None else np.isin(self.prints.order, list(labels))
         self._groups = None  # of each example, in the order of the data set
         if data.groups is not None:

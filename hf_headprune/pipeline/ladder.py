@@ -182,7 +182,7 @@ def falling(densities: Any, *, where: str) -> tuple[float, ...]:
 
     Args:
         densities: Different numbers above 0 and below 1.
-        where: They were received, for the message.
+        where: What received them, for the message.
 
     Raises:
         InvalidSettingError: They are no such numbers.

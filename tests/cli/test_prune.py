@@ -362,8 +362,16 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--density", "0.5", "--max-drop", "0.02"], "takes one budget, received max_drop=0.02 and"),
         (None, ["--density", "1.5"], "density must be"),
         (None, ["--density", "0.5,half"], "--density must be a number such as 0.5, or several with commas"),
-        (None, ["--density", "0.5,1.5", "--train", "no.csv"], "--density: several must be different numbers above"),
-        (None, ["--density", "0.5,0.5", "--train", "no.csv"], "--density: several must be different numbers above"),
+        (
+            None,
+            ["--density", "0.5,1.5", "--train", "no.csv"],
+            "densities must be different numbers above 0 and below 1",
+        ),
+        (
+            None,
+            ["--density", "0.5,0.5", "--train", "no.csv"],
+            "densities must be different numbers above 0 and below 1",
+        ),
         (None, ["--size-mb", "5"], "Pass a size above"),
         (None, ["--kept-heads", "many"], "--kept-heads must be a number of heads, or a share such as 0.5"),
         (None, ["--kept-heads", "9"], "9"),
