@@ -23,7 +23,7 @@ class Speed:
 
     Attributes:
         table: The ms of each block; None where a speed-up is counted.
-        changes: What was measured of each plan.
+        changes: What was measured of each plan, the last time.
     """
 
     def __init__(self, model: Any, latency: LatencySettings | LatencyTable | None, speedup: Any) -> None:

@@ -36,6 +36,19 @@ def test_the_speed_up_that_is_measured_is_the_one_that_was_wanted(time_of, wante
     assert speed_up_of(found) == pytest.approx(wanted, rel=2 * NEAR)
 
 
+def test_a_plan_that_looked_right_by_chance_is_measured_anew():
+    times = []
+
+    def speed_up_of(share):
+        times.append(share)
+        return 1.0 / (0.5 if len(times) == 1 else 0.2 + 0.8 * share)  # the first measurement flatters the first plan
+
+    found = plan_as_measured(2.0, lambda share: share, speed_up_of)
+    assert times[:2] == [0.5, 0.5]
+    assert 1.0 / (0.2 + 0.8 * found) == pytest.approx(2.0, rel=2 * NEAR)
+    assert times[-2:] == [found, found]
+
+
 def test_steps_that_no_plan_lies_between_give_the_nearest():
     plan_at, speed_up_of = machine(lambda share: 0.3 if share < 0.5 else 0.6)
     assert speed_up_of(plan_as_measured(2.0, plan_at, speed_up_of)) == pytest.approx(1 / 0.6)
