@@ -18,7 +18,7 @@ from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_deployed, load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.output import CONFIG_NAME, new_file, writable
-from hf_headprune.cli.texts import read_labels, read_texts, write_to_label
+from hf_headprune.cli.texts import read_labels, read_texts, say_notes, write_to_label
 from hf_headprune.cli.vocabulary import own_reader
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import certify as certify_models
@@ -156,4 +156,5 @@ def _rows(
             f"{file}: {encoded.unlabelled:,} rows have no label. Label the disagreements alone, with headprune "
             "disagreements and --labels, or remove these rows."
         )
+    say_notes(file, encoded.notes)
     return encoded.rows

@@ -16,7 +16,7 @@ from hf_headprune.tasks.examples import IGNORED_LABEL, forward_arguments
 from hf_headprune.tasks.windows import WINDOW_COLUMNS, Windows, check_questions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from datasets import Dataset
 
@@ -41,11 +41,13 @@ class Encoded:
         rows: `datasets.Dataset` with the model's inputs, the labels, and the texts.
         unlabelled: Rows without a label, which are left out.
         columns: That were read, the labels' last.
+        notes: Which texts are cut or empty, a sentence each.
     """
 
     rows: Dataset
     unlabelled: int
     columns: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,18 @@ class TextReader:
             found = [batch[column] for column in texts]
             return {**self.encoded(found), "labels": [targets[i] for i in indices]}
 
-        return Encoded(_encoded(split, texts, rows, where), unlabelled, (*texts, *labels))
+        encoded = _encoded(split, texts, rows, where)
+        return Encoded(encoded, unlabelled, (*texts, *labels), self.notes_on(encoded))
+
+    def notes_on(self, rows: Dataset) -> tuple[str, ...]:
+        """Says which texts of encoded rows are cut or empty."""
+        texts = [rows[name][:] for name in TEXT_NAMES if name in rows.column_names]
+
+        def longer(places: list[int], limit: int) -> list[list[int]]:
+            some = [[column[place] for place in places] for column in texts]
+            return self.tokenizer(*some, truncation=True, max_length=limit)["input_ids"]
+
+        return _notes_on("texts", rows["input_ids"], self.max_length, longer, texts)
 
     def encode_again(self, rows: Dataset) -> Dataset:
         """Tokenizes the texts of rows that another reader has encoded."""
@@ -178,7 +191,14 @@ class TokenReader:
                 )
             return {**encoded, "labels": labels}
 
-        return Encoded(_encoded(split, (words,), rows, where), 0, (words, tags))
+        encoded, texts = _encoded(split, (words,), rows, where), split[words][:]
+
+        def longer(places: list[int], limit: int) -> list[list[int]]:
+            some = [texts[place] for place in places]
+            return self.tokenizer(some, is_split_into_words=True, truncation=True, max_length=limit)["input_ids"]
+
+        notes = _notes_on("texts", encoded["input_ids"], self.max_length, longer)
+        return Encoded(encoded, 0, (words, tags), notes)
 
 
 @dataclass(frozen=True)
@@ -251,7 +271,48 @@ class ReferenceReader:
             kept = ("input_ids", "attention_mask", "labels")
             return {**{name: encoded[name] for name in kept}, TEXT_NAMES[0]: batch[source]}
 
-        return Encoded(_encoded(split, (source,), rows, where), unlabelled, (source, target))
+        encoded, sources = _encoded(split, (source,), rows, where), split[source][:]
+
+        def longer_sources(places: list[int], limit: int) -> list[list[int]]:
+            return self.tokenizer([sources[i] for i in places], truncation=True, max_length=limit)["input_ids"]
+
+        def longer_references(places: list[int], limit: int) -> list[list[int]]:
+            some = [references[i] for i in places]
+            return self.tokenizer(text_target=some, truncation=True, max_length=limit)["input_ids"]
+
+        notes = (
+            *_notes_on("texts", encoded["input_ids"], self.max_length, longer_sources, [sources]),
+            *_notes_on("references", encoded["labels"], self.max_length, longer_references, [references]),
+        )
+        return Encoded(encoded, unlabelled, (source, target), notes)
+
+
+def _notes_on(
+    what: str,
+    ids: Iterable[Sequence[int]],
+    limit: int,
+    longer: Callable[[list[int], int], list[list[int]]],
+    columns_of_texts: Sequence[Sequence[str]] = (),
+) -> tuple[str, ...]:
+    """Says how many texts are cut, and how many are empty.
+
+    Args:
+        what: Is read: texts, or references.
+        ids: Tokens of each, at most `limit`.
+        limit: Tokens that a text was cut to.
+        longer: Returns the tokens of the texts at some places, cut to another number.
+        columns_of_texts: To look for empty ones in.
+    """
+    lengths = [len(tokens) for tokens in ids]
+    full = [place for place, length in enumerate(lengths) if length >= limit]  # cut, or of just that length
+    cut = sum(len(tokens) > limit for tokens in longer(full, limit + 1)) if full else 0
+    empty = sum(not all(text.strip() for text in row) for row in zip(*columns_of_texts, strict=True))
+    notes = []
+    if cut:
+        notes.append(f"{cut:,} of {len(lengths):,} {what} are cut to {limit:,} tokens.")
+    if empty:
+        notes.append(f"{empty:,} of {len(lengths):,} rows have an empty text, and count as examples.")
+    return tuple(notes)
 
 
 def _encoded(split: Dataset, read: Sequence[str], rows: Callable[..., dict[str, list[Any]]], where: str) -> Dataset:

@@ -29,7 +29,7 @@ class Splits:
         validation: An A* search measures plans on them; None without one.
         certify: Plans are tested and the certificate is made on them; None without one.
         seen: Fingerprints of the training examples.
-        notes: What was left out and held back, a sentence each.
+        notes: What was left out, cut and held back, a sentence each.
         columns: That were read.
     """
 
@@ -71,6 +71,7 @@ def encoded_splits(splits: Mapping[str, Dataset], reader: Reader, *, from_hub: b
         rows[name], columns = encoded.rows, columns or encoded.columns
         if encoded.unlabelled:
             notes.append(f"{name}: {encoded.unlabelled:,} of {len(split):,} rows have no label and are left out.")
+        notes += [f"{name}: {note}" for note in encoded.notes]
     rows, seen, repeats = _without_repeats(rows)
     return Splits(rows["train"], rows.get("validation"), rows.get("test"), seen, (*notes, *repeats), columns)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from hf_headprune.cli.columns import listed, text_columns
 from hf_headprune.cli.examples import TEXT_NAMES, TextReader, check_texts, reader_for
 from hf_headprune.cli.files import read_file
@@ -13,7 +15,7 @@ from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee.examples import ExampleFingerprints
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from datasets import Dataset
@@ -24,7 +26,7 @@ ID, ANSWERS, LABEL = "id", "answers", "label"
 
 
 def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None = None) -> Dataset:
-    """Tokenizes the texts, or pairs of texts, of a file; labels in it are not read.
+    """Tokenizes the texts, or pairs of texts, of a file; labels in it are not read. Says which are cut or empty.
 
     Args:
         file: As `read_file` takes it.
@@ -52,7 +54,15 @@ def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_
         return reader.encoded([batch[column] for column in columns])
 
     options: dict[str, Any] = {"batched": True, "keep_in_memory": True, "load_from_cache_file": False}
-    return split.map(rows, remove_columns=split.column_names, **options)
+    texts = split.map(rows, remove_columns=split.column_names, **options)
+    say_notes(file, reader.notes_on(texts))
+    return texts
+
+
+def say_notes(file: Path, notes: Sequence[str]) -> None:
+    """Writes sentences about a file, away from what a command returns."""
+    for note in notes:
+        typer.echo(f"{file}: {note}", err=True)
 
 
 def ids_of(texts: Any) -> list[str]:

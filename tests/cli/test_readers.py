@@ -117,6 +117,18 @@ def test_tags_are_whole_numbers_whatever_the_column_is_called():
     assert example["labels"] == [-100, 0, 1, -100]
 
 
+def test_it_says_which_texts_are_cut_or_empty():
+    rows = Dataset.from_dict({"text": ["a b c", "a b c d", " ", "a"], "label": [0, 1, 0, 1]})
+    notes = "1 of 4 texts are cut to 5 tokens.", "1 of 4 rows have an empty text, and count as examples."
+    assert reader("SequenceClassification", max_length=5).encode(rows, "train").notes == notes
+    assert reader("SequenceClassification", max_length=6).encode(rows, "train").notes == notes[1:]
+    words = Dataset.from_dict({"tokens": [["a", "b", "c"], ["a"]], "tags": [[0, 1, 0], [0]]})
+    assert reader("TokenClassification", max_length=4).encode(words, "train").notes == (
+        "1 of 2 texts are cut to 4 tokens.",
+    )
+    assert reader("TokenClassification", max_length=5).encode(words, "train").notes == ()
+
+
 def test_a_row_is_called_by_its_number_in_the_file():
     rows = Dataset.from_dict({"text": [None, "a", "b", None], "label": [None, 0, 1, 1]})
     with pytest.raises(InvalidSettingError, match="in 1 of 3 rows, first in row 4"):
