@@ -14,9 +14,10 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   removal's own sizes per layer, filled with heads and units drawn at random, trained as long.
 - layers: what one would try first, on the tasks of the budget group: every other layer of the pretrained model dropped,
   then fine-tuned for 300 or 600 steps, with or without the dense model of the budget group as a teacher.
-- questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %; and, with one seed (a run takes
-  up to an hour of a core), hybrid_filled with a teacher and a second run at both, a try to lose less at 26 % by the
-  teacher's hidden states, and all three at 26 % with 4, 8 and 16 epochs (up to four hours), whose teacher has two.
+- questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %, in the midst of a training from
+  the pretrained model; at 26 % the removal from the dense model, and a training after it, as `headprune prune
+  --recover`; with one seed (a run takes up to an hour of a core) hybrid_filled with a teacher and a second run at both;
+  and all of them at 26 % with 4, 8 and 16 epochs (up to four hours), whose teacher has two.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.density_accuracy [--only budget] [--work FOLDER] [--smoke]
      python -m benchmarks.density_accuracy --collect
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
@@ -38,6 +40,7 @@ import torch
 
 from benchmarks.arena import kwon
 from benchmarks.arena.case import Case, plan_of
+from benchmarks.recovery import LEARNING_RATE
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, copied, load_task
@@ -51,29 +54,32 @@ from hf_headprune import (
     SubsetGates,
     anatomy_of,
     linear_density,
+    plan_for_budget,
     prune_model_,
 )
 from hf_headprune.budgets import budgets
 from hf_headprune.callback.distillation import distil
+from hf_headprune.callback.plain_recovery import PlainRecovery
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.choice import choose
 from hf_headprune.refit.one_shot import ExampleLosses, second_order_plan
 from hf_headprune.refit.settings import SecondOrderTuning
+from hf_headprune.tasks.batches import Batching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import Trainer
 
 RESULT = RESULTS / "density_accuracy.json"
 SEEDS = (0, 1, 2)
 DENSE, SECOND_ORDER, HYBRID, FILLED = "dense", "second order", "hybrid", "hybrid_filled"
-HIDDEN = "second order, hidden states"
+THEN = "second order, then"
 LONGER = {  # than the two epochs of the recipe of questions: the method, and its epochs
     f"{method}, {epochs} epochs": (method, epochs)
-    for epochs, method in product((4, 8, 16), (DENSE, SECOND_ORDER, FILLED))
+    for epochs, method in product((4, 8, 16), (DENSE, SECOND_ORDER, THEN, FILLED))
 }
-ONE_SEED = (FILLED, HIDDEN, *LONGER)
+ONE_SEED = (FILLED, *LONGER)
 PENALTY = "block movement, penalty 10"
 # Of nn_pruning's own run: 866 steps, of which the first 50 and the last 200 hold the threshold still.
 THEIR_RECIPE = BlockMovement.hybrid(
@@ -120,7 +126,7 @@ def all_runs() -> Iterator[Run]:
         budget += [Run("budget", task, method, 0.1, 0) for method in (ONE_SHOT, IN_ORDER)]
     layers = [Run("layers", task, method, 0.5, 0) for task in ("sst2", "snli", "qamr") for method in LAYERS]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
-    cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (HIDDEN, 0.26)]
+    cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (THEN, 0.26)]
     cells += [(name, 1.0 if method == DENSE else 0.26) for name, (method, _) in LONGER.items()]
     questions += [Run("questions", "squad_v1_dev", *cell, 0) for cell in cells]
     for runs in (published, budget, layers, questions):
@@ -173,6 +179,8 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         if needed_by(run) is not None:
             distil(trainer, Distillation(saved_model(run, task, work)))
         return {**train_and_score(trainer, task), "reached_density": 0.5}
+    if method == THEN:
+        return cut_and_trained_on(run, saved_model(run, task, work), task, build, work / key_of(run), epochs)
     callback = None if method == DENSE else callback_of(replace(run, method=method), task, work)
     trainer = build(callback=callback)
     result = train_and_score(trainer, task)
@@ -180,6 +188,18 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
         trainer.save_model(str(work / key_of(run)))
         return result
     return {**result, **sizes(callback.plan, task), **file_size(trainer, work / key_of(run))}
+
+
+def cut_and_trained_on(
+    run: Run, model: Any, task: Task, build: Callable[..., Trainer], folder: Path, epochs: float
+) -> dict[str, Any]:
+    """Cuts a fine-tuned model, trains it on, taught by what it was, and scores it, as `headprune prune --recover`."""
+    started = time.perf_counter()
+    recover = PlainRecovery(task.train, Batching(), epochs, LEARNING_RATE)
+    found = plan_for_budget(model, task.train, density=run.density, recover=recover, seed=run.seed)
+    trainer = build(callback=None, model=prune_model_(model, found))
+    seconds = time.perf_counter() - started
+    return {**score(trainer, task), "train_seconds": seconds, **sizes(found.plan, task), **file_size(trainer, folder)}
 
 
 def every_other_layer(model: Any) -> Any:
@@ -208,13 +228,13 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
     """Builds the callback of one method."""
     teacher = None
     if run.group in ("published", "questions"):
-        teacher = Distillation(saved_model(run, task, work), alpha_hidden=10.0 if run.method == HIDDEN else 0.0)
+        teacher = Distillation(saved_model(run, task, work))
     if run.method == FILLED:
         movement = BlockMovement.hybrid_filled(density=run.density)
         return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher, latency=None)
     if run.method == PENALTY:
         return HeadPruneCallback(movement=THEIR_RECIPE, distillation=teacher, latency=None)
-    if run.method in (SECOND_ORDER, HIDDEN):
+    if run.method == SECOND_ORDER:
         return HeadPruneCallback(density=run.density, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
         return HeadPruneCallback(
@@ -279,8 +299,10 @@ def queue(options: argparse.Namespace) -> RunQueue[Run]:
     runs = [run for run in runs if options.methods is None or run.method in (DENSE, *options.methods)]
     runs = [run for run in runs if run.seed in options.seeds and (options.tasks is None or run.task in options.tasks)]
     if smoke:
-        runs = [r for r in runs if r.seed == 0 and r.task in ("sst2", "squad_v1_dev") and r.density in (1.0, 0.5)]
-        runs = [r for r in runs if r.group == "budget" or (r.group == "questions" and r.method in (DENSE, FILLED))]
+        questions = {(DENSE, 1.0), (FILLED, 0.5), (THEN, 0.26)}
+        budget = [run for run in runs if (run.group, run.task) == ("budget", "sst2") and run.density in (1.0, 0.5)]
+        runs = [*budget, *(run for run in runs if run.group == "questions" and (run.method, run.density) in questions)]
+        runs = [run for run in runs if run.seed == 0]
     return RunQueue(tuple(runs), work, Path("no such file") if smoke else RESULT)
 
 
