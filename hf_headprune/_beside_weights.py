@@ -62,7 +62,7 @@ def _downloaded(source: str, name: str, commit: str | None, options: dict[str, A
 
 def read_text(file: Path) -> str:
     """Returns a file's text, whatever is in it: it is checked where it is used."""
-    return file.read_text(encoding="utf-8", errors="backslashreplace")
+    return file.read_text(encoding="utf-8-sig", errors="backslashreplace")
 
 
 def write_text(file: Path, text: str) -> None:

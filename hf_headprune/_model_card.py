@@ -94,8 +94,8 @@ def write_card_(
         name: Of the model on the Hub, if it is known.
     """
     ours, file = getattr(model, "headprune_card", None), Path(folder, CARD_NAME)
-    present = read_text(file) if file.exists() else ""
-    if ours is None and not _OURS.search(present):
+    present = _card_in(folder)
+    if present is None or (ours is None and not _OURS.search(present)):
         return
     weights = weights_sha256(Weights(model) if state_dict is None else state_dict)
     if ours is not None and _weights_of(ours) != weights:
@@ -112,6 +112,22 @@ def write_card_(
             Path(folder, beside).unlink(missing_ok=True)
 
 
+def _card_in(folder: str | Path) -> str | None:
+    """Returns the card in a folder, an empty text where there is none; None, and a warning, if it is not in UTF-8."""
+    file = Path(folder, CARD_NAME)
+    try:
+        return file.read_text(encoding="utf-8-sig") if file.exists() else ""
+    except UnicodeDecodeError as error:
+        logger.warning("%s is not in UTF-8 (%s); nothing is changed in it.", file, error)
+        return None
+
+
+def has_section(folder: str | Path) -> bool:
+    """Tells whether the card in a folder has a section of ours."""
+    file = Path(folder, CARD_NAME)
+    return file.exists() and _OURS.search(read_text(file)) is not None
+
+
 def card_on_hub(repo_id: str, *, token: Any = None, revision: str | None = None) -> str:
     """Returns the card of a repository; an empty text where there is none."""
     try:
@@ -123,8 +139,9 @@ def card_on_hub(repo_id: str, *, token: Any = None, revision: str | None = None)
 
 def tag_card_(folder: str | Path, tags: list[str]) -> None:
     """Adds tags to the card in a folder, which is made where there is none."""
-    file = Path(folder, CARD_NAME)
-    present = read_text(file) if file.exists() else ""
+    file, present = Path(folder, CARD_NAME), _card_in(folder)
+    if present is None:
+        return
     if not present.strip():
         present = _with_metadata({"library_name": "transformers", "tags": list(TAGS)}, "")
     card = ModelCard(present, ignore_metadata_errors=True)

@@ -60,7 +60,7 @@ def owned(model: nn.Module, purpose: str, *, alone: bool = False) -> Iterator[No
                 where = "another thread" if is_elsewhere else "this thread"
                 raise ModelInUseError(
                     f"{purpose}: the {type(model).__name__} is in use by {other.purpose} in {where}, which has changed "
-                    "it and will change it back. Wait until that has ended, or work on a copy: copy.deepcopy(model)."
+                    "it and will change it back. Wait until that has ended, or work on a copy that was made before."
                 )
         tokens.append(token)
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_headprune._checks import is_number, is_whole
 from hf_headprune.anatomy import Price
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.plan import check_plan
 
 if TYPE_CHECKING:
@@ -63,8 +63,11 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
         InvalidSettingError: A length is below one.
     """
     target_len = seq_len if target_len is None else target_len
-    if min(seq_len, target_len) < 1:
-        raise InvalidSettingError(f"cost_of: lengths must be at least 1 token, received {seq_len} and {target_len}.")
+    if not all(is_whole(length, at_least=1) for length in (seq_len, target_len)):
+        raise InvalidSettingError(
+            "cost_of: lengths must be whole numbers of at least 1 token, received "
+            f"{shown(seq_len)} and {shown(target_len)}."
+        )
     check_plan(plan, anatomy)
     kept = {site.name: plan.kept(site.name) for site in anatomy.sites}
     cut = [site for site in anatomy.sites if len(kept[site.name]) < site.units]

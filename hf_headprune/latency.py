@@ -14,7 +14,7 @@ from torch.utils.benchmark import Timer
 from hf_headprune._checks import is_whole
 from hf_headprune._offloaded import device_of
 from hf_headprune.anatomy import declaration_of
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import evaluating
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def measure_latency(
         inputs: Keyword arguments of the forward pass, batch first; random tokens without padding when left out.
 
     Raises:
-        InvalidSettingError: The models are on different devices, one is on several, or their dtypes differ.
+        InvalidSettingError: One is no model, they are on different devices, one is on several, or their dtypes differ;
+            or the inputs are no tensors.
     """
     return measured_within(MOST_SECONDS, before, after, settings or LatencySettings(), inputs)
 
@@ -155,6 +156,16 @@ def measured_within(
     inputs: Mapping[str, torch.Tensor] | None,
 ) -> LatencyChange:
     """Measures as `measure_latency` does; after `max_seconds` it stops, but not before five runs."""
+    if not all(isinstance(model, torch.nn.Module) for model in (before, after)):
+        raise InvalidSettingError(
+            f"measure_latency: it compares two models of torch, received {type(before).__name__} and "
+            f"{type(after).__name__}. Pass the dense and the pruned one."
+        )
+    if inputs is not None and not (inputs and all(isinstance(value, torch.Tensor) for value in inputs.values())):
+        raise InvalidSettingError(
+            f"measure_latency: inputs must be tensors by the names of their arguments, received {shown(inputs)}. Leave "
+            "them out for random tokens."
+        )
     places, others = ({(p.device.type, p.dtype) for p in model.parameters()} for model in (before, after))
     devices = {device for device, _ in places | others}
     if places != others or len(devices) != 1:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from hf_headprune._compat import drop_hooks_, is_compiled, unwrap_forward_
+from hf_headprune._compat import drop_hooks_, hooks_before_forward, is_compiled, unwrap_forward_
 from hf_headprune._offloaded import device_of, shared_by_copies
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
+from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.plan import check_plan, refitted
 
 if TYPE_CHECKING:
@@ -146,13 +147,29 @@ def attach(model: nn.Module, site: Site, hook: UnitScale) -> RemovableHandle:
     return base_model(model).get_submodule(site.output).register_forward_pre_hook(hook)
 
 
+def check_whole(model: nn.Module, where: str) -> None:
+    """Refuses a model whose units something closes or scales: what it answers is not what its weights will answer.
+
+    Raises:
+        UnsupportedModelError: It is inside of `masked`, was copied there, or carries gates of a training.
+    """
+    hooks = (hook for module in model.modules() for hook in hooks_before_forward(module))
+    if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in hooks):
+        raise UnsupportedModelError(
+            f"{where}: the {type(model).__name__} carries gates or a mask, so it answers otherwise than its weights "
+            "will once they are saved. Pass it outside of masked(...), no copy that was made inside; or prune it: "
+            "prune_model_(model, plan)."
+        )
+
+
 @contextmanager
 def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
     """Closes the units that a plan removes, for the length of a `with` block.
 
     The model keeps its shapes and its training mode; leaving the block restores it, after an error too. Closed units
     take no part in the output and receive no gradient from it. Blocks may be nested, and then close what either does.
-    Every thread that runs the model meanwhile sees it closed; to have it whole there, mask a copy.
+    Every thread that runs the model meanwhile sees it closed; to have it whole there, mask a copy. A copy that is made
+    inside of the block stays closed for good.
 
     Args:
         model: Live model of the anatomy that the plan was made for.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_headprune._model_card import CARD_NAME, attach_card_, write_card_
+from hf_headprune._model_card import CARD_NAME, attach_card_, has_section, write_card_
 from hf_headprune.cli.inspect import AsJson, Folder, report_of
 from hf_headprune.cli.models import load_model
 from hf_headprune.errors import InvalidSettingError
@@ -45,6 +45,8 @@ def card(
         results.append(str(write_eval_results(report, folder, dataset=dataset, task=task)))
     attach_card_(model, text, report.files)
     write_card_(model, folder)
+    if not has_section(folder):
+        raise InvalidSettingError(f"{folder / CARD_NAME}: it was left as it is, see above. Mend it, or remove it.")
     written = [str(folder / CARD_NAME), *results]
     content = {"card": written[0], "files": sorted(report.files()), "eval_results": results}
     typer.echo(json.dumps(content) if as_json else f"Written: {', '.join(written)}")

@@ -17,8 +17,8 @@ from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
 from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_deployed, load_model, load_tokenizer, to_accelerator_
-from hf_headprune.cli.output import CONFIG_NAME, new_file, writable
-from hf_headprune.cli.texts import read_labels, read_texts, say_notes, write_to_label
+from hf_headprune.cli.output import CONFIG_NAME, new_csv, writable
+from hf_headprune.cli.texts import LABEL, read_labels, read_texts, say_notes, write_to_label
 from hf_headprune.cli.vocabulary import own_reader
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import certify as certify_models
@@ -41,7 +41,7 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
     pruned: Annotated[list[str], typer.Argument(metavar="PRUNED...", help="Pruned models, or their .onnx or .xml.")],
     data: Annotated[Path, typer.Option(metavar="FILE", help="Texts; labels in it are not read")],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", callback=new_file, help="New .csv file with the texts that need a label")
+        Path, typer.Option(metavar="FILE", callback=new_csv, help="New .csv file with the texts that need a label")
     ],
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
@@ -107,13 +107,15 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
 
     Exit code 0: PASS; 1: FAIL or INCONCLUSIVE, and the certificate is written all the same.
     """
+    if labels is not None and metric == AGREEMENT:
+        raise InvalidSettingError(f"certify: --metric {AGREEMENT} needs no labels and reads none. Leave --labels out.")
     place = (pruned if pruned.is_dir() else pruned.parent) / CERTIFICATE_NAME
     writable(place)
     models = [load_deployed(name) for name in (dense, pruned)]
     reading = load_tokenizer(tokenizer or dense, models[0])
     named = NamedColumns(text_column, text_pair_column, label_column)
     rows = _rows(data, models[0], reading, named, max_length, is_labelled=labels is None and metric != AGREEMENT)
-    known = None if labels is None else read_labels(labels, rows, models[0])
+    known = None if labels is None else read_labels(labels, rows, models[0], label_column or LABEL)
     is_file = is_external(models[1])
     chosen = (metric, "") if is_file or metric == AGREEMENT else metric_named(metric, models[0])
     seen = None if train is None else _rows(train, models[0], reading, named, max_length, is_labelled=False)

@@ -11,11 +11,18 @@ import typer
 from hf_headprune.cli.columns import listed
 from hf_headprune.cli.files import read_file
 from hf_headprune.cli.inspect import AsJson
+from hf_headprune.cli.labels import whole_number
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.monitor import Monitor
 
 COLUMNS = ("dense", "pruned")
+
+
+def _spelt_alike(value: Any) -> Any:
+    """Returns the whole number that a value spells, or a name without differences of letter case and spacing."""
+    number = None if isinstance(value, list) else whole_number(value)
+    return number if number is not None else value.strip().casefold() if isinstance(value, str) else value
 
 
 def monitor(
@@ -37,7 +44,7 @@ def monitor(
             f"{data}: the columns {listed(missing)} are missing, among {listed(rows.column_names)}. Write the answers "
             "of both models to each input there."
         )
-    is_raised = watched.update(*(rows[name][:] for name in COLUMNS))
+    is_raised = watched.update(*([_spelt_alike(value) for value in rows[name]] for name in COLUMNS))
     content: dict[str, Any] = {"covered": not is_raised, "examples": watched.examples, "changed": watched.changed}
     content |= {"alarm_at": watched.alarm_at, "certified_rate": watched.rate}
     typer.echo(json.dumps(content) if as_json else watched.to_text())

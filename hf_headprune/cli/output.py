@@ -39,12 +39,14 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
-def new_file(path: Path) -> Path:
-    """Sees that a file can be written that is not there yet; returns the path.
+def new_csv(path: Path) -> Path:
+    """Sees that a .csv can be written that is not there yet; returns the path.
 
     Raises:
-        InvalidSettingError: It can't, or it is there.
+        InvalidSettingError: It can't, it is there, or it is called otherwise.
     """
+    if path.suffix.lower() != ".csv":
+        raise InvalidSettingError(f"{path}: what is written is a .csv, and will be read as one. Name it so.")
     if path.exists():
         raise InvalidSettingError(f"{path}: there is a file of that name, perhaps with labels. Choose another name.")
     writable(path)

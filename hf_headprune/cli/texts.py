@@ -94,23 +94,30 @@ def write_to_label(file: Path, texts: Any, found: Mapping[int, tuple[Any, ...]],
     return len(rows)
 
 
-def read_labels(file: Path, texts: Any, model: Any) -> dict[int, int]:
+def read_labels(file: Path, texts: Any, model: Any, column: str = LABEL) -> dict[int, int]:
     """Returns the labels of a file that `write_to_label` wrote and somebody filled in, by index of the text.
+
+    Args:
+        file: As `read_file` takes it.
+        texts: That `read_texts` returned.
+        model: Its configuration names the classes.
+        column: Of the labels.
 
     Raises:
         InvalidSettingError: Columns are missing, an id is of no text or has several labels, or a label is no class of
             the model.
     """
     rows = read_file(file)
-    missing = {ID, LABEL} - set(rows.column_names)
+    missing = {ID, column} - set(rows.column_names)
     if missing:
         raise InvalidSettingError(
             f"{file}: the columns {listed(sorted(missing))} are missing. Pass the file that headprune disagreements "
             "wrote, with its labels filled in."
         )
-    labels = [(row[ID], row[LABEL].strip()) for row in rows if (row[LABEL] or "").strip()]
+    labels = [(row[ID], str(row[column]).strip()) for row in rows if row[column] not in (None, "")]
+    labels = [(name, label) for name, label in labels if label]
     classes = ModelClasses.of(model.config).classes_of(
-        {name for _, name in labels}, None, where=f"{file}, column {LABEL!r}"
+        {name for _, name in labels}, None, where=f"{file}, column {column!r}"
     )
     given: dict[str, int] = {}
     disputed = {name for name, label in labels if given.setdefault(name, classes[label]) != classes[label]}

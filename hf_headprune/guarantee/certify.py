@@ -257,7 +257,7 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         DataLeakError: Training or search have seen an example, or these examples have chosen the model, as an earlier
             certificate of it says.
         InvalidSettingError: A setting or the data set is malformed.
-        UnsupportedModelError: A model can't be scored.
+        UnsupportedModelError: A model can't be scored, or carries gates or a mask.
     """
     if not is_name(reference_name):
         raise InvalidSettingError(

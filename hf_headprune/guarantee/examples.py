@@ -190,10 +190,10 @@ def check_dataset(dataset: Any) -> None:
             "a split must be sized, indexable and not empty, such as a list of dicts or a datasets.Dataset, received "
             f"{type(dataset).__name__}. Pass one split; turn a stream into a list."
         )
-    if not hasattr(dataset[0], "keys"):
+    if not isinstance(dataset[0], Mapping):
         raise InvalidSettingError(
             f"examples must be mappings such as {{'input_ids': ..., 'labels': ...}}, received "
-            f"{type(dataset[0]).__name__}. Turn each example into a dict."
+            f"{type(dataset[0]).__name__}. Turn each example into a dict; of a datasets.Dataset, with_format(None)."
         )
 
 
@@ -289,7 +289,7 @@ def _is_indexable(dataset: Any) -> bool:
 
 def _row(dataset: Any, index: int) -> Mapping[str, Any]:
     example = dataset[index]
-    if not hasattr(example, "keys"):
+    if not isinstance(example, Mapping):
         raise InvalidSettingError(f"example {index} must be a mapping, as the first is, received {shown(example)}.")
     return example
 

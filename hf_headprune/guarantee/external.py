@@ -15,6 +15,7 @@ from hf_headprune._checks import is_whole
 from hf_headprune._strict_json import path_of
 from hf_headprune.errors import InvalidSettingError, MissingExtraError, shown
 from hf_headprune.guarantee.neighbours import Neighbours
+from hf_headprune.masking import check_whole
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:
@@ -55,12 +56,15 @@ def first_reader(models: Sequence[Any]) -> Any:
 
 
 def check_external(models: Sequence[Any], where: str) -> None:
-    """Refuses what can't answer.
+    """Refuses what can't answer, and models that answer otherwise than their weights will.
 
     Raises:
         InvalidSettingError: One is no model, alone or with rows of its own, no function, no path of an ONNX or OpenVINO
             file and no list of answers.
+        UnsupportedModelError: A model carries gates or a mask.
     """
+    for given in filter(is_model, models):
+        check_whole(bare(given), where)
     for given in filter(is_external, models):
         is_path = isinstance(given, (str, Path)) and str(given).endswith(SUFFIXES)
         is_file = is_path and all(file.is_file() for file in _files(path_of(given, where)))

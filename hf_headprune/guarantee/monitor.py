@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from hf_headprune.guarantee.certificate import Certificate
 
+
 RISES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # of the rate of changes, that are bet on
 START_EVERY = 250  # live inputs
 NUM_LEVELS = 12
@@ -152,8 +153,13 @@ class Monitor:
 
         Raises:
             CertificateError: The certificate does not say which answers changed.
-            InvalidSettingError: The confidence is out of range.
+            InvalidSettingError: The confidence is out of range, or there is no certificate.
         """
+        if not hasattr(certificate, "parts"):
+            raise InvalidSettingError(
+                f"Monitor: certificate must be a Certificate, received {shown(certificate)}. Read one: "
+                "Certificate.load(folder)."
+            )
         if not (is_number(confidence) and 0 < confidence < 1):
             raise InvalidSettingError(f"Monitor: confidence must be in (0, 1), received {shown(confidence)}.")
         largest = max(
@@ -176,21 +182,31 @@ class Monitor:
         """Adds the answers of both models to the same live inputs, in the order in which they came.
 
         Args:
-            dense: Answers of the dense model, such as classes.
-            pruned: Answers of the pruned model.
+            dense: Answers of the dense model: classes, as numbers or by name, or the labels of each input, `(n,)` or
+                `(n, num_labels)`.
+            pruned: Answers of the pruned model, of the same kind.
 
         Returns:
             Whether the alarm is raised, now or before.
 
         Raises:
-            InvalidSettingError: There are not equally many.
+            InvalidSettingError: There are not equally many, one is missing or no answer, or one model's are numbers and
+                the other's names. None is counted then.
         """
-        if len(dense) != len(pruned):
+        given = [_answers(answers, self.examples) for answers in (dense, pruned)]
+        if len(given[0]) != len(given[1]):
             raise InvalidSettingError(
-                f"Monitor: each input needs the answers of both models, received {len(dense)} and {len(pruned)}."
+                f"Monitor: each input needs the answers of both models, received {len(given[0])} and {len(given[1])}."
             )
-        for before, after in zip(dense, pruned, strict=True):
-            is_changed = bool(before != after)
+        pairs = list(zip(*given, strict=True))
+        for number, (before, after) in enumerate(pairs, self.examples + 1):
+            if type(before) is not type(after):
+                raise InvalidSettingError(
+                    f"Monitor: both models' answers must be of one kind, numbers or names, received {shown(before)} "
+                    f"and {shown(after)} for input {number}. Write both in the same way."
+                )
+        for before, after in pairs:
+            is_changed = before != after
             self.examples += 1
             self.changed += is_changed
             self._alarms.place(np.array([is_changed]))
@@ -209,3 +225,34 @@ class Monitor:
                 f"is at most {percent(self.alpha)}. The certificate does not cover these inputs. Certify on new ones."
             )
         return f"Covered so far. {seen} No rise was shown."
+
+
+def _answers(answers: Any, before: int) -> list[Any]:
+    """Returns answers of a model as whole numbers, names, or tuples of whole numbers.
+
+    Args:
+        answers: As they were passed.
+        before: Inputs that were counted earlier, for the message.
+    """
+    values = answers.tolist() if hasattr(answers, "tolist") else answers
+    if not isinstance(values, (list, tuple)):
+        raise InvalidSettingError(
+            f"Monitor: answers must be a list or an array, one for each input, received {shown(answers)}."
+        )
+    return [_answer(value, number) for number, value in enumerate(values, before + 1)]
+
+
+def _answer(value: Any, number: int) -> int | str | tuple[int, ...]:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)) and value:
+        found = tuple(_answer(label, number) for label in value)
+        if all(isinstance(label, int) for label in found):
+            return found  # type: ignore[return-value] # as just checked
+    elif isinstance(value, str) and value.strip():
+        return value
+    elif isinstance(value, bool) or (is_number(value) and value == int(value)):
+        return int(value)
+    raise InvalidSettingError(
+        f"Monitor: an answer must be a class, its name, or a list of labels, received {shown(value)} for input "
+        f"{number}. Leave inputs out that a model did not answer."
+    )

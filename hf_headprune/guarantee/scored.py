@@ -103,7 +103,7 @@ class CertificationData:
 
 
 def _warn_of_copies(prints: ExampleFingerprints, data: CertificationData) -> None:
-    copies = len(prints) - len({*prints.keys})
+    copies = len(prints) - len({*prints.kinds[prints.kind]})  # whatever their labels
     if data.groups is None and copies > MOST_COPIES * len(prints):
         _say_copies(prints.sha256(), len(prints), copies)
 

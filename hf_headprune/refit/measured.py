@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hf_headprune.plan import PruningPlan
 
 NEAR = 0.015  # of the speed-up: nearer than one measurement can tell
-TRIES = 6
+TRIES = 10
 SMALLEST = 0.01  # share of the blocks' ms
 
 

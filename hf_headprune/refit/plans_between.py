@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_headprune._checks import is_whole
-from hf_headprune.errors import InvalidPlanError, InvalidSettingError
+from hf_headprune._checks import is_number, is_whole
+from hf_headprune.errors import InvalidPlanError, InvalidSettingError, shown
 from hf_headprune.plan import PruningPlan
 from hf_headprune.refit.projections import Refit
 from hf_headprune.refit.removal_costs import removals_between
@@ -142,9 +142,10 @@ def _check(start: Any, end: Any, refit: Any, scores: Any) -> None:
             "Pass what the call that found the plan returned beside it."
         )
     heads = sum(start.num_heads.values())
-    if scores is not None and len(scores) != heads:
+    if scores is not None and not (len(scores) == heads and all(map(is_number, scores))):
         raise InvalidSettingError(
-            f"plans_between: scores must have one number for each of the {heads} heads, received {len(scores)}."
+            f"plans_between: scores must have one finite number for each of the {heads} heads, received {len(scores)}: "
+            f"{shown(scores)}."
         )
 
 

@@ -50,7 +50,7 @@ def export_model(model: nn.Module, path: str | Path, *, mode: Mode = "remote") -
         The folder.
 
     Raises:
-        InvalidSettingError: The mode is unknown.
+        InvalidSettingError: The mode is unknown, or the path is a file.
         UnsupportedModelError: The model is not pruned, is of a class of your own ("remote"), or differs between its
             layers or from what a configuration can say ("plain"); the message lists every reason.
     """
@@ -64,6 +64,8 @@ def export_model(model: nn.Module, path: str | Path, *, mode: Mode = "remote") -
             "first; a dense model is saved by its save_pretrained."
         )
     folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise InvalidSettingError(f"export_model: path must be a folder, and {folder} is a file. Choose another name.")
     {"remote": _save_with_code, "native": _save_without_code, "plain": _save_plain}[mode](model, folder)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from hf_headprune.masking import evaluating
 from hf_headprune.shrink.undo import undone_after_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 CHUNK = 1000  # texts that are encoded at a time
 PROBED = 8  # texts on which the model must compute what it did
@@ -120,13 +121,15 @@ def _kept(
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    if isinstance(texts, str):
-        raise InvalidSettingError("prune_vocabulary_: texts must be several texts, received one. Pass a list of them.")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        received = "one" if isinstance(texts, str) else shown(texts)
+        raise InvalidSettingError(
+            f"prune_vocabulary_: texts must be several texts, received {received}. Pass a list of them."
+        )
     source = iter(texts)
     while chunk := list(islice(source, CHUNK)):
-        wrong = next((text for text in chunk if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise InvalidSettingError(f"prune_vocabulary_: texts must be strings, received {shown(wrong)}.")
+        if wrong := [text for text in chunk if not isinstance(text, str)]:
+            raise InvalidSettingError(f"prune_vocabulary_: texts must be strings, received {shown(wrong[0])}.")
         yield chunk
 
 

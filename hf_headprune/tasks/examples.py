@@ -76,12 +76,13 @@ class ModelExamples:
         self._needs_labels = needs_labels and not self._embeds
         self._view = self._as_given if collate is not None else self._named
         first = dataset[0]
-        if collate is not None and hasattr(first, "keys"):
+        self._labelled(0)  # its own words, before others are found
+        if collate is not None and isinstance(first, Mapping):
             self._take_what_is_read(collate, first)
             return
-        present = sorted(first) if hasattr(first, "keys") else type(first).__name__
+        present = sorted(first) if isinstance(first, Mapping) else type(first).__name__
         wanted = "'start_positions' and 'end_positions'" if self._has_spans else "'labels' or 'label'"
-        if not hasattr(first, "keys") or not self._is_labelled(first):
+        if not isinstance(first, Mapping) or not self._is_labelled(first):
             raise InvalidSettingError(
                 f"{where}: examples must hold {wanted}, received {present}. Pass a labelled split."
             )
@@ -111,7 +112,6 @@ class ModelExamples:
         Raises:
             InvalidSettingError: It can make a batch of neither.
         """
-        self._labelled(0)  # its own words, before the collator finds others
         failed: Exception | None = None
         for view in (self._as_given, self._named, self._labelled):
             try:
@@ -130,7 +130,8 @@ class ModelExamples:
         """Returns an example as it is; where the data set has a column of labels, each must be given."""
         example = self._dataset[index]
         names = SPAN_NAMES if self._has_spans else LABEL_NAMES
-        if any(name in example for name in names) and not self._is_labelled(example):
+        is_row = isinstance(example, Mapping)
+        if is_row and any(name in example for name in names) and not self._is_labelled(example):
             raise InvalidSettingError(f"{self._where}: example {index} has no label. Remove unlabelled examples.")
         return example
 

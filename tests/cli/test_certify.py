@@ -251,6 +251,13 @@ def test_what_can_not_be_used_is_said_in_one_line(capsys, folder, tmp_path):
     texts = ["--data", folder / "texts.csv"]
     out = write(tmp_path / "there.csv", [{"id": "ab", "label": "positive"}])
     assert "there is a file of that name" in refused("disagreements", *models, *texts, "--out", out)
+    assert "what is written is a .csv" in refused("disagreements", *models, *texts, "--out", tmp_path / "new.tsv")
+    assert "--metric agreement needs no labels" in refused(
+        "certify", *models, *texts, "--labels", out, "--metric", "agreement"
+    )
+    assert "the columns 'answer' are missing" in refused(
+        "certify", *models, *texts, "--labels", out, "--label-column", "answer"
+    )
     assert "1 of 1 labels are for texts that --data does not hold" in refused(
         "certify", *models, *texts, "--labels", out
     )

@@ -147,7 +147,11 @@ def test_card_is_written_from_the_report_and_keeps_what_else_it_says(saved, prun
     assert "card: there is no headprune_report.json" in called(capsys, "card", folder).problem
     unseen = MetricChange("accuracy", "unseen examples", 500, 0.9, 0.89)
     report.write_text(PruningReport.of(PruningPlan.of(pruned), anatomy_of(pruned), unseen=unseen).to_json())
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
+    for broken in (b"---\nlicense: [mit\n---\n# Mine\n", "# M\u00fcll\n".encode("latin-1")):
+        (folder / "README.md").write_bytes(broken)
+        assert "README.md: it was left as it is" in called(capsys, "card", folder).problem
+        assert (folder / "README.md").read_bytes() == broken
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n", encoding="utf-8-sig")
     said = called(capsys, "card", folder, "--base-model", "owner/bert", "--dataset", "owner/sst2", "--json")
     assert json.loads(said.out)["card"] == str(folder / "README.md")
     card = ModelCard.load(folder / "README.md")

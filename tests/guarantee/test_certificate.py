@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from hf_headprune._certificate_file import (
@@ -249,10 +250,30 @@ def test_that_no_drop_at_all_is_excluded_is_a_claim_like_others(dense, pruned, r
     assert certify(dense, pruned, rows, max_drop=0).verdict == "FAIL"
 
 
+def test_a_model_that_answers_otherwise_than_its_weights_will_is_refused(dense, pruned, rows):
+    plan, model = without(PruningPlan.of(dense), [1]), copy.deepcopy(dense)
+    with masked(model, plan):
+        inside = copy.deepcopy(model)
+        for pair in ((dense, model), (model, pruned), (dense, (model, rows))):
+            with pytest.raises(UnsupportedModelError, match="carries gates or a mask"):
+                certify(*pair, rows)
+    with pytest.raises(UnsupportedModelError, match="no copy that was made inside"):
+        certify(dense, inside, rows)
+    assert certify(dense, model, rows).evidence.changed == 0
+
+
+def test_examples_of_another_kind_and_without_label_are_named(dense, pruned, rows):
+    with pytest.raises(InvalidSettingError, match="example 0 has no label"):
+        certify(dense, pruned, [{**rows[0], "label": None}, *rows[1:]])
+    frames = Dataset.from_list(rows).with_format("pandas")
+    with pytest.raises(InvalidSettingError, match=r"received DataFrame.*with_format\(None\)"):
+        certify(dense, pruned, frames)
+
+
 def test_copies_among_the_examples_are_said(dense, pruned, rows, caplog):
     certify(dense, pruned, rows, max_drop=0.4)
     assert "copies" not in caplog.text
-    repeated = [{**row} for row in rows[:40] for _ in range(4)]
+    repeated = [{**row, "label": copy_ % 2} for row in rows[:40] for copy_ in range(4)]  # whatever their labels
     certify(dense, pruned, repeated, max_drop=0.4)
     assert "Of 160 examples to certify on, 120 are copies of others" in caplog.text
     caplog.clear()

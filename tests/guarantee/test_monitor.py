@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from hf_headprune.errors import CertificateError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
@@ -97,6 +98,33 @@ def test_what_can_not_be_watched_is_refused(certificate):
         Monitor(Certificate.load(FILE))
     with pytest.raises(InvalidSettingError, match="received 1 and 2"):
         Monitor(certificate).update([1], [1, 2])
+    with pytest.raises(InvalidSettingError, match="must be a Certificate"):
+        Monitor("folder")
+    monitor = Monitor(certificate)
+    monitor.update([1], [1])
+    for missing in (None, float("nan"), "", " ", 0.5, [], [None]):
+        with pytest.raises(InvalidSettingError, match="for input 3"):
+            monitor.update([1, missing], [1, 1])
+    with pytest.raises(InvalidSettingError, match="numbers or names, received '1' and 1 for input 2"):
+        monitor.update(["1"], [1])
+    with pytest.raises(InvalidSettingError, match="a list or an array"):
+        monitor.update({0: 1}, {0: 2})
+    assert (monitor.examples, monitor.changed) == (1, 0)  # nothing of what was refused
+
+
+def test_answers_may_be_arrays_of_classes_or_of_labels(certificate):
+    for kind in (np.array, torch.tensor, list):
+        monitor = Monitor(certificate)
+        monitor.update(kind([0, 1]), kind([0.0, 1.0]))
+        monitor.update(kind([[0, 1], [1, 0]]), kind([[0, 1], [1, 1]]))
+        assert (monitor.examples, monitor.changed) == (4, 1)
+
+
+def test_the_command_takes_an_answer_however_it_is_spelt(certificate, tmp_path, capsys):
+    certificate.save(tmp_path)
+    rows = [{"dense": before, "pruned": after} for before, after in (("0", "0.0"), ("neg", "NEG "), ("1", "2"))]
+    said = called(capsys, "monitor", tmp_path, "--data", write(tmp_path / "live.csv", rows), "--json")
+    assert json.loads(said.out)["changed"] == 1
 
 
 def test_the_command_reads_answers_and_its_exit_code_is_the_alarm(certificate, tmp_path, capsys):

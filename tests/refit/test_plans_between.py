@@ -105,7 +105,8 @@ def test_what_costs_cut_without_training_is_certified_on_the_way(cut_by_costs):
             InvalidSettingError,
             "refit must be a Refit or None, received str",
         ),
-        ({"scores": np.zeros(3)}, InvalidSettingError, "one number for each of the 8 heads, received 3"),
+        ({"scores": np.zeros(3)}, InvalidSettingError, "one finite number for each of the 8 heads, received 3"),
+        ({"scores": [np.nan] * 8}, InvalidSettingError, "one finite number for each of the 8 heads"),
     ],
 )
 def test_plans_that_do_not_belong_together_are_refused(wrong, error, words):

@@ -258,10 +258,10 @@ def test_macs_equal_those_that_torch_counts(any_model, any_inputs):
     assert counted_flops(any_model, {name: tensor[:1] for name, tensor in any_inputs.items()}) == 2 * cost.macs > 0
 
 
-@pytest.mark.parametrize("lengths", [{"seq_len": 0}, {"seq_len": 5, "target_len": 0}])
+@pytest.mark.parametrize("lengths", [{"seq_len": 0}, {"seq_len": 5, "target_len": 0}, {"seq_len": 2.5}])
 def test_a_sequence_without_tokens_costs_no_number(lengths):
     anatomy = anatomy_of(tiny_marian())
-    with pytest.raises(InvalidSettingError, match="lengths must be at least 1 token"):
+    with pytest.raises(InvalidSettingError, match="lengths must be whole numbers of at least 1 token"):
         cost_of(PruningPlan.full(anatomy), anatomy, **lengths)
 
 

@@ -164,7 +164,12 @@ def test_what_can_not_be_cut_is_refused_before_anything_changes():
     tokenizer = tokenizer_of("bytes")
     size = len(tokenizer)
     model = tiny_bert(vocab_size=size)
-    for wrong, words_ in ((OWN[0], "received one"), ([], "there is no text"), ([OWN[0], 3], "received 3")):
+    for wrong, words_ in (
+        (OWN[0], "received one"),
+        ([], "there is no text"),
+        ([OWN[0], 3], "received 3"),
+        ([None], "received None"),
+    ):
         with pytest.raises(InvalidSettingError, match=words_):
             prune_vocabulary_(model, tokenizer, wrong)
     with pytest.raises(InvalidSettingError, match="the model's own tokenizer"):
