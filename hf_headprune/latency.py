@@ -271,7 +271,7 @@ def _random_tokens(model: nn.Module, config: Any, settings: LatencySettings) -> 
         end = torch.as_tensor(config.eos_token_id).flatten()  # BART's classifier reads the last of each row
         tokens[torch.isin(tokens, end)] = next(t for t in range(vocab_size) if t not in {*end.tolist(), padding})
         tokens[:, -1] = end[0]
-    if type(model).__name__.endswith("ForMultipleChoice"):
+    if any(kind.__name__.endswith("ForMultipleChoice") for kind in type(model).__mro__):
         tokens = tokens[:, None].repeat(1, 2, 1)
     tokens = tokens.to(device)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

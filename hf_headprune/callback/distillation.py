@@ -77,10 +77,10 @@ def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
             with same_randomness(trainer), torch.no_grad():
                 examples, collate = trainer_compat.training_data(trainer, trainer.get_train_dataloader())
                 batch = trainer_compat.prepared(trainer, collate([examples[0]]))
-                owner.compute_loss(owner.model.train(), batch)
+                owner.compute_loss(owner.model.train(), batch, **trainer_compat.counted_for(trainer, batch))
         except HeadPruneError as error:
             _restore_loss(owner, before)
-            logger.info("HeadPruneCallback: the pruned model learns from labels alone. %s", error)
+            logger.warning("The pruned model learns from labels alone, without the dense one as teacher. %s", error)
         yield
     finally:
         _restore_loss(owner, before)

@@ -426,17 +426,21 @@ def drawn_examples(dataset: Any, count: int, seed: int) -> Subset[Any] | None:
 
 def batch_loss(trainer: Trainer, batch: Any) -> torch.Tensor:
     """Returns the loss that the Trainer would train on: of any subclass, with its precision."""
-    counted = {}
-    if trainer.compute_loss_func is not None:  # a loss of the user's own is given what training gives it
-        counted["num_items_in_batch"] = items_of(trainer, batch)
     with trainer.compute_loss_context_manager():
-        return trainer.compute_loss(trainer.model, batch, **counted)
+        return trainer.compute_loss(trainer.model, batch, **counted_for(trainer, batch))
 
 
 def run_on(trainer: Trainer, batch: Any, model: Any) -> Any:
     """Makes the forward pass of a training step with another model, such as a copy, in that model's own precision."""
     with lent_forward(trainer.model, model):
-        return trainer.compute_loss(model, dict(batch) if isinstance(batch, Mapping) else batch)
+        counted = counted_for(trainer, batch)
+        return trainer.compute_loss(model, dict(batch) if isinstance(batch, Mapping) else batch, **counted)
+
+
+def counted_for(trainer: Trainer, batch: Any) -> dict[str, Any]:
+    """Returns what training tells a loss of the user's own, as a function or a method, of an optimizer step."""
+    is_own = trainer.compute_loss_func is not None or type(trainer).compute_loss is not Trainer.compute_loss
+    return {"num_items_in_batch": items_of(trainer, batch)} if is_own else {}
 
 
 def summed_loss(trainer: Trainer, batch: Any) -> torch.Tensor:

@@ -66,7 +66,7 @@ def load_tokenizer(source: str | Path, model: Any) -> Any:
     """
     with _one_line(source, "tokenizer"):
         # Words of a list are told from parts of words by the space before them.
-        splits_words = "ForTokenClassification" in type(model).__name__
+        splits_words = any("ForTokenClassification" in kind.__name__ for kind in type(model).__mro__)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, **({"add_prefix_space": True} if splits_words else {})
         )

@@ -175,6 +175,8 @@ def logits_of(outputs: Any, shape: tuple[int, ...], wanted: str) -> torch.Tensor
     logits = getattr(outputs, "logits", None)
     if logits is None or tuple(logits.shape) != shape:
         received = "none" if logits is None else tuple(logits.shape)
+        if isinstance(outputs, tuple):
+            raise UnsupportedModelError("The model returns a tuple. Set model.config.return_dict = True.")
         raise UnsupportedModelError(
             f"The model must return logits of shape {shape}, received {type(outputs).__name__} with {received}. Use a "
             f"{wanted} model, or a function that measures this one."

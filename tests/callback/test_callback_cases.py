@@ -67,16 +67,28 @@ def own_loss(outputs, labels, num_items_in_batch=None):
     return functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
 
+class CountingTrainer(Trainer):
+    """A method in place of a function."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = own_loss(outputs, labels, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+
 @pytest.mark.parametrize(
     "parts",
     [{"gates": GATES}, {"second_order": second_order(kept_heads=3, scoring_examples=8)}],
 )
 def test_a_loss_that_divides_by_the_items_of_its_batch_is_given_their_number(tmp_path, parts):
-    callback = HeadPruneCallback(**parts, latency=None)
-    trainer = trainer_of(tmp_path, callback, gradient_accumulation_steps=2)
-    trainer.compute_loss_func = own_loss
-    trainer.train()
-    assert callback.plan.num_kept_heads == 3
+    for trainer_class in (Trainer, CountingTrainer):
+        callback = HeadPruneCallback(**parts, latency=None)
+        trainer = trainer_of(tmp_path, callback, trainer_class=trainer_class, gradient_accumulation_steps=2)
+        trainer.compute_loss_func = own_loss if trainer_class is Trainer else None
+        trainer.train()
+        assert callback.plan.num_kept_heads == 3
 
 
 @pytest.mark.parametrize(

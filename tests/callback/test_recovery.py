@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from torch.nn import functional
+from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
@@ -34,6 +35,23 @@ TRAIN = attended_rows(320, 0)
 _SEEN = {tuple(row["input_ids"]) for row in TRAIN}
 UNSEEN = [row for row in attended_rows(160, 1) if tuple(row["input_ids"]) not in _SEEN]
 EPOCH = 20  # optimizer steps
+
+
+class Counting(Trainer):
+    """Divides its loss by the items of an optimizer step, which training tells it."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        loss = functional.cross_entropy(outputs.logits, inputs["labels"], reduction="sum") / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+
+def counted_loss(outputs, labels, num_items_in_batch):
+    return functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+class Named(BertForSequenceClassification):
+    """A class of the user's own."""
 
 
 def recovering(folder, **settings):
@@ -193,3 +211,16 @@ def test_an_error_while_a_teacher_is_tried_leaves_the_loss_as_it_was(tmp_path):
     with pytest.raises(RuntimeError, match="no such file"), taught_by(trainer, tiny_bert(seed=1)):
         pass
     assert "compute_loss" not in vars(trainer)
+
+
+@pytest.mark.parametrize("own", ["method", "function", "class"])
+@pytest.mark.parametrize("asked", [{"density": 0.5}, {"max_drop": 0.3}], ids=["size", "drop"])
+def test_what_trains_in_a_way_of_its_own_is_taught_and_refitted_in_full(tmp_path, caplog, own, asked):
+    settings = {"trainer_class": Counting} if own == "method" else {}
+    settings |= {"model": Named(tiny_bert().config)} if own == "class" else {}
+    trainer, callback = recovering(tmp_path, **asked, **settings)
+    trainer.compute_loss_func = counted_loss if own == "function" else None
+    trainer.train()
+    assert callback.result is not None
+    assert "labels alone" not in caplog.text
+    assert "Only output projections are refitted" not in caplog.text

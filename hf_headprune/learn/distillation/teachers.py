@@ -117,9 +117,9 @@ def _difference(what: str, teacher: Any, student: Any) -> list[str]:
 
 
 def _task(model: Any) -> str | None:
-    name = type(model).__name__
+    names = [kind.__name__ for kind in type(model).__mro__]  # a class of the user's own has any name
     for task in LABELLED_TASKS:
-        if name.endswith(f"For{task}"):
+        if any(name.endswith(f"For{task}") for name in names):
             return task
     has_vocabulary = getattr(model, "get_output_embeddings", lambda: None)() is not None
     return LANGUAGE_MODELLING if has_vocabulary else None
