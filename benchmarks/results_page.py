@@ -387,9 +387,11 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "fine-tuned, for as many steps as the group above or twice as many, with or without its dense model as "
         "teacher.",
         "questions": "SQuAD-format questions, 2 epochs without dropout in attention, the dense model as teacher; "
-        "*hybrid_filled* learns blocks of attention and FFN units, cuts, refills and trains a second time. What was "
-        "tried to lose less at 26 %, one seed: *hidden states* of the teacher weigh in, too. Rows that name their "
-        "epochs, of one seed, are a learning curve; the dense model of 2 epochs teaches the pruned ones.",
+        "*hybrid_filled* learns blocks of attention and FFN units, cuts, refills and trains a second time. *Second "
+        "order* cuts in the midst of a training from the pretrained model; *then* cuts the dense model and trains it "
+        "on, as `headprune prune --recover 2`. So *then* has seen as many steps as *4 epochs*, its dense model's "
+        "included. Rows that name their epochs, of one seed, are a learning curve; the dense model of 2 epochs "
+        "teaches the pruned ones, and *then* starts from it.",
     }
     for group, title in titles.items():
         for task in dict.fromkeys(row["task"] for row in content["summary"] if row["group"] == group):
