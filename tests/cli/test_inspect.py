@@ -149,7 +149,7 @@ def test_card_is_written_from_the_report_and_keeps_what_else_it_says(saved, prun
     report.write_text(PruningReport.of(PruningPlan.of(pruned), anatomy_of(pruned), unseen=unseen).to_json())
     for broken in (b"---\nlicense: [mit\n---\n# Mine\n", "# M\u00fcll\n".encode("latin-1")):
         (folder / "README.md").write_bytes(broken)
-        assert "README.md: it was left as it is" in called(capsys, "card", folder).problem
+        assert "README.md: nothing was changed in it" in called(capsys, "card", folder).problem
         assert (folder / "README.md").read_bytes() == broken
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n", encoding="utf-8-sig")
     said = called(capsys, "card", folder, "--base-model", "owner/bert", "--dataset", "owner/sst2", "--json")
