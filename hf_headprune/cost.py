@@ -60,7 +60,7 @@ def cost_of(plan: PruningPlan, anatomy: Anatomy, *, seq_len: int, target_len: in
 
     Raises:
         InvalidPlanError: The plan was made for another anatomy.
-        InvalidSettingError: A length is below one.
+        InvalidSettingError: A length is no whole number of at least one.
     """
     target_len = seq_len if target_len is None else target_len
     if not all(is_whole(length, at_least=1) for length in (seq_len, target_len)):

@@ -46,7 +46,9 @@ def card(
     attach_card_(model, text, report.files)
     write_card_(model, folder)
     if not has_section(folder):
-        raise InvalidSettingError(f"{folder / CARD_NAME}: nothing was changed in it, as said above. Mend it, or remove it.")
+        raise InvalidSettingError(
+            f"{folder / CARD_NAME}: nothing was changed in it, as said above. Mend it, or remove it."
+        )
     written = [str(folder / CARD_NAME), *results]
     content = {"card": written[0], "files": sorted(report.files()), "eval_results": results}
     typer.echo(json.dumps(content) if as_json else f"Written: {', '.join(written)}")

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from hf_headprune.guarantee.certificate import Certificate
 
-
 RISES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # of the rate of changes, that are bet on
 START_EVERY = 250  # live inputs
 NUM_LEVELS = 12
