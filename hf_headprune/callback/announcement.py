@@ -25,9 +25,7 @@ _COUNTED = {
 TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: many are decided early
 
 
-def announcement(
-    settings: Settings, splits: Splits, trainer: Trainer, *, seconds_per_plan: float | None, rewinds: bool = False
-) -> str:
+def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, seconds_per_plan: float | None) -> str:
     """Says what a run will do.
 
     Args:
@@ -35,9 +33,8 @@ def announcement(
         splits: Examples of the search and of the certificate.
         trainer: About to train.
         seconds_per_plan: Time to measure one plan on all searched examples; None where nothing says so.
-        rewinds: Whether the learning rate starts over when units have been removed.
     """
-    parts = [*_during_training(settings, trainer.state.max_steps, rewinds=rewinds)]
+    parts = [*_during_training(settings, trainer.state.max_steps)]
     if settings.search is not None:
         parts.append(_search(settings.search, settings, splits, trainer, seconds_per_plan))
     elif settings.max_drop is not None:
@@ -52,14 +49,12 @@ def announcement(
     return "\n".join(lines)
 
 
-def _during_training(settings: Settings, max_steps: int, *, rewinds: bool) -> list[str]:
+def _during_training(settings: Settings, max_steps: int) -> list[str]:
     parts = []
     if settings.second_order is not None:
         costs = settings.second_order
         step = round(costs.freeze_at * max_steps)
         parts.append(f"removes units by second-order costs at step {step} of {max_steps}, to {_budget(costs)}")
-        if rewinds:
-            parts.append("starts the schedule of the learning rate over, in the steps that are left")
     if settings.gates is not None:
         parts.append(f"learns gates to keep {settings.gates.chosen_kept_heads} heads")
     if settings.movement is not None:

@@ -32,8 +32,6 @@ class SecondOrderTuning:
         uniform: Whether all layers keep equally many heads and FFN units, so that `export_model(mode="plain")` can
             write the model for unmodified Transformers. Kinds of units whose number the family's configuration can't
             change are all kept.
-        rewinds: Whether the learning rate's schedule starts over after the last round, in the steps that are left; not
-            if you passed the Trainer a scheduler of your own.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
     Raises:
@@ -48,7 +46,6 @@ class SecondOrderTuning:
     target_len: int | None = None
     latency_ms: LatencyTable | None = field(default=None, hash=False)
     uniform: bool = False
-    rewinds: bool = True
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +63,6 @@ class SecondOrderTuning:
             or is_whole(self.target_len, at_least=1),
             f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
             "uniform must be True or False": self.uniform in (True, False),
-            "rewinds must be True or False": isinstance(self.rewinds, bool),
             "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
         }
         check(self, rules)
