@@ -190,7 +190,7 @@ def _keeping_section(create: Callable[..., None]) -> Callable[..., None]:
     @wraps(create)
     def create_with_section(self: Any, path: str, *args: Any, **kwargs: Any) -> None:
         file = Path(path, CARD_NAME)
-        before = read_text(file) if file.exists() else ""
+        before = _card_in(path) or ""
         create(self, path, *args, **kwargs)
         if file.exists():
             written = _OURS.sub("", read_text(file))  # it may repeat what was loaded once

@@ -147,14 +147,18 @@ def attach(model: nn.Module, site: Site, hook: UnitScale) -> RemovableHandle:
     return base_model(model).get_submodule(site.output).register_forward_pre_hook(hook)
 
 
+def is_scaled(module: nn.Module) -> bool:
+    """Tells whether something closes or scales units at the input of a module."""
+    return any(isinstance(hook, UnitScale) and hook.scale is not None for hook in hooks_before_forward(module))
+
+
 def check_whole(model: nn.Module, where: str) -> None:
     """Refuses a model whose units something closes or scales: what it answers is not what its weights will answer.
 
     Raises:
         UnsupportedModelError: It is inside of `masked`, was copied there, or carries gates of a training.
     """
-    hooks = (hook for module in model.modules() for hook in hooks_before_forward(module))
-    if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in hooks):
+    if any(map(is_scaled, model.modules())):
         raise UnsupportedModelError(
             f"{where}: the {type(model).__name__} carries gates or a mask, so it answers otherwise than its weights "
             "will once they are saved. Pass it outside of masked(...), no copy that was made inside; or prune it: "

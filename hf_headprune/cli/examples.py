@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel
@@ -89,12 +90,7 @@ class TextReader:
     def notes_on(self, rows: Dataset) -> tuple[str, ...]:
         """Says which texts of encoded rows are cut or empty."""
         texts = [rows[name][:] for name in TEXT_NAMES if name in rows.column_names]
-
-        def longer(places: list[int], limit: int) -> list[list[int]]:
-            some = [[column[place] for place in places] for column in texts]
-            return self.tokenizer(*some, truncation=True, max_length=limit)["input_ids"]
-
-        return _notes_on("texts", rows["input_ids"], self.max_length, longer, texts)
+        return _notes_on("texts", texts, rows["input_ids"], self.max_length, self.tokenizer)
 
     def encode_again(self, rows: Dataset) -> Dataset:
         """Tokenizes the texts of rows that another reader has encoded."""
@@ -191,13 +187,8 @@ class TokenReader:
                 )
             return {**encoded, "labels": labels}
 
-        encoded, texts = _encoded(split, (words,), rows, where), split[words][:]
-
-        def longer(places: list[int], limit: int) -> list[list[int]]:
-            some = [texts[place] for place in places]
-            return self.tokenizer(some, is_split_into_words=True, truncation=True, max_length=limit)["input_ids"]
-
-        notes = _notes_on("texts", encoded["input_ids"], self.max_length, longer)
+        encoded, tokenize = _encoded(split, (words,), rows, where), partial(self.tokenizer, is_split_into_words=True)
+        notes = _notes_on("texts", [split[words][:]], encoded["input_ids"], self.max_length, tokenize)
         return Encoded(encoded, 0, (words, tags), notes)
 
 
@@ -271,43 +262,40 @@ class ReferenceReader:
             kept = ("input_ids", "attention_mask", "labels")
             return {**{name: encoded[name] for name in kept}, TEXT_NAMES[0]: batch[source]}
 
-        encoded, sources = _encoded(split, (source,), rows, where), split[source][:]
+        def targets(texts: list[str], **options: Any) -> Any:
+            return self.tokenizer(text_target=texts, **options)
 
-        def longer_sources(places: list[int], limit: int) -> list[list[int]]:
-            return self.tokenizer([sources[i] for i in places], truncation=True, max_length=limit)["input_ids"]
-
-        def longer_references(places: list[int], limit: int) -> list[list[int]]:
-            some = [references[i] for i in places]
-            return self.tokenizer(text_target=some, truncation=True, max_length=limit)["input_ids"]
-
+        encoded = _encoded(split, (source,), rows, where)
         notes = (
-            *_notes_on("texts", encoded["input_ids"], self.max_length, longer_sources, [sources]),
-            *_notes_on("references", encoded["labels"], self.max_length, longer_references, [references]),
+            *_notes_on("texts", [split[source][:]], encoded["input_ids"], self.max_length, self.tokenizer),
+            *_notes_on("references", [references], encoded["labels"], self.max_length, targets),
         )
         return Encoded(encoded, unlabelled, (source, target), notes)
 
 
 def _notes_on(
     what: str,
+    read: Sequence[Sequence[str | list[str]]],
     ids: Iterable[Sequence[int]],
     limit: int,
-    longer: Callable[[list[int], int], list[list[int]]],
-    columns_of_texts: Sequence[Sequence[str]] = (),
+    tokenize: Callable[..., Any],
 ) -> tuple[str, ...]:
     """Says how many texts are cut, and how many are empty.
 
     Args:
         what: Is read: texts, or references.
-        ids: Tokens of each, at most `limit`.
-        limit: Tokens that a text was cut to.
-        longer: Returns the tokens of the texts at some places, cut to another number.
-        columns_of_texts: To look for empty ones in.
+        read: Its columns, each of texts or of lists of words.
+        ids: Tokens of each row, at most `limit`.
+        limit: Tokens that a row was cut to.
+        tokenize: The tokenizer, which takes such columns.
     """
     lengths = [len(tokens) for tokens in ids]
     full = [place for place, length in enumerate(lengths) if length >= limit]  # cut, or of just that length
-    cut = sum(len(tokens) > limit for tokens in longer(full, limit + 1)) if full else 0
-    empty = sum(not all(text.strip() for text in row) for row in zip(*columns_of_texts, strict=True))
-    notes = []
+    cut, notes = 0, []
+    if full:
+        some = [[column[place] for place in full] for column in read]
+        cut = sum(len(tokens) > limit for tokens in tokenize(*some, truncation=True, max_length=limit + 1)["input_ids"])
+    empty = sum(any(isinstance(text, str) and not text.strip() for text in row) for row in zip(*read, strict=True))
     if cut:
         notes.append(f"{cut:,} of {len(lengths):,} {what} are cut to {limit:,} tokens.")
     if empty:

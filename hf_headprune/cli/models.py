@@ -13,6 +13,7 @@ from hf_headprune.cli.columns import listed
 from hf_headprune.errors import HeadPruneError, InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee.external import SUFFIXES
 from hf_headprune.shrink.prunable import class_names, prunable_named
+from hf_headprune.tasks.examples import is_a
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,7 @@ def load_tokenizer(source: str | Path, model: Any) -> Any:
     """
     with _one_line(source, "tokenizer"):
         # Words of a list are told from parts of words by the space before them.
-        splits_words = any("ForTokenClassification" in kind.__name__ for kind in type(model).__mro__)
+        splits_words = is_a(model, "ForTokenClassification")
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, **({"add_prefix_space": True} if splits_words else {})
         )

@@ -19,12 +19,6 @@ from hf_headprune.guarantee.monitor import Monitor
 COLUMNS = ("dense", "pruned")
 
 
-def _spelt_alike(value: Any) -> Any:
-    """Returns the whole number that a value spells, or a name without differences of letter case and spacing."""
-    number = None if isinstance(value, list) else whole_number(value)
-    return number if number is not None else value.strip().casefold() if isinstance(value, str) else value
-
-
 def monitor(
     certificate: Annotated[Path, typer.Argument(help="Certificate, or the folder of its model.")],
     data: Annotated[
@@ -49,3 +43,10 @@ def monitor(
     content |= {"alarm_at": watched.alarm_at, "certified_rate": watched.rate}
     typer.echo(json.dumps(content) if as_json else watched.to_text())
     raise typer.Exit(1 if is_raised else 0)
+
+
+def _spelt_alike(value: Any) -> Any:
+    """Returns the whole number that a value spells, or a name without differences of letter case and spacing."""
+    if (number := whole_number(value)) is not None:
+        return number
+    return value.strip().casefold() if isinstance(value, str) else value

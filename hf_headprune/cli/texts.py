@@ -114,8 +114,8 @@ def read_labels(file: Path, texts: Any, model: Any, column: str = LABEL) -> dict
             f"{file}: the columns {listed(sorted(missing))} are missing. Pass the file that headprune disagreements "
             "wrote, with its labels filled in."
         )
-    labels = [(row[ID], str(row[column]).strip()) for row in rows if row[column] not in (None, "")]
-    labels = [(name, label) for name, label in labels if label]
+    filled = [row for row in rows if row[column] is not None]
+    labels = [(row[ID], label) for row in filled if (label := str(row[column]).strip())]
     classes = ModelClasses.of(model.config).classes_of(
         {name for _, name in labels}, None, where=f"{file}, column {column!r}"
     )

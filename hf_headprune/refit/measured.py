@@ -49,10 +49,10 @@ def plan_as_measured(
         found[share] = taken, plan
         if abs(taken * wanted - 1.0) <= NEAR:
             break
-        if found[share][0] * wanted > 1.0 and plan == plan_at(SMALLEST):
+        if taken * wanted > 1.0 and plan == plan_at(SMALLEST):
             raise InvalidSettingError(
                 f"speedup={wanted:g}: with as few heads and FFN units as there may be the model is "
-                f"{1 / found[share][0]:.2f} times as fast; the rest of it is not pruned. Ask for less."
+                f"{1 / taken:.2f} times as fast; the rest of it is not pruned. Ask for less."
             )
         share = min(max(_next_share(found, 1.0 / wanted), SMALLEST), 1.0)
     return min(((time, plan) for time, plan in found.values() if plan), key=lambda it: abs(it[0] * wanted - 1.0))[1]

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 RIDGE = 1e-3  # of the mean square of an entry; more where tokens are few for the number of coefficients
-# Bytes that are held in a refit in order, or twice as many as the model has; else it takes fewer batches. What malloc
-# keeps for the threads of the passes comes on top, and may be as much again.
-MOST_ACTIVATIONS = 4 * 2**30
+# Bytes that each of both models holds in a refit in order, or as many as it has itself; else it takes fewer batches.
+# What malloc keeps for the threads of the passes comes on top.
+MOST_ACTIVATIONS = 2 * 2**30
 REMEMBERED = 4  # times the bytes of all projections, in refitted ones; neighbouring plans share most of them
 
 
@@ -268,7 +268,7 @@ class RefitInOrder(Refit):
         if runs is None or is_offloaded(runs.dense) or any(len(it) != len(runs.each) for it in self._weights.values()):
             return self  # the last, where a loss runs the model several times
         used = {number: run for number, run in enumerate(runs.each) if run is not None}
-        step = math.ceil(self._activations(used) / max(MOST_ACTIVATIONS, 2 * _size_of(runs.dense)))
+        step = math.ceil(self._activations(used) / max(MOST_ACTIVATIONS, _size_of(runs.dense)))
         used = dict(list(used.items())[:: max(step, 1)])
         weights = {site: [found[number] for number in used] for site, found in self._weights.items()}
         dense, pruned = runs.dense, plain_copy(runs.dense if runs.recorded is None else runs.recorded)
@@ -301,10 +301,10 @@ class RefitInOrder(Refit):
                 )
 
     def _activations(self, numbers: Iterable[int]) -> int:
-        """Returns the bytes that both models hold while runs wait at the widest module: its inputs, and the stream."""
+        """Returns the bytes that each model holds while runs wait at the widest module: its inputs, and the stream."""
         found = [0]
         for name, weights in self._weights.items():
-            entries = 2 * (self.blocks[name].own_weight.shape[1] + 4 * self.blocks[name].own_weight.shape[0])
+            entries = self.blocks[name].own_weight.shape[1] + 4 * self.blocks[name].own_weight.shape[0]
             found.append(entries * sum(weights[number].numel() * torch.float32.itemsize for number in numbers))
         return max(found)
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_headprune._compat import accelerate_hooks, hooks_before_forward, let_class_run_
+from hf_headprune._compat import accelerate_hooks, let_class_run_
 from hf_headprune._finite import check_finite
 from hf_headprune._layouts import HEADS, Entries
 from hf_headprune._offloaded import device_of, keeper_of, put_, tensor_of
 from hf_headprune.anatomy import anatomy_of, base_model, transposed
 from hf_headprune.errors import UnsupportedModelError
-from hf_headprune.masking import UnitScale, temporary_parts
+from hf_headprune.masking import is_scaled, temporary_parts
 from hf_headprune.shrink.hollow import BiasOnly, NoUnits, hollow_attention_
 from hf_headprune.shrink.own_numbers import LayerNumbers
 from hf_headprune.shrink.shared_bias import take_heads_of_bias_
@@ -115,7 +115,7 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
     problems = [
         f"{site.output} still carries gates or a mask"
         for site in anatomy_of(model).sites
-        if any(isinstance(hook, UnitScale) and hook.scale is not None for hook in hooks_of(base, site))
+        if is_scaled(base.get_submodule(site.output))
     ]
     for site in sites:
         if not site.units:  # an earlier cut has left nothing to cut
@@ -144,11 +144,6 @@ def _check_hooks(model: nn.Module) -> None:
                     "device_map without preload_module_classes, or take the hooks off with "
                     "accelerate.hooks.remove_hook_from_submodules(model)."
                 )
-
-
-def hooks_of(base: nn.Module, site: Site) -> Iterable[Any]:
-    """Returns the forward pre-hooks of a site's output projection."""
-    return hooks_before_forward(base.get_submodule(site.output))
 
 
 def _problems(

@@ -179,7 +179,12 @@ def forward_arguments(model: nn.Module) -> tuple[str, ...]:
 
 def is_sequence_classifier(model: Any) -> bool:
     """Tells whether a model has labels per sequence: one class, several labels, or a number."""
-    return any("ForSequenceClassification" in kind.__name__ for kind in type(model).__mro__)
+    return is_a(model, "ForSequenceClassification")
+
+
+def is_a(model: Any, name: str) -> bool:
+    """Tells whether the class of a model, or one that it is derived from, has this in its name."""
+    return any(name in kind.__name__ for kind in type(model).__mro__)
 
 
 def _own_label(example: Mapping[str, Any]) -> list[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
 from hf_headprune.tasks.classification import ClassScorer
 from hf_headprune.tasks.embeddings import SIMILARITY, PairScorer, SimilarityScorer
-from hf_headprune.tasks.examples import embeds_texts, is_sequence_classifier, predicts_next_token
+from hf_headprune.tasks.examples import embeds_texts, is_a, is_sequence_classifier, predicts_next_token
 from hf_headprune.tasks.functions import scorer_by_function
 from hf_headprune.tasks.generation import CHRF, ChrfScorer
 from hf_headprune.tasks.likelihood import CausalScorer, LikelihoodScorer
@@ -94,9 +94,9 @@ def metrics_of(model: Any) -> tuple[str, ...]:
 
 def _task_of(model: Any) -> Task | None:
     for name, task in (("ForQuestionAnswering", SPANS), ("ForTokenClassification", TOKENS)):
-        if _is_a(model, name):
+        if is_a(model, name):
             return task
-    if is_sequence_classifier(model) or _is_a(model, "ForImageClassification"):
+    if is_sequence_classifier(model) or is_a(model, "ForImageClassification"):
         return _task_of_sequences(model.config)
     if predicts_next_token(model):
         return TEXTS
@@ -113,10 +113,6 @@ def _task_of_sequences(config: Any) -> Task | None:
     if config.problem_type not in (None, "single_label_classification"):
         return None
     return TWO_CLASSES if config.num_labels == 2 else CLASSES  # noqa: PLR2004
-
-
-def _is_a(model: Any, name: str) -> bool:
-    return any(name in kind.__name__ for kind in type(model).__mro__)
 
 
 def _advice(metric: Any, metrics: tuple[str, ...]) -> str:

@@ -208,7 +208,7 @@ def test_fewer_batches_are_run_where_their_activations_would_be_too_large(monkey
     refit, _ = refits_of(model, plan, batches)
     runs = [lambda twin, number=number: ran.append(number) or twin(**batches[number]) for number in range(len(batches))]
     tokens = sum(batch["input_ids"].numel() for batch in batches)
-    monkeypatch.setattr(projections, "MOST_ACTIVATIONS", 4 * tokens * (64 + 4 * 32))  # half of what all take
+    monkeypatch.setattr(projections, "MOST_ACTIVATIONS", 4 * tokens * (64 + 4 * 32) // 2)  # half of what all take
     monkeypatch.setattr(projections, "_size_of", lambda model: 0)
     RefitInOrder(refit, plan, PruningPlan.of(model), Runs(model, runs)).fit()
     assert set(ran) == set(range(0, len(batches), 2))
