@@ -17,10 +17,11 @@ import typer
 from hf_headprune.cli.card import card
 from hf_headprune.cli.certify import certify, disagreements
 from hf_headprune.cli.export import export
-from hf_headprune.cli.inspect import bench, power, show, verify
+from hf_headprune.cli.inspect import bench, power, show
 from hf_headprune.cli.migrate import migrate
 from hf_headprune.cli.monitor import monitor
 from hf_headprune.cli.prune import prune, search
+from hf_headprune.cli.verify import verify
 from hf_headprune.errors import HeadPruneError
 
 if TYPE_CHECKING:

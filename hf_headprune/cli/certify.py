@@ -11,14 +11,13 @@ import typer
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.duration import shown
-from hf_headprune.cli.examples import groups_of_rows, reader_for
-from hf_headprune.cli.files import read_file
+from hf_headprune.cli.examples import groups_of_rows
 from hf_headprune.cli.gate import Junit, Summary, cases_of_certificate, report
 from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_deployed, load_model, load_tokenizer, to_accelerator_
-from hf_headprune.cli.output import CONFIG_NAME, new_csv, writable
-from hf_headprune.cli.texts import LABEL, read_labels, read_texts, say_notes, write_to_label
+from hf_headprune.cli.output import new_csv, writable
+from hf_headprune.cli.texts import LABEL, read_labelled, read_labels, read_texts, write_to_label
 from hf_headprune.cli.vocabulary import own_reader
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certify import certify as certify_models
@@ -56,7 +55,7 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
     found: dict[int, set[Any]] = {}
     for name in pruned:
         other = load_deployed(name)
-        own = _own_reader(model, other, Path(name), reading, max_length)
+        own = own_reader(model, other, Path(name), reading, max_length)
         whole, rows, tokens = model, texts, reading
         if own is not None:
             whole, rows, tokens = (model, texts), own.encode_again(texts), own.tokenizer
@@ -119,7 +118,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     is_file = is_external(models[1])
     chosen = (metric, "") if is_file or metric == AGREEMENT else metric_named(metric, models[0])
     seen = None if train is None else _rows(train, models[0], reading, named, max_length, is_labelled=False)
-    whole, own = models[0], _own_reader(models[0], models[1], pruned, reading, max_length)
+    whole, own = models[0], own_reader(models[0], models[1], pruned, reading, max_length)
     if own is not None:
         whole, reading = (models[0], rows), own.tokenizer
         rows, seen = own.encode_again(rows), None if seen is None else own.encode_again(seen)
@@ -141,22 +140,15 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
 
 
-def _own_reader(dense: Any, pruned: Any, place: Path, tokenizer: Any, max_length: int | None) -> Any:
-    """Returns what `own_reader` does; the tokenizer of an exported file is in the folder above onnx/ and openvino/."""
-    folder = next((it for it in (place, *place.parents[:2]) if (it / CONFIG_NAME).exists()), place)
-    return own_reader(dense if is_external(pruned) else pruned, str(folder), tokenizer, max_length)
-
-
 def _rows(
     file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None, *, is_labelled: bool
 ) -> Any:
     if not is_labelled:
         return read_texts(file, model, tokenizer, named, max_length)
-    encoded = reader_for(model, tokenizer, named, max_length).encode(read_file(file), str(file))
+    encoded = read_labelled(file, model, tokenizer, named, max_length)
     if encoded.unlabelled:
         raise InvalidSettingError(
             f"{file}: {encoded.unlabelled:,} rows have no label. Label the disagreements alone, with headprune "
             "disagreements and --labels, or remove these rows."
         )
-    say_notes(file, encoded.notes)
     return encoded.rows

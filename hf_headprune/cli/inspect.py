@@ -1,27 +1,22 @@
-"""`headprune show`, `bench`, `verify` and `power`: what a saved model holds, and what examples can certify."""
+"""`headprune show`, `bench` and `power`: what a saved model holds, and what examples can certify."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME
-from hf_headprune._strict_json import parse
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.cli.duration import shown
 from hf_headprune.cli.explanation import in_words, sites_of
-from hf_headprune.cli.gate import Junit, Summary, cases_of_verification, report
-from hf_headprune.cli.models import load_deployed, load_model, to_accelerator_
-from hf_headprune.cli.output import CONFIG_NAME, writable
+from hf_headprune.cli.models import load_model, to_accelerator_
+from hf_headprune.cli.output import writable
 from hf_headprune.cost import cost_of
-from hf_headprune.errors import CertificateError, InvalidSettingError
+from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
-from hf_headprune.guarantee.external import file_named
 from hf_headprune.guarantee.power import (
     PowerAssumptions,
     describe_labels,
@@ -31,11 +26,8 @@ from hf_headprune.guarantee.power import (
     power_of,
 )
 from hf_headprune.guarantee.records import record_of
-from hf_headprune.guarantee.verify import verify_certificate
 from hf_headprune.latency import LatencySettings, measure_latency
 from hf_headprune.plan import PruningPlan
-from hf_headprune.publish.onnx import FILE as ONNX_FILE
-from hf_headprune.publish.openvino import FILE as OPENVINO_FILE
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True, file_okay=False)]
@@ -104,68 +96,6 @@ def bench(
         )
 
 
-def verify(  # noqa: PLR0913, PLR0917 - the options of the command
-    certificate: Annotated[Path, typer.Argument(help="Certificate, or the folder of its model.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(exists=True, help="Pruned model, or its .onnx or .xml [default: what lies beside]."),
-    ] = None,
-    dense: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Model that it was compared with.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Certification split, tokenized, one JSON object a line.")] = None,
-    dense_data: Annotated[
-        Path | None, typer.Option(help="The same, as the dense model reads it, if its tokenizer is another one.")
-    ] = None,
-    junit: Junit = None,
-    summary: Summary = None,
-    as_json: AsJson = False,  # noqa: FBT002
-) -> None:
-    """Verifies a certificate against what it is about and the data you pass.
-
-    Exit code 0: it holds, whatever it says; 1: it does not.
-    """
-    file = _file_of(certificate)
-    found = Certificate.load(file)
-    about = _beside(found, file.parent) if model is None else model
-    whole = None if dense is None else load_model(dense)
-    deployed, rows = None if about is None else load_deployed(about), None if data is None else _examples(data)
-    with shown([whole, deployed], len(rows), "Verifying") if rows else nullcontext():
-        result = verify_certificate(
-            found,
-            deployed,
-            rows,
-            dense=whole if whole is None or dense_data is None else (whole, _examples(dense_data)),
-        )
-    report(f"Verification of {certificate.name}", cases_of_verification(result), junit, summary)
-    typer.echo(json.dumps({"holds": result.holds, **dataclasses.asdict(result)}) if as_json else result.to_text())
-    if not result.holds:
-        raise typer.Exit(1)
-
-
-def _file_of(place: Path) -> Path:
-    """Returns the certificate's file; of an exported folder, the one beside its ONNX or OpenVINO file.
-
-    Raises:
-        CertificateError: Several files in the folder have one.
-    """
-    if not place.is_dir():
-        return place
-    folders = place, *(place / file.parent for file in (ONNX_FILE, OPENVINO_FILE))
-    own, *others = (folder / CERTIFICATE_NAME for folder in folders)
-    exported = [file for file in others if file.exists() and not own.exists()]
-    if exported[1:]:
-        raise CertificateError(f"{place}: there are several certificates. Pass one: {', '.join(map(str, exported))}.")
-    return exported[0] if exported else own
-
-
-def _beside(certificate: Certificate, folder: Path) -> Path | None:
-    """Returns what a certificate is about, if it lies in this folder: a model of torch, or a file for a runtime."""
-    if certificate.pruned.config is None:  # no model of torch has none
-        return file_named(certificate.pruned.name, folder)
-    return folder if (folder / CONFIG_NAME).exists() else None
-
-
 def power(
     examples: Annotated[int, typer.Argument(help="Examples that neither training nor search sees.", min=1)],
     max_drop: Annotated[float, typer.Option(help="Drop of the accuracy to exclude; 0.01 is one point.")] = 0.01,
@@ -214,11 +144,3 @@ def report_of(folder: Path, plan: PruningPlan, *, asked: str) -> PruningReport:
     if kept != {**plan.num_heads, **plan.num_ffn}:
         raise InvalidSettingError(f"{asked}: {file} is about another model than the one beside it.")
     return found
-
-
-def _examples(file: Path) -> list[dict[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise CertificateError(f"{file} must hold one JSON object per line: {error}") from error
-    return [parse(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]

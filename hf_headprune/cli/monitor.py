@@ -12,6 +12,7 @@ from hf_headprune.cli.columns import listed
 from hf_headprune.cli.files import read_file
 from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.labels import whole_number
+from hf_headprune.cli.verify import file_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.monitor import Monitor
@@ -31,7 +32,7 @@ def monitor(
 
     Exit code 0: nothing has risen; 1: the certificate no longer covers the inputs.
     """
-    watched = Monitor(Certificate.load(certificate), confidence)
+    watched = Monitor(Certificate.load(file_of(certificate)), confidence)
     rows = read_file(data)
     if missing := [name for name in COLUMNS if name not in rows.column_names]:
         raise InvalidSettingError(

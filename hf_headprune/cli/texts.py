@@ -1,4 +1,4 @@
-"""Texts without labels for `headprune disagreements` and `certify`, and the file that a labeller fills in."""
+"""Examples to certify on, with labels or without, and the file that a labeller fills in."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_headprune.cli.columns import NamedColumns
+    from hf_headprune.cli.examples import Encoded
 
 ID, ANSWERS, LABEL = "id", "answers", "label"
 
@@ -57,6 +58,27 @@ def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_
     texts = split.map(rows, remove_columns=split.column_names, **options)
     say_notes(file, reader.notes_on(texts))
     return texts
+
+
+def read_labelled(
+    file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None = None
+) -> Encoded:
+    """Tokenizes the labelled examples of a file, for whatever the model's task is. Says which are cut or empty.
+
+    Args:
+        file: As `read_file` takes it.
+        model: See `reader_for`.
+        tokenizer: Of the model.
+        named: Columns that the user named.
+        max_length: Tokens; None for as many as the model reads.
+
+    Raises:
+        InvalidSettingError: The file, its columns or labels can't be read.
+        UnsupportedModelError: The model has another task.
+    """
+    encoded = reader_for(model, tokenizer, named, max_length).encode(read_file(file), str(file))
+    say_notes(file, encoded.notes)
+    return encoded
 
 
 def say_notes(file: Path, notes: Sequence[str]) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hf_headprune.cli.columns import NamedColumns, text_columns
 from hf_headprune.cli.examples import TextReader, reader_for
 from hf_headprune.cli.models import load_tokenizer
+from hf_headprune.cli.output import CONFIG_NAME
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.guarantee.external import is_external
 from hf_headprune.masking import plain_copy
 from hf_headprune.shrink.vocabulary import prune_vocabulary_
 
@@ -71,18 +73,20 @@ class SmallerVocabulary:
         return cls(smaller, tokenizer, note, model, reader)
 
 
-def own_reader(model: Any, source: str | Path, tokenizer: Any, max_length: int | None) -> TextReader | None:
+def own_reader(dense: Any, pruned: Any, place: Path, tokenizer: Any, max_length: int | None) -> TextReader | None:
     """Returns what encodes examples anew for a model, if the tokenizer beside it has another vocabulary; else None.
 
     Args:
-        model: Pruned.
-        source: Where it was loaded from.
+        dense: The model that it is compared with.
+        pruned: The model, or its exported file.
+        place: Where it was loaded from.
         tokenizer: That the examples are encoded with.
         max_length: Tokens of an example; None for as many as the model reads.
 
     Raises:
         UnsupportedModelError: The vocabulary is another one, and the examples of the task are no texts.
     """
+    model, source = dense if is_external(pruned) else pruned, folder_of(place)
     try:
         own = load_tokenizer(source, model)
     except InvalidSettingError:  # there is none beside it
@@ -97,6 +101,11 @@ def own_reader(model: Any, source: str | Path, tokenizer: Any, max_length: int |
             "beside each model."
         )
     return reader
+
+
+def folder_of(place: Path) -> Path:
+    """Returns the folder of a model; that of an exported file lies above onnx/ and openvino/."""
+    return next((it for it in (place, *place.parents[:2]) if (it / CONFIG_NAME).exists()), place)
 
 
 def _texts(corpus: str, reader: TextReader, train: Dataset) -> list[str]:

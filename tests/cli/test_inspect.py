@@ -201,7 +201,7 @@ def test_power_is_known_before_the_search(capsys):
     ("words", "message"),
     [
         (["verify", "{0}/dense"], "there is no headprune_certificate.json"),
-        (["verify", "{0}/pruned", "--data", "{0}/pruned/model.safetensors"], "one JSON object per line"),
+        (["verify", "{0}/pruned", "--data", "{0}/pruned/model.safetensors"], "the name must end with one of"),
         (["power", "872", "--max-drop", "2"], "--max-drop must be above 0 and below 1, received 2.0"),
         (["power", "872", "--confidence", "0.4"], "--confidence must be above 0.5 and below 1, received 0.4"),
         (["power", "872", "--disagreement", "0"], "disagreement must be in (0, 1), received 0.0"),

@@ -125,6 +125,9 @@ def test_the_command_takes_an_answer_however_it_is_spelt(certificate, tmp_path, 
     rows = [{"dense": before, "pruned": after} for before, after in (("0", "0.0"), ("neg", "NEG "), ("1", "2"))]
     said = called(capsys, "monitor", tmp_path, "--data", write(tmp_path / "live.csv", rows), "--json")
     assert json.loads(said.out)["changed"] == 1
+    certificate.save(tmp_path / "exported" / "onnx")  # beside the file that it is about
+    words = "--data", tmp_path / "live.csv", "--json"
+    assert called(capsys, "monitor", tmp_path / "exported", *words).out == said.out
 
 
 def test_the_command_reads_answers_and_its_exit_code_is_the_alarm(certificate, tmp_path, capsys):
