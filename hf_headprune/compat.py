@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_headprune._checks import is_whole
 from hf_headprune._compat import is_compiled
+from hf_headprune._finite import is_finite
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, attention_by_layer
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError, UnsupportedModelError, shown
@@ -143,6 +145,8 @@ def _check_mask(model: nn.Module, mask: Any, heads: Mapping[int, int]) -> None:
             f"head_mask: the mask must be a floating-point tensor, received {shown(mask)}. Pass "
             "torch.ones(layers, heads) with zeros for the heads to close."
         )
+    if not is_finite(mask):
+        raise InvalidSettingError(f"head_mask: a mask must hold finite numbers, received {shown(mask)}.")
     numbers = sorted(set(heads.values()))
     if len(numbers) != 1:
         raise UnsupportedModelError(
@@ -166,12 +170,12 @@ def _check_heads(heads_to_prune: Any, present: Mapping[int, int]) -> None:
         )
     problems = []
     for layer, heads in heads_to_prune.items():
-        if type(layer) is not int or layer not in present:
+        if not is_whole(layer) or layer not in present:
             problems.append(f"there is no layer {shown(layer)}")
         elif not isinstance(heads, Iterable) or isinstance(heads, str):
             problems.append(f"layer {layer}: the heads must be a list, received {shown(heads)}")
         else:
-            wrong = [head for head in heads if type(head) is not int or not 0 <= head < present[layer]]
+            wrong = [head for head in heads if not is_whole(head, at_least=0) or head >= present[layer]]
             problems += [f"layer {layer} has {present[layer]} heads, and no head {shown(head)}" for head in wrong]
     if problems:
         raise InvalidPlanError(f"prune_heads: {'; '.join(problems)}. Layers and heads are counted from 0.")

@@ -116,6 +116,7 @@ def test_heads_can_not_be_pruned_under_a_mask():
         ),
         (tiny_bert, torch.ones(2, 3), InvalidSettingError, r"\(4,\), \(2, 4\) or \(2, batch, 4\), received \(2, 3\)"),
         (tiny_bert, torch.ones(3, 4), InvalidSettingError, r"received \(3, 4\)"),
+        (tiny_bert, torch.full((2, 4), float("nan")), InvalidSettingError, "a mask must hold finite numbers"),
         (tiny_bert, torch.ones(2, 1, 4, 1, 1), InvalidSettingError, r"received \(2, 1, 4, 1, 1\)"),
         (tiny_bart, torch.ones(2, 4), UnsupportedModelError, "two of its stacks have a layer 0"),
         (TINY_FAMILIES["olmo2"].make, torch.ones(2, 4), UnsupportedModelError, "have no heads"),
@@ -178,5 +179,5 @@ def test_heads_whose_numbers_in_the_dense_model_are_not_known_are_refused():
 @pytest.mark.parametrize("heads", [[1, 2], iter([1, 2]), (head for head in (1, 2)), np.array([1, 2]), {1, 2}])
 def test_heads_may_come_in_any_collection(heads):
     model = tiny_bert()
-    prune_heads(model, {0: heads, 1: [0]})
+    prune_heads(model, {0: heads, np.int64(1): [np.int32(0)]})
     assert [len(kept) for kept in PruningPlan.of(model).kept_heads.values()] == [2, 3]
