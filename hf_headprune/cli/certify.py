@@ -31,6 +31,7 @@ from hf_headprune.tasks.batches import Batching
 Dense = Annotated[str, typer.Argument(metavar="DENSE", help="Folder or Hub name of the model compared with.")]
 TextColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the text")]
 PairColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the second text of a pair")]
+LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the label")]
 TokenizerName = Annotated[str | None, typer.Option(metavar="NAME", help="Tokenizer  [default: the dense model's]")]
 Length = Annotated[int | None, typer.Option(metavar="N", help="Tokens of an example  [default: all the model reads]")]
 
@@ -93,7 +94,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
-    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of the label")] = None,
+    label_column: LabelColumn = None,
     tokenizer: TokenizerName = None,
     max_length: Length = None,
     junit: Junit = None,

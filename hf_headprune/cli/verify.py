@@ -13,7 +13,7 @@ import typer
 
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune._strict_json import parse
-from hf_headprune.cli.certify import Length, PairColumn, TextColumn, TokenizerName
+from hf_headprune.cli.certify import LabelColumn, Length, PairColumn, TextColumn, TokenizerName
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.duration import shown
 from hf_headprune.cli.examples import groups_of_rows
@@ -60,7 +60,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
-    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of the label")] = None,
+    label_column: LabelColumn = None,
     tokenizer: TokenizerName = None,
     max_length: Length = None,
     junit: Junit = None,
