@@ -68,8 +68,12 @@ def read_text(file: Path) -> str:
 def write_text(file: Path, text: str) -> None:
     """Writes a file, and ends its last line; an interruption leaves the old file or the new one."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(file)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

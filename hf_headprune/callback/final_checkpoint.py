@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,3 +180,6 @@ def drop_spare_checkpoint(trainer: Trainer, folder: Path) -> None:
         shutil.rmtree(Path(trainer.args.output_dir, TRAINED), ignore_errors=True)
     if trainer.args.should_save and (folder / MARK).exists():
         shutil.rmtree(folder)
+        if folder.parent != Path(trainer.args.output_dir):
+            with suppress(OSError):  # other checkpoints are in it
+                folder.parent.rmdir()

@@ -332,7 +332,8 @@ class HeadPruneCallback(TrainerCallback):
         if self._trainer is None or self._parts is None:
             return False
         run = self._trainer, self._parts, self.settings, self._splits
-        self.result = finish(*run, asked=self._asked, train_seconds=self._train_seconds, recover=recover)
+        with trainer_compat.not_tried_again(self._trainer):
+            self.result = finish(*run, asked=self._asked, train_seconds=self._train_seconds, recover=recover)
         twice = self.settings.trains_twice
         keeps_spare = twice or self.settings.recovers
         return write_results(self._trainer, self.result, keeps_spare=keeps_spare, has_card=not twice)

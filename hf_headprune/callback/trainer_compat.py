@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
+from contextlib import contextmanager
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import safe_open
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset, Subset
@@ -549,3 +551,22 @@ def tensors(batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield str(name), value
         else:
             yield from ((f"{name}.{inner}", tensor) for inner, tensor in tensors(value))
+
+
+@contextmanager
+def not_tried_again(trainer: Trainer) -> Iterator[None]:
+    """Keeps `auto_find_batch_size` from training a trained model again where memory runs out after training.
+
+    Raises:
+        TrainingStateError: It does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (trainer.args.auto_find_batch_size and should_reduce_batch_size(error)):
+            raise
+        raise TrainingStateError(
+            "HeadPruneCallback: there was not enough memory for what follows training, with the error above. Training "
+            "itself is over. Free memory, or lower per_device_eval_batch_size; then "
+            "trainer.train(resume_from_checkpoint=True) goes on from the last checkpoint in output_dir."
+        ) from error

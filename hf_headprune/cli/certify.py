@@ -20,6 +20,7 @@ from hf_headprune.cli.output import new_csv, writable
 from hf_headprune.cli.texts import LABEL, read_labelled, read_labels, read_texts, write_to_label
 from hf_headprune.cli.vocabulary import own_reader
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.certify import certify as certify_models
 from hf_headprune.guarantee.disagreements import disagreements as disagreements_of
 from hf_headprune.guarantee.external import is_external
@@ -127,8 +128,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     split = CertificationData(rows, train=seen, groups=groups_of_rows(rows), labels=known, batching=batching)
     with shown(models, len(rows), "Certifying"):
         certificate = certify_models(whole, models[1], split, chosen[0], max_drop, confidence)
-    earlier = str(set_aside(place)) if place.exists() else None
-    certificate.save(place.parent)
+    earlier = _written(certificate, place)
     content = {
         "verdict": certificate.verdict,
         "statement": certificate.statement,
@@ -139,6 +139,25 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     kept = "" if earlier is None else f" (the earlier certificate is now {earlier})"
     typer.echo(json.dumps(content) if as_json else f"{content['statement']}\nWritten: {content['file']}{kept}")
     raise typer.Exit(0 if certificate.verdict == "PASS" else 1)
+
+
+def _written(certificate: Certificate, place: Path) -> str | None:
+    """Writes a certificate; returns where an earlier one is now.
+
+    Raises:
+        InvalidSettingError: It can't be written, and the earlier one stays.
+    """
+    earlier = set_aside(place) if place.exists() else None
+    try:
+        certificate.save(place.parent)
+    except OSError as error:
+        if earlier is not None:
+            earlier.replace(place)
+        raise InvalidSettingError(
+            f"{place}: it can't be written: {error.strerror or error}. Make room there. It would say: "
+            f"{certificate.statement}"
+        ) from error
+    return None if earlier is None else str(earlier)
 
 
 def _rows(

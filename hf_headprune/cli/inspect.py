@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_headprune._beside_weights import read_text
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cli.explanation import in_words, sites_of
 from hf_headprune.cli.models import load_model, to_accelerator_
 from hf_headprune.cli.output import writable
 from hf_headprune.cost import cost_of
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.power import (
     PowerAssumptions,
@@ -131,7 +132,7 @@ def report_of(folder: Path, plan: PruningPlan, *, asked: str) -> PruningReport:
         asked: What needs the report, for the errors.
 
     Raises:
-        InvalidSettingError: There is none, or it is about a model with other numbers of units.
+        InvalidSettingError: There is none, it can't be read, or it is about a model with other numbers of units.
     """
     file = folder / REPORT_NAME
     if not file.exists():
@@ -139,7 +140,10 @@ def report_of(folder: Path, plan: PruningPlan, *, asked: str) -> PruningReport:
             f"{asked}: there is no {REPORT_NAME} in {folder}. It is saved with a model that headprune prune, a "
             "HeadPruneCallback or prune_model_(model, result) has pruned."
         )
-    found = PruningReport.from_json(file.read_text(encoding="utf-8"))
+    try:
+        found = PruningReport.from_json(read_text(file))
+    except HeadPruneError as error:
+        raise InvalidSettingError(f"{asked}: {file} can't be read: {error}") from error
     kept = {site: len(found.plan.kept(site)) for site in (*found.plan.num_heads, *found.plan.num_ffn)}
     if kept != {**plan.num_heads, **plan.num_ffn}:
         raise InvalidSettingError(f"{asked}: {file} is about another model than the one beside it.")

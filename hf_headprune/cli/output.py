@@ -7,9 +7,12 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
+
+from safetensors import SafetensorError
 
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.shrink.saved_plan import PLAN_NAME
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 LADDER_NAME = "headprune_ladder.json"
+REPLACED = ".replaced"
+MB = 1e6
 
 
 def writable(path: Path | None) -> Path | None:
@@ -91,11 +96,7 @@ class OutputFolder:
         ]
         if inside and here.exists():
             raise InvalidSettingError(f"{self.path}: {inside[0]} is read from there. Choose another output folder.")
-        if here.exists() and not here.is_dir():
-            raise InvalidSettingError(f"{self.path}: there is a file of that name. Choose another output folder.")
-        fault = _fault_of(next(folder for folder in here.parents if folder.exists()))
-        if fault is not None:
-            raise InvalidSettingError(f"{self.path}: it can't be made: {fault}. Choose another output folder.")
+        self._check_place(here)
         if not here.exists() or not any(here.iterdir()):
             return
         if not self.overwrite:
@@ -106,38 +107,88 @@ class OutputFolder:
                 "Choose another output folder."
             )
 
+    def _check_place(self, here: Path) -> None:
+        """Refuses what can't become a folder of ours at the end."""
+        if here.exists() and not here.is_dir():
+            raise InvalidSettingError(f"{self.path}: there is a file of that name. Choose another output folder.")
+        if here.is_mount():
+            raise InvalidSettingError(
+                f"{self.path}: it is a mount point, which can't be replaced as a whole. Name a folder in it, such as "
+                f"{self.path / 'model'}."
+            )
+        killed = [] if here.exists() else sorted(here.parent.glob(f".{escape(here.name)}.*{REPLACED}"))
+        if killed:
+            raise InvalidSettingError(
+                f"{self.path}: a run was killed while it replaced this folder. What was there is in {killed[0]}: move "
+                "it back, or remove it."
+            )
+        fault = _fault_of(next(folder for folder in here.parents if folder.exists()))
+        if fault is not None:
+            raise InvalidSettingError(f"{self.path}: it can't be made: {fault}. Choose another output folder.")
+
     @contextmanager
     def staged(self) -> Iterator[Path]:
         """Yields an empty folder beside it that takes its place if the block ends without an error.
 
         Raises:
-            InvalidSettingError: Something was written there meanwhile; what was made is kept beside it.
-            OSError: It can't be written.
+            InvalidSettingError: It can't be written; or it can't be put in its place, where something was written
+                meanwhile: then what was made is kept beside it.
         """
         parent = next(folder for folder in self.path.resolve().parents if folder.is_dir())
         staging = parent / f".{self.path.resolve().name}.{uuid4().hex[:8]}.partial"  # a kill leaves it
         staging.mkdir()
         try:
             yield staging
-            self._replace_by(staging)
-        finally:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
+            raise InvalidSettingError(
+                f"{self.path}: it can't be written: {error}. {_free(parent)}. Make room there, or choose another "
+                "output folder."
+            ) from error
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self._replace_by(staging)
+
+    def check_space(self, size: int) -> None:
+        """Refuses a disk that is too full for what will be written.
+
+        Args:
+            size: Its bytes, at least.
+
+        Raises:
+            InvalidSettingError: There are fewer.
+        """
+        parent = next(folder for folder in self.path.resolve().parents if folder.is_dir())
+        if shutil.disk_usage(parent).free < size:
+            raise InvalidSettingError(
+                f"{self.path}: the model has {size / MB:.1f} MB. {_free(parent)}. Make room there, or choose another "
+                "output folder."
+            )
 
     def _replace_by(self, staging: Path) -> None:
         target = self.path.resolve()
+        spare = target.with_name(f"{target.name}-{uuid4().hex[:8]}")
         target.parent.mkdir(parents=True, exist_ok=True)
         if not self.overwrite and target.exists() and (target.is_file() or any(target.iterdir())):
-            kept = staging.rename(target.with_name(f"{target.name}-{uuid4().hex[:8]}"))
+            staging.rename(spare)
             raise InvalidSettingError(
-                f"{self.path}: something was written there meanwhile, and stays. What was made is in {kept}."
+                f"{self.path}: something was written there meanwhile, and stays. What was made is in {spare}."
             )
-        old = staging.with_suffix(".replaced")
-        if target.exists():
-            target.rename(old)
+        old = staging.with_suffix(REPLACED)
         try:
+            if target.exists():
+                target.rename(old)
             staging.rename(target)
-        except OSError:
+        except OSError as error:
             if old.exists():
                 old.rename(target)
-            raise
+            staging.rename(spare)
+            raise InvalidSettingError(
+                f"{self.path}: it can't be replaced: {error.strerror}. What was made is in {spare}."
+            ) from error
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / MB:.1f} MB are free in {folder}"

@@ -265,6 +265,8 @@ class Run:
         corpus = [] if self.vocabulary is None else [self.vocabulary]
         self.output.check([self.model, self.tokenizer, *self.source.names(), *corpus])
         model = to_accelerator_(load_model(self.model))
+        if not self.plan_only:
+            self.output.check_space(sum(weight.nbytes for weight in model.parameters()))
         anatomy_of(model)  # refuses other families before anything is read
         self._check(model)
         inputs = self._inputs(model)

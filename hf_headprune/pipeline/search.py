@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_headprune._checks import is_number
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.errors import DataLeakError, InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
@@ -283,8 +284,13 @@ def _holdout(
     The error that is allowed is shared by two procedures where a model is trained on.
 
     Raises:
-        InvalidSettingError: A confidence was passed that so few examples can't reach.
+        InvalidSettingError: The confidence is none, or one that so few examples can't reach.
     """
+    if confidence != "auto" and not (is_number(confidence) and 0.5 < confidence < 1):  # noqa: PLR2004
+        raise InvalidSettingError(
+            f'search_plan: confidence must be "auto" or a number above 0.5 and below 1, received {shown(confidence)}. '
+            "Pass 0.95."
+        )
     required = None if confidence == "auto" else "search_plan"
     confidence = DECIDING if confidence == "auto" else confidence
     confidence = halved(confidence) if is_shared else confidence

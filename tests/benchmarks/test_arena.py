@@ -167,7 +167,8 @@ def test_cofi_learns_from_a_teacher_that_answers_questions(questions):
 def test_ways_that_prune_during_training_have_no_runs_without(case):
     runs = arena.all_runs()
     assert {run.way for run in runs if run.training == "none"} == set(WAYS)
-    assert {run.way for run in runs if run.training == "2 epochs"} == {*WAYS, *DURING}
+    assert {run.way for run in runs if run.training == "2 epochs"} == {*WAYS, *DURING} - {*arena.DEAR}
+    assert {run.density for run in runs if run.way in arena.DEAR} == {*arena.DEEP}
 
 
 def steps_of(gates, **settings):

@@ -406,6 +406,21 @@ def test_scoring_follows_the_batch_size_that_the_trainer_found(tmp_path, monkeyp
     assert seeded == []
 
 
+def test_memory_that_runs_out_after_training_does_not_begin_it_anew(tmp_path, monkeypatch):
+    callback = HeadPruneCallback(gates=GATES, latency=None)
+    trainer, steps = trainer_of(tmp_path, callback, auto_find_batch_size=True), []
+    count = trainer.training_step
+    trainer.training_step = lambda *args, **kwargs: steps.append(1) or count(*args, **kwargs)
+
+    def full(*args, **kwargs):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("hf_headprune.callback.hooks.finish", full)
+    with pytest.raises(TrainingStateError, match=r"not enough memory for what follows.*resume_from_checkpoint"):
+        trainer.train()
+    assert len(steps) == trainer.state.max_steps
+
+
 def test_a_search_keeps_the_trainers_checkpoints_and_goes_on_after_a_kill(tmp_path):
     def trainer():
         search = AStarSearch(metric="steady", max_evaluations=3)

@@ -118,6 +118,21 @@ def test_bars_count_the_examples_that_the_models_read(capsys, folder, tmp_path, 
     ]
 
 
+def test_a_certificate_that_can_not_be_written_leaves_the_earlier_one(capsys, folder, monkeypatch):
+    words = ["certify", folder / "dense", folder / "small", "--data", folder / "labelled.csv"]
+    assert called(capsys, *words, "--max-drop", "0.9").code == 0
+    before = sorted((it.name, it.read_bytes()) for it in (folder / "small").iterdir())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Certificate, "save", full)
+    said = called(capsys, *words, "--max-drop", "0.8")
+    assert (said.code, "it can't be written: No space left on device" in said.problem) == (2, True)
+    assert "It would say: PASS." in said.problem
+    assert sorted((it.name, it.read_bytes()) for it in (folder / "small").iterdir()) == before
+
+
 def test_questions_on_one_context_count_once(capsys, tmp_path):
     save_model(tmp_path / "dense", "QuestionAnswering")
     save_model(tmp_path / "pruned", "QuestionAnswering")

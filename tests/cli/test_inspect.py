@@ -144,6 +144,9 @@ def test_show_writes_the_report_of_the_run_as_a_page(saved, pruned, dense, capsy
 
 def test_card_is_written_from_the_report_and_keeps_what_else_it_says(saved, pruned, capsys):
     folder, report = saved / "pruned", saved / "pruned" / "headprune_report.json"
+    report.write_bytes(b"\xff\xfe{}")
+    assert f"card: {report} can't be read: " in called(capsys, "card", folder).problem
+    report.unlink()
     assert "card: there is no headprune_report.json" in called(capsys, "card", folder).problem
     unseen = MetricChange("accuracy", "unseen examples", 500, 0.9, 0.89)
     report.write_text(PruningReport.of(PruningPlan.of(pruned), anatomy_of(pruned), unseen=unseen).to_json())

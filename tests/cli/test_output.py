@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from hf_headprune.cli.output import OutputFolder
@@ -83,3 +88,55 @@ def test_overwriting_spares_what_is_no_model_and_what_is_read(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettingError, match="there is a file of that name"):
         OutputFolder(tmp_path / "file", overwrite=True).check([])
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path)
+    with pytest.raises(InvalidSettingError, match=r"it is a mount point.* Name a folder in it, such as .*/model\."):
+        OutputFolder(tmp_path, overwrite=True).check([])
+    OutputFolder(tmp_path / "model").check([])
+
+
+def test_what_can_not_be_put_in_its_place_is_kept_beside_it(tmp_path, monkeypatch):
+    output, rename = OutputFolder(fill(tmp_path / "model"), overwrite=True), Path.rename
+
+    def busy(self, target):
+        if self == tmp_path / "model":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+
+    def written():
+        with output.staged() as folder:
+            fill(folder, "new")
+
+    with pytest.raises(InvalidSettingError, match="it can't be replaced: Device or resource busy") as problem:
+        written()
+    kept = Path(str(problem.value).rsplit("What was made is in ", 1)[1].rstrip("."))
+    assert (kept / "config.json").read_text() == "new"
+    assert contents(tmp_path) == sorted(["model", "model/config.json", kept.name, f"{kept.name}/config.json"])
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path, monkeypatch):
+    output = OutputFolder(tmp_path / "model")
+
+    def full():
+        with output.staged() as folder:
+            fill(folder, "new")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InvalidSettingError, match=r"/model: it can't be written: .*No space left.* MB are free in"):
+        full()
+    assert contents(tmp_path) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    output.check_space(1_999_999)
+    with pytest.raises(InvalidSettingError, match=r"the model has 3\.0 MB\. 2\.0 MB are free in"):
+        output.check_space(3_000_000)
+
+
+def test_a_model_that_a_killed_run_has_hidden_is_named(tmp_path):
+    hidden = fill(tmp_path / ".model.0123abcd.replaced")
+    with pytest.raises(InvalidSettingError, match=f"What was there is in {hidden}"):
+        OutputFolder(tmp_path / "model", overwrite=True).check([])
+    OutputFolder(tmp_path / "mode").check([])

@@ -170,6 +170,12 @@ def test_a_confidence_that_is_asked_for_and_can_not_be_reached_is_refused(traine
         search_plan(trained, learnable(40, seed=2), calibration=learnable(64, seed=1), confidence=0.9)
 
 
+@pytest.mark.parametrize("confidence", [1.5, float("nan"), 0.3, None, "0.95", True])
+def test_what_is_no_confidence_is_refused(trained, confidence):
+    with pytest.raises(InvalidSettingError, match=r'search_plan: confidence must be "auto" or a number above 0\.5'):
+        search_plan(trained, learnable(40, seed=2), calibration=learnable(64, seed=1), confidence=confidence)
+
+
 def test_no_drop_at_all_can_not_be_shown_with_any_confidence(trained):
     with pytest.raises(
         InvalidSettingError, match=r"search_plan\(confidence=0\.9\): no examples can show a drop below 0 "
