@@ -170,8 +170,8 @@ def tied_units(anatomy: Anatomy, units: Sequence[Unit], start: PruningPlan, orde
         joined += [tuple(chain(*rows[first:end])) for first, end in steps]
     if not joined:
         raise InvalidSettingError(
-            "uniform: all layers have one head, or one group of heads, and one chunk of FFN units, and can't have "
-            "fewer. Leave uniform out."
+            "uniform: a search removes heads and chunks of FFN units as wholes, and no layer of this model can lose "
+            "one and keep another. Pass plan_for_budget a size, such as density, or leave uniform out."
         )
     return joined
 
