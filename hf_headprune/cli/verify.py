@@ -163,7 +163,8 @@ class Texts:
 
     def _chosen(self, certificate: Certificate, rows: Dataset) -> list[int]:
         """Returns the places of the rows whose inputs the certificate knows; all where none is known."""
-        prints, inputs = ExampleFingerprints.of(rows), {key[:INPUT_BYTES] for key in certificate.examples.key_list()}
+        prints, parts = ExampleFingerprints.of(rows), certificate.parts()
+        inputs = {key[:INPUT_BYTES] for part in parts for key in part.examples.key_list()}
         chosen = [place for place, digest in enumerate(prints.kinds[prints.kind]) if digest[:INPUT_BYTES] in inputs]
         if certificate.unused or not chosen:  # what was left unused has no fingerprint there
             return [*range(len(rows))]
