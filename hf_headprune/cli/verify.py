@@ -79,11 +79,18 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     whole = None if dense is None else load_model(dense)
     deployed, rows = None if about is None else load_deployed(about), None if data is None else _read(data)
     models = [whole, deployed]
-    if data is not None and rows and found.examples.kind == TOKENS and TOKENS not in rows[0]:
+    is_text = _are_texts(found, rows)
+    how: dict[str, Any] = {"labels": labels, "text-column": text_column, "text-pair-column": text_pair_column}
+    how |= {"label-column": label_column, "tokenizer": tokenizer, "max-length": max_length}
+    of_tokens = {"dense-data": dense_data}
+    _check_used(how | of_tokens if data is None else of_tokens if is_text else how, data, is_text=is_text)
+    if data is not None and is_text:
         texts = Texts(data, NamedColumns(text_column, text_pair_column, label_column), labels, max_length)
         reads = tokenizer or dense or (None if about is None else folder_of(about))
         whole, rows = texts.as_certified(found, whole, deployed, about, reads)
-    elif dense_data is not None and whole is not None:
+    elif dense_data is not None:
+        if whole is None:
+            raise InvalidSettingError(f"--dense-data {dense_data}: no model reads it. Pass --dense, or leave it out.")
         whole = whole, _read(dense_data)
     with shown(models, len(found.examples), "Verifying") if rows else nullcontext():
         result = verify_certificate(found, deployed, rows, dense=whole)
@@ -91,6 +98,29 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     typer.echo(json.dumps({"holds": result.holds, **dataclasses.asdict(result)}) if as_json else result.to_text())
     if not result.holds:
         raise typer.Exit(1)
+
+
+def _are_texts(certificate: Certificate, rows: Any) -> bool:
+    """Tells whether rows are still to be tokenized, to be those of a certificate."""
+    if not rows or certificate.examples.kind != TOKENS:
+        return False
+    return isinstance(rows[0], dict) and TOKENS not in rows[0]
+
+
+def _check_used(given: dict[str, Any], data: Path | None, *, is_text: bool) -> None:
+    """Refuses options that nothing would read.
+
+    Args:
+        given: Values by option.
+        data: File of the examples, or None.
+        is_text: Whether it holds texts.
+    """
+    unused = [f"--{name}" for name, value in given.items() if value is not None]
+    if unused:
+        held = "no --data is given" if data is None else f"{data} holds {'texts' if is_text else 'tokenized examples'}"
+        raise InvalidSettingError(
+            f"verify: {' and '.join(unused)} would not be read, since {held}. Leave out, or pass other data."
+        )
 
 
 @dataclass(frozen=True)

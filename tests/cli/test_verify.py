@@ -142,3 +142,19 @@ def test_texts_need_a_model_that_tells_how_they_are_read(capsys, folder, tmp_pat
     assert (said.code, "Name one with --tokenizer" in said.problem) == (2, True)
     found, _ = content_of(capsys, tmp_path, "--data", folder / "dev.csv", "--tokenizer", folder / "dense")
     assert found["holds"]
+
+
+def test_options_that_nothing_would_read_and_rows_that_are_none_are_refused(capsys, folder, tmp_path):
+    tokens = write(tmp_path / "tokens.jsonl", [{"input_ids": [1, 2], "labels": 1}])
+    numbers = tmp_path / "numbers.jsonl"
+    numbers.write_text("1\n2\n", encoding="utf-8")
+    small, data = folder / "small", ("--data", folder / "dev.csv")
+    for words, message in (
+        (["--text-column", "sentence"], "--text-column would not be read, since no --data is given"),
+        (["--data", tokens, "--tokenizer", small, "--max-length", 9], "--tokenizer and --max-length would not be read"),
+        ([*data, "--dense-data", tokens], f"--dense-data would not be read, since {data[1]} holds texts"),
+        (["--data", tokens, "--dense-data", tokens], "no model reads it. Pass --dense"),
+        (["--data", numbers], "examples must be mappings"),
+    ):
+        said = called(capsys, "verify", small, *words)
+        assert (said.code, message in said.problem) == (2, True), said.err
