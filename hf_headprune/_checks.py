@@ -45,6 +45,11 @@ def is_ratio(value: Any) -> bool:
     return is_above(value, 0) and value <= 1
 
 
+def is_confidence(value: Any) -> bool:
+    """Tells whether a value is a confidence level: a number above 0.5 and below 1."""
+    return is_above(value, 0.5) and value < 1
+
+
 def is_block(value: Any) -> bool:
     """Tells whether a value is a shape of blocks: a tuple of rows and columns."""
     return isinstance(value, tuple) and len(value) == 2 and all(is_whole(side, at_least=1) for side in value)  # noqa: PLR2004 - rows, columns

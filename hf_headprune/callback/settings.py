@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_headprune._checks import is_above, is_number
+from hf_headprune._checks import is_above, is_confidence, is_number
 from hf_headprune.budgets import budgets
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.latency import LatencySettings
@@ -116,7 +116,7 @@ class Settings:
                 raise InvalidSettingError(
                     f"HeadPruneCallback({name}=...) takes {kind.__name__}(...) or None, received {value!r}."
                 )
-        if self.confidence is not None and not (is_number(self.confidence) and 0.5 < self.confidence < 1):  # noqa: PLR2004
+        if self.confidence is not None and not is_confidence(self.confidence):
             raise InvalidSettingError(
                 f"HeadPruneCallback(confidence={self.confidence!r}) must be None, or a number above 0.5 and below 1. "
                 "Pass 0.95 to prune only what is certified at 95 %."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune._checks import is_confidence
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.pipeline.budget import one_budget, second_order_of
@@ -38,7 +39,7 @@ class Budget:
         Raises:
             InvalidSettingError: There are several, or a number is out of range.
         """
-        if confidence is not None and not 0.5 < confidence < 1:  # noqa: PLR2004
+        if confidence is not None and not is_confidence(confidence):
             raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
         if given["kept_heads"] is not None:
             given = {**given, "kept_heads": _heads(given["kept_heads"])}

@@ -11,6 +11,7 @@ import typer
 
 from hf_headprune._beside_weights import read_text
 from hf_headprune._certificate_file import CERTIFICATE_NAME
+from hf_headprune._checks import is_confidence
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cli.explanation import in_words, sites_of
 from hf_headprune.cli.models import load_model, to_accelerator_
@@ -106,7 +107,7 @@ def power(
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Says what a number of examples can certify, before anything is searched."""
-    if not 0.5 < confidence < 1:  # noqa: PLR2004
+    if not is_confidence(confidence):
         raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
     if not 0 < max_drop < 1:
         raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {max_drop}. A point is 0.01.")

@@ -134,37 +134,40 @@ class OutputFolder:
             InvalidSettingError: It can't be written; or it can't be put in its place, where something was written
                 meanwhile: then what was made is kept beside it.
         """
-        parent = next(folder for folder in self.path.resolve().parents if folder.is_dir())
-        staging = parent / f".{self.path.resolve().name}.{uuid4().hex[:8]}.partial"  # a kill leaves it
+        staging = self._parent / f".{self.path.resolve().name}.{uuid4().hex[:8]}.partial"  # a kill leaves it
         staging.mkdir()
         try:
             yield staging
-        except (OSError, SafetensorError) as error:
+        except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
-            raise InvalidSettingError(
-                f"{self.path}: it can't be written: {error}. {_free(parent)}. Make room there, or choose another "
-                "output folder."
-            ) from error
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, (OSError, SafetensorError)):
+                raise self._without_room(f"it can't be written: {error}") from error
             raise
         self._replace_by(staging)
 
     def check_space(self, size: int) -> None:
-        """Refuses a disk that is too full for what will be written.
+        """Refuses a disk without room for the model that is pruned; what is written is smaller, with files beside it.
 
         Args:
-            size: Its bytes, at least.
+            size: Bytes of that model.
 
         Raises:
-            InvalidSettingError: There are fewer.
+            InvalidSettingError: Fewer are free.
         """
-        parent = next(folder for folder in self.path.resolve().parents if folder.is_dir())
-        if shutil.disk_usage(parent).free < size:
-            raise InvalidSettingError(
-                f"{self.path}: the model has {size / MB:.1f} MB. {_free(parent)}. Make room there, or choose another "
-                "output folder."
-            )
+        if shutil.disk_usage(self._parent).free < size:
+            raise self._without_room(f"the model has {size / MB:.1f} MB")
+
+    @property
+    def _parent(self) -> Path:
+        """The folder that it will be in, as far as there is one."""
+        return next(folder for folder in self.path.resolve().parents if folder.is_dir())
+
+    def _without_room(self, problem: str) -> InvalidSettingError:
+        free = shutil.disk_usage(self._parent).free / MB
+        return InvalidSettingError(
+            f"{self.path}: {problem}. {free:.1f} MB are free in {self._parent}. Make room there, or choose another "
+            "output folder."
+        )
 
     def _replace_by(self, staging: Path) -> None:
         target = self.path.resolve()
@@ -188,7 +191,3 @@ class OutputFolder:
                 f"{self.path}: it can't be replaced: {error.strerror}. What was made is in {spare}."
             ) from error
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _free(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / MB:.1f} MB are free in {folder}"

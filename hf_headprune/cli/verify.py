@@ -80,10 +80,12 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     deployed, rows = None if about is None else load_deployed(about), None if data is None else _read(data)
     models = [whole, deployed]
     is_text = _are_texts(found, rows)
-    how: dict[str, Any] = {"labels": labels, "text-column": text_column, "text-pair-column": text_pair_column}
-    how |= {"label-column": label_column, "tokenizer": tokenizer, "max-length": max_length}
-    of_tokens = {"dense-data": dense_data}
-    _check_used(how | of_tokens if data is None else of_tokens if is_text else how, data, is_text=is_text)
+    of_texts: dict[str, Any] = {"labels": labels, "text-column": text_column, "text-pair-column": text_pair_column}
+    of_texts |= {"label-column": label_column, "tokenizer": tokenizer, "max-length": max_length}
+    unused = {} if is_text else of_texts
+    if is_text or data is None:
+        unused["dense-data"] = dense_data
+    _check_unused(unused, data, is_text=is_text)
     if data is not None and is_text:
         texts = Texts(data, NamedColumns(text_column, text_pair_column, label_column), labels, max_length)
         reads = tokenizer or dense or (None if about is None else folder_of(about))
@@ -107,19 +109,19 @@ def _are_texts(certificate: Certificate, rows: Any) -> bool:
     return isinstance(rows[0], dict) and TOKENS not in rows[0]
 
 
-def _check_used(given: dict[str, Any], data: Path | None, *, is_text: bool) -> None:
-    """Refuses options that nothing would read.
+def _check_unused(options: dict[str, Any], data: Path | None, *, is_text: bool) -> None:
+    """Refuses options that were passed though nothing reads them.
 
     Args:
-        given: Values by option.
+        options: Values by name; None for those that were not passed.
         data: File of the examples, or None.
         is_text: Whether it holds texts.
     """
-    unused = [f"--{name}" for name, value in given.items() if value is not None]
-    if unused:
+    passed = [f"--{name}" for name, value in options.items() if value is not None]
+    if passed:
         held = "no --data is given" if data is None else f"{data} holds {'texts' if is_text else 'tokenized examples'}"
         raise InvalidSettingError(
-            f"verify: {' and '.join(unused)} would not be read, since {held}. Leave out, or pass other data."
+            f"verify: {' and '.join(passed)} would not be read, since {held}. Leave them out, or pass other data."
         )
 
 
@@ -172,7 +174,7 @@ class Texts:
         chosen = self._chosen(certificate, rows)
         rows, whole = rows.select(chosen), dense if others is None else (dense, others.select(chosen))
         if known is not None:
-            known = {place: known[index] for place, index in enumerate(chosen) if index in known}
+            known = {row: known[index] for row, index in enumerate(chosen) if index in known}
         batching = Batching(processing_class=tokenizer)
         return whole, CertificationData(rows, groups=groups_of_rows(rows), labels=known, batching=batching)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from hf_headprune._checks import is_number, is_whole
+from hf_headprune._checks import is_confidence, is_whole
 from hf_headprune._seen_splits import seen_by
 from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import InvalidSettingError, shown
@@ -396,7 +396,7 @@ class ScoredSplit:
         self, max_drop: float, confidence: float, *, ledger: AlphaLedger | None, seed: int, num_candidates: int = 1
     ) -> Claim:
         """Returns the claim; spends its share of alpha where the split may be used more than once."""
-        if not is_number(confidence) or not 0.5 < confidence < 1:  # noqa: PLR2004
+        if not is_confidence(confidence):
             raise InvalidSettingError(
                 f"certify: confidence must be a number above 0.5 and below 1, received {shown(confidence)}. Pass 0.95."
             )

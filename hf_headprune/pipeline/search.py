@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_headprune._checks import is_number
+from hf_headprune._checks import is_confidence
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import DataLeakError, InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
@@ -286,7 +286,7 @@ def _holdout(
     Raises:
         InvalidSettingError: The confidence is none, or one that so few examples can't reach.
     """
-    if confidence != "auto" and not (is_number(confidence) and 0.5 < confidence < 1):  # noqa: PLR2004
+    if confidence != "auto" and not is_confidence(confidence):
         raise InvalidSettingError(
             f'search_plan: confidence must be "auto" or a number above 0.5 and below 1, received {shown(confidence)}. '
             "Pass 0.95."
