@@ -15,6 +15,8 @@ from importlib import metadata
 from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hf_headprune.errors import UnsupportedVersionError
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ UNWRAPPED_FORWARD = "_original_forward"
 CARD_WRITER = "_create_model_card"
 WRITE_CARDS = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")
 # torch
-COMPILED_IN_PLACE = "_compiled_call_impl"
+DYNAMO, COMPILED = "torch._dynamo.utils", "counters"
 HOOKS_BEFORE_FORWARD = "_forward_pre_hooks"
 HOOKS = (HOOKS_BEFORE_FORWARD, "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 MOVERS = ("to", "cuda", "npu", "mlu", "sdaa", "musa", "xpu", "neuron")  # methods that accelerate puts in their place
@@ -227,12 +229,14 @@ def _bound_to(method: Any, owner: Any, model: Any) -> MethodType:
     return MethodType(bound, model)
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Tells whether a model, or a part of it, was passed through `torch.compile`. If torch does not say so: yes."""
-    return any(
-        getattr(module, COMPILED_IN_PLACE, True) is not None or type(module).__name__ == "OptimizedModule"
-        for module in model.modules()
-    )
+def forget_compiled() -> None:
+    """Lets torch trace models anew where it has compiled anything: code without a hook would run on without it.
+
+    What is compiled may be a function or a wrapper that no model knows of. If torch does not say that it has not: yes.
+    """
+    utils = sys.modules.get(DYNAMO)
+    if utils is not None and (not hasattr(utils, COMPILED) or getattr(utils, COMPILED)["frames"]):
+        torch.compiler.reset()
 
 
 def hooks_before_forward(module: nn.Module) -> Iterable[Any]:

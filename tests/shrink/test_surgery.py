@@ -302,7 +302,7 @@ def test_a_model_that_computes_its_ffn_in_chunks_is_cut():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["wrapped", "in place"])
+@pytest.mark.parametrize("how", ["wrapped", "outside", "function", "in place"])
 def test_a_compiled_model_is_masked_and_restored(how):
     model, inputs = tiny_bert().eval(), text_inputs()
     plan = PruningPlan.of(model)
@@ -311,12 +311,15 @@ def test_a_compiled_model_is_masked_and_restored(how):
         dense = model(**inputs).logits
         with masked(model, plan):
             expected = model(**inputs).logits
-        compiled = torch.compile(model, backend="eager") if how == "wrapped" else model
+        compiled = torch.compile(model, backend="eager") if how in ("wrapped", "outside") else model
+        if how == "function":
+            compiled = torch.compile(lambda **given: model(**given), backend="eager")
         if how == "in place":
             model.compile(backend="eager")
+        given = compiled if how == "wrapped" else model
         for _ in range(2):
             torch.testing.assert_close(compiled(**inputs).logits, dense)
-            with masked(compiled, plan):
+            with masked(given, plan):
                 torch.testing.assert_close(compiled(**inputs).logits, expected)
         torch.testing.assert_close(compiled(**inputs).logits, dense)
     assert not torch.allclose(dense, expected)
