@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_headprune.cli.inspect import AsJson
-from hf_headprune.cli.models import load_model, load_tokenizer
+from hf_headprune.cli.models import NoTokenizerError, load_model, load_tokenizer
 from hf_headprune.cli.output import OutputFolder
 from hf_headprune.errors import HeadPruneError, InvalidSettingError
 from hf_headprune.publish.onnx import export_onnx
@@ -54,8 +54,10 @@ def export(  # noqa: PLR0913, PLR0917 - the options of the command
 
 
 def copy_tokenizer(source: str, model: object, folder: Path) -> None:
-    """Saves the tokenizer beside the model, if there is one."""
+    """Saves the tokenizer beside the model, if there is one; says where there is none, or why it can't be used."""
     try:
         load_tokenizer(source, model).save_pretrained(folder)
-    except HeadPruneError:
+    except NoTokenizerError:
         typer.echo(f"No tokenizer was saved: there is none beside {source}.", err=True)
+    except HeadPruneError as error:
+        typer.echo(f"No tokenizer was saved: {error}", err=True)

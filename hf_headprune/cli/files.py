@@ -90,8 +90,11 @@ def read_file(path: Path) -> Dataset:
         if suffix == ".parquet":
             return _filled(Dataset.from_parquet(str(path), **options))
         text = path.read_text(encoding="utf-8-sig")
-        if suffix == ".json" and isinstance(articles := _parsed(text), dict) and "data" in articles:
-            return Dataset.from_list(squad_rows(articles, where=str(path)))
+        content = _parsed(text) if suffix == ".json" else None
+        if isinstance(content, dict) and "data" in content:
+            return Dataset.from_list(squad_rows(content, where=str(path)))
+        if isinstance(content, dict) and all(isinstance(value, list) for value in content.values()):
+            raise ValueError(f"it holds one object with the columns {listed(content)}. Write a list of rows")
         return _filled(Dataset.from_json(str(path), **options)) if text.strip() else _filled([])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from hf_headprune.errors import InvalidSettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+_DIGITS = re.compile(r"([+-]?[0-9]{1,300})(?:\.0*)?")  # Python reads no number of thousands of digits
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,18 @@ class SeveralLabels:
 
 
 def whole_number(label: Any) -> int | None:
-    """Returns the whole number that a label is or spells, or None."""
-    number = number_of(label)
-    return int(number) if number is not None and number.is_integer() else None
+    """Returns the whole number that a label is, or spells in digits, or None; however large, it is that very number."""
+    if isinstance(label, str):
+        spelt = _DIGITS.fullmatch(label.strip())
+        return int(spelt[1]) if spelt else None
+    number = label if isinstance(label, int) else number_of(label)
+    return int(number) if number is not None and number == int(number) else None
 
 
 def number_of(label: Any) -> float | None:
     """Returns the finite number that a label is or spells, or None."""
+    if isinstance(label, str) and "_" in label:  # which Python takes for a mark between digits
+        return None
     try:
         number = float(label)
     except (TypeError, ValueError, OverflowError):

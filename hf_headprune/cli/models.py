@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ from hf_headprune.tasks.examples import is_a
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_OF_TOKENIZERS = re.compile(
+    r"(tokeniz|vocab|spiece|sentencepiece|merges|source\.spm|target\.spm|bpe)|.*\.(model|tiktoken)$"
+)
 
 
 def load_model(source: str | Path) -> Any:
@@ -55,6 +60,10 @@ def load_deployed(source: str | Path) -> Any:
     return path if (path := Path(source)).suffix in SUFFIXES else to_accelerator_(load_model(source))
 
 
+class NoTokenizerError(InvalidSettingError):
+    """There is no tokenizer where one was looked for."""
+
+
 def load_tokenizer(source: str | Path, model: Any) -> Any:
     """Loads the tokenizer of a model.
 
@@ -63,8 +72,13 @@ def load_tokenizer(source: str | Path, model: Any) -> Any:
         model: Its vocabulary must hold all tokens.
 
     Raises:
-        InvalidSettingError: There is none, or it is another model's.
+        NoTokenizerError: There is none.
+        InvalidSettingError: It can't be read, or is another model's.
     """
+    nothing = NoTokenizerError(f"{source}: there is no tokenizer. Name one with --tokenizer.")
+    files = [file.name for file in Path(source).iterdir()] if Path(source).is_dir() else None
+    if files is not None and not any(_OF_TOKENIZERS.match(name) for name in files):
+        raise nothing
     with _one_line(source, "tokenizer"):
         # Words of a list are told from parts of words by the space before them.
         splits_words = is_a(model, "ForTokenClassification")
@@ -73,7 +87,7 @@ def load_tokenizer(source: str | Path, model: Any) -> Any:
         )
         size, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
         if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) == 0:  # made up from the configuration
-            raise InvalidSettingError(f"{source}: there is no tokenizer. Name one with --tokenizer.")
+            raise nothing
     if size > rows:
         raise InvalidSettingError(
             f"{source}: the tokenizer has {size:,} tokens and the model {rows:,} embeddings. Name the tokenizer that "

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_headprune.cli.columns import NamedColumns, text_columns
 from hf_headprune.cli.examples import TextReader, reader_for
-from hf_headprune.cli.models import load_tokenizer
+from hf_headprune.cli.models import NoTokenizerError, load_tokenizer
 from hf_headprune.cli.output import CONFIG_NAME
-from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
+from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.external import is_external
 from hf_headprune.masking import plain_copy
 from hf_headprune.shrink.vocabulary import prune_vocabulary_
@@ -89,7 +89,7 @@ def own_reader(dense: Any, pruned: Any, place: Path, tokenizer: Any, max_length:
     model, source = dense if is_external(pruned) else pruned, folder_of(place)
     try:
         own = load_tokenizer(source, model)
-    except InvalidSettingError:  # there is none beside it
+    except NoTokenizerError:
         return None
     if own.get_vocab() == tokenizer.get_vocab():
         return None

@@ -64,7 +64,7 @@ def _check(name: str, masks: Any) -> None:
     known = {*_OF_UNITS, *_OF_BLOCKS, _OF_HIDDEN}
     if not isinstance(masks, Mapping) or not all(isinstance(mask, torch.Tensor) for mask in masks.values()):
         raise InvalidConfigError(f"{name}: it must hold {_expected(name)}, received {shown(type(masks).__name__)}.")
-    if unknown := sorted(masks.keys() - known):
+    if unknown := sorted(map(str, masks.keys() - known)):
         raise InvalidConfigError(f"{name}: unknown masks {shown(unknown)} (known: {', '.join(sorted(known))}).")
     if _OF_HIDDEN in masks and not (masks[_OF_HIDDEN] == 1).all():
         raise UnsupportedModelError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from hf_headprune._beside_weights import CONFIG_NAME
@@ -25,12 +27,12 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.config import Entries, entries_of, to_prunable
 from hf_headprune.shrink.folding import fold_dead_units_
 from hf_headprune.shrink.foreign_masks import MASK_FILES, apply_masks_
-from hf_headprune.shrink.prunable import PrunableModel, prunable_of
+from hf_headprune.shrink.prunable import PrunableModel, check_config, prunable_of
 from hf_headprune.shrink.saved_plan import attach_plan_
 from hf_headprune.shrink.surgery import probe, prune_model_
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from hf_headprune.anatomy import Site
 
@@ -74,7 +76,7 @@ def migrate_checkpoint(source: str | Path, *, allow_pickle: bool = False) -> Any
     if plan == PruningPlan.of(model) and not isinstance(model, PrunableModel):
         raise InvalidConfigError(
             f"{folder}: nothing is pruned in it: no {PRUNED_HEADS}, no smaller matrix, no unit whose weights are zero, "
-            f"and no mask ({' or '.join(MASK_FILES)}). Load it with Transformers, and prune it with this package."
+            f"and no mask ({' or '.join(MASK_FILES)}) that closes one. Load it with Transformers, and prune it with this package."
         )
     prune_model_(model, plan)
     _check_same(expected, probe(model), folder)
@@ -89,7 +91,7 @@ def _config(folder: Path) -> Any:
         )
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         raise InvalidConfigError(f"{folder}: Transformers can't read its {CONFIG_NAME}: {shown(str(error))}") from error
     family_of(config)  # refuses one that is not declared
     if getattr(config, "layer_norm_type", "layer_norm") != "layer_norm":
@@ -103,12 +105,19 @@ def _config(folder: Path) -> Any:
 def _listed_heads(config: Any) -> dict[int, tuple[int, ...]]:
     """Takes `pruned_heads` out of a configuration, in place; an entry without heads says nothing."""
     found = vars(config).pop(PRUNED_HEADS, None) or {}
-    try:
-        return {int(layer): tuple(sorted(map(int, heads))) for layer, heads in found.items() if heads}
-    except (AttributeError, TypeError, ValueError) as error:
+    if not isinstance(found, Mapping) or not all(
+        str(layer).isdecimal() and _are_numbers(heads) for layer, heads in found.items()
+    ):
         raise InvalidConfigError(
-            f"config.json: {PRUNED_HEADS} must map layers to lists of heads, received {shown(found)}."
-        ) from error
+            f"config.json: {PRUNED_HEADS} must map layers to lists of heads, each a whole number and there once, "
+            f"received {shown(found)}."
+        )
+    return {int(layer): tuple(sorted(heads)) for layer, heads in found.items() if heads}
+
+
+def _are_numbers(heads: Any) -> bool:
+    is_list = isinstance(heads, list) and all(type(head) is int and head >= 0 for head in heads)
+    return is_list and len({*heads}) == len(heads)
 
 
 def _weights(folder: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
@@ -116,11 +125,44 @@ def _weights(folder: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
     for name, index in _WEIGHTS.items():
         files = [folder / name] if (folder / name).is_file() else []
         if not files and (folder / index).is_file():
-            parts = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
-            files = [folder / Path(part).name for part in sorted(set(parts))]
+            files = _shards(folder / index)
         if files:
-            return {key: tensor for file in files for key, tensor in _read(file, allow_pickle=allow_pickle).items()}
+            tensors = [_tensors(file, allow_pickle=allow_pickle) for file in files]
+            return {key: tensor for part in tensors for key, tensor in part.items()}
     raise InvalidSettingError(f"{folder}: there is neither {' nor '.join(_WEIGHTS)}. Pass the folder of a saved model.")
+
+
+def _shards(index: Path) -> list[Path]:
+    """Returns the files that an index names."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidSettingError(f"{index}: it must be JSON: {shown(str(error))}. Download it again.") from error
+    parts = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(parts, dict) or not parts or not all(isinstance(part, str) for part in parts.values()):
+        raise InvalidSettingError(
+            f"{index}: weight_map must name the file of each tensor, received {shown(parts)}. Download it again."
+        )
+    files = [index.parent / Path(part).name for part in sorted({*parts.values()})]
+    if lacking := [file.name for file in files if not file.is_file()]:
+        raise InvalidSettingError(f"{index}: it names {shown(lacking)}, and there are no such files. Download them.")
+    return files
+
+
+def _tensors(file: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
+    """Reads a file of weights."""
+    found = _read(file, allow_pickle=allow_pickle)
+    entries = found if isinstance(found, dict) else {}
+    wrong = [name for name, value in entries.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
+    if wrong or not entries:
+        received = (
+            f"also a {type(entries[wrong[0]]).__name__}, as {wrong[0]!r}" if wrong else f"a {type(found).__name__}"
+        )
+        raise InvalidSettingError(
+            f"{file}: it must hold tensors by their names and nothing else, received {received}. Save the model's "
+            "state_dict."
+        )
+    return entries
 
 
 def _masks(folder: Path, *, allow_pickle: bool) -> tuple[str, Any] | None:
@@ -133,7 +175,12 @@ def _masks(folder: Path, *, allow_pickle: bool) -> tuple[str, Any] | None:
 
 def _read(file: Path, *, allow_pickle: bool) -> Any:
     if file.suffix == ".safetensors":
-        return safetensors.torch.load_file(file)
+        try:
+            return safetensors.torch.load_file(file)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InvalidSettingError(
+                f"{file}: safetensors can't read it: {shown(str(error))}. Download or save it again."
+            ) from error
     if not allow_pickle:
         raise InvalidSettingError(
             f"{file}: it is a pickle, a format that can run code while it is read. If you trust its author, pass "
@@ -149,6 +196,7 @@ def _read(file: Path, *, allow_pickle: bool) -> Any:
 def _loaded(folder: Path, config: Any, weights: dict[str, torch.Tensor], listed: Mapping[int, tuple[int, ...]]) -> Any:
     """Returns the model that has the sizes of the weights: a dense one, or a pruned one that knows its plan."""
     kind = _class_of(folder, config)
+    check_config(kind, folder, {})
     model, info = _read_as(kind, config, weights)
     entries = _sizes(model, {key: shape for key, shape, _ in info["mismatched_keys"]})
     lacking = {*info["missing_keys"]} | ({key for key, *_ in info["mismatched_keys"]} if not entries else set())

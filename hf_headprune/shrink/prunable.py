@@ -352,6 +352,8 @@ def _places(given: dict[str, Any]) -> dict[str, Any]:
 
 def _both_towers(kind: type[Any], source: Any, given: dict[str, Any]) -> str:
     """Says how to get one tower of a checkpoint that holds both, where it does; else nothing."""
+    if source is None:  # the weights are given, and no folder says what they are of
+        return ""
     saved_type = kind.config_class.get_config_dict(source, **_places(given))[0].get("model_type")
     family = FAMILIES.get((saved_type or "").removeprefix(PRUNABLE_PREFIX))
     if family is None or not family.towers or family.model_type == kind.config_class.dense_class.model_type:

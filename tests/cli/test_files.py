@@ -70,6 +70,7 @@ def test_the_row_numbers_that_pandas_writes_have_a_name(tmp_path):
         ("a.csv", "text,label\n", "it has no rows"),
         ("a.jsonl", "\n", "it has no rows"),
         ("a.json", "[]", "can't be read"),
+        ("a.json", '{"dense": [0, 1], "pruned": [0, 1]}', "one object with the columns 'dense', 'pruned'"),
         ("a.csv", "text,text\na,b\n", "different names, received 'text'"),
         ("a.csv", "text,label\nx,1\na,b,c\n", "line 3 has 3 values for the 2 columns"),
         ("a.csv", "text,label\nx, y,1\na, b,0\n", "line 2 has 3 values for the 2 columns"),

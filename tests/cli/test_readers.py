@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from hf_headprune.cli.columns import NamedColumns
 from hf_headprune.cli.examples import UnlabelledError, groups_of_rows, reader_for
+from hf_headprune.cli.labels import whole_number
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from tests.support.command_line import questions, tokenizer_of_words
 from tests.support.models import tiny_bert, tiny_roberta
@@ -108,6 +109,22 @@ def test_classes_are_whole_numbers_whatever_the_column_is_called_and_holds(colum
     rows = Dataset.from_dict({"text": ["a", "b"], column: values})
     labels = reader("SequenceClassification").encode(rows, "train").rows["labels"][:]
     assert (labels, {type(label) for label in labels}) == ([1, 0], {int})
+
+
+@pytest.mark.parametrize(
+    ("label", "number"),
+    [
+        (2**53 + 1, 2**53 + 1),
+        (str(2**53 + 1), 2**53 + 1),
+        (" 7.0 ", 7),
+        ("-1", -1),
+        (2.0, 2),
+        (True, 1),
+        *((label, None) for label in ("1_2", "1e2", "0.5", 2.5, "x", "", float("nan"), None, "1" * 5000)),
+    ],
+)
+def test_a_label_is_the_whole_number_that_its_digits_spell(label, number):
+    assert whole_number(label) == number
 
 
 def test_tags_are_whole_numbers_whatever_the_column_is_called():

@@ -111,7 +111,19 @@ def test_other_paths_and_transposed_matrices_are_read(tmp_path):
     [
         ({0: [1]}, "layer 0: pruned_heads lists 1 of 4 heads, and the weights have 2"),
         ({0: [1, 2], 1: [3], 2: [0]}, r"pruned_heads lists head 0 of layer 2, which has 0"),
-        ({0: "many"}, "pruned_heads must map layers to lists of heads"),
+        *(
+            (wrong, "pruned_heads must map layers to lists of heads, each a whole number and there once")
+            for wrong in (
+                {0: "many"},
+                {0: "12"},
+                {0: [-1, 2]},
+                {0: [1, 1]},
+                {0: [1.5, 2]},
+                {"a": [1]},
+                [1],
+                {0: [1e999]},
+            )
+        ),
     ],
 )
 def test_a_list_that_contradicts_the_weights_is_refused(pruned_heads, message, tmp_path):
@@ -312,6 +324,51 @@ def test_an_allowed_pickle_is_read_as_weights_only(dense_folder, tmp_path):
     with pytest.raises(InvalidSettingError, match="torch can't read it as weights only"):
         migrate_checkpoint(folder, allow_pickle=True)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"", "safetensors can't read it"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "safetensors can't read it"),
+        ("model.safetensors.index.json", b"no JSON", "it must be JSON"),
+        ("model.safetensors.index.json", b"[]", "weight_map must name the file of each tensor, received None"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "weight_map must name the file of each tensor"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "1-of-2"}}',
+            r"it names \['1-of-2'\], and there are no",
+        ),
+        ("pytorch_model.bin", [torch.ones(1)], "received a list. Save the model's state_dict"),
+        ("pytorch_model.bin", {"a": torch.ones(1), "step": 3}, "received also a int, as 'step'"),
+    ],
+)
+def test_damaged_weights_are_refused_in_words(name, content, message, tmp_path):
+    save_config(tmp_path, amplified(tiny_bert(num_labels=2)))
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(InvalidSettingError, match=message):
+        migrate_checkpoint(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"vocab_size": 50}, "word_embeddings.weight has shape"),
+        ({"num_hidden_layers": 1}, r"layer\.1\..* has weights, but no place in the configuration"),
+        ({"hidden_act": "foo"}, "KeyError: .?'foo'"),
+        ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
+        ({"hidden_size": "32"}, "Transformers can't read its config.json"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused_by_what_differs(changed, message, tmp_path):
+    dense = amplified(tiny_bert(num_labels=2))
+    save_config(tmp_path, dense, **changed)
+    save_file(cut_heads_(weights_of(dense), "bert", HEADS), tmp_path / "model.safetensors")
+    with pytest.raises(InvalidConfigError, match=message):
+        migrate_checkpoint(tmp_path)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
