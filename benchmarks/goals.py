@@ -224,7 +224,8 @@ def _of_one_shot() -> Iterator[Goal]:
     for row in read_json(RESULTS / "one_shot_cost.json").get("results", [])[:1]:
         seconds = row["costs"] + row["refit"]
         goal = f"costs, refit and choice, 6 layers of width 384, 1,024 examples: at most {SECONDS} CPU seconds"
-        yield goal, f"{seconds:.0f}", _verdict(seconds <= SECONDS)
+        found = f"{seconds:.0f}; a training pass over these examples takes {row['pass']:.0f}"
+        yield goal, found, _verdict(seconds <= SECONDS)
     ratios = [row["reached"] / row["asked"] for row in read_json(RESULTS / "measured_speed.json").get("results", [])]
     if ratios:
         near = sum(abs(ratio - 1) <= NEAR for ratio in ratios)

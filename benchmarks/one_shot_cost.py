@@ -1,8 +1,9 @@
 """What it costs to choose and refit without training, and how that grows with layers, width and examples.
 
 BERT shapes with random weights look at random texts of 32 tokens, and are pruned to half of their attention and FFN
-weights. *costs* records moments and gradients and orders what may leave; *refit* fits all linear modules in order.
-Seconds are of CPU, of one thread, the least of several turns.
+weights. *costs* records moments and gradients and orders what may leave; *refit* fits all linear modules in order;
+*pass* is one forward and backward pass of training over the same examples. Seconds are of CPU, of one thread, the least
+of several turns.
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.one_shot_cost [--smoke]
 """
@@ -45,9 +46,14 @@ def measured(layers: int, width: int, examples: int, turns: int) -> dict[str, An
     ids = torch.randint(5, 1000, (examples, LENGTH)).tolist()
     rows = [{"input_ids": row, "label": number % 2} for number, row in enumerate(ids)]
     settings = SecondOrder(density=0.5, tuning=SecondOrderTuning(scoring_examples=examples))
-    full, taken = PruningPlan.of(model), {"costs": [], "refit": []}
+    full, taken = PruningPlan.of(model), {"pass": [], "costs": [], "refit": []}
     for _ in range(turns):
         losses = ExampleLosses(model, rows, examples, 0)
+        started = time.process_time()
+        for loss in losses:
+            loss.backward()
+        model.zero_grad()
+        taken["pass"].append(time.process_time() - started)
         started = time.process_time()
         plan, refit = choose(model, settings, full, losses)
         chosen = time.process_time()

@@ -640,12 +640,13 @@ def one_shot_cost_section(content: dict[str, Any]) -> Iterator[str]:
     yield "## Time of costs and refit"
     yield f"\nBERT shapes, pruned to half of their attention and FFN weights on texts of {content['length']} tokens,"
     yield "without training. *Costs*: moments, gradients and the order of removal; *refit*: all linear modules in"
-    yield "order. CPU seconds of one thread.\n"
-    yield from header("layers", "width", "examples", "costs", "refit", "together")
+    yield "order; *pass*: one forward and backward pass of training over these examples. CPU seconds of one thread.\n"
+    yield from header("layers", "width", "examples", "pass", "costs", "refit", "together", "in passes")
     for row in content["results"]:
         cells = [str(row["layers"]), str(row["width"]), f"{row['examples']:,}"]
-        cells += [f"{row['costs']:.1f}", f"{row['refit']:.1f}"]
-        yield table_row([*cells, f"{row['costs'] + row['refit']:.1f}"])
+        together = row["costs"] + row["refit"]
+        cells += [f"{row[name]:.1f}" for name in ("pass", "costs", "refit")]
+        yield table_row([*cells, f"{together:.1f}", f"{together / row['pass']:.1f}"])
 
 
 def runtimes_section(content: dict[str, Any]) -> Iterator[str]:

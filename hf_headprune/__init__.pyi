@@ -250,8 +250,11 @@ from hf_headprune.guarantee.verify import verify_certificate as verify_certifica
 from hf_headprune.latency import LatencySettings as LatencySettings
 from hf_headprune.latency import measure_latency as measure_latency
 from hf_headprune.learn.distillation.settings import Distillation as Distillation
+from hf_headprune.learn.distillation.settings import DistillationTuning as DistillationTuning
+from hf_headprune.learn.gates.settings import GateTuning as GateTuning
 from hf_headprune.learn.gates.settings import SubsetGates as SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement as BlockMovement
+from hf_headprune.learn.movement.settings import MovementTuning as MovementTuning
 from hf_headprune.masking import masked as masked
 from hf_headprune.pipeline import PruningLadder as PruningLadder
 from hf_headprune.pipeline import PruningResult as PruningResult
@@ -262,9 +265,12 @@ from hf_headprune.plan import PruningPlan as PruningPlan
 from hf_headprune.plan import RefittedPlan as RefittedPlan
 from hf_headprune.publish.onnx import export_onnx as export_onnx
 from hf_headprune.publish.openvino import export_openvino as export_openvino
+from hf_headprune.publish.report import PruningReport as PruningReport
 from hf_headprune.refit.plans_between import plans_between as plans_between
 from hf_headprune.refit.settings import SecondOrder as SecondOrder
+from hf_headprune.refit.settings import SecondOrderTuning as SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch as AStarSearch
+from hf_headprune.search.settings import SearchTuning as SearchTuning
 from hf_headprune.shrink.config import PrunableConfig
 from hf_headprune.shrink.export import export_model as export_model
 from hf_headprune.shrink.latency_table import measure_latency_table as measure_latency_table
@@ -286,11 +292,14 @@ __all__ = [
     "CertificationData",
     "Cost",
     "Distillation",
+    "DistillationTuning",
+    "GateTuning",
     "HeadPruneCallback",
     "HeadPruneError",
     "LatencySettings",
     "Metric",
     "Monitor",
+    "MovementTuning",
     "PowerAssumptions",
     "PrunableAlbertConfig",
     "PrunableAlbertForMaskedLM",
@@ -513,9 +522,12 @@ __all__ = [
     "PrunableXLMRobertaModel",
     "PruningLadder",
     "PruningPlan",
+    "PruningReport",
     "PruningResult",
     "RefittedPlan",
+    "SearchTuning",
     "SecondOrder",
+    "SecondOrderTuning",
     "SplitSettings",
     "SubsetGates",
     "anatomy_of",

@@ -15,8 +15,6 @@ from importlib import metadata
 from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hf_headprune.errors import UnsupportedVersionError
 
 if TYPE_CHECKING:
@@ -236,7 +234,7 @@ def forget_compiled() -> None:
     """
     utils = sys.modules.get(DYNAMO)
     if utils is not None and (not hasattr(utils, COMPILED) or getattr(utils, COMPILED)["frames"]):
-        torch.compiler.reset()
+        sys.modules["torch"].compiler.reset()
 
 
 def hooks_before_forward(module: nn.Module) -> Iterable[Any]:

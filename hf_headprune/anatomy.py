@@ -342,7 +342,9 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     # Weights that are offloaded are tied by name alone: each use makes them other objects.
     tied = set(getattr(model, "all_tied_weights_keys", {})) if is_dispatched(model) else set()
     not_saved = names_not_saved(model) | tied
-    saved = {name: it for name, it in model.state_dict(keep_vars=True).items() if name not in not_saved}
+    # What quantization packs into a state has parts that are no tensors.
+    state = {name: it for name, it in model.state_dict(keep_vars=True).items() if hasattr(it, "data_ptr")}
+    saved = {name: it for name, it in state.items() if name not in not_saved}
     parameters = {name: it for name, it in model.named_parameters(remove_duplicate=False) if name not in tied}
     tables = _embedding_tables(model, present, sites)
     return Anatomy(

@@ -60,53 +60,40 @@ def linear_density(plan: PruningPlan, anatomy: Anatomy) -> float:
     return kept / sum(site.price(weights_price(site)) for site in anatomy.sites)
 
 
-def budgets(
-    anatomy: Anatomy, density: float, *, head_fraction: float | None = None, width_multiple: int = 32
-) -> Budgets:
+def budgets(anatomy: Anatomy, density: float, *, width_multiple: int = 32) -> Budgets:
     """Splits a density into a budget of heads and one of FFN units.
 
-    The heads come first, in a whole number; the FFN gets the rest, rounded to the nearest multiple: what is reached
-    differs from what was asked by about half a multiple of FFN units at most.
+    The heads come first, in a whole number: as a share, the square root of the density, as heads are worth more than
+    FFN units, but attention gets at most 80 % of what is kept. (The published models of 6 to 45 % density that block
+    pruning made keep about that.) The FFN gets the rest, rounded to the nearest multiple: what is reached differs from
+    what was asked by about half a multiple of FFN units at most.
 
     Args:
         anatomy: Of the model.
         density: Share of the entries of all attention and FFN matrices that is to stay, above 0 and up to 1.
-        head_fraction: Share of the heads that stays. When left out, the square root of the density, as heads are worth
-            more than FFN units, but attention gets at most 80 % of what is kept. (The published models of 6 to 45 %
-            density that block pruning made keep about that.)
         width_multiple: The FFN's budget is a multiple of this.
 
     Raises:
-        InvalidSettingError: The density or the fraction is out of range, no number of FFN units reaches the density
-            with that fraction of the heads, or a width is no multiple of `width_multiple`.
+        InvalidSettingError: The density is out of range, or a width is no multiple of `width_multiple`.
     """
     heads = _units(anatomy.attention_sites)
     ffn = _units(anatomy.ffn_sites)
     total = heads.weights + ffn.weights
     problems = {
         "density must be above 0 and at most 1": 0 < density <= 1,
-        "head_fraction must be from 0 to 1": head_fraction is None or 0 <= head_fraction <= 1,
         f"every FFN must have a multiple of width_multiple={width_multiple} units": width_multiple >= 1
         and all(site.units % width_multiple == 0 for site in anatomy.ffn_sites),
         "the model must have heads and FFN units": heads.number > 0 and ffn.number > 0,
     }
     broken = [rule for rule, holds in problems.items() if not holds]
     if broken:
-        raise InvalidSettingError(f"budgets: {'; '.join(broken)}. Received density {density!r}, {head_fraction!r}.")
+        raise InvalidSettingError(f"budgets: {'; '.join(broken)}. Received density {density!r}.")
     wanted = density * total
-    share = _head_fraction(wanted, heads, ffn) if head_fraction is None else head_fraction
-    exact = share * heads.number
-    nearest = math.floor(exact + 0.5)
+    exact = _head_fraction(wanted, heads, ffn) * heads.number
     # The next number is only better where the FFN, full or empty, can't make up for the rounding.
-    choices = [nearest] if head_fraction is not None else [nearest, math.ceil(exact), math.floor(exact)]
+    choices = math.floor(exact + 0.5), math.ceil(exact), math.floor(exact)
     found = [_with_ffn(kept_heads, wanted, heads, ffn, width_multiple) for kept_heads in choices]
-    best = min(found, key=lambda choice: abs(choice.density - density))
-    if head_fraction is not None and abs(best.density - density) * total > width_multiple * ffn.per_unit:
-        raise InvalidSettingError(
-            f"budgets: {best.kept_heads} of {heads.number} heads and {best.kept_ffn} of {ffn.number} FFN units are the "
-            f"nearest to density {density}, but make {best.density:.4f}. Change head_fraction, or leave it out."
-        )
-    return best
+    return min(found, key=lambda choice: abs(choice.density - density))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class LatencyChange:
         device: Device of both, such as "cpu".
         dtype: Dtype of the weights of both, such as "float32".
         batch_size: Sequences per batch.
-        seq_len: Tokens per sequence.
+        seq_len: Tokens per sequence; None of images and sound.
         threads: Threads that torch used on the CPU.
         runs: Measurements of each model.
     """
@@ -72,7 +72,7 @@ class LatencyChange:
     device: str
     dtype: str
     batch_size: int
-    seq_len: int
+    seq_len: int | None
     threads: int
     runs: int
 
@@ -175,7 +175,7 @@ def measured_within(
         )
     dtypes = sorted(str(dtype).removeprefix("torch.") for _, dtype in places)
     inputs = dict(inputs) if inputs is not None else random_inputs(before, settings)
-    shape = next(iter(inputs.values())).shape  # of multiple choice: examples, choices, length
+    shape = inputs.get("input_ids", next(iter(inputs.values()))).shape  # of multiple choice: examples, choices, length
     threads = settings.threads or torch.get_num_threads()
     samples = _in_turns((before, after), inputs, settings.runs, threads, max_seconds)
     return LatencyChange(
@@ -184,7 +184,7 @@ def measured_within(
         device=devices.pop(),
         dtype=" and ".join(dtypes),
         batch_size=shape[0],
-        seq_len=shape[-1],
+        seq_len=shape[-1] if "input_ids" in inputs else None,
         threads=threads,
         runs=len(samples[0]),
     )
@@ -205,7 +205,7 @@ def try_latency(model: nn.Module, settings: LatencySettings) -> None:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidSettingError(
             f"LatencySettings: {type(model).__name__} can't be measured on random tokens: {error} Pass "
-            "HeadPruneCallback(latency=None), and measure it yourself with measure_latency(inputs=...)."
+            "others; or HeadPruneCallback(latency=None), and measure it yourself with measure_latency(inputs=...)."
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from hf_headprune._compat import drop_hooks_, hooks_before_forward, forget_compiled, unwrap_forward_
+from hf_headprune._compat import drop_hooks_, forget_compiled, hooks_before_forward, unwrap_forward_
 from hf_headprune._offloaded import device_of, shared_by_copies
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, family_of

@@ -11,14 +11,14 @@ import sys
 
 import hf_headprune
 
-RETURNED = {"Certificate", "Cost", "PruningLadder", "PruningPlan", "PruningResult", "RefittedPlan"}
+RETURNED = {"Certificate", "Cost", "PruningLadder", "PruningPlan", "PruningReport", "PruningResult", "RefittedPlan"}
 
 
 def settings() -> dict[str, list[str]]:
     """Returns the fields of each public settings class."""
     public = {name: getattr(hf_headprune, name) for name in dir(hf_headprune) if not name.startswith("Prunable")}
     kinds = {name: kind for name, kind in public.items() if inspect.isclass(kind) and dataclasses.is_dataclass(kind)}
-    return {name: _fields(kind) for name, kind in kinds.items() if name not in RETURNED}
+    return {name: _fields(kind) for name, kind in kinds.items() if name not in RETURNED and not name.endswith("Tuning")}
 
 
 def tunings() -> dict[str, list[str]]:

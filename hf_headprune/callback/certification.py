@@ -9,7 +9,7 @@ from hf_headprune._seen_splits import seen_by
 from hf_headprune.callback import search_metric, trainer_compat
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
-from hf_headprune.guarantee.examples import ExampleFingerprints, rows_of
+from hf_headprune.guarantee.examples import ExampleFingerprints, check_dataset, is_repeatable, rows_of
 from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
@@ -170,7 +170,7 @@ def _data_of(trainer: Trainer, unseen: Any) -> CertificationData:
     """Returns examples with what the Trainer says of them, as far as the user doesn't: training set and batches."""
     data = unseen if isinstance(unseen, CertificationData) else CertificationData(unseen)
     if data.train is None and not trainer_compat.is_stream(trainer.train_dataset):
-        data = replace(data, train=ExampleFingerprints.of(trainer.train_dataset))
+        data = replace(data, train=ExampleFingerprints.of_training(trainer.train_dataset))
     if data.batching == Batching() and trainer.eval_dataset is not None:
         collate = trainer_compat.eval_loader(trainer).collate_fn
         batching = Batching(trainer.processing_class, collate, trainer.args.per_device_eval_batch_size)
@@ -186,8 +186,8 @@ def _held_back(
     Without a search all of them certify: what they test was put in order without looking at them.
     """
     dataset = trainer.eval_dataset
-    if trainer_compat.is_stream(dataset) or isinstance(dataset, dict):
-        return NotCertifiable("eval_dataset is no single data set with a length")
+    if reason := _unreadable(dataset):
+        return NotCertifiable(reason)
     prints = ExampleFingerprints.of(dataset)
     if any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer_compat.model_of(trainer))):
         return NotCertifiable("an earlier search of this model has seen examples of eval_dataset")
@@ -202,6 +202,16 @@ def _held_back(
         return dataset if not leaked else rows_of(dataset, left), rows_of(dataset, left)
     halves = split_known(dataset, prints, train, SplitSettings(seed=trainer.args.seed, on_leak="drop"))
     return halves.search, halves.certify
+
+
+def _unreadable(dataset: Any) -> str | None:
+    """Returns why the examples of a data set can't be told apart; None where they can."""
+    if trainer_compat.is_stream(dataset) or isinstance(dataset, dict):
+        return "eval_dataset is no single data set with a length"
+    check_dataset(dataset)
+    if not is_repeatable(dataset):
+        return "examples of eval_dataset differ each time they are read, as after a random transform"
+    return None
 
 
 def _too_few(count: int, least: int) -> NotCertifiable:

@@ -58,13 +58,26 @@ def contents(trainer: Trainer, metric: str) -> tuple[dict[str, torch.Tensor], in
 def same_randomness(trainer: Trainer) -> Iterator[None]:
     """Lets whatever draws, such as a collator that masks tokens, draw the same each time, and restores all states."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    device = trainer.args.device
+    with torch.random.fork_rng(devices_drawn_from(device, trainer.args.n_gpu), device_type=device.type):
         set_seed(trainer.args.seed)
         try:
             yield
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def devices_drawn_from(device: torch.device, count: int) -> list[torch.device]:
+    """Returns the accelerators whose random states a run changes; those of other processes are not even looked at.
+
+    Args:
+        device: Of the run.
+        count: Of accelerators that it spreads its batches over.
+    """
+    if device.type in ("cpu", "mps", "meta"):  # whose state is that of the CPU, or is not asked by number
+        return []
+    return [torch.device(device.type, index) for index in range(count)] if count > 1 else [device]
 
 
 @contextmanager

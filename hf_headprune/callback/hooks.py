@@ -102,7 +102,8 @@ class HeadPruneCallback(TrainerCallback):
                 least are removed after 60 % of the steps; the pruned model trains on.
             speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
             size_mb: In the same way, size of the saved `model.safetensors` in MB, embeddings included.
-            kept_heads: In the same way, number or share of the attention heads that are kept.
+            kept_heads: In the same way, number or share of the attention heads that are kept; of groups of heads, where
+                heads share keys and values.
             recover_epochs: Epochs for which the pruned model trains on, by the Trainer's arguments and data, with the
                 dense model as teacher; labels alone teach it where they do not exclude each other. Training itself is
                 then left alone. With a size, the model is pruned to it, trains on, is certified. With `max_drop`,
@@ -268,6 +269,11 @@ class HeadPruneCallback(TrainerCallback):
                 "HeadPruneCallback was added after the Trainer was built, which is when it looks at the model and its "
                 "examples, and adds its scores to the optimizer. "
                 "Pass it at construction: Trainer(..., callbacks=[HeadPruneCallback()])."
+            )
+        if not self._parts.are_of(self._trainer):
+            raise TrainingStateError(
+                "This Trainer is a copy, and its callback still knows the Trainer that was copied, whose model it "
+                "would prune. Build a new Trainer with a new HeadPruneCallback."
             )
         if self.result is not None or self._parts.were_pruned(model_of(self._trainer)):
             raise TrainingStateError(

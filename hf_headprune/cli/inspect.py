@@ -70,7 +70,7 @@ def show(
 
 def bench(
     model: Annotated[Path, typer.Argument(help="Folder of the pruned model.", exists=True, file_okay=False)],
-    dense: Annotated[Path, typer.Option(help="Folder of the dense model.", exists=True, file_okay=False)],
+    dense: Annotated[str, typer.Option(metavar="MODEL", help="The dense model: folder or Hub name")],
     batch_size: Annotated[int, typer.Option(help="Sequences per batch.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
     threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU.")] = None,

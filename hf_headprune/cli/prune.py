@@ -123,7 +123,8 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         str | None, typer.Option(metavar="X", help="Or: attention heads that are kept: 36, or a share such as 0.5")
     ] = None,
     vocabulary: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Keep the pieces of these texts alone; train: of the examples")
+        str | None,
+        typer.Option(metavar="FILE", help="Keep only the tokens of these texts; train: of --train"),
     ] = None,
     recover: Annotated[
         float | None, typer.Option(metavar="EPOCHS", help="Train the pruned model on, taught by MODEL; then certify it")

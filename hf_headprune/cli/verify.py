@@ -46,7 +46,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
         typer.Option(exists=True, help="Pruned model, or its .onnx or .xml [default: what lies beside]."),
     ] = None,
     dense: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Model that it was compared with.")
+        str | None, typer.Option(metavar="MODEL", help="Model that it was compared with: folder or Hub name")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The unseen examples, as prune or certify read them.")

@@ -15,6 +15,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
 from hf_headprune.errors import DataLeakError, InvalidSettingError, shown
 from hf_headprune.tasks.examples import LABEL_NAMES, plain
@@ -31,6 +33,9 @@ _WORD_IN_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
 INPUT_BYTES, LABEL_BYTES = 8, 4  # kept of each sha256 in a certificate
 COUNTED = "overflow_to_sample_mapping"  # by tokenizers
 WINDOW_COLUMNS = ("example_id", COUNTED)
+LARGE = 1024  # numbers; so many of an entry, such as those of an image, are fingerprinted by their bytes
+READ_TWICE = 8  # examples; that chance leaves a random transform unseen in all of them is unlikely
+SECONDS_WITHOUT_BAR = 10
 MOST_OF_A_TEXT = 10  # different tokens that a text has on average, such as the windows of a context, if it names them
 
 
@@ -61,12 +66,19 @@ class ExampleFingerprints:
                 ids, texts that are the same for many different ones, such as a language or a source, are left out, too.
 
         Raises:
-            InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
+            InvalidSettingError: The data set is no such thing, an example lacks a column that the first one has, or an
+                example differs each time it is read.
         """
         if isinstance(dataset, cls):
             return dataset
         check_dataset(dataset)
         check_columns(columns)
+        if not is_repeatable(dataset):
+            raise InvalidSettingError(
+                "an example of a split must be the same each time it is read, and another came at the second reading: "
+                "a random transform can't be told from a new example. Pass the split without it, as evaluation reads "
+                "examples."
+            )
         first = dataset[0]
         names = tuple(columns) if columns is not None else _text_columns(first)
         present = [name for name, holds in ((TOKENS, TOKENS in first), (TEXT, bool(names))) if holds] or [CONTENT]
@@ -74,7 +86,8 @@ class ExampleFingerprints:
         digests: dict[str, list[bytes]] = {kind: [] for kind in present}
         labels = []
         padding = _padding_without_mask(dataset) if TOKENS in first else frozenset()
-        for index in range(len(dataset)):
+        bar = tqdm(range(len(dataset)), "Fingerprints", unit=" examples", leave=False, delay=SECONDS_WITHOUT_BAR)
+        for index in bar:
             example = _row(dataset, index)
             try:
                 for kind in present:
@@ -89,6 +102,25 @@ class ExampleFingerprints:
             del digests[TEXT]
             names = ()
         return cls({kind: tuple(found) for kind, found in digests.items()}, tuple(labels), names)
+
+    @classmethod
+    def of_training(cls, dataset: Any) -> ExampleFingerprints | None:
+        """Reads a training set; None where a random transform makes its examples others each time.
+
+        Args:
+            dataset: As `of` takes it.
+
+        Raises:
+            InvalidSettingError: As `of` raises it, but for that.
+        """
+        check_dataset(dataset)
+        if is_repeatable(dataset):
+            return cls.of(dataset)
+        logger.warning(
+            "Examples of the training set differ each time they are read, so a certificate can't tell whether its own "
+            "are among them. CertificationData(train=...) names the training set without its random transform."
+        )
+        return None
 
     def __len__(self) -> int:
         """Examples in the split."""
@@ -195,6 +227,15 @@ def check_dataset(dataset: Any) -> None:
             f"examples must be mappings such as {{'input_ids': ..., 'labels': ...}}, received "
             f"{type(dataset[0]).__name__}. Turn each example into a dict; of a datasets.Dataset, with_format(None)."
         )
+
+
+def is_repeatable(dataset: Any) -> bool:
+    """Tells whether examples are the same when they are read again, as far as the first ones show."""
+
+    def digest(index: int) -> bytes:
+        return _digest({name: _entry(value) for name, value in _row(dataset, index).items()})
+
+    return all(digest(index) == digest(index) for index in range(min(READ_TWICE, len(dataset))))
 
 
 def check_columns(columns: Any) -> None:
@@ -353,7 +394,24 @@ def _input_of(example: Mapping[str, Any], kind: str, columns: tuple[str, ...], p
         if tokens and isinstance(tokens[0], list):  # choices
             return tokens
         return tokens[: next((end for end in range(len(tokens), 0, -1) if tokens[end - 1] not in padding), 0)]
-    return {name: plain(example[name]) for name in columns}
+    return {name: _entry(example[name]) for name in columns}
+
+
+def _entry(value: Any) -> Any:
+    """Returns what a digest is made of: of many numbers their shape and bytes, since to write them takes long."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+    if hasattr(value, "__array_interface__") or isinstance(value, (torch.Tensor, list, tuple)):
+        try:
+            array = np.asarray(value)
+        except ValueError:  # rows of several lengths
+            return plain(value)
+        if array.size >= LARGE and array.dtype.kind in "biuf":
+            array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64, order="C")
+            return array.dtype.kind, array.shape, hashlib.sha256(array.tobytes()).hexdigest()
+        value = value if isinstance(value, (list, tuple)) else array
+    return plain(value)
 
 
 def _mask_of(example: Mapping[str, Any], length: int) -> list[Any]:

@@ -19,7 +19,7 @@ from hf_headprune.masking import check_whole
 from hf_headprune.tasks.examples import PadRight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 SUFFIXES = ONNX, OPENVINO = ".onnx", ".xml"
 WEIGHTS = ".bin"  # of OpenVINO lie beside the graph
@@ -131,9 +131,9 @@ def _files(path: Path) -> tuple[Path, ...]:
 
 def _answers_of_file(file: Path, dataset: Any) -> list[int]:
     names, run = _openvino(file) if file.suffix == OPENVINO else _onnx(file)
-    collate, answers = PadRight(None), []
-    for first in range(0, len(dataset), BATCH):
-        rows = [dataset[index] for index in range(first, min(first + BATCH, len(dataset)))]
+    collate, answers = PadRight(None), np.zeros(len(dataset), dtype=np.int64)
+    for numbers in _batches_of_one_length(dataset):
+        rows = [dataset[index] for index in numbers]
         batch = collate([{name: row[name] for name in (*names, TOKEN_TYPES) if name in row} for row in rows])
         if TOKEN_TYPES not in names and TOKEN_TYPES in batch and bool(batch[TOKEN_TYPES].any()):
             raise InvalidSettingError(
@@ -142,8 +142,20 @@ def _answers_of_file(file: Path, dataset: Any) -> list[int]:
             )
         if TOKEN_TYPES in names and TOKEN_TYPES not in batch:  # as the model does in torch
             batch[TOKEN_TYPES] = torch.zeros_like(batch["input_ids"])
-        answers += run({name: batch[name].numpy() for name in names if name in batch}).argmax(axis=-1).tolist()
-    return answers
+        answers[numbers] = run({name: batch[name].numpy() for name in names if name in batch}).argmax(axis=-1)
+    return answers.tolist()
+
+
+def _batches_of_one_length(dataset: Any) -> Iterator[list[int]]:
+    """Yields the numbers of the examples of each batch, none of which needs padding.
+
+    A decoder finds the last token of a text by the token that pads, and which that is no file says.
+    """
+    by_length: dict[int, list[int]] = {}
+    for index in range(len(dataset)):
+        by_length.setdefault(len(dataset[index].get("input_ids", ())), []).append(index)
+    for numbers in by_length.values():
+        yield from (numbers[first : first + BATCH] for first in range(0, len(numbers), BATCH))
 
 
 def _onnx(file: Path) -> tuple[list[str], Callable[[dict[str, Any]], Any]]:

@@ -59,7 +59,7 @@ def score_statistic(regressions: np.ndarray, improvements: np.ndarray, n: int, e
     return np.where(variance > 0, distance / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
 
 
-def p_value(regressions: int, improvements: int, n: int, epsilon: float, *, points: int = GRID_POINTS) -> float:
+def p_value(regressions: int, improvements: int, n: int, epsilon: float) -> float:
     """Returns the exact p-value of "the drop is at least epsilon".
 
     Args:
@@ -67,15 +67,12 @@ def p_value(regressions: int, improvements: int, n: int, epsilon: float, *, poin
         improvements: Examples that only the pruned model gets right.
         n: Examples.
         epsilon: Drop that is to be excluded, in (-1, 1).
-        points: Of the grid of disagreements at least; fewer are for planning only.
 
     Raises:
         InvalidSettingError: The counts or epsilon are out of range.
     """
     _check(regressions, improvements, n, epsilon)
-    return size_of(
-        float(score_statistic(np.array(regressions), np.array(improvements), n, epsilon)), n, epsilon, points=points
-    )
+    return size_of(float(score_statistic(np.array(regressions), np.array(improvements), n, epsilon)), n, epsilon)
 
 
 def upper_bound(regressions: int, improvements: int, n: int, alpha: float) -> float:

@@ -81,7 +81,8 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         density: Share of the weights of all attention and FFN matrices that is kept.
         speedup: Multiply-accumulates of all attention and FFN blocks before, over those after; with `latency`, time.
         size_mb: Size of the saved `model.safetensors`, embeddings included, in MB (10^6 bytes).
-        kept_heads: Number or share of the attention heads that are kept; FFN units are all kept.
+        kept_heads: Number or share of the attention heads that are kept, or of groups of heads where heads share keys
+            and values; FFN units are all kept.
         uniform: Whether all layers keep equally many heads and FFN units, which costs some accuracy. Unmodified
             Transformers loads such a model once `export_model(model, path, mode="plain")` has written it. Where the
             family's configuration can't say fewer heads, all are kept.
@@ -113,7 +114,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     one_budget(given, where="plan_for_budget")  # before anything is measured
     batching = Batching(data_collator=data_collator, batch_size=batch_size)
     to_show = Asked("plan_for_budget", reference, metric, max_drop, confidence)
-    holdout = Holdout.asked_for(certify, model, to_show, batching, is_condition=False)
+    holdout = Holdout.asked_for(certify, model, to_show, batching, train=dataset, is_condition=False)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     speed = Speed(twin, latency, speedup)
     asked = second_order_of(given, anatomy, model, where="plan_for_budget", uniform=uniform, latency_ms=speed.table)

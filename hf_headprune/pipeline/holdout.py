@@ -13,6 +13,7 @@ from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import DENSE
 from hf_headprune.guarantee.certify import certify, certify_path, furthest_within
 from hf_headprune.guarantee.claim import METHODS, Metric
+from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.power import PowerAssumptions, describe_power
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit, independent, with_windows
 from hf_headprune.guarantee.sequence import evenly_spaced
@@ -198,7 +199,7 @@ class Holdout:
 
     @classmethod
     def asked_for(
-        cls, certify: Any, model: Any, asked: Asked, batching: Batching, *, is_condition: bool
+        cls, certify: Any, model: Any, asked: Asked, batching: Batching, *, train: Any, is_condition: bool
     ) -> Holdout | None:
         """Returns a holdout that has been rehearsed, or None where nothing is to be certified.
 
@@ -207,6 +208,7 @@ class Holdout:
             model: What is to be pruned.
             asked: What is to be shown.
             batching: How examples become batches, where the data do not say so themselves.
+            train: Examples that the choice is made by, where the data name no training set themselves.
             is_condition: See the attributes.
 
         Raises:
@@ -217,6 +219,7 @@ class Holdout:
             asked.check_left_out()
             return None
         data = certify if isinstance(certify, CertificationData) else CertificationData(certify, batching=batching)
+        data = data if data.train is not None else replace(data, train=ExampleFingerprints.of_training(train))
         data = with_windows(data)
         metric = Metric.of(asked.metric, model, where=asked.where)
         drop = DEFAULT_DROP if asked.max_drop is None else asked.max_drop

@@ -14,7 +14,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.certify import certify_path
 from hf_headprune.guarantee.wording import points as in_points
-from hf_headprune.latency import LatencySettings, measure_latency
+from hf_headprune.latency import LatencySettings, measure_latency, try_latency
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
 from hf_headprune.pipeline.holdout import Asked, Chosen, Holdout, as_pruned, pruned_copy
@@ -150,9 +150,11 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     asked = falling(densities, where="plan_ladder: densities")
     settings = SecondOrder(density=asked[-1])
     check_budget(settings, anatomy)
+    latency = latency or LatencySettings()
+    try_latency(model, latency)
     batching = Batching(data_collator=data_collator, batch_size=batch_size)
     to_show = Asked("plan_ladder", reference, metric, max_drop, confidence)
-    holdout = Holdout.asked_for(certify, model, to_show, batching, is_condition=True)
+    holdout = Holdout.asked_for(certify, model, to_show, batching, train=dataset, is_condition=True)
     twin = plain_copy(model)  # another thread may run the model meanwhile
     losses = ExampleLosses(
         twin, dataset, examples_for(asked[-1], trains_on=False), seed, data_collator, batch_size, where="plan_ladder"
@@ -171,7 +173,7 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     source = name_on_hub(certify, dataset)
     earlier = earlier_in_words(model)
     recipes = [Recipe(BY_COSTS, f"density={share:g}", "none", source, earlier) for share in asked]
-    rungs = _measured(twin, found, holdout, latency or LatencySettings(), recipes)
+    rungs = _measured(twin, found, holdout, latency, recipes)
     is_certified = any(rung.certificate is not None for rung in rungs)
     note = TOGETHER.format(100 * holdout.confidence) if holdout is not None and is_certified else ""
     return PruningLadder(asked, rungs, note)

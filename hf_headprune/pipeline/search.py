@@ -38,7 +38,7 @@ from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching, length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples
-from hf_headprune.tasks.metrics import is_prediction_metric
+from hf_headprune.tasks.metrics import PredictionMetric, is_prediction_metric
 from hf_headprune.tasks.registry import scorer_for
 
 if TYPE_CHECKING:
@@ -229,7 +229,8 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
                 f"search_plan: a function as metric has examples of its own, received "
                 f"{', '.join(name for name, value in given.items() if value is not None)} besides. Pass None for them."
             )
-        return MetricSource(MetricEvaluator(partial(metric, model), model), "metric", 1, "the examples of the metric")
+        own = MetricEvaluator(partial(metric, model), model)
+        return MetricSource(own, PredictionMetric(metric).name, None, "the examples of the metric")
     scorer = scorer_for(model, search.metric or metric, where="search_plan", tokenizer=batching.processing_class)
     check_drop(scorer.metric, search.max_drop, where="search_plan")
     twin = plain_copy(model)  # whatever interrupts the search leaves the model of the user as it was

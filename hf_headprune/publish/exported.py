@@ -20,6 +20,7 @@ import torch
 
 from hf_headprune._beside_weights import write_text
 from hf_headprune._compat import is_dispatched
+from hf_headprune._finite import check_loaded
 from hf_headprune.anatomy import family_of
 from hf_headprune.errors import HeadPruneError, InvalidSettingError, MissingExtraError, UnsupportedModelError, shown
 from hf_headprune.families import PRUNABLE_PREFIX
@@ -70,11 +71,12 @@ class Exported:
 
 
 def check_exportable(model: Any, where: str) -> None:
-    """Refuses a model that is spread over devices, or not in fp32.
+    """Refuses a model that is spread over devices, not in fp32, or without weights.
 
     Raises:
         UnsupportedModelError: It is.
     """
+    check_loaded(model)
     others = sorted({str(it.dtype) for it in model.parameters() if it.is_floating_point()} - {"torch.float32"})
     if others:
         raise UnsupportedModelError(

@@ -263,9 +263,10 @@ class PruningReport:
         m = self.latency
         plural = "s" if m.threads > 1 else ""
         threads = f", {m.threads} thread{plural}" if m.device == "cpu" else ""
+        length = "" if m.seq_len is None else f" x length {m.seq_len}"
         return (
-            f"Latency: {m.device}, {m.dtype}, batch {m.batch_size} x length {m.seq_len}{threads}; {m.runs} runs of "
-            "each model in turns."
+            f"Latency: {m.device}, {m.dtype}, batch {m.batch_size}{length}{threads}; {m.runs} runs of each model in "
+            "turns."
         )
 
     def _effort_note(self) -> str:

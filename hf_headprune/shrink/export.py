@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_headprune.shrink.empty_layers import EmptyLayers
 
 SHOWN = 2
+OWN_FILES = "headprune_*"  # plan, certificate, report and pictures
 Mode = Literal["remote", "native", "plain"]
 
 
@@ -50,7 +51,8 @@ def export_model(model: nn.Module, path: str | Path, *, mode: Mode = "remote") -
         The folder.
 
     Raises:
-        InvalidSettingError: The mode is unknown, or the path is a file.
+        InvalidSettingError: The mode is unknown, or the path is a file; or, of "plain", a folder with the plan,
+            certificate or report of a pruned class.
         UnsupportedModelError: The model is not pruned, is of a class of your own ("remote"), or differs between its
             layers or from what a configuration can say ("plain"); the message lists every reason.
     """
@@ -88,6 +90,11 @@ def _save_without_code(model: Any, folder: Path) -> None:
 
 
 def _save_plain(model: Any, folder: Path) -> None:
+    if about_other := sorted(file.name for file in folder.glob(OWN_FILES)):
+        raise InvalidSettingError(
+            f'export_model(mode="plain"): {folder} holds {shown(about_other)}, which are about a pruned class and not '
+            "about what would be written there. Choose another folder, or delete them."
+        )
     plain = plain_model(model)
     with older_weights_removed(folder):
         plain.save_pretrained(folder)

@@ -76,7 +76,8 @@ def migrate_checkpoint(source: str | Path, *, allow_pickle: bool = False) -> Any
     if plan == PruningPlan.of(model) and not isinstance(model, PrunableModel):
         raise InvalidConfigError(
             f"{folder}: nothing is pruned in it: no {PRUNED_HEADS}, no smaller matrix, no unit whose weights are zero, "
-            f"and no mask ({' or '.join(MASK_FILES)}) that closes one. Load it with Transformers, and prune it with this package."
+            f"and no mask ({' or '.join(MASK_FILES)}) that closes one. Load it with Transformers, and prune it with "
+            "this package."
         )
     prune_model_(model, plan)
     _check_same(expected, probe(model), folder)

@@ -39,7 +39,10 @@ def codes_among(model: nn.Module, source: Any, options: dict[str, Any]) -> Itera
                 for name in content.keys():  # noqa: SIM118 - it is no dict
                     dtype = str(content.get_slice(name).get_dtype())
                     if dtype not in WEIGHTS and name.removeprefix(prefix) in floating:
-                        yield f"{name} has dtype {dtype} in the file, which is none of weights"
+                        yield (
+                            f"{name} has dtype {dtype} in the file, which weights never have: the model was quantized, "
+                            "or the file is damaged"
+                        )
         except (OSError, SafetensorError):
             continue  # Transformers has read it by itself
 

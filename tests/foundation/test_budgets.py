@@ -48,26 +48,12 @@ def test_budgets_of_bert_base_are_whole_heads_and_chunks_of_32_units():
     assert found.density == pytest.approx(0.26, abs=16 * 2 * 768 / (2 * 12 * 768 * 768))
 
 
-def test_a_given_fraction_of_heads_leaves_the_rest_to_the_ffn():
-    anatomy = anatomy_of(tiny_bert())  # attention and FFN have 8 192 weights each
-    found = budgets(anatomy, 0.5, head_fraction=0.25)
-    assert (found.kept_heads, found.kept_ffn, found.density) == (2, 96, 0.5)
-
-
-@pytest.mark.parametrize("heads", [1, 3, 5])
-def test_a_given_fraction_of_heads_is_kept_whatever_another_number_would_reach(heads):
-    anatomy = anatomy_of(tiny_bert())
-    for fraction in (heads / 8, heads / 8 + 0.05, heads / 8 - 0.05):
-        assert budgets(anatomy, 0.5, head_fraction=fraction).kept_heads == heads
-
-
-def test_without_a_fraction_the_neighbouring_number_of_heads_is_taken_where_it_comes_nearer():
+def test_the_neighbouring_number_of_heads_is_taken_where_it_comes_nearer():
     anatomy = anatomy_of(tiny_bert())  # 8 heads of 1 024 weights, and 128 FFN units of 64 in one multiple
     found = budgets(anatomy, 0.42, width_multiple=64)
     assert found.kept_heads != round(8 * math.sqrt(0.42))
-    assert abs(found.density - 0.42) < min(
-        abs(budgets(anatomy, 0.42, width_multiple=64, head_fraction=heads / 8).density - 0.42) for heads in (5,)
-    )
+    nearest = [(5 * 1024 + chunks * 64 * 64) / 16384 for chunks in range(3)]  # with the heads of the rule
+    assert abs(found.density - 0.42) < min(abs(density - 0.42) for density in nearest)
 
 
 def test_a_model_without_heads_or_without_ffn_units_has_no_budgets():
@@ -103,11 +89,8 @@ def test_linear_density_counts_the_weights_of_the_model():
     [
         ({"density": 0.0}, "density must be above 0"),
         ({"density": 1.5}, "density must be above 0"),
-        ({"density": 0.5, "head_fraction": 2.0}, "head_fraction must be from 0 to 1"),
         ({"density": 0.5, "width_multiple": 48}, "width_multiple=48"),
         ({"density": 0.5, "width_multiple": 0}, "width_multiple=0"),
-        ({"density": 0.9, "head_fraction": 0.0}, "nearest to density 0.9, but make 0.5"),
-        ({"density": 0.1, "head_fraction": 1.0}, "nearest to density 0.1, but make 0.5"),
     ],
 )
 def test_impossible_budgets_are_refused(settings, message):

@@ -87,7 +87,7 @@ def test_what_can_not_answer_is_refused(case, tmp_path):
 def test_a_file_is_run_by_onnxruntime(tmp_path, monkeypatch):
     file = tmp_path / "model.onnx"
     file.write_bytes(b"graph")
-    rows = [{"input_ids": [token, 7], "labels": 0} for token in range(40)]
+    rows = [{"input_ids": [7] * (token % 5) + [token], "labels": 0} for token in range(40)]  # none is padded
     monkeypatch.setattr("hf_headprune.guarantee.external.import_module", lambda name: Runtime)
     assert answers_of(file, rows)[:, 0].tolist() == [token % 3 for token in range(40)]
     assert fingerprint_of(file)[0] == "the ONNX file model.onnx"
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
 
 
 class Runtime:
-    """A stand-in for onnxruntime: the answer is the first token, modulo three."""
+    """A stand-in for onnxruntime: the answer is the last token, modulo three, as a decoder looks at it."""
 
     class InferenceSession:
         def __init__(self, path):
@@ -120,4 +120,4 @@ class Runtime:
             return [type("Input", (), {"name": "input_ids"})]
 
         def run(self, outputs, inputs):
-            return [np.eye(3)[inputs["input_ids"][:, 0] % 3]]
+            return [np.eye(3)[inputs["input_ids"][:, -1] % 3]]

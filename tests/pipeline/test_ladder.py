@@ -132,5 +132,5 @@ def test_what_makes_no_ladder_is_refused(trained):  # noqa: F811
             plan_ladder(trained, TRAIN, wrong)
     with pytest.raises(InvalidSettingError, match="each density must give a plan of its own"):
         plan_ladder(trained, TRAIN, (0.5, 0.4999))
-    with pytest.raises(DataLeakError, match="calibration"):
+    with pytest.raises(DataLeakError, match="in the train split too"):
         plan_ladder(trained, TRAIN, certify=TRAIN, latency=QUICK)

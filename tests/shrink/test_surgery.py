@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -313,7 +314,7 @@ def test_a_compiled_model_is_masked_and_restored(how):
             expected = model(**inputs).logits
         compiled = torch.compile(model, backend="eager") if how in ("wrapped", "outside") else model
         if how == "function":
-            compiled = torch.compile(lambda **given: model(**given), backend="eager")
+            compiled = torch.compile(partial(type(model).__call__, model), backend="eager")
         if how == "in place":
             model.compile(backend="eager")
         given = compiled if how == "wrapped" else model

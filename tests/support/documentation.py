@@ -22,12 +22,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 import hf_headprune
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.learn.distillation.settings import DistillationTuning
-from hf_headprune.learn.gates.settings import GateTuning
-from hf_headprune.learn.movement.settings import MovementTuning
 from hf_headprune.plan import PruningPlan
-from hf_headprune.refit.settings import SecondOrderTuning
-from hf_headprune.search.settings import SearchTuning
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.command_line import sentences, tokenizer_of_words
 from tests.support.families import made
@@ -40,9 +35,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LENGTH = 6  # tokens of each example: equal ones need no padding
 VARIES = "…"
-TUNINGS: dict[str, Any] = {
-    kind.__name__: kind for kind in (DistillationTuning, GateTuning, MovementTuning, SearchTuning, SecondOrderTuning)
-}
 EXAMPLES_OF_TASKS = {  # names of examples in blocks
     "rows_with_several_labels": "several labels",
     "tagged_texts": "tokens",
@@ -256,7 +248,7 @@ def messages() -> tuple[str, ...]:
 
 @cache
 def _callables() -> dict[str, Any]:
-    return {name: getattr(hf_headprune, name) for name in dir(hf_headprune)} | TUNINGS
+    return {name: getattr(hf_headprune, name) for name in dir(hf_headprune)}
 
 
 def calls(code: str) -> list[tuple[Any, set[str]]]:
