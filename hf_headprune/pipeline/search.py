@@ -230,7 +230,7 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
                 f"{', '.join(name for name, value in given.items() if value is not None)} besides. Pass None for them."
             )
         own = MetricEvaluator(partial(metric, model), model)
-        return MetricSource(own, PredictionMetric(metric).name, None, "the examples of the metric")
+        return MetricSource(own, PredictionMetric(metric).name, None, "its own")
     scorer = scorer_for(model, search.metric or metric, where="search_plan", tokenizer=batching.processing_class)
     check_drop(scorer.metric, search.max_drop, where="search_plan")
     twin = plain_copy(model)  # whatever interrupts the search leaves the model of the user as it was

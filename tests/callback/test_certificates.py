@@ -343,6 +343,26 @@ def test_where_all_examples_were_trained_on_the_reason_says_so(tmp_path):
     assert "all examples of eval_dataset are in train_dataset, too" in callback.report.certificate
 
 
+class Redrawn(list):
+    """Rows of which a random transform makes others each time they are read."""
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return {**row, "input_ids": [*row["input_ids"][:-1], int(torch.randint(5, 50, ()))]}
+
+
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_examples_of_a_random_transform_are_compared_with_none(tmp_path, which):
+    callback = HeadPruneCallback(latency=None)
+    trainer_of(
+        tmp_path, callback, **{"eval_dataset": labelled_rows(240, 1), which: Redrawn(labelled_rows(240, 2))}
+    ).train()
+    if which == "eval_dataset":
+        assert "examples of eval_dataset differ each time they are read" in callback.report.certificate
+    else:
+        assert all(record.name != "train" for record in callback.certificate.disjointness)
+
+
 def test_examples_that_can_not_be_compared_with_the_training_set_certify_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(ExampleFingerprints, "compared_with", lambda *_: ())
     callback = HeadPruneCallback(latency=None)

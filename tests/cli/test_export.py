@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
-from tests.support.command_line import called
+from tests.support.command_line import called, tokenizer_of_words
 from tests.support.models import tiny_bert
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,19 @@ def test_standard_output_is_json_alone_whatever_the_exporters_have_to_say(folder
     assert files == [str(out / "onnx" / "model.onnx"), str(out / "openvino" / "openvino_model.xml")]
     assert all(Path(file).exists() for file in files)
     assert said.err == f"No tokenizer was saved: there is none beside {folder}.\n"
+
+
+def test_a_tokenizer_that_can_not_be_used_is_not_called_missing(folder, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    tokenizer = tokenizer_of_words()
+    tokenizer.add_tokens([f"new{number}" for number in range(200)])
+    tokenizer.save_pretrained(source)
+    said = called(capsys, "export", source, tmp_path / "out")
+    assert said.code == 0
+    assert "No tokenizer was saved" in said.err
+    assert "Name the tokenizer that the model was trained with" in said.err
+    assert "there is none" not in said.err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Fingerprints of examples, leaks between splits, and the splits that are made for the user."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +44,52 @@ def test_the_fingerprint_of_a_split_has_no_order_and_includes_labels():
     assert ExampleFingerprints.of([{**rows[0], "label": not rows[0]["label"]}, *rows[1:]]).sha256() != prints.sha256()
     assert ExampleFingerprints.of([*rows, rows[0]]).sha256() != prints.sha256()
     assert [sorted(prints.keys)[i] for i in range(3)] == [prints.keys[i] for i in prints.order[:3]]
+
+
+def images(count=12, seed=0):
+    values = np.random.default_rng(seed).random((count, 3, 24, 24)).astype(np.float32)
+    return [{"pixel_values": image, "labels": 0} for image in values]
+
+
+def test_images_have_the_same_fingerprints_however_they_are_held():
+    arrays = images()
+    prints = ExampleFingerprints.of(arrays)
+    assert len({*prints.kinds["content"]}) == len(arrays)
+    held = (torch.from_numpy, np.ndarray.tolist, lambda image: image.astype(np.float64))
+    for hold in held:
+        rows = [{**row, "pixel_values": hold(row["pixel_values"])} for row in arrays]
+        assert ExampleFingerprints.of(rows).kinds == prints.kinds
+    other = [{**row, "pixel_values": row["pixel_values"].transpose(0, 2, 1)} for row in arrays]
+    assert not ExampleFingerprints.of(other).shared_with(prints)
+    halves = [{**row, "pixel_values": torch.from_numpy(row["pixel_values"]).bfloat16()} for row in arrays]
+    assert len({*ExampleFingerprints.of(halves).kinds["content"]}) == len(arrays)
+
+
+def test_many_numbers_need_not_be_written_to_be_compared(monkeypatch):
+    written, dumps = [], json.dumps
+    monkeypatch.setattr(
+        json, "dumps", lambda content, **options: written.append(dumps(content, **options)) or written[-1]
+    )
+    ExampleFingerprints.of(images())
+    assert max(map(len, written)) < 200
+
+
+class Random:
+    """A data set whose examples a transform draws."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return {"pixel_values": torch.rand(3, 20, 20) if index % 2 else torch.ones(3, 20, 20), "labels": 0}
+
+
+def test_what_differs_at_each_reading_is_no_example(caplog):
+    with pytest.raises(InvalidSettingError, match="must be the same each time it is read"):
+        ExampleFingerprints.of(Random())
+    assert ExampleFingerprints.of_training(Random()) is None
+    assert "CertificationData(train=...) names the training set without its random transform" in caplog.text
+    assert ExampleFingerprints.of_training(images()) == ExampleFingerprints.of(images())
 
 
 def test_numbers_of_examples_are_no_text():

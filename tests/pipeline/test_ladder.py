@@ -132,5 +132,17 @@ def test_what_makes_no_ladder_is_refused(trained):  # noqa: F811
             plan_ladder(trained, TRAIN, wrong)
     with pytest.raises(InvalidSettingError, match="each density must give a plan of its own"):
         plan_ladder(trained, TRAIN, (0.5, 0.4999))
-    with pytest.raises(DataLeakError, match="in the train split too"):
-        plan_ladder(trained, TRAIN, certify=TRAIN, latency=QUICK)
+    with pytest.raises(InvalidSettingError, match="seq_len must be at most 64, the positions"):
+        plan_ladder(trained, TRAIN, (0.5,), latency=LatencySettings(seq_len=10**6))
+
+
+def test_what_certifies_is_compared_with_all_of_the_training_set_before_the_work(trained):  # noqa: F811
+    calls = []
+    for leaked in ([*TEST[:50], TRAIN[-1]], TRAIN):
+        with pytest.raises(DataLeakError, match="in the train split too"):
+            plan_ladder(trained, TRAIN, certify=leaked, latency=QUICK)
+        with pytest.raises(DataLeakError, match="in the train split too"):
+            plan_for_budget(trained, TRAIN, density=0.5, certify=leaked, recover=lambda *pair: calls.append(pair))
+    assert calls == []
+    found = plan_for_budget(trained, TRAIN, density=0.5, certify=TEST, max_drop=0.1)
+    assert [(it.name, it.examples) for it in found.certificate.disjointness] == [("train", len(TRAIN))]

@@ -122,6 +122,7 @@ def test_any_function_of_the_model_can_be_the_metric():
 
     settings = AStarSearch(max_drop=0.1, max_evaluations=12)
     found = search_plan(model, None, accuracy, settings, progress=False)
+    assert "Metric: accuracy on examples (its own); before" in found.report.to_text()
     result = found.search
     with masked(model, found), torch.no_grad():
         assert result.metric == pytest.approx(accuracy(model))

@@ -250,6 +250,12 @@ def test_latency_of_a_real_model_uses_random_tokens(bert):
     assert (change.batch_size, change.seq_len) == (2, 8)
 
 
+def test_images_have_no_length():
+    model, _ = made("vit")
+    change = measure_latency(model, model, LatencySettings(batch_size=2, runs=5, threads=1))
+    assert (change.batch_size, change.seq_len) == (2, None)
+
+
 def test_the_length_of_multiple_choice_is_that_of_a_choice():
     model = tiny_bert("MultipleChoice")
     change = measure_latency(model, model, LatencySettings(batch_size=2, seq_len=8, runs=5, threads=1))

@@ -256,6 +256,15 @@ def test_equal_numbers_are_saved_as_a_dense_class_where_it_can_say_them(name, ki
     assert not list(tmp_path.glob("*.py"))
 
 
+def test_a_plain_checkpoint_is_not_put_beside_what_is_about_a_pruned_class(tmp_path):
+    model, _ = made("bert")
+    prune_model_(model, every_other(model, "ffn"))
+    export_model(model, tmp_path)
+    with pytest.raises(InvalidSettingError, match=r"holds \['headprune_plan.json'.*Choose another folder"):
+        export_model(model, tmp_path, mode="plain")
+    assert AutoModel.from_pretrained(tmp_path).config.model_type == "prunable_bert"
+
+
 @pytest.mark.parametrize("name", [name for name in SUPPORTED if FAMILIES[name].attentions])
 def test_a_dense_configuration_takes_the_numbers_of_heads_that_its_family_declares(name):
     config = made(name)[0].config
