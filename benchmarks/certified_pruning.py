@@ -44,8 +44,6 @@ from hf_headprune import (
     anatomy_of,
     certify_path,
     cost_of,
-    evenly_spaced,
-    plans_between,
     prune_model_,
 )
 from hf_headprune.anatomy import Anatomy
@@ -53,8 +51,10 @@ from hf_headprune.cost import weights_price
 from hf_headprune.guarantee.claim import Claim
 from hf_headprune.guarantee.outcomes import PairedScores
 from hf_headprune.guarantee.path import certify_in_order
+from hf_headprune.guarantee.sequence import evenly_spaced
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.plans_between import plans_between
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.plans import search_over_plans
 from hf_headprune.tasks.scores import scores_of

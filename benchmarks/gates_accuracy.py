@@ -45,7 +45,6 @@ from hf_headprune import (
     PruningPlan,
     SecondOrder,
     SubsetGates,
-    plans_between,
     prune_model_,
     search_plan,
 )
@@ -53,6 +52,7 @@ from hf_headprune._checks import with_tuning
 from hf_headprune.learn.gates.settings import GateTuning, Mode
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.plans_between import plans_between
 from hf_headprune.refit.settings import SecondOrderTuning
 
 if TYPE_CHECKING:

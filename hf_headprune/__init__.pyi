@@ -243,7 +243,6 @@ from hf_headprune.guarantee.power import examples_needed as examples_needed
 from hf_headprune.guarantee.power import power_of as power_of
 from hf_headprune.guarantee.scored import CertificationData as CertificationData
 from hf_headprune.guarantee.sequence import AlphaLedger as AlphaLedger
-from hf_headprune.guarantee.sequence import evenly_spaced as evenly_spaced
 from hf_headprune.guarantee.splits import SplitSettings as SplitSettings
 from hf_headprune.guarantee.splits import three_way_split as three_way_split
 from hf_headprune.guarantee.verify import verify_certificate as verify_certificate
@@ -266,7 +265,6 @@ from hf_headprune.plan import RefittedPlan as RefittedPlan
 from hf_headprune.publish.onnx import export_onnx as export_onnx
 from hf_headprune.publish.openvino import export_openvino as export_openvino
 from hf_headprune.publish.report import PruningReport as PruningReport
-from hf_headprune.refit.plans_between import plans_between as plans_between
 from hf_headprune.refit.settings import SecondOrder as SecondOrder
 from hf_headprune.refit.settings import SecondOrderTuning as SecondOrderTuning
 from hf_headprune.search.settings import AStarSearch as AStarSearch
@@ -538,7 +536,6 @@ __all__ = [
     "detectable_drop",
     "disagreements",
     "errors",
-    "evenly_spaced",
     "examples_needed",
     "export_model",
     "export_onnx",
@@ -551,7 +548,6 @@ __all__ = [
     "nearest_neighbours",
     "plan_for_budget",
     "plan_ladder",
-    "plans_between",
     "power_of",
     "prune_model_",
     "prune_vocabulary_",

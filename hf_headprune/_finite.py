@@ -57,10 +57,10 @@ def is_finite(tensor: Any) -> bool:
 
 
 def check_loaded(model: nn.Module) -> None:
-    """Sees that a model has its weights, or something that loads them.
+    """Sees that a model has its weights, or something that loads them, and that gradients can be computed.
 
     Raises:
-        UnsupportedModelError: Some are on the meta device.
+        UnsupportedModelError: Some are on the meta device, or were made in inference mode.
     """
     state = {} if is_offloaded(model) else model.state_dict()
     nowhere = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_meta]
@@ -68,4 +68,10 @@ def check_loaded(model: nn.Module) -> None:
         raise UnsupportedModelError(
             f"{len(nowhere)} weights of a {type(model).__name__} are on the meta device ({nowhere[0]}), and nothing "
             "loads them. Load the model with its weights."
+        )
+    frozen = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_inference()]
+    if frozen:
+        raise UnsupportedModelError(
+            f"{len(frozen)} weights of a {type(model).__name__} were made in torch.inference_mode ({frozen[0]}), so "
+            "nothing can be differentiated for. Load the model outside of it."
         )

@@ -8,6 +8,7 @@ from hf_headprune.callback.metric_choice import metric_of
 from hf_headprune.callback.trainer_compat import evaluation_sets, is_stream
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
+from hf_headprune.pipeline.progress import TYPICAL_SHARE
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -22,7 +23,6 @@ _COUNTED = {
     "bytes": "bytes of attention and FFN",
     "latency": "measured ms of attention and FFN",
 }
-TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: many are decided early
 
 
 def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, seconds_per_plan: float | None) -> str:

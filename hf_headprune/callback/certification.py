@@ -13,7 +13,7 @@ from hf_headprune.guarantee.examples import ExampleFingerprints, check_dataset, 
 from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
-from hf_headprune.pipeline.holdout import CANDIDATES, DEFAULT_DROP, Holdout, NotCertifiable
+from hf_headprune.pipeline.holdout import CANDIDATES, DEFAULT_DROP, LEAST_EXAMPLES, Holdout, NotCertifiable
 from hf_headprune.pipeline.recovery import halved
 from hf_headprune.tasks.batches import Batching
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from hf_headprune.callback.settings import Settings
 
 # With fewer examples, a half of them shows next to nothing, and the other half is missed by the search.
-LEAST_EXAMPLES = 200
 
 
 @dataclass(frozen=True)

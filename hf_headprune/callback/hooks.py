@@ -282,8 +282,9 @@ class HeadPruneCallback(TrainerCallback):
             )
         if self._parts.were_taken_off:
             raise TrainingStateError(
-                "The scores were taken off this Trainer's model when its last training ended, but the search or the "
-                "cut did not finish. Build the model, the Trainer and the callback anew; "
+                "The scores were taken off this Trainer's model: its last training ended, and the search or the cut "
+                "did not finish; or another Trainer was built around the model since. Build the model, the Trainer and "
+                "the callback anew; "
                 "train(resume_from_checkpoint=...) from the last checkpoint in output_dir goes straight on to the "
                 "search."
             )

@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from hf_headprune._offloaded import device_of
 from hf_headprune.guarantee.external import bare, is_model
 from hf_headprune.masking import evaluating
-from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, IN_ORDER
+from hf_headprune.pipeline.cost_path import CALIBRATION, DEEP, DENSITIES
 from hf_headprune.pipeline.holdout import CANDIDATES
+from hf_headprune.pipeline.progress import TYPICAL_SHARE
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 TIMED = 4  # batches
 WITH_GRADIENTS = 3.0  # forward and backward pass, in forward passes
-TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: many are decided early
 CERTIFIED = 2  # models that the certificate runs: the whole and the pruned one
 
 
@@ -52,7 +52,7 @@ def examples_of_work(
     training = epochs * counts["train"]
     if tests:
         looked_at = len(DENSITIES) * measured if epochs else 0  # how deep to cut is decided on training examples
-        refitted = len(IN_ORDER) * measured  # half of them, by the whole and the pruned model
+        refitted = len(DEEP) * measured  # half of them, by the whole and the pruned model
         return (1 + len(DENSITIES) + CERTIFIED) * certify + training + looked_at + refitted, measured + training
     return (CERTIFIED + sizes - 1) * certify + training + 2 * sizes * measured, measured + training
 

@@ -14,16 +14,16 @@ from uuid import uuid4
 
 from safetensors import SafetensorError
 
+from hf_headprune._beside_weights import CONFIG_NAME
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.pipeline.budget import MB
 from hf_headprune.shrink.saved_plan import PLAN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-CONFIG_NAME = "config.json"
 LADDER_NAME = "headprune_ladder.json"
 REPLACED = ".replaced"
-MB = 1e6
 
 
 def writable(path: Path | None) -> Path | None:

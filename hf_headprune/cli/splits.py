@@ -9,6 +9,7 @@ from hf_headprune.cli.examples import UnlabelledError, groups_of_rows
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.splits import SplitSettings, split_known
+from hf_headprune.pipeline.holdout import LEAST_EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_headprune.cli.examples import Reader
-
-LEAST_EXAMPLES = 200  # of a validation split of which half is held back: fewer show next to nothing
 
 
 @dataclass(frozen=True)

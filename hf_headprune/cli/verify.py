@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_headprune._beside_weights import CONFIG_NAME
 from hf_headprune._certificate_file import CERTIFICATE_NAME
 from hf_headprune._strict_json import parse
 from hf_headprune.cli.certify import LabelColumn, Length, PairColumn, TextColumn, TokenizerName
@@ -21,7 +22,6 @@ from hf_headprune.cli.files import read_file
 from hf_headprune.cli.gate import Junit, Summary, cases_of_verification, report
 from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.models import load_deployed, load_model, load_tokenizer
-from hf_headprune.cli.output import CONFIG_NAME
 from hf_headprune.cli.texts import LABEL, read_labelled, read_labels, read_texts, say_notes
 from hf_headprune.cli.vocabulary import folder_of, own_reader
 from hf_headprune.errors import CertificateError, InvalidSettingError

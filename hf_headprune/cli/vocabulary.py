@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune._beside_weights import CONFIG_NAME
 from hf_headprune.cli.columns import NamedColumns, text_columns
 from hf_headprune.cli.examples import TextReader, reader_for
 from hf_headprune.cli.models import NoTokenizerError, load_tokenizer
-from hf_headprune.cli.output import CONFIG_NAME
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.guarantee.external import is_external
 from hf_headprune.masking import plain_copy

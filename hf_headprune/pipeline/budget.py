@@ -64,6 +64,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     max_drop: float | None = None,
     confidence: float | Literal["auto"] = "auto",
     recover: Recover | None = None,
+    processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -98,6 +99,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
         confidence: Of the certificate; "auto" is 0.95.
         recover: Function `(pruned, dense)` that trains the pruned model on, in place, before it is certified; the dense
             one may be its teacher. The result then holds the trained weights.
+        processing_class: Tokenizer that the certificate takes, as in `search_plan`.
         data_collator: Makes the batches; when left out, examples are padded on the right.
         batch_size: Examples per batch.
         seed: Of the choice of examples.
@@ -112,7 +114,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     one_budget(given, where="plan_for_budget")  # before anything is measured
-    batching = Batching(data_collator=data_collator, batch_size=batch_size)
+    batching = Batching(processing_class, data_collator, batch_size)
     to_show = Asked("plan_for_budget", reference, metric, max_drop, confidence)
     holdout = Holdout.asked_for(certify, model, to_show, batching, train=dataset, is_condition=False)
     twin = plain_copy(model)  # another thread may run the model meanwhile

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 DENSITIES = (0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 CALIBRATION = 1024  # training examples that costs and refit are computed from, of half of the weights or more
 MOST_CALIBRATION = 4096  # of a quarter or less
-IN_ORDER = tuple(density for density in DENSITIES if density <= 0.25)  # of plans that are refitted in order # noqa: PLR2004
+DEEP = tuple(density for density in DENSITIES if density <= 0.25)  # of plans that are refitted in order # noqa: PLR2004
 ROUND_OFF = 1e-9
 NEAREST_UNIT = 0.02  # by which a plan may keep more than its density
 
@@ -148,7 +148,7 @@ def refitted_in_order(plans: list[RefittedPlan], refit: Refit, before: PruningPl
     """
     anatomy = anatomy_of(runs.dense)
     some = Runs(runs.dense, [run if number % 2 == 0 else None for number, run in enumerate(runs.each)])
-    deep = {found.plan for found in plans if linear_density(found.plan, anatomy) <= IN_ORDER[0] + NEAREST_UNIT}
+    deep = {found.plan for found in plans if linear_density(found.plan, anatomy) <= DEEP[0] + NEAREST_UNIT}
     return [
         RefittedPlan(found.plan, RefitInOrder(refit, found.plan, before, some)) if found.plan in deep else found
         for found in plans

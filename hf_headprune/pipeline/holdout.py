@@ -44,6 +44,7 @@ DEFAULT_DROP = 0.01
 DECIDING = 0.75  # confidence with which a plan must be shown to keep its metric, where the user names none
 REPORTING = 0.95  # confidence of a certificate that decides nothing
 CANDIDATES = 5
+LEAST_EXAMPLES = 200  # of a split of which half is held back: fewer show next to nothing
 MEASURED = 20  # of the plans on the way, so that as many as CANDIDATES of them meet the search's constraint
 LARGE = 0.1  # share of a metric that a drop takes, above which that is said
 SEARCHED_SHARE = 0.5  # of the drop that is to be certified: the metric on the searched examples is optimistic

@@ -110,6 +110,7 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     max_drop: float | None = None,
     confidence: float | Literal["auto"] = "auto",
     latency: LatencySettings | None = None,
+    processing_class: Any = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -134,6 +135,7 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
         max_drop: Drop that each certificate is about, absolute; 0.01, one percentage point, when left out.
         confidence: Of all certificates together; "auto" is 0.95.
         latency: Conditions under which the latency of each rung is measured; the defaults when left out.
+        processing_class: Tokenizer that the certificate takes, as in `search_plan`.
         data_collator: Makes the batches; when left out, examples are padded on the right.
         batch_size: Examples per batch.
         seed: Of the choice of examples.
@@ -152,7 +154,7 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     check_budget(settings, anatomy)
     latency = latency or LatencySettings()
     try_latency(model, latency)
-    batching = Batching(data_collator=data_collator, batch_size=batch_size)
+    batching = Batching(processing_class, data_collator, batch_size)
     to_show = Asked("plan_ladder", reference, metric, max_drop, confidence)
     holdout = Holdout.asked_for(certify, model, to_show, batching, train=dataset, is_condition=True)
     twin = plain_copy(model)  # another thread may run the model meanwhile

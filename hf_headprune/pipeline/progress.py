@@ -12,6 +12,8 @@ from hf_headprune._distributed import number_of_processes
 if TYPE_CHECKING:
     from hf_headprune.search.problem import Progress
 
+TYPICAL_SHARE = 0.4  # of the examples, over the plans that a search measures: many are decided early
+
 
 class SearchBar:
     """Progress bar of a search; silent on every process but the first."""

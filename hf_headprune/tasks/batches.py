@@ -96,13 +96,16 @@ def ordered_batches(
     if not examples:
         raise InvalidSettingError("length_sorted_batches: the data set is empty. Pass one with labelled examples.")
     order = longest_first(examples)
-    batches = []
+    batches, columns = [], sorted(examples[0])
     for first in range(0, len(order), batch_size):
-        batches.append(collated(collate, [examples[index] for index in order[first : first + batch_size]]))
+        taken = order[first : first + batch_size]
+        batches.append(collated(collate, [examples[index] for index in taken]))
+        for index in taken:  # a batch holds what they hold: images would be in memory twice
+            examples[index] = None
         if not set(INPUT_NAMES) & batches[-1].keys():
             raise InvalidSettingError(
                 f"length_sorted_batches: batches must hold 'input_ids', received {sorted(batches[-1])} of examples "
-                f"with {shown(sorted(examples[0]))}. Tokenize the data set first, or let the data collator do so."
+                f"with {shown(columns)}. Tokenize the data set first, or let the data collator do so."
             )
     return batches, np.array(order, dtype=np.int64)
 

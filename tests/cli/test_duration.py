@@ -9,7 +9,7 @@ from datasets import Dataset
 from hf_headprune.cli import duration
 from hf_headprune.cli.budget import Budget
 from hf_headprune.cli.splits import Splits
-from hf_headprune.pipeline.cost_path import DENSITIES, IN_ORDER
+from hf_headprune.pipeline.cost_path import DEEP, DENSITIES
 from hf_headprune.tasks.batches import Batching
 from tests.support.classifiers import NUM_LABELS, own_examples
 from tests.support.models import tiny_bert
@@ -33,7 +33,7 @@ def splits(model, **sizes):
             False,
             True,
             {"train": 30, "certify": 20},
-            ((3 + len(DENSITIES)) * 20 + len(IN_ORDER) * 30, 30),
+            ((3 + len(DENSITIES)) * 20 + len(DEEP) * 30, 30),
         ),  # the whole model, plans, certificate; and refits in order
         (False, False, {"train": 30, "certify": 20}, (2 * 20 + 2 * 30, 30)),
         (False, False, {"train": 30}, (2 * 30, 30)),

@@ -90,7 +90,7 @@ def test_what_can_not_be_read_is_no_verdict(saved, capsys):
         assert said.code == 2
         return said.problem
 
-    assert "does not exist" in refused("verify", saved / "pruned", "--dense", saved / "nowhere")
+    assert "there is no such folder" in refused("verify", saved / "pruned", "--dense", saved / "nowhere")
     weights = saved / "pruned" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "no model can be read from this folder" in refused("verify", saved / "pruned")

@@ -12,14 +12,14 @@ from hf_headprune import (
     SecondOrder,
     certify,
     certify_path,
-    evenly_spaced,
-    plans_between,
     prune_model_,
     verify_certificate,
 )
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
+from hf_headprune.guarantee.sequence import evenly_spaced
 from hf_headprune.plan import RefittedPlan
 from hf_headprune.refit.one_shot import second_order_plan
+from hf_headprune.refit.plans_between import plans_between
 from hf_headprune.refit.removal_costs import removals_between
 from hf_headprune.refit.settings import SecondOrderTuning
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
