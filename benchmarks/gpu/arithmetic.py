@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, IN_ORDER
+from hf_headprune.pipeline.cost_path import CALIBRATION, DEEP, DENSITIES
 
 LENGTH, HELD_OUT = 128, 2000
 PLANS = 1 + len(DENSITIES)  # the whole model is measured, too
@@ -47,7 +47,7 @@ class Size:
     @property
     def hours(self) -> float:
         """Forward and backward passes of the calibration, and what each plan takes to refit and to test, at `RATE`."""
-        tokens = LENGTH * ((3 + len(IN_ORDER)) * CALIBRATION + PLANS * HELD_OUT)
+        tokens = LENGTH * ((3 + len(DEEP)) * CALIBRATION + PLANS * HELD_OUT)
         return 2 * self.linear_weights * tokens / RATE / 3600
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from hf_headprune.callback.settings import Settings
 
-# With fewer examples, a half of them shows next to nothing, and the other half is missed by the search.
-
 
 @dataclass(frozen=True)
 class Certification:

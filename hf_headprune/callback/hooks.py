@@ -270,11 +270,6 @@ class HeadPruneCallback(TrainerCallback):
                 "examples, and adds its scores to the optimizer. "
                 "Pass it at construction: Trainer(..., callbacks=[HeadPruneCallback()])."
             )
-        if not self._parts.are_of(self._trainer):
-            raise TrainingStateError(
-                "This Trainer is a copy, and its callback still knows the Trainer that was copied, whose model it "
-                "would prune. Build a new Trainer with a new HeadPruneCallback."
-            )
         if self.result is not None or self._parts.were_pruned(model_of(self._trainer)):
             raise TrainingStateError(
                 "This Trainer's model was already pruned; its optimizer still holds the weights before. To train on, "

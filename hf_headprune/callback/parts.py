@@ -104,10 +104,6 @@ class LearnedParts:
         """Whether an earlier training has ended, and its pruners with it."""
         return any(not pruner.handles for pruner in self.banks)
 
-    def are_of(self, trainer: Trainer) -> bool:
-        """Tells whether this is the Trainer whose model was looked at, and no copy of it."""
-        return self._trainer() is trainer
-
     def were_pruned(self, model: Any) -> bool:
         """Tells whether the model has lost units since the pruners joined it."""
         return [site.units for site in anatomy_of(model).sites] != [site.units for site in self._anatomy.sites]

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from hf_headprune import PruningPlan, anatomy_of, masked
+from hf_headprune import PruningPlan, anatomy_of, masked, plan_for_budget
 from hf_headprune.budgets import budgets, linear_density
 from hf_headprune.callback import HeadPruneCallback
-from hf_headprune.errors import InvalidSettingError, TrainingStateError
+from hf_headprune.callback.evaluation import devices_drawn_from
+from hf_headprune.errors import InvalidSettingError, TrainingStateError, UnsupportedModelError
 from hf_headprune.learn.distillation.settings import Distillation, DistillationTuning
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.learn.movement.settings import BlockMovement
@@ -25,6 +26,7 @@ from tests.support.trainers import (
     InterruptAt,
     StopAt,
     assert_reloads_alike,
+    labelled_rows,
     logits_of,
     trainer_of,
 )
@@ -406,3 +408,18 @@ def test_heads_that_gates_close_fold_nothing_into_a_bias(tmp_path):
     kept = {site: [h for h in range(4) if learned[4 * i + h]] for i, site in enumerate(sites)}
     with masked(twin, PruningPlan.of(twin).replace(kept_heads=kept)):
         torch.testing.assert_close(logits_of(gated), logits_of(twin), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "expected"),
+    [("cpu", 0, []), ("mps", 1, []), ("cuda:3", 1, ["cuda:3"]), ("cuda:0", 2, ["cuda:0", "cuda:1"])],
+)
+def test_the_random_states_of_the_accelerators_of_other_processes_are_left_alone(device, count, expected):
+    assert list(map(str, devices_drawn_from(torch.device(device), count))) == expected
+
+
+def test_weights_of_inference_mode_are_refused():
+    with torch.inference_mode():
+        model = tiny_bert()
+    with pytest.raises(UnsupportedModelError, match=r"made in torch\.inference_mode"):
+        plan_for_budget(model, labelled_rows(8, 0), density=0.5)

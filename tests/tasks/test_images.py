@@ -73,7 +73,7 @@ def test_the_callbacks_defaults_prune_and_certify_a_classifier_of_images(model, 
     Trainer(model=model, args=arguments, callbacks=[callback], **data).train()
     assert callback.report.unseen.name == "accuracy"
     assert callback.certificate.claim.metric == "accuracy"
-    assert callback.report.latency.seq_len == model.config.image_size
+    assert callback.report.latency.seq_len is None
 
 
 def test_images_of_several_sizes_are_refused(model):
