@@ -227,11 +227,21 @@ def _bound_to(method: Any, owner: Any, model: Any) -> MethodType:
     return MethodType(bound, model)
 
 
-def forget_compiled() -> None:
-    """Lets torch trace models anew where it has compiled anything: code without a hook would run on without it.
+@contextmanager
+def traced_anew() -> Iterator[None]:
+    """Lets torch trace inside of the block, and again after it, what it has compiled: hooks come and go there.
 
-    What is compiled may be a function or a wrapper that no model knows of. If torch does not say that it has not: yes.
+    What is compiled may be a function or a wrapper that no model knows of. Where torch does not say whether anything
+    is, everything is traced anew.
     """
+    _forget_compiled()
+    try:
+        yield
+    finally:
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
     utils = sys.modules.get(DYNAMO)
     if utils is not None and (not hasattr(utils, COMPILED) or getattr(utils, COMPILED)["frames"]):
         sys.modules["torch"].compiler.reset()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._checks import is_whole
-from hf_headprune._compat import forget_compiled
+from hf_headprune._compat import traced_anew
 from hf_headprune._finite import is_finite
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, attention_by_layer
@@ -57,8 +57,7 @@ def head_mask(model: nn.Module, mask: torch.Tensor) -> Iterator[nn.Module]:
     _check_mask(model, mask, {site.layer: site.units for site in sites})
     with ExitStack() as stack:
         stack.enter_context(owned(model, "head_mask"))
-        forget_compiled()
-        stack.callback(forget_compiled)
+        stack.enter_context(traced_anew())
         hooks = []
         for site in sites:
             factors = mask[site.layer] if mask.dim() > 1 else mask

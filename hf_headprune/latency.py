@@ -205,7 +205,7 @@ def try_latency(model: nn.Module, settings: LatencySettings) -> None:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidSettingError(
             f"LatencySettings: {type(model).__name__} can't be measured on random tokens: {error} Pass "
-            "others; or HeadPruneCallback(latency=None), and measure it yourself with measure_latency(inputs=...)."
+            "other LatencySettings; or HeadPruneCallback(latency=None), and call measure_latency(inputs=...) yourself."
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from hf_headprune._compat import drop_hooks_, forget_compiled, hooks_before_forward, unwrap_forward_
+from hf_headprune._compat import drop_hooks_, hooks_before_forward, traced_anew, unwrap_forward_
 from hf_headprune._offloaded import device_of, shared_by_copies
 from hf_headprune._ownership import owned
 from hf_headprune.anatomy import anatomy_of, base_model, family_of
@@ -192,8 +192,7 @@ def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
     device = device_of(model)
     with ExitStack() as stack:
         stack.enter_context(owned(model, "masked"))
-        forget_compiled()
-        stack.callback(forget_compiled)
+        stack.enter_context(traced_anew())
         if refit is not None:
             stack.enter_context(refit.restoring(model))
             refit.apply_(model, plan)

@@ -9,7 +9,7 @@ from hf_headprune._seen_splits import seen_by
 from hf_headprune.callback import search_metric, trainer_compat
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
-from hf_headprune.guarantee.examples import ExampleFingerprints, check_dataset, is_repeatable, rows_of
+from hf_headprune.guarantee.examples import ChangingExamplesError, ExampleFingerprints, rows_of
 from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
@@ -183,9 +183,9 @@ def _held_back(
     Without a search all of them certify: what they test was put in order without looking at them.
     """
     dataset = trainer.eval_dataset
-    if reason := _unreadable(dataset):
-        return NotCertifiable(reason)
-    prints = ExampleFingerprints.of(dataset)
+    prints = _prints_of(dataset)
+    if isinstance(prints, NotCertifiable):
+        return prints
     if any(prints.shares_with(ExampleFingerprints.of(seen)) for _, seen in seen_by(trainer_compat.model_of(trainer))):
         return NotCertifiable("an earlier search of this model has seen examples of eval_dataset")
     if train is not None and not prints.compared_with(train):
@@ -201,14 +201,14 @@ def _held_back(
     return halves.search, halves.certify
 
 
-def _unreadable(dataset: Any) -> str | None:
-    """Returns why the examples of a data set can't be told apart; None where they can."""
+def _prints_of(dataset: Any) -> ExampleFingerprints | NotCertifiable:
+    """Returns the fingerprints of the examples of `eval_dataset`, or why they can't be told apart."""
     if trainer_compat.is_stream(dataset) or isinstance(dataset, dict):
-        return "eval_dataset is no single data set with a length"
-    check_dataset(dataset)
-    if not is_repeatable(dataset):
-        return "examples of eval_dataset differ each time they are read, as after a random transform"
-    return None
+        return NotCertifiable("eval_dataset is no single data set with a length")
+    try:
+        return ExampleFingerprints.of(dataset)
+    except ChangingExamplesError:
+        return NotCertifiable("examples of eval_dataset differ each time they are read, as after a random transform")
 
 
 def _too_few(count: int, least: int) -> NotCertifiable:

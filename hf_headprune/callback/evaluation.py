@@ -75,7 +75,7 @@ def devices_drawn_from(device: torch.device, count: int) -> list[torch.device]:
         device: Of the run.
         count: Of accelerators that it spreads its batches over.
     """
-    if device.type in ("cpu", "mps", "meta"):  # whose state is that of the CPU, or is not asked by number
+    if device.type in ("cpu", "mps"):  # whose state is that of the CPU, or is not asked by number
         return []
     return [torch.device(device.type, index) for index in range(count)] if count > 1 else [device]
 

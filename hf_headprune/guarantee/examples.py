@@ -39,6 +39,10 @@ SECONDS_WITHOUT_BAR = 10
 MOST_OF_A_TEXT = 10  # different tokens that a text has on average, such as the windows of a context, if it names them
 
 
+class ChangingExamplesError(InvalidSettingError):
+    """Examples differ each time they are read, as a random transform makes them."""
+
+
 @dataclass(frozen=True)
 class ExampleFingerprints:
     """What identifies each example of a split.
@@ -66,15 +70,15 @@ class ExampleFingerprints:
                 ids, texts that are the same for many different ones, such as a language or a source, are left out, too.
 
         Raises:
-            InvalidSettingError: The data set is no such thing, an example lacks a column that the first one has, or an
-                example differs each time it is read.
+            ChangingExamplesError: An example differs each time it is read.
+            InvalidSettingError: The data set is no such thing, or an example lacks a column that the first one has.
         """
         if isinstance(dataset, cls):
             return dataset
         check_dataset(dataset)
         check_columns(columns)
-        if not is_repeatable(dataset):
-            raise InvalidSettingError(
+        if not _is_repeatable(dataset):
+            raise ChangingExamplesError(
                 "an example of a split must be the same each time it is read, and another came at the second reading: "
                 "a random transform can't be told from a new example. Pass the split without it, as evaluation reads "
                 "examples."
@@ -111,16 +115,16 @@ class ExampleFingerprints:
             dataset: As `of` takes it.
 
         Raises:
-            InvalidSettingError: As `of` raises it, but for that.
+            InvalidSettingError: As `of` raises it.
         """
-        check_dataset(dataset)
-        if is_repeatable(dataset):
+        try:
             return cls.of(dataset)
-        logger.warning(
-            "Examples of the training set differ each time they are read, so a certificate can't tell whether its own "
-            "are among them. CertificationData(train=...) names the training set without its random transform."
-        )
-        return None
+        except ChangingExamplesError:
+            logger.warning(
+                "Examples of the training set differ each time they are read, so a certificate can't tell whether its "
+                "own are among them. CertificationData(train=...) names the training set without its random transform."
+            )
+            return None
 
     def __len__(self) -> int:
         """Examples in the split."""
@@ -229,7 +233,7 @@ def check_dataset(dataset: Any) -> None:
         )
 
 
-def is_repeatable(dataset: Any) -> bool:
+def _is_repeatable(dataset: Any) -> bool:
     """Tells whether examples are the same when they are read again, as far as the first ones show."""
 
     def digest(index: int) -> bytes:

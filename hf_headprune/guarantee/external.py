@@ -132,8 +132,8 @@ def _files(path: Path) -> tuple[Path, ...]:
 def _answers_of_file(file: Path, dataset: Any) -> list[int]:
     names, run = _openvino(file) if file.suffix == OPENVINO else _onnx(file)
     collate, answers = PadRight(None), np.zeros(len(dataset), dtype=np.int64)
-    for numbers in _batches_of_one_length(dataset):
-        rows = [dataset[index] for index in numbers]
+    for taken in _batches_of_one_length(dataset):
+        numbers, rows = map(list, zip(*taken, strict=True))
         batch = collate([{name: row[name] for name in (*names, TOKEN_TYPES) if name in row} for row in rows])
         if TOKEN_TYPES not in names and TOKEN_TYPES in batch and bool(batch[TOKEN_TYPES].any()):
             raise InvalidSettingError(
@@ -146,16 +146,19 @@ def _answers_of_file(file: Path, dataset: Any) -> list[int]:
     return answers.tolist()
 
 
-def _batches_of_one_length(dataset: Any) -> Iterator[list[int]]:
-    """Yields the numbers of the examples of each batch, none of which needs padding.
+def _batches_of_one_length(dataset: Any) -> Iterator[list[tuple[int, Any]]]:
+    """Yields batches of examples, each with its number, that need no padding; each example is read once.
 
-    A decoder finds the last token of a text by the token that pads, and which that is no file says.
+    A decoder finds the last token of a text by the token that pads, and no file says which token that is.
     """
-    by_length: dict[int, list[int]] = {}
+    waiting: dict[int, list[tuple[int, Any]]] = {}
     for index in range(len(dataset)):
-        by_length.setdefault(len(dataset[index].get("input_ids", ())), []).append(index)
-    for numbers in by_length.values():
-        yield from (numbers[first : first + BATCH] for first in range(0, len(numbers), BATCH))
+        row = dataset[index]
+        length = len(row.get("input_ids", ()))
+        waiting.setdefault(length, []).append((index, row))
+        if len(waiting[length]) == BATCH:
+            yield waiting.pop(length)
+    yield from waiting.values()
 
 
 def _onnx(file: Path) -> tuple[list[str], Callable[[dict[str, Any]], Any]]:

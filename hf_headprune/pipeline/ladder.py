@@ -152,12 +152,12 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     asked = falling(densities, where="plan_ladder: densities")
     settings = SecondOrder(density=asked[-1])
     check_budget(settings, anatomy)
-    latency = latency or LatencySettings()
-    try_latency(model, latency)
     batching = Batching(processing_class, data_collator, batch_size)
     to_show = Asked("plan_ladder", reference, metric, max_drop, confidence)
     holdout = Holdout.asked_for(certify, model, to_show, batching, train=dataset, is_condition=True)
     twin = plain_copy(model)  # another thread may run the model meanwhile
+    latency = latency or LatencySettings()
+    try_latency(twin, latency)
     losses = ExampleLosses(
         twin, dataset, examples_for(asked[-1], trains_on=False), seed, data_collator, batch_size, where="plan_ladder"
     )

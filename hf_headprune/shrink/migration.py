@@ -156,9 +156,8 @@ def _tensors(file: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
     entries = found if isinstance(found, dict) else {}
     wrong = [name for name, value in entries.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
     if wrong or not entries:
-        received = (
-            f"also a {type(entries[wrong[0]]).__name__}, as {wrong[0]!r}" if wrong else f"a {type(found).__name__}"
-        )
+        kind = type(entries[wrong[0]] if wrong else found).__name__
+        received = f"{kind} as {wrong[0]!r}" if wrong else kind
         raise InvalidSettingError(
             f"{file}: it must hold tensors by their names and nothing else, received {received}. Save the model's "
             "state_dict."

@@ -326,3 +326,18 @@ def test_a_fresh_model_is_built_from_a_configuration_alone(any_model, any_inputs
     }
     assert all(parameter.isfinite().all() for parameter in fresh.parameters())
     assert logits_of(fresh, any_inputs).isfinite().all()
+
+
+class WithExtraState(torch.nn.Linear):
+    """Keeps something beside its tensors, as quantized modules do."""
+
+    def get_extra_state(self):
+        return torch.float32
+
+
+def test_what_a_state_holds_beside_tensors_has_no_size():
+    model, _ = made("bert")
+    expected = anatomy_of(model).num_bytes
+    model.classifier.__class__ = WithExtraState
+    assert "classifier._extra_state" in model.state_dict()
+    assert anatomy_of(model).num_bytes == expected

@@ -339,8 +339,8 @@ def test_an_allowed_pickle_is_read_as_weights_only(dense_folder, tmp_path):
             b'{"weight_map": {"a": "1-of-2"}}',
             r"it names \['1-of-2'\], and there are no",
         ),
-        ("pytorch_model.bin", [torch.ones(1)], "received a list. Save the model's state_dict"),
-        ("pytorch_model.bin", {"a": torch.ones(1), "step": 3}, "received also a int, as 'step'"),
+        ("pytorch_model.bin", [torch.ones(1)], "received list. Save the model's state_dict"),
+        ("pytorch_model.bin", {"a": torch.ones(1), "step": 3}, "received int as 'step'. Save the model's state_dict"),
     ],
 )
 def test_damaged_weights_are_refused_in_words(name, content, message, tmp_path):
