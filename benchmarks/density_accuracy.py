@@ -15,7 +15,8 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
 - layers: what one would try first, on the tasks of the budget group: every other layer of the pretrained model dropped,
   then fine-tuned for 300 or 600 steps, with or without the dense model of the budget group as a teacher.
 - questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %, in the midst of a training from
-  the pretrained model; at 26 % the removal from the dense model, and a training after it, as `headprune prune
+  the pretrained model, at 26 % also after half of the steps and with a learning rate that then starts over, at twice
+  the rate; at 26 % the removal from the dense model, and a training after it, as `headprune prune
   --recover`; with one seed (a run takes up to an hour of a core) hybrid_filled with a teacher and a second run at both;
   and all of them at 26 % with 4, 8 and 16 epochs (up to four hours), whose teacher has two.
 
@@ -75,6 +76,7 @@ RESULT = RESULTS / "density_accuracy.json"
 SEEDS = (0, 1, 2)
 DENSE, SECOND_ORDER, HYBRID, FILLED = "dense", "second order", "hybrid", "hybrid_filled"
 THEN = "second order, then"
+REWOUND = "second order, rewound"
 LONGER = {  # than the two epochs of the recipe of questions: the method, and its epochs
     f"{method}, {epochs} epochs": (method, epochs)
     for epochs, method in product((4, 8, 16), (DENSE, SECOND_ORDER, THEN, FILLED))
@@ -126,7 +128,7 @@ def all_runs() -> Iterator[Run]:
         budget += [Run("budget", task, method, 0.1, 0) for method in (ONE_SHOT, IN_ORDER)]
     layers = [Run("layers", task, method, 0.5, 0) for task in ("sst2", "snli", "qamr") for method in LAYERS]
     questions = [Run("questions", "squad_v1_dev", DENSE, 1.0, 0)]
-    cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (THEN, 0.26)]
+    cells = [*product((SECOND_ORDER, FILLED), (0.26, 0.5)), (THEN, 0.26), (REWOUND, 0.26)]
     cells += [(name, 1.0 if method == DENSE else 0.26) for name, (method, _) in LONGER.items()]
     questions += [Run("questions", "squad_v1_dev", *cell, 0) for cell in cells]
     for runs in (published, budget, layers, questions):
@@ -236,6 +238,9 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
         return HeadPruneCallback(movement=THEIR_RECIPE, distillation=teacher, latency=None)
     if run.method == SECOND_ORDER:
         return HeadPruneCallback(density=run.density, search=None, distillation=teacher, latency=None)
+    if run.method == REWOUND:
+        costs = SecondOrder(density=run.density, freeze_at=0.5, tuning=SecondOrderTuning(rewind=2.0))
+        return HeadPruneCallback(second_order=costs, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
         return HeadPruneCallback(
             gates=SubsetGates(), search=None, density=run.density, distillation=teacher, latency=None

@@ -390,7 +390,8 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "*hybrid_filled* learns blocks of attention and FFN units, cuts, refills and trains a second time. *Second "
         "order* cuts in the midst of a training from the pretrained model; *then* cuts the dense model and trains it "
         "on, as `headprune prune --recover 2`. So *then* has seen as many steps as *4 epochs*, its dense model's "
-        "included. Rows that name their epochs, of one seed, are a learning curve; the dense model of 2 epochs "
+        "included. *Rewound* cuts after half of the steps, and its learning rate then starts over, at twice the rate. "
+        "Rows that name their epochs, of one seed, are a learning curve; the dense model of 2 epochs "
         "teaches the pruned ones, and *then* starts from it.",
     }
     for group, title in titles.items():

@@ -25,7 +25,9 @@ _COUNTED = {
 }
 
 
-def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, seconds_per_plan: float | None) -> str:
+def announcement(
+    settings: Settings, splits: Splits, trainer: Trainer, *, seconds_per_plan: float | None, rewinds: bool
+) -> str:
     """Says what a run will do.
 
     Args:
@@ -33,8 +35,9 @@ def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, second
         splits: Examples of the search and of the certificate.
         trainer: About to train.
         seconds_per_plan: Time to measure one plan on all searched examples; None where nothing says so.
+        rewinds: Whether the schedule of the learning rate starts over when units are removed.
     """
-    parts = [*_during_training(settings, trainer.state.max_steps)]
+    parts = [*_during_training(settings, trainer.state.max_steps, rewinds=rewinds)]
     if settings.search is not None:
         parts.append(_search(settings.search, settings, splits, trainer, seconds_per_plan))
     elif settings.max_drop is not None:
@@ -49,12 +52,14 @@ def announcement(settings: Settings, splits: Splits, trainer: Trainer, *, second
     return "\n".join(lines)
 
 
-def _during_training(settings: Settings, max_steps: int) -> list[str]:
+def _during_training(settings: Settings, max_steps: int, *, rewinds: bool) -> list[str]:
     parts = []
     if settings.second_order is not None:
         costs = settings.second_order
         step = round(costs.freeze_at * max_steps)
         parts.append(f"removes units by second-order costs at step {step} of {max_steps}, to {_budget(costs)}")
+        if rewinds:
+            parts.append(f"starts the learning rate's schedule over, at {costs.tuning.rewind:g} times the rate")
     if settings.gates is not None:
         parts.append(f"learns gates to keep {settings.gates.chosen_kept_heads} heads")
     if settings.movement is not None:

@@ -19,6 +19,7 @@ from hf_headprune.callback.final_checkpoint import let_resume_skip_halves, save_
 from hf_headprune.callback.finish import attach_card, finish, with_certificate, write_results
 from hf_headprune.callback.parts import LearnedParts, take_off_earlier
 from hf_headprune.callback.rehearsal import rehearse
+from hf_headprune.callback.rewinding import rewind_
 from hf_headprune.callback.second_run import let_recovery_follow, let_second_run_follow, second_run_steps
 from hf_headprune.callback.settings import AUTO, Settings
 from hf_headprune.callback.trainer_compat import model_of
@@ -166,7 +167,7 @@ class HeadPruneCallback(TrainerCallback):
         self._asked = asked
         self._splits = Splits()
         self._started = self._train_seconds = 0.0
-        self._is_rehearsed = False
+        self._is_rehearsed = self._has_own_schedule = False
 
     @property
     def plan(self) -> PruningPlan | None:
@@ -195,6 +196,7 @@ class HeadPruneCallback(TrainerCallback):
         trainer = trainer_compat.calling_trainer(self)
         if sum(isinstance(callback, HeadPruneCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise TrainingStateError("A Trainer takes one HeadPruneCallback. Pass all that it should do to one.")
+        self._has_own_schedule = trainer.lr_scheduler is not None  # that the user passed
         take_off_earlier(model_of(trainer))
         trainer_compat.let_finished_runs_end(trainer)
         let_resume_skip_halves(trainer)
@@ -248,6 +250,7 @@ class HeadPruneCallback(TrainerCallback):
         trainer_compat.require_one_loss(trainer)
         self._started = time.perf_counter()
         parts.begin_run(state.max_steps, state.global_step, kwargs["optimizer"])
+        rewinds = self._rewind(kwargs["lr_scheduler"], state.max_steps)
         if self.settings.movement is not None and self.settings.trains_twice:
             second_run_steps(self.settings.movement.refill_ratio, state.max_steps)
         seconds = None
@@ -256,7 +259,14 @@ class HeadPruneCallback(TrainerCallback):
             seconds = search_metric.require_searchable(trainer, self.settings, needs_certificate=needs)
         self._splits = known_when_training_begins(self._splits, trainer)
         if state.is_world_process_zero:
-            tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds))
+            tqdm.write(announcement(self.settings, self._splits, trainer, seconds_per_plan=seconds, rewinds=rewinds))
+
+    def _rewind(self, scheduler: Any, max_steps: int) -> bool:
+        """Lets a schedule that the Trainer has made start over when units are removed; tells whether it does."""
+        costs = self.settings.second_order
+        if costs is None or costs.tuning.rewind is None or self._has_own_schedule:
+            return False
+        return rewind_(scheduler, round(costs.freeze_at * max_steps), max_steps, costs.tuning.rewind)
 
     def _ready(self) -> tuple[Trainer, LearnedParts]:
         """Returns Trainer and parts of a run that may begin.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from hf_headprune._checks import check, is_ratio, is_rising, is_whole, with_tuning
+from hf_headprune._checks import check, is_number, is_ratio, is_rising, is_whole, with_tuning
 from hf_headprune.budgets import Budget, budget_rules, density_at
 from hf_headprune.cost import LATENCY_TABLE_RULE, LatencyTable, latency_table
 
@@ -32,6 +32,9 @@ class SecondOrderTuning:
         uniform: Whether all layers keep equally many heads and FFN units, so that `export_model(mode="plain")` can
             write the model for unmodified Transformers. Kinds of units whose number the family's configuration can't
             change are all kept.
+        rewind: After the last round the learning rate's schedule starts over, in the steps that are left, and rises to
+            this multiple of the highest rate before. None leaves the schedule alone. A scheduler that you pass to the
+            Trainer yourself, or one that looks at a metric, is always left alone.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
     Raises:
@@ -46,6 +49,7 @@ class SecondOrderTuning:
     target_len: int | None = None
     latency_ms: LatencyTable | None = field(default=None, hash=False)
     uniform: bool = False
+    rewind: float | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class SecondOrderTuning:
             or is_whole(self.target_len, at_least=1),
             f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
             "uniform must be True or False": self.uniform in (True, False),
+            "rewind must be a number above 0, or None": self.rewind is None
+            or (is_number(self.rewind) and self.rewind > 0),
             "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
         }
         check(self, rules)

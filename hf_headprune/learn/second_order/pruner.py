@@ -68,6 +68,7 @@ class SecondOrderPruner(Pruner[SecondOrder]):
         how = how if table is None else (*how, str(table))
         how = (*how, "whole groups") if settings.tuning.whole_groups else how
         how = (*how, "uniform") if settings.tuning.uniform else how
+        how = how if settings.tuning.rewind is None else (*how, f"rewind {float(settings.tuning.rewind)}")
         super().__init__(settings, num_kept=sum(site.units for site in sites), budget=how)
         self.seed = seed
         self._sites, self._anatomy = sites, anatomy
