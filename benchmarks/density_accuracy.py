@@ -236,11 +236,11 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
         return HeadPruneCallback(gates=None, search=None, movement=movement, distillation=teacher, latency=None)
     if run.method == PENALTY:
         return HeadPruneCallback(movement=THEIR_RECIPE, distillation=teacher, latency=None)
-    if run.method == SECOND_ORDER:
-        return HeadPruneCallback(density=run.density, search=None, distillation=teacher, latency=None)
-    if run.method == REWOUND:
-        costs = SecondOrder(density=run.density, freeze_at=0.5, tuning=SecondOrderTuning(rewind=2.0))
-        return HeadPruneCallback(second_order=costs, search=None, distillation=teacher, latency=None)
+    if run.method in (SECOND_ORDER, REWOUND):
+        tuning = SecondOrderTuning(rewind=2.0)
+        rewound = {"second_order": SecondOrder(density=run.density, freeze_at=0.5, tuning=tuning)}
+        asked: Any = rewound if run.method == REWOUND else {"density": run.density}
+        return HeadPruneCallback(**asked, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
         return HeadPruneCallback(
             gates=SubsetGates(), search=None, density=run.density, distillation=teacher, latency=None

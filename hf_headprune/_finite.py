@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._checks import first_of
-from hf_headprune._distributed import own
+from hf_headprune._distributed import is_part, own
 from hf_headprune._offloaded import is_offloaded, tensor_of
 from hf_headprune.errors import UnsupportedModelError
 
@@ -51,6 +51,8 @@ def is_finite(tensor: Any) -> bool:
     if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return True
     values = tensor.detach()
+    if type(values) is not torch.Tensor and not is_part(values):  # the codes of a quantizer, as whole numbers are
+        return True
     values = values.float() if values.element_size() == 1 else values  # of eight bits, nothing is compared
     smallest, largest = values.aminmax()
     return bool(smallest.isfinite() & largest.isfinite())

@@ -251,14 +251,14 @@ def _random_tokens(model: nn.Module, config: Any, settings: LatencySettings) -> 
     vocab_size = getattr(config, "vocab_size", None)
     if not vocab_size:
         raise InvalidSettingError(
-            f"random_inputs: {type(model).__name__} takes no tokens (its config has no vocab_size). Pass `inputs`."
+            f"latency: {type(model).__name__} takes no tokens (its config has no vocab_size). Pass `inputs`."
         )
     positions = positions_of(model, config)
     seq_len = settings.seq_len or min(_DEFAULT_LENGTH, max(1, (positions or 2 * _DEFAULT_LENGTH) // 2))
     if positions is not None and seq_len > positions:
         raise InvalidSettingError(
-            f"random_inputs: seq_len must be at most {positions}, the positions of {type(model).__name__}, received "
-            f"{seq_len}. Measure a shorter sequence."
+            f"latency: seq_len must be at most {positions}, the positions of {type(model).__name__}, received "
+            f"{seq_len}. Measure a shorter sequence (LatencySettings(seq_len=...), --length)."
         )
     device = device_of(model)
     generator = torch.Generator().manual_seed(0)

@@ -177,7 +177,7 @@ def masked(model: nn.Module, plan: PlanOrResult) -> Iterator[nn.Module]:
 
     Args:
         model: Live model of the anatomy that the plan was made for.
-        plan: What is open; a result with a refit also refits the output projections for the length of the block.
+        plan: What is open; with a result, its refitted weights stand in for the length of the block.
 
     Yields:
         The model itself.

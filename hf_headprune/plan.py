@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from hf_headprune._strict_json import parse
 from hf_headprune._unit_ranges import as_ranges, from_ranges
 from hf_headprune.anatomy import Anatomy, anatomy_of
-from hf_headprune.errors import InvalidPlanError, shown
+from hf_headprune.errors import InvalidPlanError, InvalidSettingError, shown
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -383,10 +383,15 @@ def check_plan(plan: Any, anatomy: Anatomy) -> None:
 
     Raises:
         InvalidPlanError: It is no `PruningPlan`, or does not fit.
+        InvalidSettingError: What it is for is no anatomy.
     """
+    if not isinstance(anatomy, Anatomy):
+        raise InvalidSettingError(
+            f"A plan is compared with an anatomy, received a {type(anatomy).__name__}. Pass anatomy_of(model)."
+        )
     if not isinstance(plan, PruningPlan):
         raise InvalidPlanError(
             f"A plan must be a PruningPlan, received a {type(plan).__name__}: {shown(plan)}. Pass "
-            "PruningPlan.of(model).replace(kept_heads={...}), or PruningPlan.from_json(text)."
+            "PruningPlan.of(model).replace(kept_heads={...}), PruningPlan.from_json(text), or the plan of a result."
         )
     plan.check_fits(anatomy)

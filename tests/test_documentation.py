@@ -188,9 +188,8 @@ def test_the_pages_state_the_numbers_of_the_code():
     assert plans in said["docs/choose.md"]
     assert f"{CALIBRATION:,}\ntraining examples" in said["docs/choose.md"]
     few = next(count for count in range(1, 1000) if can_decide(count, DEFAULT_DROP, DECIDING))
-    assert f"Fewer than about {round(few, -1)} can't exclude a drop of one point" in said["README.md"].replace(
-        "\n  ", " "
-    )
+    words = f"With fewer than about {round(few, -1)}, even a pruned model that answers alike is not certified"
+    assert words in said["README.md"].replace("\n  ", " ")
 
 
 def _occurs(text, known):

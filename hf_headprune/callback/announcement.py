@@ -9,6 +9,7 @@ from hf_headprune.callback.trainer_compat import evaluation_sets, is_stream
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.progress import TYPICAL_SHARE
+from hf_headprune.pipeline.recovery import epochs_in_words
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -70,7 +71,7 @@ def _during_training(settings: Settings, max_steps: int, *, rewinds: bool) -> li
 
 
 def _recovery(settings: Settings) -> list[str]:
-    epochs = f"{settings.recover_epochs:g} epoch{'' if settings.recover_epochs == 1 else 's'}"
+    epochs = epochs_in_words(settings.recover_epochs or 0.0)
     if settings.cuts_to_size:
         budget = f"{settings.size_name}={settings.size[settings.size_name]!r}"  # type: ignore[index]
         return [f"removes units by second-order costs, to {budget}", f"trains the pruned model on for {epochs}"]

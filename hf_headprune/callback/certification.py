@@ -29,7 +29,7 @@ class Certification:
 
     Attributes:
         dataset: Examples of its own, as they are or as `CertificationData`; None holds some of `eval_dataset` back.
-        metric: What the certificate is about; None for the accuracy of a single-label classifier.
+        metric: What the certificate is about; None for the metric that decides.
         reference: Model that the pruned one is compared with; None for the trained model before the search.
         reference_name: What it is, in words.
         required_by: Name of the argument that asks for a certificate, so that training without one would not be what

@@ -128,8 +128,8 @@ class HeadPruneCallback(TrainerCallback):
             certification_dataset: Labelled examples like those of `eval_dataset`, for the certificate alone, as they
                 are or as `CertificationData`. When left out, `eval_dataset` is taken; with a search, half of it, which
                 the search then does not see.
-            certification_metric: What the certificate is about, where it is not the accuracy of a single-label
-                classifier: a `Metric` with a function that scores `certification_dataset`.
+            certification_metric: What the certificate is about, where it is not the metric that decides: a `Metric`
+                with a function that scores each example of `certification_dataset`.
             reference: Dense model that the certificate compares with, such as one fine-tuned without pruning. When left
                 out, the trained model before pruning; where training itself prunes, the teacher of `distillation`.
             latency: Batch, length and threads at which latency is measured before and after pruning, or None to measure

@@ -22,10 +22,10 @@ from hf_headprune.callback.trainer_compat import (
 )
 from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import evaluating, masked, plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION
+from hf_headprune.pipeline.cost_path import CALIBRATION, check_removable
 from hf_headprune.pipeline.run import MetricSource
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
-from hf_headprune.search.plans import check_drop, check_searchable
+from hf_headprune.search.plans import check_drop
 from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.registry import scorer_for
 
@@ -220,7 +220,8 @@ def require_searchable(trainer: Trainer, settings: Settings, *, needs_certificat
     """
     search = settings.measured
     closes_ffn = settings.second_order is not None  # movement's are gone for good
-    check_searchable(anatomy_of(model_of(trainer)), search, uniform=settings.uniform, start_cuts_ffn=closes_ffn)
+    anatomy = anatomy_of(model_of(trainer))
+    check_removable(anatomy, settings.search, uniform=settings.uniform, start_cuts_ffn=closes_ffn)
     name, is_scored = metric_of(trainer, search.metric)
     value, seconds = None, 0.0
     if not is_scored:

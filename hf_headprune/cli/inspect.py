@@ -72,7 +72,9 @@ def bench(
     model: Annotated[Path, typer.Argument(help="Folder of the pruned model.", exists=True, file_okay=False)],
     dense: Annotated[str, typer.Option(metavar="MODEL", help="The dense model: folder or Hub name")],
     batch_size: Annotated[int, typer.Option(help="Sequences per batch.")] = 8,
-    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens per sequence  [default: 128, or half of what fits]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU.")] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -80,7 +82,8 @@ def bench(
     pruned, whole = (to_accelerator_(load_model(folder)) for folder in (model, dense))
     settings = LatencySettings(batch_size=batch_size, seq_len=length, threads=threads)
     change = measure_latency(whole, pruned, settings)
-    macs = [cost_of(PruningPlan.of(each), anatomy_of(each), seq_len=length).macs for each in (whole, pruned)]
+    tokens = change.seq_len or 1  # images have as many as their configuration says
+    macs = [cost_of(PruningPlan.of(each), anatomy_of(each), seq_len=tokens).macs for each in (whole, pruned)]
     bound = macs[0] / macs[1] if macs[1] else None
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(change), "speed_up": change.speed_up, "mac_bound": bound}))

@@ -34,6 +34,7 @@ from hf_headprune.guarantee.wording import points as in_points
 from hf_headprune.latency import LatencySettings
 from hf_headprune.pipeline import plan_for_budget, plan_ladder, search_plan
 from hf_headprune.pipeline.cost_path import DENSITIES
+from hf_headprune.pipeline.recovery import epochs_in_words
 from hf_headprune.publish.card import is_hub_name
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.tasks.batches import Batching
@@ -391,7 +392,7 @@ class Run:
         elif self.budget.is_drop:
             work += f", then up to {len(DENSITIES)} plans, the largest first, until one loses too much"
         if self.recovery is not None:
-            work += f"; before the tests, {self.recovery.epochs:g} epochs of training of a pruned model"
+            work += f"; before the tests, {epochs_in_words(self.recovery.epochs)} of training of a pruned model"
         return (
             f"{type(model).__name__} in {self.model}; reads {', '.join(splits.columns)}; {counts} examples.\n"
             f"Computed: {work}."

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._compat import LOADED_FROM
+from hf_headprune._distributed import is_part
 from hf_headprune._fingerprints import sha256_of
 from hf_headprune._finite import check_loaded
 from hf_headprune._offloaded import Weights, device_of
@@ -40,16 +41,16 @@ def record_of(model: Any) -> ModelRecord:
     Of what is no model of torch: its name, and the sha256 of its file or its answers where it has these.
 
     Raises:
-        UnsupportedModelError: Its state is not made of tensors alone, or nowhere.
+        UnsupportedModelError: Its state is not made of plain tensors alone, or nowhere.
     """
     if is_external(model):
         return ModelRecord(*fingerprint_of(model), None, None)
     model = bare(model)
-    packed = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
+    packed = [name for name, value in model.state_dict().items() if not _has_bytes(value)]
     if packed:
         raise UnsupportedModelError(
-            f"certify: {packed[0]} of a {type(model).__name__} is no tensor, as in models that torch has quantized; "
-            "their weights have no fingerprint. Certify the model before it is quantized."
+            f"certify: {packed[0]} of a {type(model).__name__} is no plain tensor, as in models that torch or torchao "
+            "has quantized; their weights have no fingerprint. Certify the model before it is quantized."
         )
     check_loaded(model)
     return ModelRecord(
@@ -58,6 +59,11 @@ def record_of(model: Any) -> ModelRecord:
         config=_sha256_of(_own_config(model, without=WRITTEN_BY_HOST)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+def _has_bytes(value: Any) -> bool:
+    """Tells whether something is a plain tensor, be it split over processes, and no class of tensors of its own."""
+    return isinstance(value, torch.Tensor) and (is_part(value) or type(value.data) is torch.Tensor)
 
 
 def old_configs_of(model: Any) -> set[str]:

@@ -34,6 +34,7 @@ from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 from hf_headprune.guarantee.wording import AGREEMENT, WITHOUT_LABELS
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.tasks.batches import Batching
+from hf_headprune.tasks.classification import ClassScorer
 from hf_headprune.tasks.examples import LABEL_NAMES, plain
 from hf_headprune.tasks.registry import scorer_for
 from hf_headprune.tasks.scorer import Scorer
@@ -294,11 +295,6 @@ class ScoredSplit:
 
     def _read_gold(self, rows: Any, metric: Any, models: Sequence[Any], *, is_partial: bool) -> Metric:
         """Reads the labels, with which answers from elsewhere are compared; returns by which metric."""
-        self._gold = _gold(rows, metric, is_partial=is_partial)
-        self._known, self._filler = {n: label for n, label in enumerate(self._gold) if label is not None}, 0
-        model = next((it for it in models if not is_external(it) and not has_own_rows(it)), None)
-        if model is not None:
-            self._examples = self._read(model, self.data)
         are_neighbours = [isinstance(it, Neighbours) for it in models]
         is_agreement = isinstance(metric, str) and metric == AGREEMENT
         if any(are_neighbours) and not (is_agreement and all(are_neighbours)):
@@ -307,6 +303,17 @@ class ScoredSplit:
                 f"metric {shown(metric)} and {', '.join(type(it).__name__ for it in models)}. Pass what "
                 "nearest_neighbours returned for both, and 'agreement'."
             )
+        for live in (bare(it) for it in models if not is_external(it)):
+            if not isinstance(scorer_for(live, None, where="certify"), ClassScorer):
+                raise InvalidSettingError(
+                    "certify: what is no model of torch is compared with classifiers that give each example one class, "
+                    f"received {type(live).__name__}. Certify the model of torch that it was made from."
+                )
+        self._gold = _gold(rows, metric, is_partial=is_partial)
+        self._known, self._filler = {n: label for n, label in enumerate(self._gold) if label is not None}, 0
+        model = next((it for it in models if not is_external(it) and not has_own_rows(it)), None)
+        if model is not None:
+            self._examples = self._read(model, self.data)
         return agreement(of_neighbours=any(are_neighbours)) if is_agreement else accuracy_of_answers()
 
     def compared(self, dense: Outcome, pruned: Outcome) -> PairedScores:

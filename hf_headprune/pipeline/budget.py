@@ -71,7 +71,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
 ) -> PruningResult:
     """Finds what of a fine-tuned model to keep within a budget, without training.
 
-    Heads and FFN units whose removal costs least by a second-order estimate are removed, and the output projections are
+    Heads and FFN units whose removal costs least by a second-order estimate are removed, and all linear modules are
     refitted to the others. The model is left as it was: prune it with `prune_model_(model, result)`.
 
     Args:

@@ -30,7 +30,9 @@ from hf_headprune.publish.measurements import Effort, Frontier, MetricChange
 from hf_headprune.refit.choice import plans_at
 from hf_headprune.refit.in_order import Runs
 from hf_headprune.refit.projections import RefitInOrder
+from hf_headprune.refit.reach import check_budget
 from hf_headprune.refit.settings import SecondOrder, SecondOrderTuning
+from hf_headprune.search.plans import check_searchable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,13 +46,14 @@ if TYPE_CHECKING:
     from hf_headprune.pipeline.run import MetricSource
     from hf_headprune.plan import PruningPlan
     from hf_headprune.refit.projections import Refit
+    from hf_headprune.search.settings import AStarSearch
 
 logger = logging.getLogger(__name__)
 
 # Shares of the attention and FFN weights that are kept; fixed before any example is looked at.
 DENSITIES = (0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 CALIBRATION = 1024  # training examples that costs and refit are computed from, of half of the weights or more
-MOST_CALIBRATION = 4096  # of a quarter or less
+MOST_CALIBRATION = 4096  # of a quarter or less, where a budget says how much is kept
 DEEP = tuple(density for density in DENSITIES if density <= 0.25)  # of plans that are refitted in order # noqa: PLR2004
 ROUND_OFF = 1e-9
 NEAREST_UNIT = 0.02  # by which a plan may keep more than its density
@@ -76,6 +79,26 @@ class Decision:
 
 
 Decide = Callable[[list[RefittedPlan]], Decision]
+
+
+def check_removable(
+    anatomy: Anatomy, search: AStarSearch | None, *, uniform: bool, start_cuts_ffn: bool = False
+) -> None:
+    """Sees that a search, or without one `walk_down`, finds something to remove, before any work on the model.
+
+    Args:
+        anatomy: Of the model.
+        search: Settings of a search.
+        uniform: Whether all layers are to keep equally many units.
+        start_cuts_ffn: See `check_searchable`.
+
+    Raises:
+        InvalidSettingError: It does not.
+    """
+    if search is None:
+        check_budget(SecondOrder(density=1.0, tuning=SecondOrderTuning(uniform=uniform)), anatomy)
+    else:
+        check_searchable(anatomy, search, uniform=uniform, start_cuts_ffn=start_cuts_ffn)
 
 
 def examples_for(density: float | None, *, trains_on: bool) -> int:

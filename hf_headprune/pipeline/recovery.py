@@ -58,7 +58,12 @@ def recovery_in_words(refit: Any, epochs: float | None) -> str:
     """
     if not isinstance(refit, TrainedWeights):
         return "none"
-    return "trained on" if epochs is None else f"trained on for {epochs:g} epoch{'' if epochs == 1 else 's'}"
+    return "trained on" if epochs is None else f"trained on for {epochs_in_words(epochs)}"
+
+
+def epochs_in_words(epochs: float) -> str:
+    """Returns a number of epochs in words, such as "1 epoch"."""
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
 
 
 def by_test_of_recovered(

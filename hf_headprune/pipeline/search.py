@@ -14,7 +14,7 @@ from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints
 from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, walk_down
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, check_removable, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable
 from hf_headprune.pipeline.recovery import Recover, by_test_of_recovered, halved, recovery_in_words, require_recoverable
 from hf_headprune.pipeline.result import PruningResult
@@ -33,7 +33,7 @@ from hf_headprune.plan import PruningPlan
 from hf_headprune.publish.measurements import Recipe, name_on_hub
 from hf_headprune.refit.one_shot import ExampleLosses
 from hf_headprune.search.evaluation.evaluator import ExampleEvaluator, MetricEvaluator
-from hf_headprune.search.plans import check_drop, check_searchable
+from hf_headprune.search.plans import check_drop
 from hf_headprune.search.settings import AStarSearch
 from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.batches import Batching, length_sorted_batches
@@ -75,7 +75,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """Finds the smallest part of a fine-tuned model that keeps its metric, without training.
 
     Heads and FFN units are ordered by second-order removal costs on `calibration`; smaller and smaller plans of that
-    order, with refitted output projections, are tested on labelled examples until one fails. With `search`, an A*
+    order, with refitted weights, are tested on labelled examples until one fails. With `search`, an A*
     search over sets of units goes on from there. The model is left as it was: prune it with
     `prune_model_(model, result)`. It remembers the examples that were searched, and `certify` refuses them.
 
@@ -127,7 +127,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     anatomy = anatomy_of(model)
     check_can_prune(model)
     drop = _allowed(search, max_drop, reference, head_scores=head_scores, journal=journal)
-    check_searchable(anatomy, search or AStarSearch(max_drop=drop), uniform=uniform)
+    check_removable(anatomy, search, uniform=uniform)
     batching = Batching(processing_class, data_collator, batch_size)
     settings = search or AStarSearch(max_drop=drop)
     source = _source(model, dataset, metric, settings, batching, searches=search is not None, calibration=calibration)

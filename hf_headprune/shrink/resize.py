@@ -109,7 +109,6 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
             "load the model without them: AutoModel...from_pretrained(folder) ignores them."
         )
     _check_hooks(model)
-    check_finite(model)
     base = base_model(model)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     problems = [
@@ -131,6 +130,7 @@ def check_can_cut(model: nn.Module, sites: Iterable[Site]) -> None:
             f"can. {'; '.join(problems)}. Merge adapters (merge_and_unload of PEFT), remove gates and "
             "parametrizations, dequantize or gather the weights first."
         )
+    check_finite(model)
 
 
 def _check_hooks(model: nn.Module) -> None:

@@ -54,7 +54,8 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     Args:
         model: Transformers model of a declared family, with or without a task head, dense or already pruned; or one of
             PEFT, whose LoRA is cut with it.
-        plan: What is kept, made for this very model. A result with a refit also refits the output projections.
+        plan: What is kept, made for this very model. With a result, the weights that are left are those that it has
+            refitted.
 
     Returns:
         The same object.

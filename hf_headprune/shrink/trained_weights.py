@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class TrainedWeights(WeightsOfPlan):
     """All weights of a pruned model that was trained on, each in its place in the dense model.
 
-    With it, `prune_model_` makes the trained model of the dense one; a refit changes the output projections alone.
+    With it, `prune_model_` makes the trained model of the dense one; a refit may change fewer.
     """
 
     kind = "trained weights"

@@ -22,6 +22,7 @@ from hf_headprune.publish.report import PruningReport
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.classifiers import classifier, decided, examples
 from tests.support.command_line import called
+from tests.support.models import tiny_bert
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,11 @@ def test_bench_measures_both_models_and_names_the_bound(saved, capsys):
     content = json.loads(called(capsys, *words, "--json").out)
     assert content["mac_bound"] > 1
     assert content["before"]["median_ms"] > 0
+
+
+def test_bench_takes_a_length_that_the_model_has_positions_for(saved, capsys):
+    content = json.loads(called(capsys, "bench", saved / "pruned", "--dense", saved / "dense", "--json").out)
+    assert content["seq_len"] == tiny_bert().config.max_position_embeddings // 2
 
 
 def test_show_does_not_repeat_a_certificate_about_other_weights(saved, tmp_path, capsys):

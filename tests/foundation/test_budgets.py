@@ -1,9 +1,11 @@
 import math
+from functools import partial
 
 import pytest
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import budgets, linear_density
+from hf_headprune.cost import cost_of
 from hf_headprune.errors import InvalidPlanError, InvalidSettingError
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
@@ -63,6 +65,13 @@ def test_a_model_without_heads_or_without_ffn_units_has_no_budgets():
         prune_model_(model, plan.replace(**{name: dict.fromkeys(getattr(plan, name), ())}))
         with pytest.raises(InvalidSettingError, match="the model must have heads and FFN units"):
             budgets(anatomy_of(model), 0.5)
+
+
+@pytest.mark.parametrize("count", [linear_density, partial(cost_of, seq_len=8)])
+def test_a_model_in_place_of_its_anatomy_is_refused(count):
+    model = tiny_bert()
+    with pytest.raises(InvalidSettingError, match=r"received a BertForSeq.* Pass anatomy_of\(model\)"):
+        count(PruningPlan.of(model), model)
 
 
 def test_the_density_of_another_models_plan_is_refused():

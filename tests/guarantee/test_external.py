@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
-from hf_headprune.errors import InvalidSettingError, MissingExtraError
+from hf_headprune.errors import InvalidSettingError, MissingExtraError, UnsupportedModelError
 from hf_headprune.guarantee.certificate import Certificate
 from hf_headprune.guarantee.certify import certify
 from hf_headprune.guarantee.external import answers_of, fingerprint_of
 from hf_headprune.guarantee.verify import verify_certificate
+from hf_headprune.shrink.surgery import check_can_prune
 from hf_headprune.tasks.scores import scores_of
 from tests.guarantee.test_certificate import names
 from tests.guarantee.test_labels import label_of, without_labels
 from tests.guarantee.test_tasks import smaller
+from tests.support.models import tiny_bert
 from tests.support.tasks import task_of
 
 COUNT, DROP = 60, 0.6
@@ -82,6 +85,39 @@ def test_what_can_not_answer_is_refused(case, tmp_path):
     numbers, others, _ = task_of("regression", COUNT)
     with pytest.raises(InvalidSettingError, match="compared with classifiers that give each example one class"):
         certify(numbers, answers, others)
+
+
+@pytest.mark.parametrize("metric", [None, "agreement"])
+@pytest.mark.parametrize("task", ["TokenClassification", "QuestionAnswering"])
+def test_a_model_that_gives_no_class_per_example_is_refused_before_its_labels_are_read(task, metric):
+    model = tiny_bert(task)
+    rows = [{"input_ids": [5] * length, "labels": [0] * length} for length in (3, 4)]
+    with pytest.raises(InvalidSettingError, match=f"each example one class, received BertFor{task}"):
+        certify(model, lambda examples: [0] * len(examples), rows, metric)
+
+
+class Packed(torch.Tensor):
+    """Stands for the weights of a model that a quantizer has packed: no operation reads their bytes."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        return torch.Tensor._make_wrapper_subclass(cls, shape)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].shape)
+        raise NotImplementedError(function)
+
+
+def test_packed_weights_have_no_fingerprint_and_can_not_be_cut():
+    packed, dense, rows = tiny_bert(), tiny_bert(), [{"input_ids": [5, 6], "labels": 0}]
+    linear = packed.bert.encoder.layer[0].attention.self.value
+    linear.weight = torch.nn.Parameter(Packed(linear.weight.shape), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match=r"value\.weight of a BertFor.* is no plain tensor"):
+        certify(dense, packed, rows)
+    with pytest.raises(UnsupportedModelError, match=r"value\.weight is no ordinary parameter"):
+        check_can_prune(packed)
 
 
 def test_a_file_is_run_by_onnxruntime(tmp_path, monkeypatch):

@@ -148,6 +148,14 @@ def test_the_order_of_costs_is_walked_down_in_steps_of_equal_layers(mistral, row
         assert_equal_layers(measured.plan)
 
 
+def test_a_walk_removes_units_of_ffns_that_a_search_would_take_for_one_chunk():
+    model = classifier("bert")  # whose configuration says fewer FFN units only
+    assert model.config.intermediate_size < AStarSearch().tuning.ffn_chunk
+    found = search_plan(model, own_examples(model), calibration=examples(40, 3), max_drop=0.5, uniform=True)
+    assert_equal_layers(found.plan)
+    assert found.plan.num_removed_ffn > 0
+
+
 @pytest.mark.parametrize("scores", [None, range(8 * LAYERS)], ids=["by costs", "by scores"])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_a_search_and_the_candidates_of_its_certificate_have_equal_layers(family, rows, scores):
