@@ -284,9 +284,9 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         return _of_several(promises, dense, pruned, dataset, reference_name)
     split = ScoredSplit(data_of(dataset, labels), metric, first_reader((dense, pruned)), seen=(dense, pruned))
     _check_stop(split, path, stop_early=stop_early)
-    dense_record, pruned_record = record_of(dense), record_of(pruned)  # what has none is refused before it is run
+    records = record_of(dense), record_of(pruned)  # what has none is refused before it is run
     if path is None:
-        _check_not_chosen_by(split.prints.keys, pruned, pruned_record, num_candidates)
+        _check_not_chosen_by(split.prints.keys, pruned, records[1], num_candidates)
         claim = split.claim(max_drop, confidence, ledger=ledger, seed=seed, num_candidates=num_candidates)
     elif not isinstance(path, CertifiedPath) or num_candidates != 1:
         raise InvalidSettingError(
@@ -295,24 +295,46 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         )
     else:
         claim = _claim_of(path, split, split.claim(max_drop, confidence, ledger=None, seed=seed), ledger)
-    known = [None if path is None else path.outcome_of(each.weights) for each in (dense_record, pruned_record)]
-    if known[0] is None and getattr(split.metric.score, "compares_models", False):
-        known = [None, None]  # the path compared the pruned model with another one
+    known = _known(path, records, split.metric)
     claim, scores = _scored(split, claim, dense, pruned, stop_early=stop_early, known=known)
+    return _attached(pruned, _of_one(split, claim, scores, pruned, records, path, reference_name))
+
+
+def _known(path: CertifiedPath | None, records: Sequence[ModelRecord], metric: Metric) -> list[Outcome | None]:
+    """Returns how the dense and the pruned model answer, where a path has run these very weights."""
+    known = [None if path is None else path.outcome_of(record.weights) for record in records]
+    # A score that compares models has compared the pruned one with what the path was compared with.
+    return [None, None] if known[0] is None and getattr(metric.score, "compares_models", False) else known
+
+
+def _of_one(  # noqa: PLR0913, PLR0917 - what a certificate is made of
+    split: ScoredSplit,
+    claim: Claim,
+    scores: PairedScores,
+    pruned: nn.Module | Any,
+    records: tuple[ModelRecord, ModelRecord],
+    path: CertifiedPath | None,
+    reference_name: str,
+) -> Certificate:
+    """Returns the certificate of one promise.
+
+    Raises:
+        CertificateError: The pruned model is not the one that the path has certified.
+    """
     evidence = evidence_of(scores, claim, split.metric.aggregate)
     if path is not None:
         _check_own_step(path, evidence, turned_by_rounding(pruned, evidence.examples))
-    order = split.prints.order[: len(scores.dense)]
-    keys = split.prints.keys
-    certificate = Certificate(
+        path = _with_own_step(path, evidence)
+    order, keys = split.prints.order[: len(scores.dense)], split.prints.keys
+    return Certificate(
         claim=claim,
         reference=reference_name,
         evidence=evidence,
         split=split.prints.sha256(),
         disjointness=split.disjointness,
-        path=path if path is None else _with_own_step(path, evidence),
-        dense=dense_record,
-        pruned=pruned_record,
+        path=path,
+        dense=records[0],
+        pruned=records[1],
         examples=ExampleRecord.of(
             split.prints.kind, split.prints.columns, [keys[int(index)] for index in order], scores, claim.kind
         ),
@@ -320,7 +342,6 @@ def certify(  # noqa: PLR0913 - the public verb: its arguments are the words of 
         environment=environment_of(pruned),
         unused=len(split.prints) - len(order),
     )
-    return _attached(pruned, certificate)
 
 
 def _of_several(

@@ -56,57 +56,59 @@ class PowerAssumptions:
                 )
 
 
-def power_of(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> float:
-    """Returns the chance that n examples certify a drop below epsilon, if the assumptions are true.
+def power_of(examples: int, max_drop: float, assumptions: PowerAssumptions = PowerAssumptions()) -> float:
+    """Returns the chance that so many examples certify a drop below max_drop, if the assumptions are true.
 
     Args:
-        n: Examples of the certification split.
-        epsilon: Drop that is to be excluded, in (0, 1).
+        examples: Examples of the certification split.
+        max_drop: Drop that is to be excluded, in (0, 1).
         assumptions: About the pruned model.
 
     Raises:
-        InvalidSettingError: n is no whole number of at least 1, or epsilon is no share.
+        InvalidSettingError: examples is no whole number of at least 1, or max_drop is no share.
     """
-    _check_epsilon(epsilon, "power_of")
-    _check(n, assumptions)
+    _check_drop(max_drop, "power_of")
+    _check(examples, assumptions)
     level = level_of(assumptions.alpha)
-    if n > EXACT_UP_TO:
-        return _near_power(n, epsilon, assumptions)
-    critical = critical_value(int(n), epsilon, level, points=PLANNING_POINTS)
-    limits = rejection_limits(critical, int(n), epsilon)
-    return float(tail_probabilities(limits, int(n), np.array([assumptions.disagreement]), assumptions.true_drop)[0])
+    if examples > EXACT_UP_TO:
+        return _near_power(examples, max_drop, assumptions)
+    critical = critical_value(int(examples), max_drop, level, points=PLANNING_POINTS)
+    limits = rejection_limits(critical, int(examples), max_drop)
+    return float(
+        tail_probabilities(limits, int(examples), np.array([assumptions.disagreement]), assumptions.true_drop)[0]
+    )
 
 
-def detectable_drop(n: int, assumptions: PowerAssumptions = PowerAssumptions()) -> float | None:
-    """Returns the smallest epsilon, in steps of a thousandth, that n examples certify with the wanted power.
+def detectable_drop(examples: int, assumptions: PowerAssumptions = PowerAssumptions()) -> float | None:
+    """Returns the smallest max_drop, in steps of a thousandth, that so many examples certify with the wanted power.
 
     Returns:
         None where they certify nothing below 1.
     """
-    _check(n, assumptions)
+    _check(examples, assumptions)
     low, high = int(1000 * assumptions.true_drop), 999  # not at low, perhaps at high
     found = _least(
-        lambda drop: power_of(n, drop / 1000, assumptions) >= assumptions.power,
-        lambda drop: _near_power(n, drop / 1000, assumptions) >= assumptions.power,
+        lambda drop: power_of(examples, drop / 1000, assumptions) >= assumptions.power,
+        lambda drop: _near_power(examples, drop / 1000, assumptions) >= assumptions.power,
         low,
         high,
     )
     return None if found is None else found / 1000
 
 
-def examples_needed(epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> int | None:
-    """Returns how many examples certify a drop below epsilon with the wanted power, to about a hundredth.
+def examples_needed(max_drop: float, assumptions: PowerAssumptions = PowerAssumptions()) -> int | None:
+    """Returns how many examples certify a drop below max_drop with the wanted power, to about a hundredth.
 
     Returns:
-        None where the assumed drop is not below epsilon, or `MOST_EXAMPLES` are too few.
+        None where the assumed drop is not below max_drop, or `MOST_EXAMPLES` are too few.
     """
-    _check_epsilon(epsilon, "examples_needed")
+    _check_drop(max_drop, "examples_needed")
     _check(1, assumptions)
-    if assumptions.true_drop >= epsilon:
+    if assumptions.true_drop >= max_drop:
         return None
     return _least(
-        lambda n: power_of(n, epsilon, assumptions) >= assumptions.power,
-        lambda n: _near_power(n, epsilon, assumptions) >= assumptions.power,
+        lambda examples: power_of(examples, max_drop, assumptions) >= assumptions.power,
+        lambda examples: _near_power(examples, max_drop, assumptions) >= assumptions.power,
         0,
         MOST_EXAMPLES,
         tolerance=0.01,
@@ -144,49 +146,49 @@ def _bisected(holds: Callable[[int], bool], low: int, high: int, tolerance: floa
 
 
 def describe_power(
-    n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions(), *, num_candidates: int = 1
+    examples: int, max_drop: float, assumptions: PowerAssumptions = PowerAssumptions(), *, num_candidates: int = 1
 ) -> str:
-    """Says what n certification examples can certify, before any search.
+    """Says what so many certification examples can certify, before any search.
 
     Args:
-        n: Examples of the certification split.
-        epsilon: Drop that is to be excluded.
+        examples: Examples of the certification split.
+        max_drop: Drop that is to be excluded.
         assumptions: About the pruned model.
         num_candidates: Models among which the examples themselves choose: each gets its share of alpha.
     """
-    _check(n, assumptions)
+    _check(examples, assumptions)
     shared = replace(assumptions, alpha=assumptions.alpha / num_candidates)
-    chance = power_of(n, epsilon, shared)
+    chance = power_of(examples, max_drop, shared)
     assumed = f"If {percent(assumptions.disagreement)} of the answers change and the true drop is "
     assumed += "zero" if assumptions.true_drop == 0 else points(assumptions.true_drop)
-    size = f"{n:,}" if n <= MOST_EXAMPLES else f"Over {MOST_EXAMPLES:,}"
+    size = f"{examples:,}" if examples <= MOST_EXAMPLES else f"Over {MOST_EXAMPLES:,}"
     text = (
-        f"{size} examples, {percent(1 - assumptions.alpha)} confidence. {assumed}, a drop below {points(epsilon)} will "
-        f"be certified with a chance of {percent(chance, 0)}."
+        f"{size} examples, {percent(1 - assumptions.alpha)} confidence. {assumed}, a drop below {points(max_drop)} "
+        f"will be certified with a chance of {percent(chance, 0)}."
     )
     if chance >= assumptions.power:
         return text
-    needed, smallest = examples_needed(epsilon, shared), detectable_drop(n, shared)
+    needed, smallest = examples_needed(max_drop, shared), detectable_drop(examples, shared)
     times = f"with a chance of {percent(assumptions.power, 0)}"
     if needed is not None:
         enough = f"It takes about {needed:,} examples"
     else:
-        hopeless = assumptions.true_drop >= epsilon
+        hopeless = assumptions.true_drop >= max_drop
         enough = "No number of examples is enough" if hopeless else f"More than {MOST_EXAMPLES:,} examples are needed"
     rest = "nothing" if smallest is None else f"a drop below {points(smallest)}"
     return f"{text} {enough} to certify it {times}; these certify {rest} {times}."
 
 
-def describe_labels(n: int, epsilon: float, assumptions: PowerAssumptions = PowerAssumptions()) -> str:
+def describe_labels(examples: int, max_drop: float, assumptions: PowerAssumptions = PowerAssumptions()) -> str:
     """Says how many labels it takes if only the examples on which the models disagree are labelled.
 
     Args:
-        n: Examples that there are.
-        epsilon: Drop that is to be excluded.
+        examples: Examples that there are.
+        max_drop: Drop that is to be excluded.
         assumptions: About the pruned model; its disagreement is taken for the share of changed answers.
     """
-    needed = examples_needed(epsilon, assumptions)
-    count = n if needed is None or needed > n else needed
+    needed = examples_needed(max_drop, assumptions)
+    count = examples if needed is None or needed > examples else needed
     labels = math.ceil(min(count, MOST_EXAMPLES) * assumptions.disagreement)
     return (
         f"Labels are needed for the examples on which the models disagree, and for no other: about {labels:,} of "
@@ -194,29 +196,31 @@ def describe_labels(n: int, epsilon: float, assumptions: PowerAssumptions = Powe
     )
 
 
-def _near_power(n: int, epsilon: float, assumptions: PowerAssumptions) -> float:
+def _near_power(examples: int, max_drop: float, assumptions: PowerAssumptions) -> float:
     """Returns the power of the score test whose statistic is normal, at the rates that it converges to."""
-    n, level = min(n, 10**15), level_of(assumptions.alpha)
+    examples, level = min(examples, 10**15), level_of(assumptions.alpha)
     q, drop = assumptions.disagreement, assumptions.true_drop
     improved = (q - drop) / 2
-    half = ((2 - drop) * epsilon - q) / 4  # the restricted estimate of the improvements, as in the test
-    rate = math.sqrt(half**2 + improved * epsilon * (1 - epsilon) / 2) - half
-    assumed_deviation = math.sqrt(2 * rate + epsilon * (1 - epsilon))
-    distance = float(ndtri(level)) * assumed_deviation + math.sqrt(n) * (epsilon - drop)
+    half = ((2 - drop) * max_drop - q) / 4  # the restricted estimate of the improvements, as in the test
+    rate = math.sqrt(half**2 + improved * max_drop * (1 - max_drop) / 2) - half
+    assumed_deviation = math.sqrt(2 * rate + max_drop * (1 - max_drop))
+    distance = float(ndtri(level)) * assumed_deviation + math.sqrt(examples) * (max_drop - drop)
     return float(ndtr(distance / math.sqrt(q - drop**2)))
 
 
-def _check(n: Any, assumptions: Any) -> None:
-    if not is_whole(n, at_least=1):
-        raise InvalidSettingError(f"power_of: n must be a whole number of at least 1, received {shown(n)}.")
+def _check(examples: Any, assumptions: Any) -> None:
+    if not is_whole(examples, at_least=1):
+        raise InvalidSettingError(
+            f"power_of: examples must be a whole number of at least 1, received {shown(examples)}."
+        )
     if not isinstance(assumptions, PowerAssumptions):
         raise InvalidSettingError(
             f"power_of: assumptions must be PowerAssumptions(...), received {shown(assumptions)}."
         )
 
 
-def _check_epsilon(epsilon: Any, where: str) -> None:
-    if not (is_number(epsilon) and 0 < epsilon < 1):
+def _check_drop(max_drop: Any, where: str) -> None:
+    if not (is_number(max_drop) and 0 < max_drop < 1):
         raise InvalidSettingError(
-            f"{where}: epsilon must be in (0, 1), received {shown(epsilon)}. One percentage point is 0.01."
+            f"{where}: max_drop must be in (0, 1), received {shown(max_drop)}. One percentage point is 0.01."
         )
