@@ -237,9 +237,9 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
     if run.method == PENALTY:
         return HeadPruneCallback(movement=THEIR_RECIPE, distillation=teacher, latency=None)
     if run.method in (SECOND_ORDER, REWOUND):
-        tuning = SecondOrderTuning(rewind=2.0)
-        rewound = {"second_order": SecondOrder(density=run.density, freeze_at=0.5, tuning=tuning)}
-        asked: Any = rewound if run.method == REWOUND else {"density": run.density}
+        asked: dict[str, Any] = {"density": run.density}
+        if run.method == REWOUND:
+            asked = {"second_order": SecondOrder(**asked, freeze_at=0.5, tuning=SecondOrderTuning(rewind=2.0))}
         return HeadPruneCallback(**asked, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
         return HeadPruneCallback(

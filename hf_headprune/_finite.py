@@ -50,12 +50,17 @@ def is_finite(tensor: Any) -> bool:
     """Tells whether a tensor holds neither NaN nor infinity; in one pass over it, which needs no memory."""
     if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return True
-    values = tensor.detach()
-    if type(values) is not torch.Tensor and not is_part(values):  # the codes of a quantizer, as whole numbers are
+    if is_packed(tensor):  # into whole numbers
         return True
+    values = tensor.detach()
     values = values.float() if values.element_size() == 1 else values  # of eight bits, nothing is compared
     smallest, largest = values.aminmax()
     return bool(smallest.isfinite() & largest.isfinite())
+
+
+def is_packed(tensor: torch.Tensor) -> bool:
+    """Tells whether a tensor wraps others, as torchao's quantized weights do, so that nothing reads values or bytes."""
+    return hasattr(tensor, "__tensor_flatten__") and not is_part(tensor)
 
 
 def check_loaded(model: nn.Module) -> None:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_headprune._compat import LOADED_FROM
-from hf_headprune._distributed import is_part
 from hf_headprune._fingerprints import sha256_of
-from hf_headprune._finite import check_loaded
+from hf_headprune._finite import check_loaded, is_packed
 from hf_headprune._offloaded import Weights, device_of
 from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
@@ -46,7 +45,8 @@ def record_of(model: Any) -> ModelRecord:
     if is_external(model):
         return ModelRecord(*fingerprint_of(model), None, None)
     model = bare(model)
-    packed = [name for name, value in model.state_dict().items() if not _has_bytes(value)]
+    state = model.state_dict().items()
+    packed = [name for name, value in state if not isinstance(value, torch.Tensor) or is_packed(value)]
     if packed:
         raise UnsupportedModelError(
             f"certify: {packed[0]} of a {type(model).__name__} is no plain tensor, as in models that torch or torchao "
@@ -59,11 +59,6 @@ def record_of(model: Any) -> ModelRecord:
         config=_sha256_of(_own_config(model, without=WRITTEN_BY_HOST)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-
-
-def _has_bytes(value: Any) -> bool:
-    """Tells whether something is a plain tensor, be it split over processes, and no class of tensors of its own."""
-    return isinstance(value, torch.Tensor) and (is_part(value) or type(value.data) is torch.Tensor)
 
 
 def old_configs_of(model: Any) -> set[str]:

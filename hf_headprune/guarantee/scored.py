@@ -254,13 +254,9 @@ class ScoredSplit:
         if is_external(given):
             found: Any = answers_of(given, self.data.dataset)
         else:
+            _check_one_class(bare(given))
             examples = self._examples_of(given)
             found = examples.scorer.answered(examples.answers_of(bare(given)).rows)
-        if found is None or found.shape[1] != 1:
-            raise InvalidSettingError(
-                "certify: what is no model of torch is compared with classifiers that give each example one class, "
-                f"received {type(given).__name__}."
-            )
         return Outcome((found[:, 0] == gold).astype(np.float64)[order], found[order])
 
     def _data_of(self, given: Any) -> CertificationData:
@@ -303,12 +299,9 @@ class ScoredSplit:
                 f"metric {shown(metric)} and {', '.join(type(it).__name__ for it in models)}. Pass what "
                 "nearest_neighbours returned for both, and 'agreement'."
             )
-        for live in (bare(it) for it in models if not is_external(it)):
-            if not isinstance(scorer_for(live, None, where="certify"), ClassScorer):
-                raise InvalidSettingError(
-                    "certify: what is no model of torch is compared with classifiers that give each example one class, "
-                    f"received {type(live).__name__}. Certify the model of torch that it was made from."
-                )
+        for live in models:
+            if not is_external(live):
+                _check_one_class(bare(live))
         self._gold = _gold(rows, metric, is_partial=is_partial)
         self._known, self._filler = {n: label for n, label in enumerate(self._gold) if label is not None}, 0
         model = next((it for it in models if not is_external(it) and not has_own_rows(it)), None)
@@ -470,6 +463,15 @@ def _labels_of(data: CertificationData, metric: Any) -> dict[int, Any] | None:
 def _is_by_answers(metric: Any, models: Sequence[Any]) -> bool:
     """Tells whether answers are read, rather than scores."""
     return any(map(is_external, models)) or (isinstance(metric, Metric) and metric.scored == RIGHT_ANSWER)
+
+
+def _check_one_class(model: nn.Module) -> None:
+    """Refuses a model whose answers are not compared with those from elsewhere, before it is run or labels are read."""
+    if not isinstance(scorer_for(model, None, where="certify"), ClassScorer):
+        raise InvalidSettingError(
+            "certify: what is no model of torch is compared with classifiers that give each example one class, "
+            f"received {type(model).__name__}. Certify the model of torch that it was made from."
+        )
 
 
 def _gold(rows: Any, metric: Any, *, is_partial: bool) -> list[Any]:

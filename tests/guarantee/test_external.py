@@ -103,6 +103,9 @@ class Packed(torch.Tensor):
     def __new__(cls, shape):
         return torch.Tensor._make_wrapper_subclass(cls, shape)
 
+    def __tensor_flatten__(self):
+        return [], self.shape
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.detach.default:
