@@ -123,7 +123,7 @@ def all_runs() -> Iterator[Run]:
         budget.append(Run("budget", task, DENSE, 1.0, 0))
         budget += [
             Run("budget", task, *cell, 0)
-            for cell in product((*IN_TRAINING, *WITHOUT_TRAINING, RANDOM_UNITS), (0.5, 0.25))
+            for cell in product((*IN_TRAINING, *WITHOUT_TRAINING, RANDOM_UNITS, REWOUND), (0.5, 0.25))
         ]
         budget += [Run("budget", task, method, 0.1, 0) for method in (ONE_SHOT, IN_ORDER)]
     layers = [Run("layers", task, method, 0.5, 0) for task in ("sst2", "snli", "qamr") for method in LAYERS]

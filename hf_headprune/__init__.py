@@ -1,4 +1,4 @@
-"""Prune Transformers while they are fine-tuned, search for the smallest that keeps its accuracy, save it smaller.
+"""Prune fine-tuned Transformers to a size, or to the smallest model that keeps its accuracy, and save it smaller.
 
 Importing this package lets `AutoModel…from_pretrained` load pruned checkpoints, and imports next to nothing: each name
 is imported from its module when it is first used. `__init__.pyi` shows all names to type checkers.

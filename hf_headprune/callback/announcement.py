@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hf_headprune.anatomy import anatomy_of
+from hf_headprune.budgets import budget_groups
 from hf_headprune.callback.metric_choice import metric_of
-from hf_headprune.callback.trainer_compat import evaluation_sets, is_stream
+from hf_headprune.callback.trainer_compat import evaluation_sets, is_stream, model_of
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.progress import TYPICAL_SHARE
@@ -14,6 +16,7 @@ from hf_headprune.pipeline.recovery import epochs_in_words
 if TYPE_CHECKING:
     from transformers import Trainer
 
+    from hf_headprune.budgets import Budget
     from hf_headprune.callback.certification import Splits
     from hf_headprune.callback.settings import Settings
     from hf_headprune.search.settings import AStarSearch
@@ -38,7 +41,7 @@ def announcement(
         seconds_per_plan: Time to measure one plan on all searched examples; None where nothing says so.
         rewinds: Whether the schedule of the learning rate starts over when units are removed.
     """
-    parts = [*_during_training(settings, trainer.state.max_steps, rewinds=rewinds)]
+    parts = [*_during_training(settings, model_of(trainer), trainer.state.max_steps, rewinds=rewinds)]
     if settings.search is not None:
         parts.append(_search(settings.search, settings, splits, trainer, seconds_per_plan))
     elif settings.max_drop is not None:
@@ -53,16 +56,16 @@ def announcement(
     return "\n".join(lines)
 
 
-def _during_training(settings: Settings, max_steps: int, *, rewinds: bool) -> list[str]:
+def _during_training(settings: Settings, model: Any, max_steps: int, *, rewinds: bool) -> list[str]:
     parts = []
     if settings.second_order is not None:
         costs = settings.second_order
         step = round(costs.freeze_at * max_steps)
-        parts.append(f"removes units by second-order costs at step {step} of {max_steps}, to {_budget(costs)}")
+        parts.append(f"removes units by second-order costs at step {step} of {max_steps}, to {_budget(costs, model)}")
         if rewinds:
             parts.append(f"starts the learning rate's schedule over, at {costs.tuning.rewind:g} times the rate")
     if settings.gates is not None:
-        parts.append(f"learns gates to keep {settings.gates.chosen_kept_heads} heads")
+        parts.append(f"learns gates to keep {_heads(settings.gates.chosen_kept_heads, model)}")
     if settings.movement is not None:
         parts.append("learns block scores during training")
     if settings.trains_twice:
@@ -81,9 +84,16 @@ def _recovery(settings: Settings) -> list[str]:
     ]
 
 
-def _budget(costs: Any) -> str:
+def _heads(budget: Budget, model: Any) -> str:
+    anatomy = anatomy_of(model)
+    found = budget_groups(budget, anatomy)
+    noun = "groups of heads" if any(site.group > 1 for site in anatomy.attention_sites) else "heads"
+    return f"{sum(each.kept for each in found)} of {sum(len(each.positions) for each in found)} {noun}"
+
+
+def _budget(costs: Any, model: Any) -> str:
     if costs.kept_heads is not None:
-        return f"{costs.kept_heads} heads"
+        return _heads(costs.kept_heads, model)
     return f"{100 * costs.density:.4g} % of the {_COUNTED[costs.counts]}"
 
 

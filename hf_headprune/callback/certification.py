@@ -13,7 +13,7 @@ from hf_headprune.guarantee.examples import ChangingExamplesError, ExampleFinger
 from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
-from hf_headprune.pipeline.holdout import CANDIDATES, DEFAULT_DROP, LEAST_EXAMPLES, Holdout, NotCertifiable
+from hf_headprune.pipeline.holdout import CANDIDATES, LEAST_EXAMPLES, Holdout, NotCertifiable
 from hf_headprune.pipeline.recovery import halved
 from hf_headprune.tasks.batches import Batching
 
@@ -91,7 +91,7 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
         seen = data.train if settings.search is None else ExampleFingerprints.of(searched)
         data = replace(data, search=seen)
     data = with_windows(data)
-    drop = DEFAULT_DROP if settings.allowed_drop is None else settings.allowed_drop
+    drop = settings.certified_drop
     confidence = halved(settings.confidence) if settings.recovers and settings.follows else settings.confidence
     required = "HeadPruneCallback" if asked.is_condition else None
     decides = settings.follows and can_decide(independent(data), drop, confidence, required_by=required)
@@ -148,8 +148,8 @@ def _why_not(trainer: Trainer, settings: Settings, asked: Certification) -> str 
         )
     if trainer.eval_dataset is None and asked.dataset is None:
         return "there are no unseen labelled examples. Pass Trainer(eval_dataset=...) or certification_dataset=."
-    if settings.allowed_drop is not None and not 0 < settings.allowed_drop < 1:
-        return f"max_drop={settings.allowed_drop:g} is no drop that can be certified. Pass one between 0 and 1."
+    if not 0 < settings.certified_drop < 1:
+        return f"max_drop={settings.certified_drop:g} is no drop that can be certified. Pass one between 0 and 1."
     if asked.metric is None and _scored(trainer, settings) is None:
         return (
             f"nothing scores single examples of a {type(trainer.model).__name__} by the metric that is followed. Pass "

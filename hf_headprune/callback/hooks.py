@@ -93,12 +93,13 @@ class HeadPruneCallback(TrainerCallback):
     ) -> None:
         """Stores the settings; nothing happens before the Trainer is built.
 
-        Pass at most one of `max_drop`, `density`, `speedup`, `size_mb` and `kept_heads`; without any, and without
-        `gates`, `movement` or `second_order`, `max_drop` is 0.01.
+        Pass at most one size: `density`, `speedup`, `size_mb` or `kept_heads`. Without any, and without `gates`,
+        `movement` or `second_order`, the smallest model that loses less than `max_drop` is looked for.
 
         Args:
             max_drop: Drop of the metric that is allowed, absolute: 0.01 is one percentage point of a metric that runs
-                from 0 to 1. When nothing is passed it is one percentage point, of a metric from 0 to 100 too.
+                from 0 to 1. When nothing is passed it is one percentage point, of a metric from 0 to 100 too. With a
+                size, and no `search`, the drop that the certificate is about; it does not change what is pruned.
             density: Share of the weights of all attention and FFN matrices that is kept. Units whose removal costs
                 least are removed after 60 % of the steps; the pruned model trains on.
             speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
@@ -155,7 +156,9 @@ class HeadPruneCallback(TrainerCallback):
                 "received none. Pass them as certification_dataset, too."
             )
         is_condition = confidence not in (AUTO, None)
-        required = "reference" if reference is not None else "confidence" if is_condition else None
+        wanted = {"reference": reference is not None, "confidence": is_condition}
+        wanted["max_drop"] = self.settings.claimed_drop is not None
+        required = next((name for name, is_wanted in wanted.items() if is_wanted), None)
         asked = Certification(
             certification_dataset, certification_metric, reference, required_by=required, is_condition=is_condition
         )

@@ -164,6 +164,7 @@ def _by_example(
         metric=scorer_for(model, name, where="HeadPruneCallback", tokenizer=trainer.processing_class),
         share_processes=number_of_processes() > 1,
         calibration=_calibration(trainer, loader.collate_fn) if refits else None,
+        where="HeadPruneCallback",
     )
     return MetricSource(evaluator, evaluator.scorer.in_words, len(loader.dataset), "searched examples", model=model)
 

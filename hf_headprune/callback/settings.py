@@ -51,6 +51,7 @@ class Settings:
         recover_epochs: For which the pruned model trains on; None prunes for good.
         distillation: What the model learns from a teacher.
         max_drop: Drop of the metric that is allowed to the plans tried after training, in the order of removal costs.
+        claimed_drop: Drop that the certificate of a size is about; None for one percentage point.
         is_one_point: Whether that drop is the default: one percentage point, whatever numbers the metric runs over.
         search: In their place, an A* search after training.
         uniform: Whether all layers keep equally many heads and FFN units.
@@ -69,6 +70,7 @@ class Settings:
     recover_epochs: float | None = None
     distillation: Distillation | None = None
     max_drop: float | None = None
+    claimed_drop: float | None = None
     is_one_point: bool = False
     search: AStarSearch | None = None
     uniform: bool = False
@@ -81,20 +83,21 @@ class Settings:
         """Decides what follows training: a drop is allowed where the user says so, or nothing else says what to prune.
 
         Args:
-            max_drop: Drop of the metric that is allowed, or None.
+            max_drop: Drop of the metric that is allowed, or None; beside a size, what the certificate is about.
             size: The budgets that state a size.
             **others: The other attributes; "auto" for `confidence` and `latency` takes the defaults.
 
         Raises:
             InvalidSettingError: See the class; or two budgets are given.
         """
-        name = one_budget({"max_drop": max_drop, **size}, where="HeadPruneCallback")
+        name = one_budget(size, where="HeadPruneCallback")
         search = others.get("search")
         if max_drop is not None and search is not None:
             raise InvalidSettingError(
                 f"HeadPruneCallback(max_drop={max_drop!r}, search=...): the search has a max_drop of its own. Pass "
                 "search=AStarSearch(max_drop=...) alone."
             )
+        claimed, max_drop = (None, max_drop) if name is None else (max_drop, None)
         methods = [others.get(part) for part in ("gates", "movement", "second_order")]
         if max_drop is None and name is None and search is None and all(method is None for method in methods):
             max_drop, others["is_one_point"] = DEFAULT_DROP, True
@@ -106,7 +109,7 @@ class Settings:
         asked = asked_in_words(
             {**size, "max_drop": getattr(search, "max_drop", max_drop)}, uniform=others.get("uniform", False)
         )
-        return cls(size=size, max_drop=max_drop, **others, asked=asked)
+        return cls(size=size, max_drop=max_drop, claimed_drop=claimed, **others, asked=asked)
 
     def __post_init__(self) -> None:
         """Checks all that does not depend on the model."""
@@ -121,10 +124,16 @@ class Settings:
                 f"HeadPruneCallback(confidence={self.confidence!r}) must be None, or a number above 0.5 and below 1. "
                 "Pass 0.95 to prune only what is certified at 95 %."
             )
-        if self.max_drop is not None and not (is_number(self.max_drop) and self.max_drop >= 0):
+        drop = self.max_drop if self.claimed_drop is None else self.claimed_drop
+        if drop is not None and not (is_number(drop) and drop >= 0):
             raise InvalidSettingError(
-                f"HeadPruneCallback(max_drop={self.max_drop!r}) must be a number of at least 0: 0.01 is one percentage "
+                f"HeadPruneCallback(max_drop={drop!r}) must be a number of at least 0: 0.01 is one percentage "
                 "point of a metric that runs from 0 to 1."
+            )
+        if self.claimed_drop is not None and self.confidence is None:
+            raise InvalidSettingError(
+                f"HeadPruneCallback({self.size_name}=..., max_drop={self.claimed_drop!r}, confidence=None): beside a "
+                "size, max_drop is what the certificate is about, and there is to be none. Leave one of the two out."
             )
         self._check_sides()
         self._check_recovery()
@@ -167,6 +176,12 @@ class Settings:
     def allowed_drop(self) -> float | None:
         """Drop of the metric that is allowed after training, by a search or without; None where nothing follows."""
         return self.max_drop if self.search is None else self.search.max_drop
+
+    @property
+    def certified_drop(self) -> float:
+        """Drop that the certificate is about: what is allowed, or what was passed beside a size."""
+        named = self.claimed_drop if self.allowed_drop is None else self.allowed_drop
+        return DEFAULT_DROP if named is None else named
 
     @property
     def method(self) -> str:

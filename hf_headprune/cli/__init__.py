@@ -20,7 +20,7 @@ from hf_headprune.cli.export import export
 from hf_headprune.cli.inspect import bench, power, show
 from hf_headprune.cli.migrate import migrate
 from hf_headprune.cli.monitor import monitor
-from hf_headprune.cli.prune import prune, search
+from hf_headprune.cli.prune import prune
 from hf_headprune.cli.verify import verify
 from hf_headprune.errors import HeadPruneError
 
@@ -55,7 +55,7 @@ def about(
     """Prunes fine-tuned Transformers, inspects pruned ones, and verifies their certificates."""
 
 
-for command in (prune, search, show, bench, export, card, migrate, disagreements, certify, verify, monitor, power):
+for command in (prune, show, bench, export, card, migrate, disagreements, certify, verify, monitor, power):
     app.command()(command)
 
 

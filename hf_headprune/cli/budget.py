@@ -26,15 +26,21 @@ class Budget:
         name: "max_drop", "density", "speedup", "size_mb" or "kept_heads".
         value: Of it; several densities in a tuple.
         confidence: Level at which the drop must be certified; None for the library's.
+        claimed_drop: Beside a size, the drop that is certified; None for one percentage point.
     """
 
     name: str
     value: Any
     confidence: float | None
+    claimed_drop: float | None = None
 
     @classmethod
     def of(cls, given: dict[str, Any], confidence: float | None) -> Budget:
         """Returns the one budget that is given; a drop of one percentage point where none is.
+
+        Args:
+            given: All budgets by name. A drop beside a size is what is certified of it.
+            confidence: Level of the certificate, or None.
 
         Raises:
             InvalidSettingError: There are several, or a number is out of range.
@@ -46,11 +52,13 @@ class Budget:
         densities = () if given["density"] is None else _densities(given["density"])
         if densities:
             given = {**given, "density": densities[0]}
-        name = one_budget(given, where="prune") or "max_drop"
-        value: Any = DEFAULT_DROP if given[name] is None else given[name]
-        if name == "max_drop" and not 0 < value < 1:
-            raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {value}. A point is 0.01.")
-        return cls(name, densities if len(densities) > 1 else value, confidence)
+        drop = given["max_drop"]
+        if drop is not None and not 0 < drop < 1:
+            raise InvalidSettingError(f"--max-drop must be above 0 and below 1, received {drop}. A point is 0.01.")
+        name = one_budget({kind: value for kind, value in given.items() if kind != "max_drop"}, where="prune")
+        if name is None:
+            return cls("max_drop", DEFAULT_DROP if drop is None else drop, confidence)
+        return cls(name, densities if len(densities) > 1 else given[name], confidence, drop)
 
     @property
     def is_drop(self) -> bool:

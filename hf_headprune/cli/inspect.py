@@ -105,7 +105,7 @@ def power(
     examples: Annotated[int, typer.Argument(help="Examples that neither training nor search sees.", min=1)],
     max_drop: Annotated[float, typer.Option(help="Drop of the accuracy to exclude; 0.01 is one point.")] = 0.01,
     confidence: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
-    disagreement: Annotated[float, typer.Option(help="Share of answers that pruning changes.")] = 0.03,
+    disagreement: Annotated[float, typer.Option(help="Share of answers that pruning turns right or wrong.")] = 0.03,
     true_drop: Annotated[float, typer.Option(help="True drop of the accuracy.")] = 0.0,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:

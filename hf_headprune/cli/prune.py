@@ -1,7 +1,4 @@
-"""`headprune prune`: a fine-tuned model and labelled examples in, the smallest model that keeps its accuracy out.
-
-`headprune search` is the same without the weights of that model.
-"""
+"""`headprune prune`: a fine-tuned model and labelled examples in, the smallest model that keeps its accuracy out."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,7 +142,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
         int | None, typer.Option(metavar="N", help="Tokens of an example  [default: as many as the model reads]")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Examples per batch", min=1)] = 32,
-    plan_only: Annotated[bool, typer.Option("--plan-only", hidden=True)] = False,  # noqa: FBT002 - headprune search
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Save plan, frontier, report: no weights")] = False,  # noqa: FBT002
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
 ) -> None:
@@ -174,19 +170,6 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     ).outcome()
     typer.echo(outcome.to_json() if as_json else outcome.to_text())
     raise typer.Exit(0 if outcome.holds else 1)
-
-
-def search(**options: Any) -> None:
-    """Finds what `headprune prune` would save, and writes plan, frontier and report into OUTPUT: no weights.
-
-    It takes the options of `headprune prune`. Exits with 1 if what was asked does not hold.
-    """
-    prune(**options, plan_only=True)
-
-
-_OPTIONS = {name: option for name, option in signature(prune, eval_str=True).parameters.items() if name != "plan_only"}
-search.__signature__ = Signature([*_OPTIONS.values()])  # type: ignore[attr-defined] # which typer reads
-search.__annotations__ = {name: option.annotation for name, option in _OPTIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -353,8 +336,8 @@ class Run:
             raise InvalidSettingError("prune: --recover trains one pruned model on. Pass one size, or leave it out.")
         if self.plan_only and (self.budget.is_ladder or self.recovery is not None or self.vocabulary is not None):
             raise InvalidSettingError(
-                "search: it saves one plan of the model that it is given. Leave --recover, --vocabulary and further "
-                "densities out."
+                "prune: --plan-only saves one plan of the model that it is given. Leave --recover, --vocabulary and "
+                "further densities out."
             )
         if self.measured and self.budget.name != "speedup":
             raise InvalidSettingError("prune: --measured says what --speedup counts. Pass --speedup, or leave it out.")
@@ -416,6 +399,8 @@ class Run:
             )
         if self.budget.confidence is not None:
             options["confidence"] = self.budget.confidence
+        if self.budget.claimed_drop is not None:
+            options["max_drop"] = self.budget.claimed_drop
         return options
 
     def _result(self, inputs: Inputs, options: dict[str, Any]) -> PruningResult:

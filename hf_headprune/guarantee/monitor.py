@@ -168,7 +168,7 @@ class Monitor:
         if seen.changed is None:
             raise CertificateError(
                 "Monitor: the certificate must say how many answers changed, as for classes and several labels; "
-                f"received one about {largest.claim.metric}. Certify with the metric 'accuracy' or 'agreement'."
+                f"received one about {largest.claim.metric}. Certify with 'accuracy', 'jaccard' or 'agreement'."
             )
         self.alpha = 1.0 - float(confidence)
         self.rate = seen.changed / seen.examples

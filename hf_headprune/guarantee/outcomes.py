@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_headprune.tasks.answers import same_answers
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class PairedScores:
         pruned: The same of the pruned model.
         groups: Group of each example, `(n,)`, or None where all are independent.
         labelled: Whether an example has a label, `(n,)`; None where all have one. Without a label the dense model's
-            answer is taken for the right one: it scores 1, and the pruned model 1 where it answers the same.
+            answer is taken for the right one: it scores 1, and the pruned model what it then scores.
         changed: Whether the pruned model answers otherwise, `(n,)`; None where only scores are known.
     """
 
@@ -50,6 +52,7 @@ class PairedScores:
         pruned: Outcome,
         groups: np.ndarray | None = None,
         labelled: np.ndarray | None = None,
+        likeness: Callable[[np.ndarray, np.ndarray], np.ndarray] = same_answers,
     ) -> PairedScores:
         """Compares two models.
 
@@ -61,15 +64,15 @@ class PairedScores:
             pruned: Of the pruned model, on the same examples.
             groups: Group of each example.
             labelled: Whether an example has a label; needs answers of both.
+            likeness: Of the answers of two models; see `Scorer.likeness`.
         """
         if dense.answers is None or pruned.answers is None:
             return cls(dense.scores, pruned.scores, groups)
-        same = np.equal(dense.answers, pruned.answers).astype(bool)  # (n, k)
-        changed = np.logical_not(same.all(axis=1))
+        changed = same_answers(dense.answers, pruned.answers) == 0
         if labelled is None:
             return cls(dense.scores, pruned.scores, groups, None, changed)
         before = np.where(labelled, dense.scores, 1.0)
-        after = np.where(labelled, pruned.scores, same.mean(axis=1))
+        after = np.where(labelled, pruned.scores, likeness(pruned.answers, dense.answers))
         return cls(before, after, groups, labelled, changed)
 
     @classmethod

@@ -68,7 +68,7 @@ def power_of(examples: int, max_drop: float, assumptions: PowerAssumptions = Pow
         InvalidSettingError: examples is no whole number of at least 1, or max_drop is no share.
     """
     _check_drop(max_drop, "power_of")
-    _check(examples, assumptions)
+    _check(examples, assumptions, "power_of")
     level = level_of(assumptions.alpha)
     if examples > EXACT_UP_TO:
         return _near_power(examples, max_drop, assumptions)
@@ -85,7 +85,7 @@ def detectable_drop(examples: int, assumptions: PowerAssumptions = PowerAssumpti
     Returns:
         None where they certify nothing below 1.
     """
-    _check(examples, assumptions)
+    _check(examples, assumptions, "detectable_drop")
     low, high = int(1000 * assumptions.true_drop), 999  # not at low, perhaps at high
     found = _least(
         lambda drop: power_of(examples, drop / 1000, assumptions) >= assumptions.power,
@@ -103,7 +103,7 @@ def examples_needed(max_drop: float, assumptions: PowerAssumptions = PowerAssump
         None where the assumed drop is not below max_drop, or `MOST_EXAMPLES` are too few.
     """
     _check_drop(max_drop, "examples_needed")
-    _check(1, assumptions)
+    _check(1, assumptions, "examples_needed")
     if assumptions.true_drop >= max_drop:
         return None
     return _least(
@@ -156,10 +156,10 @@ def describe_power(
         assumptions: About the pruned model.
         num_candidates: Models among which the examples themselves choose: each gets its share of alpha.
     """
-    _check(examples, assumptions)
+    _check(examples, assumptions, "describe_power")
     shared = replace(assumptions, alpha=assumptions.alpha / num_candidates)
     chance = power_of(examples, max_drop, shared)
-    assumed = f"If {percent(assumptions.disagreement)} of the answers change and the true drop is "
+    assumed = f"If {percent(assumptions.disagreement)} of the answers turn right or wrong and the true drop is "
     assumed += "zero" if assumptions.true_drop == 0 else points(assumptions.true_drop)
     size = f"{examples:,}" if examples <= MOST_EXAMPLES else f"Over {MOST_EXAMPLES:,}"
     text = (
@@ -208,15 +208,13 @@ def _near_power(examples: int, max_drop: float, assumptions: PowerAssumptions) -
     return float(ndtr(distance / math.sqrt(q - drop**2)))
 
 
-def _check(examples: Any, assumptions: Any) -> None:
+def _check(examples: Any, assumptions: Any, where: str) -> None:
     if not is_whole(examples, at_least=1):
         raise InvalidSettingError(
-            f"power_of: examples must be a whole number of at least 1, received {shown(examples)}."
+            f"{where}: examples must be a whole number of at least 1, received {shown(examples)}."
         )
     if not isinstance(assumptions, PowerAssumptions):
-        raise InvalidSettingError(
-            f"power_of: assumptions must be PowerAssumptions(...), received {shown(assumptions)}."
-        )
+        raise InvalidSettingError(f"{where}: assumptions must be PowerAssumptions(...), received {shown(assumptions)}.")
 
 
 def _check_drop(max_drop: Any, where: str) -> None:

@@ -33,6 +33,7 @@ from hf_headprune.guarantee.neighbours import Neighbours
 from hf_headprune.guarantee.outcomes import Outcome, PairedScores
 from hf_headprune.guarantee.wording import AGREEMENT, WITHOUT_LABELS
 from hf_headprune.masking import evaluating, masked
+from hf_headprune.tasks.answers import same_answers
 from hf_headprune.tasks.batches import Batching
 from hf_headprune.tasks.classification import ClassScorer
 from hf_headprune.tasks.examples import LABEL_NAMES, plain
@@ -311,10 +312,14 @@ class ScoredSplit:
 
     def compared(self, dense: Outcome, pruned: Outcome) -> PairedScores:
         """Returns how two models compare on the split."""
-        pair = PairedScores.of(dense, pruned, self.groups(), self.labelled)
+        pair = PairedScores.of(dense, pruned, self.groups(), self.labelled, self._likeness)
         if self.metric.scored not in WITHOUT_LABELS or pair.changed is None:
             return pair
         return replace(pair, dense=np.ones(len(pair.dense)), pruned=1.0 - pair.changed)
+
+    @property
+    def _likeness(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        return same_answers if self._scorer is None else self._scorer.likeness
 
     def rehearse(self, model: Any) -> None:
         """Lets fail now what would fail in `scores_of`, at little cost: a few examples are scored.
@@ -506,8 +511,9 @@ def _any_label(scorer: Scorer, *, asked: Any) -> Any:
 
 def _needs_all_labels(metric: str) -> InvalidSettingError:
     return InvalidSettingError(
-        "certify: labels of some examples are enough for the accuracy of classes and of several labels, where equal "
-        f"answers score alike; received labels= for the {metric}. Give each example its label, and leave labels= out."
+        "certify: labels of some examples are enough for the accuracy of classes and the Jaccard index of several "
+        f"labels, where equal answers score alike; received labels= for the {metric}. Give each example its label, and "
+        "leave labels= out."
     )
 
 

@@ -160,8 +160,8 @@ def _of_the_labels(claim: Claim, evidence: Evidence, labelled: str | None) -> It
         if evidence.unlabelled:
             words += f", of which {evidence.unlabelled:,} without a label count as worse"
         yield (
-            f"{words}. Where both answer alike no label is needed: this is about the drop; neither model's accuracy "
-            "was measured."
+            f"{words}. Where both answer alike no label is needed: this is about the drop; neither model's "
+            f"{claim.metric} was measured."
         )
 
 

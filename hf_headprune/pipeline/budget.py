@@ -43,7 +43,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "size_mb": (lambda it: is_above(it, 0), "a number above 0, MB of the saved file"),
     "kept_heads": (
         lambda it: all(budget_rules(it).values()),
-        "heads, a share of them, or one for each kind",
+        "a whole number of heads, a fraction from 0.0 to 1.0, or a dict of such by kind, as {'encoder': 0.5}",
     ),
 }
 

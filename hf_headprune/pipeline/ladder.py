@@ -115,9 +115,10 @@ def plan_ladder(  # noqa: PLR0913 - the arguments of `plan_for_budget`
     batch_size: int = 32,
     seed: int = 0,
 ) -> PruningLadder:
-    """Finds what of a fine-tuned model to keep at several sizes, without training, for little more than one of them.
+    """Finds what of a fine-tuned model to keep at several sizes, without training.
 
-    The costs are computed once; each plan is part of the one before. The model is left as it was: prune a copy of it
+    The costs are computed once, and each plan is part of the one before; each is refitted on its own, which takes about
+    two forward passes over the examples. The model is left as it was: prune a copy of it
     with `prune_model_(copy, ladder.rungs[1])`. The plans were put in order before any example of `certify` was looked
     at, and are tested the largest first, up to the first that can't be certified: whichever rung you take of those
     before, its certificate holds.

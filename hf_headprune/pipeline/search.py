@@ -75,8 +75,8 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """Finds the smallest part of a fine-tuned model that keeps its metric, without training.
 
     Heads and FFN units are ordered by second-order removal costs on `calibration`; smaller and smaller plans of that
-    order, with refitted weights, are tested on labelled examples until one fails. With `search`, an A*
-    search over sets of units goes on from there. The model is left as it was: prune it with
+    order, with refitted weights, are tested on labelled examples until one fails. With `search`, an A* search over sets
+    of units takes their place. The model is left as it was: prune it with
     `prune_model_(model, result)`. It remembers the examples that were searched, and `certify` refuses them.
 
     Args:
@@ -240,7 +240,11 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
         return length_sorted_batches(examples, batching.collate_for(model), batch_size=batching.batch_size)
 
     evaluator = ExampleEvaluator(
-        twin, batched(dataset), metric=scorer, calibration=None if calibration is None else batched(calibration)
+        twin,
+        batched(dataset),
+        metric=scorer,
+        calibration=None if calibration is None else batched(calibration),
+        where="search_plan",
     )
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)
 

@@ -265,7 +265,10 @@ class RefitInOrder(Refit):
     def fit(self) -> RefitInOrder:
         """Makes it now, where that was not done yet, lets go of the examples, and returns itself."""
         runs, self._runs = self._runs, None
-        if runs is None or is_offloaded(runs.dense) or any(len(it) != len(runs.each) for it in self._weights.values()):
+        if runs is not None and is_offloaded(runs.dense):
+            logger.warning("Only output projections are refitted, since the model is spread over devices or offloaded.")
+            return self
+        if runs is None or any(len(it) != len(runs.each) for it in self._weights.values()):
             return self  # the last, where a loss runs the model several times
         used = {number: run for number, run in enumerate(runs.each) if run is not None}
         step = math.ceil(self._activations(used) / max(MOST_ACTIVATIONS, _size_of(runs.dense)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -96,18 +97,21 @@ def _save_plain(model: Any, folder: Path) -> None:
             "about what would be written there. Choose another folder, or delete them."
         )
     plain = plain_model(model)
-    with older_weights_removed(folder):
-        plain.save_pretrained(folder)
-    probed, reread = probe(model), probe(type(plain).from_pretrained(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as trial:  # what is wrong is never in the folder
+        plain.save_pretrained(trial)
+        probed, reread = probe(model), probe(type(plain).from_pretrained(trial))
     if (
         probed is not None
         and reread is not None
         and not torch.allclose(probed, reread.to(probed.device), rtol=1e-4, atol=1e-5)
     ):
         raise UnsupportedModelError(
-            f'export_model(mode="plain"): {type(plain).__name__} loaded from {folder} computes something else than the '
-            'pruned model. Do not use the folder; pass mode="remote".'
+            f'export_model(mode="plain"): {type(plain).__name__} loads weights that compute something else than the '
+            'pruned model. Nothing was written; pass mode="remote".'
         )
+    with older_weights_removed(folder):
+        plain.save_pretrained(folder)
 
 
 def plain_model(model: Any) -> Any:

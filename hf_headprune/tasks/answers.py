@@ -64,6 +64,11 @@ def weighted_mean(scores: np.ndarray, weights: np.ndarray) -> float:
     return float((scores * weights).sum() / weights.sum())
 
 
+def same_answers(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns 1 where two models answer alike, and else 0, `(n,)`, from what they answer, `(n, k)` each."""
+    return (some == others).all(axis=1).astype(np.float64)
+
+
 def tie_scale(logits: torch.Tensor) -> torch.Tensor:
     """Returns what gaps between the logits of each example, `(batch, ...)`, are divided by, `(batch,)`."""
     return (logits.abs().flatten(1).amax(dim=1) / 10).clamp_min(1.0)

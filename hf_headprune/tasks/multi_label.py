@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.nn import functional
 
 from hf_headprune.tasks.answers import Answers, tie_scale
@@ -14,24 +15,26 @@ from hf_headprune.tasks.scorer import LABELS, Scorer, label_problem, logits_of, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-
 
 @dataclass(frozen=True)
 class MultiLabelScorer(Scorer):
     """Several labels per example; batches hold "labels" of zeros and ones, `(batch, num_labels)`.
 
-    A label is predicted where its logit is above zero. An example's score is the share of its labels that are predicted
-    right; its margin is the mean of the squashed logits, each with the sign of its label.
+    A label is predicted where its logit is above zero. An example's score is the Jaccard index of its labels and those
+    predicted: the number that are both, over the number that are either, and 1 where there is none of either. Its
+    margin is the same of the squashed logits. (Of many labels most are absent, so that the share of right ones is high
+    for a model that predicts nothing.)
 
     Attributes:
         num_labels: Labels that an example may have.
+
+    Source: Godbole and Sarawagi 2004, who call it the accuracy of several labels.
     """
 
     num_labels: int
-    metric = "accuracy"
-    scored = "the share of labels that are predicted right"
-    in_words = "accuracy of labels"
+    metric = "jaccard"
+    scored = "the Jaccard index of its labels and those predicted, 1 where both are none"
+    in_words = "Jaccard index of labels"
 
     @property
     def num_rows(self) -> int:
@@ -47,17 +50,19 @@ class MultiLabelScorer(Scorer):
         return range_problem(wrong, "0 or 1", "Mark the labels that an example has with 1, all others with 0.")
 
     def answers(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> Answers:
-        """Reads the share of right labels, and the label nearest to a tie."""
-        logits, labels = self._logits(outputs, batch), batch[LABELS]
-        predicted = logits > 0
-        right = (predicted == labels.bool()).sum(dim=1).cpu().numpy()
+        """Reads the index of both lists of labels, and the label nearest to a tie."""
+        logits = self._logits(outputs, batch)
         gaps = logits.abs().amin(dim=1) / tie_scale(logits)
-        rows = np.concatenate([part.cpu().double().numpy() for part in (labels, predicted)], axis=1)
-        return Answers(self.margins(outputs, batch).cpu().numpy(), right / self.num_labels, gaps.cpu().numpy(), rows)
+        gold, predicted = (part.cpu().double().numpy() for part in (batch[LABELS], logits > 0))
+        margins = self.margins(outputs, batch).cpu().numpy()
+        return Answers(
+            margins, self.likeness(predicted, gold), gaps.cpu().numpy(), np.concatenate([gold, predicted], axis=1)
+        )
 
-    def value(self, answers: Answers, weights: np.ndarray) -> float:
-        """Returns the share of labels that are right; a count over a count, free of round-off."""
-        return float(np.rint(answers.scores * self.num_labels).sum() / (self.num_labels * len(weights)))
+    def likeness(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Returns the Jaccard index of two lists of labels for each example; one minus it is a distance."""
+        either = np.maximum(answers, others).sum(axis=1)
+        return np.where(either == 0, 1.0, np.minimum(answers, others).sum(axis=1) / np.maximum(either, 1.0))
 
     @property
     def any_label(self) -> Any:
@@ -73,14 +78,13 @@ class MultiLabelScorer(Scorer):
         gold, predicted = np.split(rows.astype(np.int64), 2, axis=1)
         return predicted.tolist(), gold.tolist()
 
-    def predicted(self, margins: np.ndarray) -> np.ndarray:
-        """Returns the share of right labels that a mean squashed margin stands for."""
-        return np.clip((1.0 + margins) / 2, 0.0, 1.0)
-
     def margins(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the mean over labels of the squashed logit with the sign of its label, in (-1, 1)."""
-        logits = self._logits(outputs, batch)
-        return (logits.tanh() * (2 * batch[LABELS].to(logits.dtype) - 1)).mean(dim=1)
+        """Returns the index with the probability of each label in place of whether it is predicted, in [0, 1]."""
+        logits, gold = self._logits(outputs, batch), batch[LABELS].float()
+        likely = (2 * logits).sigmoid()
+        both = (likely * gold).sum(dim=1)
+        either = likely.sum(dim=1) + gold.sum(dim=1) - both
+        return torch.where(gold.any(dim=1), both / either, (1 - likely).prod(dim=1))
 
     def losses(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns the mean binary cross entropy over labels."""

@@ -30,7 +30,7 @@ CLASSES: Task = (
     lambda model, metric: ClassScorer(model.config.num_labels, metric),
 )
 REGRESSION: Task = ((CLOSENESS, SQUARED, *REGRESSION_METRICS), lambda model, metric: RegressionScorer(metric))
-SEVERAL_LABELS: Task = (("accuracy",), lambda model, metric: MultiLabelScorer(model.config.num_labels))
+SEVERAL_LABELS: Task = (("jaccard",), lambda model, metric: MultiLabelScorer(model.config.num_labels))
 TOKENS: Task = (("accuracy",), lambda model, metric: TokenScorer(model.config.num_labels))
 SPANS: Task = (("f1", "exact_match"), lambda model, metric: SpanScorer(metric))  # type: ignore[arg-type]
 REFERENCES: Task = (
@@ -54,8 +54,8 @@ def scorer_for(
             answering, a sequence-to-sequence or a causal language model, or a model of texts without a head, which
             embeds them.
         metric: A name: "accuracy", "macro_f1", "f1" (of two classes) or "matthews_correlation" of classes; "closeness",
-            "mse", "pearson" or "spearman" of numbers; "accuracy" of several labels or of tokens; "f1" or "exact_match"
-            of spans; "likelihood" of references or texts; "chrf" of generated texts, by their references; "similarity"
+            "mse", "pearson" or "spearman" of numbers; "jaccard" of several labels; "accuracy" of tokens; "f1" or
+            "exact_match" of spans; "likelihood" of references or texts; "chrf" of generated texts, by their references; "similarity"
             of embeddings to those of the dense model, or "spearman" and "pearson" of pairs of texts with a number. None
             takes the first of the task. Or a function `(predictions, references) -> number`, or a module of the package
             `evaluate`; or a `Scorer`, returned as it is but for the tokenizer.

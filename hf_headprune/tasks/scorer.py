@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
-from hf_headprune.tasks.answers import weighted_mean
+from hf_headprune.tasks.answers import same_answers, weighted_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,11 +127,15 @@ class Scorer(ABC):
         return None
 
     def answered(self, rows: np.ndarray) -> np.ndarray | None:
-        """Returns what the model answers, `(n, k)`, from rows; the share of equal entries bounds how scores differ.
-
-        None where the rows hold no such answers.
-        """
+        """Returns what the model answers, `(n, k)`, from rows; None where they hold no such answers."""
         return None
+
+    def likeness(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Returns what answers, `(n, k)`, score where others are the labels, `(n,)`.
+
+        One minus it is at least what the scores of both differ by, whatever the label.
+        """
+        return same_answers(answers, others)
 
     def predictions_of(self, rows: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns predictions and references, as functions of metrics take them, from rows, `(n, num_rows)`."""

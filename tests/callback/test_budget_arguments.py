@@ -59,7 +59,7 @@ def test_a_size_in_mb_is_that_of_the_saved_file(tmp_path):
     assert 0.5 * limit < (tmp_path / "saved" / "model.safetensors").stat().st_size / 1e6 <= limit
 
 
-VALUES = {"max_drop": 0.02, "density": 0.5, "speedup": 2.0, "size_mb": 0.09, "kept_heads": 3}
+VALUES = {"density": 0.5, "speedup": 2.0, "size_mb": 0.09, "kept_heads": 3}
 
 
 @pytest.mark.parametrize("first", VALUES)
@@ -72,6 +72,52 @@ def test_two_budgets_are_refused_by_both_names(first, second):
     assert f"{first}={VALUES[first]!r}" in str(refused.value)
     assert f"{second}={VALUES[second]!r}" in str(refused.value)
     assert "Leave all but one out" in str(refused.value)
+
+
+def test_a_drop_beside_a_size_is_what_the_certificate_is_about(tmp_path):
+    def run(folder, **asked):
+        callback = HeadPruneCallback(density=0.5, latency=None, **asked)
+        trainer = trainer_of(tmp_path / folder, callback, max_steps=4)
+        trainer.train()
+        return callback
+
+    alone = run("alone", reference=tiny_bert())
+    beside = run("beside", reference=tiny_bert(), max_drop=0.3)
+    assert beside.plan == alone.plan
+    assert [it.certificate.claim.max_drop for it in (alone, beside)] == [0.01, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("parts", "rule"),
+    [
+        ({"confidence": None}, "max_drop is what the certificate is about, and there is to be none"),
+        ({"search": AStarSearch()}, "the search has a max_drop of its own"),
+        ({"max_drop": -0.1}, "must be a number of at least 0"),
+    ],
+    ids=str,
+)
+def test_a_drop_beside_a_size_that_means_nothing_is_refused(parts, rule):
+    with pytest.raises(InvalidSettingError, match=rule):
+        HeadPruneCallback(**{"density": 0.5, "max_drop": 0.02, **parts})
+
+
+def test_a_drop_beside_a_size_that_nothing_can_be_compared_for_is_refused(tmp_path):
+    with pytest.raises(InvalidSettingError, match=r"max_drop=\.\.\.\) asks for a certificate, which can't be made"):
+        trainer_of(tmp_path, HeadPruneCallback(density=0.5, max_drop=0.02))
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"kept_heads": 0.5}, "to 4 of 8 heads"),
+        ({"gates": SubsetGates()}, "learns gates to keep 4 of 8 heads"),
+        ({"gates": SubsetGates(kept_heads={"encoder": 3})}, "learns gates to keep 3 of 8 heads"),
+    ],
+    ids=str,
+)
+def test_a_run_says_how_many_heads_it_keeps(tmp_path, capsys, parts, said):
+    trainer_of(tmp_path, HeadPruneCallback(**parts, latency=None), max_steps=4).train()
+    assert said in capsys.readouterr().out
 
 
 def test_settings_are_given_by_name():

@@ -70,10 +70,10 @@ KINDS = {
 
 
 @pytest.mark.slow
-def test_search_finds_the_plan_that_prune_saves_and_writes_no_weights(capsys, classifier, tmp_path):
+def test_plan_only_finds_the_plan_that_prune_saves_and_writes_no_weights(capsys, classifier, tmp_path):
     data = ["--train", classifier / "train.csv", "--validation", classifier / "dev.csv", "--max-drop", "0.2"]
     found, pruned = tmp_path / "found", tmp_path / "pruned"
-    said = called(capsys, "search", classifier / "model", found, *data)
+    said = called(capsys, "prune", classifier / "model", found, *data, "--plan-only")
     assert said.code == 0, said.err
     assert "plan, frontier, report; no weights." in said.out
     assert called(capsys, "prune", classifier / "model", pruned, *data).code == 0
@@ -84,12 +84,11 @@ def test_search_finds_the_plan_that_prune_saves_and_writes_no_weights(capsys, cl
     assert json.loads(plan) in [it["plan"] for it in frontier]
     assert json.loads((found / "headprune_report.json").read_text())["plan"] == json.loads(plan)
     assert not [*found.glob("*.safetensors"), *found.glob("config.json")]
-    again = called(capsys, "search", classifier / "model", found, *data, "--overwrite", "--json")
+    again = called(capsys, "prune", classifier / "model", found, *data, "--plan-only", "--overwrite", "--json")
     assert json.loads(again.out)["output"] == str(found)
-    said = called(capsys, "search", classifier / "model", tmp_path / "no", *data[:2], "--density", "0.5,0.25")
-    assert (said.code, "search: it saves one plan" in said.problem) == (2, True)
-    said = called(capsys, "search", classifier / "model", tmp_path / "no", *data, "--plan-only")
-    assert (said.code, "No such option" in said.problem) == (2, True)
+    words = ["--plan-only", "--density", "0.5,0.25"]
+    said = called(capsys, "prune", classifier / "model", tmp_path / "no", *data[:2], *words)
+    assert (said.code, "--plan-only saves one plan" in said.problem) == (2, True)
 
 
 @pytest.mark.slow
@@ -291,6 +290,10 @@ def test_what_splits_share_is_dropped_and_counted_before_anything_runs(capsys, c
     ]
     assert json.loads(said.out)["examples"] == {"train": 160, "certify": 50}
     assert "validation: 7 of 107" in said.err
+    about = json.loads(said.out)["report"]["certificate"]
+    beside = json.loads(called(capsys, *words[:2], tmp_path / "at_7", *words[3:], "--max-drop", "0.07").out)
+    assert "less than 1 percentage point" in about
+    assert "less than 7 percentage points" in beside["report"]["certificate"]
     out = tmp_path / "new"
     said = called(capsys, *words[:2], out, "--train", test, "--validation", test, "--density", "0.9")
     assert "validation: all of its examples are in train too" in said.problem
@@ -321,15 +324,16 @@ def test_a_folder_that_holds_something_is_left_alone(capsys, classifier, tmp_pat
 
 def test_a_folder_that_can_not_be_made_is_said_before_a_file_is_read(capsys, classifier, tmp_path):
     (tmp_path / "file").touch()
-    for command in ("prune", "search"):
+    for others in ([], ["--plan-only"]):
         words = [
-            command,
+            "prune",
             classifier / "model",
             tmp_path / "file" / "out",
             "--train",
             "nowhere.csv",
             "--kept-heads",
             "4",
+            *others,
         ]
         problem = called(capsys, *words).problem
         assert f"{tmp_path / 'file' / 'out'}: it can't be made: {tmp_path / 'file'} is no folder" in problem
@@ -359,7 +363,7 @@ LABELS = [{"text": f"the film was {view}", "label": view} for view in ("good", "
         (None, ["--question-column", "q"], "--question-column q is for question answering"),
         (None, ["--max-length", "100"], "--max-length must be from 2 to 64 for this model, received 100"),
         (None, ["--density", "0.5", "--speedup", "2"], "takes one budget, received density=0.5 and speedup=2.0"),
-        (None, ["--density", "0.5", "--max-drop", "0.02"], "takes one budget, received max_drop=0.02 and"),
+        (None, ["--density", "0.5", "--max-drop", "2"], "--max-drop must be above 0 and below 1, received 2.0"),
         (None, ["--density", "1.5"], "density must be"),
         (None, ["--density", "0.5,half"], "--density must be a number such as 0.5, or several with commas"),
         (

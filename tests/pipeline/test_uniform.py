@@ -11,7 +11,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.callback import HeadPruneCallback
 from hf_headprune.cost import latency_of
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
 from hf_headprune.families import FAMILIES
 from hf_headprune.learn.gates.settings import SubsetGates
 from hf_headprune.pipeline.budget import plan_for_budget
@@ -20,6 +20,7 @@ from hf_headprune.plan import PruningPlan, RefittedPlan
 from hf_headprune.refit.choice import choose
 from hf_headprune.refit.one_shot import second_order_plan
 from hf_headprune.search.settings import AStarSearch, SearchTuning
+from hf_headprune.shrink import export
 from hf_headprune.shrink.export import export_model
 from hf_headprune.shrink.surgery import prune_model_
 from hf_headprune.uniform import tied_sites
@@ -76,6 +77,17 @@ def difference_of_plain(model, found, folder, inputs):
     assert sum(map(torch.numel, read.parameters())) < sum(map(torch.numel, model.parameters()))
     with torch.no_grad():
         return float((read(**inputs)[0] - pruned(**inputs)[0]).abs().max())
+
+
+def test_what_the_dense_class_computes_otherwise_is_never_in_the_folder(tmp_path, monkeypatch):
+    answers = iter([torch.zeros(1), torch.ones(1)])
+    monkeypatch.setattr(export, "probe", lambda model: next(answers))
+    (tmp_path / "earlier.txt").touch()
+    model = tiny_bert()
+    pruned = prune_model_(model, PruningPlan.of(model))
+    with pytest.raises(UnsupportedModelError, match="compute something else than the pruned model. Nothing was"):
+        export_model(pruned, tmp_path, mode="plain")
+    assert [it.name for it in tmp_path.iterdir()] == ["earlier.txt"]
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in SAYS_NOTHING])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import jaccard_score
 
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
@@ -15,6 +16,7 @@ from hf_headprune.search.evaluation.evaluator import ExampleEvaluator
 from hf_headprune.search.problem import Question
 from hf_headprune.tasks.batches import length_sorted_batches
 from hf_headprune.tasks.examples import ModelExamples, PadRight
+from hf_headprune.tasks.multi_label import MultiLabelScorer
 from hf_headprune.tasks.question_answering import SpanScorer
 from hf_headprune.tasks.registry import scorer_for
 from hf_headprune.tasks.scores import scores_of
@@ -47,6 +49,24 @@ def test_the_metric_is_that_of_one_example_after_the_other(name):
         values.add(found.metric)
     assert len(values) > 1
     assert 0 < min(values) < max(values) <= 1
+
+
+def test_several_labels_score_as_in_scikit_learn_and_a_model_that_predicts_none_scores_nothing():
+    gold, predicted = np.random.default_rng(0).integers(0, 2, (2, 200, 3))
+    expected = [jaccard_score(*each, zero_division=1) for each in zip(gold, predicted, strict=True)]
+    assert MultiLabelScorer(3).likeness(predicted, gold) == pytest.approx(expected)
+    rare = np.eye(28)[np.arange(200) % 28]  # one label of 28 each: predicting none gets 96 % of the entries right
+    assert MultiLabelScorer(28).likeness(np.zeros_like(rare), rare).max() == 0
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+def test_the_margin_of_several_labels_is_their_score_where_logits_are_large(labels):
+    scorer, batch = MultiLabelScorer(3), {"labels": torch.tensor([labels])}
+    for logits in ([-9.0, 9.0, 9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, -9.0]):
+        outputs = SimpleNamespace(logits=torch.tensor([logits]))
+        assert scorer.margins(outputs, batch).item() == pytest.approx(
+            scorer.answers(outputs, batch).scores[0], abs=1e-6
+        )
 
 
 @pytest.mark.slow

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from hf_headprune.tasks.scorer import Scorer
 
 LABELS = "labels"
-WHERE = "search_plan"  # what errors about examples name
 
 
 class ExampleEvaluator(Evaluator):
@@ -54,6 +53,7 @@ class ExampleEvaluator(Evaluator):
         metric: str | Scorer | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] | None = None,
         share_processes: bool = False,
+        where: str = "ExampleEvaluator",
     ) -> None:
         """Checks model and labels.
 
@@ -65,13 +65,14 @@ class ExampleEvaluator(Evaluator):
                 None takes `batches`, on which refitted plans then look a little better than they are.
             share_processes: Whether the processes of a distributed run share the batches of a measurement. All of them
                 must then ask for the same measurements in the same order.
+            where: The function that errors name.
 
         Raises:
             InvalidSettingError: There is no example, labels are missing or out of range, or the metric is unknown.
             UnsupportedModelError: The model has none of these tasks.
         """
-        self._model = model
-        self.scorer = scorer_for(model, metric)
+        self._model, self._where = model, where
+        self.scorer = scorer_for(model, metric, where=where)
         self._batches = self.scorer.with_references(model, batches)
         self._calibration = self._batches
         if calibration is not None:
@@ -80,11 +81,11 @@ class ExampleEvaluator(Evaluator):
         self._stopper: EarlyStopper | None = None
         if not sum(len(next(iter(batch.values()))) for batch in self._batches):
             raise InvalidSettingError(
-                "ExampleEvaluator: at least one labelled example is needed, received none. Pass a non-empty data set."
+                f"{where}: at least one labelled example is needed, received none. Pass a non-empty data set."
             )
-        self.scorer = self.scorer.check(self._batches)
+        self.scorer = self.scorer.check(self._batches, where=where)
         if calibration is not None:
-            self.scorer.check(self._calibration)
+            self.scorer.check(self._calibration, where=where)
         self._weights = np.concatenate([self.scorer.weights(batch) for batch in self._batches])
         self.num_examples = len(self._weights)
         self.facts = MetricFacts(
@@ -143,13 +144,13 @@ class ExampleEvaluator(Evaluator):
 
     def _answers(self, batch: Mapping[str, torch.Tensor]) -> Answers:
         entries = self._moved(batch)
-        with running(self._model, entries, WHERE):
+        with running(self._model, entries, self._where):
             return self.scorer.answers_of(self._model, entries)
 
     def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Returns the outputs for a batch, and the batch on the device of the model."""
         entries = self._moved(batch)
-        with running(self._model, entries, WHERE):
+        with running(self._model, entries, self._where):
             return self._model(**self.scorer.inputs(entries)), entries
 
     def _moved(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -178,6 +179,7 @@ class MetricEvaluator(Evaluator):
         higher_is_better: bool = True,
         data_fingerprint: str = "",
         share_processes: bool = False,
+        where: str = "ExampleEvaluator",
     ) -> None:
         """Stores the function.
 
