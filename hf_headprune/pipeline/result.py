@@ -113,7 +113,7 @@ class PruningResult(RefittedPlan):
         return eval_results(self.report, dataset=dataset, task=task)
 
     def to_json(self) -> str:
-        """Returns plan, report, certificate, search and history as JSON text: a record, without the refitted weights."""
+        """Returns plan, report, certificate, search and history as JSON text; refitted weights are not in it."""
         parts: dict[str, Any] = {"plan": self.plan, "reference": self.reference, "report": self.report}
         parts |= {"certificate": self.certificate, "search": self.search}
         content: dict[str, Any] = {"format": RESULT_FORMAT}

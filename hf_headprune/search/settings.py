@@ -96,7 +96,8 @@ class AStarSearch:
             "ffn" (chunks of FFN units), "layers" (whole ones; beside heads and chunks as one step that removes all of a
             layer's).
         metric: Name of the metric; None takes the first of the task: "accuracy" of classes or of tokens, "jaccard" of
-            several labels, "f1" of spans, "likelihood" of references. In the callback any name that an evaluation returns, "loss" among them.
+            several labels, "f1" of spans, "likelihood" of references. In the callback any name that an evaluation
+            returns, "loss" among them.
         max_evaluations: Sets that may be evaluated, the reference included. None goes on until the optimum is proved,
             which is possible for few units only.
         max_seconds: Wall time after which no further set is evaluated; a search that continues from its journal counts

@@ -181,8 +181,8 @@ def test_the_planner_speaks_before_the_search():
     words = power.describe_power(872, 0.01)
     assert words == (
         "872 examples, 95 % confidence. If 3 % of the answers turn right or wrong and the true drop is zero, a "
-        "drop below 1 percentage point will be certified with a chance of 49 %. It takes about 1,976 examples to certify it with a "
-        "chance of 80 %; these certify a drop below 1.6 percentage points with a chance of 80 %."
+        "drop below 1 percentage point will be certified with a chance of 49 %. It takes about 1,976 examples "
+        "to certify it with a chance of 80 %; these certify a drop below 1.6 percentage points with a chance of 80 %."
     )
     assert power.describe_power(872, 0.02).endswith("certified with a chance of 94 %.")
 

@@ -179,7 +179,6 @@ class MetricEvaluator(Evaluator):
         higher_is_better: bool = True,
         data_fingerprint: str = "",
         share_processes: bool = False,
-        where: str = "ExampleEvaluator",
     ) -> None:
         """Stores the function.
 
