@@ -169,9 +169,8 @@ def right_tags(model, example):
 
 
 def right_labels(model, example):
-    predicted, gold = (
-        set(np.flatnonzero(row)) for row in (outputs_of(model, example).logits[0] > 0, example["labels"])
-    )
+    rows = outputs_of(model, example).logits[0] > 0, example["labels"]
+    predicted, gold = (set(np.flatnonzero(row)) for row in rows)
     return len(predicted & gold) / len(predicted | gold) if predicted | gold else 1.0
 
 

@@ -64,9 +64,8 @@ def test_the_margin_of_several_labels_is_their_score_where_logits_are_large(labe
     scorer, batch = MultiLabelScorer(3), {"labels": torch.tensor([labels])}
     for logits in ([-9.0, 9.0, 9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, -9.0]):
         outputs = SimpleNamespace(logits=torch.tensor([logits]))
-        assert scorer.margins(outputs, batch).item() == pytest.approx(
-            scorer.answers(outputs, batch).scores[0], abs=1e-6
-        )
+        score = scorer.answers(outputs, batch).scores[0]
+        assert scorer.margins(outputs, batch).item() == pytest.approx(score, abs=1e-6)
 
 
 @pytest.mark.slow
