@@ -127,8 +127,8 @@ class Settings:
         drop = self.max_drop if self.claimed_drop is None else self.claimed_drop
         if drop is not None and not (is_number(drop) and drop >= 0):
             raise InvalidSettingError(
-                f"HeadPruneCallback: max_drop must be a number of at least 0, received {drop!r}: 0.01 is one percentage "
-                "point of a metric that runs from 0 to 1."
+                f"HeadPruneCallback: max_drop must be a number of at least 0, received {drop!r}. 0.01 is one "
+                "percentage point of a metric that runs from 0 to 1."
             )
         if self.claimed_drop is not None and self.confidence is None:
             raise InvalidSettingError(

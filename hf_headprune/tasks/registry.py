@@ -57,8 +57,8 @@ def scorer_for(
             "mse", "pearson" or "spearman" of numbers; "jaccard" of several labels; "accuracy" of tokens; "f1" or
             "exact_match" of spans; "likelihood" of references or texts; "chrf" of generated texts, by their references;
             "similarity" of embeddings to those of the dense model, or "spearman" and "pearson" of pairs of texts with a
-            number. None takes the first of the task. Or a function `(predictions, references) -> number`, or a module of
-            the package `evaluate`; or a `Scorer`, returned as it is but for the tokenizer.
+            number. None takes the first of the task. Or a function `(predictions, references) -> number`, or a module
+            of the package `evaluate`; or a `Scorer`, returned as it is but for the tokenizer.
         where: Name of the caller, for errors.
         tokenizer: Of the model, for what it generates.
 
