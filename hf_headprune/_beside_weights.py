@@ -11,6 +11,8 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from hf_headprune.errors import InvalidSettingError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,6 +23,21 @@ CONFIG_NAME = "config.json"
 # Of weights in one file, and of those in several. A loader takes the first that is there.
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 OF_DOWNLOAD = ("token", "cache_dir", "local_files_only", "force_download")  # options that `from_pretrained` shares
+
+
+def folder_at(path: Any, *, where: str) -> Path:
+    """Returns the path of a folder that is there, or can be made as far as its name goes.
+
+    Raises:
+        InvalidSettingError: It, or a folder that it would be in, is a file.
+    """
+    found = Path(path)
+    nearest = next((it for it in (found, *found.parents) if it.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        raise InvalidSettingError(
+            f"{where}: the path must be that of a folder, and {nearest} is a file. Choose another name."
+        )
+    return found
 
 
 def file_beside(name: str, source: Any, options: dict[str, Any], *, downloads: bool = False) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_headprune._beside_weights import folder_at
 from hf_headprune.masking import evaluating
 from hf_headprune.publish.exported import (
     Exported,
@@ -46,14 +47,16 @@ def export_onnx(
 
     Raises:
         MissingExtraError: The extra `onnx` is not installed, or Transformers has no exporters.
-        InvalidSettingError: The inputs are no tensors, have less than two rows, or names that the model has not.
+        InvalidSettingError: The path is that of a file; or the inputs are no tensors, have less than two rows, or names
+            that the model has not.
         UnsupportedModelError: The model is spread over devices, or not in fp32.
         HeadPruneError: The fp32 file computes something else than torch; it is not left behind.
     """
     check_exportable(model, "export_onnx")
+    file = Path(path, FILE)
+    folder_at(file.parent, where="export_onnx")
     needed = ("transformers.exporters", "onnxruntime", "onnx_ir", "onnx_ir.passes.common")
     exporters, runtime, ir, passes = (imported(it, where="export_onnx", extra="onnx") for it in needed)
-    file = Path(path, FILE)
     traced = traced_inputs(model, inputs)
     options = dynamic_axes(traced)
     if int8:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_headprune._beside_weights import folder_at
 from hf_headprune.errors import HeadPruneError
 from hf_headprune.masking import evaluating
 from hf_headprune.publish.exported import (
@@ -47,15 +48,17 @@ def export_openvino(
 
     Raises:
         MissingExtraError: The extra `openvino` is not installed, or Transformers has no exporter for it.
-        InvalidSettingError: The inputs are no tensors, have less than two rows, or names that the model has not.
+        InvalidSettingError: The path is that of a file; or the inputs are no tensors, have less than two rows, or names
+            that the model has not.
         UnsupportedModelError: The model is spread over devices, or not in fp32.
         HeadPruneError: OpenVINO can't convert the model, or the files compute something else than torch; then they
             are not left behind.
     """
     check_exportable(model, "export_openvino")
+    file = Path(path, FILE)
+    folder_at(file.parent, where="export_openvino")
     needed = ("transformers.exporters", "openvino", "openvino.frontend")
     exporters, runtime, frontend = (imported(name, where="export_openvino", extra="openvino") for name in needed)
-    file = Path(path, FILE)
     traced = traced_inputs(model, inputs)
     try:
         with evaluating(model), silenced():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_headprune._beside_weights import older_weights_removed
+from hf_headprune._beside_weights import folder_at, older_weights_removed
 from hf_headprune._offloaded import Weights
 from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
@@ -66,9 +66,7 @@ def export_model(model: nn.Module, path: str | Path, *, mode: Mode = "remote") -
             f"export_model: the model must be a pruned one, received a {type(model).__name__}. Call prune_model_ "
             "first; a dense model is saved by its save_pretrained."
         )
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise InvalidSettingError(f"export_model: path must be a folder, and {folder} is a file. Choose another name.")
+    folder = folder_at(path, where="export_model")
     {"remote": _save_with_code, "native": _save_without_code, "plain": _save_plain}[mode](model, folder)
     return folder
 

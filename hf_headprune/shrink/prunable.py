@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from hf_headprune._beside_weights import WEIGHTS, older_weights_removed, write_text
+from hf_headprune._beside_weights import WEIGHTS, folder_at, older_weights_removed, write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
 from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
@@ -191,8 +191,8 @@ class PrunableModel:
         With `push_to_hub=True` the model is uploaded as its `push_to_hub` does it, and no other file of the folder.
 
         Raises:
-            InvalidSettingError: A `state_dict` or `variant` is to be uploaded, or a `state_dict` is that of a model of
-                other sizes.
+            InvalidSettingError: The directory is a file; a `state_dict` or `variant` is to be uploaded; or a
+                `state_dict` is that of a model of other sizes.
         """
         if push_to_hub and state_dict is not None:
             raise InvalidSettingError(
@@ -206,6 +206,7 @@ class PrunableModel:
                 "huggingface_hub.upload_folder."
             )
         model: Any = self
+        folder_at(save_directory, where="save_pretrained")
         _check_shapes(model, state_dict)
         options = _options_of_upload(kwargs)
         kwargs.setdefault("save_original_format", False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from functools import partial
 from inspect import signature
 
 import pytest
@@ -29,6 +30,8 @@ from hf_headprune.errors import InvalidConfigError, InvalidSettingError
 from hf_headprune.families import FAMILIES
 from hf_headprune.masking import masked
 from hf_headprune.plan import PruningPlan
+from hf_headprune.publish.onnx import export_onnx
+from hf_headprune.publish.openvino import export_openvino
 from hf_headprune.shrink import prunable
 from hf_headprune.shrink.config import prunable_config
 from hf_headprune.shrink.export import export_model
@@ -651,3 +654,17 @@ def test_the_untouched_folder_loads(folder):
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert PruningPlan.of(model).num_kept_heads == 2
     assert model.config.vocab_size == VOCAB_SIZE
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_file_is_no_folder_to_write_into(tmp_path, inside):
+    model = tiny_bert()
+    pruned = prune_model_(model, PruningPlan.of(model))
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / inside
+    wanted = re.escape(f"{tmp_path / 'file'} is a file")
+    exports = [partial(export, pruned) for export in (export_model, export_onnx, export_openvino)]
+    for write in (pruned.save_pretrained, *exports):
+        with pytest.raises(InvalidSettingError, match=wanted):
+            write(path)
+    assert (tmp_path / "file").read_text() == "mine"
