@@ -84,7 +84,9 @@ class Outcome:
 def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     model: Annotated[str, typer.Argument(metavar="MODEL", hidden=True)],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", hidden=True)],
-    train: Annotated[str | None, typer.Option(metavar="FILE", help="Training examples, for the removal costs")] = None,
+    train: Annotated[
+        str | None, typer.Option(metavar="FILE", help="For the removal costs: .csv, .tsv, .json, .jsonl or .parquet")
+    ] = None,
     validation: Annotated[
         str | None, typer.Option(metavar="FILE", help="Unseen examples that plans are tested and certified on")
     ] = None,
@@ -146,10 +148,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
 ) -> None:
-    """Prunes MODEL, a fine-tuned folder or Hub name, and saves it in OUTPUT.
-
-    FILE is .csv, .tsv, .json, .jsonl or .parquet. Exits with 1 if what was asked does not hold.
-    """
+    """Prunes MODEL, a folder or Hub name, into OUTPUT. Exits with 1 if what was asked does not hold."""
     sizes = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     outcome = Run(
         model=model,
