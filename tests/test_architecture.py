@@ -28,7 +28,7 @@ FOUNDATION = {
     "_seen_splits": set(),
     "_strict_json": {"errors"},
     "_unit_ranges": {"errors"},
-    "_beside_weights": set(),
+    "_beside_weights": {"errors"},
     "_certificate_file": {"errors", "_beside_weights", "_fingerprints", "_offloaded", "_strict_json"},
     "_model_card": {"_beside_weights", "_certificate_file", "_compat", "_offloaded"},
     "_compat": {"errors"},
