@@ -101,7 +101,8 @@ class HeadPruneCallback(TrainerCallback):
                 from 0 to 1. When nothing is passed it is one percentage point, of a metric from 0 to 100 too. With a
                 size, and no `search`, the drop that the certificate is about; it does not change what is pruned.
             density: Share of the weights of all attention and FFN matrices that is kept. Units whose removal costs
-                least are removed after 60 % of the steps; the pruned model trains on.
+                least are removed after half of the steps; the learning rate's schedule then starts over, at twice the
+                rate.
             speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
             size_mb: In the same way, size of the saved `model.safetensors` in MB, embeddings included.
             kept_heads: In the same way, number or share of the attention heads that are kept; of groups of heads, where

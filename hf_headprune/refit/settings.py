@@ -33,8 +33,9 @@ class SecondOrderTuning:
             write the model for unmodified Transformers. Kinds of units whose number the family's configuration can't
             change are all kept.
         rewind: After the last round the learning rate's schedule starts over, in the steps that are left, and rises to
-            this multiple of the highest rate before. None leaves the schedule alone. A scheduler that you pass to the
-            Trainer yourself, or one that looks at a metric, is always left alone.
+            this multiple of the highest rate before (learning-rate rewinding: Renda, Frankle and Carbin 2020, arXiv
+            2003.02389, with 1.0). None leaves the schedule alone. A scheduler that you pass to the Trainer yourself, or
+            one that looks at a metric, is always left alone.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
     Raises:
@@ -49,7 +50,7 @@ class SecondOrderTuning:
     target_len: int | None = None
     latency_ms: LatencyTable | None = field(default=None, hash=False)
     uniform: bool = False
-    rewind: float | None = None
+    rewind: float | None = 2.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -102,7 +103,7 @@ class SecondOrder:
     density: float | None = None
     counts: Counts = "parameters"
     kept_heads: Budget | None = field(default=None, hash=False)
-    freeze_at: float = 0.6
+    freeze_at: float = 0.5
     rounds: int = 1
     tuning: SecondOrderTuning = field(default_factory=SecondOrderTuning)
 

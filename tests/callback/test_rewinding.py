@@ -79,8 +79,10 @@ def test_what_must_not_start_over_does_not(tmp_path, other, capsys):
     assert "starts the learning rate's schedule over" not in said
 
 
-def test_by_default_nothing_starts_over():
-    assert SecondOrder(density=0.5).tuning.rewind is None
+def test_by_default_it_rises_to_twice_the_rate_after_half_of_the_steps(tmp_path):
+    used = rates_of(tmp_path, HeadPruneCallback(density=0.5, latency=None))
+    assert used.index(max(used)) == STEPS // 2 + 1  # after a warm-up
+    assert max(used) == pytest.approx(2.0 * RATE, rel=0.1)
 
 
 def test_a_run_says_that_its_schedule_starts_over(tmp_path, capsys):
