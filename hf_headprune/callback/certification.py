@@ -76,11 +76,11 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
                 "out."
             )
         return Splits()
-    reason = _why_not(trainer, settings, asked)
-    if reason is not None:
+    if (why_not := _why_not(trainer, settings, asked)) is not None:
+        reason, advice = why_not
         if asked.dataset is not None:
-            raise InvalidSettingError(f"HeadPruneCallback(certification_dataset=...): {reason}")
-        return Splits(holdout=_refused_if_required(NotCertifiable(reason.partition(". ")[0]), asked))
+            raise InvalidSettingError(f"HeadPruneCallback(certification_dataset=...): {reason}. {advice}.")
+        return Splits(holdout=_refused_if_required(NotCertifiable(reason), asked, advice))
     data, searched = _data_of(trainer, asked.dataset), trainer.eval_dataset
     if asked.dataset is None:
         found = _held_back(trainer, settings, data.train)
@@ -110,7 +110,9 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
     return Splits(searched, holdout)
 
 
-def _refused_if_required(unable: NotCertifiable, asked: Certification) -> NotCertifiable:
+def _refused_if_required(
+    unable: NotCertifiable, asked: Certification, advice: str = "Pass labelled examples that training does not see"
+) -> NotCertifiable:
     """Returns why there is no certificate, unless one was asked for.
 
     Raises:
@@ -120,7 +122,7 @@ def _refused_if_required(unable: NotCertifiable, asked: Certification) -> NotCer
         return unable
     raise InvalidSettingError(
         f"HeadPruneCallback({asked.required_by}=...) asks for a certificate, which can't be made: {unable.reason}. "
-        f"Pass labelled examples that training does not see, or leave {asked.required_by} out."
+        f"{advice}, or leave {asked.required_by} out."
     )
 
 
@@ -139,21 +141,21 @@ def known_when_training_begins(splits: Splits, trainer: Trainer) -> Splits:
     return replace(splits, holdout=replace(holdout, data=replace(holdout.data, steered_training=True)))
 
 
-def _why_not(trainer: Trainer, settings: Settings, asked: Certification) -> str | None:
-    """Returns why no certificate can be made, and what to do about it, in two sentences; None where one can."""
+def _why_not(trainer: Trainer, settings: Settings, asked: Certification) -> tuple[str, str] | None:
+    """Returns why no certificate can be made, and what to do about it; None where one can."""
     if not (settings.follows or settings.cuts_to_size) and asked.reference is None:
         return (
-            "training and pruning are one run, so there is no model before pruning to compare with. Pass "
-            "HeadPruneCallback(reference=...), a dense model that was fine-tuned alike."
+            "training and pruning are one run, so there is no model before pruning to compare with",
+            "Pass HeadPruneCallback(reference=...), a dense model that was fine-tuned alike",
         )
     if trainer.eval_dataset is None and asked.dataset is None:
-        return "there are no unseen labelled examples. Pass Trainer(eval_dataset=...) or certification_dataset=."
+        return "there are no unseen labelled examples", "Pass Trainer(eval_dataset=...) or certification_dataset="
     if not 0 < settings.certified_drop < 1:
-        return f"max_drop={settings.certified_drop:g} is no drop that can be certified. Pass one between 0 and 1."
+        return f"max_drop={settings.certified_drop:g} is no drop that can be certified", "Pass one between 0 and 1"
     if asked.metric is None and _scored(trainer, settings) is None:
         return (
-            f"nothing scores single examples of a {type(trainer.model).__name__} by the metric that is followed. Pass "
-            "certification_dataset= and certification_metric=Metric(...), or confidence=None."
+            f"nothing scores single examples of a {type(trainer.model).__name__} by the metric that is followed",
+            "Pass labelled examples, or certification_dataset= with certification_metric=Metric(...)",
         )
     return None
 
