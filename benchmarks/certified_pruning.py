@@ -33,7 +33,7 @@ from benchmarks.finetuned import RECIPES, batches_of, evaluator_on, fine_tuned, 
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of
 from benchmarks.tasks import SEARCH_EXAMPLES, Task, load_task, minilm_path
-from benchmarks.training import build_trainer, not_rewound, train_and_score
+from benchmarks.training import build_trainer, train_and_score
 from hf_headprune import (
     AStarSearch,
     CertificationData,
@@ -127,7 +127,7 @@ def trained(run: Run, task: Task, work: Path, *, smoke: bool) -> dict[str, Any]:
     if run.method == GATES:
         callback = HeadPruneCallback(gates=SubsetGates(kept_heads=run.kept_heads), search=None, latency=None)
     if run.method == SECOND_ORDER:
-        callback = HeadPruneCallback(second_order=not_rewound(kept_heads=run.kept_heads), search=None, latency=None)
+        callback = HeadPruneCallback(second_order=SecondOrder(kept_heads=run.kept_heads), search=None, latency=None)
     trainer = build_trainer(task, recipe, seed=run.seed, callback=callback)
     scores = train_and_score(trainer, task)
     if (folder := model_of(run, work)) is not None:

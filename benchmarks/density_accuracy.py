@@ -7,16 +7,16 @@ groups of runs; within a group all runs share data, steps, learning rate and bat
   Lagunas et al. 2021's code (one seed: 74 % density, dev 87.0, test 89.2). Densities 74, 50, 35 and 25 %; and that
   run's own recipe, whose density is what its penalty makes of it, with other seeds.
 - budget: sst2, snli (10 000 pairs) and qamr (F1), 300 steps at batch 32, densities 50 and 25 %, no teacher:
-  second-order removal in the midst of the training, which is what `density` asks for, and the same without its
-  rewinding of the learning rate; the hybrid of gates for heads and movement scores for FFN units; block movement
-  alone (units); gates for heads with the FFN by magnitude; magnitude; second-order costs, and Fisher scores (Kwon et
-  al. 2022, arXiv 2204.09656, without its mask tuning), after dense training and without any other, the costs at 10 %
-  too, with output projections alone refitted, and with the refit in order; and second-order removal's own sizes per
-  layer, filled with heads and units drawn at random, trained as long.
+  second-order removal after 60 % of the steps, and after half of them with a rewound learning rate, which is what
+  `density` does where a third or less is kept; the hybrid of gates for heads and movement scores for FFN units; block
+  movement alone (units); gates for heads with the FFN by magnitude; magnitude; second-order costs, and Fisher scores
+  (Kwon et al. 2022, arXiv 2204.09656, without its mask tuning), after dense training and without any other, the costs
+  at 10 % too, with output projections alone refitted, and with the refit in order; and second-order removal's own sizes
+  per layer, filled with heads and units drawn at random, trained as long.
 - layers: what one would try first, on the tasks of the budget group: every other layer of the pretrained model dropped,
   then fine-tuned for 300 or 600 steps, with or without the dense model of the budget group as a teacher.
 - questions: squad_v1_dev, dense; second-order removal with a teacher, at 50 and 26 %, in the midst of a training from
-  the pretrained model, at 26 % also with rewinding; at 26 % the removal from the dense model, and a training after
+  the pretrained model, at 26 % also with a rewound rate; at 26 % the removal from the dense model, and a training after
   it, as `headprune prune --recover`; with one seed (a run takes up to an hour of a core) hybrid_filled with a teacher
   and a second run at both; and all of them at 26 % with 4, 8 and 16 epochs (up to four hours), whose teacher has two.
 
@@ -45,7 +45,7 @@ from benchmarks.recovery import LEARNING_RATE
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, copied, load_task
-from benchmarks.training import Recipe, build_trainer, not_rewound, score, train_and_score
+from benchmarks.training import Recipe, build_trainer, score, train_and_score
 from hf_headprune import (
     BlockMovement,
     Distillation,
@@ -237,7 +237,8 @@ def callback_of(run: Run, task: Task, work: Path) -> HeadPruneCallback:
     if run.method == PENALTY:
         return HeadPruneCallback(movement=THEIR_RECIPE, distillation=teacher, latency=None)
     if run.method in (SECOND_ORDER, REWOUND):
-        costs = (SecondOrder if run.method == REWOUND else not_rewound)(density=run.density)
+        freeze_at, rewind = (0.5, 2.0) if run.method == REWOUND else (0.6, None)
+        costs = SecondOrder(density=run.density, freeze_at=freeze_at, tuning=SecondOrderTuning(rewind=rewind))
         return HeadPruneCallback(second_order=costs, search=None, distillation=teacher, latency=None)
     if run.method == HYBRID:
         return HeadPruneCallback(

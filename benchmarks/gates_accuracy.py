@@ -37,7 +37,7 @@ from benchmarks.finetuned import some_of
 from benchmarks.results_file import RESULTS, environment, write_json
 from benchmarks.run_queue import RunQueue, key_of, summary
 from benchmarks.tasks import Task, load_task
-from benchmarks.training import Recipe, build_trainer, not_rewound, score, train_and_score
+from benchmarks.training import Recipe, build_trainer, score, train_and_score
 from hf_headprune import (
     AStarSearch,
     Distillation,
@@ -156,7 +156,7 @@ def perform(run: Run, work: Path, *, smoke: bool) -> dict[str, Any]:
     if run.method == TEACHER and model is not None:
         model, distillation = None, Distillation(model)
     if run.method == SECOND_ORDER:
-        callback = HeadPruneCallback(second_order=not_rewound(kept_heads=run.kept_heads), search=None, latency=None)
+        callback = HeadPruneCallback(second_order=SecondOrder(kept_heads=run.kept_heads), search=None, latency=None)
     elif run.method not in (DENSE, ONE_SHOT, SEARCHED):
         mode: Mode = "pipelined" if run.group == "pipelined" else "joint"
         methods = PIPELINED if mode == "pipelined" else JOINT | ABLATION | {TEACHER: ESTIMATORS["ste"]}

@@ -240,7 +240,7 @@ RIVALS = {  # of the arena, where they have runs
     "ours, 4,096 examples": "from four times as many training examples as all others look at, as `plan_for_budget` "
     "does from a quarter of the weights down",
     "Torch-Pruning": "the package of that name, its Taylor scores ranked over all layers, heads and FFN units apart",
-    "ours, during": "`HeadPruneCallback(density=...)`, which cuts after half of the steps of the training",
+    "ours, during": "`HeadPruneCallback(density=...)`, which cuts in the midst of the training",
     "CoFi": "written after its paper; it prunes during the same training, with gates on blocks, heads and FFN units, "
     "and where there is a teacher it learns layer by layer",
     "block movement": "the published recipe `hybrid_filled`, which prunes during the same training and refills after "
@@ -381,9 +381,9 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "penalty 10* is that recipe in this library: the penalty decides the density, and blocks masked inside heads "
         "stay as zeros, which the density in the table of files counts as kept.",
         "budget": "300 steps at batch 32, no teacher; every method meets the same density with whole heads and FFN "
-        "units that are cut. *second order, rewound* is `HeadPruneCallback(density=...)`: it cuts after half of the "
-        "steps, and the learning rate's schedule then starts over, at twice the rate. *second order* is the same "
-        "without, and cuts after 60 %. *Random units* has its sizes per layer.",
+        "units that are cut. *second order* cuts after 60 % of the steps; *second order, rewound* after half of "
+        "them, and the learning rate's schedule then starts over, at twice the rate. `HeadPruneCallback(density=...)` "
+        "does the latter where a third or less is kept. *Random units* has its sizes per layer.",
         "layers": "What one would try first: every other layer of the pretrained model is dropped, and the rest is "
         "fine-tuned, for as many steps as the group above or twice as many, with or without its dense model as "
         "teacher.",
@@ -391,7 +391,7 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "*hybrid_filled* learns blocks of attention and FFN units, cuts, refills and trains a second time. *Second "
         "order* cuts in the midst of a training from the pretrained model; *then* cuts the dense model and trains it "
         "on, as `headprune prune --recover 2`. So *then* has seen as many steps as *4 epochs*, its dense model's "
-        "included. *Rewound* is `HeadPruneCallback(density=...)`, as above. "
+        "included. *Rewound* cuts after half of the steps, as `HeadPruneCallback(density=0.26)` does. "
         "Rows that name their epochs, of one seed, are a learning curve; the dense model of 2 epochs "
         "teaches the pruned ones, and *then* starts from it.",
     }

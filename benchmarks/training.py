@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, Traini
 from transformers.utils import logging
 
 from benchmarks.tasks import Task, minilm_path
-from hf_headprune import SecondOrder, SecondOrderTuning
 from hf_headprune.callback.plain_recovery import bf16_is_faster
 
 if TYPE_CHECKING:
@@ -40,11 +39,6 @@ class Recipe:
     def in_bf16(self) -> bool:
         """Whether it trains under bf16 autocast on this machine."""
         return bf16_is_faster(torch.device("cpu")) if self.bf16 is None else self.bf16
-
-
-def not_rewound(**budget: Any) -> SecondOrder:
-    """Returns removal after 60 % of the steps whose learning rate then goes on, as most rows were made."""
-    return SecondOrder(**budget, freeze_at=0.6, tuning=SecondOrderTuning(rewind=None))
 
 
 class InOrder(Trainer):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def ours(case: Case, training: Training) -> None:
-    """Second-order costs after half of the steps: what a `density` of the callback does."""
+    """Second-order costs in the midst of the steps: what a `density` of the callback does."""
     callback = HeadPruneCallback(
         density=case.density, distillation=training.distillation, confidence=None, latency=None
     )

@@ -60,10 +60,10 @@ def _during_training(settings: Settings, model: Any, max_steps: int, *, rewinds:
     parts = []
     if settings.second_order is not None:
         costs = settings.second_order
-        step = round(costs.freeze_at * max_steps)
+        step = round(costs.last_round_at * max_steps)
         parts.append(f"removes units by second-order costs at step {step} of {max_steps}, to {_budget(costs, model)}")
         if rewinds:
-            parts.append(f"starts the learning rate's schedule over, at {costs.tuning.rewind:g} times the rate")
+            parts.append(f"starts the learning rate's schedule over, at {costs.rewinds_to:g} times the rate")
     if settings.gates is not None:
         parts.append(f"learns gates to keep {_heads(settings.gates.chosen_kept_heads, model)}")
     if settings.movement is not None:

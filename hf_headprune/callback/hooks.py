@@ -101,8 +101,8 @@ class HeadPruneCallback(TrainerCallback):
                 from 0 to 1. When nothing is passed it is one percentage point, of a metric from 0 to 100 too. With a
                 size, and no `search`, the drop that the certificate is about; it does not change what is pruned.
             density: Share of the weights of all attention and FFN matrices that is kept. Units whose removal costs
-                least are removed after half of the steps; the learning rate's schedule then starts over, at twice the
-                rate.
+                least are removed after 60 % of the steps; the pruned model trains on. Of at most a third, after half of
+                the steps, and the learning rate's schedule then starts over, at twice the rate.
             speedup: In the same way, multiply-accumulates of all attention and FFN blocks before, over those after.
             size_mb: In the same way, size of the saved `model.safetensors` in MB, embeddings included.
             kept_heads: In the same way, number or share of the attention heads that are kept; of groups of heads, where
@@ -268,9 +268,9 @@ class HeadPruneCallback(TrainerCallback):
     def _rewind(self, scheduler: Any, max_steps: int) -> bool:
         """Lets a schedule that the Trainer has made start over when units are removed; tells whether it does."""
         costs = self.settings.second_order
-        if costs is None or costs.tuning.rewind is None or self._has_own_schedule:
+        if costs is None or costs.rewinds_to is None or self._has_own_schedule:
             return False
-        return rewind_(scheduler, round(costs.freeze_at * max_steps), max_steps, costs.tuning.rewind)
+        return rewind_(scheduler, round(costs.last_round_at * max_steps), max_steps, costs.rewinds_to)
 
     def _ready(self) -> tuple[Trainer, LearnedParts]:
         """Returns Trainer and parts of a run that may begin.

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from hf_headprune._checks import check, is_number, is_ratio, is_rising, is_whole, with_tuning
+from hf_headprune._checks import check, is_above, is_number, is_ratio, is_rising, is_whole, with_tuning
 from hf_headprune.budgets import Budget, budget_rules, density_at
 from hf_headprune.cost import LATENCY_TABLE_RULE, LatencyTable, latency_table
 
+AUTO = "auto"
+DEEP = 1 / 3  # density from which on healing needs more steps, and a higher rate, than the end of a schedule has
 Counts = Literal["parameters", "macs", "bytes", "latency"]
 
 
@@ -34,8 +36,9 @@ class SecondOrderTuning:
             change are all kept.
         rewind: After the last round the learning rate's schedule starts over, in the steps that are left, and rises to
             this multiple of the highest rate before (learning-rate rewinding: Renda, Frankle and Carbin 2020, arXiv
-            2003.02389, with 1.0). None leaves the schedule alone. A scheduler that you pass to the Trainer yourself, or
-            one that looks at a metric, is always left alone.
+            2003.02389, with 1.0). None leaves the schedule alone; "auto" is 2.0 for a density of at most a third, and
+            else None. A scheduler that you pass to the Trainer yourself, or one that looks at a metric, is always left
+            alone.
         seed: Of the choice of examples; the Trainer's seed when left out.
 
     Raises:
@@ -50,7 +53,7 @@ class SecondOrderTuning:
     target_len: int | None = None
     latency_ms: LatencyTable | None = field(default=None, hash=False)
     uniform: bool = False
-    rewind: float | None = 2.0
+    rewind: float | Literal["auto"] | None = "auto"
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -68,8 +71,7 @@ class SecondOrderTuning:
             or is_whole(self.target_len, at_least=1),
             f"latency_ms must be {LATENCY_TABLE_RULE}": self.latency_ms is None or table is not None,
             "uniform must be True or False": self.uniform in (True, False),
-            "rewind must be a number above 0, or None": self.rewind is None
-            or (is_number(self.rewind) and self.rewind > 0),
+            "rewind must be a number above 0, 'auto' or None": self.rewind in (None, AUTO) or is_above(self.rewind, 0),
             "seed must be a whole number >= 0, or None": self.seed is None or is_whole(self.seed, at_least=0),
         }
         check(self, rules)
@@ -92,7 +94,8 @@ class SecondOrder:
             blocks by `tuning.latency_ms`; of all plans that meet it, the one whose removals cost least).
         kept_heads: In its place, how many heads are kept, as in `SubsetGates`; FFNs remain whole. Where query heads
             share keys and values, it counts groups of them, which are removed whole.
-        freeze_at: Fraction of the run's optimizer steps at which the last, or only, round takes place.
+        freeze_at: Fraction of the run's optimizer steps at which the last, or only, round takes place. When left out,
+            0.6; and 0.5 for a density of at most a third, after which there is more to heal.
         rounds: In how many steps of equal size the budget is reached.
         tuning: What few runs need to change.
 
@@ -103,7 +106,7 @@ class SecondOrder:
     density: float | None = None
     counts: Counts = "parameters"
     kept_heads: Budget | None = field(default=None, hash=False)
-    freeze_at: float = 0.5
+    freeze_at: float | None = None
     rounds: int = 1
     tuning: SecondOrderTuning = field(default_factory=SecondOrderTuning)
 
@@ -112,7 +115,7 @@ class SecondOrder:
         if isinstance(self.kept_heads, Mapping):
             object.__setattr__(self, "kept_heads", dict(self.kept_heads))
         is_tuned = isinstance(self.tuning, SecondOrderTuning)
-        first = self.tuning.start_at if is_tuned and self.tuning.start_at is not None else self.freeze_at
+        first = self.tuning.start_at if is_tuned and self.tuning.start_at is not None else self.last_round_at
         has_first = is_tuned and self.tuning.start_at is not None
         rules = {
             "either density or kept_heads must be given": (self.density is None) != (self.kept_heads is None),
@@ -122,7 +125,7 @@ class SecondOrder:
             "tuning.latency_ms is for counts='latency', which needs it": not is_tuned
             or (self.counts == "latency") == (self.tuning.latency_ms is not None),
             "rounds must be a whole number >= 1": is_whole(self.rounds, at_least=1),
-            "0 <= tuning.start_at <= freeze_at <= 1 must hold": is_rising(0, first, self.freeze_at, 1),
+            "0 <= tuning.start_at <= freeze_at <= 1 must hold": is_rising(0, first, self.last_round_at, 1),
             "tuning.start_at needs rounds above 1": not has_first or self.rounds != 1,
             "tuning must be SecondOrderTuning(...)": is_tuned,
             **({} if self.kept_heads is None else budget_rules(self.kept_heads)),
@@ -145,8 +148,27 @@ class SecondOrder:
         counts: Counts = "macs" if changes.get("latency_ms") is None else "latency"
         return cls(density=density, counts=counts, **with_tuning(changes, SecondOrderTuning))
 
+    @property
+    def _is_deep(self) -> bool:
+        return is_number(self.density) and self.density <= DEEP  # type: ignore[operator] # a number
+
+    @property
+    def last_round_at(self) -> float:
+        """Fraction of the run at which the last round takes place."""
+        if self.freeze_at is None:
+            return 0.5 if self._is_deep else 0.6
+        return self.freeze_at
+
+    @property
+    def rewinds_to(self) -> float | None:
+        """Multiple of the highest learning rate to which its schedule rises after the last round; None: it goes on."""
+        if self.tuning.rewind != AUTO:
+            return self.tuning.rewind  # type: ignore[return-value] # a number or None
+        return 2.0 if self._is_deep else None
+
     def rounds_due(self, step: int, max_steps: int) -> int:
         """Returns how many rounds have taken place once an optimizer step, counted from zero, begins."""
-        first = self.freeze_at / self.rounds if self.tuning.start_at is None else self.tuning.start_at
-        span = (self.freeze_at - first) / max(self.rounds - 1, 1)
-        return sum(step >= round((self.freeze_at - before * span) * max_steps) for before in range(self.rounds))
+        last = self.last_round_at
+        first = last / self.rounds if self.tuning.start_at is None else self.tuning.start_at
+        span = (last - first) / max(self.rounds - 1, 1)
+        return sum(step >= round((last - before * span) * max_steps) for before in range(self.rounds))

@@ -408,9 +408,10 @@ def test_before_the_first_step_the_whole_model_is_evaluated(tmp_path, parts):
         ({"gates": gates(kept_heads=4, scoring_examples=8)}, 8),
         ({"movement": movement(attention_block="unit", width_multiple=8)}, 8),
         ({"movement": BlockMovement.struct(width_multiple=8)}, 6),
-        ({"density": 0.5}, 6),
+        ({"density": 0.5}, 7),
+        ({"density": 0.3}, 6),
     ],
-    ids=["gates", "movement", "recipe", "second_order"],
+    ids=["gates", "movement", "recipe", "second_order", "deep"],
 )
 def test_a_run_that_is_stopped_before_the_choice_warns_and_no_later_one(tmp_path, caplog, parts, step):
     seen = []

@@ -79,10 +79,14 @@ def test_what_must_not_start_over_does_not(tmp_path, other, capsys):
     assert "starts the learning rate's schedule over" not in said
 
 
-def test_by_default_it_rises_to_twice_the_rate_after_half_of_the_steps(tmp_path):
-    used = rates_of(tmp_path, HeadPruneCallback(density=0.5, latency=None))
-    assert used.index(max(used)) == STEPS // 2 + 1  # after a warm-up
-    assert max(used) == pytest.approx(2.0 * RATE, rel=0.1)
+def test_by_default_it_rises_to_twice_the_rate_where_a_third_or_less_is_kept(tmp_path):
+    plain = rates_of(tmp_path / "plain")
+    assert rates_of(tmp_path / "half", HeadPruneCallback(density=0.5, latency=None)) == plain
+    used = rates_of(tmp_path / "third", HeadPruneCallback(density=1 / 3, latency=None))
+    assert used[:CUT] == plain[:CUT]
+    assert max(used[CUT:]) == pytest.approx(2.0 * RATE, rel=0.1)
+    for costs in (SecondOrder(density=0.4), SecondOrder(kept_heads=0.2)):
+        assert (costs.last_round_at, costs.rewinds_to) == (0.6, None)
 
 
 def test_a_run_says_that_its_schedule_starts_over(tmp_path, capsys):
@@ -92,5 +96,5 @@ def test_a_run_says_that_its_schedule_starts_over(tmp_path, capsys):
 
 @pytest.mark.parametrize("rewind", [0, -1.0, True, "2", float("nan")])
 def test_a_multiple_that_is_none_is_refused(rewind):
-    with pytest.raises(InvalidSettingError, match="rewind must be a number above 0, or None"):
+    with pytest.raises(InvalidSettingError, match="rewind must be a number above 0, 'auto' or None"):
         SecondOrderTuning(rewind=rewind)

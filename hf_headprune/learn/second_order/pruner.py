@@ -61,14 +61,14 @@ class SecondOrderPruner(Pruner[SecondOrder]):
             settings.counts,
             heads,
             int(settings.rounds),
-            float(settings.freeze_at),
+            float(settings.last_round_at),
             settings.tuning.start_at,
             int(settings.tuning.width_multiple),
         )
         how = how if table is None else (*how, str(table))
         how = (*how, "whole groups") if settings.tuning.whole_groups else how
         how = (*how, "uniform") if settings.tuning.uniform else how
-        how = how if settings.tuning.rewind is None else (*how, f"rewind {float(settings.tuning.rewind)}")
+        how = how if settings.rewinds_to is None else (*how, f"rewind {float(settings.rewinds_to)}")
         super().__init__(settings, num_kept=sum(site.units for site in sites), budget=how)
         self.seed = seed
         self._sites, self._anatomy = sites, anatomy
@@ -125,7 +125,7 @@ class SecondOrderPruner(Pruner[SecondOrder]):
     def undecided_until(self) -> int | None:
         """See `Pruner.undecided_until`."""
         is_done = self.rounds_done >= self.settings.rounds
-        return None if is_done else round(self.settings.freeze_at * self._max_steps)
+        return None if is_done else round(self.settings.last_round_at * self._max_steps)
 
     def finish(self, model: nn.Module, loop: TrainingLoop) -> Choice:
         """See `Pruner.finish`; rounds that the best model has not seen are done now."""
