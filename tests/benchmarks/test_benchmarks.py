@@ -54,7 +54,7 @@ def test_the_accuracy_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, 
 
 def test_the_density_benchmark_runs_with_smoke_and_goes_on_where_it_was(smoke, tmp_path):
     out = smoke("benchmarks.density_accuracy", "--work", str(tmp_path))
-    assert sum(" test " in line for line in out.splitlines()) == len(list(tmp_path.glob("*.json"))) == 13
+    assert sum(" test " in line for line in out.splitlines()) == len(list(tmp_path.glob("*.json"))) == 14
     names = (f"budget--sst2--{method}--0.5--0.json" for method in ("random_units", "second_order"))
     random, ours = (json.loads((tmp_path / name).read_text()) for name in names)
     assert ours["kept"] == random["kept"]
