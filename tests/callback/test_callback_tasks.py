@@ -156,7 +156,7 @@ OTHERS = {
         "SequenceClassification",
         several_labels,
         {"num_labels": 3, "problem_type": "multi_label_classification"},
-        "accuracy",
+        "Jaccard",
     ),
     "masked words": ("MaskedLM", copies, {}, "loss"),
     "multiple choice": ("MultipleChoice", choices, {}, "loss"),
