@@ -266,7 +266,9 @@ class RefitInOrder(Refit):
         """Makes it now, where that was not done yet, lets go of the examples, and returns itself."""
         runs, self._runs = self._runs, None
         if runs is not None and is_offloaded(runs.dense):
-            logger.warning("Of a model that is offloaded or spread over devices, output projections alone are refitted.")
+            logger.warning(
+                "Of a model that is offloaded or spread over devices, output projections alone are refitted."
+            )
             return self
         if runs is None or any(len(it) != len(runs.each) for it in self._weights.values()):
             return self  # the last, where a loss runs the model several times
