@@ -379,7 +379,8 @@ def density_section(content: dict[str, Any]) -> Iterator[str]:
         "published": "2 epochs at batch 16 with a teacher of 1.5 epochs, as in the run of the published code of block "
         "movement pruning, which ended at 74 % with 89.2 (one seed; dev 87.0), in a file of 89.5 MB. *Block movement, "
         "penalty 10* is that recipe in this library: the penalty decides the density, and blocks masked inside heads "
-        "stay as zeros, which the density in the table of files counts as kept.",
+        "stay as zeros, which the density in the table of files counts as kept. *Second order* cuts after 60 % of the "
+        "steps at every density.",
         "budget": "300 steps at batch 32, no teacher; every method meets the same density with whole heads and FFN "
         "units that are cut. *second order* cuts after 60 % of the steps; *second order, rewound* after half of "
         "them, and the learning rate's schedule then starts over, at twice the rate. `HeadPruneCallback(density=...)` "

@@ -136,6 +136,11 @@ class BudgetGroup:
     kept: int
 
 
+def counted_heads(anatomy: Anatomy) -> str:
+    """Returns what a budget of heads counts in a model, in words."""
+    return "groups of query heads" if any(site.group > 1 for site in anatomy.attention_sites) else "heads"
+
+
 def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
     """Turns a budget into numbers of heads for one model.
 
@@ -150,7 +155,7 @@ def budget_groups(budget: Budget, anatomy: Anatomy) -> tuple[BudgetGroup, ...]:
         )
     if not kinds:
         raise InvalidSettingError("kept_heads: the model has no heads left. Prune its FFN units alone, with density=.")
-    noun = "groups of query heads" if any(site.group > 1 for site in anatomy.attention_sites) else "heads"
+    noun = counted_heads(anatomy)
     if not isinstance(budget, Mapping):
         return (BudgetGroup(tuple(range(len(kinds))), _count(budget, len(kinds), "the model", noun)),)
     missing = sorted(set(budget) - set(kinds))

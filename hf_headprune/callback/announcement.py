@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hf_headprune.anatomy import anatomy_of
-from hf_headprune.budgets import budget_groups
+from hf_headprune.budgets import budget_groups, counted_heads
 from hf_headprune.callback.metric_choice import metric_of
 from hf_headprune.callback.trainer_compat import evaluation_sets, is_stream, model_of
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
@@ -87,8 +87,8 @@ def _recovery(settings: Settings) -> list[str]:
 def _heads(budget: Budget, model: Any) -> str:
     anatomy = anatomy_of(model)
     found = budget_groups(budget, anatomy)
-    noun = "groups of heads" if any(site.group > 1 for site in anatomy.attention_sites) else "heads"
-    return f"{sum(each.kept for each in found)} of {sum(len(each.positions) for each in found)} {noun}"
+    kept, all_heads = sum(each.kept for each in found), sum(len(each.positions) for each in found)
+    return f"{kept} of {all_heads} {counted_heads(anatomy)}"
 
 
 def _budget(costs: Any, model: Any) -> str:

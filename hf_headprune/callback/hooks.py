@@ -157,9 +157,12 @@ class HeadPruneCallback(TrainerCallback):
                 "received none. Pass them as certification_dataset, too."
             )
         is_condition = confidence not in (AUTO, None)
-        wanted = {"reference": reference is not None, "confidence": is_condition}
-        wanted["max_drop"] = self.settings.claimed_drop is not None
-        required = next((name for name, is_wanted in wanted.items() if is_wanted), None)
+        asks = {
+            "reference": reference is not None,
+            "confidence": is_condition,
+            "max_drop": self.settings.claimed_drop is not None,
+        }
+        required = next((name for name, is_passed in asks.items() if is_passed), None)
         asked = Certification(
             certification_dataset, certification_metric, reference, required_by=required, is_condition=is_condition
         )

@@ -312,14 +312,11 @@ class ScoredSplit:
 
     def compared(self, dense: Outcome, pruned: Outcome) -> PairedScores:
         """Returns how two models compare on the split."""
-        pair = PairedScores.of(dense, pruned, self.groups(), self.labelled, self._likeness)
+        likeness = same_answers if self._scorer is None else self._scorer.likeness
+        pair = PairedScores.of(dense, pruned, self.groups(), self.labelled, likeness)
         if self.metric.scored not in WITHOUT_LABELS or pair.changed is None:
             return pair
         return replace(pair, dense=np.ones(len(pair.dense)), pruned=1.0 - pair.changed)
-
-    @property
-    def _likeness(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        return same_answers if self._scorer is None else self._scorer.likeness
 
     def rehearse(self, model: Any) -> None:
         """Lets fail now what would fail in `scores_of`, at little cost: a few examples are scored.
