@@ -6,17 +6,16 @@ import statistics
 from inspect import signature
 
 import pytest
-import typer
 
 from benchmarks import readme_chart, readme_numbers
 from benchmarks.arena import chart as arena_chart
 from benchmarks.results_file import RESULTS, read_json
-from hf_headprune.cli import app
 from hf_headprune.families import FAMILIES
 from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, can_decide
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, REPORTING
 from hf_headprune.plan import PruningPlan
 from tests.host.expected import reason_for
+from tests.support.command_line import called
 from tests.support.documentation import (
     PAGES,
     ROOT,
@@ -95,16 +94,15 @@ def test_the_first_block_of_readme_leaves_a_pruned_model_and_what_is_said_to_be_
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_console_blocks_of_a_page_name_commands_that_exist(page):
-    commands = typer.main.get_command(app).commands
+def test_the_console_blocks_of_a_page_name_commands_that_exist(page, capsys):
     targets = set(re.findall(r"^([a-z][a-z-]*)(?=[ a-z-]*:)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     for line in "".join(blocks(page, "console")).replace("\\\n", " ").splitlines():
         program, *words = shlex.split(line, comments=True) or [""]
         if program == "make":
             assert words[0] in targets | {"test-oldest", "test-newest"}, line
         if program == "headprune":
-            options = {option for parameter in commands[words[0]].params for option in parameter.opts}
-            assert {word for word in words if word.startswith("--")} <= options, line
+            known = set(re.findall(r"--[a-z0-9-]+", called(capsys, words[0], "--help").out))
+            assert {word for word in words if word.startswith("--")} <= known, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

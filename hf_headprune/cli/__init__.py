@@ -7,21 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
-import datasets
-import transformers
 import typer
+from typer.core import TyperCommand
 
-from hf_headprune.cli.card import card
-from hf_headprune.cli.certify import certify, disagreements
-from hf_headprune.cli.export import export
-from hf_headprune.cli.inspect import bench, power, show
-from hf_headprune.cli.migrate import migrate
-from hf_headprune.cli.monitor import monitor
-from hf_headprune.cli.prune import prune
-from hf_headprune.cli.verify import verify
 from hf_headprune.errors import HeadPruneError
 
 if TYPE_CHECKING:
@@ -31,6 +22,21 @@ BAD_INPUT, INTERRUPTED, FAULT = 2, 130, 3
 SHOWS_TRACEBACK = "HEADPRUNE_TRACEBACK"
 # typer brings its own copy of click, or imports it: this is the base of all complaints about words on the command line
 UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+# Each command, the module of its function, and the first sentence of its help: to list them imports no torch.
+_COMMANDS = (
+    ("prune", "prune", "Prunes MODEL, a folder or Hub name, into OUTPUT."),
+    ("show", "inspect", "Says what a saved model has kept, its size and certificate."),
+    ("bench", "inspect", "Times a pruned model against the dense one, in turns."),
+    ("export", "export", "Writes MODEL for a mode of loading, or as ONNX or OpenVINO."),
+    ("card", "card", "Writes README.md from the report of a saved model."),
+    ("migrate", "migrate", "Writes SOURCE, which another tool has pruned, into OUTPUT."),
+    ("disagreements", "certify", "Writes the texts on which models disagree, to label them."),
+    ("certify", "certify", "Certifies that PRUNED loses less than a drop."),
+    ("verify", "verify", "Verifies a certificate against its models and its data."),
+    ("monitor", "monitor", "Says if the models disagree more often than when certified."),
+    ("power", "inspect", "Says what a number of examples can certify."),
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -55,8 +61,21 @@ def about(
     """Prunes fine-tuned Transformers, inspects pruned ones, and verifies their certificates."""
 
 
-for command in (prune, show, bench, export, card, migrate, disagreements, certify, verify, monitor, power):
-    app.command()(command)
+def _registered(name: str, module: str, summary: str) -> None:
+    class Later(TyperCommand):
+        """Imports the module of the command once it is called, or asked for its help."""
+
+        def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+            _silence_dependencies()
+            loaded = typer.Typer(rich_markup_mode=None, add_completion=False)
+            loaded.command()(getattr(import_module(f"hf_headprune.cli.{module}"), name))
+            return typer.main.get_command(loaded).make_context(info_name, args, parent, **extra)
+
+    app.command(name, help=summary, cls=Later)(lambda: None)
+
+
+for command in _COMMANDS:
+    _registered(*command)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -65,12 +84,18 @@ def main(words: Sequence[str] | None = None) -> None:
     Args:
         words: Of the command line; those of the process when left out.
     """
+    arguments = list(sys.argv[1:] if words is None else words)
+    raise SystemExit(_code(arguments or ["--help"]))
+
+
+def _silence_dependencies() -> None:
+    import datasets  # noqa: PLC0415 - no help waits for them
+    import transformers  # noqa: PLC0415
+
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    arguments = list(sys.argv[1:] if words is None else words)
-    raise SystemExit(_code(arguments or ["--help"]))
 
 
 def _code(arguments: list[str]) -> int:

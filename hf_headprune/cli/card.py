@@ -30,7 +30,10 @@ def card(
     ] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Writes README.md from the report of a saved model; what else the card says stays."""
+    """Writes README.md from the report of a saved model.
+
+    What else the card says stays.
+    """
     if task is not None and dataset is None:
         raise InvalidSettingError("card: --task names a part of a benchmark on the Hub. Pass its --dataset, too.")
     for option, name in (("--base-model", base_model), ("--dataset", dataset)):

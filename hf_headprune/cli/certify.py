@@ -50,7 +50,10 @@ def disagreements(  # noqa: PLR0913, PLR0917 - the options of the command
     max_length: Length = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Writes the texts on which the models disagree, for someone to label; no other needs a label."""
+    """Writes the texts on which models disagree, to label them.
+
+    No other text needs a label.
+    """
     model = to_accelerator_(load_model(dense))
     reading = load_tokenizer(tokenizer or dense, model)
     texts = read_texts(data, model, reading, NamedColumns(text_column, text_pair_column), max_length)
@@ -102,9 +105,10 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     summary: Summary = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Certifies that PRUNED loses less than a drop, and writes the certificate beside its weights.
+    """Certifies that PRUNED loses less than a drop.
 
-    An earlier certificate is kept under another name. Report and card stay those of the pruning.
+    The certificate is written beside its weights, and an earlier one kept under another name. Report and card stay those
+    of the pruning.
 
     Exit code 0: PASS; 1: FAIL or INCONCLUSIVE, and the certificate is written all the same.
     """

@@ -27,7 +27,10 @@ def export(  # noqa: PLR0913, PLR0917 - the options of the command
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Writes MODEL, a pruned folder or Hub name, into OUTPUT: for one mode of loading, or as ONNX or OpenVINO."""
+    """Writes MODEL for a mode of loading, or as ONNX or OpenVINO.
+
+    MODEL is a pruned folder or Hub name, OUTPUT a new folder.
+    """
     if int8 and not onnx:
         raise InvalidSettingError("export: --int8 is for ONNX files. Pass --onnx, too.")
     if (onnx or openvino) and mode != "remote":

@@ -44,7 +44,7 @@ def show(
     ] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Says what a saved model has kept, its size, and its certificate."""
+    """Says what a saved model has kept, its size and certificate."""
     model = load_model(folder)
     anatomy, plan = anatomy_of(model), PruningPlan.of(model)
     if html is not None:
@@ -78,7 +78,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU.")] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Measures the latency of a pruned model against the dense one, in turns."""
+    """Times a pruned model against the dense one, in turns."""
     pruned, whole = (to_accelerator_(load_model(folder)) for folder in (model, dense))
     settings = LatencySettings(batch_size=batch_size, seq_len=length, threads=threads)
     change = measure_latency(whole, pruned, settings)
@@ -109,7 +109,10 @@ def power(
     true_drop: Annotated[float, typer.Option(help="True drop of the accuracy.")] = 0.0,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Says what a number of examples can certify, before anything is searched."""
+    """Says what a number of examples can certify.
+
+    That is known before anything is pruned.
+    """
     if not is_confidence(confidence):
         raise InvalidSettingError(f"--confidence must be above 0.5 and below 1, received {confidence}. Pass 0.95.")
     if not 0 < max_drop < 1:

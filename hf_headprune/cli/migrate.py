@@ -23,7 +23,10 @@ def migrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Writes SOURCE, pruned by Transformers 4, TextPruner, nn_pruning, CoFi or a head mask, into OUTPUT."""
+    """Writes SOURCE, which another tool has pruned, into OUTPUT.
+
+    The tools are Transformers 4, TextPruner, nn_pruning and CoFi; or the heads are those of a head mask.
+    """
     folder = OutputFolder(output, overwrite)
     folder.check([str(source)])
     model = migrate_checkpoint(source, allow_pickle=allow_pickle)

@@ -28,9 +28,9 @@ def monitor(
     confidence: Annotated[float, typer.Option(help="One minus the chance of a false alarm, ever.")] = 0.95,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Compares how often the models answer differently with what the certificate saw; no labels.
+    """Says if the models disagree more often than when certified.
 
-    Exit code 0: nothing has risen; 1: the certificate no longer covers the inputs.
+    No labels are needed. Exit code 0: nothing has risen; 1: the certificate no longer covers the inputs.
     """
     watched = Monitor(Certificate.load(file_of(certificate)), confidence)
     rows = read_file(data)

@@ -67,7 +67,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of the command
     summary: Summary = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Verifies a certificate against what it is about and the data you pass.
+    """Verifies a certificate against its models and its data.
 
     Rows of the data that the certificate does not use, such as copies of training examples, are left out.
 

@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -228,9 +230,19 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(saved, capsys, words, mess
     assert message in said.problem
 
 
-@pytest.mark.parametrize("command", app.registered_commands, ids=lambda it: it.callback.__name__)
-def test_every_command_prints_json_when_asked(command, capsys):
-    assert "--json" in called(capsys, command.callback.__name__, "--help").out
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda it: it.name)
+def test_every_command_is_listed_with_the_first_sentence_of_its_help_and_prints_json_when_asked(command, capsys):
+    said = called(capsys, command.name, "--help").out
+    assert "--json" in said
+    assert command.help in said
+    assert command.help in called(capsys).out
+
+
+def test_listing_the_commands_imports_no_torch():
+    lists = "import sys\nfrom hf_headprune.cli import main\ntry: main([])\nexcept SystemExit: print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", lists], check=True, capture_output=True, text=True).stdout
+    assert "prune" in printed
+    assert printed.endswith("False\n")
 
 
 def test_a_fault_of_the_program_is_one_line_too(saved, capsys, monkeypatch):
