@@ -89,8 +89,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _silence_dependencies() -> None:
-    import datasets  # noqa: PLC0415 - no help waits for them
-    import transformers  # noqa: PLC0415
+    import datasets
+    import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -107,8 +107,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
 ) -> None:
     """Certifies that PRUNED loses less than a drop.
 
-    The certificate is written beside its weights, and an earlier one kept under another name. Report and card stay those
-    of the pruning.
+    The certificate is written beside its weights; an earlier one is kept under another name. Report and card stay.
 
     Exit code 0: PASS; 1: FAIL or INCONCLUSIVE, and the certificate is written all the same.
     """
