@@ -63,6 +63,26 @@ def is_packed(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "__tensor_flatten__") and not is_part(tensor)
 
 
+def check_plain_tensors(model: nn.Module, *, where: str, advice: str) -> None:
+    """Sees that the state of a model is made of plain tensors alone.
+
+    Args:
+        model: Of torch.
+        where: Name of the public function.
+        advice: What to do instead.
+
+    Raises:
+        UnsupportedModelError: It is not.
+    """
+    state = model.state_dict().items()
+    packed = [name for name, value in state if not isinstance(value, torch.Tensor) or is_packed(value)]
+    if packed:
+        raise UnsupportedModelError(
+            f"{where}: {packed[0]} of a {type(model).__name__} is no plain tensor, as in models that torch or torchao "
+            f"has quantized. {advice}"
+        )
+
+
 def check_loaded(model: nn.Module) -> None:
     """Sees that a model has its weights, or something that loads them, and that gradients can be computed.
 

@@ -38,6 +38,7 @@ _FILE = re.compile(r"\bheadprune_(?:report\.json|\w+\.png)")
 # Of a card of sentence-transformers, and of our section: how the model is loaded.
 _OF_EMBEDDER = re.compile(rf'(?P<kind>{"|".join(WRITE_CARDS)})\("(?P<name>[^"]+)"')
 _BY_TRANSFORMERS = re.compile(r"from transformers import (?P<auto>\w+)\n\nmodel = (?P=auto)\.from_pretrained\(")
+_BY_CODE = re.compile(r"With [\w -]+ alone, by the code in this repository:\n\n```python\n.*?\n```\n\n", re.DOTALL)
 _WITHOUT_NAME = "sentence_transformers_model_id"
 _OURS = re.compile(rf"{_BEGIN} (?P<weights>\w*) -->\n(?P<section>.*?){_END}\n?", re.DOTALL)
 
@@ -126,6 +127,19 @@ def has_section(folder: str | Path) -> bool:
     """Tells whether the card in a folder has a section of ours."""
     file = Path(folder, CARD_NAME)
     return file.exists() and _OURS.search(read_text(file)) is not None
+
+
+def remove_code_from_card_(folder: str | Path) -> None:
+    """Lets the card in a folder that holds no code of the model no longer say how to load it by that code."""
+    present = _card_in(folder)
+    if present and (found := _OURS.search(present)):
+        section = without_code(found.group())
+        write_text(Path(folder, CARD_NAME), (present[: found.start()] + section + present[found.end() :]).rstrip())
+
+
+def without_code(section: str) -> str:
+    """Returns our section without how to load the model by code that lies beside it."""
+    return _BY_CODE.sub("", section)
 
 
 def card_on_hub(repo_id: str, *, token: Any = None, revision: str | None = None) -> str:

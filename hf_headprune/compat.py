@@ -102,9 +102,11 @@ def prune_heads(model: nn.Module, heads_to_prune: Mapping[int, Iterable[int]]) -
         kept[sites[layer].name] = [place for place, head in enumerate(present) if head not in gone]
     plan = PruningPlan.of(model).replace(kept_heads=kept)
     if not plan.num_removed_heads:
+        named = any(heads_to_prune.values())
+        problem = f"the model has none of the heads {shown(dict(heads_to_prune))}" if named else "no head is named"
         raise InvalidPlanError(
-            f"prune_heads: the model has none of the heads {shown(dict(heads_to_prune))}, so nothing would be pruned. "
-            "Pass {layer: [heads]} with heads that are still there."
+            f"prune_heads: {problem}, so nothing would be pruned. Pass {{layer: [heads]}} with heads that are still "
+            "there."
         )
     prune_model_(model, plan)
 

@@ -149,8 +149,8 @@ def test_prune_heads_cuts_and_counts_as_the_dense_model_does():
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ({}, "nothing would be pruned"),
-        ({0: []}, "nothing would be pruned"),
+        ({}, "no head is named, so nothing would be pruned"),
+        ({0: []}, "no head is named, so nothing would be pruned"),
         ({0: [0]}, "the model has none of the heads"),
         ({2: [0]}, "there is no layer 2"),
         ({1: [4, "a"]}, "layer 1 has 4 heads, and no head 4; layer 1 has 4 heads, and no head 'a'"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from hf_headprune.cli.inspect import AsJson
@@ -40,6 +41,9 @@ def export(  # noqa: PLR0913, PLR0917 - the options of the command
     folder = OutputFolder(output, overwrite)
     folder.check([model])
     loaded = load_model(model)
+    if (onnx or openvino) and loaded.dtype in (torch.float16, torch.bfloat16):
+        typer.echo(f"The weights are in {loaded.dtype}; the file computes in torch.float32.", err=True)
+        loaded.float()
     with folder.staged() as staging:
         found = [export_onnx(loaded, staging, int8=int8)] if onnx else []
         found += [export_openvino(loaded, staging)] if openvino else []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_headprune._checks import is_above
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.cli import duration
 from hf_headprune.cli.budget import Budget
@@ -193,7 +194,7 @@ class Recovery:
                 raise InvalidSettingError("prune: --learning-rate is for --recover. Pass --recover, or leave it out.")
             return None
         learning_rate = LEARNING_RATE if rate is None else rate
-        if not (epochs > 0 and 0 < learning_rate < 1):
+        if not (is_above(epochs, 0) and 0 < learning_rate < 1):
             raise InvalidSettingError(
                 f"--recover takes a number of epochs above 0 and --learning-rate one between 0 and 1, received "
                 f"{epochs} and {learning_rate}. Pass --recover 1."

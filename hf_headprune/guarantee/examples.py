@@ -221,10 +221,14 @@ def check_dataset(dataset: Any) -> None:
     Raises:
         InvalidSettingError: It is not sized, indexable and full of mappings.
     """
-    if not _is_indexable(dataset) or isinstance(dataset, (Mapping, str)) or len(dataset) == 0:
+    if not _is_indexable(dataset) or isinstance(dataset, (Mapping, str)):
         raise InvalidSettingError(
-            "a split must be sized, indexable and not empty, such as a list of dicts or a datasets.Dataset, received "
+            "a split must be sized and indexable, such as a list of dicts or a datasets.Dataset, received "
             f"{type(dataset).__name__}. Pass one split; turn a stream into a list."
+        )
+    if len(dataset) == 0:
+        raise InvalidSettingError(
+            f"a split must hold examples, received an empty {type(dataset).__name__}. Pass one with examples."
         )
     if not isinstance(dataset[0], Mapping):
         raise InvalidSettingError(

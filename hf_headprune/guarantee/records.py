@@ -14,9 +14,8 @@ import torch
 
 from hf_headprune._compat import LOADED_FROM
 from hf_headprune._fingerprints import sha256_of
-from hf_headprune._finite import check_loaded, is_packed
+from hf_headprune._finite import check_loaded, check_plain_tensors
 from hf_headprune._offloaded import Weights, device_of
-from hf_headprune.errors import UnsupportedModelError
 from hf_headprune.guarantee.certificate import Environment, ModelRecord
 from hf_headprune.guarantee.external import bare, fingerprint_of, is_external
 
@@ -45,13 +44,11 @@ def record_of(model: Any) -> ModelRecord:
     if is_external(model):
         return ModelRecord(*fingerprint_of(model), None, None)
     model = bare(model)
-    state = model.state_dict().items()
-    packed = [name for name, value in state if not isinstance(value, torch.Tensor) or is_packed(value)]
-    if packed:
-        raise UnsupportedModelError(
-            f"certify: {packed[0]} of a {type(model).__name__} is no plain tensor, as in models that torch or torchao "
-            "has quantized; their weights have no fingerprint. Certify the model before it is quantized."
-        )
+    check_plain_tensors(
+        model,
+        where="certify",
+        advice="Such weights have no fingerprint: certify the model before it is quantized.",
+    )
     check_loaded(model)
     return ModelRecord(
         name=type(model).__name__,

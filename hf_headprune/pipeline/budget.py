@@ -15,7 +15,7 @@ from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import examples_for
 from hf_headprune.pipeline.holdout import Asked, Holdout
-from hf_headprune.pipeline.recovery import Recover, recovered, recovery_in_words
+from hf_headprune.pipeline.recovery import Recover, check_recover, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import BY_COSTS, Found, asked_in_words, earlier_in_words, result_of
 from hf_headprune.pipeline.speed import Speed
@@ -114,6 +114,7 @@ def plan_for_budget(  # noqa: PLR0913 - one budget of four, and how examples are
     check_can_prune(model)
     given = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     one_budget(given, where="plan_for_budget")  # before anything is measured
+    check_recover(recover, where="plan_for_budget")
     batching = Batching(processing_class, data_collator, batch_size)
     to_show = Asked("plan_for_budget", reference, metric, max_drop, confidence)
     holdout = Holdout.asked_for(certify, model, to_show, batching, train=dataset, is_condition=False)

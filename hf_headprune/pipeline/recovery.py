@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hf_headprune._distributed import by_first
-from hf_headprune.errors import InvalidSettingError
+from hf_headprune.errors import InvalidSettingError, shown
 from hf_headprune.guarantee.certify import furthest_within
 from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
 from hf_headprune.pipeline.cost_path import Decision, asked_of, by_test
@@ -33,6 +33,20 @@ WON_BACK = 0.5  # of the drop on training examples: what an epoch wins back at t
 def halved(confidence: float) -> float:
     """Returns the confidence of two procedures that share the error that is allowed."""
     return round(1.0 - (1.0 - confidence) / 2.0, 12)
+
+
+def check_recover(recover: Any, *, where: str) -> None:
+    """Sees that what trains a pruned model on is a function.
+
+    Raises:
+        InvalidSettingError: It is not.
+    """
+    if recover is not None and not callable(recover):
+        raise InvalidSettingError(
+            f"{where}: recover must be a function (pruned, dense) that trains the pruned model on, in place, received "
+            f"{shown(recover)}. Pass one; epochs are for HeadPruneCallback(recover_epochs=...) and headprune prune "
+            "--recover."
+        )
 
 
 def recovered(dense: nn.Module, target: RefittedPlan, recover: Recover) -> RefittedPlan:

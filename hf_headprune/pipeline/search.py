@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_headprune._checks import is_confidence
+from hf_headprune._checks import is_confidence, is_rising
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import DataLeakError, InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
@@ -16,7 +16,14 @@ from hf_headprune.guarantee.scored import CertificationData, independent, with_w
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, check_removable, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable
-from hf_headprune.pipeline.recovery import Recover, by_test_of_recovered, halved, recovery_in_words, require_recoverable
+from hf_headprune.pipeline.recovery import (
+    Recover,
+    by_test_of_recovered,
+    check_recover,
+    halved,
+    recovery_in_words,
+    require_recoverable,
+)
 from hf_headprune.pipeline.result import PruningResult
 from hf_headprune.pipeline.run import (
     IN_ORDER,
@@ -126,7 +133,7 @@ def search_plan(  # noqa: PLR0913 - the public verb: what users of the Trainer k
     """
     anatomy = anatomy_of(model)
     check_can_prune(model)
-    drop = _allowed(search, max_drop, reference, head_scores=head_scores, journal=journal)
+    drop = _allowed(search, max_drop, reference, recover, head_scores=head_scores, journal=journal)
     check_removable(anatomy, search, uniform=uniform)
     batching = Batching(processing_class, data_collator, batch_size)
     settings = search or AStarSearch(max_drop=drop)
@@ -182,13 +189,16 @@ def _measures_models(metric: Any) -> bool:
     return callable(metric) and not is_prediction_metric(metric)
 
 
-def _allowed(search: AStarSearch | None, max_drop: float | None, reference: Any, **of_search: Any) -> float:
+def _allowed(
+    search: AStarSearch | None, max_drop: float | None, reference: Any, recover: Any, **of_search: Any
+) -> float:
     """Returns the drop that is allowed.
 
     Raises:
-        InvalidSettingError: It is stated twice, a search would measure it against another model, or what is for a
-            search comes without one.
+        InvalidSettingError: It is out of range or stated twice, a search would measure it against another model, what
+            is for a search comes without one, or `recover` is no function.
     """
+    check_recover(recover, where="search_plan")
     silent = [name for name, value in of_search.items() if value is not None and search is None]
     if silent:
         raise InvalidSettingError(
@@ -207,7 +217,13 @@ def _allowed(search: AStarSearch | None, max_drop: float | None, reference: Any,
         )
     if search is not None:
         return search.max_drop
-    return DEFAULT_DROP if max_drop is None else max_drop
+    drop = DEFAULT_DROP if max_drop is None else max_drop
+    if not is_rising(0, drop):
+        raise InvalidSettingError(
+            f"search_plan: max_drop must be a number of at least 0 (absolute: 0.01 is one percentage point), received "
+            f"{shown(drop)}. Pass 0.01, or leave it out."
+        )
+    return drop
 
 
 def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plans are measured

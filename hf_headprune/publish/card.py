@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from jinja2 import Environment, StrictUndefined
 
-from hf_headprune._model_card import TAGS, THIS_MODEL, card_of
+from hf_headprune._model_card import TAGS, THIS_MODEL, card_of, without_code
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.publish.plots import captions
 
@@ -80,7 +80,8 @@ def model_card(
         onnx=ONNX,
         this_model=THIS_MODEL,
     )
-    return card_of(about, title, section)
+    has_code = folder is None or any(folder.glob("modeling_prunable_*.py"))
+    return card_of(about, title, section if has_code else without_code(section))
 
 
 def eval_results(report: PruningReport, *, dataset: str, task: str) -> str:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from hf_headprune._beside_weights import write_text
 from hf_headprune._compat import is_dispatched
-from hf_headprune._finite import check_loaded
+from hf_headprune._finite import check_loaded, check_plain_tensors
 from hf_headprune.anatomy import family_of
 from hf_headprune.errors import HeadPruneError, InvalidSettingError, MissingExtraError, UnsupportedModelError, shown
 from hf_headprune.families import PRUNABLE_PREFIX
@@ -71,11 +72,13 @@ class Exported:
 
 
 def check_exportable(model: Any, where: str) -> None:
-    """Refuses a model that is spread over devices, not in fp32, or without weights.
+    """Refuses a model of no supported family, or one that is quantized, spread over devices, not in fp32, or empty.
 
     Raises:
         UnsupportedModelError: It is.
     """
+    family_of(model)
+    check_plain_tensors(model, where=where, advice="Export the model before it is quantized.")
     check_loaded(model)
     others = sorted({str(it.dtype) for it in model.parameters() if it.is_floating_point()} - {"torch.float32"})
     if others:
@@ -222,6 +225,7 @@ def write_dense_config(model: Any, folder: str | Path) -> None:
     if any(True for pattern in WEIGHTS for _ in Path(folder).glob(pattern)):
         return
     content = {name: value for name, value in model.config.to_dict().items() if name not in OF_LAYERS}
-    name = type(model).__name__.removeprefix(PRUNABLE_PREFIX.removesuffix("_").capitalize())
+    host = next(it for it in model.modules() if isinstance(it, PreTrainedModel))  # inside of what wraps it
+    name = type(host).__name__.removeprefix(PRUNABLE_PREFIX.removesuffix("_").capitalize())
     content |= {"model_type": family_of(model).model_type, "architectures": [name]}
     write_text(Path(folder, "config.json"), json.dumps(content, indent=2, sort_keys=True))

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_headprune._beside_weights import folder_at, older_weights_removed
+from hf_headprune._model_card import remove_code_from_card_
 from hf_headprune._offloaded import Weights
 from hf_headprune.anatomy import KEPT_HEADS, anatomy_of, family_of
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError, shown
@@ -86,6 +87,7 @@ def _save_without_code(model: Any, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     vars(config).pop(AUTO_MAP, None)
     config.save_pretrained(folder)
+    remove_code_from_card_(folder)
 
 
 def _save_plain(model: Any, folder: Path) -> None:

@@ -26,7 +26,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from hf_headprune._beside_weights import WEIGHTS, folder_at, older_weights_removed, write_text
 from hf_headprune._certificate_file import attach_saved_certificate_, write_certificate_
 from hf_headprune._compat import let_record_outputs_, names_not_loaded
-from hf_headprune._model_card import CARD_NAME, attach_saved_card_, card_on_hub, tag_card_, write_card_
+from hf_headprune._model_card import (
+    CARD_NAME,
+    attach_saved_card_,
+    card_on_hub,
+    remove_code_from_card_,
+    tag_card_,
+    write_card_,
+)
 from hf_headprune._offloaded import is_offloaded, tie_again_
 from hf_headprune.anatomy import anatomy_of, base_model, family_of, layer_lists, towers_of
 from hf_headprune.errors import (
@@ -41,10 +48,10 @@ from hf_headprune.families import FAMILIES, PRUNABLE_PREFIX
 from hf_headprune.shrink.adapters import check_adapter_fits, stale_adapter
 from hf_headprune.shrink.config import check_numbers, config_names, prunable_config
 from hf_headprune.shrink.description import is_of_some_tasks
-from hf_headprune.shrink.remote_code import attach_auto_map_, write_code_
+from hf_headprune.shrink.remote_code import attach_auto_map_, travels, write_code_
 from hf_headprune.shrink.resize import cut_site_
 from hf_headprune.shrink.saved_dtypes import codes_among
-from hf_headprune.shrink.saved_plan import attach_saved_plan_, write_plan_
+from hf_headprune.shrink.saved_plan import attach_saved_plan_, remove_other_plan_, write_plan_
 from hf_headprune.shrink.self_contained import align_weights_
 from hf_headprune.shrink.shared_bias import write_heads_of_bias_
 
@@ -212,6 +219,8 @@ class PrunableModel:
         kwargs.setdefault("save_original_format", False)
         saved = None if state_dict is None else dict(state_dict)  # Transformers empties what it is given
         attach_auto_map_(model)
+        if is_main_process:
+            remove_other_plan_(model, save_directory)
         with _saved_in_parts(model, args, kwargs), older_weights_removed(save_directory, kwargs.get("variant")):
             super().save_pretrained(  # type: ignore[misc]
                 save_directory, is_main_process, saved, False, *args, **kwargs
@@ -221,7 +230,10 @@ class PrunableModel:
         write_plan_(model, save_directory)
         write_certificate_(model, save_directory, state_dict)
         write_card_(model, save_directory, state_dict)
-        write_code_(model, save_directory)
+        if travels(model):
+            write_code_(model, save_directory)
+        else:
+            remove_code_from_card_(save_directory)
         if push_to_hub:
             model.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
 

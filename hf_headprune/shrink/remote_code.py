@@ -138,10 +138,9 @@ def attach_auto_map_(model: Any) -> None:
 
 
 def write_code_(model: Any, folder: str | Path) -> None:
-    """Writes the code of a model's family beside its weights, where `config.json` names it."""
-    if travels(model):
-        model_type = family_of(model).model_type
-        write_text(Path(folder, file_name(model_type)), code_of(model_type).rstrip())
+    """Writes the code of a model's family beside its weights, where `config.json` names it; see `travels`."""
+    model_type = family_of(model).model_type
+    write_text(Path(folder, file_name(model_type)), code_of(model_type).rstrip())
 
 
 @functools.cache

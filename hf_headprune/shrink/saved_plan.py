@@ -84,23 +84,33 @@ def attach_saved_plan_(model: nn.Module, source: Any, options: dict[str, Any]) -
     )
 
 
-def write_plan_(model: nn.Module, folder: str | Path) -> bool:
-    """Writes the plan of a pruned model beside its weights, or removes the plan of another model that lies there.
+def remove_other_plan_(model: nn.Module, folder: str | Path) -> None:
+    """Removes the plan of other weights from a folder before those of a model are saved there.
+
+    An interruption then leaves weights without a plan, which is told from weights with a wrong one.
+
+    Args:
+        model: Pruned model.
+        folder: Where its weights will be saved.
+    """
+    file, plan = Path(folder, PLAN_NAME), plan_from_dense(model)
+    if not file.exists() or (plan is not None and _read(file, model) == plan):
+        return
+    if plan is None:
+        logger.warning("%s is not known to be about the weights that are saved there now; it is removed.", file)
+    file.unlink()
+
+
+def write_plan_(model: nn.Module, folder: str | Path) -> None:
+    """Writes the plan of a pruned model beside its weights, where it is known.
 
     Args:
         model: Pruned model.
         folder: Where its weights are saved.
-
-    Returns:
-        Whether a plan was written.
     """
-    file, plan = Path(folder, PLAN_NAME), plan_from_dense(model)
+    plan = plan_from_dense(model)
     if plan is not None:
-        write_text(file, plan.to_json())
-    elif file.exists():
-        logger.warning("%s is not known to be about the weights that are saved there now; it is removed.", file)
-        file.unlink()
-    return plan is not None
+        write_text(Path(folder, PLAN_NAME), plan.to_json())
 
 
 def _read(file: Path, model: nn.Module) -> PruningPlan | str:

@@ -74,6 +74,7 @@ def prune_model_(model: nn.Module, plan: PlanOrResult) -> nn.Module:
     """
     found: Any = refitted(plan)
     inside = model_inside(model)
+    family_of(inside)  # else it may be nothing that could be owned
     with (
         owned(inside, "prune_model_", alone=True),
         undone_after_errors([model]),

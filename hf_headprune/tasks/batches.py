@@ -160,9 +160,15 @@ def running(model: Any, batch: Mapping[str, torch.Tensor], where: str) -> Iterat
         config = getattr(model, "config", None)
         given = ", ".join(map(_described, batch.items()))
         limits = [f"{name} {getattr(config, name)}" for name in LIMITS if getattr(config, name, None) is not None]
+        dtypes = sorted({str(it.dtype) for it in model.parameters() if it.is_floating_point()})
+        advice = "Encode the examples for this model."
+        if dtypes not in ([], ["torch.float32"]):
+            advice += (
+                f" If it can't compute with weights in {' and '.join(dtypes)}, load it in one precision: .float()."
+            )
         raise InvalidSettingError(
             f"{where}: a {type(model).__name__} can't be run on a batch of {given}: {_in_short(error)}. Its "
-            f"configuration says {', '.join(limits) or 'nothing of limits'}. Encode the examples for this model."
+            f"configuration says {', '.join(limits) or 'nothing of limits'}. {advice}"
         ) from error
 
 

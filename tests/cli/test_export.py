@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.surgery import prune_model_
@@ -50,6 +51,17 @@ def test_standard_output_is_json_alone_whatever_the_exporters_have_to_say(folder
     assert files == [str(out / "onnx" / "model.onnx"), str(out / "openvino" / "openvino_model.xml")]
     assert all(Path(file).exists() for file in files)
     assert said.err == f"No tokenizer was saved: there is none beside {folder}.\n"
+
+
+def test_a_checkpoint_in_half_precision_becomes_a_file_in_fp32(folder, tmp_path, capsys):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    pytest.importorskip("transformers.exporters", reason="Transformers has no exporters before 5.24")
+    AutoModelForSequenceClassification.from_pretrained(folder).bfloat16().save_pretrained(tmp_path / "half")
+    said = called(capsys, "export", tmp_path / "half", tmp_path / "out", "--onnx")
+    assert said.code == 0, said.err
+    assert "The weights are in torch.bfloat16; the file computes in torch.float32" in said.err
+    assert (tmp_path / "out" / "onnx" / "model.onnx").exists()
 
 
 def test_a_tokenizer_that_can_not_be_used_is_not_called_missing(folder, tmp_path, capsys):

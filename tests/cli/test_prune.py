@@ -533,6 +533,7 @@ def test_a_pruned_model_trains_on_before_it_is_certified(capsys, classifier, tmp
     ("words", "problem"),
     [
         (["--recover", 0], "--recover takes a number of epochs above 0"),
+        (["--recover", "inf"], "--recover takes a number of epochs above 0"),
         (["--recover", 1, "--search"], "measures plans that do not train on"),
         (["--learning-rate", 0.001], "--learning-rate is for --recover"),
     ],

@@ -66,6 +66,13 @@ def test_a_token_that_the_model_does_not_embed_is_named_in_evaluation_and_calibr
         search_plan(tiny_bert(), good, calibration=wrong, max_drop=0.1)
 
 
+def test_weights_in_two_precisions_are_named():
+    model = tiny_bert()
+    model.classifier.half()
+    with pytest.raises(InvalidSettingError, match=r"weights in torch\.float16 and torch\.float32, load it in one"):
+        plan_for_budget(model, labelled_rows(40, 1), density=0.5)
+
+
 def test_a_collator_that_fails_is_said_with_the_columns_that_it_got():
     with pytest.raises(
         InvalidSettingError, match=r"can't make a batch of 32 examples with \['attention_mask', .*ValueError"

@@ -737,7 +737,7 @@ def test_examples_are_compared_by_the_columns_of_the_certificate_where_none_are_
         assert any("the train split, and that it holds none of the examples, by text" in text for text in found.checked)
     notes = verify_certificate(certificate, dataset=dataclasses.replace(split, columns=("note",), train=None))
     assert notes.findings[0].text.startswith("the examples are compared by text ['note'], the certificate by text [")
-    with pytest.raises(InvalidSettingError, match="a split must be sized, indexable and not empty"):
+    with pytest.raises(InvalidSettingError, match="a split must hold examples, received an empty list"):
         verify_certificate(certificate, dataset=[])
     lacking = verify_certificate(certificate, dataset=[{"note": row["note"], "label": 0} for row in rows])
     assert [finding.text for finding in lacking.findings] == ["the examples lack the text columns ['sentence']"]

@@ -203,9 +203,15 @@ def test_texts_in_columns_of_another_name_are_found_but_their_absence_is_no_comp
     assert new.compared_with(ExampleFingerprints.of(sentences())) == ()
 
 
-@pytest.mark.parametrize("wrong", [[], "text", {"a": 1}, iter([1])])
-def test_only_sized_indexable_data_sets_are_read(wrong):
-    with pytest.raises(InvalidSettingError, match="sized, indexable and not empty"):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ([], "must hold examples, received an empty list"),
+        *((it, "must be sized and indexable") for it in ("text", {"a": 1}, iter([1]))),
+    ],
+)
+def test_only_sized_indexable_data_sets_are_read(wrong, words):
+    with pytest.raises(InvalidSettingError, match=words):
         ExampleFingerprints.of(wrong)
 
 

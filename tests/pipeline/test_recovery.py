@@ -122,3 +122,16 @@ def test_recovery_needs_an_order_that_has_not_seen_the_tested_examples(trained, 
     rows = {"calibration": TRAIN[:60]} if settings else {}
     with pytest.raises(InvalidSettingError, match=words):
         search_plan(trained, UNSEEN[:40], **settings, **rows, recover=print)
+
+
+def test_epochs_are_no_function_that_trains(trained):
+    for call in (lambda: plan_for_budget(trained, attended_rows(8, 1), density=0.5, recover=1),
+                 lambda: search_plan(trained, attended_rows(8, 1), recover=1)):  # fmt: skip
+        with pytest.raises(InvalidSettingError, match=r"recover must be a function \(pruned, dense\).*received 1"):
+            call()
+
+
+@pytest.mark.parametrize("drop", [-1, float("nan"), "0.01", True])
+def test_a_drop_that_is_none_is_refused_by_the_name_of_the_call(trained, drop):
+    with pytest.raises(InvalidSettingError, match="search_plan: max_drop must be a number of at least 0"):
+        search_plan(trained, attended_rows(8, 1), max_drop=drop)

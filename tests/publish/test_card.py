@@ -18,6 +18,7 @@ from hf_headprune.publish.card import is_hub_name, model_card, write_eval_result
 from hf_headprune.publish.measurements import Frontier, MetricChange, Recipe, SizedMetric
 from hf_headprune.publish.report import REPORT_NAME, PruningReport
 from hf_headprune.publish.training import Curve
+from hf_headprune.shrink.export import export_model
 from hf_headprune.shrink.surgery import prune_model_
 from tests.support.models import tiny_bert
 from tools.model_cards import CARDS, NAMES
@@ -168,6 +169,18 @@ def test_a_card_says_how_to_load_the_other_forms_that_lie_beside_the_model(resul
     assert 'AutoModel.from_pretrained("<this model>", subfolder="plain")' in card
     assert 'hf_hub_download("<this model>", "onnx/model.onnx")' in card
     assert "headprune export" not in card
+
+
+def test_the_card_of_a_folder_without_code_does_not_say_how_to_load_it_by_code(result, bert, tmp_path):
+    prune_model_(bert, result)
+    by_code, native = "trust_remote_code=True", "import hf_headprune\nfrom transformers"
+    for mode in ("remote", "native"):
+        card = (export_model(bert, tmp_path / mode, mode=mode) / CARD_NAME).read_text()
+        assert (by_code in card, native in card) == (mode == "remote", True)
+        assert "## How to load it" in card
+    assert (tmp_path / "remote" / CARD_NAME).read_text() != (tmp_path / "native" / CARD_NAME).read_text()
+    again = model_card(result.report, class_name="PrunableBertModel", folder=tmp_path / "native")
+    assert (by_code in again, native in again) == (False, True)
 
 
 def test_a_card_without_certificate_says_so_and_names_no_folder_of_this_machine(bert, tmp_path):

@@ -211,6 +211,26 @@ def test_a_model_in_half_precision_is_refused_before_anything_is_written(export,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # torch's own quantization is
+@pytest.mark.parametrize("export", [export_onnx, export_openvino])
+def test_what_is_no_model_that_can_be_exported_is_refused_in_words(export, pruned, tmp_path):
+    quantized = torch.ao.quantization.quantize_dynamic(tiny_bert(), {torch.nn.Linear})
+    for given, words in (
+        (torch.nn.DataParallel(copy.deepcopy(pruned)), r"pass its \.module"),
+        (None, "NoneType: no declaration says"),
+        ("bert", "str: no declaration says"),
+        (quantized, "is no plain tensor.*Export the model before it is quantized"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=words):
+            export(given, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_configuration_names_the_class_of_transformers_whatever_wraps_it(tmp_path):
+    exported.write_dense_config(torch.compile(tiny_bert(), backend="eager"), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
+
+
 def test_a_file_that_computes_something_else_is_not_left_behind(pruned, tmp_path, monkeypatch):
     stand_ins = {
         "transformers.exporters": Exporters,

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_headprune.plan import PruningPlan
+from hf_headprune.shrink import prunable
 from hf_headprune.shrink.prunable import prunable_named
 from hf_headprune.shrink.saved_plan import PLAN_NAME, plan_from_dense
 from hf_headprune.shrink.surgery import prune_model_
@@ -136,3 +137,20 @@ def test_only_the_main_process_writes_a_plan(folder, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.save_pretrained(tmp_path / "other", is_main_process=False)
     assert not (tmp_path / "other" / PLAN_NAME).exists()
+
+
+def test_an_interruption_leaves_no_plan_of_the_weights_before(folder, monkeypatch):
+    """The other model keeps as many heads and units, so that nothing else tells the plans apart."""
+    other = cut(tiny_bert(), (0, 1, 2), (1, 2, 3, 4))
+    monkeypatch.setattr(prunable, "write_plan_", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        other.save_pretrained(folder)
+    assert plan_from_dense(AutoModelForSequenceClassification.from_pretrained(folder)) is None
+
+
+def test_saving_the_same_model_again_never_leaves_it_without_its_plan(folder, monkeypatch):
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    monkeypatch.setattr(prunable, "write_plan_", lambda *_: None)
+    before = saved_plan(folder)
+    model.save_pretrained(folder)
+    assert saved_plan(folder) == before

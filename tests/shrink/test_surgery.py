@@ -433,6 +433,12 @@ def test_an_adapter_elsewhere_is_no_obstacle():
     assert anatomy_of(model).num_heads == 5
 
 
+@pytest.mark.parametrize("given", [None, "bert"])
+def test_what_is_no_model_is_refused(given):
+    with pytest.raises(UnsupportedModelError, match="no declaration says where its heads are"):
+        prune_model_(given, PruningPlan.of(tiny_bert()))
+
+
 def test_a_wrapper_is_refused_with_the_classes_that_have_a_sibling():
     class Wrapper(nn.Module):
         def __init__(self, model):
