@@ -89,9 +89,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _silence_dependencies() -> None:
-    import datasets
-    import transformers
-
+    datasets, transformers = map(import_module, ("datasets", "transformers"))
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     if not sys.stderr.isatty():

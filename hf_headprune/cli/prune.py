@@ -149,10 +149,7 @@ def prune(  # noqa: PLR0913, PLR0917 - the options of the command
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUTPUT")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,  # noqa: FBT002
 ) -> None:
-    """Prunes MODEL, a folder or Hub name, into OUTPUT.
-
-    Exits with 1 if what was asked does not hold.
-    """
+    """Prunes MODEL, a folder or Hub name, into OUTPUT. Exits with 1 if what was asked does not hold."""
     sizes = {"density": density, "speedup": speedup, "size_mb": size_mb, "kept_heads": kept_heads}
     outcome = Run(
         model=model,

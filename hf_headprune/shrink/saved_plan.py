@@ -87,7 +87,7 @@ def attach_saved_plan_(model: nn.Module, source: Any, options: dict[str, Any]) -
 def remove_other_plan_(model: nn.Module, folder: str | Path) -> None:
     """Removes the plan of other weights from a folder before those of a model are saved there.
 
-    An interruption then leaves weights without a plan, which is told from weights with a wrong one.
+    An interruption then leaves weights without a plan, and never weights with a wrong one.
 
     Args:
         model: Pruned model.
