@@ -13,7 +13,7 @@ import hf_headprune
 from hf_headprune.plan import PruningPlan
 from hf_headprune.shrink.prunable import class_names
 from hf_headprune.shrink.surgery import prune_model_
-from tests.support.fresh_process import fresh, fresh_each
+from tests.support.fresh_process import fresh_each
 from tests.support.models import tiny_bert
 from tools.stubs import STUB, stub
 
@@ -41,40 +41,12 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
-def test_importing_the_package_imports_nothing_heavy():
-    before = "import torch, transformers; before = set(sys.modules)"
-    found = fresh(f"{before}; import hf_headprune; out['new'] = sorted(set(sys.modules) - before)")
-    assert "hf_headprune.errors" in found["new"]
-    assert not set(found["new"]) & set(HEAVY)
-    assert len(found["new"]) < 15
-
-
-@pytest.mark.slow
-def test_reading_a_pruned_bert_imports_the_modeling_file_of_bert_alone(folder):
-    script = """
-import hf_headprune
-from transformers import AutoModelForSequenceClassification
-out["class"] = type(AutoModelForSequenceClassification.from_pretrained(sys.argv[1])).__name__
-out["imported"] = [name for name in sys.modules if name.startswith(("transformers.", "hf_headprune.", "datasets"))]
-"""
-    found = fresh(script, str(folder))
-    assert found["class"] == "PrunableBertForSequenceClassification"
-    modeling = [name for name in found["imported"] if name.startswith("transformers.models.") and ".modeling_" in name]
-    assert sorted(modeling) == ["transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert"]
-    rooms = {name.split(".")[1] for name in found["imported"] if name.startswith("hf_headprune.")}
-    assert rooms & {"callback", "pipeline", "search", "guarantee", "learn", "refit", "publish"} == set()
-    assert set(found["imported"]) & {"transformers.trainer", "datasets"} == set()
-
-
 ORDERS = {
     "Auto classes before the package": "from transformers import AutoModelForSequenceClassification as A, AutoConfig",
     "a configuration first": "import hf_headprune\nfrom transformers import BertConfig",
     "a tokenizer first": "import hf_headprune\nfrom transformers import AutoTokenizer",
     "a class by its module first": "from hf_headprune.shrink.prunable import PrunableBertForSequenceClassification",
 }
-
-
 READ = """
 import hf_headprune
 from transformers import AutoConfig, AutoModelForSequenceClassification, TOKENIZER_MAPPING
@@ -85,30 +57,58 @@ out["is_config"] = type(config) is type(model.config) is hf_headprune.PrunableBe
 out["tokenizer"] = TOKENIZER_MAPPING[type(config)].__name__
 out["heads"] = [len(layer.attention.self.query.weight) for layer in model.bert.encoder.layer]
 """
+ALONE = "before = set(sys.modules); import hf_headprune; out['new'] = sorted(set(sys.modules) - before)"
+READ_ALONE = """
+import hf_headprune
+from transformers import AutoModelForSequenceClassification
+out["class"] = type(AutoModelForSequenceClassification.from_pretrained(sys.argv[1])).__name__
+out["imported"] = [name for name in sys.modules if name.startswith(("transformers.", "hf_headprune.", "datasets"))]
+"""
+PICKLED = """
+config = torch.load(sys.argv[2], weights_only=False)
+out["class"] = type(transformers.AutoModel.from_config(config)).__name__
+"""
 
 
 @pytest.fixture(scope="module")
-def read_in_any_order(folder):
-    return fresh_each({name: f"{first}\n{READ}" for name, first in ORDERS.items()}, str(folder))
+def found(folder, tmp_path_factory):
+    """What each script finds in a process that has imported torch and Transformers, and nothing of this package."""
+    file = tmp_path_factory.mktemp("pickled") / "config.pt"
+    torch.save(transformers.AutoConfig.from_pretrained(folder), file)
+    scripts = {name: f"{first}\n{READ}" for name, first in ORDERS.items()}
+    scripts |= {"alone": ALONE, "read alone": READ_ALONE, "pickled": f"import torch, transformers\n{PICKLED}"}
+    return fresh_each(scripts, str(folder), str(file))
+
+
+@pytest.mark.slow
+def test_importing_the_package_imports_nothing_heavy(found):
+    new = found["alone"]["new"]
+    assert "hf_headprune.errors" in new
+    assert not set(new) & set(HEAVY)
+    assert len(new) < 15
+
+
+@pytest.mark.slow
+def test_reading_a_pruned_bert_imports_the_modeling_file_of_bert_alone(found):
+    read = found["read alone"]
+    assert read["class"] == "PrunableBertForSequenceClassification"
+    modeling = [name for name in read["imported"] if name.startswith("transformers.models.") and ".modeling_" in name]
+    assert sorted(modeling) == ["transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert"]
+    rooms = {name.split(".")[1] for name in read["imported"] if name.startswith("hf_headprune.")}
+    assert rooms & {"callback", "pipeline", "search", "guarantee", "learn", "refit", "publish"} == set()
+    assert set(read["imported"]) & {"transformers.trainer", "datasets"} == set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
-def test_auto_classes_know_pruned_checkpoints_in_any_order_of_imports(order, read_in_any_order):
+def test_auto_classes_know_pruned_checkpoints_in_any_order_of_imports(order, found):
     expected = {"is_known": True, "is_config": True, "tokenizer": "BertTokenizer", "heads": [8, 32]}
-    assert read_in_any_order[order] == expected
+    assert found[order] == expected
 
 
 @pytest.mark.slow
-def test_a_pickled_configuration_is_enough_to_build_its_model(folder, tmp_path):
-    config = transformers.AutoConfig.from_pretrained(folder)
-    torch.save(config, tmp_path / "config.pt")
-    script = """
-import torch, transformers
-config = torch.load(sys.argv[1], weights_only=False)
-out["class"] = type(transformers.AutoModel.from_config(config)).__name__
-"""
-    assert fresh(script, str(tmp_path / "config.pt")) == {"class": "PrunableBertModel"}
+def test_a_pickled_configuration_is_enough_to_build_its_model(found):
+    assert found["pickled"] == {"class": "PrunableBertModel"}
 
 
 def test_every_public_name_is_found_and_no_other():
