@@ -327,8 +327,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     family = family_of(model)
     if family.since is not None and is_older_than(family.since):
         raise UnsupportedModelError(
-            f"{type(model).__name__} can be pruned from Transformers {family.since} on: its layers were others before. "
-            "Install a newer Transformers."
+            f"{type(model).__name__} can be pruned from Transformers {family.since} on: before, its modules have other "
+            "names. Install a newer Transformers."
         )
     base = base_model(model)
     present = dict(base.named_modules())

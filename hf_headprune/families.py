@@ -222,7 +222,7 @@ def _bert(model_type: str) -> Family:
     return Family(model_type, (Stack("encoder.layer", blocks),))
 
 
-def _bart(model_type: str, **more: Any) -> Family:
+def _bart(model_type: str, *, probe: Probe = "tokens", **more: Any) -> Family:
     def stack(side: Literal["encoder", "decoder"]) -> Stack:
         def attention(name: str, kind: SiteKind, own_field: str | None = None) -> Block:
             settings = {"core": name, "sizes": {"d": "head_dim"}, "own_field": own_field} | more
@@ -235,7 +235,6 @@ def _bart(model_type: str, **more: Any) -> Family:
         blocks.append(_ffn("fc1", "fc1", "fc2", f"{side}_ffn_dim"))
         return Stack(f"{side}.layers", tuple(blocks), f"{side}_layers")
 
-    probe: Probe = "spectrogram" if more else "tokens"
     return Family(model_type, (stack("encoder"), stack("decoder")), hidden_size="d_model", probe=probe)
 
 
@@ -688,7 +687,7 @@ FAMILIES: dict[str, Family] = {
         _GPT2,
         _GPT_NEOX,
         *map(_t5, ("t5", "mt5")),
-        _bart("whisper", attributes={"num_heads": "u"}),
+        _bart("whisper", probe="spectrogram", attributes={"num_heads": "u"}),
         _WAV2VEC2,
         _OLMO2,
     )

@@ -11,7 +11,9 @@ from benchmarks import readme_chart, readme_numbers
 from benchmarks.arena import chart as arena_chart
 from benchmarks.results_file import RESULTS, read_json
 from hf_headprune.families import FAMILIES
-from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES, can_decide
+from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.scored import CertificationData, least_needed
+from hf_headprune.pipeline.cost_path import CALIBRATION, DENSITIES
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, REPORTING
 from hf_headprune.plan import PruningPlan
 from tests.host.expected import reason_for
@@ -185,7 +187,8 @@ def test_the_pages_state_the_numbers_of_the_code():
     plans = f"{words[len(DENSITIES) - 11]} plans are made, from {largest} of the weights down to {smallest}"
     assert plans in said["docs/choose.md"]
     assert f"{CALIBRATION:,}\ntraining examples" in said["docs/choose.md"]
-    few = next(count for count in range(1, 1000) if can_decide(count, DEFAULT_DROP, DECIDING))
+    right = Metric("accuracy", "binary", lambda model, rows: rows)
+    _, few = least_needed(right, CertificationData([{"text": "one"}]), DEFAULT_DROP, DECIDING)
     words = f"With fewer than about {round(few, -1)}, even a pruned model that answers alike is not certified"
     assert words in said["README.md"].replace("\n  ", " ")
 

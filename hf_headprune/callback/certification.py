@@ -10,7 +10,7 @@ from hf_headprune.callback import search_metric, trainer_compat
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ChangingExamplesError, ExampleFingerprints, rows_of
-from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
+from hf_headprune.guarantee.scored import CertificationData, with_windows
 from hf_headprune.guarantee.splits import SplitSettings, split_known
 from hf_headprune.pipeline.cost_path import DENSITIES, can_decide
 from hf_headprune.pipeline.holdout import CANDIDATES, LEAST_EXAMPLES, Holdout, NotCertifiable
@@ -94,12 +94,13 @@ def splits_of(trainer: Trainer, settings: Settings, asked: Certification) -> Spl
     drop = settings.certified_drop
     confidence = halved(settings.confidence) if settings.recovers and settings.follows else settings.confidence
     required = "HeadPruneCallback" if asked.is_condition else None
-    decides = settings.follows and can_decide(independent(data), drop, confidence, required_by=required)
+    metric = Metric.of(
+        asked.metric or _scored(trainer, settings), trainer_compat.model_of(trainer), where="HeadPruneCallback"
+    )
+    decides = settings.follows and can_decide(metric, data, drop, confidence, required_by=required)
     holdout = Holdout(
         data,
-        Metric.of(
-            asked.metric or _scored(trainer, settings), trainer_compat.model_of(trainer), where="HeadPruneCallback"
-        ),
+        metric,
         drop,
         confidence,
         is_condition=decides,

@@ -78,6 +78,8 @@ def taught_by(trainer: Trainer, dense: Any) -> Iterator[None]:
                 examples, collate = trainer_compat.training_data(trainer, trainer.get_train_dataloader())
                 batch = trainer_compat.prepared(trainer, collate([examples[0]]))
                 owner.compute_loss(owner.model.train(), batch, **trainer_compat.counted_for(trainer, batch))
+            _restore_loss(owner, before)
+            distil(trainer, Distillation(dense))  # anew: how often examples come again is known once the run begins
         except HeadPruneError as error:
             _restore_loss(owner, before)
             logger.warning("The pruned model learns from labels alone, without the dense one as teacher. %s", error)

@@ -67,8 +67,10 @@ def save_spare_checkpoint(trainer: Trainer, parts: LearnedParts | None = None) -
         parts.mark_step(trainer.state.global_step)
     staging = folder.parent / STAGING
     try:
-        is_saved = trainer_compat.save_checkpoint(trainer, staging)
-        trainer.accelerator.wait_for_everyone()
+        try:
+            is_saved = trainer_compat.save_checkpoint(trainer, staging)
+        finally:  # the others wait where one has failed
+            trainer.accelerator.wait_for_everyone()
         if is_saved and trainer.args.should_save:
             (staging / folder.name / MARK).touch()
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from hf_headprune._beside_weights import write_text
 from hf_headprune._certificate_file import CERTIFICATE_NAME, attach_certificate_
-from hf_headprune._distributed import by_first, number_of_processes
+from hf_headprune._distributed import by_first, from_first, number_of_processes
 from hf_headprune._model_card import attach_card_
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.callback import trainer_compat
@@ -28,7 +28,7 @@ from hf_headprune.callback.search_metric import metric_source, own_number
 from hf_headprune.callback.trainer_compat import model_of
 from hf_headprune.latency import measure_latency
 from hf_headprune.masking import plain_copy
-from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, from_first_unless, walk_down
+from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, walk_down
 from hf_headprune.pipeline.holdout import Holdout, NotCertifiable
 from hf_headprune.pipeline.recovery import by_test_of_recovered, recovered, recovery_in_words
 from hf_headprune.pipeline.result import PruningResult
@@ -305,7 +305,7 @@ def _cut_to_size(trainer: Trainer, settings: Settings, before: PruningPlan, reco
     losses = (trainer_compat.summed_loss(trainer, batch) for batch in batches)
     over_processes = number_of_processes() > 1
     found = choose(model_of(trainer), asked, before, losses, over_processes=over_processes)
-    plan, refit = from_first_unless(found, over_processes)
+    plan, refit = from_first(found)
     runs = _runs(trainer, twin, batches)
     refit = refit if runs is None else RefitInOrder(refit, plan, before, runs)
     return Found(recovered(twin, RefittedPlan(plan, refit), recover))

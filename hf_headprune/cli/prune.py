@@ -251,7 +251,7 @@ class Run:
         self.output.check([self.model, self.tokenizer, *self.source.names(), *corpus])
         model = to_accelerator_(load_model(self.model))
         if not self.plan_only:
-            self.output.check_space(sum(weight.nbytes for weight in model.parameters()))
+            self.output.check_space(self.budget.sizes * sum(weight.nbytes for weight in model.parameters()))
         anatomy_of(model)  # refuses other families before anything is read
         self._check(model)
         inputs = self._inputs(model)
@@ -375,7 +375,8 @@ class Run:
         elif self.budget.is_drop:
             work += f", then up to {len(DENSITIES)} plans, the largest first, until one loses too much"
         if self.recovery is not None:
-            work += f"; before the tests, {epochs_in_words(self.recovery.epochs)} of training of a pruned model"
+            when = "before the tests" if self.budget.is_drop else "then"
+            work += f"; {when}, {epochs_in_words(self.recovery.epochs)} of training of a pruned model"
         return (
             f"{type(model).__name__} in {self.model}; reads {', '.join(splits.columns)}; {counts} examples.\n"
             f"Computed: {work}."

@@ -16,6 +16,8 @@ Source:
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import logsumexp
@@ -61,10 +63,30 @@ def betting_p_value(differences: np.ndarray, epsilon: float, groups: np.ndarray 
     """
     _check(differences, epsilon)
     sums, sizes = cluster_sums(differences, groups)
-    bets = np.geomspace(SMALLEST_BET, LARGEST_BET, NUM_BETS) / max(1.0, 1.0 - epsilon)
+    bets = _bets(epsilon)
     gains = np.cumsum(np.log1p(bets[:, None] * (epsilon * sizes - sums)), axis=1)  # (num_bets, num_units)
     wealth = logsumexp(gains, axis=0) - np.log(NUM_BETS)
     return float(min(1.0, np.exp(-(wealth.max() if groups is None else wealth[-1]))))
+
+
+def examples_without_change(epsilon: float, alpha: float) -> int:
+    """Returns how many independent examples exclude a drop, with a p-value of at most alpha, where no score changes.
+
+    Args:
+        epsilon: Drop that is to be excluded, in (0, 1).
+        alpha: Level.
+    """
+    growth = np.log1p(epsilon * _bets(epsilon))  # of each bet by one more example
+
+    def excess(examples: float) -> float:
+        return float(logsumexp(examples * growth) - np.log(NUM_BETS) + np.log(alpha))
+
+    enough = (np.log(NUM_BETS) - np.log(alpha)) / growth.max()  # for the boldest bet alone
+    return math.ceil(brentq(excess, 0.0, enough, xtol=BOUND_TOLERANCE))
+
+
+def _bets(epsilon: float) -> np.ndarray:
+    return np.geomspace(SMALLEST_BET, LARGEST_BET, NUM_BETS) / max(1.0, 1.0 - epsilon)
 
 
 def betting_upper_bound(differences: np.ndarray, alpha: float, groups: np.ndarray | None = None) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,6 +16,7 @@ from hf_headprune._checks import is_confidence, is_whole
 from hf_headprune._seen_splits import seen_by
 from hf_headprune._strict_json import LARGEST
 from hf_headprune.errors import InvalidSettingError, shown
+from hf_headprune.guarantee.betting import examples_without_change
 from hf_headprune.guarantee.certificate import DisjointnessRecord
 from hf_headprune.guarantee.claim import RIGHT_ANSWER, Claim, Metric, accuracy_of_answers, agreement
 from hf_headprune.guarantee.evidence import checked_scores
@@ -31,6 +34,7 @@ from hf_headprune.guarantee.external import answers_of, bare, first_reader, has_
 from hf_headprune.guarantee.labels import PartlyLabelled, labels_by_index, own_labels
 from hf_headprune.guarantee.neighbours import Neighbours
 from hf_headprune.guarantee.outcomes import Outcome, PairedScores
+from hf_headprune.guarantee.paired import level_of
 from hf_headprune.guarantee.wording import AGREEMENT, WITHOUT_LABELS
 from hf_headprune.masking import evaluating, masked
 from hf_headprune.tasks.answers import same_answers
@@ -139,6 +143,27 @@ def independent(data: CertificationData) -> int:
     if data.groups is None:
         return len(data.dataset)
     return len(set(groups_of(data.dataset, data.groups, where="CertificationData(groups=...)")))
+
+
+def least_needed(metric: Metric, data: CertificationData, max_drop: float, confidence: float) -> tuple[int, int]:
+    """Returns how many examples there are, and how many could show a drop to be excluded if no answer changed.
+
+    Groups count by the size of the largest: so much their test rests on at the least.
+
+    Args:
+        metric: By which models are compared.
+        data: The examples.
+        max_drop: Drop that is to be excluded, in (0, 1).
+        confidence: With which.
+    """
+    alpha = 1.0 - confidence
+    if data.groups is not None:
+        groups = Counter(groups_of(data.dataset, data.groups, where="CertificationData(groups=...)"))
+        return len(data.dataset) // max(groups.values()), examples_without_change(max_drop, alpha)
+    if metric.kind == "bounded":
+        return len(data.dataset), examples_without_change(max_drop, alpha)
+    level = level_of(alpha) if metric.kind == "binary" else alpha
+    return len(data.dataset), math.ceil(math.log(level) / math.log1p(-max_drop))
 
 
 class ScoredSplit:

@@ -15,12 +15,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_headprune._distributed import from_first
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.errors import InvalidSettingError
+from hf_headprune.guarantee.scored import least_needed
 from hf_headprune.masking import masked
 from hf_headprune.pipeline.holdout import Chosen, Holdout, allows_anything
 from hf_headprune.pipeline.result import MeasuredPlan, sized
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_headprune.anatomy import Anatomy
-    from hf_headprune.guarantee.scored import ScoredSplit
+    from hf_headprune.guarantee.claim import Metric
+    from hf_headprune.guarantee.scored import CertificationData, ScoredSplit
     from hf_headprune.pipeline.holdout import Allowed
     from hf_headprune.pipeline.run import MetricSource
     from hf_headprune.plan import PruningPlan
@@ -136,9 +138,8 @@ def walk_down(  # noqa: PLR0913 - a model, its examples, and what is asked
     started = time.perf_counter()
     order = SecondOrder(density=min(DENSITIES), tuning=SecondOrderTuning(uniform=uniform))
     with masked(model, before):
-        plans, refit = from_first_unless(
-            plans_at(model, DENSITIES, order, before, losses, over_processes=over_processes), over_processes
-        )
+        made = plans_at(model, DENSITIES, order, before, losses, over_processes=over_processes)
+    plans, refit = from_first(made) if over_processes else made  # rounding may differ between processes
     candidates = [RefittedPlan(plan, refit) for plan in plans]
     if runs is not None:
         candidates = refitted_in_order(candidates, refit, before, runs)
@@ -192,11 +193,6 @@ def leaving_densities(before: PruningPlan, plans: list[PruningPlan], anatomy: An
             for head in set(range(len(leaves_at))) - set(plan.kept_heads[site]):
                 leaves_at[head] = density
     return {site: tuple(leaves_at) for site, leaves_at in found.items()}
-
-
-def from_first_unless(found: Any, over_processes: bool) -> Any:  # noqa: FBT001 - the question itself
-    """Returns what the first process found, in every process of a distributed run; rounding may differ between them."""
-    return from_first(found) if over_processes else found
 
 
 def by_test(
@@ -265,11 +261,14 @@ def by_metric(source: MetricSource, max_drop: float, before: PruningPlan) -> Dec
     return decide
 
 
-def can_decide(num_examples: int, max_drop: float, confidence: float, *, required_by: str | None = None) -> bool:
+def can_decide(
+    metric: Metric, data: CertificationData, max_drop: float, confidence: float, *, required_by: str | None = None
+) -> bool:
     """Tells whether examples can certify a drop at all: without a single change of an answer.
 
     Args:
-        num_examples: Unseen ones.
+        metric: By which models are compared.
+        data: Unseen examples.
         max_drop: Drop that is to be excluded.
         confidence: With which.
         required_by: Name of the public function whose argument `confidence` asks for it; None where it may be missing.
@@ -285,11 +284,12 @@ def can_decide(num_examples: int, max_drop: float, confidence: float, *, require
                 "seen decides."
             )
         return False
-    needed = math.ceil(math.log(1 - confidence) / math.log1p(-max_drop))
-    if required_by is not None and num_examples < needed:
+    count, needed = least_needed(metric, data, max_drop, confidence)
+    if required_by is not None and count < needed:
+        noun = "examples" if data.groups is None else "groups of examples, counted by the largest"
         raise InvalidSettingError(
             f"{required_by}(confidence={confidence:g}): a drop below {100 * max_drop:g} percentage points can't be "
-            f"shown on {num_examples:,} examples, even if no answer changes; it takes {needed:,}. Pass more, allow a "
-            "larger drop, or leave confidence out, so that the drop that is seen decides."
+            f"shown on {count:,} {noun}, even if no answer changes; it takes {needed:,}. Pass more, allow a larger "
+            "drop, or leave confidence out, so that the drop that is seen decides."
         )
-    return num_examples >= needed
+    return count >= needed

@@ -12,7 +12,7 @@ from hf_headprune.anatomy import anatomy_of
 from hf_headprune.errors import DataLeakError, InvalidSettingError, shown
 from hf_headprune.guarantee.claim import Metric
 from hf_headprune.guarantee.examples import ExampleFingerprints
-from hf_headprune.guarantee.scored import CertificationData, independent, with_windows
+from hf_headprune.guarantee.scored import CertificationData, with_windows
 from hf_headprune.masking import plain_copy
 from hf_headprune.pipeline.cost_path import CALIBRATION, by_metric, can_decide, check_removable, walk_down
 from hf_headprune.pipeline.holdout import DECIDING, DEFAULT_DROP, Holdout, NotCertifiable
@@ -259,7 +259,7 @@ def _source(  # noqa: PLR0913 - the arguments of `search_plan` that say how plan
         twin,
         batched(dataset),
         metric=scorer,
-        calibration=None if calibration is None else batched(calibration),
+        calibration=batched(calibration) if searches and calibration is not None else None,
         where="search_plan",
     )
     return MetricSource(evaluator, scorer.in_words, len(dataset), "searched examples", model=twin)
@@ -315,5 +315,5 @@ def _holdout(
     required = None if confidence == "auto" else "search_plan"
     confidence = DECIDING if confidence == "auto" else confidence
     confidence = halved(confidence) if is_shared else confidence
-    decides = can_decide(independent(tested), max_drop, confidence, required_by=required)
+    decides = can_decide(metric, tested, max_drop, confidence, required_by=required)
     return Holdout(tested, metric, max_drop, confidence, is_condition=decides, reference=reference)

@@ -293,7 +293,7 @@ class RefitInOrder(Refit):
         """Checks that a model has the modules that were fitted.
 
         Raises:
-            InvalidPlanError: One is missing or has other weights.
+            InvalidPlanError: One is missing or of another shape.
         """
         super().check_fits(model)
         modules = dict(model.named_modules())
@@ -301,8 +301,8 @@ class RefitInOrder(Refit):
             weight = getattr(modules.get(fit.place.path), "weight", None)
             if weight is None or weight.shape != fit.shape:
                 raise InvalidPlanError(
-                    f"This refit does not fit the model: {fit.place.path} has another weight than the model that was "
-                    "refitted. Pass the refit of this very model, with the weights that it had then."
+                    f"This refit does not fit the model: {fit.place.path} has not the shape that it had when it "
+                    "was refitted. Pass the refit of this very model, with the weights that it had then."
                 )
 
     def _activations(self, numbers: Iterable[int]) -> int:

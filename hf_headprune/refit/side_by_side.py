@@ -98,6 +98,8 @@ class ForwardPass:
 
     def _work(self) -> None:
         self._may_go.acquire()
+        if self._is_closed:
+            return
         _OF_THREAD.forward_pass = self
         try:
             with torch.no_grad(), _Sums(self):
@@ -181,9 +183,11 @@ class SideBySide:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends all passes."""
-        for forward_pass in self._passes:
-            forward_pass.close()
-        self._open.close()
+        try:
+            for forward_pass in self._passes:
+                forward_pass.close()
+        finally:  # a second interruption, too, leaves no hooks behind
+            self._open.close()
 
     def advance(self, path: str) -> list[Stop]:
         """Runs all passes on to a module, one after the other, and returns where each waits.

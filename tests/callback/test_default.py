@@ -161,7 +161,7 @@ def test_without_a_confidence_nothing_is_certified_on_what_chose(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
-        ({"max_drop": 0.02, "confidence": 0.95}, r"confidence=0\.95\).* on 40 examples.* it takes 149"),
+        ({"max_drop": 0.02, "confidence": 0.95}, r"confidence=0\.95\).* on 40 examples.* it takes 150"),
         ({"search": AStarSearch(), "confidence": 0.95}, r"confidence=\.\.\.\) asks for a certificate.*too few"),
     ],
     ids=["costs", "search"],

@@ -202,6 +202,15 @@ def test_a_model_that_recovered_in_bf16_computes_in_its_own_precision_afterwards
     assert torch.equal(after, logits_of(plain_copy(model)))
 
 
+@pytest.mark.parametrize(("epochs", "runs"), [(1, 4), (3, 4)], ids=["read once", "read again"])
+def test_a_teacher_is_asked_for_each_batch_of_the_first_epoch_alone(epochs, runs):
+    model = tiny_bert(num_labels=2)
+    asked, teacher = [], plain_copy(model)
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    plain_recovery.PlainRecovery(TRAIN[:32], Batching(batch_size=8), epochs=epochs, learning_rate=1e-3)(model, teacher)
+    assert len(asked) == 1 + runs  # one batch is tried before
+
+
 def test_an_error_while_a_teacher_is_tried_leaves_the_loss_as_it_was(tmp_path):
     def fails(batch):
         raise RuntimeError("no such file")

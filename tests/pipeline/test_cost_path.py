@@ -13,6 +13,9 @@ from hf_headprune._seen_splits import seen_by
 from hf_headprune.anatomy import anatomy_of
 from hf_headprune.budgets import linear_density
 from hf_headprune.errors import DataLeakError, InvalidSettingError
+from hf_headprune.guarantee.certify import certify
+from hf_headprune.guarantee.claim import Metric
+from hf_headprune.guarantee.scored import CertificationData, least_needed
 from hf_headprune.latency import LatencySettings
 from hf_headprune.masking import masked
 from hf_headprune.pipeline.budget import header_bytes, plan_for_budget
@@ -155,14 +158,28 @@ def test_no_drop_at_all_is_asked_of_the_order_of_costs(trained):
     assert result.report.unseen is None or result.report.unseen.after >= result.report.unseen.before
 
 
-def test_few_examples_can_not_decide():
-    assert not can_decide(160, 0.01, 0.8)
-    assert can_decide(161, 0.01, 0.8)
-    assert not can_decide(298, 0.01, 0.95)
-    assert can_decide(299, 0.01, 0.95)
-    assert not can_decide(1000, 0.0, 0.8)
-    with pytest.raises(InvalidSettingError, match=r"certify_it\(confidence=0\.95\): .* on 298 examples.* it takes 299"):
-        can_decide(298, 0.01, 0.95, required_by="certify_it")
+@pytest.mark.parametrize("drop", [0.01, 0.03])
+@pytest.mark.parametrize("confidence", [0.75, 0.95])
+@pytest.mark.parametrize("kind", ["binary", "bounded", "grouped"])
+def test_so_few_examples_decide_as_pass_where_no_answer_changes(kind, confidence, drop):
+    """The least number that can decide is the least of which the certificate of two equal models says PASS."""
+    metric = Metric("score", "bounded" if kind == "bounded" else "binary", lambda model, rows: np.ones(len(rows)))
+
+    def data(count):
+        rows = [{"input_ids": [3 + i // 40, 3 + i % 40], "labels": 0, "of": f"{i // 2}"} for i in range(count)]
+        return CertificationData(rows, groups="of") if kind == "grouped" else CertificationData(rows)
+
+    count, needed = least_needed(metric, data(20), drop, confidence)
+    size = 2 if kind == "grouped" else 1
+    assert count == 20 // size
+    for enough, verdict in ((needed, "PASS"), (needed - 1, "INCONCLUSIVE")):
+        given = data(size * enough)
+        assert can_decide(metric, given, drop, confidence) == (verdict == "PASS")
+        made = certify(tiny_bert(), tiny_bert(), given, metric, max_drop=drop, confidence=confidence)
+        assert made.verdict == verdict
+    assert not can_decide(metric, data(needed), 0.0, confidence)
+    with pytest.raises(InvalidSettingError, match=rf"it\(confidence={confidence}\): .* on 10 .*it takes {needed}"):
+        can_decide(metric, data(10 * size), drop, confidence, required_by="it")
 
 
 def test_a_confidence_that_is_asked_for_and_can_not_be_reached_is_refused(trained):

@@ -135,3 +135,11 @@ def test_epochs_are_no_function_that_trains(trained):
 def test_a_drop_that_is_none_is_refused_by_the_name_of_the_call(trained, drop):
     with pytest.raises(InvalidSettingError, match="search_plan: max_drop must be a number of at least 0"):
         search_plan(trained, attended_rows(8, 1), max_drop=drop)
+
+
+def test_labels_of_the_calibration_are_not_needed(trained):
+    """What the model answers itself stands for them, as in `plan_for_budget`."""
+    unlabelled = [{name: value for name, value in row.items() if name != "labels"} for row in TRAIN[:64]]
+    result = search_plan(trained, UNSEEN, calibration=unlabelled, max_drop=0.3, progress=False)
+    assert result.plan.num_removed_heads > 0
+    assert result.certificate.verdict == "PASS"
