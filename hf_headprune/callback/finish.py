@@ -312,7 +312,7 @@ def _cut_to_size(trainer: Trainer, settings: Settings, before: PruningPlan, reco
 
 
 def _runs(trainer: Trainer, twin: Any, batches: list[Any]) -> Runs | None:
-    """Returns what refits in order; None in several processes, each of which has seen other examples."""
+    """Returns what refits in order; None in several processes, which would each do all of it."""
     if number_of_processes() > 1:
         return None
     return Runs(twin, [partial(trainer_compat.run_on, trainer, batch) for batch in batches])

@@ -98,8 +98,9 @@ class HeadPruneCallback(TrainerCallback):
 
         Args:
             max_drop: Drop of the metric that is allowed, absolute: 0.01 is one percentage point of a metric that runs
-                from 0 to 1. When nothing is passed it is one percentage point, of a metric from 0 to 100 too. With a
-                size, and no `search`, the drop that the certificate is about; it does not change what is pruned.
+                from 0 to 1. When nothing is passed it is one percentage point, also where `compute_metrics` returns a
+                metric that examples are scored by from 0 to 100; of any other number it is 0.01. With a size, and no
+                `search`, the drop that the certificate is about; it does not change what is pruned.
             density: Share of the weights of all attention and FFN matrices that is kept. Units whose removal costs
                 least are removed after 60 % of the steps; the pruned model trains on. Of at most a third, after half of
                 the steps, and the learning rate's schedule then starts over, at twice the rate.

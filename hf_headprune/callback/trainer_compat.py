@@ -386,7 +386,7 @@ def training_data(trainer: Trainer, loader: Any = None) -> tuple[Any, Any]:
 
 
 def scoring_batches(trainer: Trainer, count: int, seed: int) -> Iterator[Any]:
-    """Yields batches of `count` training examples, drawn by `seed`, without touching the run's random state.
+    """Yields batches of `count` training examples, drawn by `seed`, without touching torch's random state.
 
     Texts come the longest first, so that little is padded.
     """

@@ -17,7 +17,7 @@ from hf_headprune.cli.inspect import AsJson
 from hf_headprune.cli.metrics import metric_named
 from hf_headprune.cli.models import load_deployed, load_model, load_tokenizer, to_accelerator_
 from hf_headprune.cli.output import new_csv, writable
-from hf_headprune.cli.texts import LABEL, read_labelled, read_labels, read_texts, write_to_label
+from hf_headprune.cli.texts import LABEL, read_inputs, read_labelled, read_labels, read_texts, write_to_label
 from hf_headprune.cli.vocabulary import own_reader
 from hf_headprune.errors import InvalidSettingError
 from hf_headprune.guarantee.certificate import Certificate
@@ -122,7 +122,7 @@ def certify(  # noqa: PLR0913, PLR0917 - the options of the command
     known = None if labels is None else read_labels(labels, rows, models[0], label_column or LABEL)
     is_file = is_external(models[1])
     chosen = (metric, "") if is_file or metric == AGREEMENT else metric_named(metric, models[0])
-    seen = None if train is None else _rows(train, models[0], reading, named, max_length, is_labelled=False)
+    seen = None if train is None else read_inputs(train, models[0], reading, named, max_length)
     whole, own = models[0], own_reader(models[0], models[1], pruned, reading, max_length)
     if own is not None:
         whole, reading = (models[0], rows), own.tokenizer

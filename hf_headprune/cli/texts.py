@@ -40,8 +40,8 @@ def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_
         InvalidSettingError: The file or its columns can't be read.
         UnsupportedModelError: The model is no classifier of sequences.
     """
-    reader = reader_for(model, tokenizer, named, max_length)
-    if not isinstance(reader, TextReader) or reader.classes is None:
+    reader = _reader_of_texts(model, tokenizer, named, max_length)
+    if reader is None:
         raise UnsupportedModelError(
             f"{type(model).__name__}: without labels, the answers of ...ForSequenceClassification models with classes "
             "can be compared. Certify other models with labelled examples."
@@ -58,6 +58,31 @@ def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_
     texts = split.map(rows, remove_columns=split.column_names, **options)
     say_notes(file, reader.notes_on(texts))
     return texts
+
+
+def read_inputs(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None = None) -> Any:
+    """Tokenizes examples that others are compared with: of a classifier of texts without labels, else as labelled ones.
+
+    Args:
+        file: As `read_file` takes it.
+        model: See `reader_for`.
+        tokenizer: Of the model.
+        named: Columns that the user named.
+        max_length: Tokens; None for as many as the model reads.
+
+    Raises:
+        InvalidSettingError: The file or its columns can't be read.
+        UnsupportedModelError: The model has another task.
+    """
+    if _reader_of_texts(model, tokenizer, named, max_length) is not None:
+        return read_texts(file, model, tokenizer, named, max_length)
+    return read_labelled(file, model, tokenizer, named, max_length).rows
+
+
+def _reader_of_texts(model: Any, tokenizer: Any, named: NamedColumns, max_length: int | None) -> TextReader | None:
+    """Returns what reads texts without labels, or None for a model whose answers can't be compared without them."""
+    reader = reader_for(model, tokenizer, named, max_length)
+    return reader if isinstance(reader, TextReader) and reader.classes is not None else None
 
 
 def read_labelled(

@@ -143,6 +143,13 @@ def test_questions_on_one_context_count_once(capsys, tmp_path):
     assert said.code == 1, said.out + said.err
     evidence = Certificate.load(tmp_path / "pruned").evidence
     assert (evidence.verdict, evidence.regressions, evidence.improvements) == ("INCONCLUSIVE", 0, 0)
+    train = write(tmp_path / "train.jsonl", questions(6, seed=2))
+    words = ["--data", data, "--train", train, "--max-drop", "0.2"]
+    said = called(capsys, "certify", tmp_path / "dense", tmp_path / "pruned", *words)
+    assert said.code == 1, said.err
+    assert [it.name for it in Certificate.load(tmp_path / "pruned").disjointness] == ["train"]
+    said = called(capsys, "certify", tmp_path / "dense", tmp_path / "pruned", "--data", data, "--train", data)
+    assert "no example may be in the train split too" in said.problem
 
 
 def test_several_models_share_one_file_of_labels(capsys, folder, tmp_path):
