@@ -102,7 +102,7 @@ test-oldest test-newest: test-%: .venv-%/.installed
 	$(TEST_ENV) .venv-$*/bin/python $(PYTEST) $(TESTS)
 
 contracts-oldest: .venv-oldest/.installed
-	$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) $(CONTRACTS)
+	$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) -m "not slow" $(CONTRACTS)
 
 # Downloads the source distribution of the installed Transformers, whose tests are run and never committed.
 test-host: install

@@ -27,7 +27,7 @@ GROUP_NAME = "context"  # of what questions share: those on one context are not 
 HIDDEN = (-1, "-1")  # data sets on the Hub keep the labels of their tests to themselves so
 LONGEST = 512
 LONGEST_WINDOW, STRIDE = 384, 128
-_MAP = {"batched": True, "keep_in_memory": True, "load_from_cache_file": False}
+IN_MEMORY = {"batched": True, "keep_in_memory": True, "load_from_cache_file": False}
 
 
 class UnlabelledError(InvalidSettingError):
@@ -96,7 +96,7 @@ class TextReader:
         """Tokenizes the texts of rows that another reader has encoded."""
         texts = [name for name in TEXT_NAMES if name in rows.column_names]
         others = [name for name in rows.column_names if name not in (*texts, "labels")]
-        return rows.map(lambda batch: self.encoded([batch[name] for name in texts]), remove_columns=others, **_MAP)
+        return rows.map(lambda batch: self.encoded([batch[name] for name in texts]), remove_columns=others, **IN_MEMORY)
 
     def encoded(self, texts: list[list[str]]) -> dict[str, list[Any]]:
         """Returns columns of tokens beside those of the texts, the first and the second of pairs."""
@@ -308,7 +308,9 @@ def _encoded(split: Dataset, read: Sequence[str], rows: Callable[..., dict[str, 
 
     No column of labels is among them: `datasets` would give the new labels the type of an old column of their name.
     """
-    return split.select_columns(list(read)).map(rows, with_indices=True, remove_columns=list(read), desc=where, **_MAP)
+    return split.select_columns(list(read)).map(
+        rows, with_indices=True, remove_columns=list(read), desc=where, **IN_MEMORY
+    )
 
 
 def groups_of_rows(rows: Dataset | None) -> str | None:

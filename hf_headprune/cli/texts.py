@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hf_headprune.cli.columns import listed, text_columns
-from hf_headprune.cli.examples import TEXT_NAMES, TextReader, check_texts, reader_for
+from hf_headprune.cli.examples import IN_MEMORY, TEXT_NAMES, TextReader, check_texts, reader_for
 from hf_headprune.cli.files import read_file
 from hf_headprune.cli.labels import ModelClasses
 from hf_headprune.errors import InvalidSettingError, UnsupportedModelError
@@ -54,8 +54,7 @@ def read_texts(file: Path, model: Any, tokenizer: Any, named: NamedColumns, max_
     def rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         return reader.encoded([batch[column] for column in columns])
 
-    options: dict[str, Any] = {"batched": True, "keep_in_memory": True, "load_from_cache_file": False}
-    texts = split.map(rows, remove_columns=split.column_names, **options)
+    texts = split.map(rows, remove_columns=split.column_names, **IN_MEMORY)
     say_notes(file, reader.notes_on(texts))
     return texts
 

@@ -18,12 +18,12 @@ from hf_headprune.guarantee.paired import p_value
 from hf_headprune.guarantee.sequence import alpha_of_use
 from hf_headprune.guarantee.verification import close
 
-RANK = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
+_RANK = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2}
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hf_headprune.guarantee.certificate import Certificate
+    from hf_headprune.guarantee.certificate import Certificate, Promise
     from hf_headprune.guarantee.claim import Claim, Metric
     from hf_headprune.guarantee.evidence import Evidence
     from hf_headprune.guarantee.outcomes import PairedScores
@@ -74,12 +74,16 @@ def _check_stop(certificate: Certificate, result: Verification) -> None:
         result.add("counts", "stops_early", "only betting on single examples, without a path, may stop early")
 
 
+def badness(promise: Certificate | Promise) -> tuple[int, float]:
+    """Returns what the worst promise has most of."""
+    return _RANK[promise.evidence.verdict], promise.evidence.p_value
+
+
 def check_promises(certificate: Certificate, result: Verification) -> None:
     """Derives what several promises have in common, and that the worst is the one whose verdict counts."""
     parts = certificate.parts()
     claims = [part.claim for part in parts]
-    ranks = [(RANK[part.evidence.verdict], part.evidence.p_value) for part in parts]
-    if ranks[0] < max(ranks):
+    if badness(parts[0]) < max(map(badness, parts)):
         result.add("counts", "promises", "the first is not the worst of them")
     if any(claim.num_promises != len(parts) for claim in claims) or len(set(claims)) < len(parts):
         result.add("counts", "promises", f"there are {len(parts)}, each must say so, and none be there twice")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_headprune.errors import InvalidSettingError, shown
-from hf_headprune.guarantee.arithmetic import RANK
+from hf_headprune.guarantee.arithmetic import badness
 from hf_headprune.guarantee.certificate import ExampleRecord, Promise
 from hf_headprune.guarantee.evidence import evidence_of
 from hf_headprune.guarantee.examples import groups_of, rows_of
@@ -72,11 +72,6 @@ def promises_of(
         raise InvalidSettingError("certify: promises must differ, received a metric or a column twice.")
     made = [_promise(*part, num_promises=len(found)) for part in found]
     return tuple(sorted(made, key=badness, reverse=True))
-
-
-def badness(promise: Any) -> tuple[int, float]:
-    """Returns what the worst promise has most of."""
-    return RANK[promise.evidence.verdict], promise.evidence.p_value
 
 
 def part_of(data: CertificationData, column: str, value: str) -> CertificationData:

@@ -121,7 +121,7 @@ def _own_metric(claim: Claim, metric: Any) -> Any:
     return next((it for it in metric if isinstance(it, Metric) and it.name == claim.metric), None)
 
 
-def _own_data(claim: Claim, dataset: Any, result: Verification) -> Any:
+def _own_data(claim: Claim, dataset: Any, result: Verification) -> CertificationData | None:
     """Returns the examples that a claim is about, of the data that were given; None where they are not."""
     if dataset is None:
         return None
@@ -195,10 +195,8 @@ def _check_model(name: str, certificate: Certificate, model: nn.Module, result: 
     result.checked.append(f"fingerprints: {name} weights and configuration")
 
 
-def _as_certified(certificate: Certificate, dataset: Any, result: Verification) -> CertificationData | None:
+def _as_certified(certificate: Certificate, data: CertificationData, result: Verification) -> CertificationData | None:
     """Returns the data, to be read as the certificate did, or None where they lack the text columns that it names."""
-    data = dataset if isinstance(dataset, CertificationData) else CertificationData(dataset)
-    check_dataset(data.dataset)
     if certificate.examples.labelled is not None and data.labels is None:  # the examples hold those that are known
         labels = {} if certificate.claim.scored in WITHOUT_LABELS else own_labels(data.dataset)
         data = dataclasses.replace(data, dataset=PartlyLabelled(data.dataset, {}), labels=labels)

@@ -336,7 +336,7 @@ def _ridge(sums: Sums, ridge: float) -> torch.Tensor:
 
 
 def as_matrix(module: Any, weight: torch.Tensor) -> torch.Tensor:
-    """Returns the weight of a linear module as `(out_features, in_features)`, a view."""
+    """Returns a weight of a linear module's shape as `(out_features, in_features)`, a view."""
     return weight.T if transposed(module) else weight
 
 

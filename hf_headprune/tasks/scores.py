@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def scores_of(
-    model: nn.Module, dataset: Any, metric: Any = None, batching: Batching = Batching(), *, where: str = "scores_of"
-) -> np.ndarray:
+def scores_of(model: nn.Module, dataset: Any, metric: Any = None, batching: Batching = Batching()) -> np.ndarray:
     """Returns the score of each example of a data set, in its order; the model is left as it was.
 
     Args:
@@ -32,7 +30,6 @@ def scores_of(
         dataset: Sized and indexable; tokenized, labelled examples.
         metric: As `scorer_for` takes it; None for the first of the task.
         batching: How examples become batches.
-        where: Name of the caller, for errors.
 
     Returns:
         `(n,)` for a metric that is a mean of scores; else rows `(n, num_rows)`, of which `Scorer.aggregate` makes it.
@@ -41,7 +38,7 @@ def scores_of(
         InvalidSettingError: The data set is empty, unlabelled or not tokenized, or a label is out of range.
         UnsupportedModelError: The model has no such task, or its weights or outputs are not finite.
     """
-    return ScoredExamples(model, dataset, metric, batching, where=where).scores_of(model)
+    return ScoredExamples(model, dataset, metric, batching, where="scores_of").scores_of(model)
 
 
 class ScoredExamples:
