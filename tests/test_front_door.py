@@ -65,6 +65,7 @@ out["class"] = type(AutoModelForSequenceClassification.from_pretrained(sys.argv[
 out["imported"] = [name for name in sys.modules if name.startswith(("transformers.", "hf_headprune.", "datasets"))]
 """
 PICKLED = """
+import torch, transformers
 config = torch.load(sys.argv[2], weights_only=False)
 out["class"] = type(transformers.AutoModel.from_config(config)).__name__
 """
@@ -76,7 +77,7 @@ def found(folder, tmp_path_factory):
     file = tmp_path_factory.mktemp("pickled") / "config.pt"
     torch.save(transformers.AutoConfig.from_pretrained(folder), file)
     scripts = {name: f"{first}\n{READ}" for name, first in ORDERS.items()}
-    scripts |= {"alone": ALONE, "read alone": READ_ALONE, "pickled": f"import torch, transformers\n{PICKLED}"}
+    scripts |= {"alone": ALONE, "read alone": READ_ALONE, "pickled": PICKLED}
     return fresh_each(scripts, str(folder), str(file))
 
 

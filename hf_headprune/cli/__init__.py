@@ -61,7 +61,7 @@ def about(
     """Prunes fine-tuned Transformers, inspects pruned ones, and verifies their certificates."""
 
 
-def _registered(name: str, module: str, summary: str) -> None:
+def _register(name: str, module: str, summary: str) -> None:
     class Later(TyperCommand):
         """Imports the module of the command once it is called, or asked for its help."""
 
@@ -75,7 +75,7 @@ def _registered(name: str, module: str, summary: str) -> None:
 
 
 for command in _COMMANDS:
-    _registered(*command)
+    _register(*command)
 
 
 def main(words: Sequence[str] | None = None) -> None:
